@@ -1,0 +1,55 @@
+"""The door: bounds what is in flight, so that memory and waiting time stay bounded, whatever comes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from trimtab.errors import InvalidArgument, ResourceExhausted
+
+
+class Pass:
+    """One admitted request's share of the tokens in flight."""
+
+    def __init__(self, admission: "Admission", tokens: int) -> None:
+        self._admission = admission
+        self.tokens = tokens
+
+    def settle(self, tokens: int) -> None:
+        """Replace the estimate made at the door by the true count."""
+        self._admission.tokens += tokens - self.tokens
+        self.tokens = tokens
+
+
+class Admission:
+    """Counts the tokens of all requests in flight, and says no beyond a limit.
+
+    At the door only the bytes of a text are known. A text never has more tokens than bytes, so that
+    is what it is charged, until the tokenizer has counted.
+    """
+
+    def __init__(self, max_tokens_in_flight: int) -> None:
+        self.limit = max_tokens_in_flight
+        self.tokens = 0
+
+    @contextmanager
+    def admit(self, tokens: int, retry_after: Callable[[], float]) -> Iterator[Pass]:
+        """Hold a share for as long as the request is in flight.
+
+        Raises InvalidArgument where the request alone is over the limit, ResourceExhausted where
+        there is no room beside the others; `retry_after` then says how many seconds to wait.
+        """
+        if tokens > self.limit:
+            raise InvalidArgument(
+                f"the request may hold up to {tokens} tokens, this server takes {self.limit} at once "
+                "(limits.max_tokens_in_flight): send fewer or shorter texts in a request"
+            )
+        if self.tokens + tokens > self.limit:
+            wait = min(max(retry_after(), 0.05), 10.0)
+            raise ResourceExhausted(
+                f"{self.tokens} of {self.limit} tokens are in flight: try again in {wait:.2f} s", wait
+            )
+        granted = Pass(self, tokens)
+        self.tokens += tokens
+        try:
+            yield granted
+        finally:
+            self.tokens -= granted.tokens

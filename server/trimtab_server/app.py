@@ -1,0 +1,180 @@
+"""The whole server, from start to stop, on one page."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+from trimtab.errors import ConfigError
+from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from trimtab_server import devices as places
+from trimtab_server.admission import Admission
+from trimtab_server.batcher import Batcher
+from trimtab_server.config import Config, Tls, split_address
+from trimtab_server.devices import Device, Open, open_ort
+from trimtab_server.engine import Engine
+from trimtab_server.health import Health
+from trimtab_server.metrics import Metrics
+from trimtab_server.pipeline import Pipeline
+from trimtab_server.repository import Entry, Repository
+from trimtab_server.rpc.boundary import Boundary
+from trimtab_server.rpc.kserve import KServeServicer
+from trimtab_server.rpc.native import NativeServicer
+from trimtab_server.tokenization import Tokenization
+
+log = logging.getLogger(__name__)
+
+SERVICES = (
+    encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
+    service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+)
+
+
+class App:
+    """A server: `start`, then `serve` until it is told to stop, then `stop`.
+
+    `open_session` opens a graph on a device; tests hand in sessions that fail on purpose.
+    """
+
+    def __init__(self, config: Config, repository: Path, open_session: Open = open_ort) -> None:
+        self.config = config
+        self.grpc_port = 0
+        self.metrics_port = 0
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(self._registry)
+        self._health = Health()
+        self._ready = False
+        batcher = Batcher(config.batching.max_batch_tokens, config.batching.max_batch_texts)
+        devices = [Device(place, open_session) for place in places.parse(config.devices)]
+        self._engine = Engine(batcher, devices, self._metrics)
+        self._tokenization = Tokenization(config.tokenization.threads)
+        self.repository = Repository(repository, self._engine, self._changed)
+        pipeline = Pipeline(
+            config.limits,
+            self.repository,
+            Admission(config.limits.max_tokens_in_flight),
+            self._tokenization,
+            self._engine,
+            self._metrics,
+        )
+        self._native = NativeServicer(pipeline)
+        self._kserve = KServeServicer(pipeline, self._metrics, lambda: self._ready)
+        self._server = self._listen()
+
+    async def start(self) -> None:
+        """Listen, load and warm every encoder, and only then say SERVING.
+
+        Raises ConfigError where an address cannot be had or no encoder can be served.
+        """
+        host, port = split_address(self.config.server.metrics_address)
+        try:
+            self._scrapes, _ = start_http_server(port, host, self._registry)
+        except OSError as error:
+            raise ConfigError(f"metrics address {host}:{port} cannot be used: {error.strerror}") from None
+        self.metrics_port = self._scrapes.server_port
+        self._engine.start()
+        await self._server.start()
+        await self.repository.load_all()
+        if not self.repository.encoders():
+            reasons = "".join(
+                f"\n  {entry.name}/{entry.version}: {entry.reason}" for entry in self.repository.index()
+            )
+            raise ConfigError(
+                f"no encoder can be served from {self.repository.path}{reasons or ': it is empty'}"
+                "\nMake a bundle with `trimtab export SOURCE --name NAME --repository DIR`"
+            )
+        self._ready = True
+        self._health.set("", True)
+        for service in SERVICES[:2]:
+            self._health.set(service, True)
+
+    async def stop(self) -> None:
+        """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
+        self._ready = False
+        self._health.drain()
+        self._native.drain()
+        self._kserve.drain()
+        await self._server.stop(self.config.server.drain_seconds)
+        await asyncio.to_thread(self._engine.stop)
+        await asyncio.to_thread(self._tokenization.stop)
+        self._scrapes.shutdown()
+        self._scrapes.server_close()
+
+    def _changed(self, entry: Entry) -> None:
+        serving = entry.state == "READY"
+        self._metrics.ready(entry.name, entry.version, serving)
+        self._health.set(f"{entry.name}/{entry.version}", serving)
+        ready = any(encoder.name == entry.name for encoder in self.repository.encoders())
+        self._health.set(entry.name, ready)
+        log.info("%s version %s is %s %s", entry.name, entry.version, entry.state, entry.reason)
+
+    def _listen(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=[Boundary()],
+            options=[
+                ("grpc.max_receive_message_length", self.config.limits.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
+            ],
+        )
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
+        address, tls = self.config.server.grpc_address, self.config.server.tls
+        split_address(address)
+        try:
+            if tls is None:
+                self.grpc_port = server.add_insecure_port(address)
+            else:
+                self.grpc_port = server.add_secure_port(address, _credentials(tls))
+        except RuntimeError as error:
+            raise ConfigError(f"gRPC address {address} cannot be used: {error}") from None
+        return server
+
+
+async def serve(config: Config, repository: Path, ready: Callable[[App], None]) -> None:
+    """Run a server until SIGTERM or SIGINT; call `ready` once it serves."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    app = App(config, repository)
+    try:
+        if await _unless(stopping, app.start()):
+            ready(app)
+            await stopping.wait()
+    finally:
+        await app.stop()
+
+
+async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Await `work`, unless the server is told to stop first; True where the work was finished."""
+    task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not task.done():
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return False
+    await task
+    return True
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    try:
+        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
+    except OSError as error:
+        raise ConfigError(f"server.tls: {error.filename} cannot be read: {error.strerror}") from None
+    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)

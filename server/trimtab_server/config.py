@@ -1,0 +1,96 @@
+"""The server's configuration: one TOML file, frozen and typed; an unknown key is refused.
+
+Each part of the server gets its own section, and nothing else of it.
+"""
+
+from pathlib import Path
+
+import msgspec
+from trimtab.errors import ConfigError
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PEM files. With `client_ca`, only clients that it signed are let in (mutual TLS)."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the server listens (port 0: any free one), and how long it drains before it cuts calls off."""
+
+    grpc_address: str = "127.0.0.1:8001"
+    metrics_address: str = "127.0.0.1:8002"
+    drain_seconds: float = 30.0
+    tls: Tls | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one request may hold, and what all of them together may."""
+
+    max_texts: int = 1024
+    max_text_bytes: int = 1 << 20
+    max_message_bytes: int = 16 << 20
+    max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
+    max_tokens_in_flight: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if self.max_stream_texts < self.max_texts:
+            raise ValueError("max_stream_texts must be at least max_texts, or the largest request never fits")
+
+
+class Tokenization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many threads turn texts into ids."""
+
+    threads: int = 1
+
+
+class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Upper bounds of a batch; within them its size follows from the measured cost of the graph."""
+
+    max_batch_tokens: int = 16384
+    max_batch_texts: int = 256
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file. `devices`: "auto", or a list of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
+
+    server: Server = Server()
+    limits: Limits = Limits()
+    tokenization: Tokenization = Tokenization()
+    batching: Batching = Batching()
+    devices: tuple[str, ...] = ("auto",)
+
+
+def read(path: Path) -> Config:
+    """Read a TOML file; ConfigError names the key that is unknown or of the wrong type."""
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=Config)
+    except FileNotFoundError:
+        raise ConfigError(f"the configuration file {path} does not exist") from None
+    except (OSError, ValueError) as error:  # msgspec's errors and a TOML file that does not parse
+        raise ConfigError(f"{path}: {error}") from None
+    check(config, str(path))
+    return config
+
+
+def check(config: Config, source: str) -> None:
+    """Refuse numbers that would make a server that serves nobody."""
+    for name in ("limits", "tokenization", "batching"):
+        section = getattr(config, name)
+        for field in section.__struct_fields__:
+            if getattr(section, field) < 1:
+                raise ConfigError(f"{source}: {name}.{field} must be at least 1")
+    if config.server.drain_seconds < 0:
+        raise ConfigError(f"{source}: server.drain_seconds must not be negative")
+    if not config.devices:
+        raise ConfigError(f"{source}: devices is empty; leave it out for 'auto'")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """'host:port' or '[::1]:port' as (host, port)."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"address {address!r} is not of the form HOST:PORT, such as 127.0.0.1:8001")
+    return host.strip("[]"), int(port)

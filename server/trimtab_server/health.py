@@ -1,0 +1,67 @@
+"""grpc.health.v1: the server as a whole under "", each encoder under NAME and NAME/VERSION.
+
+The package's own servicer deafens every watcher of a service when one of them leaves, and begins as
+SERVING; so this one stands on its generated base class instead.
+"""
+
+import asyncio
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from trimtab.errors import NotFound
+
+Status = health_pb2.HealthCheckResponse
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """The states of all services, told to whoever asks or watches."""
+
+    def __init__(self) -> None:
+        self._serving: dict[str, bool] = {"": False}
+        self._draining = False
+        self._watchers: set[asyncio.Event] = set()
+
+    def set(self, service: str, serving: bool) -> None:
+        """Say whether a service serves. Once the server drains, nothing does."""
+        self._serving[service] = serving and not self._draining
+        for watcher in self._watchers:
+            watcher.set()
+
+    def drain(self) -> None:
+        """Say NOT_SERVING for everything from now on, and let the watchers go."""
+        self._draining = True
+        for service in self._serving:
+            self.set(service, False)
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Status:
+        if request.service not in self._serving:
+            raise NotFound(f"no service {request.service!r} here; '' asks for the server as a whole")
+        return Status(status=self._status(request.service))
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        changed = asyncio.Event()
+        self._watchers.add(changed)
+        last = None
+        try:
+            while True:
+                changed.clear()
+                status = self._status(request.service)
+                if status != last:
+                    await context.write(Status(status=status))
+                    last = status
+                if self._draining:
+                    return
+                await changed.wait()
+        finally:
+            self._watchers.discard(changed)
+
+    def _status(self, service: str) -> Any:
+        serving = self._serving.get(service)
+        if serving is None:
+            return Status.SERVICE_UNKNOWN
+        return Status.SERVING if serving else Status.NOT_SERVING

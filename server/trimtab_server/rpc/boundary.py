@@ -1,0 +1,117 @@
+"""Where gRPC meets the server: messages that do not parse, and errors on their way out.
+
+One interceptor wraps every method of every service, so that no servicer handles either by itself.
+"""
+
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError
+
+log = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Malformed:
+    """A message whose bytes do not parse, kept until its call can be answered."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Turns trimtab.errors into gRPC statuses, and anything else into INTERNAL with an id of the log."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Any] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None  # an unknown method: UNIMPLEMENTED, and not remembered
+            self._wrapped[method] = _wrap(handler)
+        return self._wrapped[method]
+
+
+def as_trimtab_error(error: Exception) -> TrimtabError:
+    """`error` itself where it is ours; otherwise it is logged, and an InternalError names its id."""
+    if isinstance(error, InternalError) or not isinstance(error, TrimtabError):
+        number = uuid.uuid4().hex[:12]
+        log.error("internal error %s", number, exc_info=error)
+        what = str(error) if isinstance(error, InternalError) else "a fault of the server"
+        return InternalError(f"{what} (error {number}; the server's log tells more)")
+    return error
+
+
+async def abort(context: Context, error: TrimtabError) -> NoReturn:
+    """End a call with the error's status; overload carries gRPC's own retry pushback."""
+    trailers: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, ResourceExhausted):
+        trailers = (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
+    await context.abort(error.code, str(error), trailers)
+    raise AssertionError  # context.abort always raises
+
+
+def parse_with(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """`deserialize`, giving Malformed instead of raising, which gRPC would answer as its own fault."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except Exception as error:
+            return Malformed(str(error))
+
+    return parse
+
+
+def check(message: Any) -> Any:
+    """`message`, where it parsed."""
+    if isinstance(message, Malformed):
+        raise InvalidArgument(
+            f"the message is not the protobuf that this method takes ({message.reason}): "
+            "strings must be UTF-8, and the client's .proto the server's"
+        )
+    return message
+
+
+async def _checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for message in messages:
+        yield check(message)
+
+
+def _wrap(handler: Any) -> Any:
+    parse = parse_with(handler.request_deserializer) if handler.request_deserializer else None
+    if handler.request_streaming and handler.response_streaming:
+        kind, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+    elif handler.response_streaming:
+        kind, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+    elif handler.request_streaming:
+        kind, inner = grpc.stream_unary_rpc_method_handler, handler.stream_unary
+    else:
+        kind, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+
+    async def call(request: Any, context: Context) -> Any:
+        try:
+            messages = _checked(request) if handler.request_streaming else check(request)
+            answer = inner(messages, context)
+            if hasattr(answer, "__aiter__"):  # a servicer that yields its answers, such as reflection
+                async for each in answer:
+                    await context.write(each)
+                return None
+            return await answer
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, as_trimtab_error(error))
+
+    return kind(call, request_deserializer=parse, response_serializer=handler.response_serializer)

@@ -1,0 +1,393 @@
+"""inference.GRPCInferenceService: the KServe v2 / Triton protocol, so that tritonclient works unchanged.
+
+Source: the Open Inference Protocol (KServe v2) with Triton's extensions, by tritonclient's own stubs.
+Texts come in as `text`, BYTES (n,) or (n, 1); `embeddings` (n, d) and `token_count` (n, 1) go out, always
+as raw_output_contents.
+"""
+
+import asyncio
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib import metadata
+from typing import Any, get_args
+
+import numpy as np
+from trimtab.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
+from trimtab.vectors import DTYPES, STORAGE, check_dtype
+from tritonclient.grpc import model_config_pb2 as mc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from trimtab_server.metrics import Count, Metrics
+from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
+from trimtab_server.repository import Encoder
+from trimtab_server.rpc.boundary import Context, as_trimtab_error
+from trimtab_server.tokenization import Truncate
+
+PROTOCOL = "kserve"
+EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
+TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
+OUTPUTS = ("embeddings", "token_count")
+PARAMETERS = ("input_type", "truncate", "dimensions", "embedding_type", "timeout")
+# Requests of one stream that may be unanswered before the server stops reading it.
+STREAM_REQUESTS = 64
+
+
+class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Translates messages; the pipeline does the work."""
+
+    def __init__(self, pipeline: Pipeline, metrics: Metrics, serving: Callable[[], bool]) -> None:
+        self._pipeline = pipeline
+        self._repository = pipeline.repository
+        self._metrics = metrics
+        self._serving = serving
+        self._readers: set[asyncio.Task[None]] = set()
+
+    # -- state ---------------------------------------------------------------------------------------
+
+    async def ServerLive(self, request: Any, context: Context) -> Any:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Context) -> Any:
+        return pb.ServerReadyResponse(ready=self._serving())
+
+    async def ModelReady(self, request: Any, context: Context) -> Any:
+        named = [encoder for encoder in self._repository.encoders() if encoder.name == request.name]
+        ready = any(request.version in ("", str(encoder.version)) for encoder in named)
+        return pb.ModelReadyResponse(ready=ready)
+
+    async def ServerMetadata(self, request: Any, context: Context) -> Any:
+        return pb.ServerMetadataResponse(
+            name="trimtab", version=metadata.version("trimtab"), extensions=EXTENSIONS
+        )
+
+    async def ModelMetadata(self, request: Any, context: Context) -> Any:
+        encoder = self._repository.find(request.name, request.version)
+        versions = [str(each.version) for each in self._repository.encoders() if each.name == encoder.name]
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=encoder.name,
+            versions=versions,
+            platform="trimtab",
+            inputs=[tensor(name="text", datatype="BYTES", shape=[-1, 1])],
+            outputs=[
+                tensor(name="embeddings", datatype="FP32", shape=[-1, encoder.manifest.dimensions]),
+                tensor(name="token_count", datatype="INT32", shape=[-1, 1]),
+            ],
+        )
+
+    async def ModelConfig(self, request: Any, context: Context) -> Any:
+        encoder = self._repository.find(request.name, request.version)
+        manifest = encoder.manifest
+        parameters = {
+            "space": manifest.space,
+            "similarity": manifest.similarity,
+            "max_tokens": str(manifest.max_tokens),
+            "query_prompt": manifest.prompts.query,
+            "passage_prompt": manifest.prompts.passage,
+        }
+        config = mc.ModelConfig(
+            name=encoder.name,
+            backend="trimtab",
+            platform="trimtab",
+            max_batch_size=self._pipeline.limits.max_texts,
+            input=[mc.ModelInput(name="text", data_type=mc.TYPE_STRING, dims=[1])],
+            output=[
+                mc.ModelOutput(name="embeddings", data_type=mc.TYPE_FP32, dims=[manifest.dimensions]),
+                mc.ModelOutput(name="token_count", data_type=mc.TYPE_INT32, dims=[1]),
+            ],
+            dynamic_batching=mc.ModelDynamicBatching(),
+            parameters={key: mc.ModelParameter(string_value=value) for key, value in parameters.items()},
+        )
+        return pb.ModelConfigResponse(config=config)
+
+    async def ModelStatistics(self, request: Any, context: Context) -> Any:
+        if request.name:
+            self._repository.find(request.name, request.version)
+        chosen = [
+            encoder
+            for encoder in self._repository.encoders()
+            if request.name in ("", encoder.name) and request.version in ("", str(encoder.version))
+        ]
+        return pb.ModelStatisticsResponse(model_stats=[self._statistics(encoder) for encoder in chosen])
+
+    # -- the model repository ------------------------------------------------------------------------
+
+    async def RepositoryIndex(self, request: Any, context: Context) -> Any:
+        self._check_repository(request.repository_name)
+        index = pb.RepositoryIndexResponse.ModelIndex
+        return pb.RepositoryIndexResponse(
+            models=[
+                index(name=entry.name, version=str(entry.version), state=entry.state, reason=entry.reason)
+                for entry in self._repository.index()
+                if entry.state == "READY" or not request.ready
+            ]
+        )
+
+    async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
+        self._check_repository(request.repository_name)
+        if request.parameters:
+            raise InvalidArgument(
+                f"load parameter {next(iter(request.parameters))!r} is not supported: a bundle is "
+                "immutable and comes from the repository alone"
+            )
+        await self._repository.load(request.model_name)
+        entries = [entry for entry in self._repository.index() if entry.name == request.model_name]
+        if not any(entry.state == "READY" for entry in entries):
+            self._repository.find(request.model_name)  # says why
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
+        self._check_repository(request.repository_name)
+        for name in request.parameters:
+            if name != "unload_dependents":  # no encoder has dependents: nothing to do
+                raise InvalidArgument(f"unload parameter {name!r} is not supported")
+        await self._repository.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    # -- inference -----------------------------------------------------------------------------------
+
+    async def ModelInfer(self, request: Any, context: Context) -> Any:
+        return await self._infer(request, context.time_remaining())
+
+    async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
+        """Answers in the order of the requests, as Triton does for models like these."""
+        answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_REQUESTS)
+
+        async def answer(message: Any) -> Any:
+            try:
+                response = await self._infer(message, context.time_remaining())
+                if "triton_enable_empty_final_response" in message.parameters:
+                    response.parameters["triton_final_response"].bool_param = True
+                return pb.ModelStreamInferResponse(infer_response=response)
+            except Exception as error:
+                return pb.ModelStreamInferResponse(
+                    error_message=str(as_trimtab_error(error)),
+                    infer_response=pb.ModelInferResponse(
+                        id=message.id, model_name=message.model_name, model_version=message.model_version
+                    ),
+                )
+
+        async def read(tasks: asyncio.TaskGroup) -> None:
+            try:
+                async for message in request_iterator:
+                    await answers.put(tasks.create_task(answer(message)))
+            finally:
+                tasks.create_task(answers.put(None))
+
+        async def write() -> None:
+            while (task := await answers.get()) is not None:
+                await context.write(await task)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(read(tasks))
+                self._readers.add(reader)
+                reader.add_done_callback(self._readers.discard)
+                tasks.create_task(write())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        if reader.cancelled():
+            raise Unavailable("the server is draining: send what was not answered to another one")
+
+    def drain(self) -> None:
+        """Read no more from any stream; each ends when what it has read is answered."""
+        for reader in list(self._readers):
+            reader.cancel()
+
+    async def _infer(self, request: Any, remaining: float | None) -> Any:
+        encoder = self._repository.find(request.model_name, request.model_version)
+        parameters = Parameters(request.parameters)
+        wanted = _wanted(request)
+        timeout = parameters.integer("timeout")  # microseconds, Triton's
+        limits = [each for each in (remaining, timeout / 1e6 if timeout else None) if each is not None]
+        result = await self._pipeline.embed(
+            EmbedRequest(
+                protocol=PROTOCOL,
+                encoder=encoder.name,
+                version=str(encoder.version),
+                texts=_texts(request),
+                role=parameters.choice("input_type", get_args(Role)),
+                truncate=parameters.choice("truncate", get_args(Truncate)) or "end",
+                dimensions=parameters.integer("dimensions"),
+                dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
+                deadline=time.monotonic() + min(limits) if limits else None,
+            )
+        )
+        return _response(request, result, wanted)
+
+    # -- what this server has not --------------------------------------------------------------------
+
+    async def SystemSharedMemoryStatus(self, request: Any, context: Context) -> Any:
+        return pb.SystemSharedMemoryStatusResponse()  # no region can be registered, so there is none
+
+    async def SystemSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+        raise Unimplemented("shared memory is not offered: send tensors in the request")
+
+    async def SystemSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+        return pb.SystemSharedMemoryUnregisterResponse()  # as Triton for what is not registered
+
+    async def CudaSharedMemoryStatus(self, request: Any, context: Context) -> Any:
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+        raise Unimplemented("shared memory is not offered: send tensors in the request")
+
+    async def CudaSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    async def TraceSetting(self, request: Any, context: Context) -> Any:
+        raise Unimplemented("this server does not write Triton's traces")
+
+    async def LogSettings(self, request: Any, context: Context) -> Any:
+        raise Unimplemented("log settings cannot be changed over the network")
+
+    # -- helpers -------------------------------------------------------------------------------------
+
+    def _check_repository(self, name: str) -> None:
+        if name:
+            raise NotFound(f"repository {name!r} is not known: this server has one, which has no name")
+
+    def _statistics(self, encoder: Encoder) -> Any:
+        counted = self._metrics.statistics[encoder.name, encoder.version]
+
+        def duration(count: Count) -> Any:
+            return pb.StatisticDuration(count=count.count, ns=count.ns)
+
+        batches = sorted(counted.batches.items())
+        return pb.ModelStatistics(
+            name=encoder.name,
+            version=str(encoder.version),
+            last_inference=counted.last_ms,
+            inference_count=counted.texts,
+            execution_count=sum(count.count for _, count in batches),
+            inference_stats=pb.InferStatistics(
+                success=duration(counted.success),
+                fail=duration(counted.fail),
+                queue=duration(counted.queue),
+                compute_input=duration(counted.tokenize),
+                compute_infer=duration(counted.compute),
+                compute_output=duration(counted.output),
+            ),
+            batch_stats=[
+                pb.InferBatchStatistics(batch_size=size, compute_infer=duration(count))
+                for size, count in batches
+            ],
+        )
+
+
+class Parameters:
+    """A request's parameters, typed; one that is not known is refused."""
+
+    def __init__(self, parameters: Any) -> None:
+        self._values: dict[str, Any] = {}
+        for name, value in parameters.items():
+            if name == "triton_enable_empty_final_response":  # a stream's own; see ModelStreamInfer
+                continue
+            if name not in PARAMETERS:
+                raise InvalidArgument(
+                    f"parameter {name!r} is not known; this server takes {', '.join(PARAMETERS)}"
+                )
+            kind = value.WhichOneof("parameter_choice")
+            self._values[name] = getattr(value, kind) if kind else None
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> Any:
+        """A string out of `choices`, in either case; None where it is absent."""
+        if name not in self._values:
+            return None
+        value = self._values[name]
+        if not isinstance(value, str) or value.lower() not in choices:
+            raise InvalidArgument(f"parameter {name} is {value!r}; choose one of {', '.join(choices)}")
+        return value.lower()
+
+    def integer(self, name: str) -> int:
+        """A whole number from 1, also as a string; 0 where it is absent."""
+        if name not in self._values:
+            return 0
+        value = self._values[name]
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidArgument(f"parameter {name} is {value!r}; it must be a whole number from 1")
+        return value
+
+
+def _texts(request: Any) -> list[str]:
+    """The request's texts; InvalidArgument names what is wrong with which tensor or element."""
+    if len(request.inputs) != 1 or request.inputs[0].name != "text":
+        names = ", ".join(repr(tensor.name) for tensor in request.inputs) or "none"
+        raise InvalidArgument(f"the request has the inputs {names}; this encoder takes one, 'text'")
+    tensor = request.inputs[0]
+    if tensor.datatype != "BYTES":
+        raise InvalidArgument(f"input 'text' is {tensor.datatype}; it must be BYTES")
+    if tensor.parameters:
+        name = next(iter(tensor.parameters))
+        raise InvalidArgument(f"input parameter {name!r} is not supported: send the texts in the request")
+    shape = list(tensor.shape)
+    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or shape[0] < 0:
+        raise InvalidArgument(f"input 'text' has the shape {shape}; it must be [n] or [n, 1]")
+    if request.raw_input_contents:
+        if len(request.raw_input_contents) != 1:
+            raise InvalidArgument(
+                f"raw_input_contents has {len(request.raw_input_contents)} entries for one input"
+            )
+        elements = list(_elements(request.raw_input_contents[0]))
+    else:
+        elements = list(tensor.contents.bytes_contents)
+    if len(elements) != shape[0]:
+        raise InvalidArgument(f"input 'text' has {len(elements)} elements, its shape {shape} says {shape[0]}")
+    return [_decode(element, row) for row, element in enumerate(elements)]
+
+
+def _elements(data: bytes) -> Iterator[bytes]:
+    """The elements of a raw BYTES tensor: each with its length before it, four bytes little-endian."""
+    position, row = 0, 0
+    while position < len(data):
+        start = position + 4
+        end = start + struct.unpack_from("<I", data, position)[0] if start <= len(data) else -1
+        if not start <= end <= len(data):
+            raise InvalidArgument(f"input 'text': element {row} is cut off at byte {len(data)} of the tensor")
+        yield data[start:end]
+        position, row = end, row + 1
+
+
+def _decode(element: bytes, row: int) -> str:
+    try:
+        return element.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"text[{row}] is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _wanted(request: Any) -> list[str]:
+    """The names of the outputs asked for; all where none is named."""
+    for output in request.outputs:
+        if output.name not in OUTPUTS:
+            raise InvalidArgument(f"output {output.name!r} is not known; there are {', '.join(OUTPUTS)}")
+        if output.parameters:
+            name = next(iter(output.parameters))
+            raise InvalidArgument(f"output parameter {name!r} is not supported")
+    return [output.name for output in request.outputs] or list(OUTPUTS)
+
+
+def _response(request: Any, result: EmbedResult, wanted: list[str]) -> Any:
+    output = result.output
+    tensors = {
+        "embeddings": (TRITON_DTYPE[output.dtype], output.matrix.astype(STORAGE[output.dtype], copy=False)),
+        "token_count": ("INT32", np.array(result.token_counts, "<i4")[:, None]),
+    }
+    response = pb.ModelInferResponse(
+        id=request.id,
+        model_name=result.encoder.name,
+        model_version=str(result.encoder.version),
+    )
+    for name in wanted:
+        datatype, array = tensors[name]
+        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        response.raw_output_contents.append(array.tobytes())
+    response.parameters["space"].string_param = result.encoder.manifest.space
+    if output.dtype == "int8":
+        response.parameters["scale"].double_param = output.scale
+    for stage in ("tokenize", "queue", "compute", "output"):
+        response.parameters[f"{stage}_ns"].int64_param = round(getattr(result.times, stage) * 1e9)
+    return response

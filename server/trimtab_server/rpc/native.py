@@ -1,0 +1,187 @@
+"""trimtab.v1.EncoderService: our own API, over the pipeline."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from trimtab import vectors
+from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.v1 import encoder_pb2_grpc
+
+from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
+from trimtab_server.repository import Encoder
+from trimtab_server.rpc.boundary import Context, as_trimtab_error
+from trimtab_server.tokenization import Truncate
+
+PROTOCOL = "trimtab.v1"
+
+ROLES: dict[int, Role | None] = {
+    pb.ROLE_UNSPECIFIED: None,
+    pb.ROLE_QUERY: "query",
+    pb.ROLE_PASSAGE: "passage",
+}
+TRUNCATES: dict[int, Truncate] = {
+    pb.TRUNCATE_UNSPECIFIED: "end",
+    pb.TRUNCATE_END: "end",
+    pb.TRUNCATE_START: "start",
+    pb.TRUNCATE_NONE: "none",
+}
+
+
+class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
+    """Translates messages; the pipeline does the work."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        return await self._embed(request, deadline_of(context))
+
+    async def EmbedStream(  # type: ignore[override]  # writes to the context instead of yielding
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
+    ) -> None:
+        deadline = deadline_of(context)
+        window = Window(self._pipeline.limits.max_stream_texts)
+        writing = asyncio.Lock()
+
+        async def answer(message: pb.EmbedStreamRequest) -> None:
+            try:
+                response = await self._embed(message.request, deadline)
+                outcome = pb.EmbedStreamResponse(id=message.id, response=response)
+            except Exception as error:
+                outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
+            # The window opens only after the answer is written: a client that does not read what it
+            # asked for fills its own window, and nobody else's.
+            async with writing:
+                await context.write(outcome)
+            window.leave(len(message.request.texts))
+
+        async def read(tasks: asyncio.TaskGroup) -> None:
+            async for message in request_iterator:
+                await window.enter(len(message.request.texts))
+                tasks.create_task(answer(message))
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(read(tasks))
+                self._readers.add(reader)
+                reader.add_done_callback(self._readers.discard)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        if reader.cancelled():
+            raise Unavailable("the server is draining: send what was not answered to another one")
+
+    async def ListEncoders(
+        self, request: pb.ListEncodersRequest, context: Context
+    ) -> pb.ListEncodersResponse:
+        encoders = [self._describe(encoder) for encoder in self._pipeline.repository.encoders()]
+        return pb.ListEncodersResponse(encoders=encoders)
+
+    async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.Encoder:
+        return self._describe(self._pipeline.repository.find(request.encoder, request.version))
+
+    def drain(self) -> None:
+        """Read no more from any stream; each ends when what it has read is answered."""
+        for reader in list(self._readers):
+            reader.cancel()
+
+    async def _embed(self, request: pb.EmbedRequest, deadline: float | None) -> pb.EmbedResponse:
+        dtype = vectors.FROM_PROTO.get(request.dtype)
+        if dtype is None:
+            raise InvalidArgument(f"dtype {request.dtype} is not known; see DataType in trimtab.v1")
+        if request.role not in ROLES:
+            raise InvalidArgument(f"role {request.role} is not known; see Role in trimtab.v1")
+        if request.truncate not in TRUNCATES:
+            raise InvalidArgument(f"truncate {request.truncate} is not known; see Truncate in trimtab.v1")
+        result = await self._pipeline.embed(
+            EmbedRequest(
+                protocol=PROTOCOL,
+                encoder=request.encoder,
+                version=request.version,
+                texts=request.texts,
+                role=ROLES[request.role],
+                truncate=TRUNCATES[request.truncate],
+                dimensions=request.dimensions,
+                dtype=dtype,
+                deadline=deadline,
+            )
+        )
+        return _response(result)
+
+    def _describe(self, encoder: Encoder) -> pb.Encoder:
+        manifest, limits = encoder.manifest, self._pipeline.limits
+        return pb.Encoder(
+            name=encoder.name,
+            version=str(encoder.version),
+            space=manifest.space,
+            dimensions=manifest.dimensions,
+            max_tokens=manifest.max_tokens,
+            similarity=manifest.similarity,
+            pooling=manifest.pooling or "",
+            normalized=manifest.normalized,
+            query_prompt=manifest.prompts.query,
+            passage_prompt=manifest.prompts.passage,
+            dtypes=[vectors.TO_PROTO[dtype] for dtype in vectors.DTYPES],
+            limits=pb.Limits(
+                max_texts=limits.max_texts,
+                max_text_bytes=limits.max_text_bytes,
+                max_message_bytes=limits.max_message_bytes,
+            ),
+        )
+
+
+class Window:
+    """Bounds the unanswered texts of one stream. A request of any size enters an empty window."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._texts = 0
+        self._left = asyncio.Event()
+
+    async def enter(self, texts: int) -> None:
+        """Wait until there is room for this many more."""
+        while self._texts and self._texts + texts > self._limit:
+            self._left.clear()
+            await self._left.wait()
+        self._texts += texts
+
+    def leave(self, texts: int) -> None:
+        """Make room again."""
+        self._texts -= texts
+        self._left.set()
+
+
+def deadline_of(context: Context) -> float | None:
+    """The call's deadline on time.monotonic's clock."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+def _response(result: EmbedResult) -> pb.EmbedResponse:
+    output, encoder, times = result.output, result.encoder, result.times
+    return pb.EmbedResponse(
+        embeddings=vectors.pack(output.matrix, output.dtype, output.scale),
+        token_counts=result.token_counts,
+        encoder=encoder.name,
+        version=str(encoder.version),
+        space=encoder.manifest.space,
+        times=pb.StageTimes(
+            tokenize=_ns(times.tokenize),
+            queue=_ns(times.queue),
+            compute=_ns(times.compute),
+            output=_ns(times.output),
+        ),
+    )
+
+
+def _ns(seconds: float) -> int:
+    return max(0, round(seconds * 1e9))
+
+
+def _error(error: Exception) -> pb.Error:
+    known = as_trimtab_error(error)
+    retry_after = known.retry_after if isinstance(known, ResourceExhausted) else 0.0
+    code: int = known.code.value[0]  # grpc.StatusCode's value is (number, name)
+    return pb.Error(code=code, message=str(known), retry_after_ms=round(retry_after * 1000))
