@@ -11,10 +11,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
-from trimtab.errors import ConfigError
-from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from trimtab.errors import ConfigError
+from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server import devices as places
 from trimtab_server.admission import Admission
 from trimtab_server.batcher import Batcher

@@ -6,6 +6,7 @@ Each part of the server gets its own section, and nothing else of it.
 from pathlib import Path
 
 import msgspec
+
 from trimtab.errors import ConfigError
 
 
@@ -66,13 +67,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def read(path: Path) -> Config:
     """Read a TOML file; ConfigError names the key that is unknown or of the wrong type."""
     try:
-        config = msgspec.toml.decode(path.read_bytes(), type=Config)
+        config = msgspec.toml.decode(path.read_bytes(), type=Config, dec_hook=_decode)
     except FileNotFoundError:
         raise ConfigError(f"the configuration file {path} does not exist") from None
     except (OSError, ValueError) as error:  # msgspec's errors and a TOML file that does not parse
         raise ConfigError(f"{path}: {error}") from None
     check(config, str(path))
     return config
+
+
+def _decode(kind: type, value: object) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a path")
+    return Path(value)
 
 
 def check(config: Config, source: str) -> None:

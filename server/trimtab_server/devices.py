@@ -1,21 +1,18 @@
 """Devices, and the worker threads that feed them. A worker takes a batch whenever it is free."""
 
-import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from trimtab.errors import ConfigError
 
+from trimtab.errors import ConfigError
 from trimtab_server.batch import Batch, Cost, Model
 from trimtab_server.session import PROVIDERS, OrtSession, Session, measure
-
-log = logging.getLogger(__name__)
 
 Open = Callable[[Model, "Place"], Session]
 
@@ -76,6 +73,16 @@ def _range(name: str, which: str) -> tuple[int, ...]:
     return tuple(range(int(first), int(last or first) + 1))
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What became of a batch on a device: vectors, float32 (n, dimensions), or an error; and the seconds."""
+
+    batch: Batch
+    device: str
+    outcome: NDArray[np.float32] | Exception
+    seconds: float
+
+
 class Device:
     """One place: a session for each loaded model, and the workers that run them."""
 
@@ -100,20 +107,18 @@ class Device:
     def start(
         self,
         take: Callable[[], Batch | None],
-        done: Callable[["Device", Batch, NDArray[np.float32] | Exception, float], None],
+        done: Callable[[Batch, list[Run]], None],
     ) -> None:
         """Start the workers.
 
-        `take` blocks for the next batch (None: stop); `done` gets its outcome and the seconds it took.
+        `take` blocks for the next batch (None: stop); `done` gets it back with the runs it became.
         """
 
         def work(core: int | None) -> None:
             if core is not None:
                 os.sched_setaffinity(0, {core})  # of this thread alone
             while (batch := take()) is not None:
-                begun = time.perf_counter()
-                outcome = self._run(batch)
-                done(self, batch, outcome, time.perf_counter() - begun)
+                done(batch, list(self._runs(batch)))
 
         for number in range(self.place.workers):
             core = self.place.cores[number] if self.place.cores else None
@@ -126,16 +131,26 @@ class Device:
         for thread in self._threads:
             thread.join()
 
+    def _runs(self, batch: Batch) -> Iterator[Run]:
+        """Run a batch; where that fails, its halves: in the end only items that fail alone have failed."""
+        begun = time.perf_counter()
+        outcome = self._run(batch)
+        if isinstance(outcome, Exception) and len(batch.items) > 1:
+            half = len(batch.items) // 2
+            for items in (batch.items[:half], batch.items[half:]):
+                yield from self._runs(Batch(batch.model, items))
+        else:
+            yield Run(batch, self.name, outcome, time.perf_counter() - begun)
+
     def _run(self, batch: Batch) -> NDArray[np.float32] | Exception:
         # Whatever a run raises belongs to this batch: the worker lives on.
         try:
             vectors = self._sessions[batch.model].run([item.ids for item in batch.items])
-            expected = (len(batch.items), batch.model.dimensions)
-            if vectors.shape != expected:
-                raise ValueError(f"the graph gave vectors of shape {vectors.shape} instead of {expected}")
         except Exception as error:
-            log.exception("a batch of %d texts of %s failed", len(batch.items), batch.model.encoder)
             return error
+        expected = (len(batch.items), batch.model.dimensions)
+        if vectors.shape != expected:
+            return ValueError(f"the graph gave vectors of shape {vectors.shape} instead of {expected}")
         return vectors
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from trimtab.errors import InternalError, NotFound, Unavailable
 
+from trimtab.errors import InternalError, NotFound, Unavailable
 from trimtab_server.batch import Batch, Cost, Ids, Item, Model
 from trimtab_server.batcher import Batcher
-from trimtab_server.devices import Device
+from trimtab_server.devices import Device, Run
 from trimtab_server.metrics import Metrics
 
 
@@ -149,30 +149,34 @@ class Engine:
             if ticket.begun is None:
                 ticket.begun = now
 
-    def _done(
-        self, device: Device, batch: Batch, outcome: NDArray[np.float32] | Exception, seconds: float
-    ) -> None:
+    def _done(self, batch: Batch, runs: list[Run]) -> None:
         with self._lock:
             self._running[batch.model] -= 1
             self._idle.notify_all()
-        self._metrics.batch(batch, device.name, seconds)
-        self._loop.call_soon_threadsafe(self._deliver, batch, outcome, time.monotonic())
+        for run in runs:
+            self._metrics.batch(run.batch, run.device, run.seconds)
+        self._loop.call_soon_threadsafe(self._deliver, runs, time.monotonic())
 
     # -- on the event loop -------------------------------------------------------------------------
 
-    def _deliver(self, batch: Batch, outcome: NDArray[np.float32] | Exception, now: float) -> None:
-        for position, item in enumerate(batch.items):
-            ticket: _Ticket = item.ticket
-            if ticket.future.done():  # cancelled or expired meanwhile: nobody wants the row
-                continue
-            if isinstance(outcome, Exception):
-                ticket.future.set_exception(InternalError(f"the encoder failed: {type(outcome).__name__}"))
-                continue
-            ticket.vectors[item.row] = outcome[position]
-            ticket.left -= 1
-            if ticket.left == 0:
-                ticket.ended = now
-                ticket.future.set_result(None)
+    def _deliver(self, runs: list[Run], now: float) -> None:
+        for run in runs:
+            for position, item in enumerate(run.batch.items):
+                ticket: _Ticket = item.ticket
+                if ticket.future.done():  # cancelled, expired or failed meanwhile: nobody wants the row
+                    continue
+                if isinstance(run.outcome, Exception):
+                    error = InternalError(
+                        f"the encoder failed on texts[{item.row}]: {type(run.outcome).__name__}"
+                    )
+                    error.__cause__ = run.outcome
+                    ticket.future.set_exception(error)
+                    continue
+                ticket.vectors[item.row] = run.outcome[position]
+                ticket.left -= 1
+                if ticket.left == 0:
+                    ticket.ended = now
+                    ticket.future.set_result(None)
         self._gauge()
 
     def _gauge(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from trimtab.errors import NotFound
 
 Status = health_pb2.HealthCheckResponse

@@ -148,9 +148,11 @@ class Metrics:
         statistics.last_ms = now_ms
 
     def failed(self, encoder: str, version: int | None, protocol: str, reason: str, seconds: float) -> None:
-        """A request was refused, failed or was cancelled. `version` is None where none was found."""
-        known = "" if version is None else str(version)
-        self._failures.labels(encoder if known else "", known, protocol, reason).inc()
+        """A request was refused, failed or was cancelled.
+
+        Where no encoder was found there is no name and no version: a caller's invention is no label.
+        """
+        self._failures.labels(encoder, "" if version is None else version, protocol, reason).inc()
         if version is not None:
             self.statistics[encoder, version].fail.add(seconds)
 

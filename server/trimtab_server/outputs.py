@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from trimtab.errors import InternalError
 from trimtab.vectors import Dtype
 

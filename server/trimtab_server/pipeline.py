@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.errors import DeadlineExceeded, InvalidArgument, TrimtabError
 from trimtab.vectors import Dtype
-
 from trimtab_server import outputs
 from trimtab_server.admission import Admission
 from trimtab_server.config import Limits
@@ -25,7 +24,6 @@ Role = Literal["query", "passage"]
 class EmbedRequest:
     """What a caller asks for, whatever the protocol it came by. `dimensions` 0: all of them."""
 
-    protocol: str
     encoder: str
     version: str
     texts: Sequence[str]
@@ -75,20 +73,25 @@ class Pipeline:
         self._engine = engine
         self._metrics = metrics
 
-    async def embed(self, request: EmbedRequest) -> EmbedResult:
-        """Answer a request, or raise one of trimtab.errors."""
+    async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
+        """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors.
+
+        Parsing is part of it, so that a request that cannot be read is counted like any that fails.
+        """
         begun = time.monotonic()
-        encoder: Encoder | None = None
+        name, version = "", None
         reason = "INTERNAL"
         try:
+            request = parse()
             encoder = self.repository.find(request.encoder, request.version)
+            name, version = encoder.name, encoder.version
             self._check(encoder, request)
-            self._metrics.began(encoder.name, encoder.version, request.protocol)
+            self._metrics.began(name, version, protocol)
             try:
                 async with asyncio.timeout_at(request.deadline):
-                    result = await self._embed(encoder, request, begun)
+                    result = await self._embed(encoder, request, protocol, begun)
             finally:
-                self._metrics.ended(encoder.name, encoder.version, request.protocol)
+                self._metrics.ended(name, version, protocol)
             reason = ""
             return result
         except TimeoutError:
@@ -102,17 +105,17 @@ class Pipeline:
             raise
         finally:
             if reason:
-                version = None if encoder is None else encoder.version
-                seconds = time.monotonic() - begun
-                self._metrics.failed(request.encoder, version, request.protocol, reason, seconds)
+                self._metrics.failed(name, version, protocol, reason, time.monotonic() - begun)
 
-    async def _embed(self, encoder: Encoder, request: EmbedRequest, begun: float) -> EmbedResult:
+    async def _embed(
+        self, encoder: Encoder, request: EmbedRequest, protocol: str, begun: float
+    ) -> EmbedResult:
         manifest, model = encoder.manifest, encoder.model
         prompt = ""
         if request.role is not None:
             prompt = manifest.prompts.query if request.role == "query" else manifest.prompts.passage
         texts = [prompt + text for text in request.texts] if prompt else request.texts
-        estimate = sum(min(4 * len(text) + 2, manifest.max_tokens) for text in texts)
+        estimate = sum(min(_most_tokens(text), manifest.max_tokens) for text in texts)
         with self._admission.admit(estimate, lambda: self._engine.backlog_seconds(model)) as share:
             ids = await self._tokenization.encode(encoder.tokenizer, texts, request.truncate)
             tokenized = time.monotonic()
@@ -130,7 +133,7 @@ class Pipeline:
         ended = time.monotonic()
         times = Times(tokenized - begun, computed.queue_seconds, computed.compute_seconds, ended - arrived)
         self._metrics.answered(
-            encoder.name, encoder.version, request.protocol,
+            encoder.name, encoder.version, protocol,
             texts=len(counts), tokens=sum(counts),
             tokenize=times.tokenize, queue=times.queue, compute=times.compute, output=times.output,
             total=ended - begun, now_ms=int(time.time() * 1000),
@@ -170,3 +173,8 @@ class Pipeline:
                 f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not "
                 f"{request.dimensions or manifest.dimensions}"
             )
+
+
+def _most_tokens(text: str) -> int:
+    """More tokens than a text can have: one a byte, four bytes a character, and the special ones."""
+    return (1 if text.isascii() else 4) * len(text) + 4

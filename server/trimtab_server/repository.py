@@ -17,7 +17,6 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
-
 from trimtab_server.batch import Model
 from trimtab_server.engine import Engine
 from trimtab_server.tokenization import Tokenizer

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from trimtab.errors import ConfigError
 
+from trimtab.errors import ConfigError
 from trimtab_server.batch import Cost, Ids, Model
 
 PROVIDERS = {

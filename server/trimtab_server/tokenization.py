@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 import tokenizers
-from trimtab.errors import InvalidArgument
 
+from trimtab.errors import InvalidArgument
 from trimtab_server.batch import Ids
 
 Truncate = Literal["end", "start", "none"]

@@ -9,9 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
+
 from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError
 
 log = logging.getLogger(__name__)
+
+# gRPC's headers hold 8 KiB by default, and a character may take 12 bytes in them.
+MESSAGE_CHARACTERS = 500
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -58,8 +62,13 @@ async def abort(context: Context, error: TrimtabError) -> NoReturn:
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, ResourceExhausted):
         trailers = (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
-    await context.abort(error.code, str(error), trailers)
+    await context.abort(error.code, shorten(str(error)), trailers)
     raise AssertionError  # context.abort always raises
+
+
+def shorten(message: str) -> str:
+    """A message that fits into a header: it may repeat what the caller sent, however long that was."""
+    return message if len(message) <= MESSAGE_CHARACTERS else message[:MESSAGE_CHARACTERS] + "..."
 
 
 def parse_with(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -13,16 +13,16 @@ from importlib import metadata
 from typing import Any, get_args
 
 import numpy as np
-from trimtab.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
-from trimtab.vectors import DTYPES, STORAGE, check_dtype
 from tritonclient.grpc import model_config_pb2 as mc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from trimtab.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
+from trimtab.vectors import DTYPES, STORAGE, check_dtype
 from trimtab_server.metrics import Count, Metrics
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
 from trimtab_server.repository import Encoder
-from trimtab_server.rpc.boundary import Context, as_trimtab_error
+from trimtab_server.rpc.boundary import Context, as_trimtab_error, shorten
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "kserve"
@@ -163,7 +163,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 return pb.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
                 return pb.ModelStreamInferResponse(
-                    error_message=str(as_trimtab_error(error)),
+                    error_message=shorten(str(as_trimtab_error(error))),
                     infer_response=pb.ModelInferResponse(
                         id=message.id, model_name=message.model_name, model_version=message.model_version
                     ),
@@ -197,25 +197,8 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             reader.cancel()
 
     async def _infer(self, request: Any, remaining: float | None) -> Any:
-        encoder = self._repository.find(request.model_name, request.model_version)
-        parameters = Parameters(request.parameters)
-        wanted = _wanted(request)
-        timeout = parameters.integer("timeout")  # microseconds, Triton's
-        limits = [each for each in (remaining, timeout / 1e6 if timeout else None) if each is not None]
-        result = await self._pipeline.embed(
-            EmbedRequest(
-                protocol=PROTOCOL,
-                encoder=encoder.name,
-                version=str(encoder.version),
-                texts=_texts(request),
-                role=parameters.choice("input_type", get_args(Role)),
-                truncate=parameters.choice("truncate", get_args(Truncate)) or "end",
-                dimensions=parameters.integer("dimensions"),
-                dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
-                deadline=time.monotonic() + min(limits) if limits else None,
-            )
-        )
-        return _response(request, result, wanted)
+        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, remaining))
+        return _response(request, result)
 
     # -- what this server has not --------------------------------------------------------------------
 
@@ -313,6 +296,23 @@ class Parameters:
         return value
 
 
+def _parse(request: Any, remaining: float | None) -> EmbedRequest:
+    parameters = Parameters(request.parameters)
+    _wanted(request)
+    timeout = parameters.integer("timeout")  # microseconds, as Triton's
+    limits = [each for each in (remaining, timeout / 1e6 if timeout else None) if each is not None]
+    return EmbedRequest(
+        encoder=request.model_name,
+        version=request.model_version,
+        texts=_texts(request),
+        role=parameters.choice("input_type", get_args(Role)),
+        truncate=parameters.choice("truncate", get_args(Truncate)) or "end",
+        dimensions=parameters.integer("dimensions"),
+        dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
+        deadline=time.monotonic() + min(limits) if limits else None,
+    )
+
+
 def _texts(request: Any) -> list[str]:
     """The request's texts; InvalidArgument names what is wrong with which tensor or element."""
     if len(request.inputs) != 1 or request.inputs[0].name != "text":
@@ -321,8 +321,9 @@ def _texts(request: Any) -> list[str]:
     tensor = request.inputs[0]
     if tensor.datatype != "BYTES":
         raise InvalidArgument(f"input 'text' is {tensor.datatype}; it must be BYTES")
-    if tensor.parameters:
-        name = next(iter(tensor.parameters))
+    for name in tensor.parameters:
+        if name == "binary_data_size":  # KServe's client repeats what the content itself tells
+            continue
         raise InvalidArgument(f"input parameter {name!r} is not supported: send the texts in the request")
     shape = list(tensor.shape)
     if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or shape[0] < 0:
@@ -370,7 +371,7 @@ def _wanted(request: Any) -> list[str]:
     return [output.name for output in request.outputs] or list(OUTPUTS)
 
 
-def _response(request: Any, result: EmbedResult, wanted: list[str]) -> Any:
+def _response(request: Any, result: EmbedResult) -> Any:
     output = result.output
     tensors = {
         "embeddings": (TRITON_DTYPE[output.dtype], output.matrix.astype(STORAGE[output.dtype], copy=False)),
@@ -381,7 +382,7 @@ def _response(request: Any, result: EmbedResult, wanted: list[str]) -> Any:
         model_name=result.encoder.name,
         model_version=str(result.encoder.version),
     )
-    for name in wanted:
+    for name in _wanted(request):
         datatype, array = tensors[name]
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         response.raw_output_contents.append(array.tobytes())

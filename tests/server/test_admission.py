@@ -1,0 +1,41 @@
+"""The door: what is in flight stays bounded, and what leaves makes room."""
+
+import pytest
+
+from trimtab.errors import InvalidArgument, ResourceExhausted
+from trimtab_server.admission import Admission
+
+
+def test_it_refuses_what_has_no_room_and_says_when_to_come_back() -> None:
+    door = Admission(100)
+    with door.admit(80, lambda: 1.5):
+        with (
+            pytest.raises(ResourceExhausted, match="80 of 100 tokens") as caught,
+            door.admit(30, lambda: 1.5),
+        ):
+            pass
+        assert caught.value.retry_after == 1.5
+        with door.admit(20, lambda: 1.5):
+            assert door.tokens == 100
+    assert door.tokens == 0
+
+
+def test_settling_gives_back_what_the_estimate_held_too_much() -> None:
+    door = Admission(100)
+    with door.admit(100, lambda: 0.0) as share:
+        share.settle(10)
+        with door.admit(90, lambda: 0.0):
+            assert door.tokens == 100
+    assert door.tokens == 0
+
+
+def test_a_request_over_the_whole_limit_is_told_so() -> None:
+    with pytest.raises(InvalidArgument, match="max_tokens_in_flight"), Admission(100).admit(101, lambda: 0.0):
+        pass
+
+
+def test_a_request_that_fails_leaves_nothing_behind() -> None:
+    door = Admission(100)
+    with pytest.raises(RuntimeError), door.admit(50, lambda: 0.0):
+        raise RuntimeError
+    assert door.tokens == 0
