@@ -1,5 +1,6 @@
 """Fixtures that cost seconds are made once a run: the real encoder, its bundle, a server process."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ def minilm_repository(tmp_path_factory: pytest.TempPathFactory, minilm_source: P
         "export(Settings(sys.argv[1]), 'all-minilm-l6-v2', pathlib.Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(minilm_source), str(repository)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    # Threads that wait for each other in turns are many times slower beside a busy neighbour.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=110)
     assert done.returncode == 0, done.stderr
     return repository

@@ -1,0 +1,128 @@
+"""The export itself: source, graph, head, check, bundle, one after the other."""
+
+import shlex
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from trimtab import bundle as bundles
+from trimtab_export import evaluate, head, runtime, to_onnx, write
+from trimtab_export.load import load
+from trimtab_export.source import Settings, Source
+from trimtab_export.steps import Steps, no_progress_bars, quiet
+from trimtab_export.tokens import Batcher
+
+VARIANT = "fp32"
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "tokenizers",
+    "trimtab",
+)
+
+
+def export(settings: Settings, name: str, repository: Path, version: int | None = None) -> bundles.Bundle:
+    """Export a source into `repository`/`name`/`version`, and read the bundle back.
+
+    Prints the steps on standard error. Raises ExportError, and leaves nothing behind, where the source
+    cannot be exported faithfully or the version exists.
+    """
+    runtime.require()
+    steps = Steps(total=6)
+    with write.staged(repository, name, version) as stage, quiet():
+        with steps(f"reading {settings.source}"):
+            no_progress_bars()
+            source = load(settings)
+            batcher = Batcher(source.tokenizer, source.max_tokens)
+        with steps("converting to ONNX"):
+            states = to_onnx.states_graph(source, stage.work)
+        with steps(f"adding the head ({describe(source)})"):
+            files = head.graft(states, source.head, source.dimensions, stage.folder / VARIANT)
+        with steps("comparing with the source"):
+            texts = evaluate.check_texts(batcher, source.max_tokens)
+            parity, vectors = evaluate.compare(files[0], source, texts, batcher)
+        with steps("measuring the speed"):
+            speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
+        with steps("writing the bundle"):
+            tokenizer = stage.folder / "tokenizer.json"
+            tokenizer.write_text(source.tokenizer.json, "utf-8")
+            variant = bundles.Variant(
+                name=VARIANT,
+                precision="fp32",
+                inputs=to_onnx.inputs_of(files[0]),
+                files=tuple(write.entry(stage.folder, path) for path in files),
+                report=evaluate.report_card(parity, speed),
+            )
+            tokenizer_entry = write.entry(stage.folder, tokenizer)
+            manifest = bundles.Manifest(
+                name=name,
+                version=stage.version,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                space=bundles.space_digest(
+                    weights_sha256=source.weights_sha256,
+                    tokenizer_sha256=tokenizer_entry.sha256,
+                    prompts=source.prompts,
+                    pooling=source.head.pooling,
+                    normalized=source.normalized,
+                ),
+                dimensions=source.dimensions,
+                max_tokens=source.max_tokens,
+                similarity=source.similarity,
+                pooling=source.head.pooling,
+                normalized=source.normalized,
+                prompts=source.prompts,
+                tokenizer=tokenizer_entry,
+                pad_id=source.tokenizer.pad_id,
+                int8_limit=float(np.abs(vectors).max()),
+                variants=(variant,),
+                provenance=bundles.Provenance(
+                    source=public_name(settings.source),
+                    architecture=source.architecture,
+                    weights_sha256=source.weights_sha256,
+                    recipe=recipe(settings, name, stage.version),
+                    libraries=libraries(),
+                ),
+            )
+            write.manifest(stage.folder, manifest)
+    return bundles.read(stage.target)
+
+
+def describe(source: Source) -> str:
+    """The head in a few words."""
+    pooling = "pooled by the source" if source.head.pooling is None else f"{source.head.pooling} pooling"
+    return ", ".join([pooling, *(type(layer).__name__ for layer in source.head.layers)])
+
+
+def public_name(source: str) -> str:
+    """A source as others may read it: an id of the hub as it is, of a path the last name only."""
+    path = Path(source)
+    return path.absolute().name if path.exists() else source
+
+
+def recipe(settings: Settings, name: str, version: int) -> str:
+    """The command line that makes the bundle again, where the source and the repository lie at hand."""
+    words = ["trimtab", "export", public_name(settings.source), "--name", name]
+    words += ["--repository", "REPOSITORY", "--version", str(version)]
+    if settings.pooling is not None:
+        words += ["--pooling", settings.pooling]
+    if settings.normalize:
+        words += ["--normalize"]
+    if settings.query_prompt is not None:
+        words += [f"--query-prompt={settings.query_prompt}"]
+    if settings.passage_prompt is not None:
+        words += [f"--passage-prompt={settings.passage_prompt}"]
+    if settings.max_tokens is not None:
+        words += ["--max-tokens", str(settings.max_tokens)]
+    return shlex.join(words)
+
+
+def libraries() -> dict[str, str]:
+    """The versions of what made the bundle."""
+    versions = {library: metadata.version(library) for library in LIBRARIES}
+    return {**versions, "onnxruntime": runtime.require()}

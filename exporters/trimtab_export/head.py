@@ -1,0 +1,178 @@
+"""Graft the head on a graph: pooling, dense layers, normalisation, as ONNX nodes behind the token states.
+
+The result has one output, `embeddings`, float32 (n, dimensions). The nodes are those of opset 11 and later,
+written for the opset of the graph at hand, so that a graph made elsewhere needs no conversion.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from trimtab.bundle import Pooling
+from trimtab.errors import ExportError
+from trimtab_export.source import Dense, Graph, Head
+
+OUTPUT = "embeddings"
+FIRST_OPSET = 11  # CumSum, and Equal on floats
+FIRST_IR_VERSION = 4
+PREFIX = "trimtab"
+# From these opsets on, the axes are an input and no longer an attribute.
+AXES_AS_INPUT = {"Unsqueeze": 13, "ReduceSum": 13, "ReduceMax": 18, "ReduceL2": 18}
+ACTIVATIONS = {"Tanh": "Tanh", "ReLU": "Relu", "Sigmoid": "Sigmoid"}  # torch's name: ONNX's name
+LEAST_COUNT = 1e-9  # both as in torch and sentence-transformers
+LEAST_NORM = 1e-12
+
+
+def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path, ...]:
+    """Write `folder`/model.onnx: the graph with the head behind `graph.output`, and `embeddings` its output.
+
+    Returns the files written, the graph first and its external data, where it has some, after it.
+    """
+    model = onnx.load(str(graph.path), load_external_data=False)
+    opset = opset_of(model)
+    if opset < FIRST_OPSET:
+        raise ExportError(
+            f"{graph.path.name} is of opset {opset}; pooling needs {FIRST_OPSET} or later. "
+            "Convert it with onnx.version_converter, or export it again"
+        )
+    # Constants need not be inputs from this version of the file format on.
+    model.ir_version = max(model.ir_version, FIRST_IR_VERSION)
+    # The name must be free, also where the graph's own output has it.
+    prefix = _free_prefix(model.graph)
+    taken = f"{prefix}/source"
+    _rename(model.graph, OUTPUT, taken)
+    _Grafter(model.graph, opset, prefix).graft(taken if graph.output == OUTPUT else graph.output, head)
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimensions]))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    data = external_files(model, graph.path.parent)
+    for name in data:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(graph.path.parent / name, folder / name)
+    onnx.save(model, str(path))
+    onnx.checker.check_model(str(path))
+    return (path, *(folder / name for name in data))
+
+
+def opset_of(model: Any) -> int:
+    """The version of the standard operators that a model uses."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def external_files(model: Any, folder: Path) -> list[str]:
+    """The files beside the graph that hold its weights, relative to `folder`; they must be inside it."""
+    names = {
+        ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)
+    }
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ExportError(f"the graph names the data file {name!r}, which lies outside its folder")
+        if not (folder / name).is_file():
+            raise ExportError(f"the graph's data file {name!r} is missing beside it")
+        if name == "model.onnx":
+            raise ExportError("the graph's data file is called model.onnx, the name of the graph in a bundle")
+    return sorted(names)
+
+
+class _Grafter:
+    """Appends nodes to a graph; each method takes names of tensors and returns the name of its result."""
+
+    def __init__(self, graph: Any, opset: int, prefix: str) -> None:
+        self._graph, self._opset, self._prefix, self._count = graph, opset, prefix, 0
+
+    def graft(self, tensor: str, head: Head) -> None:
+        if head.pooling is not None:
+            tensor = self._pool(tensor, head.pooling)
+        for layer in head.layers:
+            tensor = self._dense(tensor, layer) if isinstance(layer, Dense) else self._normalize(tensor)
+        self._graph.node.append(helper.make_node("Identity", [tensor], [OUTPUT], name=self._name("output")))
+
+    def _pool(self, states: str, pooling: Pooling) -> str:
+        """(n, length, hidden) to (n, hidden). Pads are not read, so neighbours in the batch do not matter."""
+        if pooling == "cls":
+            return self._node("Gather", states, self._constant(np.int64(0)), axis=1)
+        mask = self._node("Cast", "attention_mask", to=TensorProto.FLOAT)
+        if pooling == "max":
+            least = self._constant(np.finfo(np.float32).min)
+            real = self._node("Cast", self._axes("Unsqueeze", mask, 2), to=TensorProto.BOOL)
+            return self._axes("ReduceMax", self._node("Where", real, states, least), 1, keepdims=0)
+        count = self._axes("ReduceSum", mask, 1, keepdims=1)
+        if pooling == "mean":
+            return self._node("Div", self._weighted_sum(states, mask), self._at_least(count, LEAST_COUNT))
+        # The last token: the running count has reached the whole count, and it is no pad.
+        running = self._node("CumSum", mask, self._constant(np.int64(1)))
+        last = self._node("Cast", self._node("Equal", running, count), to=TensorProto.FLOAT)
+        return self._weighted_sum(states, self._node("Mul", last, mask))
+
+    def _weighted_sum(self, states: str, weights: str) -> str:
+        """Sum over the length of (n, length, hidden) times (n, length)."""
+        product = self._node("Mul", states, self._axes("Unsqueeze", weights, 2))
+        return self._axes("ReduceSum", product, 1, keepdims=0)
+
+    def _dense(self, vectors: str, layer: Dense) -> str:
+        inputs = [vectors, self._constant(layer.weight)]
+        if layer.bias is not None:
+            inputs.append(self._constant(layer.bias))
+        product = self._node("Gemm", *inputs, transB=1)
+        return (
+            product if layer.activation == "Identity" else self._node(ACTIVATIONS[layer.activation], product)
+        )
+
+    def _normalize(self, vectors: str) -> str:
+        norm = self._axes("ReduceL2", vectors, 1, keepdims=1)
+        return self._node("Div", vectors, self._at_least(norm, LEAST_NORM))
+
+    def _at_least(self, tensor: str, least: float) -> str:
+        return self._node("Max", tensor, self._constant(np.float32(least)))
+
+    def _axes(self, operator: str, tensor: str, axis: int, **attributes: int) -> str:
+        if self._opset >= AXES_AS_INPUT[operator]:
+            return self._node(
+                operator, tensor, self._constant(np.array([axis], dtype=np.int64)), **attributes
+            )
+        return self._node(operator, tensor, axes=[axis], **attributes)
+
+    def _constant(self, value: NDArray[Any] | np.generic) -> str:
+        name = self._name("constant")
+        self._graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        name = self._name(operator)
+        self._graph.node.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def _name(self, what: str) -> str:
+        self._count += 1
+        return f"{self._prefix}/{self._count}/{what}"
+
+
+def _free_prefix(graph: Any) -> str:
+    """A prefix that no name of the graph has: a bundle's graph can be a source, too."""
+    names = {name for node in graph.node for name in (node.name, *node.output)}
+    names |= {tensor.name for tensor in graph.initializer}
+    prefix = PREFIX
+    while any(name.startswith(f"{prefix}/") for name in names):
+        prefix += "_"
+    return prefix
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    """Give the tensor `old` another name wherever the graph and its subgraphs mention it."""
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+        for attribute in node.attribute:
+            for subgraph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _rename(subgraph, old, new)
+    for value in (*graph.initializer, *graph.value_info, *graph.output):
+        if value.name == old:
+            value.name = new

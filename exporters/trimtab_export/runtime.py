@@ -1,0 +1,60 @@
+"""ONNX Runtime on the CPU, imported only here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import ExportError
+
+FATAL = 4  # ONNX Runtime's log severity; errors are raised, too
+
+
+def require() -> str:
+    """The version of ONNX Runtime; ExportError where there is none."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise ExportError(
+            "the export checks its work with ONNX Runtime, which is not installed: "
+            "pip install 'trimtab[server]' (or 'trimtab[gpu]' on a machine with an NVIDIA GPU)"
+        ) from None
+    return str(onnxruntime.__version__)
+
+
+def session(graph: Path, threads: int = 0) -> Any:
+    """An InferenceSession of the graph on the CPU; `threads` within an operator, 0: as many as cores."""
+    require()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = FATAL
+    # A busy-waiting pool of threads takes the time of its neighbours, and the measured speed with it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime cannot load {graph.name}: {first_line(error)}") from error
+
+
+def run(running: Any, output: str, tokens: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    """One output for a padded batch; `tokens` may hold inputs that the graph does not have."""
+    names = {value.name for value in running.get_inputs()}
+    try:
+        (result,) = running.run([output], {name: ids for name, ids in tokens.items() if name in names})
+    except Exception as error:
+        batch, length = tokens["input_ids"].shape
+        raise ExportError(
+            f"the graph fails on {batch} texts of {length} tokens: {first_line(error)}. "
+            "Where the length is the reason, give a smaller --max-tokens"
+        ) from error
+    vectors: NDArray[np.float32] = result
+    return vectors
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, on one line and without its stack."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

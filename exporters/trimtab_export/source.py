@@ -1,0 +1,93 @@
+"""What every kind of source is turned into: plain data, and the source's own embed function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.bundle import Pooling, Prompts, Similarity
+
+Activation = Literal["Identity", "Tanh", "ReLU", "Sigmoid"]
+Embed: TypeAlias = Callable[[list[str], str], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asks for. None: as the source declares it."""
+
+    source: str
+    pooling: Pooling | None = None
+    normalize: bool = False
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A fully connected layer after the pooling: weight float32 (out, in), bias float32 (out,) or None."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Scales each vector to length 1."""
+
+
+Layer: TypeAlias = Dense | Normalize
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns token states into a vector: the pooling (None: the graph pools itself), then the layers."""
+
+    pooling: Pooling | None
+    layers: tuple[Layer, ...] = ()
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the last thing done to a vector is to scale it to length 1."""
+        return bool(self.layers) and isinstance(self.layers[-1], Normalize)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX graph on disk and the output that the head reads: token states or ready vectors."""
+
+    path: Path
+    output: str
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """`json` is a `tokenizers` file without truncation and padding; `pad_id` fills the shorter rows."""
+
+    json: str
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoder, read and checked.
+
+    `backbone` is a torch module of transformers, or a graph that exists already. `embed(texts, prompt)` is
+    the source's own answer, float32 (n, dimensions), computed without anything that the exporter makes.
+    """
+
+    backbone: Any
+    head: Head
+    tokenizer: Tokenizer
+    prompts: Prompts
+    max_tokens: int
+    dimensions: int
+    similarity: Similarity
+    normalized: bool
+    weights_sha256: str
+    architecture: str
+    embed: Embed

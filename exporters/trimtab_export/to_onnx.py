@@ -1,0 +1,83 @@
+"""The backbone as an ONNX graph with token states, through optimum; and what any graph must look like."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from trimtab.errors import ExportError
+from trimtab_export.runtime import first_line
+from trimtab_export.source import Graph, Source
+
+STATES = "last_hidden_state"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+REQUIRED = {"input_ids", "attention_mask"}
+# Weights of these types mean another precision than the variant's fp32.
+NOT_FP32 = ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2")
+
+
+def states_graph(source: Source, folder: Path) -> Graph:
+    """The source's graph: the existing one, or one that optimum writes into `folder`."""
+    if isinstance(source.backbone, Graph):
+        return source.backbone
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    try:
+        onnx_export_from_model(source.backbone, output=folder, task="feature-extraction", do_validation=False)
+    except Exception as error:
+        raise ExportError(
+            f"optimum cannot convert {source.architecture} to ONNX: {first_line(error)}. "
+            "An ONNX of it made by other means can be the SOURCE"
+        ) from error
+    graphs = sorted(path.name for path in folder.glob("*.onnx"))
+    if graphs != ["model.onnx"]:
+        raise ExportError(
+            f"optimum splits {source.architecture} into {', '.join(graphs)}; one graph is needed"
+        )
+    path = folder / "model.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    check_inputs(path.name, model)
+    if STATES not in [value.name for value in model.graph.output]:
+        raise ExportError(f"the graph of {source.architecture} has no output {STATES}")
+    return Graph(path, STATES)
+
+
+def check_inputs(name: str, model: Any) -> None:
+    """Refuse a graph that wants other inputs than ids and masks, int64 (n, length), both of any size."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = {
+        value.name: value.type.tensor_type for value in model.graph.input if value.name not in constants
+    }
+    if other := sorted(set(inputs) - set(INPUTS)):
+        raise ExportError(
+            f"{name} also needs the inputs {', '.join(other)}; only {', '.join(INPUTS)} can be served"
+        )
+    if missing := sorted(REQUIRED - set(inputs)):
+        raise ExportError(f"{name} has no input {' and '.join(missing)}")
+    for key, tensor in inputs.items():
+        if tensor.elem_type != TensorProto.INT64:
+            kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+            raise ExportError(f"the input {key} of {name} is {kind}; int64 is needed. Export it again")
+        fixed = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
+        if len(tensor.shape.dim) != 2 or fixed:
+            shape = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim]
+            raise ExportError(
+                f"the input {key} of {name} has the shape {shape}; (n, length) of any size is needed. "
+                "Export it again with dynamic axes"
+            )
+
+
+def inputs_of(path: Path) -> tuple[str, ...]:
+    """The names of a graph's inputs, in its order."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return tuple(value.name for value in graph.input if value.name not in constants)
+
+
+def check_precision(name: str, model: Any) -> None:
+    """Refuse a graph whose weights are not float32: its variant would be called fp32."""
+    for tensor in model.graph.initializer:
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        if kind in NOT_FP32 and len(tensor.dims) > 1:
+            raise ExportError(f"{name} holds {kind.lower()} weights ({tensor.name}): give the float32 graph")

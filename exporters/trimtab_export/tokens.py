@@ -1,0 +1,77 @@
+"""Tokenizers: what a source's tokenizer must be to serve from a bundle, and batches of ids from one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from trimtab.errors import ExportError
+from trimtab_export.source import Tokenizer
+
+
+def from_transformers(tokenizer: Any) -> Tokenizer:
+    """The tokenizer of transformers as a `tokenizers` file; refused by name where a bundle cannot hold it."""
+    name = type(tokenizer).__name__
+    if not getattr(tokenizer, "is_fast", False):
+        raise ExportError(
+            f"the tokenizer {name} is a slow one, written in Python: a bundle holds a tokenizer.json. "
+            "Convert it with AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)"
+        )
+    check_sides(name, tokenizer.padding_side, tokenizer.truncation_side)
+    if tokenizer.pad_token_id is None:
+        raise ExportError(
+            f"the tokenizer {name} has no padding token: set `pad_token` in tokenizer_config.json"
+        )
+    return plain(tokenizer.backend_tokenizer.to_str(), int(tokenizer.pad_token_id))
+
+
+def check_sides(name: str, padding: str, truncation: str) -> None:
+    """Refuse a tokenizer that pads or cuts on the left: the server pads and cuts on the right."""
+    for what, side in (("pads", padding), ("cuts", truncation)):
+        if side != "right":
+            raise ExportError(
+                f"the tokenizer {name} {what} on the {side}; Trimtab serves encoders that do it on the right"
+            )
+
+
+def plain(json: str, pad_id: int) -> Tokenizer:
+    """`json` without truncation and padding, after a look at the one thing that the server relies on."""
+    tokenizer = tokenizers.Tokenizer.from_str(json)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if not tokenizer.encode("").ids:
+        raise ExportError(
+            "the tokenizer gives no token at all for the empty text, so that it would have no vector: "
+            "Trimtab serves encoders whose tokenizer adds special tokens, such as [CLS] or </s>"
+        )
+    return Tokenizer(json=tokenizer.to_str(), pad_id=pad_id)
+
+
+class Batcher:
+    """Makes padded batches of ids as the server does: prompt and text in one string, cut at the end."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.json)
+        self._tokenizer.enable_truncation(max_tokens)
+        self._pad_id = tokenizer.pad_id
+
+    def count(self, text: str) -> int:
+        """How many tokens are read of a text."""
+        return len(self._tokenizer.encode(text).ids)
+
+    def __call__(self, texts: Sequence[str], prompt: str = "") -> dict[str, NDArray[np.int64]]:
+        """input_ids, attention_mask and token_type_ids of the texts, int64 (n, the longest one's tokens)."""
+        rows = self._tokenizer.encode_batch([prompt + text for text in texts])
+        shape = len(rows), max(len(row.ids) for row in rows)
+        batch = {
+            "input_ids": np.full(shape, self._pad_id, dtype=np.int64),
+            "attention_mask": np.zeros(shape, dtype=np.int64),
+            "token_type_ids": np.zeros(shape, dtype=np.int64),
+        }
+        for number, row in enumerate(rows):
+            batch["input_ids"][number, : len(row.ids)] = row.ids
+            batch["attention_mask"][number, : len(row.ids)] = 1
+            batch["token_type_ids"][number, : len(row.ids)] = row.type_ids
+        return batch

@@ -1,0 +1,57 @@
+"""The digest of an encoder's weights, a part of its space's name: the same for every export of them."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab_export.source import Dense, Head
+
+# Buffers that only count positions or repeat zeros, and a pooler that no token state passes through (it is
+# random where the checkpoint lacks it): none of them places a vector.
+IDLE_SUFFIXES = ("position_ids", "token_type_ids")
+IDLE_PREFIX = "pooler."
+
+
+def is_idle(name: str) -> bool:
+    """Whether a tensor of a backbone's state has no part in its token states."""
+    return name.startswith(IDLE_PREFIX) or name.endswith(IDLE_SUFFIXES)
+
+
+def of_torch(backbone: Any, head: Head) -> str:
+    """SHA-256 of a torch backbone's state and of the layers after its pooling, as hexadecimal digits."""
+    state = ((name, tensor) for name, tensor in backbone.state_dict().items() if not is_idle(name))
+    entries = [(f"backbone.{name}", tensor.numpy()) for name, tensor in state]
+    return digest([*entries, *_layers(head)])
+
+
+def of_arrays(arrays: Iterable[tuple[str, NDArray[Any]]], head: Head) -> str:
+    """SHA-256 of named arrays (a graph's initializers) and of the layers after the pooling."""
+    return digest([*((f"graph.{name}", array) for name, array in arrays), *_layers(head)])
+
+
+def digest(entries: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """SHA-256 over name, dtype, shape and little-endian bytes of each array, in order of the names."""
+    sha256 = hashlib.sha256()
+    for name, array in sorted(entries, key=lambda entry: entry[0]):
+        sha256.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+        sha256.update(little.data if little.size else b"")
+    return sha256.hexdigest()
+
+
+def _layers(head: Head) -> Iterable[tuple[str, NDArray[Any]]]:
+    """The layers as named arrays; what a layer does beside its weights is part of the name.
+
+    A Normalize at the end is left out: the digest of the space counts it by itself.
+    """
+    layers = head.layers[:-1] if head.normalizes else head.layers
+    for number, layer in enumerate(layers):
+        if isinstance(layer, Dense):
+            yield f"layer{number}.Dense.{layer.activation}.weight", layer.weight
+            if layer.bias is not None:
+                yield f"layer{number}.Dense.{layer.activation}.bias", layer.bias
+        else:
+            yield f"layer{number}.Normalize", np.zeros(0, dtype=np.float32)

@@ -1,0 +1,135 @@
+"""Bundles appear whole or not at all.
+
+An export works in REPOSITORY/NAME/.VERSION.partial and renames that folder when everything in it is on the
+disk. Readers of a repository look at folders named by a number only. The lock beside it keeps a second
+export of the same version out; the kernel lets go of it when the process dies, however it dies, so that the
+next export replaces what a killed one left.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from trimtab import bundle as bundles
+from trimtab.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A version in the making: its folder now, a folder for scratch files, and where it will be."""
+
+    folder: Path
+    work: Path
+    target: Path
+    version: int
+
+
+@contextmanager
+def staged(repository: Path, name: str, version: int | None) -> Iterator[Staged]:
+    """The folder to build a version in; published when the block ends, removed when it raises.
+
+    Args:
+        repository: made where it does not exist.
+        name: of the encoder, a folder of the repository.
+        version: a number that is not there yet; None: the one after the last, 1 for a new encoder.
+
+    Raises:
+        ExportError: the version exists, or another process is exporting it.
+    """
+    encoder = repository / bundles.check_name(name)
+    made = [folder for folder in (encoder, repository) if not folder.exists()]
+    number = version if version is not None else next_version(encoder)
+    target, folder = encoder / str(number), encoder / f".{number}.partial"
+    _refuse_existing(encoder, number)
+    try:
+        with _lock(encoder / f".{number}.lock", f"{name} version {number}"):
+            _refuse_existing(encoder, number)  # again: the lock's last holder may have finished it
+            shutil.rmtree(folder, ignore_errors=True)
+            work = folder / ".work"
+            work.mkdir(parents=True)
+            try:
+                yield Staged(folder=folder, work=work, target=target, version=number)
+                shutil.rmtree(work)
+                _sync(folder)
+                folder.rename(target)
+                _sync_one(encoder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except BaseException:
+        for empty in made:
+            with suppress(OSError):
+                empty.rmdir()
+        raise
+
+
+def next_version(encoder: Path) -> int:
+    """The number after the encoder's last version; 1 where there is none."""
+    entries = encoder.iterdir() if encoder.is_dir() else ()
+    return max((int(entry.name) for entry in entries if bundles.VERSION.fullmatch(entry.name)), default=0) + 1
+
+
+def entry(folder: Path, path: Path) -> bundles.File:
+    """The manifest's entry of a file of the bundle in `folder`."""
+    return msgspec.structs.replace(bundles.digest(path), path=path.relative_to(folder).as_posix())
+
+
+def manifest(folder: Path, content: bundles.Manifest) -> None:
+    """Write manifest.json."""
+    text = msgspec.json.format(msgspec.json.encode(content), indent=2)
+    (folder / bundles.MANIFEST).write_bytes(text + b"\n")
+
+
+def _refuse_existing(encoder: Path, number: int) -> None:
+    if (encoder / str(number)).exists():
+        raise ExportError(
+            f"version {number} of {encoder.name} exists, and a bundle is never changed: "
+            f"the next free one is --version {next_version(encoder)}"
+        )
+
+
+@contextmanager
+def _lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file, which is there only as long as it is held."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # a failing export of this encoder just removed its folder
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+                break
+        except BlockingIOError:
+            os.close(handle)
+            raise ExportError(
+                f"another process is exporting {what}: wait for it, or give another --version"
+            ) from None
+        os.close(handle)  # its last holder removed the file after we opened it: try the new one
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    """Everything in the folder is on the disk before its name is."""
+    for path in folder.rglob("*"):
+        _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,45 @@
+"""Encoders that several files of tests export, made once."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import tiny_encoders
+from tiny_encoders import Export
+
+from trimtab_export import cli
+from trimtab_export.export import export as export_source
+from trimtab_export.source import Settings
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Export:
+    """Runs the command as `trimtab export SOURCE OPTIONS` and returns the folder of version 1 of `tiny`."""
+
+    def run(source: Path | str, *options: str, name: str = "tiny", repository: Path | None = None) -> Path:
+        repository = repository or tmp_path / "repository"
+        parser = argparse.ArgumentParser()
+        cli.configure(parser)
+        words = [str(source), "--name", name, "--repository", str(repository), *options]
+        assert cli.run(parser.parse_args(words)) == 0
+        return repository / name / "1"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder."""
+    return tiny_encoders.huggingface("bert", tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def st_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder: mean pooling, length 1."""
+    return tiny_encoders.sentence_transformers("bert", tmp_path_factory.mktemp("st-bert"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, st_bert: Path) -> Path:
+    """The bundle of `st_bert`; tests that change it copy it first."""
+    return export_source(Settings(str(st_bert)), "tiny", tmp_path_factory.mktemp("tiny")).path
