@@ -31,7 +31,7 @@ class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pass
 
 
-class File(_Struct):
+class File(_Struct, frozen=True):
     """A file of the bundle: its path relative to the manifest, its content, its size in bytes."""
 
     path: str
@@ -39,14 +39,14 @@ class File(_Struct):
     size: int
 
 
-class Prompts(_Struct):
+class Prompts(_Struct, frozen=True):
     """What is put before a text of each role; empty for encoders without prompts."""
 
     query: str = ""
     passage: str = ""
 
 
-class Speed(_Struct):
+class Speed(_Struct, frozen=True):
     """Milliseconds for one run of a graph on `batch` texts of `length` tokens each; the median of several."""
 
     batch: int
@@ -54,7 +54,7 @@ class Speed(_Struct):
     milliseconds: float
 
 
-class Parity(_Struct):
+class Parity(_Struct, frozen=True):
     """How near the graph's vectors are to the source's own, over real texts in both roles."""
 
     texts: int
@@ -63,7 +63,7 @@ class Parity(_Struct):
     batch_max_abs_diff: float  # a text alone against the same text padded among longer neighbours
 
 
-class ReportCard(_Struct):
+class ReportCard(_Struct, frozen=True):
     """What was measured when the bundle was made, and on what machine."""
 
     parity: Parity
@@ -71,9 +71,11 @@ class ReportCard(_Struct):
     machine: str
 
 
-class Variant(_Struct):
-    """One graph of the bundle: inputs input_ids, attention_mask and perhaps token_type_ids, int64 (n, length);
-    output `embeddings`, float32 (n, dimensions), pooled and, where the space asks for it, normalised.
+class Variant(_Struct, frozen=True):
+    """One graph of the bundle.
+
+    Its inputs are input_ids, attention_mask and perhaps token_type_ids, int64 (n, length); its output is
+    `embeddings`, float32 (n, dimensions), pooled and, where the space asks for it, normalised.
 
     The first of `files` is the ONNX graph; the others are its external data.
     """
@@ -85,7 +87,7 @@ class Variant(_Struct):
     report: ReportCard
 
 
-class Provenance(_Struct):
+class Provenance(_Struct, frozen=True):
     """Where the bundle came from: enough to make it again."""
 
     source: str
@@ -95,7 +97,7 @@ class Provenance(_Struct):
     libraries: dict[str, str]
 
 
-class Manifest(_Struct):
+class Manifest(_Struct, frozen=True):
     """What a bundle is. `space` is a digest of all that places the vectors: see `space_digest`."""
 
     name: str
@@ -116,7 +118,7 @@ class Manifest(_Struct):
     format: int = FORMAT
 
 
-class Bundle(_Struct):
+class Bundle(_Struct, frozen=True):
     """A bundle on disk."""
 
     path: Path
@@ -176,7 +178,9 @@ def read(path: Path, *, verify: bool = True) -> Bundle:
     try:
         manifest = msgspec.json.decode(manifest_path.read_bytes(), type=Manifest)
     except FileNotFoundError:
-        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with `trimtab export`") from None
+        raise BundleError(
+            f"{path} is not a bundle: it has no {MANIFEST}. Make one with `trimtab export`"
+        ) from None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"{manifest_path} cannot be read: {error}. Export the bundle again") from None
     if manifest.format != FORMAT:

@@ -5,7 +5,7 @@ import importlib
 import logging
 import sys
 from importlib import metadata
-from typing import Protocol
+from typing import Protocol, cast
 
 from trimtab.errors import TrimtabError
 
@@ -13,6 +13,7 @@ from trimtab.errors import TrimtabError
 class Command(Protocol):
     """What a module registered under `trimtab.commands` offers. Importing it must be cheap."""
 
+    __doc__: str | None
     SUMMARY: str
     EXTRA: str | None  # the extra that installs what the command needs; None: the base has it all
 
@@ -25,7 +26,6 @@ class Command(Protocol):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `trimtab` with these arguments (those of the process by default) and return its exit status."""
-    commands = {entry.name: entry.value for entry in metadata.entry_points(group="trimtab.commands")}
     parser = argparse.ArgumentParser(
         prog="trimtab",
         description="Serve text encoders over gRPC: export one to a bundle, serve it, embed with it.",
@@ -33,36 +33,46 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"trimtab {metadata.version('trimtab')}")
     choices = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    modules: dict[str, Command] = {}
-    for name in sorted(commands):
-        command: Command = importlib.import_module(commands[name])  # type: ignore[assignment]
-        modules[name] = command
+    commands = find_commands()
+    for name, command in commands.items():
         sub = choices.add_parser(
             name,
             help=command.SUMMARY,
-            description=(sys.modules[commands[name]].__doc__ or "").strip(),
+            description=(command.__doc__ or "").strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.configure(sub)
     options = parser.parse_args(arguments)
-    command = modules[options.command]
+    command = commands[options.command]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         return command.run(options)
     except TrimtabError as error:
-        print(f"trimtab {options.command}: {error}", file=sys.stderr)
+        sys.stderr.write(f"trimtab {options.command}: {error}\n")
         return 1
     except ModuleNotFoundError as error:
         if command.EXTRA is None or (error.name or "").startswith("trimtab"):
             raise
-        print(
+        sys.stderr.write(
             f"trimtab {options.command} needs the package {error.name!r}: "
-            f"pip install 'trimtab[{command.EXTRA}]'",
-            file=sys.stderr,
+            f"pip install 'trimtab[{command.EXTRA}]'\n"
         )
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def find_commands() -> dict[str, Command]:
+    """The commands by name, in order. A part whose modules were taken out is left out: the others work."""
+    commands: dict[str, Command] = {}
+    for entry in sorted(metadata.entry_points(group="trimtab.commands"), key=lambda entry: entry.name):
+        try:
+            commands[entry.name] = cast(Command, importlib.import_module(entry.value))
+        except ModuleNotFoundError as error:
+            # Only the part itself may be missing; a package it needs and does not find is a fault to show.
+            if error.name is None or not f"{entry.value}.".startswith(f"{error.name}."):
+                raise
+    return commands
 
 
 if __name__ == "__main__":

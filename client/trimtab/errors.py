@@ -1,21 +1,23 @@
 """The one tree of errors: the server raises them, the wire carries their code, the client raises them again.
 
-    TrimtabError
-    |-- InvalidArgument      a bad input; the message names the element, the limit and the cure
-    |-- NotFound             no such encoder, version or space
-    |-- FailedPrecondition   what is asked for cannot be done as things stand
-    |-- ResourceExhausted    the server is full; `retry_after` seconds later it may not be
-    |-- DeadlineExceeded     the deadline passed, or cannot be met
-    |-- Cancelled            nobody waits for the answer any more
-    |-- Unavailable          not reachable, not warm yet, or draining: try another server
-    |-- Unauthenticated      no credentials, or wrong ones
-    |-- PermissionDenied     the credentials do not reach that far
-    |-- Unimplemented        the protocol has it, this server does not
-    |-- InternalError        a fault of the server; the id in the message stands in its log
-    |-- BundleError          a folder that is not a whole and untouched bundle
-    |-- ConfigError          a configuration that cannot be used
-    `-- ExportError          an encoder that cannot be exported, or was not exported faithfully
+TrimtabError
+|-- InvalidArgument      a bad input; the message names the element, the limit and the cure
+|-- NotFound             no such encoder, version or space
+|-- FailedPrecondition   what is asked for cannot be done as things stand
+|-- ResourceExhausted    the server is full; `retry_after` seconds later it may not be
+|-- DeadlineExceeded     the deadline passed, or cannot be met
+|-- Cancelled            nobody waits for the answer any more
+|-- Unavailable          not reachable, not warm yet, or draining: try another server
+|-- Unauthenticated      no credentials, or wrong ones
+|-- PermissionDenied     the credentials do not reach that far
+|-- Unimplemented        the protocol has it, this server does not
+|-- InternalError        a fault of the server; the id in the message stands in its log
+|-- BundleError          a folder that is not a whole and untouched bundle
+|-- ConfigError          a configuration that cannot be used
+`-- ExportError          an encoder that cannot be exported, or was not exported faithfully
 """
+
+# ruff: noqa: N818 (the names are those of gRPC's statuses)
 
 import grpc
 
@@ -137,6 +139,14 @@ _BY_CODE: dict[grpc.StatusCode, type[TrimtabError]] = {
         InternalError,
     )
 }
+
+
+_STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
+
+
+def status(number: int) -> grpc.StatusCode:
+    """The gRPC status of a number on the wire; UNKNOWN for a number that stands for none."""
+    return _STATUS_BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN)
 
 
 def from_status(code: grpc.StatusCode, message: str, retry_after: float = 0.0) -> TrimtabError:

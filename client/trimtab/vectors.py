@@ -18,7 +18,7 @@ STORAGE: dict[Dtype, np.dtype[np.generic]] = {
     "int8": np.dtype("i1"),
     "ubinary": np.dtype("u1"),
 }
-TO_PROTO: dict[Dtype, pb.DataType] = {
+TO_PROTO: dict[Dtype, pb.DataType.ValueType] = {
     "float32": pb.DATA_TYPE_FLOAT32,
     "float16": pb.DATA_TYPE_FLOAT16,
     "int8": pb.DATA_TYPE_INT8,
@@ -56,6 +56,7 @@ def unpack(matrix: pb.Matrix) -> NDArray[np.generic]:
     expected = matrix.rows * matrix.columns * storage.itemsize
     if len(matrix.data) != expected:
         raise InvalidArgument(
-            f"matrix of {matrix.rows} x {matrix.columns} {dtype} needs {expected} bytes, got {len(matrix.data)}"
+            f"matrix of {matrix.rows} x {matrix.columns} {dtype} needs {expected} bytes, "
+            f"got {len(matrix.data)}"
         )
     return np.frombuffer(matrix.data, storage).reshape(matrix.rows, matrix.columns)

@@ -124,6 +124,8 @@ class App:
                 ("grpc.max_receive_message_length", self.config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
+                # Clients may ping an idle connection this often (the SDK does, each minute).
+                ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
             ],
         )
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)

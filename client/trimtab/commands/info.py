@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
 def describe(manifest: bundles.Manifest) -> str:
     """The manifest for people."""
     size = sum(file.size for file in bundles.files(manifest))
+    provenance = manifest.provenance
     rows = [
         ("encoder", f"{manifest.name}, version {manifest.version}"),
         ("space", manifest.space),
@@ -40,9 +41,9 @@ def describe(manifest: bundles.Manifest) -> str:
         ("query prompt", repr(manifest.prompts.query)),
         ("passage prompt", repr(manifest.prompts.passage)),
         ("size", f"{size / 1e6:.1f} MB in {sum(1 for _ in bundles.files(manifest))} files, hashes verified"),
-        ("made", f"{manifest.created} from {manifest.provenance.source} ({manifest.provenance.architecture})"),
-        ("by", ", ".join(f"{name} {version}" for name, version in manifest.provenance.libraries.items())),
-        ("again", manifest.provenance.recipe),
+        ("made", f"{manifest.created} from {provenance.source} ({provenance.architecture})"),
+        ("by", ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())),
+        ("again", provenance.recipe),
     ]  # fmt: skip
     lines = [f"{name:<16}{value}" for name, value in rows]
     for variant in manifest.variants:
@@ -50,8 +51,8 @@ def describe(manifest: bundles.Manifest) -> str:
         lines += [
             "",
             f"variant {variant.name}: {variant.precision}",
-            f"  against the source   max |diff| {parity.max_abs_diff:.1e}, min cosine {parity.min_cosine:.7f} "
-            f"over {parity.texts} texts",
+            f"  against the source   max |diff| {parity.max_abs_diff:.1e}, "
+            f"min cosine {parity.min_cosine:.7f} over {parity.texts} texts",
             f"  alone or in a batch  max |diff| {parity.batch_max_abs_diff:.1e}",
             f"  speed                {variant.report.machine}",
         ]

@@ -82,7 +82,7 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     DATA_TYPE_FLOAT32: _DataType.ValueType  # 1
     DATA_TYPE_FLOAT16: _DataType.ValueType  # 2
     DATA_TYPE_INT8: _DataType.ValueType  # 3
-    """component = value * Matrix.scale, clipped to the calibrated range"""
+    """a component is the byte * Matrix.scale; clipped to the calibrated range"""
     DATA_TYPE_UBINARY: _DataType.ValueType  # 4
     """one sign bit a component, eight to a byte, the first in the highest bit"""
 
@@ -94,7 +94,7 @@ DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
 DATA_TYPE_FLOAT32: DataType.ValueType  # 1
 DATA_TYPE_FLOAT16: DataType.ValueType  # 2
 DATA_TYPE_INT8: DataType.ValueType  # 3
-"""component = value * Matrix.scale, clipped to the calibrated range"""
+"""a component is the byte * Matrix.scale; clipped to the calibrated range"""
 DATA_TYPE_UBINARY: DataType.ValueType  # 4
 """one sign bit a component, eight to a byte, the first in the highest bit"""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015

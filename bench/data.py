@@ -1,0 +1,60 @@
+"""Real texts for the benchmarks: the descriptions of Debian's packages, some 40,000 short and long pairs.
+
+They come through the machine's own `apt-get` into a folder of their own, so that its lists stay as they
+are, and are kept in bench/.data for the next run.
+"""
+
+import json
+import os
+import random
+import subprocess
+import tempfile
+from pathlib import Path
+
+CACHE = Path(__file__).parent / ".data" / "debian.jsonl"
+LONG_CHARACTERS = 600
+
+
+def pairs() -> list[tuple[str, str]]:
+    """(short description, long description) of packages, each text once, in a fixed random order."""
+    if not CACHE.exists():
+        CACHE.parent.mkdir(exist_ok=True)
+        partial = CACHE.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(pair) + "\n" for pair in _fetch()))
+        partial.rename(CACHE)
+    return [tuple(json.loads(line)) for line in CACHE.read_text().splitlines()]
+
+
+def mix(name: str, count: int) -> list[str]:
+    """`count` texts: "short" (queries), "long" (documents) or "mixed" (7 queries in 10)."""
+    rng = random.Random(0)
+    documents = {"short": 0.0, "mixed": 0.3, "long": 1.0}[name]
+    return [long[:LONG_CHARACTERS] if rng.random() < documents else short for short, long in pairs()[:count]]
+
+
+def _fetch() -> list[tuple[str, str]]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "lists" / "partial").mkdir(parents=True)
+        config = folder / "apt.conf"
+        config.write_text(
+            f'Dir::Etc::Parts "/dev/null";\nDir::State::Lists "{folder}/lists";\n'
+            'Acquire::Languages { "en"; };\n'
+        )
+        environment = {**os.environ, "APT_CONFIG": str(config)}
+        subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment, stderr=subprocess.DEVNULL)
+        found: dict[str, str] = {}
+        for path in sorted((folder / "lists").glob("*Translation-en")):
+            for record in path.read_text().split("\n\n"):
+                short, _, body = record.partition("Description-en:")[2].strip().partition("\n")
+                lines = [line.strip() for line in body.splitlines() if line.startswith(" ")]
+                long = " ".join(line for line in lines if line != ".")
+                if len(short.split()) >= 3 and len(long) >= 80:
+                    found.setdefault(short, long)
+    rows = list({long: (short, long) for short, long in found.items()}.values())
+    if not rows:
+        raise SystemExit(
+            "apt-get gave no package descriptions: the benchmarks need a Debian or Ubuntu machine"
+        )
+    random.Random(0).shuffle(rows)
+    return rows

@@ -1,0 +1,65 @@
+"""Trimtab's client: text in, vectors of a named space out.
+
+    import trimtab
+
+    with trimtab.Client("127.0.0.1:8001") as client:
+        vectors = client.embed(["a trim tab cancels drift", "so nobody has to hold the wheel"])
+        for vector in client.embed_stream(open("texts.txt")):
+            ...
+
+`AsyncClient` is the same for asyncio. Every error is a TrimtabError; arrays are NumPy's.
+"""
+
+from trimtab.aio import AsyncClient
+from trimtab.aio_stream import AsyncEmbeddingStream
+from trimtab.client import Client
+from trimtab.errors import (
+    BundleError,
+    Cancelled,
+    ConfigError,
+    DeadlineExceeded,
+    ExportError,
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    TrimtabError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from trimtab.stream import EmbeddingStream
+from trimtab.types import Embeddings, EmbedOptions, Encoder, Limits, Role, StageTimes, Truncate
+from trimtab.vectors import Dtype
+
+__all__ = [
+    "AsyncClient",
+    "AsyncEmbeddingStream",
+    "BundleError",
+    "Cancelled",
+    "Client",
+    "ConfigError",
+    "DeadlineExceeded",
+    "Dtype",
+    "EmbedOptions",
+    "EmbeddingStream",
+    "Embeddings",
+    "Encoder",
+    "ExportError",
+    "FailedPrecondition",
+    "InternalError",
+    "InvalidArgument",
+    "Limits",
+    "NotFound",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "Role",
+    "StageTimes",
+    "TrimtabError",
+    "Truncate",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+]

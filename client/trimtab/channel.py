@@ -1,0 +1,160 @@
+"""How a server is reached: address, credentials, retries, limits. One policy for both clients."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import grpc
+import grpc.aio
+
+from trimtab.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    TrimtabError,
+    Unavailable,
+    from_status,
+)
+
+DEFAULT_URL = "127.0.0.1:8001"
+DEFAULT_TIMEOUT = 30.0
+
+# Requests on their way at a time where one call is split: one being computed, one waiting, and their answers.
+PARTS_IN_FLIGHT = 4
+
+Tls = bool | str | Path | grpc.ChannelCredentials
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+_SERVICE = "trimtab.v1.EncoderService"
+# Only what may succeed later is sent again, and gRPC itself does it: after the server's pushback where it
+# names one, else after a backoff with jitter. Five attempts is the most gRPC allows; these delays bridge a
+# server that is away for three or four seconds. Streams are not in here: they keep what was answered.
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [
+                {"service": _SERVICE, "method": method} for method in ("Embed", "ListEncoders", "GetEncoder")
+            ],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "5s",
+                "backoffMultiplier": 2.5,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ],
+}
+OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # gRPC retries no call that it had to keep more than this for; its default, 256 KiB, is less than one
+    # batch of documents.
+    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
+    # A refused connection is tried again soon enough for the retries above to see it come back.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # The server says what a request may hold, and the SDK keeps to it; an answer may have any size.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A peer that vanished without a word is noticed while a call waits for it.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+# Streams have a connection of their own, without gRPC's retries: an Exchange knows better what to send again,
+# and where a server goes away, gRPC's machinery for retries (1.81) now and then leaves a stream's read
+# pending for ever although its status is there.
+STREAM_OPTIONS = (*OPTIONS, ("grpc.enable_retries", 0))
+
+
+class Deadline:
+    """So many seconds from now; math.inf for no limit."""
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ConfigError(f"timeout is {seconds}; give seconds above 0, or math.inf for no limit")
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float | None:
+        """Seconds left, as gRPC takes them: None for no limit."""
+        return None if math.isinf(self.seconds) else max(self._end - time.monotonic(), 0.0)
+
+
+def check_target(url: str) -> str:
+    """`url` as gRPC takes it: HOST:PORT, dns:///HOST:PORT, ipv4:..., unix:PATH."""
+    if "://" in url and not url.startswith(("dns://", "unix://", "xds://", "ipv4://", "ipv6://")):
+        scheme, rest = url.split("://", 1)
+        cure = "with tls=True" if scheme in {"https", "grpcs"} else "without a scheme"
+        raise ConfigError(
+            f"url {url!r}: a gRPC address is written HOST:PORT; pass {rest.strip('/')!r} {cure}"
+        )
+    if not url:
+        raise ConfigError("url is empty; pass HOST:PORT")
+    return url
+
+
+def check_credentials(tls: Tls) -> grpc.ChannelCredentials | None:
+    """The credentials of the channel; None for plain text."""
+    if isinstance(tls, grpc.ChannelCredentials):
+        return tls
+    if isinstance(tls, bool):
+        return grpc.ssl_channel_credentials() if tls else None
+    try:
+        roots = Path(tls).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"tls: the root certificates in {tls} cannot be read: {error.strerror}") from error
+    return grpc.ssl_channel_credentials(roots)
+
+
+def check_metadata(metadata: Mapping[str, str] | None) -> Metadata:
+    """The metadata of every call, as gRPC takes it."""
+    return tuple((key.lower(), value) for key, value in (metadata or {}).items())
+
+
+def from_rpc(error: grpc.RpcError, url: str, timeout: float = math.inf) -> TrimtabError:
+    """Trimtab's error for a failed call of gRPC, with the server's pushback where it names one."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":
+        # gRPC's own words for a deadline that passed on this side name neither the limit nor the cure.
+        return DeadlineExceeded(
+            f"no answer from {url} within {timeout:g} s; pass a longer timeout, or fewer texts at once"
+        )
+    if code is grpc.StatusCode.UNAVAILABLE:
+        details = f"{url}: {details}"
+    return from_status(code, details, _pushback(error))
+
+
+def from_break(error: grpc.RpcError, url: str) -> TrimtabError:
+    """Trimtab's error for a stream that broke; Unavailable where another connection may cure it."""
+    # A server that is stopped cancels its calls. A client that was closed does so too, and then has no
+    # further connection to offer.
+    cut = error.code() is grpc.StatusCode.CANCELLED
+    # grpc.aio forgets the status of a stream that ended while it was writing, and says this in its place
+    # (grpc/grpc#36066). Whatever it was, the next connection brings it to light.
+    forgotten = error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
+    if cut or forgotten:
+        return Unavailable(f"{url}: the connection broke ({error.details()})")
+    return from_rpc(error, url)
+
+
+def _pushback(error: grpc.RpcError) -> float:
+    """The seconds the server asks to wait; 0 where it names none, or says not to try again."""
+    trailers = cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ())
+    pushback = str(dict(trailers).get("grpc-retry-pushback-ms", ""))
+    return int(pushback) / 1000 if pushback.isdecimal() else 0.0
+
+
+@contextmanager
+def translated(url: str, deadline: Deadline) -> Iterator[None]:
+    """Raise gRPC's errors as Trimtab's."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc(error, url, deadline.seconds) from error
+    except (ValueError, grpc.aio.UsageError) as error:  # gRPC's words for a channel that was closed
+        raise FailedPrecondition(f"the client of {url} is closed; make a new one") from error

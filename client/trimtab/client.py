@@ -1,0 +1,201 @@
+"""The client for programs without an event loop."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar, Unpack
+
+import grpc
+from google.protobuf.message import Message
+
+from trimtab import channel, requests, responses
+from trimtab.errors import InvalidArgument, NotFound
+from trimtab.exchange import DEFAULT_WINDOW, Exchange
+from trimtab.requests import Options
+from trimtab.responses import Part
+from trimtab.stream import EmbeddingStream
+from trimtab.types import Embeddings, EmbedOptions, Encoder, Limits, Vectors
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.v1.encoder_pb2_grpc import EncoderServiceStub
+
+Answer = TypeVar("Answer")
+
+
+class _Pending(Protocol):
+    def result(self) -> pb.EmbedResponse: ...
+    def cancel(self) -> Any: ...
+
+
+class Client:
+    """Connections to a Trimtab server: one for calls, one for streams. Threads may share it.
+
+    Close it, or use it in `with`.
+
+    url: HOST:PORT, or any other gRPC target (dns:///HOST:PORT, unix:PATH). Where a name has several
+        addresses, requests go round all of them.
+    tls: False for plain text, True for TLS with the public authorities, the path of a PEM file for TLS with
+        one's own, or `grpc.ChannelCredentials` for anything else, such as a client certificate.
+    timeout: seconds that a call may take, however often it is tried; for streams, the longest wait for an
+        answer while one is owed. math.inf for no limit. Each call may name its own.
+    metadata: sent with every call, such as {"authorization": "Bearer ..."}.
+
+    Calls that find the server away or full are tried up to five times, with growing delays or the one the
+    server asks for; they do not wait for a server that refuses connections longer than those few seconds.
+    All errors are TrimtabErrors.
+    """
+
+    def __init__(
+        self,
+        url: str = channel.DEFAULT_URL,
+        *,
+        tls: channel.Tls = False,
+        timeout: float = channel.DEFAULT_TIMEOUT,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._url = channel.check_target(url)
+        self._timeout = channel.Deadline(timeout).seconds
+        self._metadata = channel.check_metadata(metadata)
+        credentials = channel.check_credentials(tls)
+        self._channels = tuple(
+            grpc.insecure_channel(url, options)
+            if credentials is None
+            else grpc.secure_channel(url, credentials, options)
+            for options in (channel.OPTIONS, channel.STREAM_OPTIONS)
+        )
+        self._stub, self._stream_stub = (EncoderServiceStub(opened) for opened in self._channels)
+        self._limits: dict[tuple[str, str], Limits] = {}
+
+    def close(self) -> None:
+        """Close the connection; open streams end."""
+        for opened in self._channels:
+            opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def embed(
+        self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> Vectors:
+        """Embed texts: an (n, d) array, one row a text, in their order.
+
+        The options are those of EmbedOptions: encoder, version, role, dimensions, dtype, truncate. The array
+        is the caller's own, of float32, float16, int8, or for dtype "ubinary" uint8. As many texts as memory
+        holds may be passed: what exceeds the server's limits is split, and all rows are of one version and
+        space, or FailedPrecondition is raised. `timeout` bounds the whole call, in seconds.
+        """
+        return self.embed_detailed(texts, timeout=timeout, **options).vectors
+
+    def embed_detailed(
+        self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> Embeddings:
+        """As `embed`, with the vectors' space, version and scale, the token counts, the server's times."""
+        wanted, checked = Options(**options), requests.check_texts(texts)
+        deadline = self._deadline(timeout)
+        key = (wanted.encoder, wanted.version)
+        limits = self._limits.get(key) or self._describe(*key, deadline).limits
+        parts = requests.split(checked, wanted, limits)
+        if len(parts) == 1:
+            try:
+                response = self._call(self._stub.Embed, wanted.request(checked), deadline)
+            except InvalidArgument:
+                self._limits.pop(key, None)  # in case the server's limits are others by now
+                raise
+            return responses.join([responses.parse(response, len(checked))])
+        # Pinned to the version that is the newest now, so that all parts are of one space.
+        encoder = self._describe(*key, deadline)
+        parts = requests.split(checked, wanted, encoder.limits)
+        return responses.join(list(self._embed_parts(parts, wanted.pinned(encoder), deadline)))
+
+    def embed_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        window: int = DEFAULT_WINDOW,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> EmbeddingStream:
+        """Embed any number of texts: an iterator of (d,) vectors, in the texts' order.
+
+        `texts` may be endless: it is read in a thread of the stream, no more than `window` texts ahead of
+        the vectors taken, and a text is sent at once, however long the next one takes. What the iterable
+        raises is raised here, after the vectors of the texts before it; so is an error of a single request.
+        A connection that breaks is opened again, and only what had no answer is sent again. All vectors
+        are of the version that is the newest when the stream begins (or of `version`), and of one space.
+        `timeout` is the longest wait for an answer while one is owed, in seconds; DeadlineExceeded then.
+
+        The options are those of EmbedOptions. Raises NotFound at once where the encoder is not served.
+        """
+        requests.refuse_single(texts)
+        wanted, deadline = Options(**options), self._deadline(timeout)
+        encoder = self._describe(wanted.encoder, wanted.version, deadline)
+        exchange = Exchange(wanted, encoder, window, deadline.seconds)
+        url, stub, metadata = self._url, self._stream_stub, self._metadata
+        return EmbeddingStream(
+            exchange,
+            texts,
+            lambda messages: stub.EmbedStream(messages, metadata=metadata),
+            lambda error: channel.from_break(error, url),
+        )
+
+    def encoders(self, *, timeout: float | None = None) -> list[Encoder]:
+        """Every version of every encoder that is ready to serve, by name, the newest version first."""
+        deadline = self._deadline(timeout)
+        listed = self._call(self._stub.ListEncoders, pb.ListEncodersRequest(), deadline)
+        return [responses.describe(encoder) for encoder in listed.encoders]
+
+    def encoder(self, name: str = "", version: str = "", *, timeout: float | None = None) -> Encoder:
+        """One encoder: its newest version, or the one named. NotFound where it is not served.
+
+        `name` may be left out where the server serves only one.
+        """
+        return self._describe(name, version, self._deadline(timeout))
+
+    def _deadline(self, timeout: float | None) -> channel.Deadline:
+        return channel.Deadline(self._timeout if timeout is None else timeout)
+
+    def _describe(self, name: str, version: str, deadline: channel.Deadline) -> Encoder:
+        request = pb.GetEncoderRequest(encoder=name, version=version)
+        encoder = responses.describe(self._call(self._stub.GetEncoder, request, deadline))
+        self._limits[name, version] = encoder.limits
+        return encoder
+
+    def _call(
+        self,
+        method: Callable[..., Answer],
+        request: Message,
+        deadline: channel.Deadline,
+    ) -> Answer:
+        with channel.translated(self._url, deadline):
+            return method(request, timeout=deadline.left(), metadata=self._metadata)
+
+    def _embed_parts(
+        self, parts: Iterable[list[str]], pinned: Options, deadline: channel.Deadline
+    ) -> Iterator[Part]:
+        """The answers to all parts in order, a few of them on their way at a time."""
+        calls: deque[tuple[int, _Pending]] = deque()
+        unsent = iter(parts)
+        try:
+            while True:
+                with channel.translated(self._url, deadline):
+                    for part in islice(unsent, channel.PARTS_IN_FLIGHT - len(calls)):
+                        pending: _Pending = self._stub.Embed.future(
+                            pinned.request(part), timeout=deadline.left(), metadata=self._metadata
+                        )
+                        calls.append((len(part), pending))
+                    if not calls:
+                        return
+                    count, call = calls[0]
+                    response = call.result()
+                calls.popleft()
+                yield responses.parse(response, count)
+        except NotFound as error:
+            raise responses.unloaded(error, pinned.encoder, pinned.version) from error
+        finally:
+            for _, call in calls:
+                call.cancel()

@@ -1,0 +1,167 @@
+"""Embed the texts of a file, or of standard input, with a server.
+
+    trimtab embed titles.txt --output titles.npy
+    trimtab embed articles.jsonl --column body --role passage --output articles.npy
+    trimtab embed articles.parquet --column body --dtype int8 --output articles.npy
+    echo "hello world" | trimtab embed
+
+A .npy file is one array, a row a text, and is written row by row: memory stays small however many texts
+there are. A .jsonl file, and standard output, have a line a text: {"row": 0, "embedding": [...]}. Beside a
+file, OUT.json says what its vectors are: encoder, version, space, and for int8 what one step is worth.
+
+A run that stops, for whatever reason, leaves OUT.partial; the same command goes on from there. All vectors
+of a file are of one version and one space of the encoder.
+"""
+
+import argparse
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from trimtab import channel, types, vectors
+from trimtab.client import Client
+from trimtab.commands import layouts, texts, vector_files
+from trimtab.errors import ConfigError, FailedPrecondition, NotFound
+from trimtab.progress import Progress
+from trimtab.requests import Options
+
+SUMMARY = "embed a file's texts into vectors"
+EXTRA = None
+INTERRUPTED = 130  # as shells count a stop by Ctrl-C
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    source = parser.add_argument_group("texts")
+    source.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: standard input")
+    source.add_argument("--format", choices=texts.FORMATS, help="default: by FILE's suffix; otherwise lines")
+    source.add_argument(
+        "--column", metavar="NAME", help="the column of JSONL or Parquet that holds the texts"
+    )
+    target = parser.add_argument_group("vectors")
+    target.add_argument(
+        "--output",
+        metavar="OUT",
+        type=_output,
+        default="-",
+        help="a .npy or .jsonl file; default: JSON lines on standard output",
+    )
+    target.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    target.add_argument("--restart", action="store_true", help="drop OUT.partial and begin again")
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument("--encoder", default="", help="may be left out where the server serves only one")
+    encoder.add_argument("--version", default="", help="default: the newest")
+    encoder.add_argument("--role", choices=types.ROLES, help="what the texts are, for encoders with prompts")
+    encoder.add_argument("--dimensions", type=int, metavar="N", help="keep the first N components")
+    encoder.add_argument("--dtype", choices=vectors.DTYPES, default="float32")
+    encoder.add_argument(
+        "--truncate", choices=types.TRUNCATIONS, default="end", help="where too long a text is cut"
+    )
+    server = parser.add_argument_group("server")
+    server.add_argument("--url", default=channel.DEFAULT_URL, help="HOST:PORT; default: %(default)s")
+    server.add_argument("--tls", action="store_true", help="use TLS, with the public authorities")
+    server.add_argument("--ca", metavar="PEM", type=Path, help="use TLS, with these authorities")
+    server.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S",
+        help="the longest wait for an answer, in seconds; default: %(default)g",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Embed, and return the exit status."""
+    wanted = Options(
+        encoder=options.encoder,
+        version=options.version,
+        role=options.role,
+        dimensions=options.dimensions,
+        dtype=options.dtype,
+        truncate=options.truncate,
+    )
+    output: Path | None = options.output
+    if output is not None and output.exists() and not options.overwrite:
+        raise ConfigError(f"{output} exists; pass --overwrite to replace it")
+    source = texts.open_texts(options.file, options.format, options.column)
+    with Client(options.url, tls=options.ca or options.tls, timeout=options.timeout) as client:
+        if output is None:
+            return _to_standard_output(client, wanted, source)
+        try:
+            return _to_file(client, wanted, source, output, restart=options.restart)
+        except OSError as error:
+            raise FailedPrecondition(f"{output} cannot be written: {error.strerror}") from error
+
+
+def _output(name: str) -> Path | None:
+    if name == "-":
+        return None
+    if Path(name).suffix not in layouts.LAYOUTS:
+        raise argparse.ArgumentTypeError(f"{name!r} is neither a .npy nor a .jsonl file, nor -")
+    return Path(name)
+
+
+def _to_standard_output(client: Client, wanted: Options, source: texts.Texts) -> int:
+    layout, output = layouts.Jsonl(), sys.stdout.buffer
+    try:
+        with client.embed_stream(source.texts, **wanted.keywords()) as stream:
+            for index, vector in enumerate(stream):
+                output.write(layout.row(index, vector))
+                output.flush()
+    except BrokenPipeError:
+        # The reader has had enough. Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path, *, restart: bool) -> int:
+    journal = None if restart else vector_files.read_journal(output)
+    encoder = _encoder(client, wanted, journal, output)
+    wanted = wanted.pinned(encoder)
+    description = vector_files.describe(encoder, wanted)
+    file = vector_files.VectorFile(output, description, journal)
+    try:
+        file.skip(source.texts)
+        read: deque[str] = deque()
+        with (
+            client.embed_stream(_noted(source.texts, read), **wanted.keywords()) as stream,
+            Progress("embedding", "texts", source.total, file.rows) as progress,
+        ):
+            for vector in stream:
+                file.write(read.popleft(), vector, stream.scale)
+                progress.advance()
+        file.finish()
+    except BaseException as error:
+        if rows := file.stop():
+            sys.stderr.write(
+                f"trimtab embed: stopped after {rows:,} rows; the same command goes on from there\n"
+            )
+        if isinstance(error, KeyboardInterrupt):
+            return INTERRUPTED
+        raise
+    sys.stderr.write(f"{file.rows:,} vectors of space {encoder.space} are in {output}\n")
+    return 0
+
+
+def _encoder(
+    client: Client, wanted: Options, journal: vector_files.Journal | None, output: Path
+) -> types.Encoder:
+    """The version to embed with: of a file that was begun, the one that made its first rows."""
+    if journal is None:
+        return client.encoder(wanted.encoder, wanted.version)
+    begun = journal.vectors
+    try:
+        return client.encoder(wanted.encoder or begun.encoder, wanted.version or begun.version)
+    except NotFound as error:
+        raise FailedPrecondition(
+            f"{output} was begun with {begun.encoder} {begun.version}, and the server says: {error}. "
+            "Pass --restart to begin again"
+        ) from error
+
+
+def _noted(source: Iterator[str], read: deque[str]) -> Iterator[str]:
+    """The texts, each noted until its vector is there."""
+    for text in source:
+        read.append(text)
+        yield text

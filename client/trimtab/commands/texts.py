@@ -1,0 +1,124 @@
+"""The texts of a file, one after the other: lines, or a column of JSONL or Parquet."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trimtab.errors import ConfigError, InvalidArgument
+
+FORMATS = ("lines", "jsonl", "parquet")
+_BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What is to be embedded: the texts in order, and how many they are where the file says so."""
+
+    texts: Iterator[str]
+    total: int | None
+
+
+def open_texts(path: Path | None, format: str | None, column: str | None) -> Texts:
+    """The texts of `path`, of standard input for None. The format is by the file's suffix where it is None.
+
+    ConfigError at once where this cannot be read; InvalidArgument, which names the line or row, where the
+    texts turn out to be wrong.
+    """
+    format = format or ("lines" if path is None else _BY_SUFFIX.get(path.suffix.lower(), "lines"))
+    if path is not None and not path.exists():
+        raise ConfigError(f"{path} does not exist")
+    if path is not None and path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file")
+    if format == "lines":
+        if column is not None:
+            raise ConfigError(
+                f"--column {column}: plain lines have no columns; pass --format jsonl or parquet"
+            )
+        return Texts(_lines(path), None)
+    if column is None:
+        raise ConfigError(f"--column is missing: which column of the {format} holds the texts?")
+    if format == "jsonl":
+        return Texts(_jsonl(path, column), None)
+    if path is None:
+        raise ConfigError(
+            "Parquet cannot be read from standard input, as its index is at its end; name a file"
+        )
+    return _parquet(path, column)
+
+
+def _raw_lines(path: Path | None) -> Iterator[tuple[str, bytes]]:
+    """Each line without its newline, and its place for messages."""
+    name = "standard input" if path is None else str(path)
+    # Standard input gets a reader of its own, because Python cannot exit while a thread waits in sys.stdin.
+    with open(path or 0, "rb", closefd=path is not None) as stream:
+        for number, line in enumerate(stream, 1):
+            body = line.removesuffix(b"\n").removesuffix(b"\r")
+            yield f"{name}, line {number}", body.removeprefix(_BOM) if number == 1 else body
+
+
+def _lines(path: Path | None) -> Iterator[str]:
+    for where, line in _raw_lines(path):
+        yield _decoded(line, where)
+
+
+def _jsonl(path: Path | None, column: str) -> Iterator[str]:
+    for where, line in _raw_lines(path):
+        try:
+            record = msgspec.json.decode(_decoded(line, where))
+        except msgspec.DecodeError as error:
+            raise InvalidArgument(f"{where} is not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise InvalidArgument(f"{where} is not a JSON object with the column {column!r}")
+        if column not in record:
+            raise InvalidArgument(f"{where} has no column {column!r}; it has {_names(record)}")
+        yield _text(record[column], where, column)
+
+
+def _parquet(path: Path, column: str) -> Texts:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise ConfigError("reading Parquet needs pyarrow: pip install 'trimtab[parquet]'") from None
+    try:
+        file = parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
+    names = file.schema_arrow.names
+    if column not in names:
+        raise InvalidArgument(f"{path} has no column {column!r}; it has {_names(names)}")
+
+    def texts() -> Iterator[str]:
+        row = 0
+        with file:
+            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield _text(value, f"{path}, row {row}", column)
+
+    return Texts(texts(), file.metadata.num_rows)
+
+
+def _text(value: Any, where: str, column: str) -> str:
+    if not isinstance(value, str):
+        kind = "empty" if value is None else type(value).__name__
+        raise InvalidArgument(f"{where}: column {column!r} is {kind}, not text")
+    return value
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"{where}: byte {error.start + 1} ({line[error.start]:#04x}) is not UTF-8; "
+            "convert the file, such as with: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _names(names: Any) -> str:
+    return ", ".join(repr(name) for name in names) or "none"

@@ -1,0 +1,259 @@
+"""Files of vectors that are written row by row, and that a second run goes on with after any kind of stop.
+
+    OUT.partial       the rows so far
+    OUT.partial.json  the journal: how many of them count, what they are, and of which inputs they are made
+    OUT               the finished file: the renamed OUT.partial
+    OUT.json          what its vectors are: encoder, version, space, scale
+
+The journal is replaced as a whole, after the rows it counts are on the disk. Rows after those it counts are
+cut off by the next run and made again, so a file is the same however often its making was stopped.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from trimtab.commands.layouts import LAYOUTS
+from trimtab.errors import ConfigError, FailedPrecondition, InternalError
+from trimtab.requests import Options
+from trimtab.types import Encoder, Vectors
+from trimtab.vectors import Dtype
+
+CHECKPOINT_ROWS = 10_000
+CHECKPOINT_SECONDS = 5.0
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What all vectors of a file have in common."""
+
+    encoder: str
+    version: str
+    space: str
+    role: str | None
+    truncate: str
+    dtype: Dtype
+    columns: int
+
+
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a file is."""
+
+    vectors: Description
+    scale: float  # of int8: what one step is worth
+    rows: int
+    bytes: int
+    inputs_sha256: str  # over the texts of these rows
+
+
+def describe(encoder: Encoder, options: Options) -> Description:
+    """What the vectors will be that `encoder` makes with these options."""
+    components = options.dimensions or encoder.dimensions
+    return Description(
+        encoder=encoder.name,
+        version=encoder.version,
+        space=encoder.space,
+        role=options.role,
+        truncate=options.truncate,
+        dtype=options.dtype,
+        columns=-(-components // 8) if options.dtype == "ubinary" else components,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    rows: int
+    bytes: int
+    inputs: Any  # a running SHA-256
+
+
+def read_journal(output: Path) -> Journal | None:
+    """The journal of an unfinished file, where there is one to go on with."""
+    partial, path = partial_paths(output)
+    if not partial.exists() or not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Journal)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Pass --restart to begin again") from None
+
+
+def partial_paths(output: Path) -> tuple[Path, Path]:
+    """Where the unfinished rows and their journal lie."""
+    return output.with_name(f"{output.name}.partial"), output.with_name(f"{output.name}.partial.json")
+
+
+class VectorFile:
+    """A file being written. After `skip`, the next row to write is row number `rows`."""
+
+    def __init__(self, output: Path, vectors: Description, journal: Journal | None = None) -> None:
+        if journal is not None and journal.vectors != vectors:
+            raise FailedPrecondition(_difference(output, journal.vectors, vectors))
+        self._output, self._vectors, self._journal = output, vectors, journal
+        self._layout = LAYOUTS[output.suffix](vectors.dtype, vectors.columns)
+        self._partial, self._journal_path = partial_paths(output)
+        if journal is not None and self._partial.stat().st_size < journal.bytes:
+            raise FailedPrecondition(
+                f"{self._partial} is shorter than the {journal.bytes:,} bytes that its journal counts; "
+                "pass --restart to begin again"
+            )
+        self.scale = journal.scale if journal else 0.0
+        self._file = _open_locked(self._partial)
+        header = self._layout.header(0)
+        self._state = _State(0, len(header), hashlib.sha256())
+        if journal is None:
+            self._journal_path.unlink(missing_ok=True)
+            self._file.truncate(0)
+            self._file.write(header)
+        else:
+            self._file.truncate(journal.bytes)
+            self._file.seek(journal.bytes)
+        self._saved, self._saved_at = self._state, time.monotonic()
+
+    @property
+    def rows(self) -> int:
+        """How many rows are written."""
+        return self._state.rows
+
+    def skip(self, texts: Iterator[str]) -> None:
+        """Pass over the inputs whose rows are there; FailedPrecondition where they are not the same texts."""
+        if self._journal is None:
+            return
+        inputs = hashlib.sha256()
+        for row in range(self._journal.rows):
+            text = next(texts, None)
+            if text is None:
+                raise FailedPrecondition(
+                    f"the input has only {row:,} texts, but {self._partial} has the vectors of "
+                    f"{self._journal.rows:,}: another input? Pass --restart to begin again"
+                )
+            _hash(inputs, text)
+        if inputs.hexdigest() != self._journal.inputs_sha256:
+            raise FailedPrecondition(
+                f"the first {self._journal.rows:,} texts of the input are not those whose vectors are in "
+                f"{self._partial}: another input, or one that was changed? Pass --restart to begin again"
+            )
+        self._state = self._saved = _State(self._journal.rows, self._journal.bytes, inputs)
+
+    def write(self, text: str, vector: Vectors, scale: float) -> None:
+        """Write the vector of the next text."""
+        if len(vector) != self._vectors.columns:
+            raise InternalError(
+                f"the server's vector has {len(vector)} columns, not the {self._vectors.columns} announced"
+            )
+        if self.rows and scale != self.scale:
+            raise FailedPrecondition(
+                f"the server's int8 scale is {scale:g} now, and was {self.scale:g} for the rows before; "
+                "pass --restart to begin again"
+            )
+        self.scale = scale
+        data = self._layout.row(self.rows, vector)
+        inputs = self._state.inputs.copy()
+        _hash(inputs, text)
+        self._file.write(data)
+        # One assignment: whenever an interrupt comes, rows, bytes and inputs belong together.
+        self._state = _State(self.rows + 1, self._state.bytes + len(data), inputs)
+        if (
+            self.rows - self._saved.rows >= CHECKPOINT_ROWS
+            or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+        ):
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Bring the rows so far to the disk, then the journal that counts them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        _replace(self._journal_path, self._describe())
+        self._saved, self._saved_at = self._state, time.monotonic()
+
+    def stop(self) -> int:
+        """Leave off so that another run can go on. Returns the rows that are kept; with none, no file is."""
+        if self.rows:
+            with suppress(OSError):  # a full disk: the last checkpoint stands
+                self.checkpoint()
+        elif self._journal is None:
+            self._partial.unlink()
+        with suppress(OSError):
+            self._file.close()
+        return self._saved.rows
+
+    def finish(self) -> None:
+        """Write the final header and give the file its name."""
+        self._file.seek(0)
+        self._file.write(self._layout.header(self.rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        _replace(self._output.with_name(f"{self._output.name}.json"), self._describe())
+        self._partial.replace(self._output)
+        _sync_folder(self._output)
+        self._journal_path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _describe(self) -> bytes:
+        state = self._state
+        journal = Journal(
+            vectors=self._vectors,
+            scale=self.scale,
+            rows=state.rows,
+            bytes=state.bytes,
+            inputs_sha256=state.inputs.hexdigest(),
+        )
+        return msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n"
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    try:
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise FailedPrecondition(f"another `trimtab embed` is writing {path}; wait for its end") from None
+    return stream
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replace the file as a whole: whatever happens, it is the old one or the new one."""
+    fresh = path.with_name(f"{path.name}.new")
+    with fresh.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(path)
+    _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _hash(inputs: Any, text: str) -> None:
+    # The length keeps two texts apart from one that is both.
+    data = text.encode()
+    inputs.update(len(data).to_bytes(8, "little"))
+    inputs.update(data)
+
+
+def _difference(output: Path, before: Description, now: Description) -> str:
+    changes = [
+        f"{name} was {getattr(before, name)}, now it is {getattr(now, name)}"
+        for name in Description.__struct_fields__
+        if getattr(before, name) != getattr(now, name)
+    ]
+    return (
+        f"{partial_paths(output)[0]} was begun with other vectors: {'; '.join(changes)}. "
+        "Repeat the command as it was, or pass --restart to begin again"
+    )

@@ -1,0 +1,128 @@
+"""Texts into requests: check the options and the texts, and split what is too much for one message. No IO."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from trimtab.errors import InvalidArgument
+from trimtab.types import ROLES, TRUNCATIONS, EmbedOptions, Encoder, Limits, Role, Truncate
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.vectors import TO_PROTO, Dtype, check_dtype
+
+_ROLES = {None: pb.ROLE_UNSPECIFIED, "query": pb.ROLE_QUERY, "passage": pb.ROLE_PASSAGE}
+_TRUNCATIONS = {"end": pb.TRUNCATE_END, "start": pb.TRUNCATE_START, "none": pb.TRUNCATE_NONE}
+_UINT32 = 2**32
+# A text's tag and length, and what EmbedStreamRequest puts around a request: the most they can take.
+_TEXT_OVERHEAD = 6
+_MESSAGE_OVERHEAD = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The checked options of an `embed` call: see types.EmbedOptions."""
+
+    encoder: str = ""
+    version: str = ""
+    role: Role | None = None
+    dimensions: int | None = None
+    dtype: Dtype = "float32"
+    truncate: Truncate = "end"
+
+    def __post_init__(self) -> None:
+        if self.role is not None and self.role not in ROLES:
+            raise InvalidArgument(
+                f"role {self.role!r} is not known; choose one of {', '.join(ROLES)}, or None"
+            )
+        if self.truncate not in TRUNCATIONS:
+            raise InvalidArgument(
+                f"truncate {self.truncate!r} is not known; choose one of {', '.join(TRUNCATIONS)}"
+            )
+        if self.dimensions is not None and not 0 < self.dimensions < _UINT32:
+            raise InvalidArgument(f"dimensions is {self.dimensions}; give at least 1, or None for all")
+        check_dtype(self.dtype)
+
+    def request(self, texts: Iterable[str] = ()) -> pb.EmbedRequest:
+        """The message that asks for these texts."""
+        return pb.EmbedRequest(
+            encoder=self.encoder,
+            version=self.version,
+            role=_ROLES[self.role],
+            truncate=_TRUNCATIONS[self.truncate],
+            dimensions=self.dimensions or 0,
+            dtype=TO_PROTO[self.dtype],
+            texts=texts,
+        )
+
+    def pinned(self, encoder: Encoder) -> "Options":
+        """The same options for exactly this version of this encoder."""
+        return replace(self, encoder=encoder.name, version=encoder.version)
+
+    def keywords(self) -> EmbedOptions:
+        """The options as the keywords of an `embed` call."""
+        return {
+            "encoder": self.encoder,
+            "version": self.version,
+            "role": self.role,
+            "dimensions": self.dimensions,
+            "dtype": self.dtype,
+            "truncate": self.truncate,
+        }
+
+    def text_room(self, limits: Limits) -> int:
+        """How many bytes the texts of one message may take, each counted by `text_size`."""
+        return (limits.max_message_bytes or 2**31 - 1) - self.request().ByteSize() - _MESSAGE_OVERHEAD
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list; InvalidArgument where one is no text, or where `texts` is itself one."""
+    refuse_single(texts)
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise InvalidArgument(f"texts[{index}] is {type(text).__name__}, not str")
+    return checked
+
+
+def refuse_single(texts: object) -> None:
+    """InvalidArgument for a single text, whose characters would otherwise be taken for texts."""
+    if isinstance(texts, str | bytes):
+        raise InvalidArgument(f"texts is one {type(texts).__name__}; pass a list of str: [text]")
+
+
+def text_size(text: str, index: int, room: int) -> int:
+    """The most bytes that `text` adds to a message; InvalidArgument where it is no text or more than `room`.
+
+    `index` is its place among the caller's texts, and `room` what one message holds.
+    """
+    if not isinstance(text, str):
+        raise InvalidArgument(f"texts[{index}] is {type(text).__name__}, not str")
+    try:
+        size = _TEXT_OVERHEAD + (len(text) if text.isascii() else len(text.encode()))
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"texts[{index}] holds half of a surrogate pair at character {error.start}, "
+            "which UTF-8 cannot carry; decode the text with errors='replace'"
+        ) from None
+    if size > room:
+        raise InvalidArgument(
+            f"texts[{index}] has {size - _TEXT_OVERHEAD:,} bytes, "
+            f"and a message to this server holds {max(room - _TEXT_OVERHEAD, 0):,}; shorten the text"
+        )
+    return size
+
+
+def split(texts: list[str], options: Options, limits: Limits) -> list[list[str]]:
+    """The texts in order, cut into as few consecutive parts as the server's limits allow; [[]] for none."""
+    return list(_parts(texts, options.text_room(limits), limits.max_texts or len(texts)))
+
+
+def _parts(texts: list[str], room: int, most: int) -> Iterator[list[str]]:
+    part: list[str] = []
+    filled = 0
+    for index, text in enumerate(texts):
+        size = text_size(text, index, room)
+        if part and (len(part) == most or filled + size > room):
+            yield part
+            part, filled = [], 0
+        part.append(text)
+        filled += size
+    yield part

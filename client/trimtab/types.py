@@ -1,0 +1,109 @@
+"""What the SDK takes and gives: plain, frozen data, no protobuf."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.vectors import Dtype
+
+Role = Literal["query", "passage"]
+Truncate = Literal["end", "start", "none"]
+ROLES: tuple[Role, ...] = get_args(Role)
+TRUNCATIONS: tuple[Truncate, ...] = get_args(Truncate)
+
+Vectors: TypeAlias = NDArray[Any]  # its dtype follows the request: float32, float16, int8 or uint8
+
+
+class EmbedOptions(TypedDict, total=False):
+    """How texts are embedded: the keywords of every `embed` call.
+
+    encoder: the encoder's name; may be left out where the server serves only one.
+    version: the encoder's version; left out, the newest.
+    role: "query" or "passage"; needed by encoders with prompts, left out for those without.
+    dimensions: leading components to keep; left out, all.
+    dtype: what a component is: "float32" (the default), "float16", "int8" (multiply by `Embeddings.scale`
+        for the value) or "ubinary" (one sign bit a component, eight to a byte, the first in the highest bit).
+    truncate: where a text of more tokens than the encoder reads is cut: at its "end" (the default), at its
+        "start", or "none": then such a text is refused with InvalidArgument.
+    """
+
+    encoder: str
+    version: str
+    role: Role | None
+    dimensions: int | None
+    dtype: Dtype
+    truncate: Truncate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request to the server may hold; 0 where the server names no limit.
+
+    The SDK splits what exceeds `max_texts` or `max_message_bytes`; a single text above `max_text_bytes`
+    (in UTF-8) is the caller's to shorten, and refused.
+    """
+
+    max_texts: int
+    max_text_bytes: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """One version of an encoder that a server serves.
+
+    `space` names the coordinate system of its vectors: vectors may be compared only where it is the same.
+    `similarity` is the measure made for them: cosine, dot, euclidean or manhattan. `dimensions` is the
+    length of a full vector; `normalized` says that it is 1 long. No more than `max_tokens` tokens of a
+    text are read, special tokens included. The prompts are put before a text by the server.
+    """
+
+    name: str
+    version: str
+    space: str
+    dimensions: int
+    max_tokens: int
+    similarity: str
+    pooling: str
+    normalized: bool
+    query_prompt: str
+    passage_prompt: str
+    dtypes: tuple[Dtype, ...]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimes:
+    """Where the time went inside the server, in seconds; the stages follow one another.
+
+    Where a call was split into several requests, each stage is the sum over them.
+    """
+
+    tokenize: float = 0.0
+    queue: float = 0.0
+    compute: float = 0.0
+    output: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embeddings:
+    """Vectors, and what they are.
+
+    vectors: (n, d), one row a text, in the order of the texts; the caller's own, writable. Of float32,
+        float16, int8, or uint8 for dtype "ubinary", where d is the number of bytes.
+    token_counts: (n,) uint32, the tokens the encoder read of each text, special tokens included.
+    encoder, version, space: what made them; all rows are of this one space.
+    scale: for int8, what one step is worth: `vectors * scale`; otherwise 0.
+    times: where the time went inside the server.
+    """
+
+    vectors: Vectors
+    token_counts: NDArray[np.uint32]
+    encoder: str
+    version: str
+    space: str
+    dtype: Dtype
+    scale: float
+    times: StageTimes = field(default_factory=StageTimes)

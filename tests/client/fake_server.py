@@ -1,0 +1,235 @@
+"""A small, real gRPC server: vectors made from the texts alone, and faults on demand."""
+
+import hashlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grpc
+import numpy as np
+
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.v1.encoder_pb2_grpc import EncoderServiceServicer, add_EncoderServiceServicer_to_server
+from trimtab.vectors import FROM_PROTO, STORAGE, pack
+
+DIMENSIONS = 32
+SCALE = 1 / 127
+
+
+class Abort(NamedTuple):
+    """How a call is to fail."""
+
+    code: grpc.StatusCode
+    message: str = "as the test wants it"
+    pushback_ms: int | None = None
+
+
+def vector(text: str, version: str = "1", role: int = 0) -> np.ndarray:
+    """The float32 vector of a text, of length 1, the same wherever and whenever it is made."""
+    digest = hashlib.sha256(f"{version}/{role}/{text}".encode()).digest()
+    raw = np.frombuffer(digest, np.uint8).astype(np.float32) - 127.5
+    return raw / np.linalg.norm(raw)
+
+
+def vectors(texts: list[str], version: str = "1", role: int = 0) -> np.ndarray:
+    return np.array([vector(text, version, role) for text in texts], np.float32).reshape(-1, DIMENSIONS)
+
+
+def pack_as(matrix: np.ndarray, dtype: str) -> pb.Matrix:
+    """As the real server's outputs, in the small."""
+    if dtype == "int8":
+        return pack(np.rint(matrix / SCALE).astype(np.int8), "int8", SCALE)
+    if dtype == "ubinary":
+        return pack(np.packbits(matrix > 0, axis=1), "ubinary")
+    return pack(matrix.astype(STORAGE[dtype]), dtype)
+
+
+@dataclass
+class Faults:
+    """What goes wrong, each once and in turn; empty, nothing does."""
+
+    embeds: deque[Abort | None] = field(default_factory=deque)  # one for each call of Embed
+    describes: deque[Abort | None] = field(default_factory=deque)  # one for each call of GetEncoder
+    breaks: deque[tuple[int, Abort | None]] = field(
+        default_factory=deque
+    )  # a stream's: after so many answers
+    refusals: dict[str, deque[pb.Error]] = field(default_factory=dict)  # of a request that holds this text
+    gate: Callable[[list[str]], None] | None = None  # called before texts are answered; may block
+    tamper: Callable[[pb.EmbedResponse], None] | None = None  # changes an answer
+    shuffle: bool = False  # streams answer what they have in reverse order
+
+
+class FakeServer(EncoderServiceServicer):
+    """Serves the encoder `fake`, versions 1 and 2; the newest is `newest`."""
+
+    def __init__(self) -> None:
+        self.faults = Faults()
+        self.newest = "1"
+        self.loaded = {"1", "2"}
+        self.limits = pb.Limits(max_texts=64, max_text_bytes=10_000, max_message_bytes=4_000_000)
+        self.requests: list[pb.EmbedRequest] = []  # of Embed and EmbedStream
+        self.deadlines: list[float] = []  # seconds that Embed's callers would wait
+        self.metadata: list[dict[str, Any]] = []
+        self.describes = 0
+        self.ended: queue.Queue[str] = queue.Queue()  # how each stream ended: "done", "cancelled"
+        self._server: grpc.Server | None = None
+
+    def start(self, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None) -> str:
+        # A stream keeps a thread; an idle pool costs nothing.
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(32, thread_name_prefix="fake"),
+            options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)],
+        )
+        add_EncoderServiceServicer_to_server(self, self._server)
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
+        self._server.start()
+        return f"{address.rpartition(':')[0]}:{port}"
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop(None).wait()
+            self._server = None
+
+    def texts(self) -> list[str]:
+        """Every text that was asked for, in the order in which it came."""
+        return [text for request in self.requests for text in request.texts]
+
+    def describe(self, version: str) -> pb.Encoder:
+        return pb.Encoder(
+            name="fake",
+            version=version,
+            space=f"space-{version}",
+            dimensions=DIMENSIONS,
+            max_tokens=128,
+            similarity="cosine",
+            pooling="mean",
+            normalized=True,
+            query_prompt="query: ",
+            dtypes=[1, 2, 3, 4, 77],
+            limits=self.limits,
+        )
+
+    def answer(self, request: pb.EmbedRequest) -> pb.EmbedResponse | pb.Error:
+        self.requests.append(request)
+        version = request.version or self.newest
+        if request.encoder not in {"", "fake"} or version not in self.loaded:
+            return pb.Error(code=5, message=f"{request.encoder} {version} is not served")
+        if not request.texts:
+            return pb.Error(code=3, message="texts is empty")
+        if len(request.texts) > (self.limits.max_texts or len(request.texts)):
+            return pb.Error(
+                code=3, message=f"{len(request.texts)} texts, the limit is {self.limits.max_texts}"
+            )
+        for text in request.texts:
+            if refusals := self.faults.refusals.get(text):
+                return refusals.popleft()
+            if len(text.encode()) > self.limits.max_text_bytes:
+                return pb.Error(code=3, message=f"a text of {len(text.encode())} bytes is too long")
+        if self.faults.gate:
+            self.faults.gate(list(request.texts))
+        matrix = vectors(list(request.texts), version, request.role)
+        response = pb.EmbedResponse(
+            embeddings=pack_as(matrix[:, : request.dimensions or None], FROM_PROTO[request.dtype]),
+            token_counts=[len(text.split()) + 2 for text in request.texts],
+            encoder="fake",
+            version=version,
+            space=f"space-{version}",
+            times=pb.StageTimes(tokenize=1_000_000, queue=2_000_000, compute=3_000_000, output=4_000_000),
+        )
+        if self.faults.tamper:
+            self.faults.tamper(response)
+        return response
+
+    def Embed(self, request, context):
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.deadlines.append(context.time_remaining())
+        fail(context, self.faults.embeds)
+        answer = self.answer(request)
+        if isinstance(answer, pb.Error):
+            context.abort(STATUS[answer.code], answer.message)
+        return answer
+
+    def EmbedStream(self, request_iterator, context):
+        self.metadata.append(dict(context.invocation_metadata()))
+        context.add_callback(lambda: self.ended.put("cancelled" if context.code() is None else "done"))
+        answers, broken = self.faults.breaks.popleft() if self.faults.breaks else (-1, None)
+        if answers == 0:
+            leave(context, broken)
+            return
+        for message in self._read(request_iterator):
+            outcome = self.answer(message.request)
+            if isinstance(outcome, pb.Error):
+                yield pb.EmbedStreamResponse(id=message.id, error=outcome)
+            else:
+                yield pb.EmbedStreamResponse(id=message.id, response=outcome)
+            answers -= 1
+            if answers == 0:
+                leave(context, broken)
+                return
+        context.set_code(grpc.StatusCode.OK)
+
+    def _read(self, messages: Iterator[pb.EmbedStreamRequest]) -> Iterator[pb.EmbedStreamRequest]:
+        if not self.faults.shuffle:
+            yield from messages
+            return
+        arrived: queue.Queue[pb.EmbedStreamRequest | None] = queue.Queue()
+
+        def read() -> None:
+            try:
+                for message in messages:
+                    arrived.put(message)
+            except Exception:  # the call was cancelled
+                pass
+            arrived.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        while (message := arrived.get()) is not None:
+            some = [message]
+            while len(some) < 4:
+                try:
+                    following = arrived.get(timeout=0.05)
+                except queue.Empty:
+                    break
+                if following is None:
+                    arrived.put(None)
+                    break
+                some.append(following)
+            yield from reversed(some)
+
+    def ListEncoders(self, request, context):
+        return pb.ListEncodersResponse(
+            encoders=[self.describe(version) for version in sorted(self.loaded, reverse=True)]
+        )
+
+    def GetEncoder(self, request, context):
+        self.describes += 1
+        fail(context, self.faults.describes)
+        version = request.version or self.newest
+        if request.encoder not in {"", "fake"} or version not in self.loaded:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"{request.encoder} {version} is not served")
+        return self.describe(version)
+
+
+STATUS = {status.value[0]: status for status in grpc.StatusCode}
+
+
+def fail(context: grpc.ServicerContext, faults: "deque[Abort | None]") -> None:
+    if faults and (fault := faults.popleft()) is not None:
+        leave(context, fault)
+
+
+def leave(context: grpc.ServicerContext, fault: Abort | None) -> None:
+    """End the call as the fault says; without one, end it well."""
+    if fault is None:
+        context.set_code(grpc.StatusCode.OK)
+        return
+    if fault.pushback_ms is not None:
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(fault.pushback_ms)),))
+    context.abort(fault.code, fault.message)

@@ -1,0 +1,80 @@
+"""What the package shows, and what it brings along."""
+
+import inspect
+import subprocess
+import sys
+
+import trimtab
+
+
+def test_exported_names() -> None:
+    assert trimtab.__all__ == [
+        "AsyncClient",
+        "AsyncEmbeddingStream",
+        "BundleError",
+        "Cancelled",
+        "Client",
+        "ConfigError",
+        "DeadlineExceeded",
+        "Dtype",
+        "EmbedOptions",
+        "EmbeddingStream",
+        "Embeddings",
+        "Encoder",
+        "ExportError",
+        "FailedPrecondition",
+        "InternalError",
+        "InvalidArgument",
+        "Limits",
+        "NotFound",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "Role",
+        "StageTimes",
+        "TrimtabError",
+        "Truncate",
+        "Unauthenticated",
+        "Unavailable",
+        "Unimplemented",
+    ]
+
+
+def test_every_error_of_the_tree_is_exported() -> None:
+    tree = [trimtab.TrimtabError]
+    for error in tree:
+        tree.extend(error.__subclasses__())
+    assert {error.__name__ for error in tree} <= set(trimtab.__all__)
+
+
+def test_both_clients_are_alike() -> None:
+    def shape(client: type) -> dict[str, list[str]]:
+        return {
+            name: list(inspect.signature(member).parameters)
+            for name, member in vars(client).items()
+            if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_"))
+        }
+
+    assert shape(trimtab.Client) == shape(trimtab.AsyncClient)
+
+
+def test_what_is_public_is_documented() -> None:
+    for name in set(trimtab.__all__) - {"Dtype", "Role", "Truncate"}:
+        member = getattr(trimtab, name)
+        assert inspect.getdoc(member), name
+        for method, function in inspect.getmembers(member, inspect.isfunction):
+            if not method.startswith("_") and function.__module__.startswith("trimtab"):
+                assert inspect.getdoc(function), f"{name}.{method}"
+
+
+def test_the_import_brings_only_what_the_base_requires() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import trimtab\n"
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(loaded - sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    packages = {"trimtab", "grpc", "google", "numpy", "msgspec"}
+    # grpc brings typing_extensions, and shows those of its siblings that happen to be installed.
+    siblings = {"typing_extensions", "grpc_health", "grpc_reflection", "grpc_tools", "grpc_status"}
+    loaded = {name for name in done.stdout.split() if "cython" not in name}
+    assert loaded - siblings <= packages

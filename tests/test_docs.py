@@ -1,0 +1,63 @@
+"""Every snippet of the documentation is run, or, where it starts the set-up itself, checked to exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.serve.server_process import ServerProcess
+from trimtab_server import config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "DESIGN.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+SNIPPETS = [
+    pytest.param(language, text, id=f"{page.name}-{number}-{language or 'plain'}")
+    for page in PAGES
+    for number, (language, text) in enumerate(FENCE.findall(page.read_text()))
+]
+
+
+@pytest.mark.parametrize(("language", "text"), SNIPPETS)
+def test_snippet(
+    language: str, text: str, server: ServerProcess, minilm_source: Path, tmp_path: Path
+) -> None:
+    if language == "toml":
+        (tmp_path / "trimtab.toml").write_text(text)
+        settings = config.read(tmp_path / "trimtab.toml")
+        if "[limits]" in text:
+            assert settings == config.Config(), "the page says that these are the defaults"
+        return
+    if not language:
+        return  # a drawing
+    text = text.replace("127.0.0.1:8001", server.url)
+    if language == "sh":
+        lines = [f"make -n {line[5:]}" if line.startswith("make ") else line for line in text.splitlines()]
+        command = ["bash", "-euo", "pipefail", "-c", "\n".join(lines)]
+        if any(line.startswith("make ") for line in lines):
+            for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+                (tmp_path / name).write_text((ROOT / name).read_text())
+    else:
+        assert language == "python", f"no way to check a snippet in {language!r}"
+        command = [sys.executable, "-W", "error", "-c", text]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        env={**os.environ, "PATH": path, "ENCODER": str(minilm_source)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
