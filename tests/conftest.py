@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.serve.server_process import ServerProcess, serve
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +35,10 @@ def minilm_repository(tmp_path_factory: pytest.TempPathFactory, minilm_source: P
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=110)
     assert done.returncode == 0, done.stderr
     return repository
+
+
+@pytest.fixture(scope="session")
+def server(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A `trimtab serve` over the real encoder, with the default configuration."""
+    with serve(minilm_repository, tmp_path_factory.mktemp("server")) as running:
+        yield running

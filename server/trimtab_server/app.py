@@ -32,6 +32,8 @@ from trimtab_server.tokenization import Tokenization
 
 log = logging.getLogger(__name__)
 
+# After the calls have been answered: time for the last bytes to leave.
+FLUSH_SECONDS = 1.0
 SERVICES = (
     encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
     service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
@@ -66,6 +68,7 @@ class App:
             self._engine,
             self._metrics,
         )
+        self._boundary = Boundary()
         self._native = NativeServicer(pipeline)
         self._kserve = KServeServicer(pipeline, self._metrics, lambda: self._ready)
         self._server = self._listen()
@@ -103,7 +106,8 @@ class App:
         self._health.drain()
         self._native.drain()
         self._kserve.drain()
-        await self._server.stop(self.config.server.drain_seconds)
+        await self._boundary.drain(self.config.server.drain_seconds)
+        await self._server.stop(FLUSH_SECONDS)
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._tokenization.stop)
         self._scrapes.shutdown()
@@ -119,7 +123,7 @@ class App:
 
     def _listen(self) -> grpc.aio.Server:
         server = grpc.aio.server(
-            interceptors=[Boundary()],
+            interceptors=[self._boundary],
             options=[
                 ("grpc.max_receive_message_length", self.config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),

@@ -3,6 +3,8 @@
 One interceptor wraps every method of every service, so that no servicer handles either by itself.
 """
 
+import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,10 +12,12 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
-from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError
+from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError, Unavailable
 
 log = logging.getLogger(__name__)
 
+# Calls that are no work of the server's: asking after its health, or what it serves.
+UNCOUNTED = ("/grpc.",)
 # gRPC's headers hold 8 KiB by default, and a character may take 12 bytes in them.
 MESSAGE_CHARACTERS = 500
 
@@ -28,10 +32,25 @@ class Malformed:
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Turns trimtab.errors into gRPC statuses, and anything else into INTERNAL with an id of the log."""
+    """Turns trimtab.errors into gRPC statuses, and anything else into INTERNAL with an id of the log.
+
+    It also knows which calls are in flight, and turns away new ones while the server drains: gRPC's own
+    stop cancels calls that have arrived and are not taken up yet, and a client may not retry those.
+    """
 
     def __init__(self) -> None:
         self._wrapped: dict[str, Any] = {}
+        self._draining = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new calls, and wait until those in flight are answered, or for so many seconds."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -43,8 +62,51 @@ class Boundary(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None  # an unknown method: UNIMPLEMENTED, and not remembered
-            self._wrapped[method] = _wrap(handler)
+            self._wrapped[method] = self._wrap(handler, counted=not method.startswith(UNCOUNTED))
         return self._wrapped[method]
+
+    def _wrap(self, handler: Any, *, counted: bool) -> Any:
+        parse = parse_with(handler.request_deserializer)
+        if handler.request_streaming and handler.response_streaming:
+            kind, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+        elif handler.response_streaming:
+            kind, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        elif handler.request_streaming:
+            kind, inner = grpc.stream_unary_rpc_method_handler, handler.stream_unary
+        else:
+            kind, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+
+        async def answer(request: Any, context: Context) -> Any:
+            try:
+                messages = _checked(request) if handler.request_streaming else check(request)
+                answered = inner(messages, context)
+                if hasattr(answered, "__aiter__"):  # a servicer that yields its answers, such as reflection
+                    async for each in answered:
+                        await context.write(each)
+                    return None
+                return await answered
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await abort(context, as_trimtab_error(error))
+
+        async def call(request: Any, context: Context) -> Any:
+            if self._draining:
+                await abort(context, Unavailable("the server is draining: try another one"))
+            self._calls += 1
+            self._idle.clear()
+            try:
+                return await answer(request, context)
+            finally:
+                self._calls -= 1
+                if not self._calls:
+                    self._idle.set()
+
+        return kind(
+            call if counted else answer,
+            request_deserializer=parse,
+            response_serializer=handler.response_serializer,
+        )
 
 
 def as_trimtab_error(error: Exception) -> TrimtabError:
@@ -96,31 +158,3 @@ def check(message: Any) -> Any:
 async def _checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for message in messages:
         yield check(message)
-
-
-def _wrap(handler: Any) -> Any:
-    parse = parse_with(handler.request_deserializer) if handler.request_deserializer else None
-    if handler.request_streaming and handler.response_streaming:
-        kind, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-    elif handler.response_streaming:
-        kind, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-    elif handler.request_streaming:
-        kind, inner = grpc.stream_unary_rpc_method_handler, handler.stream_unary
-    else:
-        kind, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-
-    async def call(request: Any, context: Context) -> Any:
-        try:
-            messages = _checked(request) if handler.request_streaming else check(request)
-            answer = inner(messages, context)
-            if hasattr(answer, "__aiter__"):  # a servicer that yields its answers, such as reflection
-                async for each in answer:
-                    await context.write(each)
-                return None
-            return await answer
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await abort(context, as_trimtab_error(error))
-
-    return kind(call, request_deserializer=parse, response_serializer=handler.response_serializer)
