@@ -83,6 +83,7 @@ class Variant(_Struct, frozen=True):
     name: str
     precision: Literal["fp32"]
     inputs: tuple[str, ...]
+    unpadded: bool  # its linear layers compute real tokens alone, so that padding costs next to nothing
     files: tuple[File, ...]
     report: ReportCard
 

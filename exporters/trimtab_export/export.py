@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trimtab import bundle as bundles
-from trimtab_export import evaluate, head, runtime, to_onnx, write
+from trimtab_export import evaluate, head, runtime, to_onnx, unpad, write
 from trimtab_export.load import load
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import Steps, no_progress_bars, quiet
@@ -34,7 +34,7 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
     cannot be exported faithfully or the version exists.
     """
     runtime.require()
-    steps = Steps(total=6)
+    steps = Steps(total=7)
     with write.staged(repository, name, version) as stage, quiet():
         with steps(f"reading {settings.source}"):
             no_progress_bars()
@@ -44,8 +44,10 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
             states = to_onnx.states_graph(source, stage.work)
         with steps(f"adding the head ({describe(source)})"):
             files = head.graft(states, source.head, source.dimensions, stage.folder / VARIANT)
+        texts = evaluate.check_texts(batcher, source.max_tokens)
+        with steps("taking the padding out"):
+            products = unpad.take_padding_out(files[0], batcher(texts[:: len(texts) // 8]))
         with steps("comparing with the source"):
-            texts = evaluate.check_texts(batcher, source.max_tokens)
             parity, vectors = evaluate.compare(files[0], source, texts, batcher)
         with steps("measuring the speed"):
             speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
@@ -56,6 +58,7 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                 name=VARIANT,
                 precision="fp32",
                 inputs=to_onnx.inputs_of(files[0]),
+                unpadded=products > 0,
                 files=tuple(write.entry(stage.folder, path) for path in files),
                 report=evaluate.report_card(parity, speed),
             )

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
+Priority = Literal["interactive", "bulk"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -24,18 +25,6 @@ class Model:
     pad_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """The measured time of a graph on a device: `run_seconds` + `token_seconds` x padded tokens."""
-
-    run_seconds: float
-    token_seconds: float
-
-    def seconds(self, tokens: int) -> float:
-        """What a run of `tokens` padded tokens takes."""
-        return self.run_seconds + self.token_seconds * tokens
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class Item:
     """One text, waiting for a device. `ticket` and `row` say where its vector belongs."""
@@ -45,6 +34,8 @@ class Item:
     ticket: Any  # the engine's own: nobody else looks inside
     row: int
     deadline: float | None  # on the engine's clock; None: no deadline
+    tenant: str = ""
+    priority: Priority = "interactive"
 
     @property
     def length(self) -> int:

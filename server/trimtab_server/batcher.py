@@ -1,26 +1,37 @@
 """Which texts run together: a sans-IO policy, with no clock, thread, loop or device of its own.
 
-Batching is by backpressure: nothing waits for a timer. Items gather while devices are busy; when one
-is free, `pop` gives it the best batch there is:
+Batching is by backpressure: nothing waits for a timer. Items gather while devices are busy; when one is
+free, `pop` gives it a batch.
 
-* It holds the item that has waited longest, so that none is overtaken for ever: an item with k older
-  ones before it is in one of the next k + 1 batches.
-* Beside it ride its nearest neighbours in length, as many as make the batch's *yield* greatest: real
-  tokens over (tokens computed + the cost of a run, in tokens). Padding and the fixed cost of a run
-  are weighed by one measure, taken from the graph's own warm-up.
-* It grows no further than the point where a run's fixed cost is WORTHWHILE of the whole, since a
-  larger batch would only make its items wait.
+*Whose turn it is* follows start-time fair queueing (Goyal, Vin and Cheng, 1996): each item is stamped
+with a virtual time, at which its flow (its tenant and priority) would get to it if all flows shared the
+devices in proportion to their weights. The item with the least stamp is the batch's anchor. Within a flow
+that is first come, first served; between tenants it is fair; interactive items go before bulk ones, and
+yet nothing starves: a stamp, once given, is overtaken only by stamps below it.
+
+*What rides along* are the anchor's neighbours in length, by the measured cost of the graph. Few items are
+split into the batches that cost least altogether, and the anchor's is taken. Of many, the batch grows from
+the anchor to either side as long as it finishes more tokens a second. It never grows past the point where
+the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only make its items wait.
 """
 
 import heapq
 from bisect import bisect_left, insort
-from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from trimtab_server.batch import Batch, Cost, Item, Model
+from trimtab_server.batch import Batch, Item, Model
+from trimtab_server.cost import Cost
 
 # A batch is large enough when the fixed cost of its run is this share of it.
 WORTHWHILE = 0.02
+# Up to so many items are split into batches exactly; that takes time with their square.
+EXACT = 32
+# Interactive work has this share of the devices to bulk work's 1, while there is both.
+WEIGHTS = {"interactive": 16.0, "bulk": 1.0}
+
+Flow: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +43,87 @@ class Popped:
 
 
 class _Lane:
-    """The queue of one model, in two orders: by arrival and by length."""
+    """The items of one model, in the order of their turns and in the order of their lengths."""
 
-    def __init__(self, overhead: float, budget: int) -> None:
-        self.overhead = overhead  # the fixed cost of a run, in tokens
-        self.budget = budget  # padded tokens of a batch
-        self.arrivals: OrderedDict[int, Item] = OrderedDict()
-        self.lengths: list[tuple[int, int]] = []  # (length, sequence), sorted
+    def __init__(self, cost: Cost, max_positions: int, max_texts: int) -> None:
+        self.cost = cost
+        self.worthwhile = cost.run_tokens / WORTHWHILE
+        self.max_positions = max_positions
+        self.max_texts = max_texts
+        self.items: dict[int, Item] = {}
+        self.turns: list[tuple[float, int]] = []  # a heap of (stamp, number); may hold items that left
+        self.lengths: list[tuple[int, int]] = []  # (length, number), sorted
 
-    def add(self, sequence: int, item: Item) -> None:
-        self.arrivals[sequence] = item
-        insort(self.lengths, (item.length, sequence))
+    def add(self, number: int, item: Item, stamp: float) -> None:
+        self.items[number] = item
+        heapq.heappush(self.turns, (stamp, number))
+        insort(self.lengths, (item.length, number))
 
-    def remove(self, sequence: int) -> Item:
-        item = self.arrivals.pop(sequence)
-        del self.lengths[bisect_left(self.lengths, (item.length, sequence))]
+    def remove(self, number: int) -> Item:
+        item = self.items.pop(number)
+        del self.lengths[bisect_left(self.lengths, (item.length, number))]
+        if len(self.turns) > 64 and len(self.turns) > 2 * len(self.items):
+            self.turns = [turn for turn in self.turns if turn[1] in self.items]
+            heapq.heapify(self.turns)
         return item
 
-    def oldest(self) -> int:
-        return next(iter(self.arrivals))
+    def next_turn(self) -> tuple[float, int]:
+        while self.turns[0][1] not in self.items:
+            heapq.heappop(self.turns)
+        return self.turns[0]
+
+    def window(self, number: int) -> tuple[int, int]:
+        """The slice of `lengths` that runs with item `number`."""
+        anchor = bisect_left(self.lengths, (self.items[number].length, number))
+        return self._split(anchor) if len(self.lengths) <= EXACT else self._grow(anchor)
+
+    def _fits(self, texts: int, tokens: int, longest: int) -> bool:
+        return texts == 1 or (
+            texts <= self.max_texts
+            and texts * longest <= self.max_positions
+            and self.cost.tokens(texts, tokens, longest) <= self.worthwhile
+        )
+
+    def _split(self, anchor: int) -> tuple[int, int]:
+        """The anchor's part in the split of all lengths into runs that costs least."""
+        least = [0.0]  # of the first n lengths
+        starts = [0]  # of the last run of that split
+        for last in range(1, len(self.lengths) + 1):
+            longest = self.lengths[last - 1][0]
+            best, start, tokens = float("inf"), last - 1, 0
+            for first in range(last - 1, -1, -1):
+                tokens += self.lengths[first][0]
+                if not self._fits(last - first, tokens, longest):
+                    break
+                seconds = least[first] + self.cost.seconds(last - first, tokens, longest)
+                if seconds < best:
+                    best, start = seconds, first
+            least.append(best)
+            starts.append(start)
+        last = len(self.lengths)
+        while starts[last] > anchor:
+            last = starts[last]
+        return starts[last], last
+
+    def _grow(self, anchor: int) -> tuple[int, int]:
+        """From the anchor to either side, by whichever neighbour makes the batch do more a second."""
+        lengths, cost = self.lengths, self.cost
+        first, last, tokens = anchor, anchor + 1, lengths[anchor][0]
+        rate = tokens / cost.seconds(1, tokens, tokens)
+        while True:
+            best = (rate, first, last, tokens)
+            for low, high in ((first - 1, last), (first, last + 1)):
+                if low < 0 or high > len(lengths):
+                    continue
+                more = tokens + lengths[low if low < first else high - 1][0]
+                longest = lengths[high - 1][0]
+                if self._fits(high - low, more, longest):
+                    faster = more / cost.seconds(high - low, more, longest)
+                    if faster >= best[0]:
+                        best = (faster, low, high, more)
+            if best[1:3] == (first, last):
+                return first, last
+            rate, first, last, tokens = best
 
 
 class Batcher:
@@ -61,98 +134,82 @@ class Batcher:
         self.max_batch_texts = max_batch_texts
         self.tokens = 0  # of all items that wait
         self._lanes: dict[Model, _Lane] = {}
-        self._sequences: dict[Item, int] = {}
+        self._numbers: dict[Item, int] = {}
         self._deadlines: list[tuple[float, int, Item]] = []
         self._next = 0
+        self._now = 0.0  # virtual time: the stamp of the last anchor
+        self._flows: dict[Flow, float] = {}  # when each flow's last item will have had its share
 
     def __len__(self) -> int:
-        return len(self._sequences)
+        return len(self._numbers)
 
     def waiting(self, model: Model) -> int:
         """How many items of this model wait."""
-        return len(self._lanes[model].arrivals)
+        return len(self._lanes[model].items)
 
     def open(self, model: Model, cost: Cost) -> None:
         """Accept items of this model, whose graph was measured to cost so much."""
-        overhead = cost.run_seconds / cost.token_seconds
-        budget = min(self.max_batch_tokens, max(1, round(overhead / WORTHWHILE)))
-        self._lanes[model] = _Lane(overhead, budget)
+        self._lanes[model] = _Lane(cost, self.max_batch_tokens, self.max_batch_texts)
 
     def close(self, model: Model) -> list[Item]:
         """Accept no more items of this model; return those that waited."""
-        left = list(self._lanes[model].arrivals.values())
+        left = list(self._lanes[model].items.values())
         self.cancel(left)
         del self._lanes[model]
         return left
 
     def add(self, item: Item) -> None:
         """Queue an item; its model must be open."""
-        sequence, self._next = self._next, self._next + 1
-        self._lanes[item.model].add(sequence, item)
-        self._sequences[item] = sequence
+        number, self._next = self._next, self._next + 1
+        lane = self._lanes[item.model]
+        flow = (item.tenant, item.priority)
+        stamp = max(self._now, self._flows.get(flow, 0.0))
+        share = lane.cost.seconds(1, item.length, item.length) - lane.cost.run_seconds
+        self._flows[flow] = stamp + share / WEIGHTS[item.priority]
+        if len(self._flows) > 64 and len(self._flows) > 2 * len(self._numbers):
+            # Flows that have had their share already begin anew like any other.
+            self._flows = {key: value for key, value in self._flows.items() if value > self._now}
+        lane.add(number, item, stamp)
+        self._numbers[item] = number
         self.tokens += item.length
         if item.deadline is not None:
-            heapq.heappush(self._deadlines, (item.deadline, sequence, item))
+            heapq.heappush(self._deadlines, (item.deadline, number, item))
 
-    def cancel(self, items: list[Item]) -> None:
+    def cancel(self, items: Iterable[Item]) -> None:
         """Drop items that nobody waits for; those that already left are passed over."""
         for item in items:
-            if item in self._sequences:
+            if item in self._numbers:
                 self._remove(item)
 
     def pop(self, now: float) -> Popped:
-        """Take the best batch there is, and whatever expired by `now`."""
+        """Take the next batch, and whatever expired by `now`."""
         expired = tuple(self._expire(now))
-        lane = min((lane for lane in self._lanes.values() if lane.arrivals), key=_Lane.oldest, default=None)
+        lane = min((lane for lane in self._lanes.values() if lane.items), key=_Lane.next_turn, default=None)
         if lane is None:
+            self._flows.clear()  # whoever comes next starts level
             return Popped(None, expired)
-        first, last = self._window(lane)
-        items = tuple(lane.arrivals[sequence] for _, sequence in lane.lengths[first:last])
+        stamp, number = lane.next_turn()
+        self._now = max(self._now, stamp)
+        first, last = lane.window(number)
+        items = tuple(lane.items[each] for _, each in lane.lengths[first:last])
         for item in items:
             self._remove(item)
         return Popped(Batch(items[0].model, items), expired)
-
-    def _window(self, lane: _Lane) -> tuple[int, int]:
-        """The slice of `lane.lengths` around the oldest item that has the greatest yield."""
-        lengths = lane.lengths
-        oldest = lane.oldest()
-        anchor = bisect_left(lengths, (lane.arrivals[oldest].length, oldest))
-        best, window = 0.0, (anchor, anchor + 1)
-        rising = 0  # tokens of the items from the anchor to the longest of the window
-        for last in range(anchor, len(lengths)):
-            width = lengths[last][0]
-            rising += width
-            room = min(self.max_batch_texts, max(1, lane.budget // width))
-            if last - anchor >= room:
-                break
-            # Downwards each next item is shorter: it gains less and costs the same, so the yield
-            # rises up to one point and falls from there.
-            first, real = anchor, rising
-            value = real / (lane.overhead + (last - first + 1) * width)
-            while first > 0 and last - first + 2 <= room:
-                more = real + lengths[first - 1][0]
-                higher = more / (lane.overhead + (last - first + 2) * width)
-                if higher < value:
-                    break
-                first, real, value = first - 1, more, higher
-            if value > best:
-                best, window = value, (first, last + 1)
-        return window
 
     def _expire(self, now: float) -> list[Item]:
         gone = []
         while self._deadlines and self._deadlines[0][0] <= now:
             item = heapq.heappop(self._deadlines)[2]
-            if item in self._sequences:
+            if item in self._numbers:
                 self._remove(item)
                 gone.append(item)
         return gone
 
     def _remove(self, item: Item) -> None:
-        self._lanes[item.model].remove(self._sequences.pop(item))
+        self._lanes[item.model].remove(self._numbers.pop(item))
         self.tokens -= item.length
         # Entries of items that left stay in the heap until their deadline; rebuild it before they
         # are most of it, so that a long deadline does not keep the texts of finished calls alive.
-        if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self._sequences):
-            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._sequences]
+        if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self._numbers):
+            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._numbers]
             heapq.heapify(self._deadlines)

@@ -11,8 +11,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
-from trimtab_server.batch import Batch, Cost, Model
-from trimtab_server.session import PROVIDERS, OrtSession, Session, measure
+from trimtab_server.batch import Batch, Model
+from trimtab_server.cost import Cost, measure
+from trimtab_server.session import PROVIDERS, OrtSession, Session
 
 Open = Callable[[Model, "Place"], Session]
 
@@ -96,7 +97,7 @@ class Device:
     def load(self, model: Model) -> Cost:
         """Open and warm a session, and return its measured cost. Blocks; call it off the event loop."""
         session = self._open(model, self.place)
-        cost = measure(session, model)
+        cost = measure(session.run, model.pad_id, model.max_tokens)
         self._sessions[model] = session
         return cost
 

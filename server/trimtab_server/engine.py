@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import InternalError, NotFound, Unavailable
-from trimtab_server.batch import Batch, Cost, Ids, Item, Model
+from trimtab_server.batch import Batch, Ids, Item, Model
 from trimtab_server.batcher import Batcher
+from trimtab_server.cost import Cost
 from trimtab_server.devices import Device, Run
 from trimtab_server.metrics import Metrics
 
@@ -64,7 +65,7 @@ class Engine:
     async def load(self, model: Model) -> Cost:
         """Load and warm a model on every device, then accept its texts."""
         costs = [await asyncio.to_thread(device.load, model) for device in self._devices]
-        slowest = max(costs, key=lambda cost: cost.seconds(128))
+        slowest = max(costs, key=lambda cost: cost.seconds(1, 128, 128))
         with self._lock:
             self._batcher.open(model, slowest)
             self._running[model] = 0

@@ -1,7 +1,5 @@
 """Running a graph: the Session protocol, and ONNX Runtime behind it."""
 
-import statistics
-import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,7 +8,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
-from trimtab_server.batch import Cost, Ids, Model
+from trimtab_server.batch import Ids, Model
 
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
@@ -67,21 +65,3 @@ class OrtSession:
             feeds["token_type_ids"] = np.zeros_like(tokens)
         vectors: NDArray[np.float32] = self._session.run(["embeddings"], feeds)[0]
         return vectors
-
-
-def measure(session: Session, model: Model) -> Cost:
-    """Warm a session up, and fit its cost to the median times of a short and a long run."""
-    long = min(256, model.max_tokens)
-    short = min(8, long)
-    seconds = {}
-    for length in (short, long):
-        ids = [np.full(length, model.pad_id, np.int32)]
-        times = []
-        for _ in range(4):
-            begun = time.perf_counter()
-            session.run(ids)
-            times.append(time.perf_counter() - begun)
-        seconds[length] = statistics.median(times[1:])
-    # Never zero: a graph as good as free would make the batcher divide by nothing.
-    token = max((seconds[long] - seconds[short]) / max(long - short, 1), 1e-9)
-    return Cost(run_seconds=max(seconds[short] - short * token, 1e-9), token_seconds=token)

@@ -106,7 +106,7 @@ def test_same_space_again_by_the_recipe(
     assert out.count("\n") == 1
     assert again.space in out
     steps = err.splitlines()
-    assert [step[:5] for step in steps] == [f"[{number}/6]" for number in range(1, 7)]
+    assert [step[:5] for step in steps] == [f"[{number}/7]" for number in range(1, 8)]
     assert all(step.endswith(" s") for step in steps)
 
 

@@ -1,5 +1,6 @@
 """The sans-IO batcher, under a fake clock: whatever comes in whatever order, its promises hold."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trimtab_server.batch import Cost, Item, Model
-from trimtab_server.batcher import WORTHWHILE, Batcher
+from trimtab_server.batch import Batch, Item, Model, Priority
+from trimtab_server.batcher import EXACT, WEIGHTS, Batcher
+from trimtab_server.cost import Cost
 
 MAX_TOKENS, MAX_TEXTS = 600, 12
+COSTS = st.builds(
+    Cost,
+    st.floats(0.0001, 0.1),
+    st.floats(0.0001, 0.001),
+    st.floats(0, 0.001),
+    st.floats(0, 0.00001),
+)
 
 
 def model(name: str) -> Model:
     return Model(name, 1, "fp32", Path("none"), (), 8, 512, 0)
 
 
-def item(of: Model, length: int, deadline: float | None = None) -> Item:
-    return Item(of, np.zeros(length, np.int32), None, 0, deadline)
+def item(
+    of: Model,
+    length: int,
+    deadline: float | None = None,
+    tenant: str = "",
+    priority: Priority = "interactive",
+) -> Item:
+    return Item(of, np.zeros(length, np.int32), None, 0, deadline, tenant, priority)
+
+
+def filled(cost: Cost, lengths: list[int], max_texts: int = 256) -> tuple[Batcher, list[Item]]:
+    batcher, one = Batcher(16384, max_texts), model("a")
+    batcher.open(one, cost)
+    items = [item(one, length) for length in lengths]
+    for each in items:
+        batcher.add(each)
+    return batcher, items
+
+
+def pop(batcher: Batcher, now: float = 0.0) -> Batch:
+    batch = batcher.pop(now).batch
+    assert batch is not None
+    return batch
 
 
 class Machine(RuleBasedStateMachine):
@@ -29,18 +59,22 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.batcher = Batcher(MAX_TOKENS, MAX_TEXTS)
         self.models = [model("a"), model("b")]
-        # One graph that is dear to start, one that is almost free to start.
-        self.batcher.open(self.models[0], Cost(0.010, 0.001))
+        # One graph that is dear to start and pays for padding, one that is almost free to start.
+        self.batcher.open(self.models[0], Cost(0.010, 0.001, 0.001, 0.00001))
         self.batcher.open(self.models[1], Cost(0.0001, 0.001))
         self.now = 0.0
         self.waiting: list[Item] = []
-        self.overtaken: dict[Item, int] = {}
 
-    @rule(which=st.integers(0, 1), length=st.integers(1, 700), patience=st.none() | st.floats(0, 5))
-    def add(self, which: int, length: int, patience: float | None) -> None:
+    @rule(
+        which=st.integers(0, 1),
+        length=st.integers(1, 700),
+        patience=st.none() | st.floats(0, 5),
+        tenant=st.sampled_from("xyz"),
+        priority=st.sampled_from(sorted(WEIGHTS)),
+    )
+    def add(self, which: int, length: int, patience: float | None, tenant: str, priority: Priority) -> None:
         deadline = None if patience is None else self.now + patience
-        new = item(self.models[which], length, deadline)
-        self.overtaken[new] = len(self.waiting)
+        new = item(self.models[which], length, deadline, tenant, priority)
         self.batcher.add(new)
         self.waiting.append(new)
 
@@ -67,17 +101,15 @@ class Machine(RuleBasedStateMachine):
             return
         batch = popped.batch
         assert batch is not None, "something always progresses"
-        assert self.waiting[0] in batch.items, "the one that has waited longest goes first"
         assert set(batch.items) <= set(self.waiting) and len(set(batch.items)) == len(batch.items)
         assert all(each.model is batch.model for each in batch.items)
         assert len(batch.items) <= MAX_TEXTS
         assert batch.padded_tokens <= MAX_TOKENS or len(batch.items) == 1
-        for each in batch.items:
-            del self.overtaken[each]
-        self.waiting = [each for each in self.waiting if each not in batch.items]
+        heads = {}  # the first of each flow: one of them goes
         for each in self.waiting:
-            self.overtaken[each] -= 1
-            assert self.overtaken[each] >= 0, "k older items delay an item by k batches at most"
+            heads.setdefault((each.tenant, each.priority), each)
+        assert set(heads.values()) & set(batch.items), "it is always the turn of a flow's oldest"
+        self.waiting = [each for each in self.waiting if each not in batch.items]
 
     @invariant()
     def counts(self) -> None:
@@ -89,40 +121,117 @@ TestBatcher = Machine.TestCase
 TestBatcher.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-@given(st.lists(st.integers(1, 512), min_size=1, max_size=60), st.floats(0.1, 200))
-def test_each_window_is_the_best_there_is(lengths: list[int], overhead: float) -> None:
-    """Against every contiguous window of the sorted lengths that holds the oldest item."""
-    one = model("a")
-    batcher = Batcher(MAX_TOKENS, MAX_TEXTS)
-    batcher.open(one, Cost(overhead, 1.0))
-    items = [item(one, length) for length in lengths]
-    for each in items:
-        batcher.add(each)
-    batch = batcher.pop(0.0).batch
-    assert batch is not None
-    budget = min(MAX_TOKENS, max(1, round(overhead / WORTHWHILE)))
-    ordered = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    anchor = ordered.index(0)
-    best = 0.0
-    for first in range(anchor + 1):
-        for last in range(anchor + 1, len(ordered) + 1):
-            size, width = last - first, lengths[ordered[last - 1]]
-            if size == 1 or (size * width <= budget and size <= MAX_TEXTS):
-                real = sum(lengths[index] for index in ordered[first:last])
-                best = max(best, real / (overhead + size * width))
-    assert batch.tokens / (overhead + batch.padded_tokens) == pytest.approx(best)
+@given(COSTS, st.lists(st.integers(1, 256), min_size=1, max_size=9))
+def test_a_few_items_are_split_as_cheaply_as_can_be(cost: Cost, lengths: list[int]) -> None:
+    """Against every split of the sorted lengths into runs."""
+    batcher, _ = filled(cost, lengths)
+    taken: list[int] = []
+    seconds = 0.0
+    limit = cost.run_tokens / 0.02
+
+    def price(part: list[int]) -> float:
+        shape = (len(part), sum(part), max(part))
+        return cost.seconds(*shape) if len(part) == 1 or cost.tokens(*shape) <= limit else float("inf")
+
+    while len(batcher):
+        batch = pop(batcher)
+        part = [each.length for each in batch.items]
+        taken += part
+        seconds += price(part)
+    assert sorted(taken) == sorted(lengths)
+    ordered = sorted(lengths)
+    best = float("inf")
+    for cuts in range(2 ** (len(ordered) - 1)):
+        edges = [0, *(at for at in range(1, len(ordered)) if cuts >> (at - 1) & 1), len(ordered)]
+        best = min(best, sum(price(ordered[start:end]) for start, end in pairwise(edges)))
+    assert seconds == pytest.approx(best)
 
 
-def test_long_and_short_do_not_ride_together() -> None:
-    one = model("a")
-    batcher = Batcher(16384, 256)
-    batcher.open(one, Cost(0.002, 0.0002))  # a run costs as much as ten tokens
-    for length in [8, 400, 9, 410, 8]:
-        batcher.add(item(one, length))
-    first, second = batcher.pop(0.0).batch, batcher.pop(0.0).batch
-    assert first is not None and second is not None
-    assert [each.length for each in first.items] == [8, 8, 9]
-    assert [each.length for each in second.items] == [400]  # 2 x 410 is over what is worthwhile
+@settings(deadline=None)
+@given(COSTS, st.integers(0, 2**32 - 1))
+def test_of_many_items_a_batch_does_at_least_as_much_a_second_as_its_anchor_alone(
+    cost: Cost, seed: int
+) -> None:
+    lengths = [int(length) for length in np.random.default_rng(seed).integers(1, 256, EXACT * 4)]
+    batcher, items = filled(cost, lengths)
+    batch = pop(batcher)
+    assert items[0] in batch.items
+    alone = lengths[0] / cost.seconds(1, lengths[0], lengths[0])
+    together = batch.tokens / cost.seconds(len(batch.items), batch.tokens, batch.length)
+    assert together >= alone * (1 - 1e-9)
+
+
+def test_padding_that_costs_keeps_long_and_short_apart() -> None:
+    lengths = [8, 200, 9, 204, 8]
+    batcher, _ = filled(Cost(0.002, 0.0002, 0.0002), lengths)  # a run costs as much as ten tokens
+    parts = [[each.length for each in pop(batcher).items] for _ in range(2)]
+    assert parts == [[8, 8, 9], [200, 204]]
+
+
+def test_padding_that_costs_nothing_lets_them_ride_together() -> None:
+    batcher, _ = filled(Cost(0.002, 0.0002), [8, 200, 9, 210, 8])
+    assert len(pop(batcher).items) == 5
+
+
+def test_one_flow_is_first_come_first_served() -> None:
+    """An item with k older ones before it is in one of the next k + 1 batches."""
+    lengths = [int(length) for length in np.random.default_rng(0).integers(1, 256, 300)]
+    batcher, items = filled(Cost(0.002, 0.0002, 0.0002), lengths)
+    position = {each: number for number, each in enumerate(items)}
+    batches = 0
+    while len(batcher):
+        for each in pop(batcher).items:
+            assert position[each] >= batches
+        batches += 1
+        later = item(items[0].model, 100)
+        if batches < 100:
+            batcher.add(later)
+            position[later] = len(position)
+
+
+def served(batcher: Batcher, tokens: int) -> dict[tuple[str, str], int]:
+    """Tokens that each flow gets while `tokens` are computed."""
+    shares: dict[tuple[str, str], int] = {}
+    while sum(shares.values()) < tokens:
+        for each in pop(batcher).items:
+            flow = (each.tenant, each.priority)
+            shares[flow] = shares.get(flow, 0) + each.length
+    return shares
+
+
+def test_a_tenant_with_much_does_not_keep_out_one_with_little() -> None:
+    batcher, one = Batcher(16384, 4), model("a")
+    batcher.open(one, Cost(0.002, 0.001, 0.001))
+    for number in range(1000):
+        batcher.add(item(one, 10 + number % 7, tenant="loud"))
+    for number in range(100):
+        batcher.add(item(one, 30 + number % 7, tenant="quiet"))
+    shares = served(batcher, 4000)
+    assert shares["quiet", "interactive"] == pytest.approx(2000, rel=0.1)
+
+
+def test_interactive_work_goes_before_bulk_work_and_bulk_work_goes_on() -> None:
+    batcher, one = Batcher(16384, 1), model("a")
+    batcher.open(one, Cost(0.002, 0.001, 0.001))
+    for _ in range(1000):
+        batcher.add(item(one, 20, priority="bulk"))
+    for _ in range(1000):
+        batcher.add(item(one, 20))
+    shares = served(batcher, 20 * 340)
+    assert shares["", "bulk"] == pytest.approx(20 * 20, rel=0.1)
+
+
+def test_a_flow_that_was_idle_saves_up_no_claim() -> None:
+    """Nor does it pay for what it had while nobody else wanted anything."""
+    batcher, one = Batcher(16384, 1), model("a")
+    batcher.open(one, Cost(0.002, 0.001))
+    for _ in range(50):
+        batcher.add(item(one, 100, tenant="early"))
+    served(batcher, 100 * 40)
+    for _ in range(50):
+        batcher.add(item(one, 100, tenant="late"))
+    shares = served(batcher, 100 * 20)
+    assert shares["early", "interactive"] == pytest.approx(1000, abs=100)
 
 
 def test_closing_a_model_hands_back_what_waits() -> None:
@@ -135,5 +244,4 @@ def test_closing_a_model_hands_back_what_waits() -> None:
         batcher.add(each)
     assert batcher.close(one) == [items[0]]
     assert len(batcher) == 1
-    popped = batcher.pop(0.0).batch
-    assert popped is not None and popped.items == (items[1],)
+    assert pop(batcher).items == (items[1],)

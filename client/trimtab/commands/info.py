@@ -50,7 +50,8 @@ def describe(manifest: bundles.Manifest) -> str:
         parity = variant.report.parity
         lines += [
             "",
-            f"variant {variant.name}: {variant.precision}",
+            f"variant {variant.name}: {variant.precision}, "
+            f"padding {'left out of' if variant.unpadded else 'computed in'} the linear layers",
             f"  against the source   max |diff| {parity.max_abs_diff:.1e}, "
             f"min cosine {parity.min_cosine:.7f} over {parity.texts} texts",
             f"  alone or in a batch  max |diff| {parity.batch_max_abs_diff:.1e}",

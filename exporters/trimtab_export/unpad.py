@@ -1,0 +1,186 @@
+"""Take the padding out of a graph: what works on each token by itself runs on real tokens alone.
+
+A padded batch wastes every linear layer on its pads. Here the token states are packed to (tokens, width)
+before the first layer norm, and spread to (n, length, width) only where the tokens of a text meet, in the
+attention. Source: ByteTransformer (Zhai et al., 2023, arXiv:2210.03052), as a rewrite of any ONNX graph
+rather than of one architecture's code: no name of a layer is looked at, only operators and ranks.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from trimtab_export import runtime
+from trimtab_export.head import OUTPUT, opset_of
+
+Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
+
+FIRST_OPSET = 13  # Squeeze with its axes as an input
+TOLERANCE = 1e-5
+PREFIX = "unpad"
+# What acts on each token by itself, given that its other inputs are constants or tokens, too.
+UNARY = {"Erf", "Tanh", "Relu", "Sigmoid", "Gelu", "Cast", "Identity", "Sqrt", "Neg", "Exp", "Reciprocal"}
+BINARY = {"Add", "Sub", "Mul", "Div", "Pow"}
+STARTS = {"LayerNormalization", "MatMul"}
+
+
+def take_padding_out(graph: Path, batch: Tokens) -> int:
+    """Rewrite the graph file where that leaves its vectors for `batch` as they are.
+
+    `batch` is a padded batch of texts of unlike lengths. Returns how many matrix products run on packed
+    tokens now; 0 where the graph has no such form, and is left as it was.
+    """
+    model = onnx.load(str(graph), load_external_data=False)
+    products = unpad(model)
+    if not products:
+        return 0
+    rewritten = graph.with_name(f"{graph.stem}.unpadded.onnx")
+    onnx.save(model, str(rewritten))
+    before = runtime.run(runtime.session(graph), OUTPUT, batch)
+    after = runtime.run(runtime.session(rewritten), OUTPUT, batch)
+    limit = TOLERANCE * max(1.0, float(np.abs(before).max()))
+    if not np.abs(after - before).max() <= limit:
+        rewritten.unlink()
+        return 0
+    rewritten.replace(graph)
+    return products
+
+
+def unpad(model: Any) -> int:
+    """Rewrite a model in place; returns how many matrix products run on packed tokens.
+
+    The model must have the input `attention_mask`, int64 (n, length), 1 for tokens and 0 for pads. With 0
+    there was nothing to rewrite, and the model is as it was.
+    """
+    if opset_of(model) < FIRST_OPSET:
+        return 0
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {
+        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
+    rewriter = _Rewriter(model.graph, shapes)
+    nodes = rewriter.rewrite()
+    if rewriter.products:
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        model.graph.initializer.extend(rewriter.constants)
+        del model.graph.value_info[:]
+    return rewriter.products
+
+
+class _Rewriter:
+    """Walks the nodes once, in their order, and keeps what acts on tokens in packed form."""
+
+    def __init__(self, graph: Any, shapes: dict[str, list[int]]) -> None:
+        self._graph = graph
+        self._shapes = shapes
+        self._ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+        self._rows: dict[str, int] = {
+            tensor.name: int(tensor.dims[0]) for tensor in graph.initializer if tensor.dims
+        }
+        for node in graph.node:
+            if node.op_type == "Constant":
+                value = next((each.t for each in node.attribute if each.name == "value"), None)
+                if value is not None:
+                    self._ranks[node.output[0]] = len(value.dims)
+        self._packed: dict[str, str] = {}  # a tensor (n, length, width) -> the same as (tokens, width)
+        self._spread: set[str] = set()  # those of them that exist padded, too
+        self._nodes: list[Any] = []
+        self._count = 0
+        self.constants: list[Any] = []
+        self.products = 0
+
+    def rewrite(self) -> list[Any]:
+        """The graph's nodes, rewritten, in a valid order."""
+        self._indices()
+        for node in self._graph.node:
+            if self._acts_on_tokens(node):
+                self._pack(node)
+            else:
+                for name in node.input:
+                    self._need_padded(name)
+                self._nodes.append(node)
+        for value in self._graph.output:
+            self._need_padded(value.name)
+        return self._nodes
+
+    def _acts_on_tokens(self, node: Any) -> bool:
+        tokens = [name for name in node.input if name and name not in self._ranks]
+        constants = [self._ranks[name] for name in node.input if name in self._ranks]
+        if node.op_type in STARTS:
+            # These may begin a packed stretch. Nothing else may: what a mask set to zero stays padded.
+            source = node.input[0]
+            first = tokens == [source] and (source in self._packed or self._width(node, source) > 0)
+            if node.op_type == "MatMul":
+                return first and constants == [2] and bool(self._packed)
+            return first and self._axis(node) in (-1, 2)
+        if not tokens or not all(name in self._packed for name in tokens):
+            return False
+        return node.op_type in UNARY or (node.op_type in BINARY and all(rank <= 1 for rank in constants))
+
+    def _pack(self, node: Any) -> None:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [
+            name if name in self._ranks or not name else self._as_packed(name, self._width(node, name))
+            for name in node.input
+        ]
+        copy.output[0] = f"{PREFIX}/{node.output[0]}"
+        for attribute in copy.attribute:
+            if attribute.name == "axis":
+                attribute.i = -1
+        self._nodes.append(copy)
+        self._packed[node.output[0]] = copy.output[0]
+        self.products += node.op_type == "MatMul"
+
+    def _as_packed(self, name: str, width: int) -> str:
+        if name not in self._packed:
+            flat = self._node("Reshape", name, self._constant([-1, width]))
+            self._packed[name] = self._node("Gather", flat, self._real, axis=0)
+            self._spread.add(name)
+        return self._packed[name]
+
+    def _need_padded(self, name: str) -> None:
+        """Spread a packed tensor under its own name. Pads repeat the token before them; masks hide them."""
+        if name in self._packed and name not in self._spread:
+            rows = self._node("Gather", self._packed[name], self._places, axis=0)
+            shape = self._node("Concat", self._shape, self._constant([-1]), axis=0)
+            self._nodes.append(helper.make_node("Reshape", [rows, shape], [name], name=f"{PREFIX}/to/{name}"))
+            self._spread.add(name)
+
+    def _indices(self) -> None:
+        """The positions of the real tokens in the flat batch, and for each position its packed row."""
+        self._shape = self._node("Shape", "attention_mask")
+        flat = self._node("Reshape", "attention_mask", self._constant([-1]))
+        self._real = self._node("Squeeze", self._node("NonZero", flat), self._constant([0]))
+        running = self._node("CumSum", flat, self._constant(0))
+        self._places = self._node("Sub", running, self._constant(1))
+
+    def _width(self, node: Any, name: str) -> int:
+        """The last dimension of a tensor (n, length, width), by its shape or the weights beside it; or 0."""
+        shape = self._shapes.get(name, [])
+        if len(shape) != 3:
+            return 0
+        return shape[2] or self._rows.get(node.input[1], 0)
+
+    @staticmethod
+    def _axis(node: Any) -> int:
+        return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), -1)
+
+    def _constant(self, value: Any) -> str:
+        self._count += 1
+        name = f"{PREFIX}/{self._count}/constant"
+        self.constants.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        return name
+
+    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        self._count += 1
+        name = f"{PREFIX}/{self._count}/{operator}"
+        self._nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
+        return name
