@@ -7,10 +7,10 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEMO := models/all-minilm-l6-v2/1/manifest.json
 
-.PHONY: help serve test check protos bench clean
+.PHONY: help serve test check protos bench-serve clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 serve: $(DEMO)  ## serve all-MiniLM-L6-v2 on 127.0.0.1:$(GRPC_PORT)
 	@exec $(BIN)/trimtab serve --repository models \
@@ -29,8 +29,8 @@ check: $(INSTALLED)  ## the same, without the set-up
 protos: $(INSTALLED)  ## regenerate the stubs of protos/ in client/
 	$(BIN)/python protos/generate.py client
 
-bench: $(INSTALLED) $(DEMO)  ## served texts per second over the bare ONNX Runtime loop
-	$(BIN)/python -m bench.serve
+bench-serve: $(INSTALLED) $(DEMO)  ## the serving benchmark; PEERS=1: beside other servers; QUICK=1: a trial
+	$(BIN)/python -m bench.serve $(if $(PEERS),--peers all) $(if $(QUICK),--quick) $(BENCH)
 
 clean:  ## remove the environment and the exported models
 	rm -rf .venv models

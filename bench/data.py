@@ -13,6 +13,8 @@ from pathlib import Path
 
 CACHE = Path(__file__).parent / ".data" / "debian.jsonl"
 LONG_CHARACTERS = 600
+# The share of documents in a mix; the rest are queries.
+MIXES = {"short": 0.0, "mixed": 0.3, "long": 1.0}
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -28,7 +30,7 @@ def pairs() -> list[tuple[str, str]]:
 def mix(name: str, count: int) -> list[str]:
     """`count` texts: "short" (queries), "long" (documents) or "mixed" (7 queries in 10)."""
     rng = random.Random(0)
-    documents = {"short": 0.0, "mixed": 0.3, "long": 1.0}[name]
+    documents = MIXES[name]
     return [long[:LONG_CHARACTERS] if rng.random() < documents else short for short, long in pairs()[:count]]
 
 

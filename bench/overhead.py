@@ -1,0 +1,69 @@
+"""What the server itself costs: with encoders that cost nothing or only sleep, and for one call alone."""
+
+from pathlib import Path
+
+from bench import processes
+from bench.processes import Cores, Running, counters, program
+
+# A simulated device computes so many tokens a second: some 70 queries.
+SECONDS_PER_TOKEN = 1e-3
+DEVICES = 8
+IN_FLIGHT_PER_DEVICE = 16
+
+
+def fake(repository: Path, core: int, devices: int, seconds_per_token: float) -> processes.Serving:
+    """A server of simulated devices."""
+    command = [processes.PYTHON, "-m", "bench.fake_server", str(repository), "--devices", str(devices)]
+    command += ["--seconds-per-token", str(seconds_per_token)]
+    return processes.serve(f"fake-{devices}", command, core, processes.said_ready)
+
+
+def calls(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:
+    """Calls of one short text with an encoder that costs nothing, by kind of client.
+
+    `rate` is what came through, and may be bound by the client; 1000 / `server_ms`, the server's CPU time for
+    a call, is what its core could do.
+    """
+    rows = {}
+    with fake(repository, cores.server, 1, 0.0) as server:
+        for kind in ("raw", "sdk", "triton", "stream"):
+            rows[f"{kind} 64"] = _timed(server, cores, kind, 64 if kind != "stream" else 256, count)
+        rows["sdk 1"] = _timed(server, cores, "sdk", 1, count // 4)
+    return rows
+
+
+def _timed(server: Running, cores: Cores, kind: str, concurrency: int, count: int) -> dict[str, float]:
+    before = server.cpu_seconds()
+    figures = program(
+        "bench.load", server.url, "--core", cores.client, "--kind", kind, "--mix", "short",
+        "--texts", count, "--concurrency", concurrency,
+    )  # fmt: skip
+    spent = server.cpu_seconds() - before
+    # The warm-up's calls cost the server too.
+    server_ms = spent / (count + 32) * 1e3
+    return {**figures, "server_ms": server_ms, "server_busy": server_ms / 1e3 * figures["rate"]}
+
+
+def devices(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:
+    """Simulated devices, eight against one, with as many calls in flight a device.
+
+    The ratio is one of tokens a second, since the eight get more texts, and those differ in length.
+    """
+    rows = {}
+    for number in (1, DEVICES):
+        with fake(repository, cores.server, number, SECONDS_PER_TOKEN) as server:
+            concurrency = IN_FLIGHT_PER_DEVICE * number
+            figures = _timed(server, cores, "raw", concurrency, count * number)
+            tokens = counters(server)["trimtab_tokens_total"] / (count * number + 32)
+            rows[str(number)] = {**figures, "tokens_rate": figures["rate"] * tokens}
+    rows[str(DEVICES)]["ratio"] = rows[str(DEVICES)]["tokens_rate"] / rows["1"]["tokens_rate"]
+    return rows
+
+
+def alone(server: Running, bundle: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:
+    """One call alone against the bare session, by client."""
+    options = ("--server-core", cores.server, "--client-core", cores.client, "--calls", count)
+    return {
+        client: program("bench.alone", server.url, bundle, "--client", client, *options)
+        for client in ("sync", "async")
+    }

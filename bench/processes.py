@@ -1,0 +1,168 @@
+"""Processes of the benchmark: servers, each on a core; programs that print JSON; CPU time; the machine."""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+ROOT = Path(__file__).parent.parent
+LOGS = ROOT / "bench" / ".logs"
+PYTHON = sys.executable
+READY = re.compile(r"trimtab serves .* on (\S+), metrics on (\S+);")
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """One core for the server that is measured, another for the load."""
+
+    server: int
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that is ready: where it listens, and its process, which leads a session of its own."""
+
+    pid: int
+    url: str
+    metrics_url: str = ""
+
+    def cpu_seconds(self) -> float:
+        """The CPU time, user and system, of the server and the processes that it started and has."""
+        return sum(_session(self.pid).values())
+
+
+Serving: TypeAlias = contextlib.AbstractContextManager[Running]
+
+
+def cores() -> Cores:
+    """Two cores of this machine; SystemExit where there is only one."""
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) < 2:
+        raise SystemExit("this needs two cores: one for the server, one for the load")
+    return Cores(available[0], available[1])
+
+
+def program(module: str, *arguments: object) -> dict[str, Any]:
+    """Run one of the benchmark's programs and read the JSON that it prints."""
+    command = [PYTHON, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=900)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@contextlib.contextmanager
+def serve(
+    name: str,
+    command: Sequence[str],
+    core: int,
+    ready: Callable[[str], tuple[str, str] | None],
+    *,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    seconds: float = 180,
+) -> Iterator[Running]:
+    """Start a server on one core, and end it and whatever it started at the end.
+
+    `ready` is given what the server wrote so far, and returns its addresses (calls, metrics) once it is
+    ready. What it wrote stays in bench/.logs/NAME.log.
+    """
+    LOGS.mkdir(exist_ok=True)
+    log = LOGS / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["taskset", "-c", str(core), *command],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # its own group, so that its children can be ended with it
+        )
+    try:
+        until = time.monotonic() + seconds
+        while (addresses := ready(log.read_text(errors="replace"))) is None:
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"{name} did not start: see {log.relative_to(ROOT)}")
+            time.sleep(0.1)
+        yield Running(process.pid, *addresses)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        until = time.monotonic() + 10
+        while _session(process.pid) and time.monotonic() < until:
+            time.sleep(0.1)  # its children put their things away
+        for pid in _session(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def _session(leader: int) -> dict[int, float]:
+    """The processes of the session that `leader` began, and the CPU seconds of each."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            # Behind the name, which may hold anything: state ppid pgrp session ... utime stime
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                ticks = int(fields[11]) + int(fields[12])
+                found[int(path.parent.name)] = ticks / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def trimtab(repository: Path, core: int) -> Serving:
+    """Our server with its default configuration."""
+    command = [PYTHON, "-m", "trimtab.cli", "serve", "--repository", str(repository)]
+    command += ["--grpc-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
+    return serve("trimtab", command, core, said_ready)
+
+
+def said_ready(log: str) -> tuple[str, str] | None:
+    """The addresses in the line that our server writes when it is ready."""
+    match = READY.search(log)
+    return (match[1], match[2]) if match else None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def counters(server: Running) -> dict[str, float]:
+    """Our counters that tell what a load cost, each summed over its labels.
+
+    Tokens that were asked for, tokens that devices computed (padding included), and texts that were
+    answered without being computed.
+    """
+    sums = dict.fromkeys(
+        ("trimtab_tokens_total", "trimtab_batch_tokens_sum", "trimtab_shared_texts_total"), 0.0
+    )
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+        for line in response.read().decode().splitlines():
+            name = line.partition("{")[0]
+            if name in sums:
+                sums[name] += float(line.rpartition(" ")[2])
+    return sums
+
+
+def machine() -> str:
+    """The processor's name, and how many cores this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"

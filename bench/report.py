@@ -1,0 +1,111 @@
+"""What was measured: gathered by mix, server and row, printed as a table, kept as lines of JSON."""
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from bench import processes
+from bench.processes import ROOT
+
+HISTORY = ROOT / "bench" / "history" / "serve.jsonl"
+PACKAGES = ("trimtab", "onnxruntime", "grpcio", "tokenizers", "tritonclient", "numpy")
+# Heading and format of the figures that a table shows, in this order, where a row has them.
+COLUMNS = {
+    "rate": ("texts/s", ".1f"),
+    "of_limit": ("of limit", ".3f"),
+    "p50": ("p50 ms", ".1f"),
+    "p99": ("p99 ms", ".1f"),
+    "lag_p99": ("lag p99", ".2f"),
+    "lag_max": ("lag max", ".2f"),
+    "padding": ("padding", ".3f"),
+    "server_ms": ("cpu ms", ".3f"),
+    "server_busy": ("srv busy", ".2f"),
+    "client_busy": ("cli busy", ".2f"),
+    "feed_rate": ("feed/s", ".1f"),
+    "feed_share": ("feed of", ".3f"),
+    "ratio": ("ratio", ".2f"),
+    "call": ("call ms", ".2f"),
+    "session": ("session", ".2f"),
+    "added": ("added", ".2f"),
+    "added_each": ("each", ".2f"),
+    "around": ("around", ".2f"),
+    "cosine": ("cosine", ".6f"),
+}
+LEGEND = """\
+of limit: the share of what the bare loop does in the same round     lag: how late the generator sent, ms
+padding: the share of padding in the tokens computed     cpu ms: the server's CPU time a text
+srv, cli busy: the share of their cores; a client near 1 was the bound, and a server
+far above 1 has escaped its core
+feed/s: documents a second beneath the queries; feed of: their share of what the feed does alone
+ratio: eight simulated devices over one     added: a call's p50 less the bare session's; each: the median of
+the differences; around: what a call takes less what its server says the run took"""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Figures by part or mix, server and row; each a list with one entry a round."""
+
+    rows: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = field(default_factory=dict)
+
+    def note(self, part: str, server: str, row: str, **figures: float) -> None:
+        """One round's figures of a row."""
+        kept = self.rows.setdefault(part, {}).setdefault(server, {}).setdefault(row, {})
+        for name, value in figures.items():
+            kept.setdefault(name, []).append(float(f"{value:.5g}"))
+
+    def show(self, part: str, server: str, row: str) -> None:
+        """Print what the last round said of a row."""
+        figures = self.rows[part][server][row]
+        told = [
+            f"{heading} {format(figures[name][-1], spec)}"
+            for name, (heading, spec) in COLUMNS.items()
+            if name in figures
+        ]
+        print(f"  {part:<9}{server:<9}{row:<20}{'  '.join(told)}", flush=True)
+
+    def table(self) -> str:
+        """The medians of the rounds, a block for each part."""
+        lines = []
+        for part, servers in self.rows.items():
+            rows = [(server, row, figures) for server in servers for row, figures in servers[server].items()]
+            names = [name for name in COLUMNS if any(name in figures for _, _, figures in rows)]
+            headings = "".join(f"{COLUMNS[name][0]:>10}" for name in names)
+            lines += ["", f"{part:<10}{'':<20}{headings}"]
+            for server, row, figures in rows:
+                cells = (
+                    format(statistics.median(figures[name]), COLUMNS[name][1]) if name in figures else ""
+                    for name in names
+                )
+                lines.append(f"{server:<10}{row:<20}" + "".join(f"{cell:>10}" for cell in cells))
+        return "\n".join([*lines, "", LEGEND])
+
+
+def keep(results: Results, peers: Mapping[str, Mapping[str, str]], **settings: Any) -> None:
+    """Append a run to the history."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": described.stdout.strip(),
+        "command": shlex.join(["python", "-m", "bench.serve", *sys.argv[1:]]),
+        "machine": processes.machine(),
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: metadata.version(name) for name in PACKAGES},
+            "peers": peers,
+        },
+        **settings,
+        "results": results.rows,
+    }
+    HISTORY.parent.mkdir(exist_ok=True)
+    with HISTORY.open("a") as history:
+        history.write(json.dumps(record) + "\n")
+    print(f"kept in {HISTORY.relative_to(ROOT)}")
