@@ -43,3 +43,8 @@ LENGTHS = [
 LONG = ["The quick brown fox jumps over the lazy dog. " * repeats for repeats in (3, 12, 25, 26, 50, 60)]
 
 TEXTS = LANGUAGES + ODD + LENGTHS + LONG
+
+
+def distinct(count: int, words: int) -> list[str]:
+    """`count` texts of so many words, no two of them alike: equal ones may be computed once."""
+    return [f"{number} " + "word " * (words - 1) for number in range(count)]

@@ -31,7 +31,7 @@ from trimtab.errors import (
     Unimplemented,
 )
 from trimtab.stream import EmbeddingStream
-from trimtab.types import Embeddings, EmbedOptions, Encoder, Limits, Role, StageTimes, Truncate
+from trimtab.types import Embeddings, EmbedOptions, Encoder, Limits, Priority, Role, StageTimes, Truncate
 from trimtab.vectors import Dtype
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "Limits",
     "NotFound",
     "PermissionDenied",
+    "Priority",
     "ResourceExhausted",
     "Role",
     "StageTimes",

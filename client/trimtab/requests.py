@@ -4,12 +4,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from trimtab.errors import InvalidArgument
-from trimtab.types import ROLES, TRUNCATIONS, EmbedOptions, Encoder, Limits, Role, Truncate
+from trimtab.types import (
+    PRIORITIES,
+    ROLES,
+    TRUNCATIONS,
+    EmbedOptions,
+    Encoder,
+    Limits,
+    Priority,
+    Role,
+    Truncate,
+)
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.vectors import TO_PROTO, Dtype, check_dtype
 
 _ROLES = {None: pb.ROLE_UNSPECIFIED, "query": pb.ROLE_QUERY, "passage": pb.ROLE_PASSAGE}
 _TRUNCATIONS = {"end": pb.TRUNCATE_END, "start": pb.TRUNCATE_START, "none": pb.TRUNCATE_NONE}
+_PRIORITIES = {"interactive": pb.PRIORITY_INTERACTIVE, "bulk": pb.PRIORITY_BULK}
 _UINT32 = 2**32
 # A text's tag and length, and what EmbedStreamRequest puts around a request: the most they can take.
 _TEXT_OVERHEAD = 6
@@ -26,6 +37,7 @@ class Options:
     dimensions: int | None = None
     dtype: Dtype = "float32"
     truncate: Truncate = "end"
+    priority: Priority = "interactive"
 
     def __post_init__(self) -> None:
         if self.role is not None and self.role not in ROLES:
@@ -35,6 +47,10 @@ class Options:
         if self.truncate not in TRUNCATIONS:
             raise InvalidArgument(
                 f"truncate {self.truncate!r} is not known; choose one of {', '.join(TRUNCATIONS)}"
+            )
+        if self.priority not in PRIORITIES:
+            raise InvalidArgument(
+                f"priority {self.priority!r} is not known; choose one of {', '.join(PRIORITIES)}"
             )
         if self.dimensions is not None and not 0 < self.dimensions < _UINT32:
             raise InvalidArgument(f"dimensions is {self.dimensions}; give at least 1, or None for all")
@@ -50,6 +66,7 @@ class Options:
             dimensions=self.dimensions or 0,
             dtype=TO_PROTO[self.dtype],
             texts=texts,
+            priority=_PRIORITIES[self.priority],
         )
 
     def pinned(self, encoder: Encoder) -> "Options":
@@ -65,6 +82,7 @@ class Options:
             "dimensions": self.dimensions,
             "dtype": self.dtype,
             "truncate": self.truncate,
+            "priority": self.priority,
         }
 
     def text_room(self, limits: Limits) -> int:

@@ -10,8 +10,10 @@ from trimtab.vectors import Dtype
 
 Role = Literal["query", "passage"]
 Truncate = Literal["end", "start", "none"]
+Priority = Literal["interactive", "bulk"]
 ROLES: tuple[Role, ...] = get_args(Role)
 TRUNCATIONS: tuple[Truncate, ...] = get_args(Truncate)
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 Vectors: TypeAlias = NDArray[Any]  # its dtype follows the request: float32, float16, int8 or uint8
 
@@ -27,6 +29,8 @@ class EmbedOptions(TypedDict, total=False):
         for the value) or "ubinary" (one sign bit a component, eight to a byte, the first in the highest bit).
     truncate: where a text of more tokens than the encoder reads is cut: at its "end" (the default), at its
         "start", or "none": then such a text is refused with InvalidArgument.
+    priority: "interactive" (the default), or "bulk" for work that nobody waits for: it goes on beside
+        interactive work, but after it.
     """
 
     encoder: str
@@ -35,6 +39,7 @@ class EmbedOptions(TypedDict, total=False):
     dimensions: int | None
     dtype: Dtype
     truncate: Truncate
+    priority: Priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

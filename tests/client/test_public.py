@@ -28,6 +28,7 @@ def test_exported_names() -> None:
         "Limits",
         "NotFound",
         "PermissionDenied",
+        "Priority",
         "ResourceExhausted",
         "Role",
         "StageTimes",

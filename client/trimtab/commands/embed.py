@@ -78,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         dimensions=options.dimensions,
         dtype=options.dtype,
         truncate=options.truncate,
+        priority="bulk",
     )
     output: Path | None = options.output
     if output is not None and output.exists() and not options.overwrite:

@@ -24,43 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18trimtab/v1/encoder.proto\x12\ntrimtab.v1\"\xc0\x01\n\x0c\x45mbedRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1e\n\x04role\x18\x03 \x01(\x0e\x32\x10.trimtab.v1.Role\x12&\n\x08truncate\x18\x04 \x01(\x0e\x32\x14.trimtab.v1.Truncate\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12#\n\x05\x64type\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.DataType\x12\r\n\x05texts\x18\x07 \x03(\t\"\xa5\x01\n\rEmbedResponse\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.trimtab.v1.Matrix\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\r\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05space\x18\x05 \x01(\t\x12%\n\x05times\x18\x06 \x01(\x0b\x32\x16.trimtab.v1.StageTimes\"i\n\x06Matrix\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.trimtab.v1.DataType\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\r\x12\r\n\x05scale\x18\x05 \x01(\x02\"N\n\nStageTimes\x12\x10\n\x08tokenize\x18\x01 \x01(\x04\x12\r\n\x05queue\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ompute\x18\x03 \x01(\x04\x12\x0e\n\x06output\x18\x04 \x01(\x04\"K\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.trimtab.v1.EmbedRequest\"\x7f\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.trimtab.v1.EmbedResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.trimtab.v1.ErrorH\x00\x42\t\n\x07outcome\">\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\x15\n\x13ListEncodersRequest\"=\n\x14ListEncodersResponse\x12%\n\x08\x65ncoders\x18\x01 \x03(\x0b\x32\x13.trimtab.v1.Encoder\"5\n\x11GetEncoderRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x90\x02\n\x07\x45ncoder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x12\n\nsimilarity\x18\x06 \x01(\t\x12\x0f\n\x07pooling\x18\x07 \x01(\t\x12\x12\n\nnormalized\x18\x08 \x01(\x08\x12\x14\n\x0cquery_prompt\x18\t \x01(\t\x12\x16\n\x0epassage_prompt\x18\n \x01(\t\x12$\n\x06\x64types\x18\x0b \x03(\x0e\x32\x14.trimtab.v1.DataType\x12\"\n\x06limits\x18\x0c \x01(\x0b\x32\x12.trimtab.v1.Limits\"N\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r*>\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x10\n\x0cROLE_PASSAGE\x10\x02*]\n\x08Truncate\x12\x18\n\x14TRUNCATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cTRUNCATE_END\x10\x01\x12\x12\n\x0eTRUNCATE_START\x10\x02\x12\x11\n\rTRUNCATE_NONE\x10\x03*~\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x15\n\x11\x44\x41TA_TYPE_UBINARY\x10\x04\x32\xb7\x02\n\x0e\x45ncoderService\x12<\n\x05\x45mbed\x12\x18.trimtab.v1.EmbedRequest\x1a\x19.trimtab.v1.EmbedResponse\x12R\n\x0b\x45mbedStream\x12\x1e.trimtab.v1.EmbedStreamRequest\x1a\x1f.trimtab.v1.EmbedStreamResponse(\x01\x30\x01\x12Q\n\x0cListEncoders\x12\x1f.trimtab.v1.ListEncodersRequest\x1a .trimtab.v1.ListEncodersResponse\x12@\n\nGetEncoder\x12\x1d.trimtab.v1.GetEncoderRequest\x1a\x13.trimtab.v1.Encoderb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18trimtab/v1/encoder.proto\x12\ntrimtab.v1\"\xe8\x01\n\x0c\x45mbedRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1e\n\x04role\x18\x03 \x01(\x0e\x32\x10.trimtab.v1.Role\x12&\n\x08truncate\x18\x04 \x01(\x0e\x32\x14.trimtab.v1.Truncate\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12#\n\x05\x64type\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.DataType\x12\r\n\x05texts\x18\x07 \x03(\t\x12&\n\x08priority\x18\x08 \x01(\x0e\x32\x14.trimtab.v1.Priority\"\xa5\x01\n\rEmbedResponse\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.trimtab.v1.Matrix\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\r\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05space\x18\x05 \x01(\t\x12%\n\x05times\x18\x06 \x01(\x0b\x32\x16.trimtab.v1.StageTimes\"i\n\x06Matrix\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.trimtab.v1.DataType\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\r\x12\r\n\x05scale\x18\x05 \x01(\x02\"N\n\nStageTimes\x12\x10\n\x08tokenize\x18\x01 \x01(\x04\x12\r\n\x05queue\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ompute\x18\x03 \x01(\x04\x12\x0e\n\x06output\x18\x04 \x01(\x04\"K\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.trimtab.v1.EmbedRequest\"\x7f\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.trimtab.v1.EmbedResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.trimtab.v1.ErrorH\x00\x42\t\n\x07outcome\">\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\x15\n\x13ListEncodersRequest\"=\n\x14ListEncodersResponse\x12%\n\x08\x65ncoders\x18\x01 \x03(\x0b\x32\x13.trimtab.v1.Encoder\"5\n\x11GetEncoderRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x90\x02\n\x07\x45ncoder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x12\n\nsimilarity\x18\x06 \x01(\t\x12\x0f\n\x07pooling\x18\x07 \x01(\t\x12\x12\n\nnormalized\x18\x08 \x01(\x08\x12\x14\n\x0cquery_prompt\x18\t \x01(\t\x12\x16\n\x0epassage_prompt\x18\n \x01(\t\x12$\n\x06\x64types\x18\x0b \x03(\x0e\x32\x14.trimtab.v1.DataType\x12\"\n\x06limits\x18\x0c \x01(\x0b\x32\x12.trimtab.v1.Limits\"N\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r*>\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x10\n\x0cROLE_PASSAGE\x10\x02*]\n\x08Truncate\x12\x18\n\x14TRUNCATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cTRUNCATE_END\x10\x01\x12\x12\n\x0eTRUNCATE_START\x10\x02\x12\x11\n\rTRUNCATE_NONE\x10\x03*~\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x15\n\x11\x44\x41TA_TYPE_UBINARY\x10\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xb7\x02\n\x0e\x45ncoderService\x12<\n\x05\x45mbed\x12\x18.trimtab.v1.EmbedRequest\x1a\x19.trimtab.v1.EmbedResponse\x12R\n\x0b\x45mbedStream\x12\x1e.trimtab.v1.EmbedStreamRequest\x1a\x1f.trimtab.v1.EmbedStreamResponse(\x01\x30\x01\x12Q\n\x0cListEncoders\x12\x1f.trimtab.v1.ListEncodersRequest\x1a .trimtab.v1.ListEncodersResponse\x12@\n\nGetEncoder\x12\x1d.trimtab.v1.GetEncoderRequest\x1a\x13.trimtab.v1.Encoderb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trimtab.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1356
-  _globals['_ROLE']._serialized_end=1418
-  _globals['_TRUNCATE']._serialized_start=1420
-  _globals['_TRUNCATE']._serialized_end=1513
-  _globals['_DATATYPE']._serialized_start=1515
-  _globals['_DATATYPE']._serialized_end=1641
+  _globals['_ROLE']._serialized_start=1396
+  _globals['_ROLE']._serialized_end=1458
+  _globals['_TRUNCATE']._serialized_start=1460
+  _globals['_TRUNCATE']._serialized_end=1553
+  _globals['_DATATYPE']._serialized_start=1555
+  _globals['_DATATYPE']._serialized_end=1681
+  _globals['_PRIORITY']._serialized_start=1683
+  _globals['_PRIORITY']._serialized_end=1764
   _globals['_EMBEDREQUEST']._serialized_start=41
-  _globals['_EMBEDREQUEST']._serialized_end=233
-  _globals['_EMBEDRESPONSE']._serialized_start=236
-  _globals['_EMBEDRESPONSE']._serialized_end=401
-  _globals['_MATRIX']._serialized_start=403
-  _globals['_MATRIX']._serialized_end=508
-  _globals['_STAGETIMES']._serialized_start=510
-  _globals['_STAGETIMES']._serialized_end=588
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=590
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=665
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=667
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=794
-  _globals['_ERROR']._serialized_start=796
-  _globals['_ERROR']._serialized_end=858
-  _globals['_LISTENCODERSREQUEST']._serialized_start=860
-  _globals['_LISTENCODERSREQUEST']._serialized_end=881
-  _globals['_LISTENCODERSRESPONSE']._serialized_start=883
-  _globals['_LISTENCODERSRESPONSE']._serialized_end=944
-  _globals['_GETENCODERREQUEST']._serialized_start=946
-  _globals['_GETENCODERREQUEST']._serialized_end=999
-  _globals['_ENCODER']._serialized_start=1002
-  _globals['_ENCODER']._serialized_end=1274
-  _globals['_LIMITS']._serialized_start=1276
-  _globals['_LIMITS']._serialized_end=1354
-  _globals['_ENCODERSERVICE']._serialized_start=1644
-  _globals['_ENCODERSERVICE']._serialized_end=1955
+  _globals['_EMBEDREQUEST']._serialized_end=273
+  _globals['_EMBEDRESPONSE']._serialized_start=276
+  _globals['_EMBEDRESPONSE']._serialized_end=441
+  _globals['_MATRIX']._serialized_start=443
+  _globals['_MATRIX']._serialized_end=548
+  _globals['_STAGETIMES']._serialized_start=550
+  _globals['_STAGETIMES']._serialized_end=628
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=630
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=705
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=707
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=834
+  _globals['_ERROR']._serialized_start=836
+  _globals['_ERROR']._serialized_end=898
+  _globals['_LISTENCODERSREQUEST']._serialized_start=900
+  _globals['_LISTENCODERSREQUEST']._serialized_end=921
+  _globals['_LISTENCODERSRESPONSE']._serialized_start=923
+  _globals['_LISTENCODERSRESPONSE']._serialized_end=984
+  _globals['_GETENCODERREQUEST']._serialized_start=986
+  _globals['_GETENCODERREQUEST']._serialized_end=1039
+  _globals['_ENCODER']._serialized_start=1042
+  _globals['_ENCODER']._serialized_end=1314
+  _globals['_LIMITS']._serialized_start=1316
+  _globals['_LIMITS']._serialized_end=1394
+  _globals['_ENCODERSERVICE']._serialized_start=1767
+  _globals['_ENCODERSERVICE']._serialized_end=2078
 # @@protoc_insertion_point(module_scope)

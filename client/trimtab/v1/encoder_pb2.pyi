@@ -99,6 +99,30 @@ DATA_TYPE_UBINARY: DataType.ValueType  # 4
 """one sign bit a component, eight to a byte, the first in the highest bit"""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """as INTERACTIVE"""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """somebody waits for the answer"""
+    PRIORITY_BULK: _Priority.ValueType  # 2
+    """an index is being filled"""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Who goes first while there is more to do than the devices can: interactive work, and yet bulk work goes on."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""as INTERACTIVE"""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""somebody waits for the answer"""
+PRIORITY_BULK: Priority.ValueType  # 2
+"""an index is being filled"""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 @_typing.final
 class EmbedRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -110,6 +134,7 @@ class EmbedRequest(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     encoder: _builtins.str
     """may be empty where the server serves only one"""
     version: _builtins.str
@@ -119,6 +144,7 @@ class EmbedRequest(_message.Message):
     dimensions: _builtins.int
     """leading components to keep; 0: all"""
     dtype: Global___DataType.ValueType
+    priority: Global___Priority.ValueType
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -131,10 +157,11 @@ class EmbedRequest(_message.Message):
         dimensions: _builtins.int = ...,
         dtype: Global___DataType.ValueType = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "encoder", b"encoder", "role", b"role", "texts", b"texts", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "encoder", b"encoder", "priority", b"priority", "role", b"role", "texts", b"texts", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
