@@ -22,8 +22,8 @@ class Pass:
 class Admission:
     """Counts the tokens of all requests in flight, and says no beyond a limit.
 
-    At the door only the bytes of a text are known. A text never has more tokens than bytes, so that
-    is what it is charged, until the tokenizer has counted.
+    At the door only the length of a text is known. A text has no more tokens than bytes, nor than its
+    encoder reads: that is what it is charged until the tokenizer has counted, and a little for its length.
     """
 
     def __init__(self, max_tokens_in_flight: int) -> None:

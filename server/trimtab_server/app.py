@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,23 +16,25 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
-from trimtab_server import devices as places
 from trimtab_server.admission import Admission
 from trimtab_server.batcher import Batcher
 from trimtab_server.config import Config, Tls, split_address
-from trimtab_server.devices import Device, Open, open_ort
+from trimtab_server.devices import Device, Open, Place, open_ort, parse
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
 from trimtab_server.metrics import Metrics
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.repository import Entry, Repository
-from trimtab_server.rpc.boundary import Boundary
+from trimtab_server.rpc.boundary import Boundary, Tenants
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
+from trimtab_server.sharing import Sharing
+from trimtab_server.tickets import Ticket
 from trimtab_server.tokenization import Tokenization
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # After the calls have been answered: time for the last bytes to leave.
 FLUSH_SECONDS = 1.0
 SERVICES = (
@@ -44,10 +47,17 @@ SERVICES = (
 class App:
     """A server: `start`, then `serve` until it is told to stop, then `stop`.
 
-    `open_session` opens a graph on a device; tests hand in sessions that fail on purpose.
+    `open_session` opens a graph at a place; tests hand in sessions that fail on purpose, and `places`
+    of their own instead of the configuration's devices.
     """
 
-    def __init__(self, config: Config, repository: Path, open_session: Open = open_ort) -> None:
+    def __init__(
+        self,
+        config: Config,
+        repository: Path,
+        open_session: Open = open_ort,
+        places: Sequence[Place] | None = None,
+    ) -> None:
         self.config = config
         self.grpc_port = 0
         self.metrics_port = 0
@@ -55,9 +65,21 @@ class App:
         self._metrics = Metrics(self._registry)
         self._health = Health()
         self._ready = False
+        self._scrapes: WSGIServer | None = None
+        self._served = True  # while any device is in service
         batcher = Batcher(config.batching.max_batch_tokens, config.batching.max_batch_texts)
-        devices = [Device(place, open_session) for place in places.parse(config.devices)]
-        self._engine = Engine(batcher, devices, self._metrics)
+        sharing: Sharing[Ticket] = Sharing(
+            single_flight=config.sharing.single_flight,
+            across_tenants=config.sharing.across_tenants,
+            cache_bytes=config.sharing.cache_bytes,
+        )
+        self._engine = Engine(
+            batcher, sharing,
+            [Device(place, open_session) for place in places or parse(config.devices)],
+            self._metrics,
+            hang_seconds=config.engine.hang_seconds,
+            serving=self._devices_changed,
+        )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self.repository = Repository(repository, self._engine, self._changed)
         pipeline = Pipeline(
@@ -69,8 +91,9 @@ class App:
             self._metrics,
         )
         self._boundary = Boundary()
-        self._native = NativeServicer(pipeline)
-        self._kserve = KServeServicer(pipeline, self._metrics, lambda: self._ready)
+        tenants = Tenants(config.server.tenant_header)
+        self._native = NativeServicer(pipeline, tenants)
+        self._kserve = KServeServicer(pipeline, self._metrics, tenants, lambda: self._ready and self._served)
         self._server = self._listen()
 
     async def start(self) -> None:
@@ -96,9 +119,7 @@ class App:
                 "\nMake a bundle with `trimtab export SOURCE --name NAME --repository DIR`"
             )
         self._ready = True
-        self._health.set("", True)
-        for service in SERVICES[:2]:
-            self._health.set(service, True)
+        self._announce()
 
     async def stop(self) -> None:
         """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
@@ -107,19 +128,32 @@ class App:
         self._native.drain()
         self._kserve.drain()
         await self._boundary.drain(self.config.server.drain_seconds)
+        await self.repository.stop()
         await self._server.stop(FLUSH_SECONDS)
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._tokenization.stop)
-        self._scrapes.shutdown()
-        self._scrapes.server_close()
+        if self._scrapes is not None:
+            self._scrapes.shutdown()
+            self._scrapes.server_close()
 
     def _changed(self, entry: Entry) -> None:
-        serving = entry.state == "READY"
-        self._metrics.ready(entry.name, entry.version, serving)
-        self._health.set(f"{entry.name}/{entry.version}", serving)
-        ready = any(encoder.name == entry.name for encoder in self.repository.encoders())
-        self._health.set(entry.name, ready)
         log.info("%s version %s is %s %s", entry.name, entry.version, entry.state, entry.reason)
+        self._announce()
+
+    def _devices_changed(self, serving: bool) -> None:
+        self._served = serving
+        self._announce()
+
+    def _announce(self) -> None:
+        """Tell everyone who asks what can be served now: nothing at all while no device is in service."""
+        for service in ("", *SERVICES[:2]):
+            self._health.set(service, self._ready and self._served)
+        encoders = [encoder.name for encoder in self.repository.encoders()]
+        for entry in self.repository.index():
+            serving = entry.state == "READY" and self._served
+            self._metrics.ready(entry.name, entry.version, serving)
+            self._health.set(f"{entry.name}/{entry.version}", serving)
+            self._health.set(entry.name, entry.name in encoders and self._served)
 
     def _listen(self) -> grpc.aio.Server:
         server = grpc.aio.server(
@@ -128,7 +162,7 @@ class App:
                 ("grpc.max_receive_message_length", self.config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
-                # Clients may ping an idle connection this often (the SDK does, each minute).
+                # Clients may ping a connection this often; the SDK does each minute.
                 ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
             ],
         )
@@ -152,8 +186,14 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
     """Run a server until SIGTERM or SIGINT; call `ready` once it serves."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+
+    def stop() -> None:
+        stopping.set()
+        for number in SIGNALS:  # a second one ends the process at once
+            loop.remove_signal_handler(number)
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop)
     app = App(config, repository)
     try:
         if await _unless(stopping, app.start()):

@@ -1,6 +1,6 @@
-"""What travels through the engine: plain frozen data."""
+"""What travels through the engine: plain data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,22 +20,23 @@ class Model:
     variant: str
     graph: Path
     inputs: tuple[str, ...]
+    unpadded: bool  # its linear layers compute real tokens alone
     dimensions: int
     max_tokens: int
     pad_id: int
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Item:
-    """One text, waiting for a device. `ticket` and `row` say where its vector belongs."""
+    """One text, waiting for a device, and for it whoever asked for that text: see sharing.py."""
 
     model: Model
     ids: Ids
-    ticket: Any  # the engine's own: nobody else looks inside
-    row: int
-    deadline: float | None  # on the engine's clock; None: no deadline
+    deadline: float | None  # the latest of its waiters', on the engine's clock; None: no deadline
     tenant: str = ""
     priority: Priority = "interactive"
+    key: Any = None  # what makes another text the same
+    waiters: dict[Any, list[int]] = field(default_factory=dict)  # tickets, and the rows it fills of each
 
     @property
     def length(self) -> int:
@@ -62,5 +63,10 @@ class Batch:
 
     @property
     def padded_tokens(self) -> int:
-        """Tokens that the device computes."""
+        """Positions of the padded batch."""
         return len(self.items) * self.length
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that the graph's linear layers compute."""
+        return self.tokens if self.model.unpadded else self.padded_tokens

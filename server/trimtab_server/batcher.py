@@ -17,7 +17,7 @@ the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only ma
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -47,7 +47,6 @@ class _Lane:
 
     def __init__(self, cost: Cost, max_positions: int, max_texts: int) -> None:
         self.cost = cost
-        self.worthwhile = cost.run_tokens / WORTHWHILE
         self.max_positions = max_positions
         self.max_texts = max_texts
         self.items: dict[int, Item] = {}
@@ -72,19 +71,19 @@ class _Lane:
             heapq.heappop(self.turns)
         return self.turns[0]
 
-    def window(self, number: int) -> tuple[int, int]:
-        """The slice of `lengths` that runs with item `number`."""
+    def window(self, number: int, cost: Cost) -> tuple[int, int]:
+        """The slice of `lengths` that runs with item `number`, where a run has this cost."""
         anchor = bisect_left(self.lengths, (self.items[number].length, number))
-        return self._split(anchor) if len(self.lengths) <= EXACT else self._grow(anchor)
+        return self._split(anchor, cost) if len(self.lengths) <= EXACT else self._grow(anchor, cost)
 
-    def _fits(self, texts: int, tokens: int, longest: int) -> bool:
+    def _fits(self, cost: Cost, texts: int, tokens: int, longest: int) -> bool:
         return texts == 1 or (
             texts <= self.max_texts
             and texts * longest <= self.max_positions
-            and self.cost.tokens(texts, tokens, longest) <= self.worthwhile
+            and cost.tokens(texts, tokens, longest) * WORTHWHILE <= cost.run_tokens
         )
 
-    def _split(self, anchor: int) -> tuple[int, int]:
+    def _split(self, anchor: int, cost: Cost) -> tuple[int, int]:
         """The anchor's part in the split of all lengths into runs that costs least."""
         least = [0.0]  # of the first n lengths
         starts = [0]  # of the last run of that split
@@ -93,9 +92,9 @@ class _Lane:
             best, start, tokens = float("inf"), last - 1, 0
             for first in range(last - 1, -1, -1):
                 tokens += self.lengths[first][0]
-                if not self._fits(last - first, tokens, longest):
+                if not self._fits(cost, last - first, tokens, longest):
                     break
-                seconds = least[first] + self.cost.seconds(last - first, tokens, longest)
+                seconds = least[first] + cost.seconds(last - first, tokens, longest)
                 if seconds < best:
                     best, start = seconds, first
             least.append(best)
@@ -105,9 +104,9 @@ class _Lane:
             last = starts[last]
         return starts[last], last
 
-    def _grow(self, anchor: int) -> tuple[int, int]:
+    def _grow(self, anchor: int, cost: Cost) -> tuple[int, int]:
         """From the anchor to either side, by whichever neighbour makes the batch do more a second."""
-        lengths, cost = self.lengths, self.cost
+        lengths = self.lengths
         first, last, tokens = anchor, anchor + 1, lengths[anchor][0]
         rate = tokens / cost.seconds(1, tokens, tokens)
         while True:
@@ -117,7 +116,7 @@ class _Lane:
                     continue
                 more = tokens + lengths[low if low < first else high - 1][0]
                 longest = lengths[high - 1][0]
-                if self._fits(high - low, more, longest):
+                if self._fits(cost, high - low, more, longest):
                     faster = more / cost.seconds(high - low, more, longest)
                     if faster >= best[0]:
                         best = (faster, low, high, more)
@@ -181,8 +180,17 @@ class Batcher:
             if item in self._numbers:
                 self._remove(item)
 
-    def pop(self, now: float) -> Popped:
-        """Take the next batch, and whatever expired by `now`."""
+    def postpone(self, item: Item) -> None:
+        """An item's deadline has moved, to either side; one that already left is passed over."""
+        if item in self._numbers and item.deadline is not None:
+            number, self._next = self._next, self._next + 1
+            heapq.heappush(self._deadlines, (item.deadline, number, item))
+
+    def pop(self, now: float, costs: Mapping[Model, Cost] | None = None) -> Popped:
+        """Take the next batch, and whatever expired by `now`.
+
+        `costs`: of runs on the device that asks, where devices differ.
+        """
         expired = tuple(self._expire(now))
         lane = min((lane for lane in self._lanes.values() if lane.items), key=_Lane.next_turn, default=None)
         if lane is None:
@@ -190,17 +198,19 @@ class Batcher:
             return Popped(None, expired)
         stamp, number = lane.next_turn()
         self._now = max(self._now, stamp)
-        first, last = lane.window(number)
+        model = lane.items[number].model
+        first, last = lane.window(number, (costs or {}).get(model, lane.cost))
         items = tuple(lane.items[each] for _, each in lane.lengths[first:last])
         for item in items:
             self._remove(item)
-        return Popped(Batch(items[0].model, items), expired)
+        return Popped(Batch(model, items), expired)
 
     def _expire(self, now: float) -> list[Item]:
         gone = []
         while self._deadlines and self._deadlines[0][0] <= now:
             item = heapq.heappop(self._deadlines)[2]
-            if item in self._numbers:
+            # An entry from before the deadline moved is passed over: it has another one.
+            if item in self._numbers and item.deadline is not None and item.deadline <= now:
                 self._remove(item)
                 gone.append(item)
         return gone
@@ -211,5 +221,9 @@ class Batcher:
         # Entries of items that left stay in the heap until their deadline; rebuild it before they
         # are most of it, so that a long deadline does not keep the texts of finished calls alive.
         if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self._numbers):
-            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._numbers]
+            self._deadlines = [
+                entry
+                for entry in self._deadlines
+                if entry[2] in self._numbers and entry[0] == entry[2].deadline
+            ]
             heapq.heapify(self._deadlines)

@@ -3,7 +3,8 @@
   trimtab serve --repository models
   trimtab serve --repository models --config trimtab.toml --grpc-address 0.0.0.0:8001
 
-Health (grpc.health.v1) says SERVING once every encoder is warm. Metrics for Prometheus stand at
+Health (grpc.health.v1) says SERVING once every encoder is warm; a bundle that cannot be loaded is logged
+and left out. Metrics for Prometheus stand at
 http://METRICS_ADDRESS/metrics. Port 0 takes any free port; the line printed at the start names it.
 """
 
@@ -50,14 +51,18 @@ def run(options: argparse.Namespace) -> int:
 
 def _announce(app: "App") -> None:
     """One line, for people and for scripts that wait for it."""
-    from trimtab_server.config import split_address
-
-    host, _ = split_address(app.config.server.grpc_address)
-    metrics_host, _ = split_address(app.config.server.metrics_address)
-    names = ", ".join(f"{each.name} (version {each.version})" for each in app.repository.encoders())
+    server = app.config.server
+    host, metrics_host = (each.rpartition(":")[0] for each in (server.grpc_address, server.metrics_address))
+    encoders = app.repository.encoders()
+    names = ", ".join(f"{each.name} (version {each.version})" for each in encoders)
     url = f"{host}:{app.grpc_port}"
+    try_it = f'echo "hello world" | {sys.argv[0]} embed --url {url}'
+    if len({each.name for each in encoders}) > 1:
+        try_it += f" --encoder {encoders[0].name}"
+    if server.tls is not None:
+        try_it += f" --ca {server.tls.certificate}"
     sys.stdout.write(
         f"trimtab serves {names} on {url}, metrics on http://{metrics_host}:{app.metrics_port}/metrics; "
-        f'try: echo "hello world" | .venv/bin/trimtab embed --url {url}\n'
+        f"try: {try_it}\n"
     )
     sys.stdout.flush()

@@ -24,6 +24,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     grpc_address: str = "127.0.0.1:8001"
     metrics_address: str = "127.0.0.1:8002"
     drain_seconds: float = 30.0
+    tenant_header: str = ""  # metadata key that names a call's tenant; empty: all calls are of one
     tls: Tls | None = None
 
 
@@ -31,7 +32,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What one request may hold, and what all of them together may."""
 
     max_texts: int = 1024
-    max_text_bytes: int = 1 << 20
+    max_text_bytes: int = 1 << 18
     max_message_bytes: int = 16 << 20
     max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
@@ -54,6 +55,20 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_batch_texts: int = 256
 
 
+class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted)."""
+
+    hang_seconds: float = 10.0
+
+
+class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether identical texts in flight are computed once, and how much is remembered of those before."""
+
+    single_flight: bool = True
+    across_tenants: bool = False
+    cache_bytes: int = 0
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. `devices`: "auto", or a list of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
 
@@ -61,6 +76,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: Limits = Limits()
     tokenization: Tokenization = Tokenization()
     batching: Batching = Batching()
+    engine: Engine = Engine()
+    sharing: Sharing = Sharing()
     devices: tuple[str, ...] = ("auto",)
 
 
@@ -91,6 +108,10 @@ def check(config: Config, source: str) -> None:
                 raise ConfigError(f"{source}: {name}.{field} must be at least 1")
     if config.server.drain_seconds < 0:
         raise ConfigError(f"{source}: server.drain_seconds must not be negative")
+    if not config.engine.hang_seconds > 0:
+        raise ConfigError(f"{source}: engine.hang_seconds must be more than 0")
+    if config.sharing.cache_bytes < 0:
+        raise ConfigError(f"{source}: sharing.cache_bytes must not be negative; 0 remembers nothing")
     if not config.devices:
         raise ConfigError(f"{source}: devices is empty; leave it out for 'auto'")
 

@@ -1,9 +1,9 @@
-"""Devices, and the worker threads that feed them. A worker takes a batch whenever it is free."""
+"""Places where sessions live, and devices: a place with the sessions of all loaded models."""
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
-from trimtab_server.batch import Batch, Model
+from trimtab_server.batch import Ids, Model
 from trimtab_server.cost import Cost, measure
 from trimtab_server.session import PROVIDERS, OrtSession, Session
 
 Open = Callable[[Model, "Place"], Session]
+
+# The length of the text that a device is probed with.
+PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +31,21 @@ class Place:
     cores: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+        if self.kind != "cpu":
+            return f"{self.kind}:{self.index}"
+        if not self.cores:
+            return self.kind
+        first, last = self.cores[0], self.cores[-1]
+        return f"cpu:{first}" if first == last else f"cpu:{first}-{last}"
 
 
 def parse(names: tuple[str, ...]) -> list[Place]:
     """The places that `devices` of the configuration names; ConfigError names what is not understood."""
-    return [_auto() if name == "auto" else _parse(name) for name in names]
+    places = [_auto() if name == "auto" else _parse(name) for name in names]
+    for name, times in Counter(map(str, places)).items():
+        if times > 1:
+            raise ConfigError(f"devices names {name} {times} times: name each device once")
+    return places
 
 
 def _auto() -> Place:
@@ -74,85 +86,74 @@ def _range(name: str, which: str) -> tuple[int, ...]:
     return tuple(range(int(first), int(last or first) + 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What became of a batch on a device: vectors, float32 (n, dimensions), or an error; and the seconds."""
-
-    batch: Batch
-    device: str
-    outcome: NDArray[np.float32] | Exception
-    seconds: float
-
-
 class Device:
-    """One place: a session for each loaded model, and the workers that run them."""
+    """One place: a session for each loaded model, and threads to run them on."""
 
     def __init__(self, place: Place, open_session: Open) -> None:
         self.place = place
         self.name = str(place)
+        self.costs: dict[Model, Cost] = {}  # of the models that are loaded here
         self._open = open_session
         self._sessions: dict[Model, Session] = {}
-        self._threads: list[threading.Thread] = []
 
-    def load(self, model: Model) -> Cost:
-        """Open and warm a session, and return its measured cost. Blocks; call it off the event loop."""
+    def load(self, model: Model) -> None:
+        """Open a session, warm it and measure its cost. Blocks; call it off the event loop."""
         session = self._open(model, self.place)
         cost = measure(session.run, model.pad_id, model.max_tokens)
         self._sessions[model] = session
-        return cost
+        self.costs[model] = cost
 
     def unload(self, model: Model) -> None:
         """Forget a model; no batch of it may come any more."""
+        self.costs.pop(model, None)
         self._sessions.pop(model, None)
 
-    def start(
-        self,
-        take: Callable[[], Batch | None],
-        done: Callable[[Batch, list[Run]], None],
-    ) -> None:
-        """Start the workers.
+    def start(self, work: Callable[[], None]) -> list[threading.Thread]:
+        """Start `work` on a thread for each of the place's workers."""
 
-        `take` blocks for the next batch (None: stop); `done` gets it back with the runs it became.
-        """
-
-        def work(core: int | None) -> None:
+        def pinned(core: int | None) -> None:
             if core is not None:
                 os.sched_setaffinity(0, {core})  # of this thread alone
-            while (batch := take()) is not None:
-                done(batch, list(self._runs(batch)))
+            work()
 
+        threads = []
         for number in range(self.place.workers):
             core = self.place.cores[number] if self.place.cores else None
-            thread = threading.Thread(target=work, args=(core,), name=f"{self.name}-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            # A daemon, because a run that hangs would keep the process from ending.
+            threads.append(
+                threading.Thread(target=pinned, args=(core,), name=f"{self.name}-{number}", daemon=True)
+            )
+            threads[-1].start()
+        return threads
 
-    def join(self) -> None:
-        """Wait until every worker has stopped."""
-        for thread in self._threads:
-            thread.join()
-
-    def _runs(self, batch: Batch) -> Iterator[Run]:
-        """Run a batch; where that fails, its halves: in the end only items that fail alone have failed."""
-        begun = time.perf_counter()
-        outcome = self._run(batch)
-        if isinstance(outcome, Exception) and len(batch.items) > 1:
-            half = len(batch.items) // 2
-            for items in (batch.items[:half], batch.items[half:]):
-                yield from self._runs(Batch(batch.model, items))
-        else:
-            yield Run(batch, self.name, outcome, time.perf_counter() - begun)
-
-    def _run(self, batch: Batch) -> NDArray[np.float32] | Exception:
-        # Whatever a run raises belongs to this batch: the worker lives on.
+    def run(self, model: Model, ids: Sequence[Ids]) -> NDArray[np.float32] | Exception:
+        """The vectors of texts, or what their run has raised: that is for the caller to judge."""
         try:
-            vectors = self._sessions[batch.model].run([item.ids for item in batch.items])
+            vectors = self._sessions[model].run(ids)
         except Exception as error:
             return error
-        expected = (len(batch.items), batch.model.dimensions)
+        expected = (len(ids), model.dimensions)
         if vectors.shape != expected:
             return ValueError(f"the graph gave vectors of shape {vectors.shape} instead of {expected}")
         return vectors
+
+    def probe(self, model: Model) -> Exception | None:
+        """What is wrong with this device, if anything: run a text that it has run while it warmed up."""
+        outcome = self.run(model, [np.full(min(PROBE_TOKENS, model.max_tokens), model.pad_id, np.int32)])
+        return outcome if isinstance(outcome, Exception) else None
+
+    def recover(self, models: Iterable[Model]) -> Exception | None:
+        """Load what was loaded elsewhere while this device was out of service, and probe every model."""
+        for model in models:
+            try:
+                if model not in self.costs:
+                    self.load(model)
+            except Exception as error:
+                return error
+            wrong = self.probe(model)
+            if wrong is not None:
+                return wrong
+        return None
 
 
 def open_ort(model: Model, place: Place) -> Session:

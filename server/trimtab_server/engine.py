@@ -1,184 +1,202 @@
 """The queue between requests and devices: one batcher under one lock, from which free workers take.
 
-The event loop adds items; worker threads pop batches by themselves, so that a free device never waits
-for the loop to notice it. Results go back to the loop, which alone touches futures.
+The event loop adds texts; worker threads pop batches by themselves, so that a free device never waits
+for the loop to notice it. Results go back to the loop, which alone touches futures. What happens to a
+batch that fails, and to its device, is the fleet's to say (fleet.py); which texts are computed together
+for several requests, or not at all, is the sharing's (sharing.py). Both are kept under the same lock.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import InternalError, NotFound, Unavailable
-from trimtab_server.batch import Batch, Ids, Item, Model
+from trimtab.errors import DeadlineExceeded, NotFound, Unavailable
+from trimtab_server.batch import Batch, Ids, Item, Model, Priority
 from trimtab_server.batcher import Batcher
 from trimtab_server.cost import Cost
-from trimtab_server.devices import Device, Run
+from trimtab_server.devices import Device
 from trimtab_server.metrics import Metrics
+from trimtab_server.sharing import Sharing
+from trimtab_server.tickets import Computed, Ticket
+from trimtab_server.workers import OUT_OF_SERVICE, Workers
 
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """The vectors of one request, float32 (n, dimensions), and the seconds they waited and took."""
-
-    vectors: NDArray[np.float32]
-    queue_seconds: float
-    compute_seconds: float
-
-
-class _Ticket:
-    """One request's stake in the engine: where its rows go, and who waits for them."""
-
-    def __init__(self, model: Model, texts: int, now: float, future: asyncio.Future[None]) -> None:
-        self.vectors = np.empty((texts, model.dimensions), np.float32)
-        self.left = texts
-        self.future = future
-        self.added = now
-        self.begun: float | None = None
-        self.ended = now
+# Tickets with the rows that a text fills of each, and the text's vector or what it has failed with.
+Answer: TypeAlias = tuple[dict[Ticket, list[int]], NDArray[np.float32] | Exception]
 
 
 class Engine:
-    """Computes the vectors of token ids on whatever device is free."""
+    """Computes the vectors of token ids on whatever device is free.
 
-    def __init__(self, batcher: Batcher, devices: Sequence[Device], metrics: Metrics) -> None:
+    `serving` is called on the event loop when the last device goes out of service, and when one is back.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        sharing: Sharing[Ticket],
+        devices: Sequence[Device],
+        metrics: Metrics,
+        *,
+        hang_seconds: float,
+        serving: Callable[[bool], None],
+    ) -> None:
         self._batcher = batcher
-        self._devices = devices
+        self._sharing = sharing
         self._metrics = metrics
-        self._lock = threading.Lock()  # guards the batcher and the fields below
-        self._work = threading.Condition(self._lock)  # there is something to take
-        self._idle = threading.Condition(self._lock)  # something was finished
-        self._running: dict[Model, int] = {}  # batches on devices
-        self._costs: dict[Model, Cost] = {}
+        self._lock = threading.Lock()  # guards the batcher, the sharing, the workers and the fields below
+        self._open: set[Model] = set()
+        self._answers: deque[tuple[list[Answer], float, float]] = deque()  # on their way to the event loop
         self._stopping = False
         self._loop = asyncio.get_running_loop()
+        metrics.watch(lambda: len(batcher), lambda: batcher.tokens, lambda: sharing.bytes)
+        self._workers = Workers(
+            devices, self._lock, hang_seconds, metrics,
+            pop=self._pop,
+            answer=self._answer,
+            tell=self._tell,
+            serving=lambda up: self._loop.call_soon_threadsafe(partial(serving, up)),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Start every device's workers."""
-        for device in self._devices:
-            device.start(self._take, self._done)
+        self._workers.start()
 
     async def load(self, model: Model) -> Cost:
         """Load and warm a model on every device, then accept its texts."""
-        costs = [await asyncio.to_thread(device.load, model) for device in self._devices]
-        slowest = max(costs, key=lambda cost: cost.seconds(1, 128, 128))
+        cost = await self._workers.load(model)
         with self._lock:
-            self._batcher.open(model, slowest)
-            self._running[model] = 0
-            self._costs[model] = slowest
-        return slowest
+            self._batcher.open(model, cost)
+            self._open.add(model)
+        return cost
 
     async def unload(self, model: Model) -> None:
         """Answer what was already accepted, then forget the model. Nobody may add to it any more."""
         await asyncio.to_thread(self._wait_idle, model)
         with self._lock:
+            self._open.remove(model)
             self._batcher.close(model)
-            del self._running[model], self._costs[model]
-        for device in self._devices:
-            device.unload(model)
+            self._sharing.close(model)
+        self._workers.unload(model)
 
     def backlog_seconds(self, model: Model) -> float:
         """About how long the texts that wait now will keep the devices busy."""
-        workers = sum(device.place.workers for device in self._devices)
         with self._lock:
-            return self._costs[model].token_seconds * self._batcher.tokens / workers
+            return self._batcher.tokens / max(self._workers.tokens_per_second(model), 1e-9)
 
-    async def compute(self, model: Model, texts: Sequence[Ids], deadline: float | None) -> Computed:
+    async def compute(
+        self,
+        model: Model,
+        texts: Sequence[Ids],
+        deadline: float | None,
+        *,
+        tenant: str = "",
+        priority: Priority = "interactive",
+    ) -> Computed:
         """The vectors of `texts`, row i for texts[i].
 
         What still waits at `deadline`, on time.monotonic's clock, is not computed any more; the
-        caller has to keep its own timer. A caller that is cancelled takes its texts out of the queue.
+        caller has to keep its own timer. A caller that is cancelled takes its texts out of the queue,
+        but for those that others wait for, too.
         """
-        now = time.monotonic()
-        ticket = _Ticket(model, len(texts), now, self._loop.create_future())
-        items = [Item(model, ids, ticket, row, deadline) for row, ids in enumerate(texts)]
+        ticket = Ticket(model, len(texts), deadline, time.monotonic(), self._loop.create_future())
         with self._lock:
-            if model not in self._running:
+            if model not in self._open:
                 raise NotFound(f"encoder {model.encoder} version {model.version} was unloaded; try again")
             if self._stopping:
                 raise Unavailable("the server is shutting down: try another one")
-            for item in items:
-                self._batcher.add(item)
-            self._work.notify(len(items))
-        self._gauge()
+            if not self._workers.serving:
+                raise Unavailable(str(OUT_OF_SERVICE))
+            queued = self._queue(ticket, model, texts, tenant, priority)
+            self._workers.notify(queued)
+        self._metrics.shared(model, "cache", ticket.remembered)
+        self._metrics.shared(model, "in_flight", len(texts) - ticket.remembered - queued)
         try:
-            await ticket.future
+            return await ticket.wait()
         finally:
             if ticket.left:
-                with self._lock:
-                    self._batcher.cancel(items)
-                    self._idle.notify_all()
-                self._gauge()
-        begun = ticket.begun or ticket.ended
-        return Computed(ticket.vectors, begun - ticket.added, ticket.ended - begun)
+                self._leave(ticket)
 
     def stop(self) -> None:
         """Stop the workers, each after its current batch. Call it when nothing is in flight any more."""
         with self._lock:
             self._stopping = True
-            self._work.notify_all()
-        for device in self._devices:
-            device.join()
+        self._workers.stop()
+
+    def _queue(
+        self, ticket: Ticket, model: Model, texts: Sequence[Ids], tenant: str, priority: Priority
+    ) -> int:
+        """Queue what is neither remembered nor on its way; how many texts that are."""
+        sharing, batcher, queued = self._sharing, self._batcher, 0
+        for row, ids in enumerate(texts):
+            key = sharing.key(model, ids, tenant)
+            vector = sharing.recall(key)
+            if vector is not None:
+                ticket.remember(row, vector)
+                continue
+            item = sharing.flying(key, priority)
+            if item is None:
+                item = sharing.begin(ticket, row, key, ids, tenant, priority)
+                batcher.add(item)
+                queued += 1
+            elif sharing.join(ticket, row, item):
+                batcher.postpone(item)
+            ticket.items.append(item)
+        return queued
+
+    def _leave(self, ticket: Ticket) -> None:
+        with self._lock:
+            for item in ticket.items:
+                deadline = item.deadline
+                if self._sharing.leave(ticket, item):
+                    self._batcher.cancel((item,))
+                elif item.deadline != deadline:
+                    self._batcher.postpone(item)
+            self._workers.idle.notify_all()
 
     def _wait_idle(self, model: Model) -> None:
         with self._lock:
-            self._idle.wait_for(lambda: not self._batcher.waiting(model) and not self._running[model])
+            self._workers.idle.wait_for(
+                lambda: not self._batcher.waiting(model) and not self._workers.busy(model)
+            )
 
-    # -- on worker threads -------------------------------------------------------------------------
+    # -- on any thread, with the lock held ---------------------------------------------------------------
 
-    def _take(self) -> Batch | None:
-        with self._lock:
-            while not self._stopping:
-                batch = self._batcher.pop(time.monotonic()).batch  # who expired was told by its own timer
-                if batch is not None:
-                    self._running[batch.model] += 1
-                    self._begin(batch)
-                    return batch
-                self._idle.notify_all()
-                self._work.wait()
-        return None
+    def _pop(self, now: float, costs: Mapping[Model, Cost]) -> Batch | None:
+        popped = self._batcher.pop(now, costs)
+        if popped.expired:  # nobody may join them any more
+            self._answer(popped.expired, DeadlineExceeded("the deadline passed in the queue"), now)
+        return popped.batch
 
-    @staticmethod
-    def _begin(batch: Batch) -> None:
-        now = time.monotonic()
-        for item in batch.items:
-            ticket: _Ticket = item.ticket
-            if ticket.begun is None:
-                ticket.begun = now
+    def _answer(self, items: Sequence[Item], outcome: NDArray[np.float32] | Exception, begun: float) -> None:
+        answers: list[Answer]
+        if isinstance(outcome, Exception):
+            answers = [(self._sharing.finish(item, None), outcome) for item in items]
+        else:
+            answers = [
+                (self._sharing.finish(item, vector), vector)
+                for item, vector in zip(items, outcome, strict=True)
+            ]
+        self._answers.append((answers, begun, time.monotonic()))
 
-    def _done(self, batch: Batch, runs: list[Run]) -> None:
-        with self._lock:
-            self._running[batch.model] -= 1
-            self._idle.notify_all()
-        for run in runs:
-            self._metrics.batch(run.batch, run.device, run.seconds)
-        self._loop.call_soon_threadsafe(self._deliver, runs, time.monotonic())
+    def _tell(self) -> None:
+        if self._answers:
+            self._loop.call_soon_threadsafe(self._deliver)
 
-    # -- on the event loop -------------------------------------------------------------------------
+    # -- on the event loop -------------------------------------------------------------------------------
 
-    def _deliver(self, runs: list[Run], now: float) -> None:
-        for run in runs:
-            for position, item in enumerate(run.batch.items):
-                ticket: _Ticket = item.ticket
-                if ticket.future.done():  # cancelled, expired or failed meanwhile: nobody wants the row
-                    continue
-                if isinstance(run.outcome, Exception):
-                    error = InternalError(
-                        f"the encoder failed on texts[{item.row}]: {type(run.outcome).__name__}"
-                    )
-                    error.__cause__ = run.outcome
-                    ticket.future.set_exception(error)
-                    continue
-                ticket.vectors[item.row] = run.outcome[position]
-                ticket.left -= 1
-                if ticket.left == 0:
-                    ticket.ended = now
-                    ticket.future.set_result(None)
-        self._gauge()
-
-    def _gauge(self) -> None:
-        self._metrics.queued(len(self._batcher), self._batcher.tokens)
+    def _deliver(self) -> None:
+        while self._answers:
+            answers, begun, now = self._answers.popleft()
+            for waiters, outcome in answers:
+                for ticket, rows in waiters.items():
+                    if isinstance(outcome, Exception):
+                        ticket.fail(rows, outcome)
+                    else:
+                        ticket.fill(rows, outcome, begun, now)

@@ -1,11 +1,13 @@
 """Every metric of the server, declared once. The registry is handed in."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from trimtab_server.batch import Batch
+from trimtab_server.batch import Batch, Model
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -44,10 +46,24 @@ class Statistics:
     batches: dict[int, Count] = field(default_factory=lambda: defaultdict(Count))
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The metrics of one encoder version and protocol, looked up once: that costs more than to count."""
+
+    total: Histogram
+    tokenize: Histogram
+    queue: Histogram
+    compute: Histogram
+    texts: Counter
+    tokens: Counter
+    in_flight: Gauge
+
+
 class Metrics:
     """The server's metrics, by encoder, version and protocol (requests) or device (batches)."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._by_request: dict[tuple[str, int, str], _Request] = {}
         self.statistics: dict[tuple[str, int], Statistics] = defaultdict(Statistics)
         self._requests = Histogram(
             "trimtab_request_seconds",
@@ -79,7 +95,7 @@ class Metrics:
             (*_REQUEST, "reason"), registry=registry,
         )  # fmt: skip
         self._in_flight = Gauge(
-            "trimtab_requests_in_flight", "Requests that were admitted and not answered yet",
+            "trimtab_requests_in_flight", "Requests that were taken up and not answered yet",
             _REQUEST, registry=registry,
         )  # fmt: skip
         self._queued_texts = Gauge(
@@ -95,25 +111,57 @@ class Metrics:
             "trimtab_batch_size", "Texts in a batch", _BATCH, buckets=SIZES, registry=registry
         )
         self._batch_tokens = Histogram(
-            "trimtab_batch_tokens", "Tokens that a batch computed, padding included",
+            "trimtab_batch_tokens", "Tokens that the linear layers computed of a batch, pads included if they do",
             _BATCH, buckets=TOKENS, registry=registry,
         )  # fmt: skip
         self._padding = Histogram(
-            "trimtab_padding_ratio", "Share of a batch's computed tokens that were padding",
+            "trimtab_padding_ratio", "Share of the tokens in trimtab_batch_tokens that were padding",
             _BATCH, buckets=RATIOS, registry=registry,
         )  # fmt: skip
+        self._device_up = Gauge(
+            "trimtab_device_up", "1 while a device is in service", ("device",), registry=registry
+        )
+        self._device_failures = Counter(
+            "trimtab_device_failures",
+            "Why a device was taken out of service (raised, hung), or not put back (probe)",
+            ("device", "reason"), registry=registry,
+        )  # fmt: skip
+        self._busy = Counter(
+            "trimtab_device_busy_seconds", "Seconds of runs, of all workers of a device together",
+            ("device",), registry=registry,
+        )  # fmt: skip
+        self._shared = Counter(
+            "trimtab_shared_texts",
+            "Texts that were not computed, because the same text was on its way or remembered",
+            ("encoder", "version", "how"), registry=registry,
+        )  # fmt: skip
+        self._cached = Gauge("trimtab_cache_bytes", "Size of the vectors remembered", registry=registry)
         self._ready = Gauge(
             "trimtab_encoder_ready", "1 while an encoder version is warm and serves", ("encoder", "version"),
             registry=registry,
         )  # fmt: skip
 
+    def _request(self, encoder: str, version: int, protocol: str) -> "_Request":
+        key = (encoder, version, protocol)
+        if key not in self._by_request:
+            self._by_request[key] = _Request(
+                total=self._requests.labels(*key),
+                tokenize=self._tokenize.labels(*key),
+                queue=self._queue.labels(*key),
+                compute=self._compute.labels(*key),
+                texts=self._texts.labels(*key),
+                tokens=self._tokens.labels(*key),
+                in_flight=self._in_flight.labels(*key),
+            )
+        return self._by_request[key]
+
     def began(self, encoder: str, version: int, protocol: str) -> None:
-        """A request was admitted."""
-        self._in_flight.labels(encoder, version, protocol).inc()
+        """A request was taken up."""
+        self._request(encoder, version, protocol).in_flight.inc()
 
     def ended(self, encoder: str, version: int, protocol: str) -> None:
-        """An admitted request left, answered or not."""
-        self._in_flight.labels(encoder, version, protocol).dec()
+        """A request left, answered or not."""
+        self._request(encoder, version, protocol).in_flight.dec()
 
     def answered(
         self,
@@ -131,13 +179,13 @@ class Metrics:
         now_ms: int,
     ) -> None:
         """A request was answered; all times in seconds."""
-        labels = (encoder, version, protocol)
-        self._requests.labels(*labels).observe(total)
-        self._tokenize.labels(*labels).observe(tokenize)
-        self._queue.labels(*labels).observe(queue)
-        self._compute.labels(*labels).observe(compute)
-        self._texts.labels(*labels).inc(texts)
-        self._tokens.labels(*labels).inc(tokens)
+        request = self._request(encoder, version, protocol)
+        request.total.observe(total)
+        request.tokenize.observe(tokenize)
+        request.queue.observe(queue)
+        request.compute.observe(compute)
+        request.texts.inc(texts)
+        request.tokens.inc(tokens)
         statistics = self.statistics[encoder, version]
         statistics.success.add(total)
         statistics.tokenize.add(tokenize)
@@ -159,17 +207,34 @@ class Metrics:
     def batch(self, batch: Batch, device: str, seconds: float) -> None:
         """A device ran a batch."""
         labels = (batch.model.encoder, batch.model.version, device)
-        size, padded = len(batch.items), batch.padded_tokens
+        size, computed = len(batch.items), batch.computed_tokens
         self._batch_seconds.labels(*labels).observe(seconds)
         self._batch_size.labels(*labels).observe(size)
-        self._batch_tokens.labels(*labels).observe(padded)
-        self._padding.labels(*labels).observe(1 - batch.tokens / padded)
+        self._batch_tokens.labels(*labels).observe(computed)
+        self._padding.labels(*labels).observe(1 - batch.tokens / computed)
+        self._busy.labels(device).inc(seconds)
         self.statistics[batch.model.encoder, batch.model.version].batches[size].add(seconds)
 
-    def queued(self, texts: int, tokens: int) -> None:
-        """How much waits for a device now."""
-        self._queued_texts.set(texts)
-        self._queued_tokens.set(tokens)
+    def watch(
+        self, texts: Callable[[], float], tokens: Callable[[], float], cached: Callable[[], float]
+    ) -> None:
+        """How to know what waits for a device, and what is remembered; asked at each scrape."""
+        self._queued_texts.set_function(texts)
+        self._queued_tokens.set_function(tokens)
+        self._cached.set_function(cached)
+
+    def device(self, device: str, *, up: bool) -> None:
+        """A device is or is not in service."""
+        self._device_up.labels(device).set(int(up))
+
+    def device_failed(self, device: str, reason: str) -> None:
+        """A device was taken out of service, or was not well yet when it was probed."""
+        self._device_failures.labels(device, reason).inc()
+
+    def shared(self, model: Model, how: Literal["in_flight", "cache"], texts: int) -> None:
+        """So many texts need no run of their own."""
+        if texts:
+            self._shared.labels(model.encoder, model.version, how).inc(texts)
 
     def ready(self, encoder: str, version: int, serving: bool) -> None:
         """An encoder version began or ceased to serve."""

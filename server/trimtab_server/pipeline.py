@@ -10,6 +10,7 @@ from trimtab.errors import DeadlineExceeded, InvalidArgument, TrimtabError
 from trimtab.vectors import Dtype
 from trimtab_server import outputs
 from trimtab_server.admission import Admission
+from trimtab_server.batch import Priority
 from trimtab_server.config import Limits
 from trimtab_server.engine import Engine
 from trimtab_server.metrics import Metrics
@@ -18,6 +19,9 @@ from trimtab_server.repository import Encoder, Repository
 from trimtab_server.tokenization import Tokenization, Truncate
 
 Role = Literal["query", "passage"]
+
+# A text that waits also holds memory: so many of its characters are charged as a token.
+CHARACTERS_A_TOKEN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class EmbedRequest:
     dimensions: int = 0
     dtype: Dtype = "float32"
     deadline: float | None = None  # on time.monotonic's clock
+    tenant: str = ""
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +89,15 @@ class Pipeline:
         reason = "INTERNAL"
         try:
             request = parse()
-            encoder = self.repository.find(request.encoder, request.version)
-            name, version = encoder.name, encoder.version
-            self._check(encoder, request)
-            self._metrics.began(name, version, protocol)
-            try:
-                async with asyncio.timeout_at(request.deadline):
-                    result = await self._embed(encoder, request, protocol, begun)
-            finally:
-                self._metrics.ended(name, version, protocol)
+            async with self.repository.use(request.encoder, request.version) as encoder:
+                name, version = encoder.name, encoder.version
+                self._check(encoder, request)
+                self._metrics.began(name, version, protocol)
+                try:
+                    async with asyncio.timeout_at(request.deadline):
+                        result = await self._embed(encoder, request, protocol, begun)
+                finally:
+                    self._metrics.ended(name, version, protocol)
             reason = ""
             return result
         except TimeoutError:
@@ -115,13 +121,16 @@ class Pipeline:
         if request.role is not None:
             prompt = manifest.prompts.query if request.role == "query" else manifest.prompts.passage
         texts = [prompt + text for text in request.texts] if prompt else request.texts
-        estimate = sum(min(_most_tokens(text), manifest.max_tokens) for text in texts)
+        held = sum(map(len, texts)) // CHARACTERS_A_TOKEN
+        estimate = held + sum(min(_most_tokens(text), manifest.max_tokens) for text in texts)
         with self._admission.admit(estimate, lambda: self._engine.backlog_seconds(model)) as share:
             ids = await self._tokenization.encode(encoder.tokenizer, texts, request.truncate)
             tokenized = time.monotonic()
             counts = [len(each) for each in ids]
-            share.settle(sum(counts))
-            computed = await self._engine.compute(model, ids, request.deadline)
+            share.settle(held + sum(counts))
+            computed = await self._engine.compute(
+                model, ids, request.deadline, tenant=request.tenant, priority=request.priority
+            )
             arrived = time.monotonic()
             output = outputs.finish(
                 computed.vectors,

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -53,13 +55,14 @@ class Entry:
     version: int
     state: State
     reason: str = ""
-    encoder: Encoder | None = None  # set while READY
+    encoder: Encoder | None = None  # while it is READY, and until it is unloaded
 
 
 class Repository:
     """Loads bundles into the engine and finds them by name and version.
 
-    `changed` is called with each entry whose state changed.
+    `changed` is called with each entry whose state changed. Loads and unloads are the repository's own
+    tasks, one at a time: a caller that gives up waiting leaves nothing half done.
     """
 
     def __init__(self, path: Path, engine: Engine, changed: Callable[[Entry], None]) -> None:
@@ -67,7 +70,10 @@ class Repository:
         self._engine = engine
         self._changed = changed
         self._entries: dict[tuple[str, int], Entry] = {}
-        self._loading = asyncio.Lock()  # one load or unload at a time
+        self._one_at_a_time = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._users: Counter[Encoder] = Counter()  # requests that have found it and are not answered
+        self._left = asyncio.Condition()
 
     def index(self) -> list[Entry]:
         """Every version that is or was served or tried, by name and version."""
@@ -75,8 +81,28 @@ class Repository:
 
     def encoders(self) -> list[Encoder]:
         """Every version that is ready, by name, the newest version first."""
-        ready = [entry.encoder for entry in self._entries.values() if entry.encoder is not None]
+        entries = [entry for entry in self._entries.values() if entry.state == "READY"]
+        ready = [entry.encoder for entry in entries if entry.encoder is not None]
         return sorted(ready, key=lambda encoder: (encoder.name, -encoder.version))
+
+    def in_flight(self) -> dict[str, int]:
+        """How many requests use each encoder now, by NAME/VERSION."""
+        return {f"{encoder.name}/{encoder.version}": count for encoder, count in self._users.items()}
+
+    @asynccontextmanager
+    async def use(self, name: str, version: str) -> AsyncIterator[Encoder]:
+        """Find an encoder and keep it from being unloaded for as long as a request needs it."""
+        encoder = self.find(name, version)
+        self._users[encoder] += 1
+        try:
+            yield encoder
+        finally:
+            self._users[encoder] -= 1
+            if not self._users[encoder]:
+                del self._users[encoder]
+                if self._entries[encoder.name, encoder.version].state == "UNLOADING":
+                    async with self._left:
+                        self._left.notify_all()
 
     def find(self, name: str, version: str = "") -> Encoder:
         """The encoder of this name: the newest version that is ready where `version` is empty.
@@ -85,42 +111,38 @@ class Repository:
         there; FailedPrecondition where the version is known but could not be loaded; Unavailable
         while it loads.
         """
-        ready = self.encoders()
-        names = sorted({encoder.name for encoder in ready})
-        if not name:
-            if len(names) != 1:
-                raise InvalidArgument(
-                    f"name an encoder: this server has {', '.join(names) or 'none ready yet'}"
-                )
-            name = names[0]
         if version and not bundles.VERSION.fullmatch(version):
             raise InvalidArgument(f"version {version!r} is not a whole number from 1")
-        of_name = [encoder for encoder in ready if encoder.name == name]
-        if not version and of_name:
-            return of_name[0]
-        for encoder in of_name:
-            if encoder.version == int(version):
-                return encoder
-        known = [entry for key, entry in self._entries.items() if key[0] == name and entry.encoder is None]
-        if version:
-            known = [entry for entry in known if entry.version == int(version)]
-        if known:
-            newest = max(known, key=lambda entry: entry.version)
-            if newest.state in ("LOADING", "UNLOADING"):
-                raise Unavailable(
-                    f"encoder {name} version {newest.version} is {newest.state.lower()}: try again"
-                )
-            raise FailedPrecondition(
-                f"encoder {name} version {newest.version} is not served: {newest.reason}"
-            )
-        if of_name:
-            there = ", ".join(str(encoder.version) for encoder in of_name)
-            raise NotFound(f"encoder {name} has no version {version}; it is served in version {there}")
-        raise NotFound(f"encoder {name!r} is not served here; this server has {', '.join(names) or 'none'}")
+        names = sorted({key[0] for key, entry in self._entries.items() if entry.state != "UNAVAILABLE"})
+        served = ", ".join(names) or "none"
+        if not name:
+            if len(names) > 1:
+                raise InvalidArgument(f"name an encoder: this server has {served}")
+            name = names[0] if names else next((key[0] for key in self._entries), "")
+        known = sorted(
+            (entry for key, entry in self._entries.items() if key[0] == name),
+            key=lambda entry: -entry.version,
+        )
+        if not known:
+            raise NotFound(f"encoder {name!r} is not served here; this server has {served}")
+        asked = [entry for entry in known if version in ("", str(entry.version))]
+        if not asked:
+            there = ", ".join(str(entry.version) for entry in known)
+            raise NotFound(f"encoder {name} has no version {version}; there is version {there}")
+        for entry in asked:
+            if entry.encoder is not None and entry.state == "READY":
+                return entry.encoder
+        newest = asked[0]
+        if newest.state in ("LOADING", "UNLOADING"):
+            raise Unavailable(f"encoder {name} version {newest.version} is {newest.state.lower()}: try again")
+        raise FailedPrecondition(f"encoder {name} version {newest.version} is not served: {newest.reason}")
 
     async def load_all(self) -> None:
         """Load every bundle of the repository. One that cannot be loaded is logged and indexed."""
-        for name in sorted({name for name, _, _ in bundles.versions(self.path)}):
+        found = list(bundles.versions(self.path))
+        for name, version, _ in found:  # so that whoever asks meanwhile is told to wait
+            self._put(Entry(name, version, "LOADING"))
+        for name in sorted({name for name, _, _ in found}):
             await self.load(name)
 
     async def load(self, name: str) -> None:
@@ -129,7 +151,26 @@ class Repository:
         Raises NotFound where the repository has no such encoder. A version that cannot be loaded
         does not keep the others from it; its entry says why.
         """
-        async with self._loading:
+        await self._finish(self._synchronise(name))
+
+    async def unload(self, name: str) -> None:
+        """Stop serving every version of an encoder, after what they have accepted is answered."""
+        await self._finish(self._unload_all(name))
+
+    async def stop(self) -> None:
+        """Give up the loads and unloads that are under way: the process ends."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _finish(self, work: Coroutine[None, None, None]) -> None:
+        """Run this as a task of the repository's, and wait for it; a caller that leaves does not stop it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _synchronise(self, name: str) -> None:
+        async with self._one_at_a_time:
             found = {
                 (name, version): path for other, version, path in bundles.versions(self.path) if other == name
             }
@@ -143,9 +184,8 @@ class Repository:
             for key in gone:
                 await self._unload(self._entries[key], "it is gone from the repository")
 
-    async def unload(self, name: str) -> None:
-        """Stop serving every version of an encoder, after what they have accepted is answered."""
-        async with self._loading:
+    async def _unload_all(self, name: str) -> None:
+        async with self._one_at_a_time:
             entries = [entry for key, entry in self._entries.items() if key[0] == name]
             if not entries:
                 raise NotFound(f"encoder {name!r} is not served here")
@@ -179,10 +219,12 @@ class Repository:
         return Encoder(manifest, tokenizer, model)
 
     async def _unload(self, entry: Entry, reason: str) -> None:
-        # Taken from the index first: nobody finds it any more, so what is in the engine only shrinks.
-        self._put(replace(entry, state="UNLOADING", encoder=None))
-        if entry.encoder is not None:
-            await self._engine.unload(entry.encoder.model)
+        # Nobody finds it from here on, so those who use it only grow fewer.
+        self._put(replace(entry, state="UNLOADING"))
+        if (encoder := entry.encoder) is not None:
+            async with self._left:
+                await self._left.wait_for(lambda: not self._users[encoder])
+            await self._engine.unload(encoder.model)
         self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason))
 
     def _put(self, entry: Entry) -> None:
@@ -199,6 +241,7 @@ def _model(bundle: Bundle) -> Model:
         variant=variant.name,
         graph=bundle.file(variant.files[0]),
         inputs=variant.inputs,
+        unpadded=variant.unpadded,
         dimensions=manifest.dimensions,
         max_tokens=manifest.max_tokens,
         pad_id=manifest.pad_id,

@@ -139,6 +139,7 @@ def test_values_that_no_enumeration_has(channel: grpc.Channel) -> None:
     check(native(channel, dtype=99), Code.INVALID_ARGUMENT, "dtype 99")
     check(native(channel, role=99), Code.INVALID_ARGUMENT, "role 99")
     check(native(channel, truncate=99), Code.INVALID_ARGUMENT, "truncate 99")
+    check(native(channel, priority=99), Code.INVALID_ARGUMENT, "priority 99")
 
 
 def test_unknown_parameter(channel: grpc.Channel) -> None:

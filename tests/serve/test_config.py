@@ -13,6 +13,7 @@ import trustme
 
 import trimtab
 from tests.serve.server_process import NAME, serve
+from tests.texts import distinct
 from trimtab.errors import ConfigError
 from trimtab_server import config as configs
 from trimtab_server.devices import parse
@@ -36,6 +37,8 @@ def refuse(tmp_path: Path, text: str) -> str:
         ("[limits]\nmax_texts = 9\nmax_stream_texts = 5", "max_stream_texts"),
         ("[server]\ndrain_seconds = -1", "drain_seconds"),
         ("devices = []", "devices"),
+        ("[engine]\nhang_seconds = 0", "engine.hang_seconds must be more than 0"),
+        ("[sharing]\ncache_bytes = -1", "sharing.cache_bytes must not be negative"),
         ("[limits", "trimtab.toml"),
     ],
 )
@@ -72,7 +75,13 @@ def test_devices() -> None:
     assert (everywhere.kind, everywhere.workers, everywhere.cores) == ("cpu", max(1, len(cores) - 1), None)
     pinned = parse((f"cpu:{cores[0]}",))[0]
     assert (pinned.workers, pinned.cores) == (1, (cores[0],))
-    assert str(parse(("cuda:1",))[0]) == "cuda:1"
+    names = ["cpu", f"cpu:{cores[0]}", "cuda:1", "tensorrt:0"]
+    assert [str(place) for place in parse(tuple(names))] == names
+    if len(cores) > 1 and cores[1] == cores[0] + 1:
+        both = parse((f"cpu:{cores[0]}-{cores[1]}",))[0]
+        assert (both.workers, str(both)) == (2, f"cpu:{cores[0]}-{cores[1]}")
+    with pytest.raises(ConfigError, match="cuda:0 2 times"):
+        parse(("cuda:0", "cpu", "cuda:0"))
     for wrong in ("gpu", "cpu:x", "cpu:3-1", "cuda:0-1", "cpu:99999"):
         with pytest.raises(ConfigError, match=wrong):
             parse((wrong,))
@@ -105,23 +114,22 @@ def test_limits_and_addresses(minilm_repository: Path, tmp_path: Path) -> None:
         max_texts = 3
         max_text_bytes = 500
         max_message_bytes = 10000
-        [tokenization]
-        threads = 2
     """
     with serve(minilm_repository, tmp_path, text) as server, trimtab.Client(server.url) as client:
         assert server.url == f"127.0.0.1:{grpc_port}"
         assert f":{metrics_port}/" in server.metrics_url
         limits = client.encoders()[0].limits
         assert (limits.max_texts, limits.max_text_bytes, limits.max_message_bytes) == (3, 500, 10000)
-        threads = Path(f"/proc/{server.process.pid}/task")
-        names = [(thread / "comm").read_text().strip() for thread in threads.iterdir()]
-        assert len(names) > 3
         assert client.embed(["a", "b", "c", "d"]).shape == (4, 384)
         # A port that is taken is a refusal, not a silent share.
-        command = [sys.executable, "-m", "trimtab.cli", "serve", "--repository", str(minilm_repository)]
-        command += ["--grpc-address", server.url, "--metrics-address", "127.0.0.1:0"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 1 and server.url in done.stderr
+        taken = f"127.0.0.1:{metrics_port}"
+        for grpc_address, metrics_address in ((server.url, "127.0.0.1:0"), ("127.0.0.1:0", taken)):
+            command = [sys.executable, "-m", "trimtab.cli", "serve", "--repository", str(minilm_repository)]
+            command += ["--grpc-address", grpc_address, "--metrics-address", metrics_address]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1 and "cannot be used" in done.stderr
+            assert (server.url if grpc_address == server.url else taken) in done.stderr
+            assert "Traceback" not in done.stderr
 
 
 async def test_tokens_in_flight(minilm_repository: Path, tmp_path: Path) -> None:
@@ -132,8 +140,9 @@ async def test_tokens_in_flight(minilm_repository: Path, tmp_path: Path) -> None
             from trimtab.v1 import encoder_pb2_grpc
 
             stub = encoder_pb2_grpc.EncoderServiceStub(channel)
-            request = pb.EmbedRequest(texts=["word " * 150] * 5)
-            outcomes = await asyncio.gather(*(stub.Embed(request) for _ in range(20)), return_exceptions=True)
+            texts = distinct(100, 150)
+            calls = (stub.Embed(pb.EmbedRequest(texts=texts[5 * n : 5 * n + 5])) for n in range(20))
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
         refused = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
         assert 0 < len(refused) < 20
         for error in refused:
@@ -151,11 +160,34 @@ def test_batching_bounds(minilm_repository: Path, tmp_path: Path) -> None:
         minilm_repository, tmp_path, "[batching]\nmax_batch_texts = 2\nmax_batch_tokens = 12\n"
     ) as server:
         with trimtab.Client(server.url) as client:
-            client.embed(["one"] * 8 + ["one two three four five"] * 4)
+            client.embed([f"{n}" for n in range(8)] + [f"{n} two three four five" for n in range(4)])
         batch = f'{{device="cpu",encoder="{NAME}",version="1"}}'
         metrics = server.metrics()
         assert metrics[f"trimtab_batch_size_count{batch}"] == 4 + 4  # 2 x 3 tokens; 7 tokens alone
         assert metrics[f"trimtab_batch_size_sum{batch}"] == 12
+
+
+@pytest.mark.parametrize("by", ["tenant", "priority"])
+async def test_a_small_request_need_not_wait_behind_a_large_one(
+    minilm_repository: Path, tmp_path: Path, by: str
+) -> None:
+    """Another tenant's, or an interactive one behind bulk work: it is answered while the large one waits."""
+    text = '[server]\ntenant_header = "X-Tenant"\n[batching]\nmax_batch_texts = 4\n'
+    with serve(minilm_repository, tmp_path, text) as server:
+        loud: dict[str, str] = {"x-tenant": "loud"} if by == "tenant" else {}
+        async with (
+            trimtab.AsyncClient(server.url, metadata=loud, timeout=100) as large,
+            trimtab.AsyncClient(server.url, metadata={"x-tenant": "quiet"} if loud else {}) as small,
+        ):
+            priority = "interactive" if by == "tenant" else "bulk"
+            waiting = asyncio.create_task(large.embed(distinct(400, 50), priority=priority))
+            while (await asyncio.to_thread(server.metrics))["trimtab_queued_texts"] < 300:
+                await asyncio.sleep(0)
+            await small.embed(["a query"])
+            left = (await asyncio.to_thread(server.metrics))["trimtab_queued_texts"]
+            assert left > 200 and not waiting.done()
+            waiting.cancel()
+            await asyncio.wait([waiting])
 
 
 async def test_drain_seconds(minilm_repository: Path, tmp_path: Path) -> None:
@@ -166,7 +198,7 @@ async def test_drain_seconds(minilm_repository: Path, tmp_path: Path) -> None:
             from trimtab.v1 import encoder_pb2_grpc
 
             stub = encoder_pb2_grpc.EncoderServiceStub(channel)
-            call = stub.Embed(pb.EmbedRequest(texts=["word " * 200] * 1000))
+            call = stub.Embed(pb.EmbedRequest(texts=distinct(1000, 200)))
             while not (await asyncio.to_thread(server.metrics))["trimtab_queued_texts"]:
                 await asyncio.sleep(0)
             assert await asyncio.to_thread(server.stop) == 0

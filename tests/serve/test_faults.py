@@ -1,6 +1,8 @@
 """Sessions that fail on purpose, behind the real server: others are answered, each with its own vector."""
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ import grpc
 import msgspec
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import trimtab
 from trimtab.v1 import encoder_pb2 as pb
@@ -119,8 +122,8 @@ async def test_thousands_of_calls_each_get_their_own_vectors(minilm_repository: 
                 if number % 50 == 0:
                     texts.append(words(POISON))
                 call = stub.Embed(pb.EmbedRequest(texts=texts))
-                if number % 7 == 0:
-                    await asyncio.sleep(0)
+                if number % 7 == 0:  # while some call or other is answered, this one is at the server
+                    await stub.Embed(pb.EmbedRequest(texts=[f"another of {number}"]))
                     call.cancel()
                 try:
                     response = await call
@@ -130,12 +133,13 @@ async def test_thousands_of_calls_each_get_their_own_vectors(minilm_repository: 
                     assert error.code() is grpc.StatusCode.INTERNAL
                     return "failed"
                 got = np.frombuffer(response.embeddings.data, "<f4").reshape(len(texts), 384)
-                expected = [fingerprint(np.array(ids, np.int32)) for ids in tokenizer.encode(texts)]
+                expected = [fingerprint(np.array(ids, np.int32)) for ids in tokenizer.encode(texts, "end")]
                 np.testing.assert_array_equal(got, np.stack(expected))
                 return "answered"
 
             outcomes = await asyncio.gather(*(ask(number) for number in range(5000)))
     assert len(outcomes) == 5000
+    assert outcomes.count("failed") and outcomes.count("cancelled")
     poisoned = len(range(0, 5000, 50))
     assert outcomes.count("failed") <= poisoned, "only the poisoned ones fail, not their neighbours"
     assert outcomes.count("answered") >= 5000 - poisoned - len(range(0, 5000, 7))
@@ -166,6 +170,135 @@ async def test_a_stream_that_is_not_read_stops_itself_alone(minilm_repository: P
             flooding.cancel()
             stream.cancel()
             assert (await stub.Embed(pb.EmbedRequest(texts=["afterwards"]))).embeddings.rows == 1
+
+
+class Gated(FakeSession):
+    """Runs only while its gate is open; warm-up passes."""
+
+    gate = threading.Event()
+
+    def run(self, ids: Sequence[Ids]) -> np.ndarray:
+        self.gate.wait(30)
+        return super().run(ids)
+
+
+async def in_flight(app: App, wanted: int) -> None:
+    """Wait until so many requests are at the server."""
+    async with asyncio.timeout(30):
+        while sum(app.repository.in_flight().values()) < wanted:
+            await asyncio.sleep(0)
+
+
+async def test_draining_answers_all_that_was_taken_up(minilm_repository: Path) -> None:
+    """However long that takes, within drain_seconds; on every kind of call."""
+    Gated.gate.set()
+    async with running(minilm_repository, Gated) as app:
+        channel, stub = stub_of(app)
+        triton = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        async with channel:
+            Gated.gate.clear()
+            unary = [
+                asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[words(4 + n)]))) for n in range(9)
+            ]
+            stream, inference = stub.EmbedStream(), triton.ModelStreamInfer()
+            for number in range(9):
+                request = pb.EmbedRequest(texts=[words(20 + number)])
+                await stream.write(pb.EmbedStreamRequest(id=number, request=request))
+                infer = service_pb2.ModelInferRequest(model_name="all-minilm-l6-v2", id=str(number))
+                infer.inputs.add(name="text", datatype="BYTES", shape=[1])
+                infer.inputs[0].contents.bytes_contents.append(words(40 + number).encode())
+                await inference.write(infer)
+            await in_flight(app, 27)
+            stopping = asyncio.create_task(app.stop())
+            with pytest.raises(grpc.aio.AioRpcError) as caught:  # the door is closed
+                while True:
+                    await stub.GetEncoder(pb.GetEncoderRequest())
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            Gated.gate.set()
+            assert [answer.embeddings.rows for answer in await asyncio.gather(*unary)] == [1] * 9
+            ids: list[int] = []
+            with pytest.raises(grpc.aio.AioRpcError, match="draining"):
+                while True:
+                    ids.append((await stream.read()).id)
+            assert sorted(ids) == list(range(9))
+            numbers: list[str] = []
+            with pytest.raises(grpc.aio.AioRpcError, match="draining"):
+                while True:
+                    numbers.append((await inference.read()).infer_response.id)
+            assert numbers == [str(number) for number in range(9)]
+            await stopping
+
+
+async def test_unloading_waits_for_what_was_taken_up(minilm_repository: Path) -> None:
+    Gated.gate.set()
+    async with running(minilm_repository, Gated) as app:
+        channel, stub = stub_of(app)
+        async with channel:
+            Gated.gate.clear()
+            calls = [
+                asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[words(4 + n)]))) for n in range(5)
+            ]
+            await in_flight(app, 5)
+            unloading = asyncio.create_task(app.repository.unload("all-minilm-l6-v2"))
+            with pytest.raises(trimtab.Unavailable, match="unloading"):
+                while True:
+                    app.repository.find("all-minilm-l6-v2")
+                    await asyncio.sleep(0)
+            # A caller of unload that gives up changes nothing: it is the repository's own work.
+            unloading.cancel()
+            Gated.gate.set()
+            assert [answer.embeddings.rows for answer in await asyncio.gather(*calls)] == [1] * 5
+            with pytest.raises(trimtab.FailedPrecondition, match="unloaded"):
+                async with asyncio.timeout(30):
+                    while True:
+                        try:
+                            app.repository.find("all-minilm-l6-v2")
+                        except trimtab.Unavailable:
+                            await asyncio.sleep(0)
+            await app.repository.load("all-minilm-l6-v2")
+            assert (await stub.Embed(pb.EmbedRequest(texts=["again"]))).embeddings.rows == 1
+
+
+async def test_a_load_that_its_caller_gives_up_is_finished(minilm_repository: Path) -> None:
+    Gated.gate.set()
+    async with running(minilm_repository, Gated) as app:
+        await app.repository.unload("all-minilm-l6-v2")
+        Gated.gate.clear()
+        loading = asyncio.create_task(app.repository.load("all-minilm-l6-v2"))
+        with pytest.raises(trimtab.Unavailable, match="loading"):
+            while True:
+                with contextlib.suppress(trimtab.FailedPrecondition):
+                    app.repository.find("")
+                await asyncio.sleep(0)
+        loading.cancel()
+        Gated.gate.set()
+        async with asyncio.timeout(30):
+            while not app.repository.encoders():
+                await asyncio.sleep(0)
+
+
+async def test_a_stream_of_requests_without_texts_is_bounded_too(minilm_repository: Path) -> None:
+    """What is no work can be as much memory: so many answers are under way, however many are asked for."""
+    async with running(minilm_repository, max_texts=64, max_stream_texts=64) as app:
+        channel, stub = stub_of(app)
+        async with channel:
+            stream = stub.EmbedStream()
+            most = 0
+
+            async def flood() -> None:
+                for number in range(2000):
+                    request = pb.EmbedRequest(encoder="x" * 10_000)
+                    await stream.write(pb.EmbedStreamRequest(id=number, request=request))
+                await stream.done_writing()
+
+            flooding = asyncio.create_task(flood())
+            ids = set()
+            while (answer := await stream.read()) is not grpc.aio.EOF:
+                ids.add(answer.id)
+                most = max(most, len(asyncio.all_tasks()))
+            await flooding
+            assert ids == set(range(2000))
+            assert most < 64 + 30
 
 
 async def test_a_request_larger_than_any_batch_comes_back_whole(minilm_repository: Path) -> None:

@@ -11,6 +11,7 @@ import tritonclient.grpc
 
 import trimtab
 from tests.serve.server_process import NAME, ServerProcess
+from tests.texts import distinct
 
 REQUEST = f'encoder="{NAME}",protocol="%s",version="1"'
 BATCH = f'device="cpu",encoder="{NAME}",version="1"'
@@ -67,7 +68,8 @@ async def test_what_waits_is_seen_and_what_is_cancelled_is_not_computed(server: 
     computed = f"trimtab_batch_size_sum{{{BATCH}}}"
     before = (await asyncio.to_thread(server.metrics))[computed]
     async with trimtab.AsyncClient(server.url, timeout=60) as client:
-        calls = [asyncio.create_task(client.embed(["word " * 200] * 100)) for _ in range(10)]
+        texts = distinct(1000, 200)
+        calls = [asyncio.create_task(client.embed(texts[n : n + 100])) for n in range(0, 1000, 100)]
         while (await asyncio.to_thread(server.metrics))["trimtab_queued_texts"] < 500:
             await asyncio.sleep(0)
         for call in calls:
@@ -88,9 +90,9 @@ async def test_what_waits_is_seen_and_what_is_cancelled_is_not_computed(server: 
 
 async def test_a_deadline_takes_its_texts_out_of_the_queue(server: ServerProcess) -> None:
     async with trimtab.AsyncClient(server.url) as client:
-        slow = asyncio.create_task(client.embed(["word " * 200] * 200, timeout=60))
+        slow = asyncio.create_task(client.embed(distinct(200, 200), timeout=60))
         with pytest.raises(trimtab.DeadlineExceeded):
-            await client.embed(["word " * 200] * 200, timeout=0.3)
+            await client.embed(distinct(200, 201), timeout=0.3)
         slow.cancel()
         await asyncio.wait([slow])
         while (await asyncio.to_thread(server.metrics))["trimtab_queued_texts"]:

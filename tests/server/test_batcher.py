@@ -24,7 +24,7 @@ COSTS = st.builds(
 
 
 def model(name: str) -> Model:
-    return Model(name, 1, "fp32", Path("none"), (), 8, 512, 0)
+    return Model(name, 1, "fp32", Path("none"), (), False, 8, 512, 0)
 
 
 def item(
@@ -34,7 +34,7 @@ def item(
     tenant: str = "",
     priority: Priority = "interactive",
 ) -> Item:
-    return Item(of, np.zeros(length, np.int32), None, 0, deadline, tenant, priority)
+    return Item(of, np.zeros(length, np.int32), deadline, tenant, priority)
 
 
 def filled(cost: Cost, lengths: list[int], max_texts: int = 256) -> tuple[Batcher, list[Item]]:
@@ -85,6 +85,14 @@ class Machine(RuleBasedStateMachine):
         self.batcher.cancel(gone)
         self.batcher.cancel(gone)  # twice is as good as once
         self.waiting = [each for each in self.waiting if each not in gone]
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data(), patience=st.none() | st.floats(-1, 5))
+    def postpone(self, data: st.DataObject, patience: float | None) -> None:
+        moved = data.draw(st.sampled_from(self.waiting))
+        moved.deadline = None if patience is None else self.now + patience
+        self.batcher.postpone(moved)
+        self.batcher.postpone(moved)
 
     @rule(seconds=st.floats(0, 2))
     def wait(self, seconds: float) -> None:
@@ -171,6 +179,14 @@ def test_padding_that_costs_keeps_long_and_short_apart() -> None:
 def test_padding_that_costs_nothing_lets_them_ride_together() -> None:
     batcher, _ = filled(Cost(0.002, 0.0002), [8, 200, 9, 210, 8])
     assert len(pop(batcher).items) == 5
+
+
+def test_a_batch_is_as_large_as_the_device_that_takes_it_makes_worth_while() -> None:
+    """Of two devices with different costs, the one that is slow to start takes more at once."""
+    batcher, items = filled(Cost(0.0002, 0.0002), [20] * 200)
+    small = pop(batcher)
+    popped = batcher.pop(0.0, {items[0].model: Cost(0.002, 0.0002)}).batch
+    assert popped is not None and len(popped.items) >= 5 * len(small.items)
 
 
 def test_one_flow_is_first_come_first_served() -> None:

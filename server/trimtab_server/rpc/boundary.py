@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 # Calls that are no work of the server's: asking after its health, or what it serves.
 UNCOUNTED = ("/grpc.",)
+TENANT_CHARACTERS = 128
+# In the window of a stream, so many bytes of a request count as a text.
+BYTES_A_TEXT = 4096
 # gRPC's headers hold 8 KiB by default, and a character may take 12 bytes in them.
 MESSAGE_CHARACTERS = 500
 
@@ -88,6 +91,9 @@ class Boundary(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
+                # A client that has gone, or is going while it is written to: nobody to tell, nothing to mend.
+                if context.done() or isinstance(error, grpc.aio.InternalError):
+                    return None
                 await abort(context, as_trimtab_error(error))
 
         async def call(request: Any, context: Context) -> Any:
@@ -107,6 +113,24 @@ class Boundary(grpc.aio.ServerInterceptor):
             request_deserializer=parse,
             response_serializer=handler.response_serializer,
         )
+
+
+class Tenants:
+    """Reads a call's tenant off its metadata, by the key that the configuration names.
+
+    Between tenants the devices are shared fairly. Whoever sets the key can be any of them: let a gateway
+    set it where callers are not trusted.
+    """
+
+    def __init__(self, header: str) -> None:
+        self._header = header.lower()  # as gRPC sends it
+
+    def of(self, context: Context) -> str:
+        """The call's tenant; "" where it names none."""
+        if not self._header:
+            return ""
+        metadata = context.invocation_metadata() or ()
+        return next((str(value) for key, value in metadata if key == self._header), "")[:TENANT_CHARACTERS]
 
 
 def as_trimtab_error(error: Exception) -> TrimtabError:
@@ -158,3 +182,24 @@ def check(message: Any) -> Any:
 async def _checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for message in messages:
         yield check(message)
+
+
+class Window:
+    """Bounds what is unanswered of one stream, in texts. A request of any size enters an empty window."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._texts = 0
+        self._left = asyncio.Event()
+
+    async def enter(self, texts: int) -> None:
+        """Wait until there is room for this many more."""
+        while self._texts and self._texts + texts > self._limit:
+            self._left.clear()
+            await self._left.wait()
+        self._texts += texts
+
+    def leave(self, texts: int) -> None:
+        """Make room again."""
+        self._texts -= texts
+        self._left.set()

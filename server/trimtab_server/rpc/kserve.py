@@ -22,25 +22,27 @@ from trimtab.vectors import DTYPES, STORAGE, check_dtype
 from trimtab_server.metrics import Count, Metrics
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
 from trimtab_server.repository import Encoder
-from trimtab_server.rpc.boundary import Context, as_trimtab_error, shorten
+from trimtab_server.rpc.boundary import BYTES_A_TEXT, Context, Tenants, Window, as_trimtab_error, shorten
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "kserve"
 EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
+DIGITS = 18  # of a whole number that comes as a string
 OUTPUTS = ("embeddings", "token_count")
-PARAMETERS = ("input_type", "truncate", "dimensions", "embedding_type", "timeout")
-# Requests of one stream that may be unanswered before the server stops reading it.
-STREAM_REQUESTS = 64
+PARAMETERS = ("input_type", "truncate", "dimensions", "embedding_type", "timeout", "priority")
 
 
 class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Translates messages; the pipeline does the work."""
 
-    def __init__(self, pipeline: Pipeline, metrics: Metrics, serving: Callable[[], bool]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, metrics: Metrics, tenants: Tenants, serving: Callable[[], bool]
+    ) -> None:
         self._pipeline = pipeline
         self._repository = pipeline.repository
         self._metrics = metrics
+        self._tenants = tenants
         self._serving = serving
         self._readers: set[asyncio.Task[None]] = set()
 
@@ -54,7 +56,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
 
     async def ModelReady(self, request: Any, context: Context) -> Any:
         named = [encoder for encoder in self._repository.encoders() if encoder.name == request.name]
-        ready = any(request.version in ("", str(encoder.version)) for encoder in named)
+        ready = self._serving() and any(request.version in ("", str(encoder.version)) for encoder in named)
         return pb.ModelReadyResponse(ready=ready)
 
     async def ServerMetadata(self, request: Any, context: Context) -> Any:
@@ -149,16 +151,19 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     # -- inference -----------------------------------------------------------------------------------
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
-        return await self._infer(request, context.time_remaining())
+        return await self._infer(request, context.time_remaining(), self._tenants.of(context))
 
     async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
         """Answers in the order of the requests, as Triton does for models like these."""
-        answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_REQUESTS)
+        tenant = self._tenants.of(context)
+        window = Window(self._pipeline.limits.max_stream_texts)
+        answers: asyncio.Queue[tuple[asyncio.Task[Any], int] | None] = asyncio.Queue()
 
         async def answer(message: Any) -> Any:
             try:
-                response = await self._infer(message, context.time_remaining())
-                if "triton_enable_empty_final_response" in message.parameters:
+                response = await self._infer(message, context.time_remaining(), tenant)
+                final = message.parameters.get("triton_enable_empty_final_response")
+                if final is not None and final.bool_param:
                     response.parameters["triton_final_response"].bool_param = True
                 return pb.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
@@ -172,13 +177,17 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         async def read(tasks: asyncio.TaskGroup) -> None:
             try:
                 async for message in request_iterator:
-                    await answers.put(tasks.create_task(answer(message)))
+                    weight = max(1, message.ByteSize() // BYTES_A_TEXT)
+                    await window.enter(weight)
+                    answers.put_nowait((tasks.create_task(answer(message)), weight))
             finally:
-                tasks.create_task(answers.put(None))
+                answers.put_nowait(None)
 
         async def write() -> None:
-            while (task := await answers.get()) is not None:
+            while (next_answer := await answers.get()) is not None:
+                task, weight = next_answer
                 await context.write(await task)
+                window.leave(weight)
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -196,8 +205,8 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _infer(self, request: Any, remaining: float | None) -> Any:
-        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, remaining))
+    async def _infer(self, request: Any, remaining: float | None, tenant: str) -> Any:
+        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, remaining, tenant))
         return _response(request, result)
 
     # -- what this server has not --------------------------------------------------------------------
@@ -289,14 +298,14 @@ class Parameters:
         if name not in self._values:
             return 0
         value = self._values[name]
-        if isinstance(value, str) and value.isdecimal():
+        if isinstance(value, str) and value.isdecimal() and len(value) <= DIGITS:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InvalidArgument(f"parameter {name} is {value!r}; it must be a whole number from 1")
         return value
 
 
-def _parse(request: Any, remaining: float | None) -> EmbedRequest:
+def _parse(request: Any, remaining: float | None, tenant: str) -> EmbedRequest:
     parameters = Parameters(request.parameters)
     _wanted(request)
     timeout = parameters.integer("timeout")  # microseconds, as Triton's
@@ -310,6 +319,9 @@ def _parse(request: Any, remaining: float | None) -> EmbedRequest:
         dimensions=parameters.integer("dimensions"),
         dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
         deadline=time.monotonic() + min(limits) if limits else None,
+        tenant=tenant,
+        # Triton's priorities: 1 is the highest, and what is left out is the default.
+        priority="bulk" if parameters.integer("priority") > 1 else "interactive",
     )
 
 

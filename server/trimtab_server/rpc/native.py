@@ -8,9 +8,10 @@ from trimtab import vectors
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
+from trimtab_server.batch import Priority
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
 from trimtab_server.repository import Encoder
-from trimtab_server.rpc.boundary import Context, as_trimtab_error, shorten
+from trimtab_server.rpc.boundary import BYTES_A_TEXT, Context, Tenants, Window, as_trimtab_error, shorten
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "trimtab.v1"
@@ -27,27 +28,34 @@ TRUNCATES: dict[int, Truncate] = {
     pb.TRUNCATE_NONE: "none",
 }
 
+PRIORITIES: dict[int, Priority] = {
+    pb.PRIORITY_UNSPECIFIED: "interactive",
+    pb.PRIORITY_INTERACTIVE: "interactive",
+    pb.PRIORITY_BULK: "bulk",
+}
+
 
 class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     """Translates messages; the pipeline does the work."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, tenants: Tenants) -> None:
         self._pipeline = pipeline
+        self._tenants = tenants
         self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        return await self._embed(request, deadline_of(context))
+        return await self._embed(request, deadline_of(context), self._tenants.of(context))
 
     async def EmbedStream(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
     ) -> None:
-        deadline = deadline_of(context)
+        deadline, tenant = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
         writing = asyncio.Lock()
 
         async def answer(message: pb.EmbedStreamRequest) -> None:
             try:
-                response = await self._embed(message.request, deadline)
+                response = await self._embed(message.request, deadline, tenant)
                 outcome = pb.EmbedStreamResponse(id=message.id, response=response)
             except Exception as error:
                 outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
@@ -55,11 +63,11 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             # asked for fills its own window, and nobody else's.
             async with writing:
                 await context.write(outcome)
-            window.leave(len(message.request.texts))
+            window.leave(weight(message.request))
 
         async def read(tasks: asyncio.TaskGroup) -> None:
             async for message in request_iterator:
-                await window.enter(len(message.request.texts))
+                await window.enter(weight(message.request))
                 tasks.create_task(answer(message))
 
         try:
@@ -86,8 +94,8 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _embed(self, request: pb.EmbedRequest, deadline: float | None) -> pb.EmbedResponse:
-        return _response(await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline)))
+    async def _embed(self, request: pb.EmbedRequest, deadline: float | None, tenant: str) -> pb.EmbedResponse:
+        return _response(await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline, tenant)))
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits
@@ -111,25 +119,9 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         )
 
 
-class Window:
-    """Bounds the unanswered texts of one stream. A request of any size enters an empty window."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._texts = 0
-        self._left = asyncio.Event()
-
-    async def enter(self, texts: int) -> None:
-        """Wait until there is room for this many more."""
-        while self._texts and self._texts + texts > self._limit:
-            self._left.clear()
-            await self._left.wait()
-        self._texts += texts
-
-    def leave(self, texts: int) -> None:
-        """Make room again."""
-        self._texts -= texts
-        self._left.set()
+def weight(request: pb.EmbedRequest) -> int:
+    """What a request takes of its stream's window: its texts, or its bytes where they are many more."""
+    return max(1, len(request.texts), request.ByteSize() // BYTES_A_TEXT)
 
 
 def deadline_of(context: Context) -> float | None:
@@ -138,7 +130,7 @@ def deadline_of(context: Context) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
-def _parse(request: pb.EmbedRequest, deadline: float | None) -> EmbedRequest:
+def _parse(request: pb.EmbedRequest, deadline: float | None, tenant: str) -> EmbedRequest:
     dtype = vectors.FROM_PROTO.get(request.dtype)
     if dtype is None:
         raise InvalidArgument(f"dtype {request.dtype} is not known; see DataType in trimtab.v1")
@@ -146,6 +138,8 @@ def _parse(request: pb.EmbedRequest, deadline: float | None) -> EmbedRequest:
         raise InvalidArgument(f"role {request.role} is not known; see Role in trimtab.v1")
     if request.truncate not in TRUNCATES:
         raise InvalidArgument(f"truncate {request.truncate} is not known; see Truncate in trimtab.v1")
+    if request.priority not in PRIORITIES:
+        raise InvalidArgument(f"priority {request.priority} is not known; see Priority in trimtab.v1")
     return EmbedRequest(
         encoder=request.encoder,
         version=request.version,
@@ -155,6 +149,8 @@ def _parse(request: pb.EmbedRequest, deadline: float | None) -> EmbedRequest:
         dimensions=request.dimensions,
         dtype=dtype,
         deadline=deadline,
+        tenant=tenant,
+        priority=PRIORITIES[request.priority],
     )
 
 

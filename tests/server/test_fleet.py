@@ -1,0 +1,266 @@
+"""The sans-IO fleet, under a fake clock: whatever fails, hangs or comes back late, its promises hold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from trimtab.errors import InternalError, Unavailable
+from trimtab_server.batch import Batch, Item, Model
+from trimtab_server.fleet import FIRST_PROBE, LAST_PROBE, Failed, Fleet, Flight, Job, Reason
+
+MODEL = Model("a", 1, "fp32", Path("none"), (), False, 8, 512, 0)
+HANG = 10.0
+FAULT = RuntimeError("a fault")
+
+
+def batch(size: int, deadline: float | None = None) -> Batch:
+    ids = np.zeros(3, np.int32)
+    items = (Item(MODEL, ids, deadline, waiters={object(): [0]}) for _ in range(size))
+    return Batch(MODEL, tuple(items))
+
+
+class Clocked:
+    """A fleet with its log of changes."""
+
+    def __init__(self, *devices: str) -> None:
+        self.changes: list[tuple[str, bool, Reason | None]] = []
+        self.fleet = Fleet(devices, HANG, lambda *change: self.changes.append(change))
+
+    def fly(self, device: str, job: Job, now: float = 0.0) -> Flight:
+        return self.fleet.launch(device, job, 0.001, now)
+
+    def raise_on(self, device: str, job: Job, *, sick: bool = False, now: float = 0.0) -> list[Failed]:
+        flight = self.fly(device, job, now)
+        assert self.fleet.land(flight)
+        return self.fleet.failed(flight, FAULT, sick=sick, now=now)
+
+    def succeed_on(self, device: str, job: Job, now: float = 0.0) -> None:
+        flight = self.fly(device, job, now)
+        assert self.fleet.land(flight)
+        self.fleet.succeeded(flight, now)
+
+    def again(self, device: str, now: float = 0.0) -> Job | None:
+        return self.fleet.again(device, now).job
+
+
+def test_where_another_device_succeeds_the_first_was_at_fault() -> None:
+    clocked = Clocked("a", "b")
+    whole = batch(4)
+    assert clocked.raise_on("a", Job(whole)) == []
+    assert clocked.again("a") is None, "it goes to another device"
+    job = clocked.again("b")
+    assert job is not None and job.batch == whole
+    assert clocked.fleet.up("a"), "the text may be at fault"
+    clocked.succeed_on("b", job)
+    assert clocked.changes == [("a", False, "raised")]
+
+
+def test_where_another_device_fails_too_the_text_is_at_fault() -> None:
+    clocked = Clocked("a", "b")
+    whole = batch(2)
+    clocked.raise_on("a", Job(whole))
+    job = clocked.again("b")
+    assert job is not None
+    assert clocked.raise_on("b", job) == []
+    halves = [clocked.again("a"), clocked.again("b")]
+    assert [half.batch.items for half in halves if half] == [(whole.items[0],), (whole.items[1],)]
+    for half in halves:
+        assert half is not None
+    assert halves[0] and clocked.raise_on("a", halves[0]) == [Failed((whole.items[0],), FAULT)]
+    assert halves[1] is not None
+    clocked.succeed_on("b", halves[1])
+    assert clocked.changes == []
+
+
+def test_one_device_alone_tries_by_halves_and_stays() -> None:
+    clocked = Clocked("a")
+    whole = batch(2)
+    assert clocked.raise_on("a", Job(whole)) == []
+    first, second = clocked.again("a"), clocked.again("a")
+    assert first and second and first.batch.items + second.batch.items == whole.items
+    assert clocked.raise_on("a", first) == [Failed(first.batch.items, FAULT)]
+    assert clocked.fleet.up("a")
+
+
+def test_one_device_that_fails_on_anything_goes_out() -> None:
+    clocked = Clocked("a")
+    (failed,) = clocked.raise_on("a", Job(batch(2)), sick=True)
+    assert isinstance(failed.error, Unavailable) and not clocked.fleet.serving
+
+
+def test_a_run_that_hangs_is_tried_elsewhere_and_its_late_result_ignored() -> None:
+    clocked = Clocked("a", "b")
+    whole = batch(3)
+    flight = clocked.fly("a", Job(whole))
+    assert clocked.fleet.due() == HANG
+    assert clocked.fleet.hung(HANG - 0.01) == [] and clocked.changes == []
+    assert clocked.fleet.hung(HANG) == [] and clocked.changes == [("a", False, "hung")]
+    job = clocked.again("b", HANG)
+    assert job is not None and job.batch == whole
+    assert not clocked.fleet.land(flight)
+    second = clocked.fly("b", job, HANG)
+    (failed,) = clocked.fleet.hung(2 * HANG)
+    assert failed.items == whole.items and isinstance(failed.error, InternalError), "texts that hang devices"
+    assert not clocked.fleet.land(second) and not clocked.fleet.serving and not clocked.fleet.flying
+
+
+def test_a_run_may_take_twenty_times_as_long_as_predicted() -> None:
+    clocked = Clocked("a")
+    clocked.fleet.launch("a", Job(batch(1)), 1.5, 0.0)
+    assert clocked.fleet.due() == 30.0
+    (failed,) = clocked.fleet.hung(30.0)
+    assert isinstance(failed.error, Unavailable), "the only device, not the text"
+
+
+def test_whoever_is_gone_or_late_is_not_tried_again() -> None:
+    clocked = Clocked("a", "b")
+    items = batch(3, deadline=5.0).items
+    items[0].waiters.clear()
+    items[1].deadline = None
+    clocked.raise_on("a", Job(Batch(MODEL, items)))
+    again = clocked.fleet.again("b", 6.0)
+    assert again.job is not None and again.job.batch.items == (items[1],)
+    assert items[2] in again.expired
+    assert not clocked.fleet.busy(MODEL)
+
+
+def test_what_no_other_device_is_left_for_comes_back_to_the_first() -> None:
+    clocked = Clocked("a", "b")
+    clocked.raise_on("a", Job(batch(1)))
+    hanging = clocked.fly("b", Job(batch(1)))
+    clocked.fleet.hung(HANG)
+    jobs = [clocked.again("a", HANG), clocked.again("a", HANG)]
+    assert all(jobs) and not clocked.fleet.land(hanging)
+
+
+def test_probes_grow_apart_and_come_closer_with_success() -> None:
+    clocked = Clocked("a", "b")
+    now, delays = 0.0, []
+    clocked.raise_on("a", Job(batch(1)), sick=True)
+    for _ in range(12):
+        seconds = clocked.fleet.probe_in("a", now)
+        assert seconds is not None
+        delays.append(round(seconds, 6))
+        now += seconds
+        assert clocked.fleet.probe_in("a", now) == 0.0
+        clocked.fleet.probing("a")
+        assert clocked.fleet.probe_in("a", now) is None, "one probe at a time"
+        clocked.fleet.probed("a", well=False, now=now)
+    assert delays[:4] == [FIRST_PROBE * 2**n for n in range(4)] and delays[-1] == LAST_PROBE
+    clocked.fleet.probing("a")
+    clocked.fleet.probed("a", well=True, now=now)
+    assert clocked.changes[-1] == ("a", True, None) and clocked.fleet.probe_in("a", now) is None
+    for _ in range(20):
+        clocked.succeed_on("a", Job(batch(1)), now)
+    clocked.raise_on("a", Job(batch(1)), sick=True, now=now)
+    assert clocked.fleet.probe_in("a", now) == pytest.approx(FIRST_PROBE)
+
+
+class Machine(RuleBasedStateMachine):
+    """Batches fly, succeed, raise, hang and return late on three devices, against a plain account of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.fleet = Fleet("abc", HANG, lambda *_: None)
+        self.flights: list[Flight] = []
+        self.given_up: list[Flight] = []
+        self.admitted: set[Item] = set()
+        self.answered: list[Item] = []
+
+    def settle(self, failures: list[Failed]) -> None:
+        """What the engine does after each event."""
+        for failed in failures:
+            self.answered += failed.items
+        if not self.fleet.serving:
+            self.answered += self.fleet.clear()
+
+    def land(self, flight: Flight) -> None:
+        self.flights.remove(flight)
+        assert self.fleet.land(flight)
+
+    @rule(device=st.sampled_from("abc"), size=st.integers(1, 5), patience=st.none() | st.floats(1, 40))
+    def take(self, device: str, size: int, patience: float | None) -> None:
+        assume(self.fleet.up(device))
+        again = self.fleet.again(device, self.now)
+        self.answered += again.expired
+        job = again.job
+        if job is None:
+            fresh = batch(size, None if patience is None else self.now + patience)
+            self.admitted |= set(fresh.items)
+            job = Job(fresh)
+        self.flights.append(self.fleet.launch(device, job, 0.1, self.now))
+
+    @precondition(lambda self: self.flights)
+    @rule(data=st.data())
+    def succeed(self, data: st.DataObject) -> None:
+        flight = data.draw(st.sampled_from(self.flights))
+        self.land(flight)
+        self.answered += flight.job.batch.items
+        self.fleet.succeeded(flight, self.now)
+        self.settle([])
+
+    @precondition(lambda self: self.flights)
+    @rule(data=st.data(), sick=st.booleans())
+    def fail(self, data: st.DataObject, sick: bool) -> None:
+        flight = data.draw(st.sampled_from(self.flights))
+        self.land(flight)
+        self.settle(self.fleet.failed(flight, FAULT, sick=sick, now=self.now))
+        assert not (sick and self.fleet.up(flight.device))
+
+    @rule(seconds=st.floats(0, 12))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        late = [flight for flight in self.flights if flight.due <= self.now]
+        self.settle(self.fleet.hung(self.now))
+        self.flights = [flight for flight in self.flights if flight not in late]
+        self.given_up += late
+        assert not any(self.fleet.up(flight.device) for flight in late)
+
+    @precondition(lambda self: self.given_up)
+    @rule()
+    def come_late(self) -> None:
+        assert not self.fleet.land(self.given_up.pop()), "what was given up never lands"
+
+    @rule(device=st.sampled_from("abc"), well=st.booleans())
+    def probe(self, device: str, well: bool) -> None:
+        assume(self.fleet.probe_in(device, self.now) == 0)
+        self.fleet.probing(device)
+        self.fleet.probed(device, well=well, now=self.now)
+        assert self.fleet.up(device) is well
+
+    @invariant()
+    def nothing_is_lost_or_answered_twice(self) -> None:
+        waiting = [item for job in self.fleet._jobs for item in job.batch.items]
+        flying = [item for flight in self.flights for item in flight.job.batch.items]
+        everywhere = [*self.answered, *waiting, *flying]
+        assert len(everywhere) == len(set(everywhere)) and set(everywhere) == self.admitted
+        assert not waiting or self.fleet.serving, "nothing waits for a device that is not there"
+        assert self.fleet.flying == bool(self.flights)
+
+    def teardown(self) -> None:
+        """Where one device is well, everything comes to an end."""
+        for flight in list(self.flights):
+            self.land(flight)
+            self.settle(self.fleet.failed(flight, FAULT, sick=False, now=self.now))
+        steps = 0
+        while self.fleet.serving and self.admitted - set(self.answered):
+            device = next(each for each in "abc" if self.fleet.up(each))
+            again = [self.fleet.again(each, self.now) for each in "abc" if self.fleet.up(each)]
+            for found in again:
+                self.answered += found.expired
+                if found.job is not None:
+                    flight = self.fleet.launch(device, found.job, 0.1, self.now)
+                    assert self.fleet.land(flight)
+                    self.settle(self.fleet.failed(flight, FAULT, sick=False, now=self.now))
+            steps += 1
+            assert steps < 1000, "a batch goes round for ever"
+        self.nothing_is_lost_or_answered_twice()
+
+
+TestFleet = Machine.TestCase
+TestFleet.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
