@@ -111,7 +111,7 @@ class Metrics:
             "trimtab_batch_size", "Texts in a batch", _BATCH, buckets=SIZES, registry=registry
         )
         self._batch_tokens = Histogram(
-            "trimtab_batch_tokens", "Tokens that the linear layers computed of a batch, pads included if they do",
+            "trimtab_batch_tokens", "Tokens that the linear layers computed of a batch",
             _BATCH, buckets=TOKENS, registry=registry,
         )  # fmt: skip
         self._padding = Histogram(

@@ -173,7 +173,8 @@ class FakeServer(EncoderServiceServicer):
             if answers == 0:
                 leave(context, broken)
                 return
-        context.set_code(grpc.StatusCode.OK)
+        if context.is_active():  # the client closed its half; it did not leave
+            context.set_code(grpc.StatusCode.OK)
 
     def _read(self, messages: Iterator[pb.EmbedStreamRequest]) -> Iterator[pb.EmbedStreamRequest]:
         if not self.faults.shuffle:
@@ -228,7 +229,8 @@ def fail(context: grpc.ServicerContext, faults: "deque[Abort | None]") -> None:
 def leave(context: grpc.ServicerContext, fault: Abort | None) -> None:
     """End the call as the fault says; without one, end it well."""
     if fault is None:
-        context.set_code(grpc.StatusCode.OK)
+        if context.is_active():  # the client closed its half; it did not leave
+            context.set_code(grpc.StatusCode.OK)
         return
     if fault.pushback_ms is not None:
         context.set_trailing_metadata((("grpc-retry-pushback-ms", str(fault.pushback_ms)),))
