@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -19,6 +20,7 @@ Open = Callable[[Model, "Place"], Session]
 
 # The length of the text that a device is probed with.
 PROBE_TOKENS = 8
+DEV = Path("/dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ def parse(names: tuple[str, ...]) -> list[Place]:
 
 
 def _auto() -> Place:
-    if "CUDAExecutionProvider" in ort.get_available_providers():
+    # The provider says only what ONNX Runtime was built for; the device file, that there is a GPU to run on.
+    if "CUDAExecutionProvider" in ort.get_available_providers() and any(DEV.glob("nvidia[0-9]*")):
         return Place("cuda", 0, workers=2)
     return _parse("cpu")
 

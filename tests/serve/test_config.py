@@ -16,6 +16,7 @@ from tests.serve.server_process import NAME, serve
 from tests.texts import distinct
 from trimtab.errors import ConfigError
 from trimtab_server import config as configs
+from trimtab_server import devices
 from trimtab_server.devices import parse
 
 
@@ -67,6 +68,24 @@ def test_the_command_names_an_unknown_key(tmp_path: Path) -> None:
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         configs.split_address(address)
+
+
+@pytest.mark.parametrize(
+    ("providers", "files", "kind"),
+    [
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["nvidia0", "nvidiactl"], "cuda"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], ["nvidiactl"], "cpu"),
+        (["CPUExecutionProvider"], ["nvidia0"], "cpu"),
+    ],
+)
+def test_auto_takes_a_gpu_only_where_there_is_one(
+    providers: list[str], files: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(devices, "DEV", tmp_path)
+    monkeypatch.setattr(devices.ort, "get_available_providers", lambda: providers)
+    assert parse(("auto",))[0].kind == kind
 
 
 def test_devices() -> None:
