@@ -35,6 +35,9 @@ from trimtab_server.tokenization import Tokenization
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# While nothing is in flight any more: calls that are on their way are told to go elsewhere. gRPC's own stop
+# would cancel them, and a client may not try those again.
+LATE_SECONDS = 0.3
 # After the calls have been answered: time for the last bytes to leave.
 FLUSH_SECONDS = 1.0
 SERVICES = (
@@ -127,7 +130,9 @@ class App:
         self._health.drain()
         self._native.drain()
         self._kserve.drain()
-        await self._boundary.drain(self.config.server.drain_seconds)
+        seconds = self.config.server.drain_seconds
+        await self._boundary.drain(seconds)
+        await asyncio.sleep(min(LATE_SECONDS, seconds))
         await self.repository.stop()
         await self._server.stop(FLUSH_SECONDS)
         await asyncio.to_thread(self._engine.stop)
