@@ -240,6 +240,7 @@ def _model(bundle: Bundle) -> Model:
         version=manifest.version,
         variant=variant.name,
         graph=bundle.file(variant.files[0]),
+        digest="".join(file.sha256 for file in variant.files),
         inputs=variant.inputs,
         unpadded=variant.unpadded,
         dimensions=manifest.dimensions,
