@@ -14,6 +14,7 @@ from trimtab.aio import AsyncClient
 from trimtab.aio_stream import AsyncEmbeddingStream
 from trimtab.client import Client
 from trimtab.errors import (
+    AdapterError,
     BundleError,
     Cancelled,
     ConfigError,
@@ -35,6 +36,7 @@ from trimtab.types import Embeddings, EmbedOptions, Encoder, Limits, Priority, R
 from trimtab.vectors import Dtype
 
 __all__ = [
+    "AdapterError",
     "AsyncClient",
     "AsyncEmbeddingStream",
     "BundleError",

@@ -9,6 +9,7 @@ import trimtab
 
 def test_exported_names() -> None:
     assert trimtab.__all__ == [
+        "AdapterError",
         "AsyncClient",
         "AsyncEmbeddingStream",
         "BundleError",
