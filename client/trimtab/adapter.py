@@ -231,6 +231,13 @@ def files(manifest: AdapterManifest) -> Iterator[File]:
         yield manifest.queries
 
 
+def encoders(repository: Path) -> Iterator[str]:
+    """The encoders of a repository that have a folder of adapters, in order."""
+    for entry in sorted(repository.iterdir()):
+        if bundles.NAME.fullmatch(entry.name) and (entry / FOLDER).is_dir():
+            yield entry.name
+
+
 def adapters(repository: Path, encoder: str) -> Iterator[Path]:
     """The folders of an encoder's adapters, in order of their names; unfinished ones are left out."""
     folder = repository / bundles.check_name(encoder) / FOLDER
