@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import time
+from typing import Any
 
 import grpc
 
@@ -25,7 +26,7 @@ async def run(url: str, texts: list[str], size: int) -> float:
     ]
     waiting = iter(requests)
     async with grpc.aio.insecure_channel(url) as channel:
-        method = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
+        method: Any = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
 
         async def worker() -> int:
             answered = 0

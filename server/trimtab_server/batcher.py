@@ -138,6 +138,7 @@ class Batcher:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_texts = max_batch_texts
         self.tokens = 0  # of all items that wait
+        self.interactive_tokens = 0  # of these, what bulk items do not delay
         self._lanes: dict[tuple[Model, Priority], _Lane] = {}
         self._numbers: dict[Item, int] = {}
         self._deadlines: list[tuple[float, int, Item]] = []
@@ -179,7 +180,7 @@ class Batcher:
             self._flows = {key: value for key, value in self._flows.items() if value > self._now}
         lane.add(number, item, stamp)
         self._numbers[item] = number
-        self.tokens += item.length
+        self._count(item, item.length)
         if item.deadline is not None:
             heapq.heappush(self._deadlines, (item.deadline, number, item))
 
@@ -229,9 +230,14 @@ class Batcher:
                 gone.append(item)
         return gone
 
+    def _count(self, item: Item, tokens: int) -> None:
+        self.tokens += tokens
+        if item.priority == "interactive":
+            self.interactive_tokens += tokens
+
     def _remove(self, item: Item) -> None:
         self._lanes[item.model, item.priority].remove(self._numbers.pop(item))
-        self.tokens -= item.length
+        self._count(item, -item.length)
         # Entries of items that left stay in the heap until their deadline; rebuild it before they
         # are most of it, so that a long deadline does not keep the texts of finished calls alive.
         if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self._numbers):
