@@ -4,7 +4,7 @@
 
 The capacity is what the server answers with calls always waiting. Then calls arrive at random, at so many
 times that rate, whatever becomes of the ones before; an answer counts where it comes before its deadline. The
-server has one core to compute on, and shares the other one, on which it reads and refuses calls, with the load.
+server has one core to compute on; the other, on which it reads and refuses calls, it shares with the load.
 """
 
 import argparse

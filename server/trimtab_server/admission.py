@@ -62,7 +62,7 @@ class Admission:
             left, needed = deadline - time.monotonic(), wait_seconds()
             if needed > PROMISE * left:
                 raise ResourceExhausted(
-                    f"the queue is {needed:.2f} s long, and the deadline in {max(left, 0.0):.2f} s: try another "
+                    f"the queue is {needed:.2f} s long, the deadline in {max(left, 0.0):.2f} s: try another "
                     "server, allow more time, or send less",
                     needed,
                 )

@@ -86,8 +86,13 @@ class Engine:
         self._workers.unload(model)
 
     def wait_seconds(self, model: Model, tokens: int, priority: Priority) -> float:
-        """About how long it will be until so many tokens more are computed, after those that wait now."""
+        """About how long it will be until so many tokens more are computed, after those that wait now.
+
+        0 where no device is in service: there is nothing to wait for.
+        """
         with self._lock:
+            if not self._workers.serving:
+                return 0.0
             batcher = self._batcher
             ahead = batcher.tokens if priority == "bulk" else batcher.interactive_tokens
             computing = (ahead + tokens) / max(self._workers.tokens_per_second(model), 1e-9)

@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 JOIN_SECONDS = 1.0
 # The watchdog looks at least this often.
 WATCH_SECONDS = 60.0
-# How much of what is known of the pace each run replaces.
+# How much of what is known of the pace each run replaces, and how slow a run may make it.
 PACE_STEP = 0.1
+SLOWEST = 10.0
 OUT_OF_SERVICE = Unavailable("no device of this server is in service: try another one, or later again")
 
 
@@ -211,7 +212,7 @@ class Workers:
             else:
                 self._answer(batch.items, outcome, flight.begun)
                 self._fleet.succeeded(flight, now)
-                self._pace += PACE_STEP * (seconds / flight.predicted - self._pace)
+                self._pace += PACE_STEP * (min(seconds / flight.predicted, SLOWEST) - self._pace)
             self._settle()
 
     def _probe(self, device: Device, models: Sequence[Model]) -> None:

@@ -39,7 +39,7 @@ def test_a_request_over_the_whole_limit_is_told_so() -> None:
 def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
     door = Admission(100)
     now = time.monotonic()
-    with pytest.raises(ResourceExhausted, match="queue is 3.00 s long") as caught:
+    with pytest.raises(ResourceExhausted, match=r"queue is 3\.00 s long") as caught:
         with door.admit(10, lambda: 3.0, now + 2):
             pass
     assert caught.value.retry_after == 3.0
