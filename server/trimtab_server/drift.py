@@ -100,7 +100,8 @@ class Drift:
 def unit(rows: Matrix) -> Matrix:
     """The rows brought to length 1."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(lengths, 1e-12)).astype(np.float32, copy=False)
+    result: Matrix = rows / np.maximum(lengths, 1e-12)
+    return result
 
 
 def rank_sum(sample: NDArray[np.floating], ordered: NDArray[np.floating]) -> float:

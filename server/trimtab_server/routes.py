@@ -51,8 +51,13 @@ def find(links: Sequence[L], start: str, wanted: str, states_width: int = 0) -> 
         return chain
     barred = _walk(_ordered(links), start, None).get(wanted)
     if barred is not None:
-        reasons = " ".join(refusal(link) for link in barred if refusal(link))
-        raise FailedPrecondition(f"space {wanted} cannot be given: {reasons}")
+        reasons = [refusal(link) for link in barred]
+        if not reasons[0] and barred[0].states_width not in (0, states_width):
+            reasons[0] = (
+                f"adapter {barred[0].name} reads inner states, and this encoder version's bundle has not the "
+                "same ones: export the encoder again."
+            )
+        raise FailedPrecondition(f"space {wanted} cannot be given: {' '.join(filter(None, reasons))}")
     there = ", ".join(reachable(links, start, states_width)) or "none"
     raise NotFound(
         f"space {wanted!r} is not in reach: this encoder's own is {start}, and its adapters lead to {there}. "
