@@ -19,7 +19,7 @@ from trimtab import adapter as adapters
 from trimtab import bundle as bundles
 from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
-from trimtab.errors import AdapterError, InternalError, TrimtabError
+from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
 from trimtab_server import routes
 from trimtab_server.watching import Watch, Watched
 
@@ -148,6 +148,7 @@ class Adapters:
         self._watch = watch
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
         self._links: tuple[Loaded, ...] = ()  # as requests see them
+        self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
         self._routes: dict[tuple[str, int, str], tuple[Loaded, ...]] = {}
 
     def all(self) -> Sequence[Loaded]:
@@ -159,7 +160,7 @@ class Adapters:
         key = (encoder.space, states_width, wanted)
         hops = self._routes.get(key)
         if hops is None:  # only what there is is kept: a caller may ask for anything
-            hops = self._routes[key] = routes.find(self._links, encoder.space, wanted, states_width)
+            hops = self._routes[key] = self._find(encoder, states_width, wanted)
         last = hops[-1]
         return Route(
             wanted,
@@ -168,6 +169,19 @@ class Adapters:
             last.target.normalized if last.target else None,
             last.target.int8_limit if last.target else None,
         )
+
+    def _find(self, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
+        try:
+            return routes.find(self._links, encoder.space, wanted, states_width)
+        except NotFound:
+            whose = self._own.get(wanted)
+            if whose is None:
+                raise
+            raise FailedPrecondition(
+                f"space {wanted} is that of {whose.name} version {whose.version}, and no adapter leads there from "
+                f"{encoder.space}, that of {encoder.name} version {encoder.version}: ask {whose.name}, or fit an "
+                "adapter with `trimtab adapter fit`"
+            ) from None
 
     def read(self, repository: Path, encoder: str) -> tuple[Loaded, ...]:
         """The encoder's adapters as they are on disk now; those that are known already are not opened again.
@@ -218,6 +232,7 @@ class Adapters:
             for encoder in sorted(self._read)
             for loaded in self._read[encoder]
         )
+        self._own = {manifest.space: manifest for manifest, _ in served.values()}
         self._routes = {}
 
     def _open(self, repository: Path, encoder: str, path: Path, sha256: str) -> Loaded:

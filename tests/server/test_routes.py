@@ -83,12 +83,11 @@ def test_the_shortest_chain_of_adapters_that_may_be_used(
     try:
         chain = find(links, start, wanted, states_width)
     except NotFound:
-        assert wanted not in distances(links, start, None)
+        assert all(link.target != wanted for link in links)
         return
     except FailedPrecondition as error:
         assert wanted not in near
-        blamed = [link for link in links if refusal(link) or link.states_width]
-        assert any(link.name in str(error) for link in blamed)
+        assert any(link.name in str(error) for link in links)
         return
     assert len(chain) == near[wanted]
     assert all(not refusal(link) for link in chain)
