@@ -3,7 +3,7 @@
     REPOSITORY/NAME/VERSION/
         manifest.json     what this module defines
         tokenizer.json    a `tokenizers` file, without truncation and padding
-        fp32/model.onnx   one folder a variant
+        fp32/model.onnx   one folder a variant, its weights beside the graph
 
 Every file is named in the manifest with its SHA-256 and its size, and checked when the bundle is read.
 """
@@ -136,6 +136,19 @@ class ReportCard(Struct, frozen=True):
     machine: str
 
 
+class States(Struct, frozen=True):
+    """A second graph of a variant, which gives pooled inner states beside the embedding.
+
+    Inputs and external data are the variant's own; its one output `embeddings` is float32 (n, dimensions +
+    width): the embedding, then for each of `layers`, the embedding layer first, the mean of its hidden
+    states over a text's tokens.
+    """
+
+    file: File
+    layers: int
+    width: int  # of all layers together
+
+
 class Variant(Struct, frozen=True):
     """One graph of the bundle.
 
@@ -151,6 +164,7 @@ class Variant(Struct, frozen=True):
     unpadded: bool  # its linear layers compute real tokens alone, so that padding costs next to nothing
     files: tuple[File, ...]
     report: ReportCard
+    states: States | None = None  # None: the layers were not to be found in the graph
 
 
 class Provenance(Struct, frozen=True):
@@ -262,6 +276,8 @@ def files(manifest: Manifest) -> Iterator[File]:
     yield manifest.tokenizer
     for variant in manifest.variants:
         yield from variant.files
+        if variant.states is not None:
+            yield variant.states.file
 
 
 def versions(repository: Path) -> Iterator[tuple[str, int, Path]]:
