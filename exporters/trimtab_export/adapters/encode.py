@@ -47,6 +47,11 @@ class Encoder:
         self._batcher = Batcher(Tokenizer(json=json_text, pad_id=manifest.pad_id), manifest.max_tokens)
 
     @property
+    def name(self) -> str:
+        """As messages call it."""
+        return f"{self.manifest.name} {self.manifest.version}"
+
+    @property
     def dimensions(self) -> int:
         """Of an embedding."""
         return self.manifest.dimensions
@@ -79,8 +84,7 @@ class Encoder:
         store = _Store(self._cache, key, len(texts), self.dimensions, self.width)
         if store.done < len(texts):
             order = np.argsort([len(text) for text in texts], kind="stable")[::-1]  # the dearest first
-            name = label or f"{self.manifest.name} {self.manifest.version}"
-            with Progress(name, "texts", len(texts), store.done) as progress:
+            with Progress(label or self.name, "texts", len(texts), store.done) as progress:
                 while store.done < len(texts):
                     for start in range(store.done, min(store.done + ROWS_A_CHECKPOINT, len(texts)), BATCH):
                         part = order[start : start + BATCH]
@@ -107,6 +111,12 @@ class Encoder:
         return content.hexdigest()[:32]
 
 
+def _mapped(file: Path, known: bool, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
+    if not shape[1]:
+        return np.empty(shape, dtype)  # nothing cannot be mapped
+    return np.lib.format.open_memmap(file, "r+" if known else "w+", dtype, None if known else shape)
+
+
 class _Store:
     """Rows being computed: embeddings at full precision, states at half, on the disk where there is a cache."""
 
@@ -121,12 +131,10 @@ class _Store:
             self._arrays = [np.empty(shape, dtype) for shape, dtype in shapes]
             return
         folder.mkdir(parents=True, exist_ok=True)
-        known = self._journal.exists() and all(file.exists() for file in self._files)
+        known = self._journal.exists() and self._files[0].exists()
         self.done = int(json.loads(self._journal.read_text())["rows"]) if known else 0
         self._arrays = [
-            np.lib.format.open_memmap(file, "r+")
-            if known
-            else np.lib.format.open_memmap(file, "w+", dtype, shape)
+            _mapped(file, known, shape, dtype)
             for file, (shape, dtype) in zip(self._files, shapes, strict=True)
         ]
 

@@ -74,7 +74,11 @@ def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict
         f"the {new:.3f} that re-indexing gives"
     )
     if reach.value >= CASCADE and better.low > 0:
-        return "cascade", (*reasons, cascade, f"by itself the adapter is behind what there is today: rescore the first {depth}")
+        return "cascade", (
+            *reasons,
+            cascade,
+            f"by itself the adapter is behind what there is today: rescore the first {depth}",
+        )
     return "re-index", (
         *reasons,
         cascade,
@@ -100,7 +104,10 @@ def judge_by_agreement(
         return "bridge", reasons
     if within >= AGREE_CASCADE:
         return "cascade", (*reasons, f"fewer than {AGREE:.0%} in the first ten: rescore the first {depth}")
-    return "re-index", (*reasons, f"a bridge wants {AGREE:.0%} in the first ten, a cascade {AGREE_CASCADE:.0%} in all")
+    return "re-index", (
+        *reasons,
+        f"a bridge wants {AGREE:.0%} in the first ten, a cascade {AGREE_CASCADE:.0%} in all",
+    )
 
 
 def _share(interval: Interval) -> str:

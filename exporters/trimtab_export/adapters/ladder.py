@@ -91,8 +91,8 @@ def fit_whitening(fit: Fit) -> Map:
     return fit.map(weight, origin_y - origin_x @ weight)
 
 
-def fit_ridge(fit: Fit, *, toward_rotation: bool = False) -> tuple[Map, float]:
-    """y = x W + b, with |W|^2 (or |W - R|^2, R the centred rotation) penalised; and the penalty.
+def fit_ridge(fit: Fit, *, toward_rotation: bool = False) -> Map:
+    """y = x W + b, with |W|^2 (or |W - R|^2, R the centred rotation) penalised.
 
     The penalty is that of the least generalised cross-validation error (Golub, Heath and Wahba, 1979), relative
     to the mean eigenvalue.
@@ -100,9 +100,9 @@ def fit_ridge(fit: Fit, *, toward_rotation: bool = False) -> tuple[Map, float]:
     origin_x, origin_y = _centres(fit)
     x, y = fit.read - origin_x, fit.y - origin_y
     start = _rotation(x, y, fit.weights)[0] if toward_rotation else None
-    weight, penalty = _ridge(x, y if start is None else y - x @ start, fit.weights)
+    weight = _ridge(x, y if start is None else y - x @ start, fit.weights)
     weight = weight if start is None else weight + start
-    return fit.map(weight, origin_y - origin_x @ weight), penalty
+    return fit.map(weight, origin_y - origin_x @ weight)
 
 
 def fit_low_rank(fit: Fit, rank: int = 32) -> Map:
@@ -115,7 +115,7 @@ def fit_low_rank(fit: Fit, rank: int = 32) -> Map:
     start = _rotation(x, y, fit.weights)[0]
     if x.shape[1] == y.shape[1] and _error(x, y, fit) < _error(x @ start, y, fit) * 1.02:
         start = np.eye(x.shape[1])
-    correction, _ = _ridge(x, y - x @ start, fit.weights)
+    correction = _ridge(x, y - x @ start, fit.weights)
     fitted = np.sqrt(fit.weights)[:, None] * (x @ correction)
     _, directions = np.linalg.eigh(fitted.T @ fitted)
     kept = directions[:, -rank:]
@@ -123,14 +123,14 @@ def fit_low_rank(fit: Fit, rank: int = 32) -> Map:
     return fit.map(weight, origin_y - origin_x @ weight)
 
 
-def fit_inner_ridge(fit: Fit) -> tuple[Map, float]:
+def fit_inner_ridge(fit: Fit) -> Map:
     """Ridge from standardised pooled states of all layers: what the last one has lost is still there."""
     origin_x, origin_y = _centres(fit)
     x, y = fit.x[:, fit.first : fit.last] - origin_x, fit.y - origin_y
     spread = np.sqrt(_mean(x**2, fit.weights)) + 1e-6
-    weight, penalty = _ridge(x / spread, y, fit.weights)
+    weight = _ridge(x / spread, y, fit.weights)
     weight = weight / spread[:, None]
-    return fit.map(weight, origin_y - origin_x @ weight), penalty
+    return fit.map(weight, origin_y - origin_x @ weight)
 
 
 def fit_group_shift(fit: Fit, base: Map, groups: Groups, count: int) -> Map:
@@ -151,8 +151,8 @@ def fit_group_shift(fit: Fit, base: Map, groups: Groups, count: int) -> Map:
     return replace(base, groups=table)
 
 
-def _ridge(x: Doubles | Floats, y: Doubles | Floats, weights: Floats) -> tuple[Doubles, float]:
-    """The ridge solution (d_in, d_out) of the least GCV error, and its penalty."""
+def _ridge(x: Doubles | Floats, y: Doubles | Floats, weights: Floats) -> Doubles:
+    """The ridge solution (d_in, d_out) of the least GCV error."""
     root = np.sqrt(weights)[:, None].astype(np.float32)
     x, y = (root * x).astype(np.float32), (root * y).astype(np.float32)
     values, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
@@ -169,7 +169,7 @@ def _ridge(x: Doubles | Floats, y: Doubles | Floats, weights: Floats) -> tuple[D
 
     penalties = PENALTIES * values.mean()
     best = float(min(penalties, key=error))
-    return vectors @ (projected / (values + best)[:, None]), best / float(values.mean())
+    return vectors @ (projected / (values + best)[:, None])
 
 
 def _rotation(x: NDArray[np.floating], y: NDArray[np.floating], weights: Floats) -> tuple[Doubles, float]:

@@ -5,7 +5,6 @@ loss (Cao et al., 2007; as distillation: Hofstaetter et al., 2021): the softmax 
 sampled from the old index is to be that of the old encoder's own query.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -40,13 +39,11 @@ class Training:
     seed: int = 0
 
 
-def fit_listwise(
-    fit: Fit, start: Map, old_index: Index, training: Training, progress: Callable[[], None]
-) -> tuple[Map, int]:
-    """`start` with a hidden layer beside it, both trained; and the epochs that the result has seen.
+def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> Map:
+    """`start` with a hidden layer beside it, both trained.
 
     The loss on held-out rows, against documents of their own, is looked at after each epoch, and the best
-    epoch is kept: epoch 0, which is `start` itself, among them. `progress` is called once an epoch.
+    epoch is kept: epoch 0, which is `start` itself, among them.
     """
     torch.manual_seed(training.seed)
     generator = np.random.default_rng(training.seed)
@@ -104,13 +101,12 @@ def fit_listwise(
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-        progress()
         now = held_out()
         if now < best:
             best, best_epoch, best_map = now, epoch, network.map(start)
         elif epoch - best_epoch >= training.patience:
             break
-    return best_map, best_epoch
+    return best_map
 
 
 class _Network(torch.nn.Module):

@@ -78,18 +78,39 @@ def ranks(queries: Floats, documents: Index, right: Sequence[Sequence[int]]) -> 
         block = scores(queries[start : start + CHUNK], documents)
         for offset, row in enumerate(block):
             wanted = np.asarray(right[start + offset], dtype=np.int64)
-            # NaN is no match: a comparison with it is false either way.
-            better = (~(row[None, :] < row[wanted, None])).sum(axis=1) - 1
-            tied_right = (row[wanted][None, :] >= row[wanted][:, None]).sum(axis=1) - 1
-            above = np.empty_like(better)
-            above[np.argsort(better, kind="stable")] = np.arange(len(better))
             owners.append(np.full(len(wanted), start + offset))
-            places.append(better - tied_right + above)
-    return Ranks(
-        query=np.concatenate(owners),
-        rank=np.concatenate(places),
-        relevant=np.array([len(each) for each in right], dtype=np.int64),
-    )
+            places.append(_places(row, wanted))
+    return _ranks(owners, places, right)
+
+
+def cascade(
+    first: Floats,
+    index_of_first: Index,
+    then: Floats,
+    index_of_then: Index,
+    right: Sequence[Sequence[int]],
+    depth: int,
+) -> tuple[Ranks, NDArray[np.float64]]:
+    """Ranks where `first` fetches `depth` candidates and `then` puts them in order; and who was fetched.
+
+    first, then: the same queries in two spaces, each with its index of the same documents. The second result
+    is, for each query, the share of its right documents among the candidates.
+    """
+    owners, places, within = [], [], []
+    for start in range(0, len(first), CHUNK):
+        fetched = scores(first[start : start + CHUNK], index_of_first)
+        ordered = scores(then[start : start + CHUNK], index_of_then)
+        count = fetched.shape[1]
+        kept = min(depth, count)
+        candidates = np.argpartition(fetched, -kept, axis=1)[:, -kept:]
+        for offset in range(len(fetched)):
+            row = np.full(count, -np.inf, np.float32)
+            row[candidates[offset]] = ordered[offset, candidates[offset]]
+            wanted = np.asarray(right[start + offset], dtype=np.int64)
+            within.append(float(np.isin(wanted, candidates[offset]).mean()))
+            owners.append(np.full(len(wanted), start + offset))
+            places.append(_places(row, wanted))
+    return _ranks(owners, places, right), np.array(within)
 
 
 def recall(found: Ranks, cut: int) -> NDArray[np.float64]:
@@ -126,6 +147,25 @@ def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> Interval
     """mean(one - other) over the same queries, with its paired bootstrap interval (Koehn, 2004)."""
     gaps = one - other
     return _interval(gaps.mean(), gaps[_draws(len(gaps))].mean(axis=1))
+
+
+def _places(row: Floats, wanted: Integers) -> Integers:
+    """How many documents come before each wanted one; right ones among themselves in order of their scores."""
+    # NaN is no match: a comparison with it is false either way.
+    ahead = (~(row[None, :] < row[wanted, None])).sum(axis=1) - 1
+    right_ahead = (~(row[wanted][None, :] < row[wanted][:, None])).sum(axis=1) - 1
+    order = np.empty_like(ahead)
+    order[np.argsort(ahead, kind="stable")] = np.arange(len(ahead))
+    places: Integers = ahead - right_ahead + order
+    return places
+
+
+def _ranks(owners: list[Integers], places: list[Integers], right: Sequence[Sequence[int]]) -> Ranks:
+    return Ranks(
+        query=np.concatenate(owners),
+        rank=np.concatenate(places),
+        relevant=np.array([len(each) for each in right], dtype=np.int64),
+    )
 
 
 def _draws(count: int) -> Integers:
