@@ -1,5 +1,6 @@
 """The calibrator: from scores of adapted queries to the scale of the old encoder's own."""
 
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ LEAST_SLOPE = 1e-3  # of the mean slope: where the scores say nothing, order is 
 
 
 def fit_calibrator(adapted: Floats, old: Floats, documents: Index) -> Calibrator | None:
-    """Isotonic regression (Ayer et al., 1955) of the old scores on the adapted ones, made strictly increasing.
+    """Isotonic regression (Ayer et al., 1955) of old scores on adapted ones, made strictly increasing.
 
     adapted, old: the same queries through the adapter and by the old encoder, float32 (n, d). None where the
     adapted scores are all one.
@@ -42,7 +43,7 @@ def monotone(given: Doubles, target: Doubles) -> Calibrator | None:
     places = np.unique(np.linspace(0, len(given) - 1, KNOTS).astype(np.int64))
     knots: list[tuple[float, float]] = []
     edges = [0, *((places[1:] + places[:-1] + 1) // 2), len(given)]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         if stop > start:
             knots.append((float(given[start:stop].mean()), float(fitted[start:stop].mean())))
     span = knots[-1][0] - knots[0][0]

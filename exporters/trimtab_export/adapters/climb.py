@@ -37,7 +37,8 @@ class Ground:
     """What the rungs are fitted on.
 
     rows: float32 (n, dimensions + width), [embedding | states]; width may be 0. y: the old rows.
-    groups: each row's group, 0 for none, of `group_count`.
+    scale: what y is multiplied by on the old index, where y is of length 1 and its vectors are not.
+    groups: each row's group, 0 for none; group i + 1 is group_names[i].
     """
 
     rows: Floats
@@ -46,8 +47,9 @@ class Ground:
     dimensions: int
     unit_input: bool
     unit_output: bool
+    scale: float
     groups: Groups
-    group_count: int
+    group_names: tuple[str, ...]
     old_index: Index
 
     def final(self) -> Fit:
@@ -75,7 +77,7 @@ Score: TypeAlias = Callable[[Map, Reads], Doubles]
 def climb(ground: Ground, score: Score, progress: Callable[[str], None]) -> Iterator[Climbed]:
     """The rungs in order, from the simplest on, each as `progress` has heard of it.
 
-    `score` gives Recall@10 of the select queries with a map: the trained rungs start from the best linear one.
+    `score` gives Recall@10 of the select queries with a map: trained rungs start from the best linear one.
     """
     fit = ground.final()
     linear = []
@@ -83,12 +85,12 @@ def climb(ground: Ground, score: Score, progress: Callable[[str], None]) -> Iter
         linear.append(_fitted(ground, name, "embeddings", act, progress))
         yield linear[-1]
     best = max(linear, key=lambda rung: float(score(rung.map, "embeddings").mean()))
-    if ground.group_count:
+    if ground.group_names:
         yield _fitted(
             ground,
             f"{best.name} + group shift",
             "embeddings",
-            lambda: ladder.fit_group_shift(fit, best.map, ground.groups, ground.group_count),
+            lambda: ladder.fit_group_shift(fit, best.map, ground.groups, len(ground.group_names)),
             progress,
         )
     yield _fitted(

@@ -1,4 +1,4 @@
-"""Vectors of texts by a bundle's own graph, kept in a folder so that a second run goes on where one stopped."""
+"""Vectors of texts by a bundle's own graph, kept in a folder: a second run goes on where one stopped."""
 
 import hashlib
 import json
@@ -118,7 +118,7 @@ def _mapped(file: Path, known: bool, shape: tuple[int, int], dtype: Any) -> NDAr
 
 
 class _Store:
-    """Rows being computed: embeddings at full precision, states at half, on the disk where there is a cache."""
+    """Rows being computed: embeddings at full precision, states at half; on disk where there is a cache."""
 
     def __init__(self, folder: Path | None, key: str, rows: int, dimensions: int, width: int) -> None:
         self._files = (

@@ -25,10 +25,9 @@ AGREE, AGREE_CASCADE = 0.95, 0.97
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """Recall@10 of each test query, by the way of searching; naive None: the dimensions differ."""
+    """Recall@10 of each test query, by the way of searching."""
 
     old: Doubles
-    naive: Doubles | None
     adapted: Doubles
     cascade: Doubles
     reindexed: Doubles

@@ -1,14 +1,16 @@
 """What an adapter is fitted from: texts, queries and pairs in files, and the old index's vectors."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab import stores
 from trimtab.commands.texts import open_texts
 from trimtab.errors import AdapterError, ConfigError, InvalidArgument
 
@@ -62,7 +64,7 @@ def read_queries(path: Path) -> list[Query]:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a JSONL file, a line each: {"query": ..., "document": ..., "group": ... where there is one}."""
+    """The pairs of a JSONL file, a line each: {"query": ..., "document": ...}; "group" may be there."""
     if not path.is_file():
         raise ConfigError(f"{path} is no file")
     pairs = []
@@ -79,41 +81,52 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def read_vectors(path: Path, rows: int, dimensions: int) -> Floats:
-    """The old index's vectors of the texts, row by row, float32 (rows, dimensions): .npy, or a Parquet column.
+def read_vectors(url: str, texts: Sequence[str], space: str, dimensions: int) -> dict[str, Floats]:
+    """The old vectors of the texts that a store holds, float32 (d,) by text.
 
-    Raises AdapterError where their number, their width or their values cannot be those of the texts.
+    A store without texts, such as a .npy file, is to have a row for each text, in order.
+
+    Raises AdapterError where the store's space, number, width or values cannot be those of the texts.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path} is no file")
-    vectors = _parquet(path) if path.suffix.lower() in {".parquet", ".pq"} else _npy(path)
-    return check_vectors(vectors, str(path), rows, dimensions)
-
-
-def check_vectors(vectors: NDArray[Any], name: str, rows: int, dimensions: int) -> Floats:
-    """`vectors` as float32 where they can be the old vectors of `rows` texts; AdapterError where not."""
-    if vectors.ndim != 2 or vectors.dtype.kind != "f":
-        raise AdapterError(
-            f"{name} holds {vectors.dtype} of shape {vectors.shape}; old vectors are rows of floats"
-        )
-    if len(vectors) != rows:
-        raise AdapterError(
-            f"{name} holds {len(vectors):,} vectors and there are {rows:,} texts: row i is to be the vector of "
-            "text i. Give the texts in the order in which they were embedded"
-        )
-    if vectors.shape[1] != dimensions:
-        raise AdapterError(
-            f"{name} holds vectors of {vectors.shape[1]} dimensions, the old encoder's have {dimensions}: "
-            "they are of another space"
-        )
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        bad = np.flatnonzero(~finite)
-        raise AdapterError(
-            f"{name}: {len(bad):,} vectors are not finite, the first of them in row {bad[0]}. Embed these texts "
-            "again with the old encoder, or leave them out"
-        )
-    return np.ascontiguousarray(vectors, dtype=np.float32)
+    with stores.open_store(url) as store:
+        if store.form.space is not None and store.form.space != space:
+            raise AdapterError(
+                f"{store.name} says that its vectors are of space {store.form.space}, the old encoder's is "
+                f"{space}: name the encoder that made them"
+            )
+        if store.form.dimensions != dimensions:
+            raise AdapterError(
+                f"{store.name} holds vectors of {store.form.dimensions} dimensions, the old encoder's have "
+                f"{dimensions}: they are of another space"
+            )
+        found: dict[str, Floats] = {}
+        wanted = set(texts)
+        rows = 0
+        for batch in store.batches():
+            finite = np.isfinite(batch.vectors).all(axis=1)
+            for document, vector, sound in zip(batch.documents, batch.vectors, finite, strict=True):
+                if not sound:
+                    raise AdapterError(
+                        f"{store.name}: the vector of {document.id!r} holds NaN or infinity. Embed this text "
+                        "again with the old encoder"
+                    )
+                text = document.text
+                if text is None and rows < len(texts):
+                    text = texts[rows]
+                if text in wanted:
+                    found[text] = vector
+                rows += 1
+            textless = any(document.text is None for document in batch.documents)
+        if rows != len(texts) and (not rows or textless):
+            raise AdapterError(
+                f"{store.name} holds {rows:,} vectors without their texts, and there are {len(texts):,} texts: "
+                "row i is to be the vector of text i. Give the texts in the order in which they were embedded"
+            )
+        if not found:
+            raise AdapterError(
+                f"{store.name} holds none of the {len(texts):,} texts: are they its documents?"
+            )
+        return found
 
 
 def sha256(path: Path) -> str:
@@ -130,34 +143,3 @@ def _group(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise InvalidArgument(f"{where}: {GROUP_COLUMN!r} is {type(value).__name__}, not text")
     return value
-
-
-def _npy(path: Path) -> NDArray[Any]:
-    try:
-        vectors: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} cannot be read as .npy: {error}") from None
-    return vectors
-
-
-def _parquet(path: Path) -> NDArray[Any]:
-    """The one column of lists of floats."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError:
-        raise ConfigError("reading Parquet needs pyarrow: pip install 'trimtab[parquet]'") from None
-    try:
-        table = parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise AdapterError(f"{path} cannot be read as Parquet: {error}") from None
-    kinds = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
-    names = [field.name for field in table.schema if any(is_kind(field.type) for is_kind in kinds)]
-    if len(names) != 1:
-        raise AdapterError(
-            f"{path} has {len(names)} columns of lists; the vectors are to be the only one of them"
-        )
-    rows = table.column(names[0]).to_pylist()
-    if len({None if row is None else len(row) for row in rows}) > 1 or None in rows:
-        raise AdapterError(f"{path}, column {names[0]!r}: the rows are of unequal lengths")
-    return np.array(rows, dtype=np.float32)

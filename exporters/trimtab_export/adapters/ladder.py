@@ -1,8 +1,8 @@
 """The rungs that have a closed form, from nothing to a ridge on inner states.
 
 Each takes the new encoder's rows x (n, d_in) and the old one's y (n, d_out) of the same texts, float32, and
-gives a Map. Where the spaces compare by cosine, the rows of y are of length 1, and so are those of x where
-`unit` is set. Spaces of unequal dimensions are padded with zeros (mean shift), or mapped by a rectangular matrix.
+gives a Map. Where the spaces compare by cosine, the rows of y are of length 1, and those of x are read so.
+Spaces of unequal dimensions are mapped by a rectangular matrix: the same as padding the smaller with zeros.
 """
 
 from dataclasses import dataclass, replace
@@ -94,8 +94,7 @@ def fit_whitening(fit: Fit) -> Map:
 def fit_ridge(fit: Fit, *, toward_rotation: bool = False) -> Map:
     """y = x W + b, with |W|^2 (or |W - R|^2, R the centred rotation) penalised.
 
-    The penalty is that of the least generalised cross-validation error (Golub, Heath and Wahba, 1979), relative
-    to the mean eigenvalue.
+    The penalty is that of the least generalised cross-validation error (Golub, Heath and Wahba, 1979).
     """
     origin_x, origin_y = _centres(fit)
     x, y = fit.read - origin_x, fit.y - origin_y
@@ -181,7 +180,7 @@ def _rotation(x: NDArray[np.floating], y: NDArray[np.floating], weights: Floats)
 
 
 def _roots(rows: NDArray[np.floating], weights: Floats) -> tuple[Doubles, Doubles]:
-    """The inverse and the plain square root of the rows' covariance, its least directions held up a little."""
+    """The inverse and the plain square root of the rows' covariance, the least directions held up a bit."""
     covariance = (weights[:, None] * rows).T.astype(np.float64) @ rows / len(rows)
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 1e-3 * values.mean())

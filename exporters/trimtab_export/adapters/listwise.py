@@ -1,8 +1,8 @@
 """The trained rung: a small residual network that learns to rank as the old query does.
 
-It starts exactly at the best linear rung, because its last layer begins at zero, and is trained by a listwise
-loss (Cao et al., 2007; as distillation: Hofstaetter et al., 2021): the softmax of a query's scores over vectors
-sampled from the old index is to be that of the old encoder's own query.
+It starts exactly at the best linear rung, because its last layer begins at zero, and is trained by a
+listwise loss (Cao et al., 2007; as distillation: Hofstaetter et al., 2021): the softmax of a query's scores
+over vectors sampled from the old index is to be that of the old encoder's own query.
 """
 
 from dataclasses import dataclass, replace

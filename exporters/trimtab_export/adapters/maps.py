@@ -142,8 +142,8 @@ def check(map: Map, path: Path, rows: Floats) -> None:
     worst = float(np.abs(found - expected).max()) / scale
     if not worst <= TOLERANCE:
         raise AdapterError(
-            f"the adapter's graph differs from the fitted map by {worst:.1e} of its largest component, at most "
-            f"{TOLERANCE:.0e} is allowed: the map is ill-conditioned. Give more texts"
+            f"the adapter's graph differs from the fitted map by {worst:.1e} of its largest component, at "
+            f"most {TOLERANCE:.0e} is allowed: the map is ill-conditioned. Give more texts"
         )
 
 

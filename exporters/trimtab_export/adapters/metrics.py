@@ -72,7 +72,7 @@ def unit(vectors: Floats) -> Floats:
 
 
 def ranks(queries: Floats, documents: Index, right: Sequence[Sequence[int]]) -> Ranks:
-    """Where the right documents of each query come. A tie counts against them, so that all-equal vectors lose."""
+    """Where the right documents of each query come. Ties count against them: all-equal vectors lose."""
     owners, places = [], []
     for start in range(0, len(queries), CHUNK):
         block = scores(queries[start : start + CHUNK], documents)
@@ -150,7 +150,7 @@ def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> Interval
 
 
 def _places(row: Floats, wanted: Integers) -> Integers:
-    """How many documents come before each wanted one; right ones among themselves in order of their scores."""
+    """How many documents come before each wanted one; right ones among themselves by their scores."""
     # NaN is no match: a comparison with it is false either way.
     ahead = (~(row[None, :] < row[wanted, None])).sum(axis=1) - 1
     right_ahead = (~(row[wanted][None, :] < row[wanted][:, None])).sum(axis=1) - 1
