@@ -27,6 +27,7 @@ from trimtab_server.engine import Engine
 from trimtab_server.health import Health
 from trimtab_server.metrics import Metrics
 from trimtab_server.pipeline import Pipeline
+from trimtab_server.polling import Poller
 from trimtab_server.repository import Entry, Repository
 from trimtab_server.rescore import Rescorer
 from trimtab_server.rpc.boundary import Boundary, Tenants
@@ -93,7 +94,10 @@ class App:
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
-        self.repository = Repository(repository, self._engine, Adapters(self._watch), self._changed)
+        self.repository = Repository(
+            repository, self._engine, Adapters(self._watch), self._changed, newest=config.versions.newest
+        )
+        self._poller = Poller(self.repository, config.versions.poll_seconds)
         pipeline = Pipeline(
             config.limits,
             self.repository,
@@ -133,6 +137,7 @@ class App:
             )
         self._ready = True
         self._announce()
+        self._poller.start()
 
     async def stop(self) -> None:
         """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
@@ -143,6 +148,7 @@ class App:
         seconds = self.config.server.drain_seconds
         await self._boundary.drain(seconds)
         await asyncio.sleep(min(LATE_SECONDS, seconds))
+        self._poller.stop()
         await self.repository.stop()
         await self._server.stop(FLUSH_SECONDS)
         await asyncio.to_thread(self._engine.stop)

@@ -77,6 +77,14 @@ class Rescoring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cache_bytes: int = 64 << 20
 
 
+class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which versions of an encoder are served (0: all, else so many of the newest), and how often the
+    repository is looked through for others (seconds; 0: only when a client asks for it)."""
+
+    newest: int = 0
+    poll_seconds: float = 0.0
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. `devices`: "auto", or a list of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
 
@@ -86,6 +94,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batching: Batching = Batching()
     engine: Engine = Engine()
     sharing: Sharing = Sharing()
+    versions: Versions = Versions()
     rescoring: Rescoring = Rescoring()
     devices: tuple[str, ...] = ("auto",)
 
@@ -119,6 +128,11 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: server.drain_seconds must not be negative")
     if not config.engine.hang_seconds > 0:
         raise ConfigError(f"{source}: engine.hang_seconds must be more than 0")
+    if config.versions.newest < 0 or config.versions.poll_seconds < 0:
+        raise ConfigError(
+            f"{source}: versions.newest and versions.poll_seconds must not be negative; "
+            "0 serves all of them, and looks for others only when it is asked to"
+        )
     for name in ("sharing", "rescoring"):
         if getattr(config, name).cache_bytes < 0:
             raise ConfigError(f"{source}: {name}.cache_bytes must not be negative; 0 remembers nothing")

@@ -69,17 +69,25 @@ class Entry:
 class Repository:
     """Loads bundles into the engine and finds them by name and version.
 
-    `changed` is called with each entry whose state changed. Loads and unloads are the repository's own
+    `changed` is called with each entry whose state changed; `newest` versions of an encoder are served, or
+    all where it is 0. Loads and unloads are the repository's own
     tasks, one at a time: a caller that gives up waiting leaves nothing half done.
     """
 
     def __init__(
-        self, path: Path, engine: Engine, mapped: Adapters, changed: Callable[[Entry], None]
+        self,
+        path: Path,
+        engine: Engine,
+        mapped: Adapters,
+        changed: Callable[[Entry], None],
+        *,
+        newest: int = 0,
     ) -> None:
         self.path = path
         self.adapters = mapped
         self._engine = engine
         self._changed = changed
+        self._newest = newest
         self._entries: dict[tuple[str, int], Entry] = {}
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,11 +159,11 @@ class Repository:
 
     async def load_all(self) -> None:
         """Load every bundle of the repository. One that cannot be loaded is logged and indexed."""
-        found = list(bundles.versions(self.path))
-        for name, version, _ in found:  # so that whoever asks meanwhile is told to wait
+        found = self._found()
+        for name, version in found:  # so that whoever asks meanwhile is told to wait
             self._put(Entry(name, version, "LOADING"))
         # An encoder that is gone may have left adapters, and routes lead through them.
-        for name in sorted({name for name, _, _ in found} | set(adapters.encoders(self.path))):
+        for name in sorted({name for name, _ in found} | set(adapters.encoders(self.path))):
             await self.load(name)
 
     async def load(self, name: str) -> None:
@@ -175,6 +183,17 @@ class Repository:
         for task in self._tasks:
             task.cancel()
 
+    def _found(self) -> dict[tuple[str, int], Path]:
+        """The versions on disk that are to be served, by name and version."""
+        versions: dict[str, dict[int, Path]] = {}  # of each name the oldest first
+        for name, version, path in bundles.versions(self.path):
+            versions.setdefault(name, {})[version] = path
+        return {
+            (name, version): paths[version]
+            for name, paths in versions.items()
+            for version in list(paths)[-self._newest :]  # -0 is the first of them
+        }
+
     async def _finish(self, work: Coroutine[None, None, None]) -> None:
         """Run this as a task of the repository's, and wait for it; a caller that leaves does not stop it."""
         task = asyncio.create_task(work)
@@ -184,9 +203,7 @@ class Repository:
 
     async def _synchronise(self, name: str) -> None:
         async with self._one_at_a_time:
-            found = {
-                (name, version): path for other, version, path in bundles.versions(self.path) if other == name
-            }
+            found = {key: path for key, path in self._found().items() if key[0] == name}
             gone = [key for key, entry in self._entries.items() if key[0] == name and key not in found]
             mapped = await asyncio.to_thread(self.adapters.read, self.path, name)
             if not (found or gone or mapped or self.adapters.of(name)):
@@ -206,7 +223,7 @@ class Repository:
                 if encoder and encoder.states_width and not self.adapters.wants_states(encoder.manifest):
                     await self._change_model(entry, encoder, path)
             for key in gone:
-                await self._unload(self._entries[key], "it is gone from the repository")
+                await self._unload(self._entries[key], _why_gone(self.path, *key))
             self._publish()
 
     async def _unload_all(self, name: str) -> None:
@@ -272,6 +289,12 @@ class Repository:
     def _put(self, entry: Entry) -> None:
         self._entries[entry.name, entry.version] = entry
         self._changed(entry)
+
+
+def _why_gone(repository: Path, name: str, version: int) -> str:
+    if (repository / name / str(version)).is_dir():
+        return "there are newer versions, and this server keeps as many as versions.newest says"
+    return "it is gone from the repository"
 
 
 def _model(bundle: Bundle, *, with_states: bool) -> Model:
