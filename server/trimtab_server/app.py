@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,7 @@ from trimtab_server.adapters import Adapters
 from trimtab_server.admission import Admission
 from trimtab_server.batcher import Batcher
 from trimtab_server.config import Config, Tls, split_address
+from trimtab_server.cost import Measured
 from trimtab_server.devices import Device, Open, Place, open_ort, parse
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
@@ -79,9 +81,12 @@ class App:
             across_tenants=config.sharing.across_tenants,
             cache_bytes=config.sharing.cache_bytes,
         )
+        # What other sessions cost than ONNX Runtime's is not to be taken for theirs.
+        keeps = bool(config.engine.costs) and open_session is open_ort
+        measured = Measured(Path(config.engine.costs).expanduser()) if keeps else None
         self._engine = Engine(
             batcher, sharing,
-            [Device(place, open_session) for place in places or parse(config.devices)],
+            [Device(place, open_session, measured) for place in places or parse(config.devices)],
             self._metrics,
             hang_seconds=config.engine.hang_seconds,
             serving=self._devices_changed,
@@ -208,6 +213,10 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
     app = App(config, repository)
     try:
         if await _unless(stopping, app.start()):
+            # What is loaded by now stays: looking it through at each full collection would stop every call
+            # for some 30 ms.
+            gc.collect()
+            gc.freeze()
             ready(app)
             await stopping.wait()
     finally:

@@ -56,9 +56,11 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted)."""
+    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted); and
+    the folder in which measured costs are kept for the next start (empty: none are kept)."""
 
     hang_seconds: float = 10.0
+    costs: str = "~/.cache/trimtab/costs"
 
 
 class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

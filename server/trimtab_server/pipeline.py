@@ -28,6 +28,8 @@ MAX_SPACES = 8
 
 # A text that waits also holds memory: so many of its characters are charged as a token.
 CHARACTERS_A_TOKEN = 64
+# How long a request takes is told from its characters, of which a token has about so many.
+LIKELY_CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,12 @@ class Pipeline:
         most, model = encoder.manifest.max_tokens, encoder.model
         held = sum(map(len, texts)) // CHARACTERS_A_TOKEN
         estimate = held + sum(min(_most_tokens(text), most) for text in texts)
-        with self._admission.admit(estimate, lambda: self._engine.backlog_seconds(model)) as share:
+
+        def wait_seconds() -> float:
+            likely = sum(min(len(text) // LIKELY_CHARACTERS_A_TOKEN, most) for text in texts)
+            return self._engine.wait_seconds(model, likely, request.priority)
+
+        with self._admission.admit(estimate, wait_seconds, request.deadline) as share:
             ids = await self._tokenization.encode(encoder.tokenizer, texts, request.truncate)
             tokenized = time.monotonic()
             counts = [len(each) for each in ids]

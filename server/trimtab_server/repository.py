@@ -278,11 +278,13 @@ def _model(bundle: Bundle, *, with_states: bool) -> Model:
     """The graph that serves the bundle: its first variant, or what gives that one's inner states, too."""
     manifest, variant = bundle.manifest, bundle.manifest.variants[0]
     states = variant.states if with_states else None
+    graph = states.file if states else variant.files[0]
     return Model(
         encoder=manifest.name,
         version=manifest.version,
         variant=variant.name,
-        graph=bundle.file(states.file if states else variant.files[0]),
+        graph=bundle.file(graph),
+        digest="".join(file.sha256 for file in (graph, *variant.files[1:])),
         inputs=variant.inputs,
         unpadded=variant.unpadded,
         dimensions=manifest.dimensions + (states.width if states else 0),
