@@ -16,9 +16,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
+from trimtab_server import listeners
 from trimtab_server.admission import Admission
 from trimtab_server.batcher import Batcher
-from trimtab_server.config import Config, Tls, split_address
+from trimtab_server.config import Config, split_address
 from trimtab_server.devices import Device, Open, Place, open_ort, parse
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
@@ -64,6 +65,7 @@ class App:
         self.config = config
         self.grpc_port = 0
         self.metrics_port = 0
+        self.health_port = 0
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
         self._health = Health()
@@ -97,7 +99,7 @@ class App:
         tenants = Tenants(config.server.tenant_header)
         self._native = NativeServicer(pipeline, tenants)
         self._kserve = KServeServicer(pipeline, self._metrics, tenants, lambda: self._ready and self._served)
-        self._server = self._listen()
+        self._servers = self._listen()
 
     async def start(self) -> None:
         """Listen, load and warm every encoder, and only then say SERVING.
@@ -111,7 +113,8 @@ class App:
             raise ConfigError(f"metrics address {host}:{port} cannot be used: {error.strerror}") from None
         self.metrics_port = self._scrapes.server_port
         self._engine.start()
-        await self._server.start()
+        for server in self._servers:
+            await server.start()
         await self.repository.load_all()
         if not self.repository.encoders():
             reasons = "".join(
@@ -134,7 +137,7 @@ class App:
         await self._boundary.drain(seconds)
         await asyncio.sleep(min(LATE_SECONDS, seconds))
         await self.repository.stop()
-        await self._server.stop(FLUSH_SECONDS)
+        await asyncio.gather(*(server.stop(FLUSH_SECONDS) for server in self._servers))
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._tokenization.stop)
         if self._scrapes is not None:
@@ -160,31 +163,20 @@ class App:
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)
 
-    def _listen(self) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            interceptors=[self._boundary],
-            options=[
-                ("grpc.max_receive_message_length", self.config.limits.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
-                # Clients may ping a connection this often; the SDK does each minute.
-                ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
-            ],
-        )
+    def _listen(self) -> tuple[grpc.aio.Server, ...]:
+        server = listeners.make(self.config, [self._boundary])
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
-        address, tls = self.config.server.grpc_address, self.config.server.tls
-        split_address(address)
-        try:
-            if tls is None:
-                self.grpc_port = server.add_insecure_port(address)
-            else:
-                self.grpc_port = server.add_secure_port(address, _credentials(tls))
-        except RuntimeError as error:
-            raise ConfigError(f"gRPC address {address} cannot be used: {error}") from None
-        return server
+        ports = self.config.server
+        self.grpc_port = listeners.bind(server, ports.grpc_address, ports.tls)
+        if not ports.health_address:
+            return (server,)
+        probed = listeners.make_probed([self._boundary])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, probed)
+        self.health_port = listeners.bind(probed, ports.health_address, None)
+        return (server, probed)
 
 
 async def serve(config: Config, repository: Path, ready: Callable[[App], None]) -> None:
@@ -220,12 +212,3 @@ async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
         return False
     await task
     return True
-
-
-def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    try:
-        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-        client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
-    except OSError as error:
-        raise ConfigError(f"server.tls: {error.filename} cannot be read: {error.strerror}") from None
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)

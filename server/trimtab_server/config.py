@@ -23,6 +23,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     grpc_address: str = "127.0.0.1:8001"
     metrics_address: str = "127.0.0.1:8002"
+    health_address: str = ""  # grpc.health.v1 alone, in plain text, for probes; empty: not there
     drain_seconds: float = 30.0
     tenant_header: str = ""  # metadata key that names a call's tenant; empty: all calls are of one
     tls: Tls | None = None
