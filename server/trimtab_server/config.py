@@ -25,6 +25,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metrics_address: str = "127.0.0.1:8002"
     health_address: str = ""  # grpc.health.v1 alone, in plain text, for probes; empty: not there
     drain_seconds: float = 30.0
+    max_connection_age_seconds: float = 0.0  # then clients are told to connect anew; 0: never
     tenant_header: str = ""  # metadata key that names a call's tenant; empty: all calls are of one
     tls: Tls | None = None
 
@@ -35,6 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_texts: int = 1024
     max_text_bytes: int = 1 << 18
     max_message_bytes: int = 16 << 20
+    max_calls_per_connection: int = 1024
     max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
 
@@ -109,6 +111,8 @@ def check(config: Config, source: str) -> None:
                 raise ConfigError(f"{source}: {name}.{field} must be at least 1")
     if config.server.drain_seconds < 0:
         raise ConfigError(f"{source}: server.drain_seconds must not be negative")
+    if config.server.max_connection_age_seconds < 0:
+        raise ConfigError(f"{source}: server.max_connection_age_seconds must not be negative; 0 is no limit")
     if not config.engine.hang_seconds > 0:
         raise ConfigError(f"{source}: engine.hang_seconds must be more than 0")
     if config.sharing.cache_bytes < 0:

@@ -14,16 +14,21 @@ PROBE_BYTES = 4096
 
 def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
     """A server for clients, which listens nowhere yet."""
-    return grpc.aio.server(
-        interceptors=interceptors,
-        options=[
-            ("grpc.max_receive_message_length", config.limits.max_message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
-            # Clients may ping a connection this often; the SDK does each minute.
-            ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
-        ],
-    )
+    options = [
+        ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", config.limits.max_calls_per_connection),
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
+        # Clients may ping a connection this often; the SDK does each minute.
+        ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ]
+    if config.server.max_connection_age_seconds:
+        # What is on its way may take as long as it may when the server stops.
+        options += [
+            ("grpc.max_connection_age_ms", round(config.server.max_connection_age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(config.server.drain_seconds * 1000)),
+        ]
+    return grpc.aio.server(interceptors=interceptors, options=options)
 
 
 def make_probed(interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:

@@ -31,6 +31,24 @@ def test_probes_need_no_tls(minilm_repository: Path, tmp_path: Path) -> None:
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_connections_end_and_calls_of_one_are_bounded(minilm_repository: Path, tmp_path: Path) -> None:
+    """max_connection_age_seconds, max_calls_per_connection."""
+    text = "[server]\nmax_connection_age_seconds = 2.0\n[limits]\nmax_calls_per_connection = 2\n"
+    with serve(minilm_repository, tmp_path, text) as server:
+        async with grpc.aio.insecure_channel(server.url) as channel:
+            await channel.channel_ready()
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # told to go, unasked
+            health = health_pb2_grpc.HealthStub(channel)
+            watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+            for watch in watches:
+                assert (await watch.read()).status == SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health.Check(health_pb2.HealthCheckRequest(), timeout=0.2)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            watches[0].cancel()
+            assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
+
+
 @pytest.mark.parametrize(
     ("files", "most"),
     [
