@@ -26,11 +26,15 @@ class ServerProcess:
     metrics_url: str
     log: list[str]
 
+    def scrape(self) -> str:
+        """What Prometheus would read."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as response:
+            text: str = response.read().decode()
+        return text
+
     def metrics(self) -> dict[str, float]:
         """One scrape: each sample by its name and labels, as Prometheus writes them."""
-        with urllib.request.urlopen(self.metrics_url, timeout=10) as response:
-            lines = response.read().decode().splitlines()
-        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        pairs = (line.rsplit(" ", 1) for line in self.scrape().splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
     def stop(self, timeout: float = 60) -> int:
