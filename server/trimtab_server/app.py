@@ -18,8 +18,9 @@ from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server import listeners
 from trimtab_server.admission import Admission
+from trimtab_server.auth import Authenticator
 from trimtab_server.batcher import Batcher
-from trimtab_server.config import Config, split_address
+from trimtab_server.config import Auth, Config, split_address
 from trimtab_server.devices import Device, Open, Place, open_ort, parse
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
@@ -27,6 +28,7 @@ from trimtab_server.metrics import Metrics
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.repository import Entry, Repository
 from trimtab_server.rpc.boundary import Boundary, Tenants
+from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.sharing import Sharing
@@ -65,7 +67,6 @@ class App:
         self.config = config
         self.grpc_port = 0
         self.metrics_port = 0
-        self.health_port = 0
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
         self._health = Health()
@@ -95,7 +96,7 @@ class App:
             self._engine,
             self._metrics,
         )
-        self._boundary = Boundary()
+        self._boundary, self._admin_boundary = self._boundaries()
         tenants = Tenants(config.server.tenant_header)
         self._native = NativeServicer(pipeline, tenants)
         self._kserve = KServeServicer(pipeline, self._metrics, tenants, lambda: self._ready and self._served)
@@ -134,7 +135,7 @@ class App:
         self._native.drain()
         self._kserve.drain()
         seconds = self.config.server.drain_seconds
-        await self._boundary.drain(seconds)
+        await asyncio.gather(self._boundary.drain(seconds), self._admin_boundary.drain(seconds))
         await asyncio.sleep(min(LATE_SECONDS, seconds))
         await self.repository.stop()
         await asyncio.gather(*(server.stop(FLUSH_SECONDS) for server in self._servers))
@@ -163,6 +164,17 @@ class App:
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)
 
+    def _boundaries(self) -> tuple[Boundary, Boundary]:
+        """What every call passes through: of the port for clients, and of the one for admins."""
+        config, refused = self.config, self._metrics.refused
+        authenticator = Authenticator(config.auth) if config.auth != Auth() else None
+        if not authenticator and not config.server.admin_address:
+            return Boundary(), Boundary()
+        elsewhere = False if config.server.admin_address else None
+        return Boundary(Guard(authenticator, elsewhere, refused)), Boundary(
+            Guard(authenticator, True, refused)
+        )
+
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         server = listeners.make(self.config, [self._boundary])
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
@@ -171,12 +183,16 @@ class App:
         reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
         ports = self.config.server
         self.grpc_port = listeners.bind(server, ports.grpc_address, ports.tls)
-        if not ports.health_address:
-            return (server,)
-        probed = listeners.make_probed([self._boundary])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, probed)
-        self.health_port = listeners.bind(probed, ports.health_address, None)
-        return (server, probed)
+        servers = [server]
+        if ports.admin_address:
+            servers.append(listeners.make(self.config, [self._admin_boundary]))
+            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, servers[-1])
+            listeners.bind(servers[-1], ports.admin_address, ports.tls)
+        if ports.health_address:
+            servers.append(listeners.make_probed([self._boundary]))
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, servers[-1])
+            listeners.bind(servers[-1], ports.health_address, None)
+        return tuple(servers)
 
 
 async def serve(config: Config, repository: Path, ready: Callable[[App], None]) -> None:

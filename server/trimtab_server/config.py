@@ -4,10 +4,14 @@ Each part of the server gets its own section, and nothing else of it.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from trimtab.errors import ConfigError
+
+# Those that are verified with a public key: a server holds nothing to sign with.
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,6 +22,22 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     client_ca: Path | None = None
 
 
+class Jwt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which JSON Web Tokens to believe. `keys`: a JWK set, or one public key in PEM; public keys alone."""
+
+    keys: Path
+    issuer: str
+    audience: str
+    algorithms: tuple[Algorithm, ...] = ("RS256", "ES256", "EdDSA")
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How callers are told apart; with neither, everybody may do everything. No secret stands in here."""
+
+    keys: Path | None = None
+    jwt: Jwt | None = None
+
+
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the server listens (port 0: any free one), and how long it drains before it cuts calls off."""
 
@@ -26,6 +46,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     health_address: str = ""  # grpc.health.v1 alone, in plain text, for probes; empty: not there
     drain_seconds: float = 30.0
     max_connection_age_seconds: float = 0.0  # then clients are told to connect anew; 0: never
+    admin_address: str = ""  # where encoders are loaded and unloaded; empty: at grpc_address
     tenant_header: str = ""  # metadata key that names a call's tenant; empty: all calls are of one
     tls: Tls | None = None
 
@@ -81,6 +102,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batching: Batching = Batching()
     engine: Engine = Engine()
     sharing: Sharing = Sharing()
+    auth: Auth = Auth()
     devices: tuple[str, ...] = ("auto",)
 
 

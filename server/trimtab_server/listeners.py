@@ -1,5 +1,6 @@
 """The ports: how gRPC servers are made, where they listen, and what a connection may ask of them."""
 
+import ssl
 from collections.abc import Sequence
 
 import grpc
@@ -7,6 +8,7 @@ import grpc.aio
 
 from trimtab.errors import ConfigError
 from trimtab_server.config import Config, Tls, split_address
+from trimtab_server.watched import Watched
 
 # A probe is a few bytes.
 PROBE_BYTES = 4096
@@ -51,9 +53,30 @@ def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    try:
-        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+    """The certificates as they are on disk at each handshake: a renewed one needs no restart."""
+    files = tuple(path for path in (tls.key, tls.certificate, tls.client_ca) if path)
+
+    def read() -> grpc.ServerCertificateConfiguration:
         client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
-    except OSError as error:
-        raise ConfigError(f"server.tls: {error.filename} cannot be read: {error.strerror}") from None
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        _check(tls)
+        return grpc.ssl_server_certificate_configuration([pair], client_ca)
+
+    watched = Watched("server.tls", files, read)
+    return grpc.dynamic_ssl_server_credentials(
+        watched.get(), watched.get, require_client_authentication=tls.client_ca is not None
+    )
+
+
+def _check(tls: Tls) -> None:
+    """Refuse what gRPC would refuse at a handshake, and a pair of which only one file is renewed yet."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password="")
+    except ssl.SSLError as error:
+        raise ValueError(f"{tls.certificate} and {tls.key} are no pair in PEM: {error}") from None
+    if tls.client_ca:
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except ssl.SSLError as error:
+            raise ValueError(f"{tls.client_ca} holds no certificates in PEM: {error}") from None

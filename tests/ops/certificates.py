@@ -10,7 +10,7 @@ class Certificates:
     """An authority, and a server's certificate in `folder`; `renew` replaces it by one of a new authority."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.certificate, self.key = folder / "server.pem", folder / "server.key"
         self.client_ca = folder / "ca.pem"
         self.renew()
