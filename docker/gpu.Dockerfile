@@ -16,7 +16,7 @@ COPY client client
 COPY server server
 COPY exporters exporters
 RUN python3 -m venv /opt/trimtab \
-    && /opt/trimtab/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[gpu,auth]'
+    && /opt/trimtab/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[gpu,auth,otel]'
 
 FROM base
 COPY --from=build /opt/trimtab /opt/trimtab

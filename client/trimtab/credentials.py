@@ -1,5 +1,6 @@
 """What is sent with every call: the caller's metadata, and a token that may change while the client lives."""
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ class CallMetadata:
         """The metadata of the next call."""
         if self._file is not None and time.monotonic() >= self._next:
             self._read(self._file)
-        return self._all
+        return (*self._all, *_traceparent())
 
     def _read(self, file: Path) -> None:
         self._next = time.monotonic() + _INTERVAL
@@ -61,3 +62,17 @@ class CallMetadata:
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise ConfigError("token: it is empty, or more than one word of ASCII")
         return (*self._fixed, ("authorization", f"Bearer {token}"))
+
+
+def _traceparent() -> Metadata:
+    """The application's current span, where it traces with OpenTelemetry, for the server's to be linked to.
+
+    Source: W3C Trace Context. The package is used where the application has imported it, and never by us.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return ()
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return ()
+    return (("traceparent", f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"),)

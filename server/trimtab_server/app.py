@@ -31,9 +31,11 @@ from trimtab_server.rpc.boundary import Boundary, Tenants
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
+from trimtab_server.rpc.observed import Observed
 from trimtab_server.sharing import Sharing
 from trimtab_server.tickets import Ticket
 from trimtab_server.tokenization import Tokenization
+from trimtab_server.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class App:
             serving=self._devices_changed,
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
+        self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         self.repository = Repository(repository, self._engine, self._changed)
         pipeline = Pipeline(
             config.limits,
@@ -95,6 +98,7 @@ class App:
             self._tokenization,
             self._engine,
             self._metrics,
+            self._tracing.answered if self._tracing else None,
         )
         self._boundary, self._admin_boundary = self._boundaries()
         tenants = Tenants(config.server.tenant_header)
@@ -141,6 +145,8 @@ class App:
         await asyncio.gather(*(server.stop(FLUSH_SECONDS) for server in self._servers))
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._tokenization.stop)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
         if self._scrapes is not None:
             self._scrapes.shutdown()
             self._scrapes.server_close()
@@ -176,16 +182,19 @@ class App:
         )
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
-        server = listeners.make(self.config, [self._boundary])
+        config = self.config
+        wanted = self._tracing or config.logging.calls or config.logging.format == "json"
+        observed = [Observed(self._tracing)] if wanted else []
+        server = listeners.make(config, [*observed, self._boundary])
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
-        ports = self.config.server
+        ports = config.server
         self.grpc_port = listeners.bind(server, ports.grpc_address, ports.tls)
         servers = [server]
         if ports.admin_address:
-            servers.append(listeners.make(self.config, [self._admin_boundary]))
+            servers.append(listeners.make(config, [*observed, self._admin_boundary]))
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, servers[-1])
             listeners.bind(servers[-1], ports.admin_address, ports.tls)
         if ports.health_address:

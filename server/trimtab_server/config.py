@@ -93,6 +93,21 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_bytes: int = 0
 
 
+class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is written to standard error. `calls`: a line for each call, whatever the level."""
+
+    level: Literal["debug", "info", "warning", "error"] = "warning"
+    format: Literal["text", "json"] = "text"
+    calls: bool = False
+
+
+class Tracing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where spans go (OTLP over gRPC; empty: nowhere), and the share of calls that the server chooses."""
+
+    endpoint: str = ""
+    share: float = 0.01
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. `devices`: "auto", or a list of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
 
@@ -103,6 +118,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Engine = Engine()
     sharing: Sharing = Sharing()
     auth: Auth = Auth()
+    logging: Logging = Logging()
+    tracing: Tracing = Tracing()
     devices: tuple[str, ...] = ("auto",)
 
 
@@ -139,6 +156,12 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: engine.hang_seconds must be more than 0")
     if config.sharing.cache_bytes < 0:
         raise ConfigError(f"{source}: sharing.cache_bytes must not be negative; 0 remembers nothing")
+    if not 0 <= config.tracing.share <= 1:
+        raise ConfigError(
+            f"{source}: tracing.share is {config.tracing.share}; it is a part of 1, such as 0.01"
+        )
+    if not config.tracing.endpoint.startswith(("http://", "https://")) and config.tracing.endpoint:
+        raise ConfigError(f"{source}: tracing.endpoint must begin with http:// (plain text) or https://")
     if not config.devices:
         raise ConfigError(f"{source}: devices is empty; leave it out for 'auto'")
 

@@ -71,6 +71,7 @@ class Pipeline:
         tokenization: Tokenization,
         engine: Engine,
         metrics: Metrics,
+        answered: Callable[[str, EmbedResult], None] | None = None,
     ) -> None:
         self.limits = limits
         self.repository = repository
@@ -78,6 +79,7 @@ class Pipeline:
         self._tokenization = tokenization
         self._engine = engine
         self._metrics = metrics
+        self._answered = answered  # told of each answer, with its protocol; None: nobody is
 
     async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
         """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors.
@@ -99,6 +101,8 @@ class Pipeline:
                 finally:
                     self._metrics.ended(name, version, protocol)
             reason = ""
+            if self._answered is not None:
+                self._answered(protocol, result)
             return result
         except TimeoutError:
             reason = "DEADLINE_EXCEEDED"

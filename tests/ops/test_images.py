@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-EXTRAS = {"cpu": ["server", "auth"], "gpu": ["gpu", "auth"]}
+EXTRAS = {"cpu": ["server", "auth", "otel"], "gpu": ["gpu", "auth", "otel"]}
 
 # Imports what `trimtab serve` and `trimtab embed` import, with nothing but the distributions named.
 IMPORTS = """
@@ -28,6 +28,7 @@ packages = {name: {each.lower().replace("_", "-") for each in owners}
             for name, owners in metadata.packages_distributions().items()}
 sys.meta_path.insert(0, Guard())
 import trimtab.client, trimtab.cli, trimtab_server.app, trimtab_server.cli, jwt.algorithms
+import opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.grpc.trace_exporter
 assert jwt.algorithms.has_crypto
 trimtab.cli.find_commands()
 """
