@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
+from trimtab_server import cores
 from trimtab_server.batch import Ids, Model
 from trimtab_server.cost import Cost, Measured, measure
 from trimtab_server.session import PROVIDERS, OrtSession, Session
@@ -64,17 +65,16 @@ def _parse(name: str) -> Place:
             f"device {name!r} is not known; use 'auto', 'cpu', 'cpu:0-3', 'cuda:0' or 'tensorrt:0'"
         )
     if kind == "cpu":
-        available = sorted(os.sched_getaffinity(0))
         if not which:
             # One core is left to the event loop and the tokenizers, where there is one to leave.
-            return Place("cpu", 0, workers=max(1, len(available) - 1))
-        cores = _range(name, which)
-        absent = [core for core in cores if core not in available]
+            return Place("cpu", 0, workers=max(1, cores.usable() - 1))
+        available, chosen = cores.available(), _range(name, which)
+        absent = [core for core in chosen if core not in available]
         if absent:
             raise ConfigError(
                 f"device {name!r}: core {absent[0]} is not available; this process has {available}"
             )
-        return Place("cpu", 0, workers=len(cores), cores=cores)
+        return Place("cpu", 0, workers=len(chosen), cores=chosen)
     indices = _range(name, which or "0")
     if len(indices) != 1:
         raise ConfigError(f"device {name!r}: name each GPU by itself, such as '{kind}:0', '{kind}:1'")

@@ -106,6 +106,10 @@ class Metrics:
             "Requests not answered with vectors, by the gRPC code they were answered with",
             (*_REQUEST, "reason"), registry=registry,
         )  # fmt: skip
+        self._refused = Counter(
+            "trimtab_refused_calls", "Calls that were not let in, by the gRPC code they were answered with",
+            ("reason",), registry=registry,
+        )  # fmt: skip
         self._in_flight = Gauge(
             "trimtab_requests_in_flight", "Requests that were taken up and not answered yet",
             _REQUEST, registry=registry,
@@ -215,6 +219,10 @@ class Metrics:
         self._failures.labels(encoder, "" if version is None else version, protocol, reason).inc()
         if version is not None:
             self.statistics[encoder, version].fail.add(seconds)
+
+    def refused(self, reason: str) -> None:
+        """A call came without the credentials that it needs."""
+        self._refused.labels(reason).inc()
 
     def batch(self, batch: Batch, device: str, seconds: float) -> None:
         """A device ran a batch."""

@@ -112,6 +112,7 @@ class Pipeline:
         tokenization: Tokenization,
         engine: Engine,
         metrics: Metrics,
+        trace: Callable[[str, Encoder, Sequence[int], Times], None] | None = None,
     ) -> None:
         self.limits = limits
         self.repository = repository
@@ -120,6 +121,7 @@ class Pipeline:
         self._engine = engine
         self._metrics = metrics
         self._applier = Applier()
+        self._trace = trace  # told of each answer: its protocol, encoder, token counts and times
 
     async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
         """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
@@ -196,6 +198,8 @@ class Pipeline:
             tokenize=times.tokenize, queue=times.queue, compute=times.compute, output=times.output,
             total=ended - begun, now_ms=int(time.time() * 1000),
         )  # fmt: skip
+        if self._trace is not None:
+            self._trace(protocol, encoder, rows.counts, times)
         return times
 
     def check_texts(self, encoder: Encoder, texts: Sequence[str], name: str = "texts") -> None:

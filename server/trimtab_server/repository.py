@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
+from trimtab_server import access
 from trimtab_server.adapters import Adapters, Route, own
 from trimtab_server.batch import Model
 from trimtab_server.engine import Engine
@@ -95,12 +97,13 @@ class Repository:
         self._left = asyncio.Condition()
 
     def index(self) -> list[Entry]:
-        """Every version that is or was served or tried, by name and version."""
-        return [self._entries[key] for key in sorted(self._entries)]
+        """Every version that is or was served or tried, and that the caller may use; by name and version."""
+        may_use = access.current().may_use
+        return [self._entries[key] for key in sorted(self._entries) if may_use(key[0])]
 
     def encoders(self) -> list[Encoder]:
-        """Every version that is ready, by name, the newest version first."""
-        entries = [entry for entry in self._entries.values() if entry.state == "READY"]
+        """Every version that is ready, and that the caller may use; by name, the newest version first."""
+        entries = [entry for entry in self.index() if entry.state == "READY"]
         ready = [entry.encoder for entry in entries if entry.encoder is not None]
         return sorted(ready, key=lambda encoder: (encoder.name, -encoder.version))
 
@@ -129,16 +132,19 @@ class Repository:
 
         An empty name will do where one encoder alone is served. Raises NotFound, naming what is
         there; FailedPrecondition where the version is known but could not be loaded; Unavailable
-        while it loads.
+        while it loads; PermissionDenied where it is not for the caller.
         """
+        if name:
+            access.check_encoder(name)
         if version and not bundles.VERSION.fullmatch(version):
             raise InvalidArgument(f"version {version!r} is not a whole number from 1")
-        names = sorted({key[0] for key, entry in self._entries.items() if entry.state != "UNAVAILABLE"})
+        mine = self.index()
+        names = sorted({entry.name for entry in mine if entry.state != "UNAVAILABLE"})
         served = ", ".join(names) or "none"
         if not name:
             if len(names) > 1:
                 raise InvalidArgument(f"name an encoder: this server has {served}")
-            name = names[0] if names else next((key[0] for key in self._entries), "")
+            name = names[0] if names else next((entry.name for entry in mine), "")
         known = sorted(
             (entry for key, entry in self._entries.items() if key[0] == name),
             key=lambda entry: -entry.version,
@@ -172,10 +178,14 @@ class Repository:
         Raises NotFound where the repository has no such encoder. A version or an adapter that cannot be
         loaded does not keep the others from it; its entry says why.
         """
+        access.check_admin()
+        access.check_encoder(name)
         await self._finish(self._synchronise(name))
 
     async def unload(self, name: str) -> None:
         """Stop serving every version of an encoder, after what they have accepted is answered."""
+        access.check_admin()
+        access.check_encoder(name)
         await self._finish(self._unload_all(name))
 
     async def stop(self) -> None:
@@ -196,7 +206,8 @@ class Repository:
 
     async def _finish(self, work: Coroutine[None, None, None]) -> None:
         """Run this as a task of the repository's, and wait for it; a caller that leaves does not stop it."""
-        task = asyncio.create_task(work)
+        # In a context of its own: what it announces is not for this caller alone.
+        task = asyncio.create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
@@ -259,7 +270,7 @@ class Repository:
         await self._retire(before)
 
     async def _open(self, entry: Entry, path: Path) -> Encoder:
-        bundle = await asyncio.to_thread(bundles.read, path)
+        bundle = await asyncio.to_thread(self._read, path)
         manifest = bundle.manifest
         if (manifest.name, manifest.version) != (entry.name, entry.version):
             raise BundleError(
@@ -270,6 +281,11 @@ class Repository:
         tokenizer = await asyncio.to_thread(Tokenizer, bundle.file(manifest.tokenizer), manifest.max_tokens)
         await self._engine.load(model)
         return Encoder(manifest, tokenizer, model, own(manifest))
+
+    def _read(self, path: Path) -> Bundle:
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{path} is a link that leads out of the repository: put the bundle into it")
+        return bundles.read(path)
 
     async def _unload(self, entry: Entry, reason: str) -> None:
         # Nobody finds it from here on, so those who use it only grow fewer.
