@@ -248,12 +248,16 @@ class Adapters:
                     f"{path} holds {manifest.name}, which maps vectors of {manifest.source.encoder}: an "
                     "adapter is served from REPOSITORY/ENCODER/adapters/NAME under its own name. Move it"
                 )
+            if not path.resolve().is_relative_to(repository.resolve()):
+                raise AdapterError(
+                    f"{path} is a link that leads out of the repository: put the adapter into it"
+                )
             adapter = adapters.read(path)
             session = AdapterSession(adapter)
             watched = self._watched(adapter)
         except TrimtabError as error:
             log.error("%s: %s", path, error)
-            problem = str(error)
+            session, problem = None, str(error)
         target = _target(repository, manifest.target)
         return Loaded(encoder, manifest, sha256, session, problem, target, watched)
 
