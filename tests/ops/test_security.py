@@ -78,6 +78,9 @@ def message_for(method: MethodDescriptor) -> Any:
             setattr(inner, name, NAME)
     if "texts" in fields:
         inner.texts.append("a secret")
+    if "candidates" in fields:
+        inner.query = "a secret"
+        inner.candidates.add(text="another")
     if method.name in ("ModelInfer", "ModelStreamInfer"):
         tensor = inner.inputs.add(name="text", datatype="BYTES", shape=[1])
         tensor.contents.bytes_contents.append(b"a secret")
