@@ -20,7 +20,7 @@ from trimtab import bundle as bundles
 from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
 from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
-from trimtab_server import routes
+from trimtab_server import access, routes
 from trimtab_server.watching import Watch, Watched
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Adapters:
             return routes.find(self._links, encoder.space, wanted, states_width)
         except NotFound:
             whose = self._own.get(wanted)
-            if whose is None:
+            if whose is None or not access.current().may_use(whose.name):
                 raise
             raise FailedPrecondition(
                 f"space {wanted} is that of {whose.name} version {whose.version}, and no adapter leads there "
@@ -192,6 +192,8 @@ class Adapters:
 
         Blocks: call it off the event loop. Nothing changes for requests until `put` and `publish`.
         """
+        if not bundles.NAME.fullmatch(encoder):  # no encoder, and perhaps a path that leads elsewhere
+            return ()
         known = {loaded.name: loaded for loaded in self._read.get(encoder, ())}
         found = []
         for path in adapters.adapters(repository, encoder):
