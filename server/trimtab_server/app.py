@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,16 +18,20 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server import listeners
+from trimtab_server.adapters import Adapters
 from trimtab_server.admission import Admission
 from trimtab_server.auth import Authenticator
 from trimtab_server.batcher import Batcher
 from trimtab_server.config import Auth, Config, split_address
+from trimtab_server.cost import Measured
 from trimtab_server.devices import Device, Open, Place, open_ort, parse
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
 from trimtab_server.metrics import Metrics
 from trimtab_server.pipeline import Pipeline
+from trimtab_server.polling import Poller
 from trimtab_server.repository import Entry, Repository
+from trimtab_server.rescore import Rescorer
 from trimtab_server.rpc.boundary import Boundary, Tenants
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.kserve import KServeServicer
@@ -36,6 +41,7 @@ from trimtab_server.sharing import Sharing
 from trimtab_server.tickets import Ticket
 from trimtab_server.tokenization import Tokenization
 from trimtab_server.tracing import Tracing
+from trimtab_server.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -81,16 +87,23 @@ class App:
             across_tenants=config.sharing.across_tenants,
             cache_bytes=config.sharing.cache_bytes,
         )
+        # What other sessions cost than ONNX Runtime's is not to be taken for theirs.
+        keeps = bool(config.engine.costs) and open_session is open_ort
+        measured = Measured(Path(config.engine.costs).expanduser()) if keeps else None
         self._engine = Engine(
             batcher, sharing,
-            [Device(place, open_session) for place in places or parse(config.devices)],
+            [Device(place, open_session, measured) for place in places or parse(config.devices)],
             self._metrics,
             hang_seconds=config.engine.hang_seconds,
             serving=self._devices_changed,
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
+        self._watch = Watch(self._registry)
+        self.repository = Repository(
+            repository, self._engine, Adapters(self._watch), self._changed, newest=config.versions.newest
+        )
+        self._poller = Poller(self.repository, config.versions.poll_seconds)
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
-        self.repository = Repository(repository, self._engine, self._changed)
         pipeline = Pipeline(
             config.limits,
             self.repository,
@@ -102,7 +115,8 @@ class App:
         )
         self._boundary, self._admin_boundary = self._boundaries()
         tenants = Tenants(config.server.tenant_header)
-        self._native = NativeServicer(pipeline, tenants)
+        rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
+        self._native = NativeServicer(pipeline, rescorer, tenants)
         self._kserve = KServeServicer(pipeline, self._metrics, tenants, lambda: self._ready and self._served)
         self._servers = self._listen()
 
@@ -131,6 +145,7 @@ class App:
             )
         self._ready = True
         self._announce()
+        self._poller.start()
 
     async def stop(self) -> None:
         """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
@@ -141,10 +156,12 @@ class App:
         seconds = self.config.server.drain_seconds
         await asyncio.gather(self._boundary.drain(seconds), self._admin_boundary.drain(seconds))
         await asyncio.sleep(min(LATE_SECONDS, seconds))
+        self._poller.stop()
         await self.repository.stop()
         await asyncio.gather(*(server.stop(FLUSH_SECONDS) for server in self._servers))
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._tokenization.stop)
+        await asyncio.to_thread(self._watch.stop)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
         if self._scrapes is not None:
@@ -219,6 +236,10 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
     app = App(config, repository)
     try:
         if await _unless(stopping, app.start()):
+            # What is loaded by now stays: looking it through at each full collection would stop every call
+            # for some 30 ms.
+            gc.collect()
+            gc.freeze()
             ready(app)
             await stopping.wait()
     finally:

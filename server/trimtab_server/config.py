@@ -80,9 +80,11 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted)."""
+    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted); and
+    the folder in which measured costs are kept for the next start (empty: none are kept)."""
 
     hang_seconds: float = 10.0
+    costs: str = "~/.cache/trimtab/costs"
 
 
 class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +93,20 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     single_flight: bool = True
     across_tenants: bool = False
     cache_bytes: int = 0
+
+
+class Rescoring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much is remembered of the candidates of Rescore, by their ids; 0: nothing."""
+
+    cache_bytes: int = 64 << 20
+
+
+class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which versions of an encoder are served (0: all, else so many of the newest), and how often the
+    repository is looked through for others (seconds; 0: only when a client asks for it)."""
+
+    newest: int = 0
+    poll_seconds: float = 0.0
 
 
 class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +133,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batching: Batching = Batching()
     engine: Engine = Engine()
     sharing: Sharing = Sharing()
+    versions: Versions = Versions()
+    rescoring: Rescoring = Rescoring()
     auth: Auth = Auth()
     logging: Logging = Logging()
     tracing: Tracing = Tracing()
@@ -154,8 +172,14 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: server.max_connection_age_seconds must not be negative; 0 is no limit")
     if not config.engine.hang_seconds > 0:
         raise ConfigError(f"{source}: engine.hang_seconds must be more than 0")
-    if config.sharing.cache_bytes < 0:
-        raise ConfigError(f"{source}: sharing.cache_bytes must not be negative; 0 remembers nothing")
+    if config.versions.newest < 0 or config.versions.poll_seconds < 0:
+        raise ConfigError(
+            f"{source}: versions.newest and versions.poll_seconds must not be negative; "
+            "0 serves all of them, and looks for others only when it is asked to"
+        )
+    for name in ("sharing", "rescoring"):
+        if getattr(config, name).cache_bytes < 0:
+            raise ConfigError(f"{source}: {name}.cache_bytes must not be negative; 0 remembers nothing")
     if not 0 <= config.tracing.share <= 1:
         raise ConfigError(
             f"{source}: tracing.share is {config.tracing.share}; it is a part of 1, such as 0.01"

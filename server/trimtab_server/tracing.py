@@ -5,7 +5,7 @@ Sources: W3C Trace Context for `traceparent`; OpenTelemetry's semantic conventio
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from trimtab_server.config import Tracing as Settings
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from trimtab_server.pipeline import EmbedResult
+    from trimtab_server.pipeline import Times
+    from trimtab_server.repository import Encoder
 
 # How long the end of the server waits for the last spans to leave.
 FLUSH_MILLISECONDS = 2000
@@ -73,22 +74,24 @@ class Tracing:
         if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, code.name))
 
-    def answered(self, protocol: str, result: "EmbedResult") -> None:
+    def answered(
+        self, protocol: str, encoder: "Encoder", token_counts: Sequence[int], times: "Times"
+    ) -> None:
         """A request of the current call was answered: its stages, one after the other until now."""
         span = self._trace.get_current_span()
         if not span.is_recording():
             return
-        seconds = [getattr(result.times, stage) for stage in STAGES]
+        seconds = [getattr(times, stage) for stage in STAGES]
         end = time.time_ns()
         start = end - round(sum(seconds) * 1e9)
         request = self._tracer.start_span(
-            f"embed {result.encoder.name}", start_time=start,
+            f"embed {encoder.name}", start_time=start,
             attributes={
-                "trimtab.encoder": result.encoder.name,
-                "trimtab.version": result.encoder.version,
+                "trimtab.encoder": encoder.name,
+                "trimtab.version": encoder.version,
                 "trimtab.protocol": protocol,
-                "trimtab.texts": len(result.token_counts),
-                "trimtab.tokens": sum(result.token_counts),
+                "trimtab.texts": len(token_counts),
+                "trimtab.tokens": sum(token_counts),
             },
         )  # fmt: skip
         context = self._trace.set_span_in_context(request)

@@ -256,3 +256,11 @@ def test_mutual_tls(minilm_repository: Path, tmp_path: Path) -> None:
             with trimtab.Client(server.url, tls=wrong, timeout=3) as client:
                 with pytest.raises(trimtab.TrimtabError):
                     client.embed(["a secret"])
+
+
+def test_measured_costs_are_kept_where_the_configuration_says(
+    minilm_repository: Path, tmp_path: Path
+) -> None:
+    costs = tmp_path / "costs"
+    with serve(minilm_repository, tmp_path, f'[engine]\ncosts = "{costs}"'):
+        assert [path.suffix for path in costs.iterdir()] == [".json"]

@@ -168,10 +168,17 @@ def as_trimtab_error(error: Exception) -> TrimtabError:
 
 
 async def abort(context: Context, error: TrimtabError) -> NoReturn:
-    """End a call with the error's status; overload carries gRPC's own retry pushback."""
+    """End a call with the error's status; overload carries gRPC's own retry pushback.
+
+    Where that would end after the call's deadline, the pushback says not to try again: the caller should
+    hear of it now.
+    """
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, ResourceExhausted):
-        trailers = (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
+        left = context.time_remaining()
+        too_late = left is not None and error.retry_after >= left
+        pushback = -1 if too_late else round(error.retry_after * 1000)
+        trailers = (("grpc-retry-pushback-ms", str(pushback)),)
     await context.abort(error.code, shorten(str(error)), trailers)
     raise AssertionError  # context.abort always raises
 
