@@ -20,7 +20,7 @@ from trimtab import bundle as bundles
 from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
 from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
-from trimtab_server import routes
+from trimtab_server import access, routes
 from trimtab_server.watching import Watch, Watched
 
 log = logging.getLogger(__name__)
@@ -149,15 +149,16 @@ class Adapters:
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
         self._links: tuple[Loaded, ...] = ()  # as requests see them
         self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
-        self._routes: dict[tuple[str, int, str], tuple[Loaded, ...]] = {}
+        self._routes: dict[tuple[str, int, str, tuple[str, ...]], tuple[Loaded, ...]] = {}
 
     def all(self) -> Sequence[Loaded]:
-        """Every adapter, by encoder and name, also those that cannot be used."""
-        return self._links
+        """Every adapter of the encoders that the caller may use, by encoder and name; also the unusable."""
+        may_use = access.current().may_use
+        return [loaded for loaded in self._links if may_use(loaded.encoder)]
 
     def route(self, encoder: Manifest, states_width: int, wanted: str) -> Route:
         """How vectors of this encoder come into another space. Raises as routes.find does."""
-        key = (encoder.space, states_width, wanted)
+        key = (encoder.space, states_width, wanted, access.current().encoders)
         hops = self._routes.get(key)
         if hops is None:  # only what there is is kept: a caller may ask for anything
             hops = self._routes[key] = self._find(encoder, states_width, wanted)
@@ -172,10 +173,10 @@ class Adapters:
 
     def _find(self, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
         try:
-            return routes.find(self._links, encoder.space, wanted, states_width)
+            return routes.find(self.all(), encoder.space, wanted, states_width)
         except NotFound:
             whose = self._own.get(wanted)
-            if whose is None:
+            if whose is None or not access.current().may_use(whose.name):
                 raise
             raise FailedPrecondition(
                 f"space {wanted} is that of {whose.name} version {whose.version}, and no adapter leads there "
@@ -192,6 +193,10 @@ class Adapters:
         found = []
         for path in adapters.adapters(repository, encoder):
             try:
+                if not path.resolve().is_relative_to(repository.resolve()):
+                    raise AdapterError(
+                        "it is a link that leads out of the repository: put the adapter into it"
+                    )
                 sha256 = hashlib.sha256((path / adapters.MANIFEST).read_bytes()).hexdigest()
                 before = known.get(f"{encoder}/{path.name}")
                 if before is not None and before.sha256 == sha256 and before.session is not None:

@@ -134,22 +134,18 @@ class Repository:
         there; FailedPrecondition where the version is known but could not be loaded; Unavailable
         while it loads; PermissionDenied where it is not for the caller.
         """
-        if name:
-            access.check_encoder(name)
         if version and not bundles.VERSION.fullmatch(version):
             raise InvalidArgument(f"version {version!r} is not a whole number from 1")
-        mine = self.index()
-        names = sorted({entry.name for entry in mine if entry.state != "UNAVAILABLE"})
-        served = ", ".join(names) or "none"
-        if not name:
-            if len(names) > 1:
-                raise InvalidArgument(f"name an encoder: this server has {served}")
-            name = names[0] if names else next((entry.name for entry in mine), "")
+        if name:
+            access.check_encoder(name)
+        else:
+            name = self._only()
         known = sorted(
             (entry for key, entry in self._entries.items() if key[0] == name),
             key=lambda entry: -entry.version,
         )
         if not known:
+            served = ", ".join(self._served()) or "none"
             raise NotFound(f"encoder {name!r} is not served here; this server has {served}")
         asked = [entry for entry in known if version in ("", str(entry.version))]
         if not asked:
@@ -162,6 +158,17 @@ class Repository:
         if newest.state in ("LOADING", "UNLOADING"):
             raise Unavailable(f"encoder {name} version {newest.version} is {newest.state.lower()}: try again")
         raise FailedPrecondition(f"encoder {name} version {newest.version} is not served: {newest.reason}")
+
+    def _served(self) -> list[str]:
+        """The names of the encoders that the caller may use, and that are served or on their way."""
+        return sorted({entry.name for entry in self.index() if entry.state != "UNAVAILABLE"})
+
+    def _only(self) -> str:
+        """The name that is meant where a request names none; "" where there is no encoder at all."""
+        names = self._served()
+        if len(names) > 1:
+            raise InvalidArgument(f"name an encoder: this server has {', '.join(names)}")
+        return names[0] if names else next((entry.name for entry in self.index()), "")
 
     async def load_all(self) -> None:
         """Load every bundle of the repository. One that cannot be loaded is logged and indexed."""
