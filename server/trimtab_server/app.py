@@ -89,7 +89,8 @@ class App:
         )
         # What other sessions cost than ONNX Runtime's is not to be taken for theirs.
         keeps = bool(config.engine.costs) and open_session is open_ort
-        measured = Measured(Path(config.engine.costs).expanduser()) if keeps else None
+        folder = _folder(config.engine.costs) if keeps else None
+        measured = Measured(folder) if folder else None
         self._engine = Engine(
             batcher, sharing,
             [Device(place, open_session, measured) for place in places or parse(config.devices)],
@@ -244,6 +245,15 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
             await stopping.wait()
     finally:
         await app.stop()
+
+
+def _folder(path: str) -> Path | None:
+    """The folder meant by a path that may begin with ~; None for a user who has no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        log.warning("engine.costs is %s, and this user has no home: costs are measured at each start", path)
+        return None
 
 
 async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
