@@ -20,6 +20,7 @@ from trimtab import bundle as bundles
 from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
 from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
+from trimtab.signatures import Signers
 from trimtab_server import access, routes
 from trimtab_server.watching import Watch, Watched
 
@@ -144,8 +145,9 @@ class Route:
 class Adapters:
     """All adapters of a repository, and the routes through them. For one event loop."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, signers: Signers | None = None) -> None:
         self._watch = watch
+        self._signers = signers  # None: anybody's adapters are used
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
         self._links: tuple[Loaded, ...] = ()  # as requests see them
         self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
@@ -250,12 +252,14 @@ class Adapters:
                     "adapter is served from REPOSITORY/ENCODER/adapters/NAME under its own name. Move it"
                 )
             adapter = adapters.read(path)
+            if self._signers is not None:
+                self._signers.check(adapters.KIND, path, manifest)
             session = AdapterSession(adapter)
             watched = self._watched(adapter)
         except TrimtabError as error:
             log.error("%s: %s", path, error)
             problem = str(error)
-        target = _target(repository, manifest.target)
+        target = _target(repository, manifest.target, self._signers)
         return Loaded(encoder, manifest, sha256, session, problem, target, watched)
 
     def _watched(self, adapter: Adapter) -> Watched | None:
@@ -279,11 +283,13 @@ def own(encoder: Manifest) -> Route:
     return Route(encoder.space, (), encoder.dimensions, encoder.normalized, encoder.int8_limit)
 
 
-def _target(repository: Path, end: Endpoint) -> Manifest | None:
+def _target(repository: Path, end: Endpoint, signers: Signers | None) -> Manifest | None:
     """The manifest of the bundle whose space this is, where the repository still has it."""
     path = repository / bundles.check_name(end.encoder) / str(end.version)
     try:
         manifest = bundles.read(path, verify=False).manifest
+        if signers is not None:
+            signers.check(bundles.BUNDLE, path, manifest)
     except TrimtabError:
         return None
     return manifest if manifest.space == end.space else None

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from trimtab.errors import ConfigError
+from trimtab.signatures import Signers
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server import listeners
 from trimtab_server.adapters import Adapters
@@ -100,9 +101,11 @@ class App:
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
+        signers = _signers(config.signatures.keys)
         self.repository = Repository(
-            repository, self._engine, Adapters(self._watch), self._changed, newest=config.versions.newest
-        )
+            repository, self._engine, Adapters(self._watch, signers), self._changed,
+            newest=config.versions.newest, signers=signers,
+        )  # fmt: skip
         self._poller = Poller(self.repository, config.versions.poll_seconds)
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         pipeline = Pipeline(
@@ -245,6 +248,13 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
             await stopping.wait()
     finally:
         await app.stop()
+
+
+def _signers(keys: Path | None) -> Signers | None:
+    try:
+        return Signers(keys) if keys else None
+    except ModuleNotFoundError:
+        raise ConfigError("signatures.keys needs cryptography: pip install 'trimtab[auth]'") from None
 
 
 def _folder(path: str) -> Path | None:

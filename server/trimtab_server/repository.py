@@ -21,6 +21,7 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
+from trimtab.signatures import Signers
 from trimtab_server import access
 from trimtab_server.adapters import Adapters, Route, own
 from trimtab_server.batch import Model
@@ -72,8 +73,8 @@ class Repository:
     """Loads bundles into the engine and finds them by name and version.
 
     `changed` is called with each entry whose state changed; `newest` versions of an encoder are served, or
-    all where it is 0. Loads and unloads are the repository's own
-    tasks, one at a time: a caller that gives up waiting leaves nothing half done.
+    all where it is 0; where `signers` are given, only what they signed. Loads and unloads are the
+    repository's own tasks, one at a time: a caller that gives up waiting leaves nothing half done.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Repository:
         changed: Callable[[Entry], None],
         *,
         newest: int = 0,
+        signers: Signers | None = None,
     ) -> None:
         self.path = path
         self.adapters = mapped
         self._engine = engine
         self._changed = changed
         self._newest = newest
+        self._signers = signers
         self._entries: dict[tuple[str, int], Entry] = {}
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -292,7 +295,10 @@ class Repository:
     def _read(self, path: Path) -> Bundle:
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{path} is a link that leads out of the repository: put the bundle into it")
-        return bundles.read(path)
+        bundle = bundles.read(path)
+        if self._signers is not None:
+            self._signers.check(bundles.BUNDLE, path, bundle.manifest)
+        return bundle
 
     async def _unload(self, entry: Entry, reason: str) -> None:
         # Nobody finds it from here on, so those who use it only grow fewer.
