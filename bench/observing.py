@@ -3,7 +3,7 @@
     python -m bench.observing models
 
 The encoder costs nothing, so that a small part of a call is seen beside the rest. Servers of all kinds are up
-at the same time and take turns, and the least of several rounds counts: what a noisy neighbour adds is not ours.
+at the same time and take turns, and the least of several rounds counts: what a neighbour adds is not ours.
 How far the two that have nothing switched on are apart tells what the figures are worth.
 """
 

@@ -193,6 +193,8 @@ def test_an_option_that_the_server_has_not_is_refused_by_it(tmp_path: Path) -> N
         (CLAIM | {"config": {"server": {"tls": {"key": "k"}}}}, "tls"),
         (CLAIM | {"tls": {"certManager": {"enabled": True}}}, "issuer"),
         (CLAIM | {"autoscaling": {"kind": "vpa"}}, "kind"),
+        ({"bundles": {"init": {"args": ["/models"]}}}, "init"),
+        ({"bundles": {"init": {"image": "a", "securityContext": {"privileged": True}}}}, "securityContext"),
     ],
 )
 def test_values_that_cannot_work_are_named(values: dict[str, Any], words: str) -> None:
