@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,11 @@ def test_every_value_is_in_the_schema_and_read_by_a_template() -> None:
             for key in value:
                 assert key in schema["properties"][name].get("properties", {key: None}), (name, key)
                 assert f".{key}" in templates or f'"{key}"' in templates, (name, key)
+
+
+def test_the_chart_is_of_this_version() -> None:
+    with Chart.load(CHART) as chart:
+        assert chart.metadata["appVersion"] == chart.version == metadata.version("trimtab")
 
 
 def test_the_notes_name_the_address() -> None:
