@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from bench import data, drifts, encoders, processes
-from bench.data import Example
 from trimtab import bundle as bundles
 from trimtab_export.adapters import metrics
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
@@ -31,7 +30,6 @@ from trimtab_export.source import Settings
 HISTORY = processes.ROOT / "bench" / "history" / "upgrade.jsonl"
 FOLDER = Path(__file__).parent / ".data" / "upgrade"
 DOCUMENTS = 10_000
-DOCUMENT_CHARACTERS = 300
 FIT_QUERIES = 24_000
 MILD_FIT_QUERIES = 6_000
 BLIND = "embeddings"
@@ -136,17 +134,12 @@ class Bench:
         return self._encoders[name]
 
     def inputs(self) -> Read:
-        """Texts, queries and pairs; documents are cut, so that a run ends within the hour."""
+        """Texts, queries and pairs."""
         return Read(
-            texts=[cut(each) for each in self.judged],
+            texts=[each.document for each in self.judged],
             queries=[Query(each.query) for each in self.others],
-            pairs=[Pair(Query(each.query), cut(each)) for each in self.judged],
+            pairs=[Pair(Query(each.query), each.document) for each in self.judged],
         )
-
-
-def cut(example: Example) -> str:
-    """The document as it is indexed here."""
-    return example.document[:DOCUMENT_CHARACTERS]
 
 
 def run(bench: Bench, swap: Swap) -> dict[str, Any]:
@@ -212,7 +205,6 @@ def keep(results: list[dict[str, Any]]) -> None:
         "command": shlex.join(["python", "-m", "bench.upgrade", *sys.argv[1:]]),
         "machine": processes.machine(),
         "documents": DOCUMENTS,
-        "document_characters": DOCUMENT_CHARACTERS,
         "fit_queries": FIT_QUERIES,
         "results": results,
     }
