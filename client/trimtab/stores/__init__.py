@@ -1,0 +1,103 @@
+"""Vector stores, each behind one string: FAISS, Qdrant, pgvector, and files of vectors to read.
+
+    from trimtab import stores
+
+    with stores.open_store("postgresql://localhost/search#docs") as store:
+        for rows in store.batches():
+            rows.documents, rows.vectors
+
+A store is one class with the calls of `Store`; what is written in which form stands in
+trimtab.stores.address.
+"""
+
+from pathlib import Path
+
+from trimtab.errors import ConfigError, NotFound
+from trimtab.stores import address as addresses
+from trimtab.stores.address import Address
+from trimtab.stores.base import Document, Form, Hit, Id, Matrix, Rows, Store
+
+__all__ = ["Document", "Form", "Hit", "Id", "Matrix", "Rows", "Store", "create_store", "open_store"]
+
+_EXTRAS = {
+    "faiss": "faiss",
+    "qdrant_client": "qdrant",
+    "psycopg": "pgvector",
+    "pgvector": "pgvector",
+    "pyarrow": "parquet",
+}
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`, which must exist.
+
+    Raises NotFound where it does not, ConfigError where the address is none or a package is missing,
+    Unavailable where it cannot be reached. No message repeats a password.
+    """
+    address = addresses.parse(url)
+    try:
+        return _open(address)
+    except ModuleNotFoundError as error:
+        raise _missing(error, address) from None
+
+
+def create_store(url: str, form: Form, *, example: Id | None = None) -> Store:
+    """The store at `url`, made where there is none.
+
+    form: the space, dimensions and similarity of the vectors that it will hold. FailedPrecondition where it
+        exists and holds others: vectors of two spaces are never mixed.
+    example: an id like those that will come; where the ids of a store have a type, it is this one's.
+    """
+    address = addresses.parse(url)
+    if form.space is None:
+        raise ConfigError(f"{address.name} is to be made without naming the space of its vectors")
+    try:
+        return _create(address, form, example)
+    except ModuleNotFoundError as error:
+        raise _missing(error, address) from None
+
+
+def _open(address: Address) -> Store:
+    if address.kind == "faiss":
+        from trimtab.stores.faiss_store import FaissStore
+
+        address.take()
+        return FaissStore(Path(address.location), address.name)
+    if address.kind in {"qdrant", "qdrant-server"}:
+        from trimtab.stores.qdrant_store import QdrantStore
+
+        if address.kind == "qdrant" and not Path(address.location).is_dir():
+            raise NotFound(f"{address.name}: the folder does not exist")
+        return QdrantStore(address)
+    if address.kind == "postgresql":
+        from trimtab.stores.postgres_store import PostgresStore
+
+        return PostgresStore(address)
+    from trimtab.stores import files
+
+    return files.open_npy(address) if address.kind == "npy" else files.open_parquet(address)
+
+
+def _create(address: Address, form: Form, example: Id | None) -> Store:
+    if address.kind == "faiss":
+        from trimtab.stores.faiss_store import FaissStore
+
+        address.take()
+        return FaissStore.create(Path(address.location), address.name, form)
+    if address.kind in {"qdrant", "qdrant-server"}:
+        from trimtab.stores.qdrant_store import QdrantStore
+
+        return QdrantStore(address, form)
+    if address.kind == "postgresql":
+        from trimtab.stores.postgres_store import PostgresStore
+
+        return PostgresStore(address, form, example)
+    raise ConfigError(f"{address.name} can only be read; write into FAISS, Qdrant or pgvector")
+
+
+def _missing(error: ModuleNotFoundError, address: Address) -> ConfigError:
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        raise error
+    return ConfigError(f"{address.name} needs the package {package!r}: pip install 'trimtab[{extra}]'")

@@ -1,0 +1,172 @@
+"""Vectors in a file, to read: a .npy array as `trimtab embed` writes it, or a column of a Parquet file.
+
+A .npy file's ids are its row numbers, and it has no texts; FILE.npy.json beside it names the space. A
+Parquet file has the columns `id`, `text` (it may be missing) and `vector` (lists of numbers); options name
+others: `docs.parquet#?id=doc&text=body&vector=embedding`. Its key-value metadata may name the space as
+`trimtab_space`. Both are searched by comparing with every vector.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.bundle import Similarity
+from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
+from trimtab.stores.address import Address
+from trimtab.stores.base import (
+    SIMILARITIES,
+    Document,
+    Form,
+    Hit,
+    Id,
+    Matrix,
+    Rows,
+    Store,
+    best,
+    check_id,
+    check_query,
+    order,
+    scores,
+    space_of,
+)
+
+
+class _Described(msgspec.Struct, frozen=True):
+    space: str | None = None
+
+
+class _Beside(msgspec.Struct, frozen=True):
+    """What `trimtab embed` writes beside a .npy file, as far as it matters here."""
+
+    vectors: _Described = _Described()
+
+
+class FileStore(Store):
+    """Vectors of a file; they are not changed."""
+
+    def __init__(
+        self,
+        address: Address,
+        ids: Sequence[Id],
+        texts: Sequence[str | None] | None,
+        vectors: NDArray[np.floating[Any]],
+        space: str | None,
+    ) -> None:
+        self.name = address.name
+        self._ids, self._texts, self._vectors = ids, texts, vectors
+        similarity = address.options.get("similarity", "cosine")
+        if similarity not in SIMILARITIES:
+            raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
+        known: Similarity = similarity
+        self.form = Form(
+            space=space_of(space, address.options.get("space"), self.name),
+            dimensions=vectors.shape[1],
+            similarity=known,
+        )
+        self._place: dict[Id, int] | None = None
+        if not isinstance(ids, range):
+            self._place = {id: row for row, id in enumerate(ids)}
+            if len(self._place) != len(ids):
+                raise FailedPrecondition(f"{self.name} has an id twice; give each row its own")
+            self._ordered: Sequence[Id] = sorted(ids, key=order)
+        else:
+            self._ordered = ids
+
+    def count(self) -> int:
+        return len(self._ids)
+
+    def page(self, after: Id | None, size: int) -> list[Document]:
+        start = 0 if after is None else bisect_right(self._ordered, order(after), key=order)
+        return [self._document(self._row(id)) for id in self._ordered[start : start + size]]
+
+    def sample(self, count: int) -> list[Id]:
+        chosen = np.random.default_rng().permutation(len(self._ids))[:count]
+        return [self._ids[row] for row in chosen.tolist()]
+
+    def get(self, ids: Sequence[Id]) -> Rows:
+        rows = [row for row in map(self._row, ids) if row >= 0]
+        return Rows([self._document(row) for row in rows], np.asarray(self._vectors[rows], np.float32))
+
+    def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
+        documents = [self._document(row) for row in map(self._row, ids) if row >= 0]
+        return {document.id: document.text for document in documents}
+
+    def search(self, vector: Matrix, k: int) -> list[Hit]:
+        query = check_query(self, vector, k)
+        near = scores(query, np.asarray(self._vectors, np.float32), self.form.similarity)
+        found = [(self._document(row), float(near[row])) for row in best(near, k).tolist()]
+        return [Hit(document.id, document.text, score) for document, score in found]
+
+    def _row(self, id: Id) -> int:
+        """The row of an id; -1 where it is not there."""
+        if self._place is not None:
+            return self._place.get(id, -1)
+        return id if isinstance(id, int) and 0 <= id < len(self._ids) else -1
+
+    def _document(self, row: int) -> Document:
+        return Document(self._ids[row], None if self._texts is None else self._texts[row])
+
+
+def open_npy(address: Address) -> FileStore:
+    """A .npy file, mapped into memory: (n, d), of any floating type."""
+    path = Path(address.location)
+    address.take("space", "similarity")
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a NumPy array: {error}") from None
+    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+        raise ConfigError(
+            f"{path} is an array of shape {vectors.shape} and type {vectors.dtype}; vectors are (n, d) floats"
+        )
+    beside = path.with_name(f"{path.name}.json")
+    space = None
+    if beside.exists():
+        try:
+            space = msgspec.json.decode(beside.read_bytes(), type=_Beside).vectors.space
+        except msgspec.MsgspecError as error:
+            raise ConfigError(f"{beside} cannot be read: {error}") from None
+    return FileStore(address, range(len(vectors)), None, vectors, space)
+
+
+def open_parquet(address: Address) -> FileStore:
+    """A Parquet file, its columns read into memory."""
+    import pyarrow
+    from pyarrow import parquet
+
+    options = address.take("id", "text", "vector", "space", "similarity")
+    path = Path(address.location)
+    names = [options.get(name, name) for name in ("id", "text", "vector")]
+    try:
+        file = parquet.ParquetFile(path)
+        there = file.schema_arrow.names
+        for name in {names[0], names[2]} | ({names[1]} if "text" in options else set()):
+            if name not in there:
+                raise InvalidArgument(f"{path} has no column {name!r}; it has {', '.join(map(repr, there))}")
+        with file:
+            table = file.read(columns=[name for name in names if name in there])
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
+    ids = [check_id(id, f"{path}, row {row}") for row, id in enumerate(table[names[0]].to_pylist(), 1)]
+    texts = table[names[1]].to_pylist() if names[1] in there else None
+    metadata = file.schema_arrow.metadata or {}
+    space = metadata.get(b"trimtab_space", b"").decode() or None
+    return FileStore(address, ids, texts, _matrix(table[names[2]], path, names[2]), space)
+
+
+def _matrix(column: Any, path: Path, name: str) -> Matrix:
+    """A column of lists of numbers, all of one length, as (n, d)."""
+    lengths = {len(value) if value.is_valid else None for value in column}
+    if len(lengths) > 1 or None in lengths:
+        raise InvalidArgument(f"{path}: the vectors in column {name!r} are not all of one length")
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, np.float32).reshape(len(column), -1)

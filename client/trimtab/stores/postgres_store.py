@@ -1,0 +1,309 @@
+"""pgvector: a table of PostgreSQL with the extension `vector`.
+
+A table made here has the columns `id` (bigint or text, as the first ids are), `text` and `embedding`, and its
+comment names the space. Options name the columns of another table: `#docs?id=doc&text=body&vector=embedding`.
+`vector` and `halfvec` columns are read; bring an index of your own (HNSW, IVFFlat) for more than some ten
+thousand rows, best once all of them are there.
+"""
+
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from threading import RLock
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import msgspec
+import numpy as np
+
+from trimtab.bundle import Similarity
+from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab.stores.address import Address
+from trimtab.stores.base import (
+    SIMILARITIES,
+    Document,
+    Form,
+    Hit,
+    Id,
+    Matrix,
+    Rows,
+    Store,
+    check_form,
+    check_query,
+    check_rows,
+    space_of,
+)
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg import sql
+
+OPTIONS = ("id", "text", "vector", "space", "similarity")
+_WHOLE = {"smallint", "integer", "bigint"}
+_CONNECT_SECONDS = 10
+_MOST_CANDIDATES = 1000  # the largest hnsw.ef_search
+# How each similarity orders rows, and how a distance becomes a score.
+_OPERATORS: dict[Similarity, LiteralString] = {
+    "cosine": "<=>",
+    "dot": "<#>",
+    "euclidean": "<->",
+    "manhattan": "<+>",
+}
+
+
+class _Comment(msgspec.Struct, frozen=True, kw_only=True):
+    """The comment of a table that Trimtab made."""
+
+    trimtab_space: str | None = None
+    similarity: Similarity = "cosine"
+
+
+class PostgresStore(Store):
+    """A table with a column of pgvector's."""
+
+    def __init__(self, address: Address, form: Form | None = None, example: Id | None = None) -> None:
+        """The table at `address`; with `form`, made where there is none, its ids of the type of `example`."""
+        from psycopg import sql
+
+        options = address.take(*OPTIONS)
+        self.name, self._address = address.name, address
+        self._guard = RLock()
+        self._connection: psycopg.Connection | None = None
+        self._id_type: LiteralString = "text"
+        self._operator: LiteralString = ""
+        self._table = sql.Identifier(*address.item.split("."))
+        names = {
+            "id": options.get("id", "id"),
+            "text": options.get("text", "text"),
+            "vector": options.get("vector", "embedding"),
+        }
+        self._names = {role: sql.Identifier(name) for role, name in names.items()}
+        try:
+            if form is not None:
+                self._create(form, example)
+            self.form = self._describe(names, options)
+            self._operator = _OPERATORS[self.form.similarity]
+            if form is not None:
+                check_form(self.form, form, self.name)
+        except BaseException:
+            self.close()
+            raise
+
+    def count(self) -> int:
+        found: int = self._rows("SELECT count(*) FROM {table}")[0][0]
+        return found
+
+    def page(self, after: Id | None, size: int) -> list[Document]:
+        if after is None:
+            rows = self._rows("SELECT {id}, {text} FROM {table} ORDER BY {id} LIMIT %s", size)
+        else:
+            where = "WHERE {id} > %s::{type} ORDER BY {id} LIMIT %s"
+            rows = self._rows("SELECT {id}, {text} FROM {table} " + where, after, size)  # noqa: S608 (two templates)
+        return [Document(_id(id), text) for id, text in rows]
+
+    def sample(self, count: int) -> list[Id]:
+        rows = self._rows("SELECT {id} FROM {table} ORDER BY random() LIMIT %s", count)
+        return [_id(id) for (id,) in rows]
+
+    def get(self, ids: Sequence[Id]) -> Rows:
+        # As vector, also where the column is a halfvec.
+        found = {_id(row[0]): row for row in self._by_ids("{id}, {text}, {vector}::vector", ids)}
+        rows = [found[id] for id in ids if id in found]
+        vectors = np.empty((len(rows), self.form.dimensions), np.float32)
+        for place, row in enumerate(rows):
+            vectors[place] = row[2].to_numpy()
+        return Rows([Document(_id(id), text) for id, text, _ in rows], vectors)
+
+    def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
+        return {_id(id): text for id, text in self._by_ids("{id}, {text}", ids)}
+
+    def search(self, vector: Matrix, k: int) -> list[Hit]:
+        from pgvector import Vector
+
+        query = Vector(check_query(self, vector, k))
+        with self._reaching() as connection, connection.transaction():
+            # An HNSW index gives no more than this by itself; without one, these settings do nothing.
+            connection.execute(
+                "SELECT set_config('hnsw.ef_search', %s, true), "
+                "set_config('hnsw.iterative_scan', 'strict_order', true)",
+                (str(min(max(k, 40), _MOST_CANDIDATES)),),
+            )
+            rows = self._rows(
+                "SELECT {id}, {text}, {vector} {operator} %s AS distance FROM {table} "
+                "ORDER BY distance LIMIT %s",
+                query,
+                k,
+            )
+        one = 1.0 if self.form.similarity == "cosine" else 0.0
+        return [Hit(_id(id), text, one - distance) for id, text, distance in rows]
+
+    def upsert(self, rows: Rows) -> None:
+        from pgvector import Vector
+
+        vectors = check_rows(self, rows)
+        for document in rows.documents:
+            self._check_id(document.id)
+        values = [
+            (document.id, document.text, Vector(vector))
+            for document, vector in zip(rows.documents, vectors, strict=True)
+        ]
+        statement = self._statement(
+            "INSERT INTO {table} ({id}, {text}, {vector}) VALUES (%s, %s, %s) ON CONFLICT ({id}) "
+            "DO UPDATE SET {text} = EXCLUDED.{text}, {vector} = EXCLUDED.{vector}"
+        )
+        with self._reaching() as connection, connection.transaction(), connection.cursor() as cursor:
+            cursor.executemany(statement, values)
+
+    def delete(self, ids: Collection[Id]) -> None:
+        wanted = [id for id in ids if self._fits(id)]
+        if wanted:
+            with self._reaching() as connection:
+                connection.execute(
+                    self._statement("DELETE FROM {table} WHERE {id} = ANY(%s::{type}[])"), (wanted,)
+                )
+
+    def close(self) -> None:
+        with self._guard:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _by_ids(self, columns: LiteralString, ids: Sequence[Id]) -> list[Any]:
+        wanted = [id for id in ids if self._fits(id)]
+        if not wanted:
+            return []
+        where = " FROM {table} WHERE {id} = ANY(%s::{type}[])"
+        return self._rows("SELECT " + columns + where, wanted)
+
+    def _fits(self, id: Id) -> bool:
+        """Whether the id column could hold this id."""
+        if self._id_type in _WHOLE:
+            return isinstance(id, int)
+        if isinstance(id, int):
+            return False
+        if self._id_type == "uuid":
+            try:
+                uuid.UUID(id)
+            except ValueError:
+                return False
+        return True
+
+    def _check_id(self, id: Id) -> None:
+        if not self._fits(id):
+            raise InvalidArgument(
+                f"{self.name} has ids of type {self._id_type}, and {id!r} is {type(id).__name__}; "
+                "name a table whose ids are of that type"
+            )
+
+    def _statement(self, template: LiteralString) -> "sql.Composed":
+        """SQL with the names of this table in place of {table}, {id}, ..."""
+        from psycopg import sql
+
+        return sql.SQL(template).format(
+            table=self._table, type=sql.SQL(self._id_type), operator=sql.SQL(self._operator), **self._names
+        )
+
+    def _rows(self, template: LiteralString, *values: Any) -> list[Any]:
+        with self._reaching() as connection:
+            return connection.execute(self._statement(template), values or None).fetchall()
+
+    def _create(self, form: Form, example: Id | None) -> None:
+        from psycopg import sql
+
+        comment = _Comment(trimtab_space=form.space, similarity=form.similarity)
+        type = "bigint" if isinstance(example, int) else "text"
+        with self._reaching() as connection, connection.transaction():
+            there = connection.execute("SELECT to_regclass(%s)", (self._table.as_string(connection),))
+            if there.fetchone() != (None,):
+                return
+            connection.execute(
+                self._statement(
+                    f"CREATE TABLE {{table}} ({{id}} {type} PRIMARY KEY, {{text}} text, "
+                    f"{{vector}} vector({form.dimensions}) NOT NULL)"
+                )
+            )
+            written = sql.Literal(msgspec.json.encode(comment).decode())
+            connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self._table, written))
+
+    def _describe(self, names: dict[str, str], options: dict[str, str]) -> Form:
+        """What the table says of its vectors and, on the way, the type of its ids."""
+        table = self._table.as_string(None)
+        with self._reaching() as connection:
+            found = connection.execute(
+                "SELECT attname, format_type(atttypid, NULL), atttypmod, obj_description(to_regclass(%s)) "
+                "FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+                (table, table),
+            ).fetchall()
+        if not found:
+            raise NotFound(f"{self.name} does not exist")
+        columns = {name: (type, modifier) for name, type, modifier, _ in found}
+        for role, name in names.items():
+            if name not in columns:
+                raise ConfigError(
+                    f"{self.name} has no column {name!r} for the {role}; it has {', '.join(columns)}. "
+                    f"Name it: #{self._address.item}?{role}=COLUMN"
+                )
+        type, dimensions = columns[names["vector"]]
+        if type not in {"vector", "halfvec"}:
+            raise ConfigError(f"column {names['vector']!r} of {self.name} is {type}, not vector or halfvec")
+        if dimensions < 1:
+            raise ConfigError(
+                f"column {names['vector']!r} of {self.name} has no fixed dimensions; alter it to {type}(N)"
+            )
+        comment = _read_comment(found[0][3])
+        similarity = options.get("similarity", comment.similarity)
+        if similarity not in SIMILARITIES:
+            raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
+        space = space_of(comment.trimtab_space, options.get("space"), self.name)
+        self._id_type = columns[names["id"]][0]
+        return Form(space=space, dimensions=dimensions, similarity=similarity)
+
+    def _connect(self) -> "psycopg.Connection":
+        import psycopg
+        from pgvector.psycopg import register_vector
+
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        connection = psycopg.connect(
+            self._address.location, autocommit=True, connect_timeout=_CONNECT_SECONDS
+        )
+        try:
+            connection.execute("SET client_min_messages TO warning")
+            try:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            except (psycopg.errors.FeatureNotSupported, psycopg.errors.InsufficientPrivilege) as error:
+                raise FailedPrecondition(
+                    f"{self.name}: the database has no extension pgvector ({self._address.scrub(error)}); "
+                    "install it, and run CREATE EXTENSION vector"
+                ) from None
+            register_vector(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
+
+    @contextmanager
+    def _reaching(self) -> "Iterator[psycopg.Connection]":
+        import psycopg
+
+        with self._guard:
+            try:
+                yield self._connect()
+            except psycopg.DataError as error:
+                raise InvalidArgument(f"{self.name} refuses a value: {self._address.scrub(error)}") from None
+            except (psycopg.Error, OSError) as error:
+                raise Unavailable(
+                    f"{self.name} does not answer as it should: {self._address.scrub(error)[:400]}"
+                ) from None
+
+
+def _id(id: Any) -> Id:
+    return id if isinstance(id, int) else str(id)
+
+
+def _read_comment(text: str | None) -> _Comment:
+    """What the table's comment says of its vectors; nothing, where it is somebody else's."""
+    try:
+        return msgspec.json.decode(text or "{}", type=_Comment)
+    except msgspec.MsgspecError:
+        return _Comment()
