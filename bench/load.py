@@ -172,7 +172,7 @@ class Record:
 def _decoded(answer: Any) -> Any:
     if not isinstance(answer, bytes):
         return answer
-    embeddings = pb.EmbedResponse.FromString(answer).embeddings
+    embeddings = pb.EmbedResponse.FromString(answer).embeddings[0].vectors
     return np.frombuffer(embeddings.data, "<f4").reshape(embeddings.rows, -1)[0]
 
 

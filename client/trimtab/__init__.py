@@ -10,10 +10,12 @@
 `AsyncClient` is the same for asyncio. Every error is a TrimtabError; arrays are NumPy's.
 """
 
+from trimtab.adapter import Calibrator, Endpoint
 from trimtab.aio import AsyncClient
 from trimtab.aio_stream import AsyncEmbeddingStream
 from trimtab.client import Client
 from trimtab.errors import (
+    AdapterError,
     BundleError,
     Cancelled,
     ConfigError,
@@ -31,13 +33,26 @@ from trimtab.errors import (
     Unimplemented,
 )
 from trimtab.stream import EmbeddingStream
-from trimtab.types import Embeddings, EmbedOptions, Encoder, Limits, Priority, Role, StageTimes, Truncate
+from trimtab.types import (
+    Adapter,
+    Embeddings,
+    EmbedOptions,
+    Encoder,
+    Limits,
+    Priority,
+    Role,
+    StageTimes,
+    Truncate,
+)
 from trimtab.vectors import Dtype
 
 __all__ = [
+    "Adapter",
+    "AdapterError",
     "AsyncClient",
     "AsyncEmbeddingStream",
     "BundleError",
+    "Calibrator",
     "Cancelled",
     "Client",
     "ConfigError",
@@ -47,6 +62,7 @@ __all__ = [
     "EmbeddingStream",
     "Embeddings",
     "Encoder",
+    "Endpoint",
     "ExportError",
     "FailedPrecondition",
     "InternalError",

@@ -4,7 +4,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -18,8 +18,9 @@ from trimtab.aio_stream import AsyncEmbeddingStream
 from trimtab.errors import InvalidArgument, NotFound
 from trimtab.exchange import DEFAULT_WINDOW, Exchange
 from trimtab.requests import Options
+from trimtab.rescoring import AsyncTexts, Missing, Scores, look_up, rescoring
 from trimtab.responses import Part
-from trimtab.types import Embeddings, EmbedOptions, Encoder, Limits, Vectors
+from trimtab.types import Adapter, Embeddings, EmbedOptions, Encoder, Limits, Priority, Truncate, Vectors
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1.encoder_pb2_grpc import EncoderServiceStub
 
@@ -77,23 +78,26 @@ class AsyncClient:
         self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
     ) -> Embeddings:
         """As `embed`, with the vectors' space, version and scale, the token counts, the server's times."""
-        wanted, checked = Options(**options), requests.check_texts(texts)
-        deadline = self._deadline(timeout)
-        key = (wanted.encoder, wanted.version)
-        limits = self._limits.get(key) or (await self._describe(*key, deadline)).limits
-        parts = requests.split(checked, wanted, limits)
-        if len(parts) == 1:
-            try:
-                response = await self._call(self._stub.Embed, wanted.request(checked), deadline)
-            except InvalidArgument:
-                self._limits.pop(key, None)  # in case the server's limits are others by now
-                raise
-            return responses.join([responses.parse(response, len(checked))])
-        # Pinned to the version that is the newest now, so that all parts are of one space.
-        encoder = await self._describe(*key, deadline)
-        parts = requests.split(checked, wanted, encoder.limits)
-        answers = self._embed_parts(parts, wanted.pinned(encoder), deadline)
-        return responses.join([part async for part in answers])
+        wanted = Options(**options)
+        answers = await self._embed(texts, wanted, wanted.spaces, timeout)
+        return responses.join([answer[0] for answer in answers], wanted.space)
+
+    async def embed_spaces(
+        self,
+        texts: Iterable[str],
+        spaces: Iterable[str],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> dict[str, Embeddings]:
+        """Embed texts in several spaces at once, from one pass through the encoder: the vectors by space.
+
+        For an index that is half re-embedded, for example. The options are those of EmbedOptions, without
+        `space`, and hold for every space alike. Raises as `embed` with one of the spaces would.
+        """
+        wanted = Options(**options)
+        checked = requests.check_spaces(spaces, wanted)
+        return responses.join_spaces(await self._embed(texts, wanted, checked, timeout), checked)
 
     def embed_stream(
         self,
@@ -124,11 +128,53 @@ class AsyncClient:
             lambda error: channel.from_break(error, self._url),
         )
 
+    async def rescore(
+        self,
+        query: str,
+        candidates: Iterable[str],
+        *,
+        texts: AsyncTexts | None = None,
+        encoder: str = "",
+        version: str = "",
+        truncate: Truncate = "end",
+        priority: Priority = "interactive",
+        timeout: float | None = None,
+    ) -> Scores:
+        """Score candidates for a query in the encoder's own space: float32 (n,), the more the nearer.
+
+        As `trimtab.Client.rescore`; a function in `texts` may be a coroutine function.
+        """
+        options = Options(encoder=encoder, version=version, truncate=truncate, priority=priority)
+        deadline, key = self._deadline(timeout), (encoder, version)
+        limits = self._limits.get(key) or (await self._describe(*key, deadline)).limits
+        steps = rescoring(query, candidates, texts is not None, options, limits)
+        answer: pb.RescoreResponse | Sequence[str] | None = None
+        while True:
+            try:
+                step = steps.send(answer) if answer is not None else next(steps)
+            except StopIteration as end:
+                scores: Scores = end.value
+                return scores
+            if isinstance(step, Missing):
+                answer = await _fetch(texts, step.ids)
+            else:
+                answer = await self._call(self._stub.Rescore, step, deadline)
+
     async def encoders(self, *, timeout: float | None = None) -> list[Encoder]:
         """Every version of every encoder that is ready to serve, by name, the newest version first."""
         deadline = self._deadline(timeout)
         listed = await self._call(self._stub.ListEncoders, pb.ListEncodersRequest(), deadline)
         return [responses.describe(encoder) for encoder in listed.encoders]
+
+    async def adapters(self, encoder: str = "", *, timeout: float | None = None) -> list[Adapter]:
+        """The adapters of the server's repository, by encoder and name, or those that map from `encoder`.
+
+        Those that requests cannot use are among them, and say why. Each has the calibrator that brings
+        scores of adapted queries onto the old scale, where it has one.
+        """
+        request, deadline = pb.ListAdaptersRequest(encoder=encoder), self._deadline(timeout)
+        listed = await self._call(self._stub.ListAdapters, request, deadline)
+        return [responses.describe_adapter(adapter) for adapter in listed.adapters]
 
     async def encoder(self, name: str = "", version: str = "", *, timeout: float | None = None) -> Encoder:
         """One encoder: its newest version, or the one named. NotFound where it is not served.
@@ -136,6 +182,27 @@ class AsyncClient:
         `name` may be left out where the server serves only one.
         """
         return await self._describe(name, version, self._deadline(timeout))
+
+    async def _embed(
+        self, texts: Iterable[str], wanted: Options, spaces: tuple[str, ...], timeout: float | None
+    ) -> list[list[Part]]:
+        """The answers to all texts in order, each with a part for every space (none named: one)."""
+        checked, deadline = requests.check_texts(texts), self._deadline(timeout)
+        key = (wanted.encoder, wanted.version)
+        limits = self._limits.get(key) or (await self._describe(*key, deadline)).limits
+        parts = requests.split(checked, wanted, limits, spaces)
+        if len(parts) == 1:
+            try:
+                response = await self._call(self._stub.Embed, wanted.request(checked, spaces), deadline)
+            except InvalidArgument:
+                self._limits.pop(key, None)  # in case the server's limits are others by now
+                raise
+            return [responses.parse(response, len(checked), len(spaces) or 1)]
+        # Pinned to the version that is the newest now, so that all parts are of one space.
+        encoder = await self._describe(*key, deadline)
+        parts = requests.split(checked, wanted, encoder.limits, spaces)
+        pinned = wanted.pinned(encoder)
+        return [part async for part in self._embed_parts(parts, pinned, spaces, deadline)]
 
     def _deadline(self, timeout: float | None) -> channel.Deadline:
         return channel.Deadline(self._timeout if timeout is None else timeout)
@@ -156,8 +223,12 @@ class AsyncClient:
             return await method(request, timeout=deadline.left(), metadata=self._metadata)
 
     async def _embed_parts(
-        self, parts: Iterable[list[str]], pinned: Options, deadline: channel.Deadline
-    ) -> AsyncIterator[Part]:
+        self,
+        parts: Iterable[list[str]],
+        pinned: Options,
+        spaces: tuple[str, ...],
+        deadline: channel.Deadline,
+    ) -> AsyncIterator[list[Part]]:
         """The answers to all parts in order, a few of them on their way at a time."""
         calls: deque[tuple[int, grpc.aio.UnaryUnaryCall[pb.EmbedRequest, pb.EmbedResponse]]] = deque()
         unsent = iter(parts)
@@ -166,7 +237,7 @@ class AsyncClient:
                 with channel.translated(self._url, deadline):
                     for part in islice(unsent, channel.PARTS_IN_FLIGHT - len(calls)):
                         call = self._stub.Embed(
-                            pinned.request(part), timeout=deadline.left(), metadata=self._metadata
+                            pinned.request(part, spaces), timeout=deadline.left(), metadata=self._metadata
                         )
                         calls.append((len(part), call))
                     if not calls:
@@ -174,9 +245,14 @@ class AsyncClient:
                     count, call = calls[0]
                     response = await call
                 calls.popleft()
-                yield responses.parse(response, count)
+                yield responses.parse(response, count, len(spaces) or 1)
         except NotFound as error:
             raise responses.unloaded(error, pinned.encoder, pinned.version) from error
         finally:
             for _, call in calls:
                 call.cancel()
+
+
+async def _fetch(texts: AsyncTexts | None, ids: list[str]) -> Sequence[str]:
+    found = look_up(texts, ids) if isinstance(texts, Mapping) else texts(ids) if texts else []
+    return await found if isinstance(found, Awaitable) else found

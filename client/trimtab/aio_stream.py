@@ -59,6 +59,11 @@ class AsyncEmbeddingStream(AsyncIterator[Vector]):
         """What one step of int8 is worth; 0 for other dtypes, and before the first vector."""
         return self._pump.exchange.scale if self._pump else 0.0
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """ENCODER/NAME of the adapters that the last answer's vectors passed through, in order."""
+        return self._pump.exchange.adapters if self._pump else ()
+
     async def __anext__(self) -> Vector:
         """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
         if self._closed:

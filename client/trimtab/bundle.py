@@ -3,7 +3,7 @@
     REPOSITORY/NAME/VERSION/
         manifest.json     what this module defines
         tokenizer.json    a `tokenizers` file, without truncation and padding
-        fp32/model.onnx   one folder a variant
+        fp32/model.onnx   one folder a variant, its weights beside the graph
 
 Every file is named in the manifest with its SHA-256 and its size, and checked when the bundle is read.
 """
@@ -11,12 +11,13 @@ Every file is named in the manifest with its SHA-256 and its size, and checked w
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
-from trimtab.errors import BundleError, InvalidArgument
+from trimtab.errors import BundleError, InvalidArgument, TrimtabError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -27,11 +28,11 @@ Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Pooling = Literal["mean", "cls", "last", "max"]
 
 
-class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of what a manifest holds."""
 
 
-class File(_Struct, frozen=True):
+class File(Struct, frozen=True):
     """A file of the bundle: its path relative to the manifest, its content, its size in bytes."""
 
     path: str
@@ -39,14 +40,78 @@ class File(_Struct, frozen=True):
     size: int
 
 
-class Prompts(_Struct, frozen=True):
+class Versioned(Protocol):
+    """A manifest: it says of which format it is."""
+
+    @property
+    def format(self) -> int: ...
+
+
+AnyManifest = TypeVar("AnyManifest", bound=Versioned)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of immutable folder with a manifest, and how its faults are told."""
+
+    one: str  # as messages call it: "a bundle"
+    noun: str  # "the bundle"
+    manifest_name: str
+    format: int
+    error: type[TrimtabError]
+    make: str  # the command that makes one
+    redo: str  # how to make it anew: "export it again"
+
+    def manifest(self, path: Path, type: type[AnyManifest]) -> AnyManifest:
+        """The manifest of the folder `path`; the kind's error where it cannot be read."""
+        manifest_path = path / self.manifest_name
+        try:
+            manifest = msgspec.json.decode(manifest_path.read_bytes(), type=type)
+        except FileNotFoundError:
+            raise self.error(
+                f"{path} is not {self.one}: it has no {self.manifest_name}. Make one with `{self.make}`"
+            ) from None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise self.error(f"{manifest_path} cannot be read: {error}. Copy it, or {self.redo}") from None
+        if manifest.format != self.format:
+            raise self.error(
+                f"{manifest_path} is of format {manifest.format}, this Trimtab reads format {self.format}: "
+                f"{self.redo} with this version"
+            )
+        return manifest
+
+    def check(self, folder: Path, file: File, verify: bool) -> None:
+        """Raise the kind's error where a file that the manifest names is not there as it was written."""
+        relative = PurePosixPath(file.path)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise self.error(
+                f"{folder / self.manifest_name} names {file.path!r}, which lies outside {self.noun}"
+            )
+        path = folder / file.path
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise self.error(f"{path} is a link that leads out of {self.noun}")
+        if not path.is_file():
+            raise self.error(f"{path} is missing: {self.noun} is not whole. Copy it, or {self.redo}")
+        if path.stat().st_size != file.size:
+            raise self.error(
+                f"{path} has {path.stat().st_size} bytes, its manifest says {file.size}: "
+                f"the file was changed or cut off. Copy {self.noun} again, or {self.redo}"
+            )
+        if verify and digest(path).sha256 != file.sha256:
+            raise self.error(
+                f"{path} does not have the SHA-256 of its manifest: the file was changed. "
+                f"Copy {self.noun} again, or {self.redo}"
+            )
+
+
+class Prompts(Struct, frozen=True):
     """What is put before a text of each role; empty for encoders without prompts."""
 
     query: str = ""
     passage: str = ""
 
 
-class Speed(_Struct, frozen=True):
+class Speed(Struct, frozen=True):
     """Milliseconds for one run of a graph on `batch` texts of `length` tokens each; the median of several."""
 
     batch: int
@@ -54,7 +119,7 @@ class Speed(_Struct, frozen=True):
     milliseconds: float
 
 
-class Parity(_Struct, frozen=True):
+class Parity(Struct, frozen=True):
     """How near the graph's vectors are to the source's own, over real texts in both roles."""
 
     texts: int
@@ -63,7 +128,7 @@ class Parity(_Struct, frozen=True):
     batch_max_abs_diff: float  # a text alone against the same text padded among longer neighbours
 
 
-class ReportCard(_Struct, frozen=True):
+class ReportCard(Struct, frozen=True):
     """What was measured when the bundle was made, and on what machine."""
 
     parity: Parity
@@ -71,7 +136,20 @@ class ReportCard(_Struct, frozen=True):
     machine: str
 
 
-class Variant(_Struct, frozen=True):
+class States(Struct, frozen=True):
+    """A second graph of a variant, which gives pooled inner states beside the embedding.
+
+    Inputs and external data are the variant's own; its one output `embeddings` is float32 (n, dimensions +
+    width): the embedding, then for each of `layers`, the embedding layer first, the mean of its hidden
+    states over a text's tokens.
+    """
+
+    file: File
+    layers: int
+    width: int  # of all layers together
+
+
+class Variant(Struct, frozen=True):
     """One graph of the bundle.
 
     Its inputs are input_ids, attention_mask and perhaps token_type_ids, int64 (n, length); its output is
@@ -86,9 +164,10 @@ class Variant(_Struct, frozen=True):
     unpadded: bool  # its linear layers compute real tokens alone, so that padding costs next to nothing
     files: tuple[File, ...]
     report: ReportCard
+    states: States | None = None  # None: the layers were not to be found in the graph
 
 
-class Provenance(_Struct, frozen=True):
+class Provenance(Struct, frozen=True):
     """Where the bundle came from: enough to make it again."""
 
     source: str
@@ -98,7 +177,7 @@ class Provenance(_Struct, frozen=True):
     libraries: dict[str, str]
 
 
-class Manifest(_Struct, frozen=True):
+class Manifest(Struct, frozen=True):
     """What a bundle is. `space` is a digest of all that places the vectors: see `space_digest`."""
 
     name: str
@@ -119,7 +198,7 @@ class Manifest(_Struct, frozen=True):
     format: int = FORMAT
 
 
-class Bundle(_Struct, frozen=True):
+class Bundle(Struct, frozen=True):
     """A bundle on disk."""
 
     path: Path
@@ -128,6 +207,17 @@ class Bundle(_Struct, frozen=True):
     def file(self, file: File) -> Path:
         """The absolute path of one of the bundle's files."""
         return self.path / file.path
+
+
+BUNDLE = Kind(
+    one="a bundle",
+    noun="the bundle",
+    manifest_name=MANIFEST,
+    format=FORMAT,
+    error=BundleError,
+    make="trimtab export",
+    redo="export it again",
+)
 
 
 def space_digest(
@@ -175,24 +265,10 @@ def read(path: Path, *, verify: bool = True) -> Bundle:
     Raises BundleError, which names the file and says what to do, where the folder is not a whole and
     untouched bundle.
     """
-    manifest_path = path / MANIFEST
-    try:
-        manifest = msgspec.json.decode(manifest_path.read_bytes(), type=Manifest)
-    except FileNotFoundError:
-        raise BundleError(
-            f"{path} is not a bundle: it has no {MANIFEST}. Make one with `trimtab export`"
-        ) from None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{manifest_path} cannot be read: {error}. Export the bundle again") from None
-    if manifest.format != FORMAT:
-        raise BundleError(
-            f"{manifest_path} is of format {manifest.format}, this Trimtab reads format {FORMAT}: "
-            "export the bundle again with this version"
-        )
-    bundle = Bundle(path=path, manifest=manifest)
+    manifest = BUNDLE.manifest(path, Manifest)
     for file in files(manifest):
-        _check(bundle, file, verify)
-    return bundle
+        BUNDLE.check(path, file, verify)
+    return Bundle(path=path, manifest=manifest)
 
 
 def files(manifest: Manifest) -> Iterator[File]:
@@ -200,6 +276,8 @@ def files(manifest: Manifest) -> Iterator[File]:
     yield manifest.tokenizer
     for variant in manifest.variants:
         yield from variant.files
+        if variant.states is not None:
+            yield variant.states.file
 
 
 def versions(repository: Path) -> Iterator[tuple[str, int, Path]]:
@@ -211,24 +289,3 @@ def versions(repository: Path) -> Iterator[tuple[str, int, Path]]:
             numbers = [int(entry.name) for entry in encoder.iterdir() if VERSION.fullmatch(entry.name)]
             for number in sorted(numbers):
                 yield encoder.name, number, encoder / str(number)
-
-
-def _check(bundle: Bundle, file: File, verify: bool) -> None:
-    relative = PurePosixPath(file.path)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise BundleError(f"{bundle.path / MANIFEST} names {file.path!r}, which lies outside the bundle")
-    path = bundle.file(file)
-    if not path.resolve().is_relative_to(bundle.path.resolve()):
-        raise BundleError(f"{path} is a link that leads out of the bundle")
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: the bundle is not whole. Copy or export it again")
-    if path.stat().st_size != file.size:
-        raise BundleError(
-            f"{path} has {path.stat().st_size} bytes, its manifest says {file.size}: "
-            "the file was changed or cut off. Copy or export the bundle again"
-        )
-    if verify and digest(path).sha256 != file.sha256:
-        raise BundleError(
-            f"{path} does not have the SHA-256 of its manifest: the file was changed. "
-            "Copy or export the bundle again"
-        )

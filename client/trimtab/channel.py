@@ -38,7 +38,8 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [
-                {"service": _SERVICE, "method": method} for method in ("Embed", "ListEncoders", "GetEncoder")
+                {"service": _SERVICE, "method": method}
+                for method in ("Embed", "Rescore", "ListEncoders", "GetEncoder", "ListAdapters")
             ],
             "retryPolicy": {
                 "maxAttempts": 5,

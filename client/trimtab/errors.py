@@ -13,6 +13,7 @@ TrimtabError
 |-- Unimplemented        the protocol has it, this server does not
 |-- InternalError        a fault of the server; the id in the message stands in its log
 |-- BundleError          a folder that is not a whole and untouched bundle
+|-- AdapterError         an adapter that cannot be fitted, or a folder that is not a whole and untouched one
 |-- ConfigError          a configuration that cannot be used
 `-- ExportError          an encoder that cannot be exported, or was not exported faithfully
 """
@@ -107,6 +108,12 @@ class InternalError(TrimtabError):
 
 class BundleError(TrimtabError):
     """A folder that is not a bundle, or one that was changed since it was exported."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class AdapterError(TrimtabError):
+    """An adapter that cannot be fitted from what was given, or a folder that is not one, or was changed."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 

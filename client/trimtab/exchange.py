@@ -53,7 +53,9 @@ class Exchange:
             raise InvalidArgument(f"window is {window}; give at least 1 text")
         limits = encoder.limits
         self.encoder = encoder
+        self.space = options.space or encoder.space
         self.scale = 0.0
+        self.adapters: tuple[str, ...] = ()  # of the last answer
         self._options = options.pinned(encoder)
         self._timeout = timeout
         self._text_room = self._options.text_room(limits)
@@ -163,16 +165,17 @@ class Exchange:
         return max(self._since + self._timeout - now, 0.0)
 
     def _accept(self, message: Message[Vector], response: pb.EmbedResponse, now: float) -> None:
-        part = parse(response, len(message.texts))
+        (part,) = parse(response, len(message.texts))
         if self._origin is None:
-            if part.origin.space != self.encoder.space:
+            if part.origin.space != self.space:
                 raise FailedPrecondition(
-                    f"{self.encoder.name} {self.encoder.version} was announced with space "
-                    f"{self.encoder.space}, but its vectors are of space {part.origin.space}: the servers "
+                    f"vectors of space {self.space} were expected of {self.encoder.name} "
+                    f"{self.encoder.version}, but they are of space {part.origin.space}: the servers "
                     "behind this address hold different bundles under one version"
                 )
             self._origin, self.scale = part.origin, part.origin.scale
         self._origin.check(part.origin)
+        self.adapters = part.adapters
         # Rows of their own: a view would keep the whole message alive for one vector.
         self._window.answer(message, [row.copy() for row in part.vectors])
         self._since, self._breaks = now, 0

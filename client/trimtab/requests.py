@@ -1,6 +1,6 @@
 """Texts into requests: check the options and the texts, and split what is too much for one message. No IO."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from trimtab.errors import InvalidArgument
@@ -38,6 +38,8 @@ class Options:
     dtype: Dtype = "float32"
     truncate: Truncate = "end"
     priority: Priority = "interactive"
+    space: str = ""
+    group: str = ""
 
     def __post_init__(self) -> None:
         if self.role is not None and self.role not in ROLES:
@@ -56,8 +58,13 @@ class Options:
             raise InvalidArgument(f"dimensions is {self.dimensions}; give at least 1, or None for all")
         check_dtype(self.dtype)
 
-    def request(self, texts: Iterable[str] = ()) -> pb.EmbedRequest:
-        """The message that asks for these texts."""
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The spaces to name in a request."""
+        return (self.space,) if self.space else ()
+
+    def request(self, texts: Iterable[str] = (), spaces: Sequence[str] | None = None) -> pb.EmbedRequest:
+        """The message that asks for these texts, in these spaces instead of `space` where they are given."""
         return pb.EmbedRequest(
             encoder=self.encoder,
             version=self.version,
@@ -67,6 +74,8 @@ class Options:
             dtype=TO_PROTO[self.dtype],
             texts=texts,
             priority=_PRIORITIES[self.priority],
+            spaces=self.spaces if spaces is None else spaces,
+            group=self.group,
         )
 
     def pinned(self, encoder: Encoder) -> "Options":
@@ -83,11 +92,14 @@ class Options:
             "dtype": self.dtype,
             "truncate": self.truncate,
             "priority": self.priority,
+            "space": self.space,
+            "group": self.group,
         }
 
-    def text_room(self, limits: Limits) -> int:
+    def text_room(self, limits: Limits, spaces: Sequence[str] | None = None) -> int:
         """How many bytes the texts of one message may take, each counted by `text_size`."""
-        return (limits.max_message_bytes or 2**31 - 1) - self.request().ByteSize() - _MESSAGE_OVERHEAD
+        taken = self.request(spaces=spaces).ByteSize() + _MESSAGE_OVERHEAD
+        return (limits.max_message_bytes or 2**31 - 1) - taken
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
@@ -128,9 +140,26 @@ def text_size(text: str, index: int, room: int) -> int:
     return size
 
 
-def split(texts: list[str], options: Options, limits: Limits) -> list[list[str]]:
+def check_spaces(spaces: Iterable[str], options: Options) -> tuple[str, ...]:
+    """The spaces as they are; InvalidArgument where there is none, one twice, or one that is no name."""
+    if options.space:
+        raise InvalidArgument(f"space is {options.space!r} beside spaces; name all of them in spaces")
+    checked = (spaces,) if isinstance(spaces, str) else tuple(spaces)
+    for index, space in enumerate(checked):
+        if not isinstance(space, str) or not space:
+            raise InvalidArgument(f"spaces[{index}] is {space!r}; pass a space's name, as answers bear it")
+        if space in checked[:index]:
+            raise InvalidArgument(f"spaces[{index}] is {space!r} again; name each space once")
+    if not checked:
+        raise InvalidArgument("spaces is empty; name at least one, or call embed for the encoder's own")
+    return checked
+
+
+def split(
+    texts: list[str], options: Options, limits: Limits, spaces: Sequence[str] | None = None
+) -> list[list[str]]:
     """The texts in order, cut into as few consecutive parts as the server's limits allow; [[]] for none."""
-    return list(_parts(texts, options.text_room(limits), limits.max_texts or len(texts)))
+    return list(_parts(texts, options.text_room(limits, spaces), limits.max_texts or len(texts)))
 
 
 def _parts(texts: list[str], room: int, most: int) -> Iterator[list[str]]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.adapter import Calibrator, Endpoint, Reads, Verdict
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
-from trimtab.types import Embeddings, Encoder, Limits, StageTimes, Vectors
+from trimtab.types import Adapter, Embeddings, Encoder, Limits, StageTimes, Vectors
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.vectors import FROM_PROTO, Dtype, unpack
 
@@ -43,21 +45,45 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One answer of the server, checked."""
+    """One answer of the server in one space, checked."""
 
     origin: Origin
     vectors: Vectors
     token_counts: NDArray[np.uint32]
     times: StageTimes
+    adapters: tuple[str, ...]
 
 
-def parse(response: pb.EmbedResponse, texts: int) -> Part:
-    """The answer to a request of so many texts. InternalError where it does not fit."""
+def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]:
+    """The answer to a request of so many texts, a part a space. InternalError where it does not fit."""
+    if len(response.embeddings) != spaces:
+        raise InternalError(f"the server answered for {len(response.embeddings)} spaces instead of {spaces}")
+    counts = np.array(response.token_counts, np.uint32)
+    stages = stage_times(response.times)
+    return [_part(response, each, texts, counts, stages) for each in response.embeddings]
+
+
+def stage_times(times: pb.StageTimes) -> StageTimes:
+    """The server's times in seconds."""
+    return StageTimes(
+        tokenize=times.tokenize * _NANOSECOND,
+        queue=times.queue * _NANOSECOND,
+        compute=times.compute * _NANOSECOND,
+        output=times.output * _NANOSECOND,
+    )
+
+
+def _part(
+    response: pb.EmbedResponse,
+    embeddings: pb.Embeddings,
+    texts: int,
+    counts: NDArray[np.uint32],
+    times: StageTimes,
+) -> Part:
     try:
-        packed = unpack(response.embeddings)
+        packed = unpack(embeddings.vectors)
     except InvalidArgument as error:
         raise InternalError(f"the server's answer cannot be read: {error}") from None
-    counts = np.array(response.token_counts, np.uint32)
     if len(packed) != texts or len(counts) != texts:
         raise InternalError(
             f"the server answered {texts} texts with {len(packed)} vectors and {len(counts)} token counts"
@@ -65,24 +91,24 @@ def parse(response: pb.EmbedResponse, texts: int) -> Part:
     origin = Origin(
         response.encoder,
         response.version,
-        response.space,
-        FROM_PROTO[response.embeddings.dtype],
-        response.embeddings.scale,
+        embeddings.space,
+        FROM_PROTO[embeddings.vectors.dtype],
+        embeddings.vectors.scale,
         packed.shape[1],
     )
-    times = StageTimes(
-        tokenize=response.times.tokenize * _NANOSECOND,
-        queue=response.times.queue * _NANOSECOND,
-        compute=response.times.compute * _NANOSECOND,
-        output=response.times.output * _NANOSECOND,
-    )
     # A copy: the caller's own, writable, and in the machine's byte order.
-    return Part(origin, packed.astype(packed.dtype.newbyteorder("=")), counts, times)
+    vectors = packed.astype(packed.dtype.newbyteorder("="))
+    return Part(origin, vectors, counts, times, tuple(embeddings.adapters))
 
 
-def join(parts: Sequence[Part]) -> Embeddings:
-    """The parts of one call as one; FailedPrecondition where they are of different spaces or versions."""
+def join(parts: Sequence[Part], space: str = "") -> Embeddings:
+    """The parts of one call as one; FailedPrecondition where they are of different spaces or versions.
+
+    InternalError where a `space` was asked for and they are of another.
+    """
     origin = parts[0].origin
+    if space not in ("", origin.space):
+        raise InternalError(f"the server answered in space {origin.space} instead of {space}")
     for part in parts:
         origin.check(part.origin)
     return Embeddings(
@@ -99,7 +125,13 @@ def join(parts: Sequence[Part]) -> Embeddings:
             compute=sum(part.times.compute for part in parts),
             output=sum(part.times.output for part in parts),
         ),
+        adapters=tuple(dict.fromkeys(name for part in parts for name in part.adapters)),
     )
+
+
+def join_spaces(answers: Sequence[Sequence[Part]], spaces: Sequence[str]) -> dict[str, Embeddings]:
+    """Answers in several spaces each, by space, each joined as `join` does."""
+    return {space: join([answer[number] for answer in answers], space) for number, space in enumerate(spaces)}
 
 
 def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
@@ -107,6 +139,32 @@ def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
     return FailedPrecondition(
         f"version {version} of {encoder!r} was unloaded during the call ({error}), and another version's "
         "vectors must not be mixed with its own; call again to embed all texts with the version served now"
+    )
+
+
+def describe_adapter(message: pb.Adapter) -> Adapter:
+    """An adapter as the SDK's own type."""
+    source, target = (
+        Endpoint(encoder=end.encoder, version=int(end.version), space=end.space, dimensions=end.dimensions)
+        for end in (message.source, message.target)
+    )
+    calibrator = None
+    if message.HasField("calibrator"):
+        knots = message.calibrator
+        calibrator = Calibrator(adapted=tuple(knots.adapted), target=tuple(knots.target))
+    return Adapter(
+        encoder=message.encoder,
+        name=message.name,
+        source=source,
+        target=target,
+        rung=message.rung,
+        reads=cast(Reads, message.reads),
+        groups=tuple(message.groups),
+        verdict=cast(Verdict, message.verdict),
+        provisional=message.provisional,
+        reasons=tuple(message.reasons),
+        calibrator=calibrator,
+        problem=message.problem,
     )
 
 

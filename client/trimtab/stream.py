@@ -61,6 +61,11 @@ class EmbeddingStream(Iterator[Vector]):
         """What one step of int8 is worth; 0 for other dtypes, and before the first vector."""
         return self._pump.exchange.scale
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """ENCODER/NAME of the adapters that the last answer's vectors passed through, in order."""
+        return self._pump.exchange.adapters
+
     def __next__(self) -> Vector:
         """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
         try:

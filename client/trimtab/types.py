@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.adapter import Calibrator, Endpoint, Reads, Verdict
 from trimtab.vectors import Dtype
 
 Role = Literal["query", "passage"]
@@ -31,6 +32,10 @@ class EmbedOptions(TypedDict, total=False):
         "start", or "none": then such a text is refused with InvalidArgument.
     priority: "interactive" (the default), or "bulk" for work that nobody waits for: it goes on beside
         interactive work, but after it.
+    space: the space that the vectors are wanted in; left out, the encoder's own. Another one is reached
+        through adapters: NotFound where none leads there, FailedPrecondition where the ones that do were
+        found wanting.
+    group: the texts' language, tenant or the like, for adapters that know groups.
     """
 
     encoder: str
@@ -40,6 +45,8 @@ class EmbedOptions(TypedDict, total=False):
     dtype: Dtype
     truncate: Truncate
     priority: Priority
+    space: str
+    group: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +107,8 @@ class Embeddings:
         float16, int8, or uint8 for dtype "ubinary", where d is the number of bytes.
     token_counts: (n,) uint32, the tokens the encoder read of each text, special tokens included.
     encoder, version, space: what made them; all rows are of this one space.
+    adapters: ENCODER/NAME of the adapters that they passed through, in order; none: they are the encoder's
+        own. Where an adapter was replaced during a call that was split, both are named.
     scale: for int8, what one step is worth: `vectors * scale`; otherwise 0.
     times: where the time went inside the server.
     """
@@ -112,3 +121,30 @@ class Embeddings:
     dtype: Dtype
     scale: float
     times: StageTimes = field(default_factory=StageTimes)
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """An adapter of a server's repository: a map from the space of one encoder into that of an older one.
+
+    `encoder` and `name` say where it lies, and `encoder/name` is how answers name it. `source` and `target`
+    are its two ends, `rung` the kind of map, `groups` those it knows. `verdict` and `reasons` are what was
+    found when it was judged; "bridge" and "cascade" are served, and `provisional` says that there was no
+    relevance data to judge by. `calibrator` maps scores of adapted queries onto the scale of the target's
+    own, so that an application's thresholds keep their meaning. `problem` says why requests cannot use it;
+    empty, they can.
+    """
+
+    encoder: str
+    name: str
+    source: Endpoint
+    target: Endpoint
+    rung: str
+    reads: Reads
+    groups: tuple[str, ...]
+    verdict: Verdict
+    provisional: bool
+    reasons: tuple[str, ...]
+    calibrator: Calibrator | None
+    problem: str

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from trimtab import bundle as bundles
-from trimtab_export import evaluate, head, runtime, to_onnx, unpad, write
+from trimtab.errors import ExportError
+from trimtab_export import evaluate, head, runtime, states, to_onnx, unpad, write
 from trimtab_export.load import load
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import Steps, no_progress_bars, quiet
 from trimtab_export.tokens import Batcher
 
 VARIANT = "fp32"
+WITHOUT = "and the bundle goes without"
 LIBRARIES = (
     "torch",
     "transformers",
@@ -34,21 +36,38 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
     cannot be exported faithfully or the version exists.
     """
     runtime.require()
-    steps = Steps(total=7)
+    steps = Steps(total=9)
     with write.staged(repository, name, version) as stage, quiet():
         with steps(f"reading {settings.source}"):
             no_progress_bars()
             source = load(settings)
             batcher = Batcher(source.tokenizer, source.max_tokens)
         with steps("converting to ONNX"):
-            states = to_onnx.states_graph(source, stage.work)
+            backbone = to_onnx.states_graph(source, stage.work)
         with steps(f"adding the head ({describe(source)})"):
-            files = head.graft(states, source.head, source.dimensions, stage.folder / VARIANT)
+            files = head.graft(backbone, source.head, source.dimensions, stage.folder / VARIANT)
         texts = evaluate.check_texts(batcher, source.max_tokens)
+        batch = batcher(texts[:: len(texts) // 8])
+        with steps("finding the inner states") as say:
+            layers = states.hidden_states(files[0], source.backbone, batch)
+            joined = states.write(files[0], layers) if layers else None
+            say(f"{len(layers)} of them" if layers else f"not found in this graph, {WITHOUT}")
         with steps("taking the padding out"):
-            products = unpad.take_padding_out(files[0], batcher(texts[:: len(texts) // 8]))
+            products = unpad.take_padding_out(files[0], batch)
+            if joined is not None:
+                unpad.take_padding_out(joined, batch)
         with steps("comparing with the source"):
             parity, vectors = evaluate.compare(files[0], source, texts, batcher)
+        with steps("checking the inner states") as say:
+            pooled = None
+            if joined is not None:
+                try:
+                    width = states.check(joined, files[0], batch)
+                    entry = write.entry(stage.folder, joined)
+                    pooled = bundles.States(file=entry, layers=len(layers), width=width)
+                except ExportError as error:
+                    joined.unlink()
+                    say(f"{error}, {WITHOUT}")
         with steps("measuring the speed"):
             speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
         with steps("writing the bundle"):
@@ -61,6 +80,7 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                 unpadded=products > 0,
                 files=tuple(write.entry(stage.folder, path) for path in files),
                 report=evaluate.report_card(parity, speed),
+                states=pooled,
             )
             tokenizer_entry = write.entry(stage.folder, tokenizer)
             manifest = bundles.Manifest(

@@ -12,13 +12,21 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import (
+    ExternalDataInfo,
+    convert_model_to_external_data,
+    uses_external_data,
+)
 
 from trimtab.bundle import Pooling
 from trimtab.errors import ExportError
 from trimtab_export.source import Dense, Graph, Head
 
 OUTPUT = "embeddings"
+GRAPH = "model.onnx"
+WEIGHTS = "weights.bin"
+STATES_GRAPH = "model-with-states.onnx"
+EXTERNAL = 1024  # bytes from which on a tensor lies beside the graph, where several graphs can share it
 FIRST_OPSET = 11  # CumSum, and Equal on floats
 FIRST_IR_VERSION = 4
 PREFIX = "trimtab"
@@ -32,7 +40,8 @@ LEAST_NORM = 1e-12
 def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path, ...]:
     """Write `folder`/model.onnx: the graph with the head behind `graph.output`, and `embeddings` its output.
 
-    Returns the files written, the graph first and its external data, where it has some, after it.
+    Returns the files written, the graph first and its external data after it: the source's own files where
+    it has some, else weights.bin.
     """
     model = onnx.load(str(graph.path), load_external_data=False)
     opset = opset_of(model)
@@ -44,19 +53,23 @@ def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path
     # Constants need not be inputs from this version of the file format on.
     model.ir_version = max(model.ir_version, FIRST_IR_VERSION)
     # The name must be free, also where the graph's own output has it.
-    prefix = _free_prefix(model.graph)
+    prefix = free_prefix(model.graph)
     taken = f"{prefix}/source"
-    _rename(model.graph, OUTPUT, taken)
-    _Grafter(model.graph, opset, prefix).graft(taken if graph.output == OUTPUT else graph.output, head)
+    rename(model.graph, OUTPUT, taken)
+    Grafter(model.graph, opset, prefix).graft(taken if graph.output == OUTPUT else graph.output, head)
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimensions]))
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "model.onnx"
+    path = folder / GRAPH
     data = external_files(model, graph.path.parent)
     for name in data:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(graph.path.parent / name, folder / name)
+    if not data:
+        data = [WEIGHTS]
+        (folder / WEIGHTS).write_bytes(b"")  # onnx would append to what is there, and hide what it makes
+        convert_model_to_external_data(model, location=WEIGHTS, size_threshold=EXTERNAL)
     onnx.save(model, str(path))
     onnx.checker.check_model(str(path))
     return (path, *(folder / name for name in data))
@@ -77,12 +90,12 @@ def external_files(model: Any, folder: Path) -> list[str]:
             raise ExportError(f"the graph names the data file {name!r}, which lies outside its folder")
         if not (folder / name).is_file():
             raise ExportError(f"the graph's data file {name!r} is missing beside it")
-        if name == "model.onnx":
-            raise ExportError("the graph's data file is called model.onnx, the name of the graph in a bundle")
+        if name in (GRAPH, STATES_GRAPH):
+            raise ExportError(f"the graph's data file is called {name}, the name of a graph in a bundle")
     return sorted(names)
 
 
-class _Grafter:
+class Grafter:
     """Appends nodes to a graph; each method takes names of tensors and returns the name of its result."""
 
     def __init__(self, graph: Any, opset: int, prefix: str) -> None:
@@ -90,12 +103,16 @@ class _Grafter:
 
     def graft(self, tensor: str, head: Head) -> None:
         if head.pooling is not None:
-            tensor = self._pool(tensor, head.pooling)
+            tensor = self.pool(tensor, head.pooling)
         for layer in head.layers:
             tensor = self._dense(tensor, layer) if isinstance(layer, Dense) else self._normalize(tensor)
+        self.give(tensor)
+
+    def give(self, tensor: str) -> None:
+        """Let `embeddings` be this tensor."""
         self._graph.node.append(helper.make_node("Identity", [tensor], [OUTPUT], name=self._name("output")))
 
-    def _pool(self, states: str, pooling: Pooling) -> str:
+    def pool(self, states: str, pooling: Pooling) -> str:
         """(n, length, hidden) to (n, hidden). Pads are not read, so neighbours in the batch do not matter."""
         if pooling == "cls":
             return self._node("Gather", states, self._constant(np.int64(0)), axis=1)
@@ -116,6 +133,10 @@ class _Grafter:
         """Sum over the length of (n, length, hidden) times (n, length)."""
         product = self._node("Mul", states, self._axes("Unsqueeze", weights, 2))
         return self._axes("ReduceSum", product, 1, keepdims=0)
+
+    def concat(self, vectors: list[str]) -> str:
+        """Several (n, width) side by side."""
+        return self._node("Concat", *vectors, axis=1)
 
     def _dense(self, vectors: str, layer: Dense) -> str:
         inputs = [vectors, self._constant(layer.weight)]
@@ -155,7 +176,7 @@ class _Grafter:
         return f"{self._prefix}/{self._count}/{what}"
 
 
-def _free_prefix(graph: Any) -> str:
+def free_prefix(graph: Any) -> str:
     """A prefix that no name of the graph has: a bundle's graph can be a source, too."""
     names = {name for node in graph.node for name in (node.name, *node.output)}
     names |= {tensor.name for tensor in graph.initializer}
@@ -165,14 +186,14 @@ def _free_prefix(graph: Any) -> str:
     return prefix
 
 
-def _rename(graph: Any, old: str, new: str) -> None:
+def rename(graph: Any, old: str, new: str) -> None:
     """Give the tensor `old` another name wherever the graph and its subgraphs mention it."""
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]
         for attribute in node.attribute:
             for subgraph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _rename(subgraph, old, new)
+                rename(subgraph, old, new)
     for value in (*graph.initializer, *graph.value_info, *graph.output):
         if value.name == old:
             value.name = new

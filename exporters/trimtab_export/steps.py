@@ -4,26 +4,29 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Steps:
-    """`with steps("converting to ONNX"):` prints `[3/7] converting to ONNX ... 2.2 s`."""
+    """`with steps("converting to ONNX"):` prints `[3/7] converting to ONNX ... 2.2 s`.
+
+    `with steps("...") as say:` may `say("what came of it")` before the seconds.
+    """
 
     total: int
     done: int = field(default=0, init=False)
 
     @contextmanager
-    def __call__(self, label: str) -> Iterator[None]:
+    def __call__(self, label: str) -> Iterator[Callable[[str], object]]:
         self.done += 1
         sys.stderr.write(f"[{self.done}/{self.total}] {label} ... ")
         sys.stderr.flush()
         started = time.monotonic()
         try:
-            yield
+            yield lambda text: sys.stderr.write(f"{text}, ")
         except BaseException:
             sys.stderr.write("\n")  # what is printed next starts a line of its own
             raise

@@ -25,6 +25,7 @@ from trimtab_server.health import Health
 from trimtab_server.metrics import Metrics
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.repository import Entry, Repository
+from trimtab_server.rescore import Rescorer
 from trimtab_server.rpc.boundary import Boundary, Tenants
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
@@ -95,7 +96,8 @@ class App:
         )
         self._boundary = Boundary()
         tenants = Tenants(config.server.tenant_header)
-        self._native = NativeServicer(pipeline, tenants)
+        rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
+        self._native = NativeServicer(pipeline, rescorer, tenants)
         self._kserve = KServeServicer(pipeline, self._metrics, tenants, lambda: self._ready and self._served)
         self._server = self._listen()
 

@@ -69,6 +69,12 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_bytes: int = 0
 
 
+class Rescoring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much is remembered of the candidates of Rescore, by their ids; 0: nothing."""
+
+    cache_bytes: int = 64 << 20
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. `devices`: "auto", or a list of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
 
@@ -78,6 +84,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batching: Batching = Batching()
     engine: Engine = Engine()
     sharing: Sharing = Sharing()
+    rescoring: Rescoring = Rescoring()
     devices: tuple[str, ...] = ("auto",)
 
 
@@ -110,8 +117,9 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: server.drain_seconds must not be negative")
     if not config.engine.hang_seconds > 0:
         raise ConfigError(f"{source}: engine.hang_seconds must be more than 0")
-    if config.sharing.cache_bytes < 0:
-        raise ConfigError(f"{source}: sharing.cache_bytes must not be negative; 0 remembers nothing")
+    for name in ("sharing", "rescoring"):
+        if getattr(config, name).cache_bytes < 0:
+            raise ConfigError(f"{source}: {name}.cache_bytes must not be negative; 0 remembers nothing")
     if not config.devices:
         raise ConfigError(f"{source}: devices is empty; leave it out for 'auto'")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.bundle import Similarity
 from trimtab.errors import InternalError
 from trimtab.vectors import Dtype
 
@@ -16,6 +17,33 @@ class Output:
     matrix: NDArray[np.generic]
     dtype: Dtype
     scale: float = 0.0
+
+
+def check_finite(vectors: NDArray[np.float32], name: str = "texts") -> None:
+    """InternalError, naming the row, where a graph gave a component that is no number."""
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        raise InternalError(f"the encoder gave no finite vector for {name}[{int(bad.argmax())}]")
+
+
+def scores(
+    query: NDArray[np.float32], vectors: NDArray[np.float32], similarity: Similarity
+) -> NDArray[np.float32]:
+    """How near each of `vectors`, float32 (n, d), is to `query`, (d,): float32 (n,), the more the nearer.
+
+    A distance has a minus before it.
+    """
+    nearness: NDArray[np.float32]
+    if similarity == "euclidean":
+        nearness = -np.linalg.norm(vectors - query, axis=1)
+    elif similarity == "manhattan":
+        nearness = -np.abs(vectors - query).sum(axis=1)
+    else:
+        nearness = vectors @ query
+        if similarity == "cosine":
+            lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+            nearness = nearness / np.maximum(lengths, 1e-12)
+    return nearness
 
 
 def finish(
@@ -32,9 +60,7 @@ def finish(
     Matryoshka Representation Learning). Raises InternalError, naming the row, where a graph gave a
     component that is no number.
     """
-    bad = ~np.isfinite(vectors).all(axis=1)
-    if bad.any():
-        raise InternalError(f"the encoder gave no finite vector for texts[{int(bad.argmax())}]")
+    check_finite(vectors)
     full = vectors.shape[1]
     if dimensions < full:
         vectors = vectors[:, :dimensions]

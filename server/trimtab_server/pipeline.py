@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
-from trimtab.errors import DeadlineExceeded, InvalidArgument, TrimtabError
+from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
 from trimtab.vectors import Dtype
-from trimtab_server import outputs
+from trimtab_server import adapters, outputs
+from trimtab_server.adapters import Route
 from trimtab_server.admission import Admission
 from trimtab_server.batch import Priority
 from trimtab_server.config import Limits
@@ -16,9 +17,13 @@ from trimtab_server.engine import Engine
 from trimtab_server.metrics import Metrics
 from trimtab_server.outputs import Output
 from trimtab_server.repository import Encoder, Repository
+from trimtab_server.tickets import Computed
 from trimtab_server.tokenization import Tokenization, Truncate
 
 Role = Literal["query", "passage"]
+
+# Each space asked for holds a matrix of its own until the answer is sent.
+MAX_SPACES = 8
 
 # A text that waits also holds memory: so many of its characters are charged as a token.
 CHARACTERS_A_TOKEN = 64
@@ -38,6 +43,39 @@ class EmbedRequest:
     deadline: float | None = None  # on time.monotonic's clock
     tenant: str = ""
     priority: Priority = "interactive"
+    spaces: Sequence[str] = ()  # none: the encoder's own
+    group: str = ""
+
+
+class Request(Protocol):
+    """What every request has, whatever it asks for."""
+
+    @property
+    def encoder(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def truncate(self) -> Truncate: ...
+    @property
+    def deadline(self) -> float | None: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def priority(self) -> Priority: ...
+
+
+R = TypeVar("R", bound=Request)
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What was computed of a request's texts, and how far the time has gone, in seconds."""
+
+    computed: Computed
+    counts: list[int]  # tokens
+    tokenize: float
+    arrived: float  # when the last row was there, on time.monotonic's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +90,10 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """The answer: row i of the output is the vector of texts[i]."""
+    """The answer: row i of each output is the vector of texts[i], in the space where its route leads."""
 
     encoder: Encoder
-    output: Output
+    outputs: list[tuple[Route, Output]]
     token_counts: list[int]
     times: Times
 
@@ -80,9 +118,20 @@ class Pipeline:
         self._metrics = metrics
 
     async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
-        """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors.
+        """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
+        return await self.answer(protocol, parse, self._embed)
 
-        Parsing is part of it, so that a request that cannot be read is counted like any that fails.
+    async def answer(
+        self,
+        protocol: str,
+        parse: Callable[[], R],
+        work: Callable[[Encoder, R, str, float], Awaitable[A]],
+    ) -> A:
+        """Parse a request, find its encoder, and work on it until its deadline; count it where that fails.
+
+        `work` gets the encoder, the request, the protocol and the second when the request arrived. Until it
+        awaits something, the adapters are those that belong to the encoder. Parsing is part of it all, so
+        that a request that cannot be read is counted like any that fails.
         """
         begun = time.monotonic()
         name, version = "", None
@@ -91,11 +140,10 @@ class Pipeline:
             request = parse()
             async with self.repository.use(request.encoder, request.version) as encoder:
                 name, version = encoder.name, encoder.version
-                self._check(encoder, request)
                 self._metrics.began(name, version, protocol)
                 try:
                     async with asyncio.timeout_at(request.deadline):
-                        result = await self._embed(encoder, request, protocol, begun)
+                        result = await work(encoder, request, protocol, begun)
                 finally:
                     self._metrics.ended(name, version, protocol)
             reason = ""
@@ -113,16 +161,11 @@ class Pipeline:
             if reason:
                 self._metrics.failed(name, version, protocol, reason, time.monotonic() - begun)
 
-    async def _embed(
-        self, encoder: Encoder, request: EmbedRequest, protocol: str, begun: float
-    ) -> EmbedResult:
-        manifest, model = encoder.manifest, encoder.model
-        prompt = ""
-        if request.role is not None:
-            prompt = manifest.prompts.query if request.role == "query" else manifest.prompts.passage
-        texts = [prompt + text for text in request.texts] if prompt else request.texts
+    async def compute(self, encoder: Encoder, request: Request, texts: Sequence[str], begun: float) -> Rows:
+        """The rows of texts whose prompts stand before them already: admit, tokenise, compute."""
+        most, model = encoder.manifest.max_tokens, encoder.model
         held = sum(map(len, texts)) // CHARACTERS_A_TOKEN
-        estimate = held + sum(min(_most_tokens(text), manifest.max_tokens) for text in texts)
+        estimate = held + sum(min(_most_tokens(text), most) for text in texts)
         with self._admission.admit(estimate, lambda: self._engine.backlog_seconds(model)) as share:
             ids = await self._tokenization.encode(encoder.tokenizer, texts, request.truncate)
             tokenized = time.monotonic()
@@ -131,57 +174,121 @@ class Pipeline:
             computed = await self._engine.compute(
                 model, ids, request.deadline, tenant=request.tenant, priority=request.priority
             )
-            arrived = time.monotonic()
-            output = outputs.finish(
-                computed.vectors,
-                dimensions=request.dimensions or manifest.dimensions,
-                normalized=manifest.normalized,
-                dtype=request.dtype,
-                int8_limit=manifest.int8_limit,
-            )
+        return Rows(computed, counts, tokenized - begun, time.monotonic())
+
+    def answered(self, encoder: Encoder, rows: Rows, protocol: str, begun: float) -> Times:
+        """Count an answered request; where its time went."""
         ended = time.monotonic()
-        times = Times(tokenized - begun, computed.queue_seconds, computed.compute_seconds, ended - arrived)
+        computed = rows.computed
+        times = Times(rows.tokenize, computed.queue_seconds, computed.compute_seconds, ended - rows.arrived)
         self._metrics.answered(
             encoder.name, encoder.version, protocol,
-            texts=len(counts), tokens=sum(counts),
+            texts=len(rows.counts), tokens=sum(rows.counts),
             tokenize=times.tokenize, queue=times.queue, compute=times.compute, output=times.output,
             total=ended - begun, now_ms=int(time.time() * 1000),
         )  # fmt: skip
-        return EmbedResult(encoder, output, counts, times)
+        return times
 
-    def _check(self, encoder: Encoder, request: EmbedRequest) -> None:
-        """Refuse what the encoder or the limits do not allow, naming the element and the cure."""
-        manifest, limits = encoder.manifest, self.limits
-        if not request.texts:
-            raise InvalidArgument("the request has no texts: send at least one")
-        if len(request.texts) > limits.max_texts:
+    def check_texts(self, encoder: Encoder, texts: Sequence[str], name: str = "texts") -> None:
+        """Refuse as many texts, or as long ones, as the limits do not allow, naming the element."""
+        limits = self.limits
+        if len(texts) > limits.max_texts:
             raise InvalidArgument(
-                f"the request has {len(request.texts)} texts, this server takes {limits.max_texts} "
+                f"the request has {len(texts)} {name}, this server takes {limits.max_texts} "
                 "in one request: split it, or use a stream"
             )
-        for row, text in enumerate(request.texts):
+        for row, text in enumerate(texts):
             # A character has one to four bytes: only texts near the limit have to be encoded.
             if 4 * len(text) > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes:
                 raise InvalidArgument(
-                    f"texts[{row}] has {len(text.encode())} bytes, this server takes "
-                    f"{limits.max_text_bytes}: cut it; the encoder reads only {manifest.max_tokens} "
+                    f"{name}[{row}] has {len(text.encode())} bytes, this server takes "
+                    f"{limits.max_text_bytes}: cut it; the encoder reads only {encoder.manifest.max_tokens} "
                     "tokens of it anyway"
                 )
-        if request.role is None and (manifest.prompts.query or manifest.prompts.passage):
+
+    async def _embed(
+        self, encoder: Encoder, request: EmbedRequest, protocol: str, begun: float
+    ) -> EmbedResult:
+        self._check(encoder, request)
+        routes = self._routes(encoder, request)
+        prompts, prompt = encoder.manifest.prompts, ""
+        if request.role is not None:
+            prompt = prompts.query if request.role == "query" else prompts.passage
+        texts = [prompt + text for text in request.texts] if prompt else request.texts
+        rows = await self.compute(encoder, request, texts, begun)
+        answers = [(route, _finish(route, encoder, request, rows.computed.vectors)) for route in routes]
+        return EmbedResult(encoder, answers, rows.counts, self.answered(encoder, rows, protocol, begun))
+
+    def _check(self, encoder: Encoder, request: EmbedRequest) -> None:
+        """Refuse what the encoder or the limits do not allow, naming the element and the cure."""
+        prompts = encoder.manifest.prompts
+        if not request.texts:
+            raise InvalidArgument("the request has no texts: send at least one")
+        self.check_texts(encoder, request.texts)
+        if request.role is None and (prompts.query or prompts.passage):
             raise InvalidArgument(
                 f"encoder {encoder.name} embeds queries and passages differently: say which these texts are "
                 "(role in trimtab.v1, parameter input_type in KServe: query or passage)"
             )
-        if request.dimensions > manifest.dimensions:
+
+    def _routes(self, encoder: Encoder, request: EmbedRequest) -> list[Route]:
+        """The way into each space asked for; refuses what cannot be had there, naming the cure."""
+        manifest, spaces = encoder.manifest, request.spaces
+        if not spaces:
+            _check_output(encoder.own, encoder, request)
+            return [encoder.own]
+        if len(spaces) > MAX_SPACES or len(set(spaces)) < len(spaces):
             raise InvalidArgument(
-                f"dimensions is {request.dimensions}, encoder {encoder.name} has {manifest.dimensions}: "
-                "ask for that many or fewer"
+                f"spaces names {len(spaces)} spaces, of which {len(set(spaces))} differ: name each once, and "
+                f"{MAX_SPACES} at most"
             )
-        if request.dtype == "ubinary" and (request.dimensions or manifest.dimensions) % 8:
-            raise InvalidArgument(
-                f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not "
-                f"{request.dimensions or manifest.dimensions}"
-            )
+        repository = self.repository
+        routes = [
+            encoder.own
+            if space == manifest.space
+            else repository.adapters.route(manifest, encoder.states_width, space)
+            for space in spaces
+        ]
+        for route in routes:
+            _check_output(route, encoder, request)
+        return routes
+
+
+def _check_output(route: Route, encoder: Encoder, request: EmbedRequest) -> None:
+    wanted = request.dimensions or route.dimensions
+    if wanted > route.dimensions:
+        whose = f"space {route.space}" if route.hops else f"encoder {encoder.name}"
+        raise InvalidArgument(
+            f"dimensions is {request.dimensions}, {whose} has {route.dimensions}: ask for that many or fewer"
+        )
+    if request.dtype == "ubinary" and wanted % 8:
+        raise InvalidArgument(
+            f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not {wanted}"
+        )
+    if not route.hops:
+        return
+    end = route.hops[-1].manifest.target
+    cure = f"or put the bundle of {end.encoder} version {end.version} into the repository"
+    if request.dtype == "int8" and route.int8_limit is None:
+        raise FailedPrecondition(
+            f"the range of int8 in space {route.space} was calibrated with an encoder that this server does "
+            f"not have: ask for float32 or float16, {cure}"
+        )
+    if wanted < route.dimensions and route.normalized is None:
+        raise FailedPrecondition(
+            f"vectors of space {route.space} cannot be cut: whether they are of length 1 only its encoder "
+            f"tells, which this server does not have. Ask for all dimensions, {cure}"
+        )
+
+
+def _finish(route: Route, encoder: Encoder, request: EmbedRequest, vectors: adapters.Vectors) -> Output:
+    return outputs.finish(
+        adapters.apply(route, vectors, encoder.manifest.dimensions, request.group),
+        dimensions=request.dimensions or route.dimensions,
+        normalized=bool(route.normalized),
+        dtype=request.dtype,
+        int8_limit=route.int8_limit or 0.0,
+    )
 
 
 def _most_tokens(text: str) -> int:

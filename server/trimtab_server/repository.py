@@ -1,4 +1,4 @@
-"""The model repository: which bundles are on disk, which of them are loaded, and in what state."""
+"""The model repository: which bundles and adapters are on disk, which of them are loaded, in what state."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from trimtab import adapter as adapters
 from trimtab import bundle as bundles
 from trimtab.bundle import Bundle, Manifest
 from trimtab.errors import (
@@ -19,6 +20,7 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
+from trimtab_server.adapters import Adapters, Route, own
 from trimtab_server.batch import Model
 from trimtab_server.engine import Engine
 from trimtab_server.tokenization import Tokenizer
@@ -35,6 +37,7 @@ class Encoder:
     manifest: Manifest
     tokenizer: Tokenizer
     model: Model
+    own: Route  # into its own space
 
     @property
     def name(self) -> str:
@@ -45,6 +48,11 @@ class Encoder:
     def version(self) -> int:
         """Its version."""
         return self.manifest.version
+
+    @property
+    def states_width(self) -> int:
+        """How many components of inner states stand behind the embedding in each row of the model."""
+        return self.model.dimensions - self.manifest.dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ class Repository:
 
     def __init__(self, path: Path, engine: Engine, changed: Callable[[Entry], None]) -> None:
         self.path = path
+        self.adapters = Adapters()
         self._engine = engine
         self._changed = changed
         self._entries: dict[tuple[str, int], Entry] = {}
@@ -100,7 +109,8 @@ class Repository:
             self._users[encoder] -= 1
             if not self._users[encoder]:
                 del self._users[encoder]
-                if self._entries[encoder.name, encoder.version].state == "UNLOADING":
+                entry = self._entries[encoder.name, encoder.version]
+                if entry.encoder is not encoder or entry.state == "UNLOADING":
                     async with self._left:
                         self._left.notify_all()
 
@@ -142,14 +152,15 @@ class Repository:
         found = list(bundles.versions(self.path))
         for name, version, _ in found:  # so that whoever asks meanwhile is told to wait
             self._put(Entry(name, version, "LOADING"))
-        for name in sorted({name for name, _, _ in found}):
+        # An encoder that is gone may have left adapters, and routes lead through them.
+        for name in sorted({name for name, _, _ in found} | set(adapters.encoders(self.path))):
             await self.load(name)
 
     async def load(self, name: str) -> None:
-        """Bring an encoder in step with the disk: load new versions, unload those that are gone.
+        """Bring an encoder in step with the disk: load new versions and adapters, unload those that are gone.
 
-        Raises NotFound where the repository has no such encoder. A version that cannot be loaded
-        does not keep the others from it; its entry says why.
+        Raises NotFound where the repository has no such encoder. A version or an adapter that cannot be
+        loaded does not keep the others from it; its entry says why.
         """
         await self._finish(self._synchronise(name))
 
@@ -175,14 +186,26 @@ class Repository:
                 (name, version): path for other, version, path in bundles.versions(self.path) if other == name
             }
             gone = [key for key, entry in self._entries.items() if key[0] == name and key not in found]
-            if not found and not gone:
+            mapped = await asyncio.to_thread(self.adapters.read, self.path, name)
+            if not (found or gone or mapped or self.adapters.of(name)):
                 raise NotFound(f"the repository has no encoder {name!r} with a version in it")
+            self.adapters.put(name, mapped)
             for key, path in found.items():
                 entry = self._entries.get(key)
                 if entry is None or entry.encoder is None:
                     await self._load(Entry(name, key[1], "LOADING"), path)
+                elif not entry.encoder.states_width and self.adapters.wants_states(entry.encoder.manifest):
+                    await self._change_model(entry, entry.encoder, path)
+            # Requests see an adapter once the rows are there that it reads, and no more before they go.
+            self._publish()
+            for key, path in found.items():
+                entry = self._entries[key]
+                encoder = entry.encoder
+                if encoder and encoder.states_width and not self.adapters.wants_states(encoder.manifest):
+                    await self._change_model(entry, encoder, path)
             for key in gone:
                 await self._unload(self._entries[key], "it is gone from the repository")
+            self._publish()
 
     async def _unload_all(self, name: str) -> None:
         async with self._one_at_a_time:
@@ -191,6 +214,7 @@ class Repository:
                 raise NotFound(f"encoder {name!r} is not served here")
             for entry in entries:
                 await self._unload(entry, "it was unloaded")
+            self._publish()
 
     async def _load(self, entry: Entry, path: Path) -> None:
         self._put(entry)
@@ -205,6 +229,16 @@ class Repository:
         else:
             self._put(replace(entry, state="READY", encoder=encoder))
 
+    async def _change_model(self, entry: Entry, before: Encoder, path: Path) -> None:
+        """Let the graph with or without inner states take over, whichever is wanted now; no request fails."""
+        try:
+            encoder = await self._open(entry, path)
+        except Exception as error:  # the version goes on as it is; its adapters say that they cannot be used
+            log.error("%s: the graph cannot be changed: %r", path, error)
+            return
+        self._put(replace(entry, encoder=encoder))
+        await self._retire(before)
+
     async def _open(self, entry: Entry, path: Path) -> Encoder:
         bundle = await asyncio.to_thread(bundles.read, path)
         manifest = bundle.manifest
@@ -213,36 +247,43 @@ class Repository:
                 f"{path} holds {manifest.name} version {manifest.version}: a bundle is served from "
                 "REPOSITORY/NAME/VERSION under its own name. Move it there, or export it under this one"
             )
-        model = _model(bundle)
+        model = _model(bundle, with_states=self.adapters.wants_states(manifest))
         tokenizer = await asyncio.to_thread(Tokenizer, bundle.file(manifest.tokenizer), manifest.max_tokens)
         await self._engine.load(model)
-        return Encoder(manifest, tokenizer, model)
+        return Encoder(manifest, tokenizer, model, own(manifest))
 
     async def _unload(self, entry: Entry, reason: str) -> None:
         # Nobody finds it from here on, so those who use it only grow fewer.
         self._put(replace(entry, state="UNLOADING"))
-        if (encoder := entry.encoder) is not None:
-            async with self._left:
-                await self._left.wait_for(lambda: not self._users[encoder])
-            await self._engine.unload(encoder.model)
+        if entry.encoder is not None:
+            await self._retire(entry.encoder)
         self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason))
+
+    async def _retire(self, encoder: Encoder) -> None:
+        async with self._left:
+            await self._left.wait_for(lambda: not self._users[encoder])
+        await self._engine.unload(encoder.model)
+
+    def _publish(self) -> None:
+        self.adapters.publish((encoder.manifest, encoder.states_width) for encoder in self.encoders())
 
     def _put(self, entry: Entry) -> None:
         self._entries[entry.name, entry.version] = entry
         self._changed(entry)
 
 
-def _model(bundle: Bundle) -> Model:
-    """The graph that serves the bundle: its first variant."""
+def _model(bundle: Bundle, *, with_states: bool) -> Model:
+    """The graph that serves the bundle: its first variant, or what gives that one's inner states, too."""
     manifest, variant = bundle.manifest, bundle.manifest.variants[0]
+    states = variant.states if with_states else None
     return Model(
         encoder=manifest.name,
         version=manifest.version,
         variant=variant.name,
-        graph=bundle.file(variant.files[0]),
+        graph=bundle.file(states.file if states else variant.files[0]),
         inputs=variant.inputs,
         unpadded=variant.unpadded,
-        dimensions=manifest.dimensions,
+        dimensions=manifest.dimensions + (states.width if states else 0),
         max_tokens=manifest.max_tokens,
         pad_id=manifest.pad_id,
     )

@@ -136,16 +136,28 @@ class FakeServer(EncoderServiceServicer):
             self.faults.gate(list(request.texts))
         matrix = vectors(list(request.texts), version, request.role)
         response = pb.EmbedResponse(
-            embeddings=pack_as(matrix[:, : request.dimensions or None], FROM_PROTO[request.dtype]),
+            embeddings=[
+                pb.Embeddings(
+                    vectors=pack_as(
+                        self.into(space, matrix)[:, : request.dimensions or None], FROM_PROTO[request.dtype]
+                    ),
+                    space=space or f"space-{version}",
+                    adapters=[f"fake/to-{space}"] if space not in {"", f"space-{version}"} else [],
+                )
+                for space in request.spaces or [""]
+            ],
             token_counts=[len(text.split()) + 2 for text in request.texts],
             encoder="fake",
             version=version,
-            space=f"space-{version}",
             times=pb.StageTimes(tokenize=1_000_000, queue=2_000_000, compute=3_000_000, output=4_000_000),
         )
         if self.faults.tamper:
             self.faults.tamper(response)
         return response
+
+    def into(self, space: str, matrix: np.ndarray) -> np.ndarray:
+        """The adapter into a space that is called reversed turns the components round."""
+        return matrix[:, ::-1] if space == "reversed" else matrix
 
     def Embed(self, request, context):
         self.metadata.append(dict(context.invocation_metadata()))

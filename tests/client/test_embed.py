@@ -106,8 +106,8 @@ def test_a_version_unloaded_between_the_parts_is_said_and_not_replaced(
 
 def test_parts_of_two_spaces_are_refused(either: Either, server: FakeServer, url: str) -> None:
     def tamper(response: pb.EmbedResponse) -> None:
-        if response.embeddings.rows == 300 - 4 * 64:  # the last part
-            response.space = "another"
+        if response.embeddings[0].vectors.rows == 300 - 4 * 64:  # the last part
+            response.embeddings[0].space = "another"
 
     server.faults.tamper = tamper
     with pytest.raises(trimtab.FailedPrecondition, match="space another"):

@@ -153,7 +153,7 @@ def test_a_vector_of_another_space_is_never_given_out(first: bool) -> None:
         assert stream.take(0) is not None
     stream.add("b", 0)
     answer = reply(send(stream))
-    answer.response.space = "space-2"
+    answer.response.embeddings[0].space = "space-2"
     stream.receive(answer, 0)
     with pytest.raises(FailedPrecondition, match="space-2"):
         stream.take(0)

@@ -9,9 +9,12 @@ import trimtab
 
 def test_exported_names() -> None:
     assert trimtab.__all__ == [
+        "Adapter",
+        "AdapterError",
         "AsyncClient",
         "AsyncEmbeddingStream",
         "BundleError",
+        "Calibrator",
         "Cancelled",
         "Client",
         "ConfigError",
@@ -21,6 +24,7 @@ def test_exported_names() -> None:
         "EmbeddingStream",
         "Embeddings",
         "Encoder",
+        "Endpoint",
         "ExportError",
         "FailedPrecondition",
         "InternalError",

@@ -13,20 +13,19 @@ TEXTS = ["a", "b", "c"]
 
 def response(**changes: object) -> pb.EmbedResponse:
     message = pb.EmbedResponse(
-        embeddings=pack_as(vectors(TEXTS), "float32"),
+        embeddings=[pb.Embeddings(vectors=pack_as(vectors(TEXTS), "float32"), space="s")],
         token_counts=[3, 4, 5],
         encoder="fake",
         version="1",
-        space="s",
         times=pb.StageTimes(tokenize=2_000_000_000, queue=1, compute=500_000_000, output=0),
     )
     for name, value in changes.items():
-        setattr(message, name, value)
+        setattr(message.embeddings[0] if name == "space" else message, name, value)
     return message
 
 
 def test_the_array_is_the_callers_own() -> None:
-    part = parse(response(), 3)
+    (part,) = parse(response(), 3)
     assert part.vectors.dtype == np.float32
     assert part.vectors.dtype.isnative
     part.vectors[0] = 0
@@ -36,7 +35,7 @@ def test_the_array_is_the_callers_own() -> None:
 
 
 def test_parts_of_one_space_are_joined() -> None:
-    joined = join([parse(response(), 3), parse(response(), 3)])
+    joined = join([*parse(response(), 3), *parse(response(), 3)])
     assert np.array_equal(joined.vectors, np.concatenate([vectors(TEXTS)] * 2))
     assert joined.token_counts.tolist() == [3, 4, 5, 3, 4, 5]
     assert joined.times.tokenize == 4.0
@@ -46,17 +45,17 @@ def test_parts_of_one_space_are_joined() -> None:
 @pytest.mark.parametrize("changes", [{"space": "other"}, {"version": "2"}, {"encoder": "another"}])
 def test_parts_of_two_spaces_never_are(changes: dict[str, str]) -> None:
     with pytest.raises(FailedPrecondition, match="must not be mixed"):
-        join([parse(response(), 3), parse(response(**changes), 3)])
+        join([*parse(response(), 3), *parse(response(**changes), 3)])
 
 
 def test_an_answer_that_does_not_fit_the_texts_is_a_fault_of_the_server() -> None:
     with pytest.raises(InternalError, match="2 texts with 3 vectors"):
         parse(response(), 2)
     short = response()
-    short.embeddings.data = short.embeddings.data[:-1]
+    short.embeddings[0].vectors.data = short.embeddings[0].vectors.data[:-1]
     with pytest.raises(InternalError, match="cannot be read"):
         parse(short, 3)
     unknown = response()
-    unknown.embeddings.dtype = 99
+    unknown.embeddings[0].vectors.dtype = 99
     with pytest.raises(InternalError, match="Upgrade the client"):
         parse(unknown, 3)

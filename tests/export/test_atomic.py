@@ -43,7 +43,7 @@ def started(source: Path, repository: Path, until: str) -> subprocess.Popen[str]
 
 def test_terminated(minilm_source: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    process = started(minilm_source, repository, until="[5/7]")
+    process = started(minilm_source, repository, until="[5/9]")
     assert (repository / "tiny" / ".1.partial" / "fp32" / "model.onnx").is_file()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -55,7 +55,7 @@ def test_another_at_the_same_time_and_killed(
     minilm_source: Path, st_bert: Path, tmp_path: Path, export: Export
 ) -> None:
     repository = tmp_path / "repository"
-    process = started(minilm_source, repository, until="[5/7]")
+    process = started(minilm_source, repository, until="[5/9]")
     try:
         with pytest.raises(ExportError, match=r"another process is exporting tiny version 1"):
             export(st_bert, repository=repository)

@@ -45,7 +45,9 @@ def test_manifest(minilm: Embedder, minilm_repository: Path) -> None:
     (variant,) = manifest.variants
     assert (variant.name, variant.precision) == ("fp32", "fp32")
     assert variant.inputs == ("input_ids", "attention_mask", "token_type_ids")
-    assert [file.path for file in variant.files] == ["fp32/model.onnx"]
+    assert [file.path for file in variant.files] == ["fp32/model.onnx", "fp32/weights.bin"]
+    assert variant.states is not None
+    assert (variant.states.layers, variant.states.width) == (7, 7 * 384)
     assert [(row.batch, row.length) for row in variant.report.speed] == [
         (1, 16), (1, 128), (8, 16), (32, 16), (8, 128)]  # fmt: skip
     assert all(row.milliseconds > 0 for row in variant.report.speed)
@@ -106,7 +108,7 @@ def test_same_space_again_by_the_recipe(
     assert out.count("\n") == 1
     assert again.space in out
     steps = err.splitlines()
-    assert [step[:5] for step in steps] == [f"[{number}/7]" for number in range(1, 8)]
+    assert [step[:5] for step in steps] == [f"[{number}/9]" for number in range(1, 10)]
     assert all(step.endswith(" s") for step in steps)
 
 

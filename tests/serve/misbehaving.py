@@ -106,7 +106,7 @@ class Client:
         async def ask() -> None:
             metadata = (("tenant", tenant),) if tenant else None
             response = await self.stub.Embed(pb.EmbedRequest(texts=texts), timeout=timeout, metadata=metadata)
-            got = np.frombuffer(response.embeddings.data, "<f4").reshape(len(texts), 384)
+            got = np.frombuffer(response.embeddings[0].vectors.data, "<f4").reshape(len(texts), 384)
             encoded = self.tokenizer.encode_batch(list(texts))
             expected = [fingerprint(np.array(each.ids, np.int32)) for each in encoded]
             np.testing.assert_array_equal(got, np.stack(expected))

@@ -87,7 +87,7 @@ async def test_a_session_that_raises_fails_its_batch_and_nothing_else(minilm_rep
                 assert "RuntimeError" in caught.value.details() and "error " in caught.value.details()
                 assert "poison" not in caught.value.details(), "what a library says may hold a text"
                 good = await stub.Embed(pb.EmbedRequest(texts=[words(4)]))
-                assert good.embeddings.rows == 1
+                assert good.embeddings[0].vectors.rows == 1
 
 
 async def test_vectors_that_are_no_numbers_or_of_another_shape(minilm_repository: Path) -> None:
@@ -96,14 +96,14 @@ async def test_vectors_that_are_no_numbers_or_of_another_shape(minilm_repository
         async with channel:
             with pytest.raises(grpc.aio.AioRpcError, match=r"texts\[1\]"):
                 await stub.Embed(pb.EmbedRequest(texts=[words(4), words(7)]))
-            assert (await stub.Embed(pb.EmbedRequest(texts=[words(4)]))).embeddings.rows == 1
+            assert (await stub.Embed(pb.EmbedRequest(texts=[words(4)]))).embeddings[0].vectors.rows == 1
     async with running(minilm_repository, WrongShape) as app:
         channel, stub = stub_of(app)
         async with channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Embed(pb.EmbedRequest(texts=[words(5)]))
             assert caught.value.code() is grpc.StatusCode.INTERNAL
-            assert (await stub.Embed(pb.EmbedRequest(texts=[words(4)]))).embeddings.rows == 1
+            assert (await stub.Embed(pb.EmbedRequest(texts=[words(4)]))).embeddings[0].vectors.rows == 1
 
 
 async def test_thousands_of_calls_each_get_their_own_vectors(minilm_repository: Path) -> None:
@@ -132,7 +132,7 @@ async def test_thousands_of_calls_each_get_their_own_vectors(minilm_repository: 
                 except grpc.aio.AioRpcError as error:
                     assert error.code() is grpc.StatusCode.INTERNAL
                     return "failed"
-                got = np.frombuffer(response.embeddings.data, "<f4").reshape(len(texts), 384)
+                got = np.frombuffer(response.embeddings[0].vectors.data, "<f4").reshape(len(texts), 384)
                 expected = [fingerprint(np.array(ids, np.int32)) for ids in tokenizer.encode(texts, "end")]
                 np.testing.assert_array_equal(got, np.stack(expected))
                 return "answered"
@@ -165,11 +165,11 @@ async def test_a_stream_that_is_not_read_stops_itself_alone(minilm_repository: P
             while sent != last:  # until nothing has moved while 50 other calls were answered
                 last = sent
                 for _ in range(50):
-                    assert (await stub.Embed(pb.EmbedRequest(texts=["another caller"]))).embeddings.rows == 1
+                    assert (await stub.Embed(pb.EmbedRequest(texts=["another caller"]))).embeddings[0].vectors.rows == 1
             assert not flooding.done() and 0 < sent < 10_000
             flooding.cancel()
             stream.cancel()
-            assert (await stub.Embed(pb.EmbedRequest(texts=["afterwards"]))).embeddings.rows == 1
+            assert (await stub.Embed(pb.EmbedRequest(texts=["afterwards"]))).embeddings[0].vectors.rows == 1
 
 
 class Gated(FakeSession):
@@ -215,7 +215,7 @@ async def test_draining_answers_all_that_was_taken_up(minilm_repository: Path) -
                     await stub.GetEncoder(pb.GetEncoderRequest())
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             Gated.gate.set()
-            assert [answer.embeddings.rows for answer in await asyncio.gather(*unary)] == [1] * 9
+            assert [answer.embeddings[0].vectors.rows for answer in await asyncio.gather(*unary)] == [1] * 9
             ids: list[int] = []
             with pytest.raises(grpc.aio.AioRpcError, match="draining"):
                 while True:
@@ -247,7 +247,7 @@ async def test_unloading_waits_for_what_was_taken_up(minilm_repository: Path) ->
             # A caller of unload that gives up changes nothing: it is the repository's own work.
             unloading.cancel()
             Gated.gate.set()
-            assert [answer.embeddings.rows for answer in await asyncio.gather(*calls)] == [1] * 5
+            assert [answer.embeddings[0].vectors.rows for answer in await asyncio.gather(*calls)] == [1] * 5
             with pytest.raises(trimtab.FailedPrecondition, match="unloaded"):
                 async with asyncio.timeout(30):
                     while True:
@@ -256,7 +256,7 @@ async def test_unloading_waits_for_what_was_taken_up(minilm_repository: Path) ->
                         except trimtab.Unavailable:
                             await asyncio.sleep(0)
             await app.repository.load("all-minilm-l6-v2")
-            assert (await stub.Embed(pb.EmbedRequest(texts=["again"]))).embeddings.rows == 1
+            assert (await stub.Embed(pb.EmbedRequest(texts=["again"]))).embeddings[0].vectors.rows == 1
 
 
 async def test_a_load_that_its_caller_gives_up_is_finished(minilm_repository: Path) -> None:

@@ -10,7 +10,8 @@ there are. A .jsonl file, and standard output, have a line a text: {"row": 0, "e
 file, OUT.json says what its vectors are: encoder, version, space, and for int8 what one step is worth.
 
 A run that stops, for whatever reason, leaves OUT.partial; the same command goes on from there. All vectors
-of a file are of one version and one space of the encoder.
+of a file are of one version of the encoder and of one space: its own, or the one that --space names, into
+which the server's adapters map them.
 """
 
 import argparse
@@ -59,6 +60,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     encoder.add_argument(
         "--truncate", choices=types.TRUNCATIONS, default="end", help="where too long a text is cut"
     )
+    encoder.add_argument(
+        "--space", default="", help="the space wanted; default: the encoder's own. Others through adapters"
+    )
+    encoder.add_argument("--group", default="", help="language, tenant or the like, for adapters with groups")
     server = parser.add_argument_group("server")
     server.add_argument("--url", default=channel.DEFAULT_URL, help="HOST:PORT; default: %(default)s")
     server.add_argument("--tls", action="store_true", help="use TLS, with the public authorities")
@@ -79,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         truncate=options.truncate,
         priority="bulk",
+        space=options.space,
+        group=options.group,
     )
     output: Path | None = options.output
     if output is not None and output.exists() and not options.overwrite:
@@ -120,7 +127,7 @@ def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path,
     journal = None if restart else vector_files.read_journal(output)
     encoder = _encoder(client, wanted, journal, output)
     wanted = wanted.pinned(encoder)
-    description = vector_files.describe(encoder, wanted)
+    description = _describe(client, encoder, wanted)
     file = vector_files.VectorFile(output, description, journal)
     try:
         file.skip(source.texts)
@@ -130,6 +137,11 @@ def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path,
             Progress("embedding", "texts", source.total, file.rows) as progress,
         ):
             for vector in stream:
+                if stream.adapters != description.adapters:
+                    raise FailedPrecondition(
+                        f"the adapters were {', '.join(description.adapters)} and now are "
+                        f"{', '.join(stream.adapters)}: pass --restart to make all rows with these"
+                    )
                 file.write(read.popleft(), vector, stream.scale)
                 progress.advance()
         file.finish()
@@ -141,7 +153,7 @@ def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path,
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED
         raise
-    sys.stderr.write(f"{file.rows:,} vectors of space {encoder.space} are in {output}\n")
+    sys.stderr.write(f"{file.rows:,} vectors of space {description.space} are in {output}\n")
     return 0
 
 
@@ -159,6 +171,16 @@ def _encoder(
             f"{output} was begun with {begun.encoder} {begun.version}, and the server says: {error}. "
             "Pass --restart to begin again"
         ) from error
+
+
+def _describe(client: Client, encoder: types.Encoder, wanted: Options) -> vector_files.Description:
+    """What the vectors will be; how long they are in another space, the first one tells."""
+    if wanted.space in ("", encoder.space):
+        return vector_files.describe(encoder, wanted)
+    first = client.embed_detailed(["first"], **wanted.keywords())
+    return vector_files.describe(
+        encoder, wanted, space=first.space, columns=first.vectors.shape[1], adapters=first.adapters
+    )
 
 
 def _noted(source: Iterator[str], read: deque[str]) -> Iterator[str]:

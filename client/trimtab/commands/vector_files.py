@@ -31,7 +31,7 @@ CHECKPOINT_ROWS = 10_000
 CHECKPOINT_SECONDS = 5.0
 
 
-class Description(msgspec.Struct, frozen=True, kw_only=True):
+class Description(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What all vectors of a file have in common."""
 
     encoder: str
@@ -41,6 +41,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     truncate: str
     dtype: Dtype
     columns: int
+    group: str = ""
+    adapters: tuple[str, ...] = ()  # ENCODER/NAME of those that the vectors passed through
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,17 +55,26 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     inputs_sha256: str  # over the texts of these rows
 
 
-def describe(encoder: Encoder, options: Options) -> Description:
-    """What the vectors will be that `encoder` makes with these options."""
+def describe(
+    encoder: Encoder,
+    options: Options,
+    *,
+    space: str = "",
+    columns: int = 0,
+    adapters: tuple[str, ...] = (),
+) -> Description:
+    """What the vectors will be that `encoder` makes with these options, in its own space or another one."""
     components = options.dimensions or encoder.dimensions
     return Description(
         encoder=encoder.name,
         version=encoder.version,
-        space=encoder.space,
+        space=space or encoder.space,
         role=options.role,
         truncate=options.truncate,
         dtype=options.dtype,
-        columns=-(-components // 8) if options.dtype == "ubinary" else components,
+        columns=columns or (-(-components // 8) if options.dtype == "ubinary" else components),
+        group=options.group,
+        adapters=adapters,
     )
 
 

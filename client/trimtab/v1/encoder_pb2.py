@@ -24,45 +24,63 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18trimtab/v1/encoder.proto\x12\ntrimtab.v1\"\xe8\x01\n\x0c\x45mbedRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1e\n\x04role\x18\x03 \x01(\x0e\x32\x10.trimtab.v1.Role\x12&\n\x08truncate\x18\x04 \x01(\x0e\x32\x14.trimtab.v1.Truncate\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12#\n\x05\x64type\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.DataType\x12\r\n\x05texts\x18\x07 \x03(\t\x12&\n\x08priority\x18\x08 \x01(\x0e\x32\x14.trimtab.v1.Priority\"\xa5\x01\n\rEmbedResponse\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.trimtab.v1.Matrix\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\r\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05space\x18\x05 \x01(\t\x12%\n\x05times\x18\x06 \x01(\x0b\x32\x16.trimtab.v1.StageTimes\"i\n\x06Matrix\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.trimtab.v1.DataType\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\r\x12\r\n\x05scale\x18\x05 \x01(\x02\"N\n\nStageTimes\x12\x10\n\x08tokenize\x18\x01 \x01(\x04\x12\r\n\x05queue\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ompute\x18\x03 \x01(\x04\x12\x0e\n\x06output\x18\x04 \x01(\x04\"K\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.trimtab.v1.EmbedRequest\"\x7f\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.trimtab.v1.EmbedResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.trimtab.v1.ErrorH\x00\x42\t\n\x07outcome\">\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\x15\n\x13ListEncodersRequest\"=\n\x14ListEncodersResponse\x12%\n\x08\x65ncoders\x18\x01 \x03(\x0b\x32\x13.trimtab.v1.Encoder\"5\n\x11GetEncoderRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x90\x02\n\x07\x45ncoder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x12\n\nsimilarity\x18\x06 \x01(\t\x12\x0f\n\x07pooling\x18\x07 \x01(\t\x12\x12\n\nnormalized\x18\x08 \x01(\x08\x12\x14\n\x0cquery_prompt\x18\t \x01(\t\x12\x16\n\x0epassage_prompt\x18\n \x01(\t\x12$\n\x06\x64types\x18\x0b \x03(\x0e\x32\x14.trimtab.v1.DataType\x12\"\n\x06limits\x18\x0c \x01(\x0b\x32\x12.trimtab.v1.Limits\"N\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r*>\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x10\n\x0cROLE_PASSAGE\x10\x02*]\n\x08Truncate\x12\x18\n\x14TRUNCATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cTRUNCATE_END\x10\x01\x12\x12\n\x0eTRUNCATE_START\x10\x02\x12\x11\n\rTRUNCATE_NONE\x10\x03*~\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x15\n\x11\x44\x41TA_TYPE_UBINARY\x10\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xb7\x02\n\x0e\x45ncoderService\x12<\n\x05\x45mbed\x12\x18.trimtab.v1.EmbedRequest\x1a\x19.trimtab.v1.EmbedResponse\x12R\n\x0b\x45mbedStream\x12\x1e.trimtab.v1.EmbedStreamRequest\x1a\x1f.trimtab.v1.EmbedStreamResponse(\x01\x30\x01\x12Q\n\x0cListEncoders\x12\x1f.trimtab.v1.ListEncodersRequest\x1a .trimtab.v1.ListEncodersResponse\x12@\n\nGetEncoder\x12\x1d.trimtab.v1.GetEncoderRequest\x1a\x13.trimtab.v1.Encoderb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18trimtab/v1/encoder.proto\x12\ntrimtab.v1\"\x87\x02\n\x0c\x45mbedRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1e\n\x04role\x18\x03 \x01(\x0e\x32\x10.trimtab.v1.Role\x12&\n\x08truncate\x18\x04 \x01(\x0e\x32\x14.trimtab.v1.Truncate\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12#\n\x05\x64type\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.DataType\x12\r\n\x05texts\x18\x07 \x03(\t\x12&\n\x08priority\x18\x08 \x01(\x0e\x32\x14.trimtab.v1.Priority\x12\x0e\n\x06spaces\x18\t \x03(\t\x12\r\n\x05group\x18\n \x01(\t\"\x9a\x01\n\rEmbedResponse\x12*\n\nembeddings\x18\x01 \x03(\x0b\x32\x16.trimtab.v1.Embeddings\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\r\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12%\n\x05times\x18\x05 \x01(\x0b\x32\x16.trimtab.v1.StageTimes\"R\n\nEmbeddings\x12#\n\x07vectors\x18\x01 \x01(\x0b\x32\x12.trimtab.v1.Matrix\x12\r\n\x05space\x18\x02 \x01(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x03 \x03(\t\"i\n\x06Matrix\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.trimtab.v1.DataType\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\r\x12\r\n\x05scale\x18\x05 \x01(\x02\"N\n\nStageTimes\x12\x10\n\x08tokenize\x18\x01 \x01(\x04\x12\r\n\x05queue\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ompute\x18\x03 \x01(\x04\x12\x0e\n\x06output\x18\x04 \x01(\x04\"K\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.trimtab.v1.EmbedRequest\"\x7f\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.trimtab.v1.EmbedResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.trimtab.v1.ErrorH\x00\x42\t\n\x07outcome\">\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\xbc\x01\n\x0eRescoreRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12)\n\ncandidates\x18\x04 \x03(\x0b\x32\x15.trimtab.v1.Candidate\x12&\n\x08truncate\x18\x05 \x01(\x0e\x32\x14.trimtab.v1.Truncate\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.Priority\"3\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\x04text\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_text\"\x9e\x01\n\x0fRescoreResponse\x12\x0e\n\x06scores\x18\x01 \x01(\x0c\x12\x0f\n\x07missing\x18\x02 \x03(\r\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05space\x18\x05 \x01(\t\x12\x12\n\nsimilarity\x18\x06 \x01(\t\x12%\n\x05times\x18\x07 \x01(\x0b\x32\x16.trimtab.v1.StageTimes\"\x15\n\x13ListEncodersRequest\"=\n\x14ListEncodersResponse\x12%\n\x08\x65ncoders\x18\x01 \x03(\x0b\x32\x13.trimtab.v1.Encoder\"5\n\x11GetEncoderRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x90\x02\n\x07\x45ncoder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x12\n\nsimilarity\x18\x06 \x01(\t\x12\x0f\n\x07pooling\x18\x07 \x01(\t\x12\x12\n\nnormalized\x18\x08 \x01(\x08\x12\x14\n\x0cquery_prompt\x18\t \x01(\t\x12\x16\n\x0epassage_prompt\x18\n \x01(\t\x12$\n\x06\x64types\x18\x0b \x03(\x0e\x32\x14.trimtab.v1.DataType\x12\"\n\x06limits\x18\x0c \x01(\x0b\x32\x12.trimtab.v1.Limits\"N\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r\"&\n\x13ListAdaptersRequest\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\"=\n\x14ListAdaptersResponse\x12%\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x13.trimtab.v1.Adapter\"\x95\x02\n\x07\x41\x64\x61pter\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12$\n\x06source\x18\x03 \x01(\x0b\x32\x14.trimtab.v1.Endpoint\x12$\n\x06target\x18\x04 \x01(\x0b\x32\x14.trimtab.v1.Endpoint\x12\x0c\n\x04rung\x18\x05 \x01(\t\x12\r\n\x05reads\x18\x06 \x01(\t\x12\x0e\n\x06groups\x18\x07 \x03(\t\x12\x0f\n\x07verdict\x18\x08 \x01(\t\x12\x13\n\x0bprovisional\x18\t \x01(\x08\x12\x0f\n\x07reasons\x18\n \x03(\t\x12*\n\ncalibrator\x18\x0b \x01(\x0b\x32\x16.trimtab.v1.Calibrator\x12\x0f\n\x07problem\x18\x0c \x01(\t\"O\n\x08\x45ndpoint\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05space\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\"-\n\nCalibrator\x12\x0f\n\x07\x61\x64\x61pted\x18\x01 \x03(\x01\x12\x0e\n\x06target\x18\x02 \x03(\x01*>\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x10\n\x0cROLE_PASSAGE\x10\x02*]\n\x08Truncate\x12\x18\n\x14TRUNCATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cTRUNCATE_END\x10\x01\x12\x12\n\x0eTRUNCATE_START\x10\x02\x12\x11\n\rTRUNCATE_NONE\x10\x03*~\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x15\n\x11\x44\x41TA_TYPE_UBINARY\x10\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xce\x03\n\x0e\x45ncoderService\x12<\n\x05\x45mbed\x12\x18.trimtab.v1.EmbedRequest\x1a\x19.trimtab.v1.EmbedResponse\x12R\n\x0b\x45mbedStream\x12\x1e.trimtab.v1.EmbedStreamRequest\x1a\x1f.trimtab.v1.EmbedStreamResponse(\x01\x30\x01\x12\x42\n\x07Rescore\x12\x1a.trimtab.v1.RescoreRequest\x1a\x1b.trimtab.v1.RescoreResponse\x12Q\n\x0cListEncoders\x12\x1f.trimtab.v1.ListEncodersRequest\x1a .trimtab.v1.ListEncodersResponse\x12@\n\nGetEncoder\x12\x1d.trimtab.v1.GetEncoderRequest\x1a\x13.trimtab.v1.Encoder\x12Q\n\x0cListAdapters\x12\x1f.trimtab.v1.ListAdaptersRequest\x1a .trimtab.v1.ListAdaptersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trimtab.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1396
-  _globals['_ROLE']._serialized_end=1458
-  _globals['_TRUNCATE']._serialized_start=1460
-  _globals['_TRUNCATE']._serialized_end=1553
-  _globals['_DATATYPE']._serialized_start=1555
-  _globals['_DATATYPE']._serialized_end=1681
-  _globals['_PRIORITY']._serialized_start=1683
-  _globals['_PRIORITY']._serialized_end=1764
+  _globals['_ROLE']._serialized_start=2416
+  _globals['_ROLE']._serialized_end=2478
+  _globals['_TRUNCATE']._serialized_start=2480
+  _globals['_TRUNCATE']._serialized_end=2573
+  _globals['_DATATYPE']._serialized_start=2575
+  _globals['_DATATYPE']._serialized_end=2701
+  _globals['_PRIORITY']._serialized_start=2703
+  _globals['_PRIORITY']._serialized_end=2784
   _globals['_EMBEDREQUEST']._serialized_start=41
-  _globals['_EMBEDREQUEST']._serialized_end=273
-  _globals['_EMBEDRESPONSE']._serialized_start=276
-  _globals['_EMBEDRESPONSE']._serialized_end=441
-  _globals['_MATRIX']._serialized_start=443
-  _globals['_MATRIX']._serialized_end=548
-  _globals['_STAGETIMES']._serialized_start=550
-  _globals['_STAGETIMES']._serialized_end=628
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=630
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=705
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=707
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=834
-  _globals['_ERROR']._serialized_start=836
-  _globals['_ERROR']._serialized_end=898
-  _globals['_LISTENCODERSREQUEST']._serialized_start=900
-  _globals['_LISTENCODERSREQUEST']._serialized_end=921
-  _globals['_LISTENCODERSRESPONSE']._serialized_start=923
-  _globals['_LISTENCODERSRESPONSE']._serialized_end=984
-  _globals['_GETENCODERREQUEST']._serialized_start=986
-  _globals['_GETENCODERREQUEST']._serialized_end=1039
-  _globals['_ENCODER']._serialized_start=1042
-  _globals['_ENCODER']._serialized_end=1314
-  _globals['_LIMITS']._serialized_start=1316
-  _globals['_LIMITS']._serialized_end=1394
-  _globals['_ENCODERSERVICE']._serialized_start=1767
-  _globals['_ENCODERSERVICE']._serialized_end=2078
+  _globals['_EMBEDREQUEST']._serialized_end=304
+  _globals['_EMBEDRESPONSE']._serialized_start=307
+  _globals['_EMBEDRESPONSE']._serialized_end=461
+  _globals['_EMBEDDINGS']._serialized_start=463
+  _globals['_EMBEDDINGS']._serialized_end=545
+  _globals['_MATRIX']._serialized_start=547
+  _globals['_MATRIX']._serialized_end=652
+  _globals['_STAGETIMES']._serialized_start=654
+  _globals['_STAGETIMES']._serialized_end=732
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=734
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=809
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=811
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=938
+  _globals['_ERROR']._serialized_start=940
+  _globals['_ERROR']._serialized_end=1002
+  _globals['_RESCOREREQUEST']._serialized_start=1005
+  _globals['_RESCOREREQUEST']._serialized_end=1193
+  _globals['_CANDIDATE']._serialized_start=1195
+  _globals['_CANDIDATE']._serialized_end=1246
+  _globals['_RESCORERESPONSE']._serialized_start=1249
+  _globals['_RESCORERESPONSE']._serialized_end=1407
+  _globals['_LISTENCODERSREQUEST']._serialized_start=1409
+  _globals['_LISTENCODERSREQUEST']._serialized_end=1430
+  _globals['_LISTENCODERSRESPONSE']._serialized_start=1432
+  _globals['_LISTENCODERSRESPONSE']._serialized_end=1493
+  _globals['_GETENCODERREQUEST']._serialized_start=1495
+  _globals['_GETENCODERREQUEST']._serialized_end=1548
+  _globals['_ENCODER']._serialized_start=1551
+  _globals['_ENCODER']._serialized_end=1823
+  _globals['_LIMITS']._serialized_start=1825
+  _globals['_LIMITS']._serialized_end=1903
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1905
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1943
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1945
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2006
+  _globals['_ADAPTER']._serialized_start=2009
+  _globals['_ADAPTER']._serialized_end=2286
+  _globals['_ENDPOINT']._serialized_start=2288
+  _globals['_ENDPOINT']._serialized_end=2367
+  _globals['_CALIBRATOR']._serialized_start=2369
+  _globals['_CALIBRATOR']._serialized_end=2414
+  _globals['_ENCODERSERVICE']._serialized_start=2787
+  _globals['_ENCODERSERVICE']._serialized_end=3249
 # @@protoc_insertion_point(module_scope)

@@ -4,7 +4,8 @@ isort:skip_file
 The native API of Trimtab: text in, vectors of a named space out.
 
 Every vector belongs to a *space*: the coordinate system of the encoder that made it, named by a
-digest. Two vectors may be compared only if they carry the same space.
+digest. Two vectors may be compared only if they carry the same space. A request may name the spaces it
+wants: what the encoder does not give by itself, adapters map into the space of an older encoder.
 """
 
 from collections import abc as _abc
@@ -135,6 +136,8 @@ class EmbedRequest(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SPACES_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     encoder: _builtins.str
     """may be empty where the server serves only one"""
     version: _builtins.str
@@ -145,8 +148,17 @@ class EmbedRequest(_message.Message):
     """leading components to keep; 0: all"""
     dtype: Global___DataType.ValueType
     priority: Global___Priority.ValueType
+    group: _builtins.str
+    """language, tenant or the like of the texts, for adapters that know groups"""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def spaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The spaces wanted, each once; none: the encoder's own. All are answered from one forward pass.
+        NOT_FOUND where no adapter leads to one of them, FAILED_PRECONDITION where those that do were judged
+        and found wanting.
+        """
+
     def __init__(
         self,
         *,
@@ -158,10 +170,12 @@ class EmbedRequest(_message.Message):
         dtype: Global___DataType.ValueType = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
         priority: Global___Priority.ValueType = ...,
+        spaces: _abc.Iterable[_builtins.str] | None = ...,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "encoder", b"encoder", "priority", b"priority", "role", b"role", "texts", b"texts", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "encoder", b"encoder", "group", b"group", "priority", b"priority", "role", b"role", "spaces", b"spaces", "texts", b"texts", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,15 +189,12 @@ class EmbedResponse(_message.Message):
     TOKEN_COUNTS_FIELD_NUMBER: _builtins.int
     ENCODER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
-    SPACE_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
     encoder: _builtins.str
     version: _builtins.str
-    space: _builtins.str
-    """the space of every row"""
     @_builtins.property
-    def embeddings(self) -> Global___Matrix:
-        """one row a text"""
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embeddings]:
+        """one for each space asked for, in their order"""
 
     @_builtins.property
     def token_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -194,20 +205,53 @@ class EmbedResponse(_message.Message):
     def __init__(
         self,
         *,
-        embeddings: Global___Matrix | None = ...,
+        embeddings: _abc.Iterable[Global___Embeddings] | None = ...,
         token_counts: _abc.Iterable[_builtins.int] | None = ...,
         encoder: _builtins.str = ...,
         version: _builtins.str = ...,
-        space: _builtins.str = ...,
         times: Global___StageTimes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "times", b"times"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "encoder", b"encoder", "space", b"space", "times", b"times", "token_counts", b"token_counts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "encoder", b"encoder", "times", b"times", "token_counts", b"token_counts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class Embeddings(_message.Message):
+    """The vectors of a request in one space."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VECTORS_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    space: _builtins.str
+    """of every row"""
+    @_builtins.property
+    def vectors(self) -> Global___Matrix:
+        """one row a text"""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ENCODER/NAME of the adapters that the vectors passed through, in order; none: they are the encoder's own."""
+
+    def __init__(
+        self,
+        *,
+        vectors: Global___Matrix | None = ...,
+        space: _builtins.str = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "space", b"space", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embeddings: _TypeAlias = Embeddings  # noqa: Y015
 
 @_typing.final
 class Matrix(_message.Message):
@@ -261,7 +305,7 @@ class StageTimes(_message.Message):
     compute: _builtins.int
     """from there until the last of its batches ended"""
     output: _builtins.int
-    """cutting, normalising, packing"""
+    """adapting, cutting, normalising, packing"""
     def __init__(
         self,
         *,
@@ -359,6 +403,119 @@ class Error(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Error: _TypeAlias = Error  # noqa: Y015
+
+@_typing.final
+class RescoreRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    encoder: _builtins.str
+    """may be empty where the server serves only one"""
+    version: _builtins.str
+    """empty: the newest"""
+    query: _builtins.str
+    truncate: Global___Truncate.ValueType
+    priority: Global___Priority.ValueType
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
+    def __init__(
+        self,
+        *,
+        encoder: _builtins.str = ...,
+        version: _builtins.str = ...,
+        query: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        truncate: Global___Truncate.ValueType = ...,
+        priority: Global___Priority.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "encoder", b"encoder", "priority", b"priority", "query", b"query", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RescoreRequest: _TypeAlias = RescoreRequest  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """A text to score. Its vector is remembered under `id`, where it has one, so that later requests need not
+    send the text again; a text that comes with an id takes the place of what was remembered under it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        text: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "id", b"id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class RescoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    ENCODER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    scores: _builtins.bytes
+    """A float32 for each candidate in their order, little-endian: the encoder's similarity to the query, the
+    more the nearer (a distance has a minus before it). Empty where `missing` is not.
+    """
+    encoder: _builtins.str
+    version: _builtins.str
+    space: _builtins.str
+    """the space the scores were computed in"""
+    similarity: _builtins.str
+    """cosine, dot, euclidean or manhattan"""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The candidates, by their places in the request, that came without a text and are not remembered (any
+        more). Nothing was computed: send the request again, with their texts.
+        """
+
+    @_builtins.property
+    def times(self) -> Global___StageTimes: ...
+    def __init__(
+        self,
+        *,
+        scores: _builtins.bytes = ...,
+        missing: _abc.Iterable[_builtins.int] | None = ...,
+        encoder: _builtins.str = ...,
+        version: _builtins.str = ...,
+        space: _builtins.str = ...,
+        similarity: _builtins.str = ...,
+        times: Global___StageTimes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder", "missing", b"missing", "scores", b"scores", "similarity", b"similarity", "space", b"space", "times", b"times", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RescoreResponse: _TypeAlias = RescoreResponse  # noqa: Y015
 
 @_typing.final
 class ListEncodersRequest(_message.Message):
@@ -503,3 +660,172 @@ class Limits(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class ListAdaptersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODER_FIELD_NUMBER: _builtins.int
+    encoder: _builtins.str
+    """of the spaces they map from; empty: of all encoders"""
+    def __init__(
+        self,
+        *,
+        encoder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder", b"encoder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdaptersRequest: _TypeAlias = ListAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class ListAdaptersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """by encoder and name"""
+
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    """A map from the space of one encoder into that of another, older one, and what was found when it was judged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    RUNG_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    PROVISIONAL_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    CALIBRATOR_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    encoder: _builtins.str
+    """the encoder in whose folder it lies"""
+    name: _builtins.str
+    rung: _builtins.str
+    """what kind of map it is"""
+    reads: _builtins.str
+    """embeddings, or states: inner states of the encoder beside them"""
+    verdict: _builtins.str
+    """bridge, cascade, re-index or stay; only the first two are served"""
+    provisional: _builtins.bool
+    """judged without relevance data"""
+    problem: _builtins.str
+    """why requests cannot use it; empty: they can"""
+    @_builtins.property
+    def source(self) -> Global___Endpoint: ...
+    @_builtins.property
+    def target(self) -> Global___Endpoint: ...
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the groups it knows"""
+
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def calibrator(self) -> Global___Calibrator:
+        """absent where it has none"""
+
+    def __init__(
+        self,
+        *,
+        encoder: _builtins.str = ...,
+        name: _builtins.str = ...,
+        source: Global___Endpoint | None = ...,
+        target: Global___Endpoint | None = ...,
+        rung: _builtins.str = ...,
+        reads: _builtins.str = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        verdict: _builtins.str = ...,
+        provisional: _builtins.bool = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        calibrator: Global___Calibrator | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibrator", b"calibrator", "source", b"source", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrator", b"calibrator", "encoder", b"encoder", "groups", b"groups", "name", b"name", "problem", b"problem", "provisional", b"provisional", "reads", b"reads", "reasons", b"reasons", "rung", b"rung", "source", b"source", "target", b"target", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class Endpoint(_message.Message):
+    """A space, and the encoder version whose it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    encoder: _builtins.str
+    version: _builtins.str
+    space: _builtins.str
+    dimensions: _builtins.int
+    def __init__(
+        self,
+        *,
+        encoder: _builtins.str = ...,
+        version: _builtins.str = ...,
+        space: _builtins.str = ...,
+        dimensions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "encoder", b"encoder", "space", b"space", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
+
+@_typing.final
+class Calibrator(_message.Message):
+    """Maps scores of adapted vectors onto the scale of the target's own: piecewise linear through these knots,
+    beyond them as the first and the last piece go on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTED_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def target(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        adapted: _abc.Iterable[_builtins.float] | None = ...,
+        target: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapted", b"adapted", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibrator: _TypeAlias = Calibrator  # noqa: Y015

@@ -44,6 +44,11 @@ class EncoderServiceStub:
                 request_serializer=trimtab_dot_v1_dot_encoder__pb2.EmbedStreamRequest.SerializeToString,
                 response_deserializer=trimtab_dot_v1_dot_encoder__pb2.EmbedStreamResponse.FromString,
                 _registered_method=True)
+        self.Rescore = channel.unary_unary(
+                '/trimtab.v1.EncoderService/Rescore',
+                request_serializer=trimtab_dot_v1_dot_encoder__pb2.RescoreRequest.SerializeToString,
+                response_deserializer=trimtab_dot_v1_dot_encoder__pb2.RescoreResponse.FromString,
+                _registered_method=True)
         self.ListEncoders = channel.unary_unary(
                 '/trimtab.v1.EncoderService/ListEncoders',
                 request_serializer=trimtab_dot_v1_dot_encoder__pb2.ListEncodersRequest.SerializeToString,
@@ -53,6 +58,11 @@ class EncoderServiceStub:
                 '/trimtab.v1.EncoderService/GetEncoder',
                 request_serializer=trimtab_dot_v1_dot_encoder__pb2.GetEncoderRequest.SerializeToString,
                 response_deserializer=trimtab_dot_v1_dot_encoder__pb2.Encoder.FromString,
+                _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/trimtab.v1.EncoderService/ListAdapters',
+                request_serializer=trimtab_dot_v1_dot_encoder__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=trimtab_dot_v1_dot_encoder__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
 
 
@@ -75,6 +85,14 @@ class EncoderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rescore(self, request, context):
+        """Scores candidates for a query in the encoder's own space: the second stage of a search whose first
+        stage fetched them from an index of another space.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEncoders(self, request, context):
         """Lists every version of every encoder that is ready to serve.
         """
@@ -84,6 +102,13 @@ class EncoderServiceServicer:
 
     def GetEncoder(self, request, context):
         """Describes one encoder. NOT_FOUND where it is not served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """Lists the adapters of the repository, those that are not served included, each with the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,6 +127,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     request_deserializer=trimtab_dot_v1_dot_encoder__pb2.EmbedStreamRequest.FromString,
                     response_serializer=trimtab_dot_v1_dot_encoder__pb2.EmbedStreamResponse.SerializeToString,
             ),
+            'Rescore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rescore,
+                    request_deserializer=trimtab_dot_v1_dot_encoder__pb2.RescoreRequest.FromString,
+                    response_serializer=trimtab_dot_v1_dot_encoder__pb2.RescoreResponse.SerializeToString,
+            ),
             'ListEncoders': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEncoders,
                     request_deserializer=trimtab_dot_v1_dot_encoder__pb2.ListEncodersRequest.FromString,
@@ -111,6 +141,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.GetEncoder,
                     request_deserializer=trimtab_dot_v1_dot_encoder__pb2.GetEncoderRequest.FromString,
                     response_serializer=trimtab_dot_v1_dot_encoder__pb2.Encoder.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=trimtab_dot_v1_dot_encoder__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=trimtab_dot_v1_dot_encoder__pb2.ListAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +213,33 @@ class EncoderService:
             _registered_method=True)
 
     @staticmethod
+    def Rescore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab.v1.EncoderService/Rescore',
+            trimtab_dot_v1_dot_encoder__pb2.RescoreRequest.SerializeToString,
+            trimtab_dot_v1_dot_encoder__pb2.RescoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListEncoders(request,
             target,
             options=(),
@@ -221,6 +283,33 @@ class EncoderService:
             '/trimtab.v1.EncoderService/GetEncoder',
             trimtab_dot_v1_dot_encoder__pb2.GetEncoderRequest.SerializeToString,
             trimtab_dot_v1_dot_encoder__pb2.Encoder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab.v1.EncoderService/ListAdapters',
+            trimtab_dot_v1_dot_encoder__pb2.ListAdaptersRequest.SerializeToString,
+            trimtab_dot_v1_dot_encoder__pb2.ListAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,8 @@ isort:skip_file
 The native API of Trimtab: text in, vectors of a named space out.
 
 Every vector belongs to a *space*: the coordinate system of the encoder that made it, named by a
-digest. Two vectors may be compared only if they carry the same space.
+digest. Two vectors may be compared only if they carry the same space. A request may name the spaces it
+wants: what the encoder does not give by itself, adapters map into the space of an older encoder.
 """
 
 from collections import abc as _abc
@@ -42,10 +43,16 @@ class EncoderServiceStub:
     with the id of its request. The server reads on only while it has room for more, so a client
     may write as fast as the call lets it.
     """
+    Rescore: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.RescoreRequest, _encoder_pb2.RescoreResponse]
+    """Scores candidates for a query in the encoder's own space: the second stage of a search whose first
+    stage fetched them from an index of another space.
+    """
     ListEncoders: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.ListEncodersRequest, _encoder_pb2.ListEncodersResponse]
     """Lists every version of every encoder that is ready to serve."""
     GetEncoder: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetEncoderRequest, _encoder_pb2.Encoder]
     """Describes one encoder. NOT_FOUND where it is not served."""
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.ListAdaptersRequest, _encoder_pb2.ListAdaptersResponse]
+    """Lists the adapters of the repository, those that are not served included, each with the reason."""
 
 @_typing.type_check_only
 class EncoderServiceAsyncStub(EncoderServiceStub):
@@ -57,10 +64,16 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     with the id of its request. The server reads on only while it has room for more, so a client
     may write as fast as the call lets it.
     """
+    Rescore: _aio.UnaryUnaryMultiCallable[_encoder_pb2.RescoreRequest, _encoder_pb2.RescoreResponse]  # type: ignore[assignment]
+    """Scores candidates for a query in the encoder's own space: the second stage of a search whose first
+    stage fetched them from an index of another space.
+    """
     ListEncoders: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ListEncodersRequest, _encoder_pb2.ListEncodersResponse]  # type: ignore[assignment]
     """Lists every version of every encoder that is ready to serve."""
     GetEncoder: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetEncoderRequest, _encoder_pb2.Encoder]  # type: ignore[assignment]
     """Describes one encoder. NOT_FOUND where it is not served."""
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_encoder_pb2.ListAdaptersRequest, _encoder_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    """Lists the adapters of the repository, those that are not served included, each with the reason."""
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -83,6 +96,16 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Rescore(
+        self,
+        request: _encoder_pb2.RescoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encoder_pb2.RescoreResponse, _abc.Awaitable[_encoder_pb2.RescoreResponse]]:
+        """Scores candidates for a query in the encoder's own space: the second stage of a search whose first
+        stage fetched them from an index of another space.
+        """
+
+    @_abc_1.abstractmethod
     def ListEncoders(
         self,
         request: _encoder_pb2.ListEncodersRequest,
@@ -97,5 +120,13 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.Encoder, _abc.Awaitable[_encoder_pb2.Encoder]]:
         """Describes one encoder. NOT_FOUND where it is not served."""
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _encoder_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_encoder_pb2.ListAdaptersResponse, _abc.Awaitable[_encoder_pb2.ListAdaptersResponse]]:
+        """Lists the adapters of the repository, those that are not served included, each with the reason."""
 
 def add_EncoderServiceServicer_to_server(servicer: EncoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,7 +30,9 @@ EXTENSIONS = ("model_repository", "model_configuration", "statistics", "paramete
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
 DIGITS = 18  # of a whole number that comes as a string
 OUTPUTS = ("embeddings", "token_count")
-PARAMETERS = ("input_type", "truncate", "dimensions", "embedding_type", "timeout", "priority")
+PARAMETERS = (
+    "input_type", "truncate", "dimensions", "embedding_type", "timeout", "priority", "space", "group"
+)  # fmt: skip
 
 
 class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -293,6 +295,13 @@ class Parameters:
             raise InvalidArgument(f"parameter {name} is {value!r}; choose one of {', '.join(choices)}")
         return value.lower()
 
+    def string(self, name: str) -> str:
+        """Any string; "" where it is absent."""
+        value = self._values.get(name, "")
+        if not isinstance(value, str):
+            raise InvalidArgument(f"parameter {name} is {value!r}; it must be a string")
+        return value
+
     def integer(self, name: str) -> int:
         """A whole number from 1, also as a string; 0 where it is absent."""
         if name not in self._values:
@@ -309,6 +318,7 @@ def _parse(request: Any, remaining: float | None, tenant: str) -> EmbedRequest:
     parameters = Parameters(request.parameters)
     _wanted(request)
     timeout = parameters.integer("timeout")  # microseconds, as Triton's
+    space = parameters.string("space")
     limits = [each for each in (remaining, timeout / 1e6 if timeout else None) if each is not None]
     return EmbedRequest(
         encoder=request.model_name,
@@ -322,6 +332,8 @@ def _parse(request: Any, remaining: float | None, tenant: str) -> EmbedRequest:
         tenant=tenant,
         # Triton's priorities: 1 is the highest, and what is left out is the default.
         priority="bulk" if parameters.integer("priority") > 1 else "interactive",
+        spaces=(space,) if space else (),
+        group=parameters.string("group"),
     )
 
 
@@ -384,7 +396,7 @@ def _wanted(request: Any) -> list[str]:
 
 
 def _response(request: Any, result: EmbedResult) -> Any:
-    output = result.output
+    ((route, output),) = result.outputs
     tensors = {
         "embeddings": (TRITON_DTYPE[output.dtype], output.matrix.astype(STORAGE[output.dtype], copy=False)),
         "token_count": ("INT32", np.array(result.token_counts, "<i4")[:, None]),
@@ -398,7 +410,9 @@ def _response(request: Any, result: EmbedResult) -> Any:
         datatype, array = tensors[name]
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         response.raw_output_contents.append(array.tobytes())
-    response.parameters["space"].string_param = result.encoder.manifest.space
+    response.parameters["space"].string_param = route.space
+    if route.hops:
+        response.parameters["adapters"].string_param = ",".join(route.names)
     if output.dtype == "int8":
         response.parameters["scale"].double_param = output.scale
     for stage in ("tokenize", "queue", "compute", "output"):

@@ -2,19 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import TypeVar
 
 from trimtab import vectors
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
+from trimtab_server.adapters import Loaded
 from trimtab_server.batch import Priority
-from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
+from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
 from trimtab_server.repository import Encoder
+from trimtab_server.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
+from trimtab_server.routes import refusal
 from trimtab_server.rpc.boundary import BYTES_A_TEXT, Context, Tenants, Window, as_trimtab_error, shorten
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "trimtab.v1"
+Choice = TypeVar("Choice")
 
 ROLES: dict[int, Role | None] = {
     pb.ROLE_UNSPECIFIED: None,
@@ -38,8 +43,9 @@ PRIORITIES: dict[int, Priority] = {
 class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     """Translates messages; the pipeline does the work."""
 
-    def __init__(self, pipeline: Pipeline, tenants: Tenants) -> None:
+    def __init__(self, pipeline: Pipeline, rescorer: Rescorer, tenants: Tenants) -> None:
         self._pipeline = pipeline
+        self._rescorer = rescorer
         self._tenants = tenants
         self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
 
@@ -80,6 +86,10 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         if reader.cancelled():
             raise Unavailable("the server is draining: send what was not answered to another one")
 
+    async def Rescore(self, request: pb.RescoreRequest, context: Context) -> pb.RescoreResponse:
+        deadline, tenant = deadline_of(context), self._tenants.of(context)
+        return _rescored(await self._rescorer.rescore(lambda: _parse_rescore(request, deadline, tenant)))
+
     async def ListEncoders(
         self, request: pb.ListEncodersRequest, context: Context
     ) -> pb.ListEncodersResponse:
@@ -88,6 +98,13 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.Encoder:
         return self._describe(self._pipeline.repository.find(request.encoder, request.version))
+
+    async def ListAdapters(
+        self, request: pb.ListAdaptersRequest, context: Context
+    ) -> pb.ListAdaptersResponse:
+        adapters = self._pipeline.repository.adapters.all()
+        chosen = [loaded for loaded in adapters if request.encoder in ("", loaded.encoder)]
+        return pb.ListAdaptersResponse(adapters=[_adapter(loaded) for loaded in chosen])
 
     def drain(self) -> None:
         """Read no more from any stream; each ends when what it has read is answered."""
@@ -130,44 +147,105 @@ def deadline_of(context: Context) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
+def _known(choices: Mapping[int, Choice], value: int, name: str, enum: str) -> Choice:
+    try:
+        return choices[value]
+    except KeyError:
+        raise InvalidArgument(f"{name} {value} is not known; see {enum} in trimtab.v1") from None
+
+
+def _parse_rescore(request: pb.RescoreRequest, deadline: float | None, tenant: str) -> RescoreRequest:
+    return RescoreRequest(
+        encoder=request.encoder,
+        version=request.version,
+        query=request.query,
+        candidates=[
+            Candidate(each.id, each.text if each.HasField("text") else None) for each in request.candidates
+        ],
+        truncate=_known(TRUNCATES, request.truncate, "truncate", "Truncate"),
+        deadline=deadline,
+        tenant=tenant,
+        priority=_known(PRIORITIES, request.priority, "priority", "Priority"),
+    )
+
+
+def _rescored(result: RescoreResult) -> pb.RescoreResponse:
+    encoder = result.encoder
+    return pb.RescoreResponse(
+        scores=result.scores.astype("<f4", copy=False).tobytes(),
+        missing=result.missing,
+        encoder=encoder.name,
+        version=str(encoder.version),
+        space=encoder.manifest.space,
+        similarity=encoder.manifest.similarity,
+        times=_times(result.times),
+    )
+
+
+def _times(times: Times) -> pb.StageTimes:
+    return pb.StageTimes(
+        tokenize=_ns(times.tokenize),
+        queue=_ns(times.queue),
+        compute=_ns(times.compute),
+        output=_ns(times.output),
+    )
+
+
 def _parse(request: pb.EmbedRequest, deadline: float | None, tenant: str) -> EmbedRequest:
-    dtype = vectors.FROM_PROTO.get(request.dtype)
-    if dtype is None:
-        raise InvalidArgument(f"dtype {request.dtype} is not known; see DataType in trimtab.v1")
-    if request.role not in ROLES:
-        raise InvalidArgument(f"role {request.role} is not known; see Role in trimtab.v1")
-    if request.truncate not in TRUNCATES:
-        raise InvalidArgument(f"truncate {request.truncate} is not known; see Truncate in trimtab.v1")
-    if request.priority not in PRIORITIES:
-        raise InvalidArgument(f"priority {request.priority} is not known; see Priority in trimtab.v1")
     return EmbedRequest(
         encoder=request.encoder,
         version=request.version,
         texts=request.texts,
-        role=ROLES[request.role],
-        truncate=TRUNCATES[request.truncate],
+        role=_known(ROLES, request.role, "role", "Role"),
+        truncate=_known(TRUNCATES, request.truncate, "truncate", "Truncate"),
         dimensions=request.dimensions,
-        dtype=dtype,
+        dtype=_known(vectors.FROM_PROTO, request.dtype, "dtype", "DataType"),
         deadline=deadline,
         tenant=tenant,
-        priority=PRIORITIES[request.priority],
+        priority=_known(PRIORITIES, request.priority, "priority", "Priority"),
+        spaces=request.spaces,
+        group=request.group,
     )
 
 
 def _response(result: EmbedResult) -> pb.EmbedResponse:
-    output, encoder, times = result.output, result.encoder, result.times
+    encoder = result.encoder
     return pb.EmbedResponse(
-        embeddings=vectors.pack(output.matrix, output.dtype, output.scale),
+        embeddings=[
+            pb.Embeddings(
+                vectors=vectors.pack(output.matrix, output.dtype, output.scale),
+                space=route.space,
+                adapters=route.names,
+            )
+            for route, output in result.outputs
+        ],
         token_counts=result.token_counts,
         encoder=encoder.name,
         version=str(encoder.version),
-        space=encoder.manifest.space,
-        times=pb.StageTimes(
-            tokenize=_ns(times.tokenize),
-            queue=_ns(times.queue),
-            compute=_ns(times.compute),
-            output=_ns(times.output),
-        ),
+        times=_times(result.times),
+    )
+
+
+def _adapter(loaded: Loaded) -> pb.Adapter:
+    manifest = loaded.manifest
+    source, target = (
+        pb.Endpoint(encoder=end.encoder, version=str(end.version), space=end.space, dimensions=end.dimensions)
+        for end in (manifest.source, manifest.target)
+    )
+    knots = manifest.calibrator
+    return pb.Adapter(
+        encoder=loaded.encoder,
+        name=manifest.name,
+        source=source,
+        target=target,
+        rung=manifest.rung,
+        reads=manifest.reads,
+        groups=manifest.groups,
+        verdict=manifest.verdict,
+        provisional=manifest.provisional,
+        reasons=manifest.reasons,
+        calibrator=pb.Calibrator(adapted=knots.adapted, target=knots.target) if knots else None,
+        problem=refusal(loaded),
     )
 
 

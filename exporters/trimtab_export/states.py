@@ -1,0 +1,180 @@
+"""A second graph beside a variant's own, whose output has the mean of every layer's hidden states as well.
+
+A map from one encoder's space to another's that sees the inner states keeps more than one that sees only the
+final vector. Both graphs share their weights file, so the second costs some kilobytes.
+
+Which tensors of a graph are the hidden states is found by comparing values with the torch module where the
+source is one, else by the order of layer norms: in BERT's family each layer has one behind the attention
+and one that closes it.
+"""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from trimtab.errors import ExportError
+from trimtab_export import runtime
+from trimtab_export.head import OUTPUT, STATES_GRAPH, Grafter, free_prefix, opset_of, rename
+from trimtab_export.source import Graph
+
+Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
+Floats: TypeAlias = NDArray[np.float32]
+
+# The largest differences that float32 arithmetic in another order explains, for values up to 1.
+SAME = 1e-4
+SAME_EMBEDDING = 1e-6  # of the same operators in two graphs
+CLOSERS = {"LayerNormalization", "Add"}  # what can end a layer: the norm behind it, or the residual sum
+
+
+def hidden_states(graph: Path, backbone: Any, batch: Tokens) -> list[str]:
+    """The names of a graph's hidden states, the embedding layer's first; empty where they are not found.
+
+    Args:
+        graph: with the head on it, and not yet rewritten.
+        backbone: the torch module that the graph was made of, or a Graph where there is none.
+        batch: a few texts; only torch modules are run on them.
+    """
+    model = onnx.load(str(graph), load_external_data=False)
+    if isinstance(backbone, Graph):
+        return _by_structure(model)
+    return _by_value(model, graph.parent, _of_torch(backbone, batch), batch)
+
+
+def write(graph: Path, layers: list[str]) -> Path:
+    """Write model-with-states.onnx beside `graph`, over the same weights; returns its path.
+
+    Its output `embeddings` is float32 (n, dimensions + width): see `trimtab.bundle.States`.
+    """
+    model = onnx.load(str(graph), load_external_data=False)
+    prefix = free_prefix(model.graph)
+    embedding = f"{prefix}/embedding"
+    rename(model.graph, OUTPUT, embedding)
+    grafter = Grafter(model.graph, opset_of(model), prefix)
+    grafter.give(grafter.concat([embedding, *(grafter.pool(layer, "mean") for layer in layers)]))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "joined"]))
+    path = graph.with_name(STATES_GRAPH)
+    onnx.save(model, str(path))
+    onnx.checker.check_model(str(path))
+    return path
+
+
+def check(graph: Path, plain: Path, batch: Tokens) -> int:
+    """The width of the states that `graph` gives beside the embeddings of the graph `plain`.
+
+    Raises ExportError where an embedding is not that of `plain`, or a text's row changes with its neighbours
+    in the batch.
+    """
+    session = runtime.session(graph)
+    rows = runtime.run(session, OUTPUT, batch)
+    embeddings = runtime.run(runtime.session(plain), OUTPUT, batch)
+    dimensions = int(embeddings.shape[1])
+    if not _near(rows[:, :dimensions], embeddings, SAME_EMBEDDING):
+        raise ExportError(f"{graph.name} gives other embeddings than {plain.name}")
+    for number, row in enumerate(rows):
+        own = int(batch["attention_mask"][number].sum())
+        single = {name: ids[number : number + 1, :own] for name, ids in batch.items()}
+        if not _near(runtime.run(session, OUTPUT, single)[0], row, SAME):
+            raise ExportError(f"the inner states of a text in {graph.name} change with its neighbours")
+    width: int = rows.shape[1] - dimensions
+    return width
+
+
+def _near(one: Floats, other: Floats, tolerance: float) -> bool:
+    return bool(np.abs(one - other).max() <= tolerance * max(1.0, float(np.abs(other).max())))
+
+
+def _of_torch(backbone: Any, batch: Tokens) -> list[Floats]:
+    """The hidden states that the module names itself, float32 (n, length, hidden) each; perhaps none."""
+    import torch
+
+    known = inspect.signature(backbone.forward).parameters
+    inputs = {name: torch.from_numpy(ids) for name, ids in batch.items() if name in known}
+    try:
+        with torch.no_grad():
+            states = getattr(backbone(**inputs, output_hidden_states=True), "hidden_states", None)
+    except Exception:  # whatever a source raises, the comparison with it says so in its own words
+        return []
+    return [state.numpy() for state in states or ()]
+
+
+def _by_value(model: Any, folder: Path, wanted: list[Floats], batch: Tokens) -> list[str]:
+    """For each of `wanted`, in order, the first tensor that equals it on the real tokens."""
+    if not wanted:
+        return []
+    rank3 = _of_rank_3(model)
+    names = [node.output[0] for node in model.graph.node if node.op_type in CLOSERS]
+    names = [name for name in names if name in rank3]
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    path = folder / ".probe.onnx"
+    try:
+        onnx.save(model, str(path))
+        session = runtime.session(path)
+        inputs = {value.name: batch[value.name] for value in session.get_inputs()}
+        values = dict(zip(names, session.run(names, inputs), strict=True))
+    finally:
+        path.unlink(missing_ok=True)
+    real = batch["attention_mask"] == 1
+    found: list[str] = []
+    for state in wanted:
+        same = (
+            name
+            for name, value in values.items()
+            if value.shape == state.shape and name not in found and _near(value[real], state[real], SAME)
+        )
+        found.append(next(same, ""))
+    return found if all(found) else []
+
+
+def _by_structure(model: Any) -> list[str]:
+    """The layer norms that close a layer, where they come as BERT has them; else none.
+
+    That is: one over the embeddings, then in turns one with a softmax between it and the norm before it
+    (the attention) and one without (the feed-forward block).
+    """
+    rank3 = _of_rank_3(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    if len(norms) < 3 or len(norms) % 2 == 0 or not rank3.issuperset(norm.output[0] for norm in norms):
+        return []
+    first, *rest = norms
+    if _between(first, makers) != (False, set()):
+        return []
+    for number, norm in enumerate(rest, 1):
+        attention, before = _between(norm, makers)
+        if attention != (number % 2 == 1) or before != {norms[number - 1].output[0]}:
+            return []
+    return [norm.output[0] for norm in norms[::2]]
+
+
+def _of_rank_3(model: Any) -> set[str]:
+    """The names of the tensors (n, length, width)."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    values = (*inferred.value_info, *inferred.output)
+    return {value.name for value in values if len(value.type.tensor_type.shape.dim) == 3}
+
+
+def _between(norm: Any, makers: dict[str, Any]) -> tuple[bool, set[str]]:
+    """Whether a softmax lies between a layer norm and those before it, and the outputs of those."""
+    softmax, before = False, set()
+    todo, seen = list(norm.input), set()
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in makers:
+            continue
+        seen.add(name)
+        node = makers[name]
+        if node.op_type == "LayerNormalization":
+            before.add(name)
+            continue
+        softmax |= node.op_type == "Softmax"
+        if node.op_type != "Shape":  # MPNet's position bias asks for the shape of the embeddings alone
+            todo.extend(node.input)
+    return softmax, before
