@@ -170,17 +170,18 @@ class Reindex:
         self._options = bulk(encoder, role, truncate)
         self._texts, self._batch, self._pace = texts, batch, Pace(rate)
 
-    def run(self, *, sample: int = SAMPLE, progress: bool = False) -> Outcome:
+    def run(self, *, sample: int = SAMPLE, progress: type[Progress] | None = None) -> Outcome:
         """Move what is not there yet, pass by pass, and verify the whole.
 
-        Where nothing is to do, it does nothing but verify. progress: show it on standard error. Raises
+        Where nothing is to do, it does nothing but verify. progress: shows each pass. Raises
         Unavailable where a store or the server goes away, and FailedPrecondition where the verification
         fails; what was moved until then is kept, and another run goes on from there.
         """
         moved = 0
         for number in range(MOST_PASSES):
             label = "checking" if number else "re-indexing"
-            with Progress(label, "documents", self._source.count()) if progress else nullcontext() as shown:
+            total = self._source.count()
+            with progress(label, "documents", total) if progress else nullcontext() as shown:
                 done = self._pass(shown.advance if shown else lambda count: None)
             moved += done.moved
             if done.moved == 0:
@@ -208,7 +209,7 @@ class Reindex:
             first = rows.ids[int(same.argmin())]
             raise FailedPrecondition(
                 f"{self._target.name}: {int((~same).sum())} of {len(rows)} sampled vectors are not those "
-                f"of their texts, such as that of document {first!r}. Delete the store, and re-index into a new one"
+                f"of their texts, such as that of document {first!r}. Delete the store, and re-index anew"
             )
         return len(rows)
 
