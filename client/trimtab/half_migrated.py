@@ -151,7 +151,7 @@ def merged(waiting: Sequence[Hit], fresh: Sequence[Hit], k: int) -> list[Hit]:
 class HalfMigrated:
     """Search over an old and a new store while `trimtab reindex` fills the new one.
 
-    client: reaches the server with the new encoder and the adapter from its space into the old store's.
+    client: reaches the server with the new encoder, and the adapter from its space into the old one's.
     old, new: the stores, open; both stay the caller's to close. Each names its space. Documents are written to
         the old store until the end, or to both; they are deleted from the old one first.
     encoder: the new encoder's name; left out, the one that is served with the new store's space.

@@ -145,7 +145,7 @@ class Reindex:
     role, truncate: of the documents; without a role, encoders with prompts embed them as passages.
     texts: by id, for a source that has none.
     rate: at most so many texts a second. Without it, the server still lets live queries go first.
-    batch: how many documents are written together, and embedded twice at most after a crash.
+    batch: how many documents a crash makes it embed twice, at most; half as many are written together.
     """
 
     def __init__(
@@ -239,7 +239,10 @@ class Reindex:
         sent: deque[Document] = deque()
         ready: list[tuple[Document, Matrix]] = []
         written_at = time.monotonic()
-        with self._client.embed_stream(_noted(missing(), sent), **self._options.keywords()) as stream:
+        # What is on its way and what is ready but not written are a batch together: all that a crash costs.
+        window = max(1, self._batch // 2)
+        texts = _noted(missing(), sent)
+        with self._client.embed_stream(texts, window=window, **self._options.keywords()) as stream:
             if stream.encoder.space != self._target.form.space:
                 raise FailedPrecondition(
                     f"{stream.encoder.name} {stream.encoder.version} makes vectors of space "
@@ -249,7 +252,7 @@ class Reindex:
             for vector in stream:
                 ready.append((sent.popleft(), vector))
                 late = time.monotonic() - written_at >= WRITE_SECONDS
-                if late or len(ready) == self._batch:
+                if late or len(ready) >= self._batch - window:
                     self._write(ready)
                     moved += len(ready)
                     count(len(ready))

@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--rate", type=float, metavar="N", help="at most N texts a second; default: no limit")
     work.add_argument(
         "--batch", type=int, metavar="N", default=migration.BATCH,
-        help="documents written together; default: %(default)s",
+        help="documents under way, which a crash makes it embed again; default: %(default)s",
     )  # fmt: skip
     work.add_argument(
         "--sample", type=int, metavar="N", default=migration.SAMPLE,
