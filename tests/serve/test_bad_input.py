@@ -33,7 +33,9 @@ def channel(strict: ServerProcess) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(strict.url) as channel:
         yield channel
         response = encoder_pb2_grpc.EncoderServiceStub(channel).Embed(pb.EmbedRequest(texts=["still here"]))
-        assert response.embeddings[0].vectors.rows == 1 and np.isclose(np.linalg.norm(vector(response)), 1, atol=1e-5)
+        assert response.embeddings[0].vectors.rows == 1 and np.isclose(
+            np.linalg.norm(vector(response)), 1, atol=1e-5
+        )
 
 
 def vector(response: pb.EmbedResponse) -> np.ndarray:

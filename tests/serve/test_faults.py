@@ -165,7 +165,9 @@ async def test_a_stream_that_is_not_read_stops_itself_alone(minilm_repository: P
             while sent != last:  # until nothing has moved while 50 other calls were answered
                 last = sent
                 for _ in range(50):
-                    assert (await stub.Embed(pb.EmbedRequest(texts=["another caller"]))).embeddings[0].vectors.rows == 1
+                    assert (await stub.Embed(pb.EmbedRequest(texts=["another caller"]))).embeddings[
+                        0
+                    ].vectors.rows == 1
             assert not flooding.done() and 0 < sent < 10_000
             flooding.cancel()
             stream.cancel()
