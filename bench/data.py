@@ -17,14 +17,18 @@ LONG_CHARACTERS = 600
 MIXES = {"short": 0.0, "mixed": 0.3, "long": 1.0}
 
 
-def pairs() -> list[tuple[str, str]]:
-    """(short description, long description) of packages, each text once, in a fixed random order."""
-    if not CACHE.exists():
-        CACHE.parent.mkdir(exist_ok=True)
-        partial = CACHE.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(pair) + "\n" for pair in _fetch()))
-        partial.rename(CACHE)
-    return [tuple(json.loads(line)) for line in CACHE.read_text().splitlines()]
+def pairs(language: str = "en") -> list[tuple[str, str]]:
+    """(short description, long description) of packages, each text once, in a fixed random order.
+
+    In English, or as far as Debian's translators have come in another language: some thousands in "de".
+    """
+    cache = CACHE if language == "en" else CACHE.with_stem(f"{CACHE.stem}-{language}")
+    if not cache.exists():
+        cache.parent.mkdir(exist_ok=True)
+        partial = cache.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(pair) + "\n" for pair in _fetch(language)))
+        partial.rename(cache)
+    return [tuple(json.loads(line)) for line in cache.read_text().splitlines()]
 
 
 def mix(name: str, count: int) -> list[str]:
@@ -34,21 +38,21 @@ def mix(name: str, count: int) -> list[str]:
     return [long[:LONG_CHARACTERS] if rng.random() < documents else short for short, long in pairs()[:count]]
 
 
-def _fetch() -> list[tuple[str, str]]:
+def _fetch(language: str) -> list[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "lists" / "partial").mkdir(parents=True)
         config = folder / "apt.conf"
         config.write_text(
             f'Dir::Etc::Parts "/dev/null";\nDir::State::Lists "{folder}/lists";\n'
-            'Acquire::Languages { "en"; };\n'
+            f'Acquire::Languages {{ "{language}"; }};\n'
         )
         environment = {**os.environ, "APT_CONFIG": str(config)}
         subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment, stderr=subprocess.DEVNULL)
         found: dict[str, str] = {}
-        for path in sorted((folder / "lists").glob("*Translation-en")):
+        for path in sorted((folder / "lists").glob(f"*Translation-{language}")):
             for record in path.read_text().split("\n\n"):
-                short, _, body = record.partition("Description-en:")[2].strip().partition("\n")
+                short, _, body = record.partition(f"Description-{language}:")[2].strip().partition("\n")
                 lines = [line.strip() for line in body.splitlines() if line.startswith(" ")]
                 long = " ".join(line for line in lines if line != ".")
                 if len(short.split()) >= 3 and len(long) >= 80:

@@ -126,9 +126,8 @@ def adapter(
         "queries": manifest.queries if queries is not None else None,
         **changes,
     }
-    (fresh / adapters.MANIFEST).write_bytes(
-        msgspec.json.encode(msgspec.structs.replace(manifest, **settings))
-    )
+    manifest = msgspec.structs.replace(manifest, **settings)
+    (fresh / adapters.MANIFEST).write_bytes(msgspec.json.encode(manifest))
     if path.exists():
         shutil.rmtree(path)
     return fresh.rename(path)

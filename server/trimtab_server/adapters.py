@@ -1,4 +1,4 @@
-"""The adapters of the repository: read, opened, and applied to the encoders' vectors.
+"""The adapters of the repository: read, opened, and found by the spaces they lead to.
 
 An adapter is an ONNX graph, whatever kind of map it is, and so the server knows of no kind. All adapters of
 the repository are there, whichever encoder they belong to: a request's route may lead through several.
@@ -6,6 +6,7 @@ the repository are there, whichever encoder they belong to: a request's route ma
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from trimtab import adapter as adapters
 from trimtab import bundle as bundles
 from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
-from trimtab.errors import AdapterError, InternalError, TrimtabError
+from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
 from trimtab_server import routes
+from trimtab_server.watching import Watch, Watched
 
 log = logging.getLogger(__name__)
 
@@ -58,18 +60,25 @@ class AdapterSession:
             )
         self.states_width = more
         self._groups = {name: number for number, name in enumerate(manifest.groups, start=1)}
-        trial = self.run(np.full((TRIAL_ROWS, width), width**-0.5, np.float32), "")
+        rows = np.full((TRIAL_ROWS, width), width**-0.5, np.float32)
+        trial = self.run(rows, [""] * TRIAL_ROWS)
         if trial.shape != (TRIAL_ROWS, manifest.target.dimensions) or trial.dtype != np.float32:
             raise AdapterError(
                 f"{path} gives {trial.dtype} of shape {trial.shape} for {TRIAL_ROWS} vectors, not "
                 f"{manifest.target.dimensions} components of float32 each. Fit the adapter again"
             )
+        begun = time.perf_counter()
+        self.run(rows, [""] * TRIAL_ROWS)
+        self.row_seconds = (time.perf_counter() - begun) / TRIAL_ROWS
 
-    def run(self, vectors: Vectors, group: str) -> Vectors:
-        """Rows of the source space in, float32 (n, d_in), their places in the target space out."""
+    def run(self, vectors: Vectors, groups: Sequence[str]) -> Vectors:
+        """Rows of the source space in, float32 (n, d_in), their places in the target space out.
+
+        groups[i] is the group of row i; one that the adapter does not know is none of its groups.
+        """
         feeds: dict[str, NDArray[np.generic]] = {"vectors": np.ascontiguousarray(vectors)}
         if self._groups:
-            feeds["group"] = np.full(len(vectors), self._groups.get(group, 0), np.int64)
+            feeds["group"] = np.array([self._groups.get(group, 0) for group in groups], np.int64)
         adapted: Vectors = self._session.run(["adapted"], feeds)[0]
         return adapted
 
@@ -84,6 +93,7 @@ class Loaded:
     session: AdapterSession | None
     problem: str
     target: Manifest | None  # of the bundle whose space the adapter leads to, where the repository has it
+    watched: Watched | None  # where it has the calibration queries that live ones are compared with
 
     @property
     def name(self) -> str:
@@ -95,12 +105,22 @@ class Loaded:
         """How many components it reads beside the embedding."""
         return self.session.states_width if self.session else 0
 
-    def run(self, vectors: Vectors, group: str) -> Vectors:
+    @property
+    def row_seconds(self) -> float:
+        """About what a row costs."""
+        return self.session.row_seconds if self.session else 0.0
+
+    def see(self, rows: Vectors) -> None:
+        """These rows, in its source space, are live queries on their way through it."""
+        if self.watched is not None:
+            self.watched.see(rows)
+
+    def run(self, vectors: Vectors, groups: Sequence[str]) -> Vectors:
         """As the session does. Raises InternalError where that fails, or where there is none."""
         if self.session is None:
             raise InternalError(f"adapter {self.name} is in a route, and cannot be used: {self.problem}")
         try:
-            return self.session.run(vectors, group)
+            return self.session.run(vectors, groups)
         except Exception as error:
             raise InternalError(f"adapter {self.name} failed: {type(error).__name__}") from error
 
@@ -121,23 +141,14 @@ class Route:
         return [hop.name for hop in self.hops]
 
 
-def apply(route: Route, rows: Vectors, dimensions: int, group: str) -> Vectors:
-    """Rows of an encoder's graph, embedding first, float32 (n, d), as vectors of the route's space.
-
-    Raises InternalError where an adapter fails on them.
-    """
-    vectors = rows if route.hops and route.hops[0].states_width else rows[:, :dimensions]
-    for hop in route.hops:
-        vectors = hop.run(vectors, group)
-    return vectors
-
-
 class Adapters:
     """All adapters of a repository, and the routes through them. For one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
         self._links: tuple[Loaded, ...] = ()  # as requests see them
+        self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
         self._routes: dict[tuple[str, int, str], tuple[Loaded, ...]] = {}
 
     def all(self) -> Sequence[Loaded]:
@@ -149,7 +160,7 @@ class Adapters:
         key = (encoder.space, states_width, wanted)
         hops = self._routes.get(key)
         if hops is None:  # only what there is is kept: a caller may ask for anything
-            hops = self._routes[key] = routes.find(self._links, encoder.space, wanted, states_width)
+            hops = self._routes[key] = self._find(encoder, states_width, wanted)
         last = hops[-1]
         return Route(
             wanted,
@@ -158,6 +169,19 @@ class Adapters:
             last.target.normalized if last.target else None,
             last.target.int8_limit if last.target else None,
         )
+
+    def _find(self, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
+        try:
+            return routes.find(self._links, encoder.space, wanted, states_width)
+        except NotFound:
+            whose = self._own.get(wanted)
+            if whose is None:
+                raise
+            raise FailedPrecondition(
+                f"space {wanted} is that of {whose.name} version {whose.version}, and no adapter leads there from "
+                f"{encoder.space}, that of {encoder.name} version {encoder.version}: ask {whose.name}, or fit an "
+                "adapter with `trimtab adapter fit`"
+            ) from None
 
     def read(self, repository: Path, encoder: str) -> tuple[Loaded, ...]:
         """The encoder's adapters as they are on disk now; those that are known already are not opened again.
@@ -173,14 +197,18 @@ class Adapters:
                 if before is not None and before.sha256 == sha256 and before.session is not None:
                     found.append(before)
                 else:
-                    found.append(_open(repository, encoder, path, sha256))
+                    found.append(self._open(repository, encoder, path, sha256))
             except (OSError, TrimtabError) as error:  # without a manifest there is nothing to show for it
                 log.error("%s: %s", path, error)
         return tuple(found)
 
     def put(self, encoder: str, found: tuple[Loaded, ...]) -> None:
         """These are the encoder's adapters from now on: `wants_states` knows them, requests not yet."""
+        gone = set(self.of(encoder)) - set(found)
         self._read[encoder] = found
+        for loaded in gone:
+            if loaded.watched is not None:
+                loaded.watched.close()
 
     def of(self, encoder: str) -> tuple[Loaded, ...]:
         """The encoder's adapters, as they were put."""
@@ -204,28 +232,46 @@ class Adapters:
             for encoder in sorted(self._read)
             for loaded in self._read[encoder]
         )
+        self._own = {manifest.space: manifest for manifest, _ in served.values()}
         self._routes = {}
+
+    def _open(self, repository: Path, encoder: str, path: Path, sha256: str) -> Loaded:
+        manifest = adapters.KIND.manifest(path, AdapterManifest)
+        session, watched, problem = None, None, ""
+        try:
+            if (manifest.name, manifest.source.encoder) != (path.name, encoder):
+                raise AdapterError(
+                    f"{path} holds {manifest.name}, which maps vectors of {manifest.source.encoder}: an "
+                    "adapter is served from REPOSITORY/ENCODER/adapters/NAME under its own name. Move it"
+                )
+            adapter = adapters.read(path)
+            session = AdapterSession(adapter)
+            watched = self._watched(adapter)
+        except TrimtabError as error:
+            log.error("%s: %s", path, error)
+            problem = str(error)
+        target = _target(repository, manifest.target)
+        return Loaded(encoder, manifest, sha256, session, problem, target, watched)
+
+    def _watched(self, adapter: Adapter) -> Watched | None:
+        queries, source = adapter.baseline(), adapter.manifest.source
+        if queries is None:
+            return None
+        if queries.ndim != 2 or queries.shape[1] != source.dimensions:
+            raise AdapterError(
+                f"the queries in {adapter.path} are of shape {queries.shape}, in a space of "
+                f"{source.dimensions} dimensions. Fit the adapter again"
+            )
+        try:
+            return self._watch.open(source.encoder, source.version, adapter.manifest.name, queries)
+        except AdapterError as error:  # it can do its work all the same
+            log.warning("%s: %s", adapter.path, error)
+            return None
 
 
 def own(encoder: Manifest) -> Route:
     """The route into an encoder's own space."""
     return Route(encoder.space, (), encoder.dimensions, encoder.normalized, encoder.int8_limit)
-
-
-def _open(repository: Path, encoder: str, path: Path, sha256: str) -> Loaded:
-    manifest = adapters.KIND.manifest(path, AdapterManifest)
-    session, problem = None, ""
-    try:
-        if (manifest.name, manifest.source.encoder) != (path.name, encoder):
-            raise AdapterError(
-                f"{path} holds {manifest.name}, which maps vectors of {manifest.source.encoder}: an adapter "
-                "is served from REPOSITORY/ENCODER/adapters/NAME under its own name. Move it there"
-            )
-        session = AdapterSession(adapters.read(path))
-    except TrimtabError as error:
-        log.error("%s: %s", path, error)
-        problem = str(error)
-    return Loaded(encoder, manifest, sha256, session, problem, _target(repository, manifest.target))
 
 
 def _target(repository: Path, end: Endpoint) -> Manifest | None:

@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
+from trimtab_server.adapters import Adapters
 from trimtab_server.admission import Admission
 from trimtab_server.batcher import Batcher
 from trimtab_server.config import Config, Tls, split_address
@@ -32,6 +33,7 @@ from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.sharing import Sharing
 from trimtab_server.tickets import Ticket
 from trimtab_server.tokenization import Tokenization
+from trimtab_server.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,8 @@ class App:
             serving=self._devices_changed,
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
-        self.repository = Repository(repository, self._engine, self._changed)
+        self._watch = Watch(self._registry)
+        self.repository = Repository(repository, self._engine, Adapters(self._watch), self._changed)
         pipeline = Pipeline(
             config.limits,
             self.repository,
@@ -139,6 +142,7 @@ class App:
         await self._server.stop(FLUSH_SECONDS)
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._tokenization.stop)
+        await asyncio.to_thread(self._watch.stop)
         if self._scrapes is not None:
             self._scrapes.shutdown()
             self._scrapes.server_close()

@@ -8,9 +8,10 @@ from typing import Literal, Protocol, TypeVar
 
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
 from trimtab.vectors import Dtype
-from trimtab_server import adapters, outputs
-from trimtab_server.adapters import Route
+from trimtab_server import outputs
+from trimtab_server.adapters import Route, Vectors
 from trimtab_server.admission import Admission
+from trimtab_server.applying import Applier
 from trimtab_server.batch import Priority
 from trimtab_server.config import Limits
 from trimtab_server.engine import Engine
@@ -116,6 +117,7 @@ class Pipeline:
         self._tokenization = tokenization
         self._engine = engine
         self._metrics = metrics
+        self._applier = Applier()
 
     async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
         """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
@@ -216,7 +218,13 @@ class Pipeline:
             prompt = prompts.query if request.role == "query" else prompts.passage
         texts = [prompt + text for text in request.texts] if prompt else request.texts
         rows = await self.compute(encoder, request, texts, begun)
-        answers = [(route, _finish(route, encoder, request, rows.computed.vectors)) for route in routes]
+        vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
+        answers = []
+        for route in routes:
+            there = await self._applier.apply(route, vectors, dimensions, request.group)
+            answers.append((route, _finish(route, request, there)))
+            if route.hops and request.role != "passage":
+                route.hops[0].see(vectors)
         return EmbedResult(encoder, answers, rows.counts, self.answered(encoder, rows, protocol, begun))
 
     def _check(self, encoder: Encoder, request: EmbedRequest) -> None:
@@ -281,9 +289,9 @@ def _check_output(route: Route, encoder: Encoder, request: EmbedRequest) -> None
         )
 
 
-def _finish(route: Route, encoder: Encoder, request: EmbedRequest, vectors: adapters.Vectors) -> Output:
+def _finish(route: Route, request: EmbedRequest, vectors: Vectors) -> Output:
     return outputs.finish(
-        adapters.apply(route, vectors, encoder.manifest.dimensions, request.group),
+        vectors,
         dimensions=request.dimensions or route.dimensions,
         normalized=bool(route.normalized),
         dtype=request.dtype,

@@ -73,9 +73,11 @@ class Repository:
     tasks, one at a time: a caller that gives up waiting leaves nothing half done.
     """
 
-    def __init__(self, path: Path, engine: Engine, changed: Callable[[Entry], None]) -> None:
+    def __init__(
+        self, path: Path, engine: Engine, mapped: Adapters, changed: Callable[[Entry], None]
+    ) -> None:
         self.path = path
-        self.adapters = Adapters()
+        self.adapters = mapped
         self._engine = engine
         self._changed = changed
         self._entries: dict[tuple[str, int], Entry] = {}

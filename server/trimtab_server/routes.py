@@ -41,8 +41,8 @@ def find(links: Sequence[L], start: str, wanted: str, states_width: int = 0) -> 
 
     `states_width` is how many components of inner states the rows bear at the start: adapters that read
     as many may be the first of a chain, and no other. Raises FailedPrecondition with the reasons where the
-    only ways lead through adapters that may not be used, and NotFound, naming what is in reach, where there
-    is none.
+    only ways lead through adapters that may not be used, or begin in other spaces; and NotFound, naming what
+    is in reach, where no adapter leads there.
     """
     if start == wanted:
         return ()
@@ -51,8 +51,19 @@ def find(links: Sequence[L], start: str, wanted: str, states_width: int = 0) -> 
         return chain
     barred = _walk(_ordered(links), start, None).get(wanted)
     if barred is not None:
-        reasons = " ".join(refusal(link) for link in barred if refusal(link))
-        raise FailedPrecondition(f"space {wanted} cannot be given: {reasons}")
+        reasons = [refusal(link) for link in barred]
+        if not reasons[0] and barred[0].states_width not in (0, states_width):
+            reasons[0] = (
+                f"adapter {barred[0].name} reads inner states, and this encoder version's bundle has not the "
+                "same ones: export the encoder again."
+            )
+        raise FailedPrecondition(f"space {wanted} cannot be given: {' '.join(filter(None, reasons))}")
+    others = [link for link in links if link.manifest.target.space == wanted]
+    if others:
+        from_where = " ".join(_from_elsewhere(link) for link in others)
+        raise FailedPrecondition(
+            f"space {wanted} is not in reach of this encoder's own, {start}: {from_where}"
+        )
     there = ", ".join(reachable(links, start, states_width)) or "none"
     raise NotFound(
         f"space {wanted!r} is not in reach: this encoder's own is {start}, and its adapters lead to {there}. "
@@ -82,6 +93,14 @@ def refusal(link: Link) -> str:
     return (
         f"adapter {name} was judged {manifest.verdict!r} ({reasons}). "
         f"What helps: {cure}, or fit a better adapter on more queries."
+    )
+
+
+def _from_elsewhere(link: Link) -> str:
+    source = link.manifest.source
+    return refusal(link) or (
+        f"adapter {link.name} leads there from space {source.space} of {source.encoder} version "
+        f"{source.version}: ask that one, or fit an adapter between the two with `trimtab adapter fit`."
     )
 
 
