@@ -120,7 +120,6 @@ class Rung(Struct, frozen=True):
     recall_10: float
     behind: Interval
     seconds: float  # what the fit took
-    settings: dict[str, float]
 
 
 class Check(Struct, frozen=True):

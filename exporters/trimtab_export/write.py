@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from trimtab import bundle as bundles
-from trimtab.errors import ExportError
+from trimtab.errors import ExportError, TrimtabError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def staged(repository: Path, name: str, version: int | None) -> Iterator[Staged]
     target, folder = encoder / str(number), encoder / f".{number}.partial"
     _refuse_existing(encoder, number)
     try:
-        with _lock(encoder / f".{number}.lock", f"{name} version {number}"):
+        busy = f"another process is exporting {name} version {number}: wait for it, or give another --version"
+        with lock(encoder / f".{number}.lock", ExportError(busy)):
             _refuse_existing(encoder, number)  # again: the lock's last holder may have finished it
             shutil.rmtree(folder, ignore_errors=True)
             work = folder / ".work"
@@ -56,9 +57,7 @@ def staged(repository: Path, name: str, version: int | None) -> Iterator[Staged]
             try:
                 yield Staged(folder=folder, work=work, target=target, version=number)
                 shutil.rmtree(work)
-                _sync(folder)
-                folder.rename(target)
-                _sync_one(encoder)
+                publish(folder, target)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -86,6 +85,15 @@ def manifest(folder: Path, content: bundles.Manifest) -> None:
     (folder / bundles.MANIFEST).write_bytes(text + b"\n")
 
 
+def publish(folder: Path, target: Path) -> None:
+    """Give a finished folder its name, when everything in it is on the disk."""
+    for path in folder.rglob("*"):
+        _sync_one(path)
+    _sync_one(folder)
+    folder.rename(target)
+    _sync_one(target.parent)
+
+
 def _refuse_existing(encoder: Path, number: int) -> None:
     if (encoder / str(number)).exists():
         raise ExportError(
@@ -95,8 +103,8 @@ def _refuse_existing(encoder: Path, number: int) -> None:
 
 
 @contextmanager
-def _lock(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file, which is there only as long as it is held."""
+def lock(path: Path, busy: TrimtabError) -> Iterator[None]:
+    """Hold the lock file, which is there only as long as it is held; raise `busy` where another holds it."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -109,22 +117,13 @@ def _lock(path: Path, what: str) -> Iterator[None]:
                 break
         except BlockingIOError:
             os.close(handle)
-            raise ExportError(
-                f"another process is exporting {what}: wait for it, or give another --version"
-            ) from None
+            raise busy from None
         os.close(handle)  # its last holder removed the file after we opened it: try the new one
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
-
-
-def _sync(folder: Path) -> None:
-    """Everything in the folder is on the disk before its name is."""
-    for path in folder.rglob("*"):
-        _sync_one(path)
-    _sync_one(folder)
 
 
 def _sync_one(path: Path) -> None:

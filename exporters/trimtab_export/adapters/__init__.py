@@ -1,0 +1,1 @@
+"""Adapters: fitted on a ladder from nothing to inner states, chosen and judged by held-out retrieval."""

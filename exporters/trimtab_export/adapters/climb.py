@@ -1,0 +1,135 @@
+"""Up the ladder: every rung fitted on the same rows, from the simplest on."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.adapter import Reads
+from trimtab_export.adapters import ladder
+from trimtab_export.adapters.ladder import Fit
+from trimtab_export.adapters.listwise import Training, fit_listwise
+from trimtab_export.adapters.maps import Groups, Map
+from trimtab_export.adapters.metrics import Index
+
+Floats: TypeAlias = NDArray[np.float32]
+Doubles: TypeAlias = NDArray[np.float64]
+
+MLP = Training(width=512, epochs=10)
+INNER_MLP = Training(width=512, epochs=10, rate=2e-4, linear_rate=2e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class Climbed:
+    """A fitted rung."""
+
+    name: str
+    map: Map
+    reads: Reads
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the rungs are fitted on.
+
+    rows: float32 (n, dimensions + width), [embedding | states]; width may be 0. y: the old rows.
+    scale: what y is multiplied by on the old index, where y is of length 1 and its vectors are not.
+    groups: each row's group, 0 for none; group i + 1 is group_names[i].
+    """
+
+    rows: Floats
+    y: Floats
+    weights: Floats
+    dimensions: int
+    unit_input: bool
+    unit_output: bool
+    scale: float
+    groups: Groups
+    group_names: tuple[str, ...]
+    old_index: Index
+
+    def final(self) -> Fit:
+        """To fit on the final vectors."""
+        return Fit(
+            x=self.rows[:, : self.dimensions],
+            y=self.y,
+            weights=self.weights,
+            unit_input=self.unit_input,
+            unit_output=self.unit_output,
+            first=0,
+            last=self.dimensions,
+        )
+
+    def inner(self) -> Fit:
+        """To fit on the pooled states. The embedding is left out: it is made of the last of them."""
+        return replace(
+            self.final(), x=self.rows, unit_input=False, first=self.dimensions, last=self.rows.shape[1]
+        )
+
+
+Score: TypeAlias = Callable[[Map, Reads], Doubles]
+
+
+def climb(ground: Ground, score: Score, progress: Callable[[str], None]) -> Iterator[Climbed]:
+    """The rungs in order, from the simplest on, each as `progress` has heard of it.
+
+    `score` gives Recall@10 of the select queries with a map: trained rungs start from the best linear one.
+    """
+    fit = ground.final()
+    linear = []
+    for name, act in _closed_forms(fit):
+        linear.append(_fitted(ground, name, "embeddings", act, progress))
+        yield linear[-1]
+    best = max(linear, key=lambda rung: float(score(rung.map, "embeddings").mean()))
+    if ground.group_names:
+        yield _fitted(
+            ground,
+            f"{best.name} + group shift",
+            "embeddings",
+            lambda: ladder.fit_group_shift(fit, best.map, ground.groups, len(ground.group_names)),
+            progress,
+        )
+    yield _fitted(
+        ground,
+        "residual MLP",
+        "embeddings",
+        lambda: fit_listwise(fit, best.map, ground.old_index, MLP),
+        progress,
+    )
+    if ground.rows.shape[1] > ground.dimensions:
+        inner = ground.inner()
+        head = _fitted(ground, "inner head", "states", lambda: ladder.fit_inner_ridge(inner), progress)
+        yield head
+        yield _fitted(
+            ground,
+            "inner head + MLP",
+            "states",
+            lambda: fit_listwise(inner, head.map, ground.old_index, INNER_MLP),
+            progress,
+        )
+
+
+def _closed_forms(fit: Fit) -> Iterator[tuple[str, Callable[[], Map]]]:
+    if fit.last - fit.first == fit.y.shape[1]:
+        yield "identity", lambda: ladder.fit_identity(fit)
+        yield "mean shift", lambda: ladder.fit_mean_shift(fit)
+    yield "rotation", lambda: ladder.fit_procrustes(fit)
+    yield "centred rotation", lambda: ladder.fit_procrustes(fit, centred=True)
+    yield "centred, scaled rotation", lambda: ladder.fit_procrustes(fit, centred=True, scaled=True)
+    yield "low-rank residual", lambda: ladder.fit_low_rank(fit)
+    yield "whitening", lambda: ladder.fit_whitening(fit)
+    yield "ridge toward the rotation", lambda: ladder.fit_ridge(fit, toward_rotation=True)
+    yield "ridge", lambda: ladder.fit_ridge(fit)
+
+
+def _fitted(
+    ground: Ground, name: str, reads: Reads, act: Callable[[], Map], progress: Callable[[str], None]
+) -> Climbed:
+    progress(name)
+    started = time.perf_counter()
+    map = act()
+    return Climbed(name, map, reads, time.perf_counter() - started)

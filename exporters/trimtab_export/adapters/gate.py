@@ -1,0 +1,113 @@
+"""The gate: which rung is taken, and what may be done with it. By held-out retrieval alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.adapter import Check, Interval, Verdict
+from trimtab_export.adapters import metrics
+
+Doubles: TypeAlias = NDArray[np.float64]
+
+MEASURE = "Recall@10"
+NEAR = 0.005  # a simpler rung this much behind the best serves as well
+# A bridge loses at most this share of what there is today, and surely no more than the other.
+BRIDGE, BRIDGE_SURELY = 0.98, 0.96
+# Of the upgrade's quality that a cascade must reach to be worth it.
+CASCADE = 0.95
+# Without pairs: how often the document that the old encoder puts first must be among the adapted first ten
+# (or the cascade's candidates).
+AGREE, AGREE_CASCADE = 0.95, 0.97
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """Recall@10 of each test query, by the way of searching."""
+
+    old: Doubles
+    adapted: Doubles
+    cascade: Doubles
+    reindexed: Doubles
+    candidates: Doubles  # 1 where the right document is among the cascade's candidates
+
+
+def choose(recalls: Mapping[str, Doubles]) -> tuple[str, dict[str, Interval]]:
+    """The rung to take, of rungs in order from the simplest on, and how far each is behind the best.
+
+    recalls: Recall@10 of each select query. The simplest rung wins whose paired bootstrap interval behind
+    the best reaches 0, and that is on average behind by no more than NEAR.
+    """
+    best = max(recalls, key=lambda name: recalls[name].mean())
+    behind = {name: metrics.difference(recalls[best], each) for name, each in recalls.items()}
+    chosen = next(name for name, gap in behind.items() if gap.low <= 0 and gap.value <= NEAR)
+    return chosen, behind
+
+
+def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict on an adapter judged by pairs, with its reasons."""
+    old, new = found.old.mean(), found.reindexed.mean()
+    kept = metrics.ratio(found.adapted, found.old)
+    gain = metrics.difference(found.reindexed, found.old)
+    reasons = [
+        f"{MEASURE} of the adapter is {found.adapted.mean():.3f}, of the old encoder on its index {old:.3f}: "
+        f"{_share(kept)} of it"
+    ]
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        return "re-index", (*(f"{check.name}: {check.finding}" for check in failed), *reasons)
+    if kept.value >= BRIDGE and kept.low >= BRIDGE_SURELY:
+        return "bridge", (*reasons, "the new encoder's queries may search the old index")
+    if gain.low <= 0:
+        return "stay", (
+            *reasons,
+            f"the new encoder on an index of its own has {new:.3f}, not surely more than the old one's {old:.3f} "
+            f"(by {gain.value:+.3f}, 95% between {gain.low:+.3f} and {gain.high:+.3f}): the upgrade gains nothing here",
+        )
+    reach = metrics.ratio(found.cascade, found.reindexed)
+    better = metrics.difference(found.cascade, found.old)
+    cascade = (
+        f"{MEASURE} of the first {depth} rescored in the new space is {found.cascade.mean():.3f}: {_share(reach)} of "
+        f"the {new:.3f} that re-indexing gives"
+    )
+    if reach.value >= CASCADE and better.low > 0:
+        return "cascade", (
+            *reasons,
+            cascade,
+            f"by itself the adapter is behind what there is today: rescore the first {depth}",
+        )
+    return "re-index", (
+        *reasons,
+        cascade,
+        f"neither is good enough: a bridge keeps {BRIDGE:.0%} of today's, a cascade reaches {CASCADE:.0%} of the upgrade "
+        "and surely more than today",
+    )
+
+
+def judge_by_agreement(
+    found: Searched, checks: Sequence[Check], depth: int
+) -> tuple[Verdict, tuple[str, ...]]:
+    """The provisional verdict without pairs: how often the old encoder's first document is found."""
+    agreed, within = found.adapted.mean(), found.candidates.mean()
+    reasons = (
+        "provisional: no pairs were given, so nothing is known of right and wrong answers; give --pairs",
+        f"the document that the old encoder puts first is among the adapter's first ten for {agreed:.1%} of the "
+        f"queries, and among its first {depth} for {within:.1%}",
+    )
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        return "re-index", (*(f"{check.name}: {check.finding}" for check in failed), *reasons)
+    if agreed >= AGREE:
+        return "bridge", reasons
+    if within >= AGREE_CASCADE:
+        return "cascade", (*reasons, f"fewer than {AGREE:.0%} in the first ten: rescore the first {depth}")
+    return "re-index", (
+        *reasons,
+        f"a bridge wants {AGREE:.0%} in the first ten, a cascade {AGREE_CASCADE:.0%} in all",
+    )
+
+
+def _share(interval: Interval) -> str:
+    return f"{interval.value:.1%} (95% between {interval.low:.1%} and {interval.high:.1%})"

@@ -1,0 +1,152 @@
+"""The arms of the comparison: every way to search, over the same held-out queries and documents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.adapter import Arms, Calibrator, Check, Interval, Reads, Rung, Verdict
+from trimtab_export.adapters import gate, metrics
+from trimtab_export.adapters.calibrate import fit_calibrator
+from trimtab_export.adapters.checks import meaning
+from trimtab_export.adapters.climb import Climbed
+from trimtab_export.adapters.maps import Groups, Map
+from trimtab_export.adapters.metrics import Index, Ranks
+
+Floats: TypeAlias = NDArray[np.float32]
+Doubles: TypeAlias = NDArray[np.float64]
+
+CASCADE_DEPTH = 200
+CUT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Queries as both encoders see them, row by row.
+
+    rows: float32 (n, dimensions + width), the new encoder's [embedding | states]. old: the old vectors.
+    right: the rows of the index that answer each.
+    """
+
+    rows: Floats
+    old: Floats
+    groups: Groups
+    right: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Indexes:
+    """The same documents by the old and by the new encoder, whose embeddings have `dimensions`."""
+
+    old: Index
+    new: Index
+    dimensions: int
+
+    def nearest(self, queries: Floats) -> list[list[int]]:
+        """The document that the old index puts first, for each of the old encoder's queries."""
+        best = [
+            metrics.scores(queries[start : start + metrics.CHUNK], self.old).argmax(axis=1)
+            for start in range(0, len(queries), metrics.CHUNK)
+        ]
+        return [[int(row)] for row in np.concatenate(best)]
+
+    def adapt(self, map: Map, reads: Reads, asked: Asked) -> Floats:
+        """The queries through an adapter."""
+        rows = asked.rows if reads == "states" else asked.rows[:, : self.dimensions]
+        return map(rows, asked.groups)
+
+    def recall(self, map: Map, reads: Reads, asked: Asked) -> Doubles:
+        """Recall@10 of each query through an adapter, on the old index."""
+        return metrics.recall(metrics.ranks(self.adapt(map, reads, asked), self.old, asked.right), CUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The chosen rung, all that was measured of it, and what the gate says."""
+
+    chosen: Climbed
+    rungs: tuple[Rung, ...]
+    arms: Arms
+    against_old: Interval
+    against_reindexed: Interval
+    cascade_against_reindexed: Interval
+    calibrator: Calibrator | None
+    checks: tuple[Check, ...]
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+
+def choose(rungs: Sequence[Climbed], indexes: Indexes, select: Asked) -> tuple[Climbed, tuple[Rung, ...]]:
+    """The rung that the gate takes, and how each did on the select queries."""
+    recalls = {rung.name: indexes.recall(rung.map, rung.reads, select) for rung in rungs}
+    name, behind = gate.choose(recalls)
+    told = tuple(
+        Rung(
+            name=rung.name,
+            recall_10=float(recalls[rung.name].mean()),
+            behind=behind[rung.name],
+            seconds=round(rung.seconds, 3),
+        )
+        for rung in rungs
+    )
+    return next(rung for rung in rungs if rung.name == name), told
+
+
+def judge(
+    chosen: Climbed,
+    rungs: tuple[Rung, ...],
+    indexes: Indexes,
+    select: Asked,
+    test: Asked,
+    looked: Sequence[Check],
+    *,
+    by_pairs: bool,
+) -> Outcome:
+    """Every arm on the test queries, and the verdict. The calibrator learns from the select queries."""
+    embeddings = test.rows[:, : indexes.dimensions]
+    adapted = indexes.adapt(chosen.map, chosen.reads, test)
+    old = metrics.ranks(test.old, indexes.old, test.right)
+    new = metrics.ranks(embeddings, indexes.new, test.right)
+    naive = metrics.ranks(embeddings, indexes.old, test.right) if _comparable(test, embeddings) else None
+    through = metrics.ranks(adapted, indexes.old, test.right)
+    rescored, candidates = metrics.cascade(
+        adapted, indexes.old, embeddings, indexes.new, test.right, CASCADE_DEPTH
+    )
+    found = gate.Searched(
+        old=metrics.recall(old, CUT),
+        adapted=metrics.recall(through, CUT),
+        cascade=metrics.recall(rescored, CUT),
+        reindexed=metrics.recall(new, CUT),
+        candidates=candidates,
+    )
+    checked = (*looked, *_pair_checks(old, new, len(indexes.old.rows), by_pairs))
+    say = gate.judge if by_pairs else gate.judge_by_agreement
+    verdict, reasons = say(found, checked, CASCADE_DEPTH)
+    return Outcome(
+        chosen=chosen,
+        rungs=rungs,
+        arms=Arms(
+            old_on_old=metrics.quality(old),
+            naive=None if naive is None else metrics.quality(naive),
+            adapted=metrics.quality(through),
+            cascade=metrics.quality(rescored),
+            reindexed=metrics.quality(new),
+        ),
+        against_old=metrics.ratio(found.adapted, found.old),
+        against_reindexed=metrics.ratio(found.adapted, found.reindexed),
+        cascade_against_reindexed=metrics.ratio(found.cascade, found.reindexed),
+        calibrator=fit_calibrator(indexes.adapt(chosen.map, chosen.reads, select), select.old, indexes.old),
+        checks=checked,
+        verdict=verdict,
+        reasons=reasons,
+    )
+
+
+def _comparable(test: Asked, embeddings: Floats) -> bool:
+    return test.old.shape[1] == embeddings.shape[1]
+
+
+def _pair_checks(old: Ranks, new: Ranks, documents: int, by_pairs: bool) -> list[Check]:
+    return [meaning(old, new, documents)] if by_pairs else []

@@ -1,0 +1,170 @@
+"""The trained rung: a small residual network that learns to rank as the old query does.
+
+It starts exactly at the best linear rung, because its last layer begins at zero, and is trained by a
+listwise loss (Cao et al., 2007; as distillation: Hofstaetter et al., 2021): the softmax of a query's scores
+over vectors sampled from the old index is to be that of the old encoder's own query.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from trimtab_export.adapters.ladder import Fit
+from trimtab_export.adapters.maps import Hidden, Map
+from trimtab_export.adapters.metrics import Index
+
+Floats: TypeAlias = NDArray[np.float32]
+
+HELD_OUT = 0.05  # of the rows, to stop by
+EDGE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How the network is trained."""
+
+    width: int = 512  # of its hidden layer
+    temperature: float = 0.05
+    documents: int = 4096  # sampled anew for each step
+    batch: int = 256
+    epochs: int = 20
+    rate: float = 1e-3
+    linear_rate: float = 1e-4  # of the linear map that it starts from
+    decay: float = 0.01
+    patience: int = 3  # epochs without a better held-out loss
+    seed: int = 0
+
+
+def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> Map:
+    """`start` with a hidden layer beside it, both trained.
+
+    The loss on held-out rows, against documents of their own, is looked at after each epoch, and the best
+    epoch is kept: epoch 0, which is `start` itself, among them.
+    """
+    torch.manual_seed(training.seed)
+    generator = np.random.default_rng(training.seed)
+    order = generator.permutation(len(fit.x))
+    held, train = np.split(order, [max(1, int(len(order) * HELD_OUT))])
+    documents = torch.from_numpy(old_index.rows)
+    network = _Network(fit, start, training.width, old_index)
+    scale = training.temperature * _typical_score(fit, old_index)
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [network.weight, network.shift], "lr": training.linear_rate},
+            {"params": [network.inward, network.bias, network.outward], "lr": training.rate},
+        ],
+        weight_decay=training.decay,
+    )
+    steps = max(1, len(train) // training.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser,
+        [training.linear_rate, training.rate],
+        total_steps=steps * training.epochs,
+        pct_start=0.1,
+        cycle_momentum=False,
+    )
+
+    def loss(rows: NDArray[np.int64], sampled: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = functional.softmax(
+                network.read(torch.from_numpy(fit.y[rows])) @ sampled.T / scale, dim=1
+            )
+        found = functional.log_softmax(network(torch.from_numpy(fit.x[rows])) @ sampled.T / scale, dim=1)
+        weights = torch.from_numpy(fit.weights[rows])
+        divergence = functional.kl_div(found, wanted, reduction="none").sum(dim=1)
+        return (weights * divergence).sum() / weights.sum()
+
+    def sample(count: int) -> torch.Tensor:
+        return documents[generator.integers(0, len(documents), size=min(count, len(documents)))]
+
+    judge = sample(training.documents)
+
+    def held_out() -> float:
+        network.eval()
+        with torch.no_grad():
+            parts = [
+                float(loss(part, judge)) * len(part) for part in np.array_split(held, -(-len(held) // 512))
+            ]
+        network.train()
+        return sum(parts) / len(held)
+
+    best, best_epoch, best_map = held_out(), 0, start
+    for epoch in range(1, training.epochs + 1):
+        shuffled = generator.permutation(train)
+        for part in np.array_split(shuffled, steps):
+            optimiser.zero_grad(set_to_none=True)
+            loss(part, sample(training.documents)).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+        now = held_out()
+        if now < best:
+            best, best_epoch, best_map = now, epoch, network.map(start)
+        elif epoch - best_epoch >= training.patience:
+            break
+    return best_map
+
+
+class _Network(torch.nn.Module):
+    """z W + b + relu(z U + c) V over standardised columns z."""
+
+    def __init__(self, fit: Fit, start: Map, width: int, old_index: Index) -> None:
+        super().__init__()
+        self._unit = start.unit_input
+        self._columns = slice(start.first, start.last)
+        self._similarity = old_index.similarity
+        read = fit.read
+        self._origin = torch.from_numpy(read.mean(axis=0))
+        self._spread = torch.from_numpy(read.std(axis=0) + EDGE)
+        columns = read.shape[1]
+        linear = np.eye(columns, dtype=np.float32) if start.weight is None else start.weight
+        weight = torch.from_numpy(linear) * self._spread[:, None]
+        self.weight = torch.nn.Parameter(weight.clone())
+        self.shift = torch.nn.Parameter(
+            torch.from_numpy(start.shift) + self._origin @ torch.from_numpy(linear)
+        )
+        self.inward = torch.nn.Parameter(torch.randn(columns, width) / columns**0.5)
+        self.bias = torch.nn.Parameter(torch.zeros(width))
+        self.outward = torch.nn.Parameter(torch.zeros(width, len(start.shift)))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows[:, self._columns]
+        if self._unit:
+            rows = functional.normalize(rows, dim=1)
+        z = (rows - self._origin) / self._spread
+        inner = functional.relu(z @ self.inward + self.bias)
+        return self.read(z @ self.weight + self.shift + inner @ self.outward)
+
+    def read(self, adapted: torch.Tensor) -> torch.Tensor:
+        """The vectors as the index compares them."""
+        if self._similarity == "cosine":
+            return functional.normalize(adapted, dim=1)
+        if self._similarity == "euclidean":
+            return functional.pad(adapted, (0, 1), value=1.0)
+        return adapted
+
+    def map(self, start: Map) -> Map:
+        """The network as it is now, its standardisation folded in."""
+        with torch.no_grad():
+            weight = self.weight / self._spread[:, None]
+            inward = self.inward / self._spread[:, None]
+            hidden = Hidden(
+                inward=inward.numpy(),
+                bias=(self.bias - self._origin @ inward).numpy(),
+                outward=self.outward.numpy().copy(),
+            )
+            shift = (self.shift - self._origin @ weight).numpy()
+            return replace(start, weight=weight.numpy(), shift=shift, hidden=hidden)
+
+
+def _typical_score(fit: Fit, old_index: Index) -> float:
+    """What a score of 1 is among cosines: the length of a query times that of a document."""
+    if old_index.similarity == "cosine":
+        return 1.0
+    columns = fit.y.shape[1]
+    lengths = np.linalg.norm(old_index.rows[:, :columns], axis=1).mean()
+    return float(lengths * np.linalg.norm(fit.y, axis=1).mean())

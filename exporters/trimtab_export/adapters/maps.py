@@ -1,0 +1,167 @@
+"""What every rung of the ladder becomes: one form, computed here in NumPy and exported to ONNX.
+
+z = x[:, first:last], its rows scaled to length 1 where `unit_input` says so
+y = z W + b + relu(z U + c) V + shift[group], scaled to length 1 where the target's vectors are
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from trimtab.errors import AdapterError
+from trimtab_export import runtime
+
+Floats: TypeAlias = NDArray[np.float32]
+Groups: TypeAlias = NDArray[np.int64]
+
+OPSET = 18
+IR_VERSION = 10
+TOLERANCE = 1e-4  # of the graph against the map, relative to the length of the vectors
+SMALL = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A hidden layer beside the linear map: U (k, h), c (h,), V (h, d_out)."""
+
+    inward: Floats
+    bias: Floats
+    outward: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A map of rows of `width` columns to rows of `d_out`.
+
+    weight: W (k, d_out), k the columns that are read; None: the columns themselves.
+    shift: b (d_out,).
+    groups: (1 + groups, d_out), added by group; its first row is for rows of no known group.
+    """
+
+    width: int
+    first: int
+    last: int
+    unit_input: bool
+    unit_output: bool
+    shift: Floats
+    weight: Floats | None = None
+    hidden: Hidden | None = None
+    groups: Floats | None = None
+
+    def __call__(self, rows: Floats, group: Groups | None = None) -> Floats:
+        """The adapted rows, float32 (n, d_out)."""
+        read = rows[:, self.first : self.last]
+        if self.unit_input:
+            read = _unit(read)
+        result = (read if self.weight is None else read @ self.weight) + self.shift
+        if self.hidden is not None:
+            inner = np.maximum(read @ self.hidden.inward + self.hidden.bias, 0)
+            result = result + inner @ self.hidden.outward
+        if self.groups is not None:
+            result = result + self.groups[np.zeros(len(rows), np.int64) if group is None else group]
+        result = result.astype(np.float32)
+        return _unit(result) if self.unit_output else result
+
+    def scaled(self, factor: float) -> "Map":
+        """The same map with its outputs `factor` times as long; no change where they are of length 1."""
+        if self.unit_output:
+            return self
+        weight = np.eye(self.last - self.first, dtype=np.float32) if self.weight is None else self.weight
+        hidden = None
+        if self.hidden is not None:
+            hidden = replace(self.hidden, outward=_float(self.hidden.outward * factor))
+        return replace(
+            self,
+            weight=_float(weight * factor),
+            shift=_float(self.shift * factor),
+            hidden=hidden,
+            groups=None if self.groups is None else _float(self.groups * factor),
+        )
+
+
+def write(map: Map, path: Path) -> None:
+    """The map as an ONNX graph at `path`."""
+    columns = map.shift.shape[0]
+    values: dict[str, Any] = {}
+    nodes = []
+
+    def node(kind: str, inputs: list[str], **attributes: Any) -> str:
+        output = f"{kind.lower()}_{len(nodes)}"
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def value(name: str, content: Any, dtype: Any = np.float32) -> str:
+        values[name] = np.asarray(content, dtype=dtype)
+        return name
+
+    read = "vectors"
+    if (map.first, map.last) != (0, map.width):
+        bounds = [value(name, [number], np.int64) for name, number in _bounds(map).items()]
+        read = node("Slice", [read, *bounds])
+    if map.unit_input:
+        read = _unit_node(node, value, read)
+    if map.weight is None:
+        result = node("Add", [read, value("shift", map.shift)])
+    else:
+        result = node("Gemm", [read, value("weight", map.weight), value("shift", map.shift)])
+    if map.hidden is not None:
+        inner = node("Gemm", [read, value("inward", map.hidden.inward), value("bias", map.hidden.bias)])
+        inner = node("Relu", [inner])
+        result = node("Gemm", [inner, value("outward", map.hidden.outward), result])
+    inputs = [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", map.width])]
+    if map.groups is not None:
+        inputs.append(helper.make_tensor_value_info("group", TensorProto.INT64, ["n"]))
+        result = node("Add", [result, node("Gather", [value("groups", map.groups), "group"])])
+    if map.unit_output:
+        result = _unit_node(node, value, result)
+    nodes[-1].output[0] = "adapted"
+    graph = helper.make_graph(
+        nodes,
+        "adapter",
+        inputs,
+        [helper.make_tensor_value_info("adapted", TensorProto.FLOAT, ["n", columns])],
+        [numpy_helper.from_array(content, name) for name, content in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+
+
+def check(map: Map, path: Path, rows: Floats) -> None:
+    """AdapterError where the graph at `path` does not give the map's own vectors for `rows`."""
+    group = None if map.groups is None else np.arange(len(rows)) % len(map.groups)
+    expected = map(rows, group)
+    inputs = {"vectors": rows} if group is None else {"vectors": rows, "group": group}
+    (found,) = runtime.session(path, threads=1).run(["adapted"], inputs)
+    scale = max(float(np.abs(expected).max()), SMALL)
+    worst = float(np.abs(found - expected).max()) / scale
+    if not worst <= TOLERANCE:
+        raise AdapterError(
+            f"the adapter's graph differs from the fitted map by {worst:.1e} of its largest component, at "
+            f"most {TOLERANCE:.0e} is allowed: the map is ill-conditioned. Give more texts"
+        )
+
+
+def _bounds(map: Map) -> dict[str, int]:
+    return {"first": map.first, "last": map.last, "axis": 1}
+
+
+def _unit_node(node: Any, value: Any, rows: str) -> str:
+    """rows / max(|row|, SMALL), by operators that every runtime has."""
+    square = node("ReduceSumSquare", [rows, value("axes", [1], np.int64)], keepdims=1)
+    length = node("Max", [node("Sqrt", [square]), value("small", SMALL)])
+    return str(node("Div", [rows, length]))
+
+
+def _unit(rows: Floats) -> Floats:
+    result: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), SMALL)
+    return result
+
+
+def _float(values: NDArray[Any]) -> Floats:
+    return values.astype(np.float32)

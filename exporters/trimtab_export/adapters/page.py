@@ -1,0 +1,170 @@
+"""The report of an adapter as one HTML page that needs nothing else: figures, and pictures as SVG."""
+
+from collections.abc import Sequence
+from html import escape
+
+from trimtab.adapter import AdapterManifest, Interval, Quality, Rung
+
+WIDTH, LEFT, RIGHT, ROW = 760, 230, 60, 30
+COLORS = {
+    "old on old": "#7a7a7a",
+    "new on old, no adapter": "#c0504d",
+    "adapted": "#2e75b6",
+    "cascade": "#3a9a6e",
+    "new, re-indexed": "#404040",
+}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 800px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+table { border-collapse: collapse; } td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; } .no { color: #b03030; } .yes { color: #2c7a4b; }
+.verdict { font-size: 1.2em; font-weight: 600; } svg { width: 100%; height: auto; } svg text { font-size: 13px; }
+"""
+MEANING = {
+    "bridge": "the new encoder's queries may search the old index through this adapter",
+    "cascade": "let the adapted query fetch candidates, and rescore them in the new space",
+    "re-index": "only re-indexing will do; the server refuses this adapter",
+    "stay": "the upgrade gains nothing: stay with the old encoder; the server refuses this adapter",
+}
+
+
+def page(manifest: AdapterManifest) -> str:
+    """The whole page."""
+    report, counts = manifest.report, manifest.report.counts
+    arms = _arms(manifest)
+    truth = (
+        "given pairs of query and document"
+        if report.truth == "pairs"
+        else "the document that the old encoder puts first (no pairs were given)"
+    )
+    source, target = manifest.source, manifest.target
+    provisional = "provisional " if manifest.provisional else ""
+    good = "yes" if manifest.verdict in {"bridge", "cascade"} else "no"
+    parts = [
+        f"<h1>{escape(source.encoder)} {source.version} &rarr; {escape(target.encoder)} {target.version}</h1>",
+        f"<p class='verdict {good}'>{provisional}verdict: {manifest.verdict} &ndash; {MEANING[manifest.verdict]}</p>",
+        _list([escape(reason) for reason in manifest.reasons]),
+        "<h2>The ways to search, side by side</h2>",
+        _bars([(name, quality.recall_10, COLORS[name]) for name, quality in arms], "Recall@10"),
+        _table(
+            ("", "Recall@1", "Recall@10", "Recall@100", "nDCG@10"),
+            [
+                (name, *(f"{value:.3f}" for value in (q.recall_1, q.recall_10, q.recall_100, q.ndcg_10)))
+                for name, q in arms
+            ],
+        ),
+        _table(
+            ("Recall@10 of", "ratio", "95% interval"),
+            [
+                ("adapted / old on old", *_interval(report.against_old)),
+                ("adapted / new re-indexed", *_interval(report.against_reindexed)),
+                (
+                    f"cascade of {report.cascade_depth} / new re-indexed",
+                    *_interval(report.cascade_against_reindexed),
+                ),
+            ],
+        ),
+        f"<p>{counts.test_queries:,} held-out queries over {counts.documents:,} documents; right is {truth}.</p>",
+        "<h2>The rungs</h2>",
+        f"<p>How far each is behind the best, in Recall@10 of {counts.select_queries:,} select queries, with the paired "
+        f"bootstrap's 95% interval. Taken: <b>{escape(manifest.rung)}</b>.</p>",
+        _intervals(report.rungs, manifest.rung),
+        _table(
+            ("rung", "Recall@10", "behind the best", "fitted in"),
+            [
+                (escape(r.name), f"{r.recall_10:.3f}", f"{r.behind.value:.3f}", f"{r.seconds:,.1f} s")
+                for r in report.rungs
+            ],
+        ),
+        "<h2>What was checked first</h2>",
+        _list(
+            [
+                f"<span class='{'yes' if each.passed else 'no'}'>{'passed' if each.passed else 'failed'}</span>: "
+                f"{escape(each.name)} &ndash; {escape(each.finding)}"
+                for each in report.checks
+            ]
+        ),
+        "<h2>What it costs, and what it was made of</h2>",
+        _list(
+            [
+                f"{report.microseconds_alone:.0f} &micro;s for a query alone, {report.microseconds_batched:.1f} "
+                f"&micro;s in a batch of 64 ({escape(report.machine)})",
+                f"learned from {counts.fit_queries:,} queries and {counts.fit_texts:,} documents; reads {manifest.reads}",
+                f"space {source.space} ({source.dimensions} dimensions) to {target.space} ({target.dimensions})",
+                f"<code>{escape(manifest.provenance.command)}</code>, {escape(manifest.created)}",
+            ]
+        ),
+    ]
+    title = f"{escape(manifest.name)}: {manifest.verdict}"
+    body = "\n".join(parts)
+    return (
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+        f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def _arms(manifest: AdapterManifest) -> list[tuple[str, Quality]]:
+    arms = manifest.report.arms
+    naive = [] if arms.naive is None else [("new on old, no adapter", arms.naive)]
+    return [
+        ("old on old", arms.old_on_old),
+        *naive,
+        ("adapted", arms.adapted),
+        ("cascade", arms.cascade),
+        ("new, re-indexed", arms.reindexed),
+    ]
+
+
+def _bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
+    scale = WIDTH - LEFT - RIGHT
+    drawn = [
+        f"<text x='{LEFT - 10}' y='{ROW * number + 20}' text-anchor='end'>{escape(name)}</text>"
+        f"<rect x='{LEFT}' y='{ROW * number + 5}' width='{scale * value:.1f}' height='{ROW - 10}' fill='{color}'/>"
+        f"<text x='{LEFT + scale * value + 6:.1f}' y='{ROW * number + 20}'>{value:.3f}</text>"
+        for number, (name, value, color) in enumerate(rows)
+    ]
+    return _svg(ROW * len(rows), title, drawn)
+
+
+def _intervals(rungs: Sequence[Rung], taken: str) -> str:
+    """A point and a line for each rung: how far behind the best it is; the further left the better."""
+    widest = max([rung.behind.high for rung in rungs] + [0.01])
+    least = min([rung.behind.low for rung in rungs] + [0.0])
+    scale = (WIDTH - LEFT - RIGHT) / (widest - least)
+
+    def at(value: float) -> float:
+        return LEFT + (value - least) * scale
+
+    zero = at(0.0)
+    drawn = [f"<line x1='{zero:.1f}' x2='{zero:.1f}' y1='0' y2='{ROW * len(rungs)}' stroke='#bbb'/>"]
+    for number, rung in enumerate(rungs):
+        middle, color = ROW * number + 15, "#2e75b6" if rung.name == taken else "#8a8a8a"
+        weight = " font-weight='600'" if rung.name == taken else ""
+        drawn.append(
+            f"<text x='{LEFT - 10}' y='{middle + 5}' text-anchor='end'{weight}>{escape(rung.name)}</text>"
+            f"<line x1='{at(rung.behind.low):.1f}' x2='{at(rung.behind.high):.1f}' y1='{middle}' y2='{middle}' "
+            f"stroke='{color}' stroke-width='3'/>"
+            f"<circle cx='{at(rung.behind.value):.1f}' cy='{middle}' r='5' fill='{color}'/>"
+        )
+    return _svg(ROW * len(rungs), "behind the best rung, Recall@10", drawn)
+
+
+def _svg(height: int, title: str, drawn: Sequence[str]) -> str:
+    return (
+        f"<svg viewBox='0 0 {WIDTH} {height}' role='img'><title>{escape(title)}</title>{''.join(drawn)}</svg>"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def cells(kind: str, values: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{kind}>{value}</{kind}>" for value in values) + "</tr>"
+
+    return "<table>" + cells("th", head) + "".join(cells("td", row) for row in rows) + "</table>"
+
+
+def _list(items: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
+
+
+def _interval(interval: Interval) -> tuple[str, str]:
+    return f"{interval.value:.3f}", f"{interval.low:.3f} &ndash; {interval.high:.3f}"

@@ -1,0 +1,27 @@
+"""What `trimtab adapter fit` is asked to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DOCUMENTS = 10_000
+FIT_QUERIES = 40_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to fit: two bundles' folders, and what to learn from.
+
+    documents: how many are searched when the rungs are judged, and learned from.
+    fit_queries: how many queries are learned from, at most.
+    """
+
+    source: Path
+    target: Path
+    texts: Path
+    queries: Path | None = None
+    pairs: Path | None = None
+    old_vectors: str | None = None
+    name: str | None = None
+    documents: int = DOCUMENTS
+    fit_queries: int = FIT_QUERIES
+    command: str = "trimtab adapter fit"

@@ -1,0 +1,149 @@
+"""Which text serves for what: fitting, choosing a rung, judging it. No text serves for two of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trimtab.errors import AdapterError
+from trimtab_export.adapters.inputs import Pair, Query
+
+SHARE = 0.4  # of the pairs, to choose by; as many to judge by
+MOST_JUDGED = 2000  # queries of either kind
+FEWEST_JUDGED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Held-out queries with the documents, by their row in the index, that answer each."""
+
+    queries: list[Query]
+    right: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """documents: the index that is searched. fit_documents: those of its rows that may be learned from."""
+
+    documents: list[str]
+    fit_documents: list[int]
+    fit_queries: list[Query]
+    select: Judged
+    test: Judged
+
+
+def same(text: str) -> str:
+    """What two texts share that are the same to a reader."""
+    return " ".join(text.casefold().split())
+
+
+def unique(texts: Sequence[str]) -> list[str]:
+    """Each text once, in order; the first of those that read the same."""
+    return list({same(text): text for text in reversed(texts)}.values())[::-1]
+
+
+def by_pairs(
+    texts: Sequence[str], queries: Sequence[Query], pairs: Sequence[Pair], documents: int, seed: int = 0
+) -> Split:
+    """Split by pairs: select and test from them, the rest of their queries to the fit.
+
+    The index holds the documents of the judged pairs and texts up to `documents`. Queries that share a
+    document stay together. AdapterError where too few pairs are left to judge by.
+    """
+    answers: dict[str, tuple[Query, list[str]]] = {}
+    for pair in pairs:
+        answers.setdefault(same(pair.query.text), (pair.query, []))[1].append(pair.document)
+    names = sorted(answers)
+    order = [names[number] for number in np.random.default_rng(seed).permutation(len(names))]
+    size = min(MOST_JUDGED, int(len(order) * SHARE))
+    test, select, rest = order[:size], order[size : 2 * size], order[2 * size :]
+    judged_twice = {same(document) for name in test for document in answers[name][1]}
+    select = [name for name in select if not any(same(each) in judged_twice for each in answers[name][1])]
+    if min(len(select), len(test)) < FEWEST_JUDGED:
+        raise AdapterError(
+            f"{len(order)} different queries among the pairs leave {len(select)} to choose by and {len(test)} "
+            f"to judge by, at least {FEWEST_JUDGED} of each are needed: give "
+            f"{int(np.ceil(FEWEST_JUDGED / SHARE))} pairs or more with documents of their own, or leave the "
+            "pairs out for a provisional verdict"
+        )
+    answering = unique([each for name in (*test, *select) for each in answers[name][1]])
+    known = {same(text) for text in answering}
+    others = [text for text in unique(texts) if same(text) not in known]
+    corpus = [*answering, *others[: max(0, documents - len(answering))]]
+    rows = {same(text): row for row, text in enumerate(corpus)}
+
+    def judged(names: list[str]) -> Judged:
+        right = [sorted({rows[same(each)] for each in answers[name][1]}) for name in names]
+        return Judged([answers[name][0] for name in names], right)
+
+    held_out = {*test, *select, *known}
+    spare = [answers[name][0] for name in rest if not any(same(each) in known for each in answers[name][1])]
+    return checked(
+        Split(
+            documents=corpus,
+            fit_documents=[row for row, text in enumerate(corpus) if same(text) not in held_out],
+            fit_queries=_unheld([*queries, *spare], held_out),
+            select=judged(select),
+            test=judged(test),
+        )
+    )
+
+
+def by_queries(texts: Sequence[str], queries: Sequence[Query], documents: int, seed: int = 0) -> Split:
+    """Split without pairs: held-out queries whose right documents are still to be told (`right` is empty).
+
+    Without queries, texts that are left out of the index stand for them.
+    """
+    names = {same(query.text): query for query in queries}
+    corpus = unique(texts)
+    if not names:
+        size = min(2 * MOST_JUDGED, int(len(corpus) * SHARE))
+        chosen = np.random.default_rng(seed).permutation(len(corpus))[:size]
+        names = {same(corpus[row]): Query(corpus[row]) for row in sorted(chosen)}
+        corpus = [text for text in corpus if same(text) not in names]
+        share = 0.5
+    else:
+        share = SHARE
+    order = [sorted(names)[number] for number in np.random.default_rng(seed).permutation(len(names))]
+    size = min(MOST_JUDGED, int(len(order) * share))
+    if size < FEWEST_JUDGED:
+        raise AdapterError(
+            f"{len(order)} held-out texts leave {size} to judge by, at least {FEWEST_JUDGED} are needed: give "
+            f"{int(np.ceil(FEWEST_JUDGED / SHARE))} queries or more"
+        )
+    test, select, rest = order[:size], order[size : 2 * size], order[2 * size :]
+    held_out = {*test, *select}
+    corpus = corpus[:documents]
+    return checked(
+        Split(
+            documents=corpus,
+            fit_documents=[row for row, text in enumerate(corpus) if same(text) not in held_out],
+            fit_queries=_unheld([names[name] for name in rest], held_out),
+            select=Judged([names[name] for name in select], []),
+            test=Judged([names[name] for name in test], []),
+        )
+    )
+
+
+def checked(split: Split) -> Split:
+    """The split, after a look that no text is in two of the sets; AdapterError where one is."""
+    sets = {
+        "fit": {same(split.documents[row]) for row in split.fit_documents}
+        | {same(query.text) for query in split.fit_queries},
+        "select": {same(query.text) for query in split.select.queries},
+        "test": {same(query.text) for query in split.test.queries},
+    }
+    for one, other in (("fit", "select"), ("fit", "test"), ("select", "test")):
+        shared = sets[one] & sets[other]
+        if shared:
+            raise AdapterError(f"{min(shared)[:60]!r} is in the {one} and in the {other} set")
+    documents = [{row for right in each.right for row in right} for each in (split.select, split.test)]
+    if documents[0] & documents[1] or set(split.fit_documents) & (documents[0] | documents[1]):
+        raise AdapterError("a document that answers a held-out query is in two of the sets")
+    return split
+
+
+def _unheld(queries: Sequence[Query], held_out: set[str]) -> list[Query]:
+    """Each query once, without those that are held out."""
+    found = {same(query.text): query for query in queries}
+    return [query for name, query in found.items() if name not in held_out]

@@ -1,0 +1,58 @@
+"""An adapter appears whole or not at all, and what was computed for it survives until it does.
+
+REPOSITORY/ENCODER/adapters/.NAME.partial/cache     vectors, kept when a fit stops, for the next one
+REPOSITORY/ENCODER/adapters/.NAME.partial/adapter   what becomes REPOSITORY/ENCODER/adapters/NAME
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from trimtab import adapter as adapters
+from trimtab.bundle import check_name
+from trimtab.errors import AdapterError
+from trimtab_export import write
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """An adapter in the making."""
+
+    folder: Path
+    cache: Path
+    target: Path
+
+    def publish(self, manifest: adapters.AdapterManifest) -> None:
+        """Write the manifest, and give the folder its name."""
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        (self.folder / adapters.MANIFEST).write_bytes(text + b"\n")
+        write.publish(self.folder, self.target)
+
+
+@contextmanager
+def staged(encoder: Path, name: str) -> Iterator[Stage]:
+    """The folders to fit an adapter of the encoder in; removed once it is published.
+
+    Raises AdapterError where an adapter of this name exists, or another process is fitting it.
+    """
+    parent = encoder / adapters.FOLDER
+    target, partial = parent / check_name(name), parent / f".{name}.partial"
+
+    def refuse_existing() -> None:
+        if target.exists():
+            raise AdapterError(f"{target} exists, and an adapter is never changed: give another --name")
+
+    refuse_existing()
+    busy = AdapterError(f"another process is fitting {target}: wait for it, or give another --name")
+    with write.lock(parent / f".{name}.lock", busy):
+        refuse_existing()
+        stage = Stage(folder=partial / "adapter", cache=partial / "cache", target=target)
+        shutil.rmtree(stage.folder, ignore_errors=True)
+        stage.folder.mkdir(parents=True)
+        yield stage
+        if target.exists():
+            shutil.rmtree(partial)
