@@ -3,18 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import trimtab
+from tests.migration.world import fill
 from tests.serve.server_process import ServerProcess
 from tests.stores.conftest import KINDS, address, database
-from trimtab.stores import Document, Form, Id, Rows, create_store
 from trimtab_export import sentences
 
 __all__ = ["KINDS", "address", "database"]
-
-OLD = Form(space="the-old-space", dimensions=16)
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +25,6 @@ def texts() -> list[str]:
 def client(server: ServerProcess) -> Iterator[trimtab.Client]:
     with trimtab.Client(server.url) as opened:
         yield opened
-
-
-def fill(
-    url: str, ids: list[Id], texts: list[str], form: Form = OLD, vectors: np.ndarray | None = None
-) -> None:
-    """Make a store of documents; without vectors, of random ones."""
-    if vectors is None:
-        vectors = np.random.default_rng(0).standard_normal((len(ids), form.dimensions)).astype(np.float32)
-    documents = [Document(id, text) for id, text in zip(ids, texts, strict=True)]
-    with create_store(url, form, example=ids[0]) as store:
-        store.upsert(Rows(documents, vectors))
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trimtab
-from tests import adapters_made as made
-from tests.migration.conftest import address, fill
-from tests.serve.server_process import ServerProcess, serve
+from tests.migration.conftest import address
+from tests.migration.world import World, fill, form_of, two_encoders
 from trimtab import half_migrated
 from trimtab.stores import Document, Form, Hit, Id, Matrix, Rows, Store, create_store, open_store
 from trimtab.stores.base import scores
@@ -25,37 +24,16 @@ QUERIES = ["how do I get my password back?", "a dish with tomatoes", "flights"]
 K = 10
 
 
-class World:
-    """A server with an old and a new encoder, and an adapter between them.
-
-    The old vectors are the new ones, turned and cut to 64 dimensions: an adapter for them is exact, and yet
-    scores of the two spaces differ.
-    """
-
-    def __init__(self, server: ServerProcess, old: str, new: str) -> None:
-        self.url, self.old, self.new = server.url, old, new
-
-
 @pytest.fixture(scope="module")
 def world(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    repository = tmp_path_factory.mktemp("two-encoders")
-    new = made.copied(minilm_repository / "all-minilm-l6-v2" / "1", repository)
-    matrix = made.rotation(new.manifest.dimensions, 64, seed=1)
-    old = made.turned(new, repository, "turned", matrix)
-    made.adapter(repository, "to-old", made.end(new.manifest), made.end(old.manifest), made.linear(matrix))
-    with serve(repository, tmp_path_factory.mktemp("server")) as server:
-        yield World(server, "turned", new.manifest.name)
+    with two_encoders(minilm_repository, tmp_path_factory.mktemp("two-encoders")) as running:
+        yield running
 
 
 @pytest.fixture
 def client(world: World) -> Iterator[trimtab.Client]:
     with trimtab.Client(world.url) as opened:
         yield opened
-
-
-def form_of(client: trimtab.Client, name: str) -> Form:
-    encoder = client.encoder(name)
-    return Form(space=encoder.space, dimensions=encoder.dimensions)
 
 
 @pytest.fixture

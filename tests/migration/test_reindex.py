@@ -17,7 +17,8 @@ from pyarrow import parquet
 
 import trimtab
 from tests.client.fake_server import DIMENSIONS, FakeServer
-from tests.migration.conftest import OLD, address, fill
+from tests.migration.conftest import address
+from tests.migration.world import OLD, fill
 from tests.serve.server_process import ServerProcess
 from tests.stores.postgres_process import PostgresProcess
 from trimtab import cli, migration
