@@ -51,9 +51,9 @@ BATCH = 64
 class Plan:
     """How much of everything."""
 
-    documents: int = 3000
-    queries: int = 500  # asked at the end; the fit never sees them
-    fit_queries: int = 6000  # without documents in the index
+    documents: int = 2000
+    queries: int = 400  # asked at the end; the fit never sees them
+    fit_queries: int = 5000  # without documents in the index
 
 
 QUICK = Plan(documents=800, queries=150, fit_queries=1500)
@@ -134,7 +134,7 @@ def bundles() -> Path:
         shutil.rmtree(repository / name / "adapters", ignore_errors=True)
         if not (repository / name / "1" / "manifest.json").exists():
             print(f"export {source}", flush=True)
-            trimtab_command("export", encoders.encoder(source), "--name", name, "--repository", repository)
+            trimtab_command("export", encoders.source(source), "--name", name, "--repository", repository)
     return repository
 
 

@@ -1,8 +1,9 @@
-"""The trained rung: a small residual network that learns to rank as the old query does.
+"""The trained rungs: they learn to rank as the old query does.
 
-It starts exactly at the best linear rung, because its last layer begins at zero, and is trained by a
-listwise loss (Cao et al., 2007; as distillation: Hofstaetter et al., 2021): the softmax of a query's scores
-over vectors sampled from the old index is to be that of the old encoder's own query.
+A linear map goes on from a fitted one, with a hidden layer beside it or without; the hidden layer's last
+matrix begins at zero, so that both start exactly there. The loss is listwise (Cao et al., 2007; as
+distillation: Hofstaetter et al., 2021): the softmax of a query's scores over vectors sampled from the old
+index is to be that of the old encoder's own query.
 """
 
 from dataclasses import dataclass, replace
@@ -27,30 +28,33 @@ EDGE = 1e-6
 class Training:
     """How the network is trained."""
 
-    width: int = 512  # of its hidden layer
+    width: int  # of the hidden layer; 0 for none
+    epochs: int
+    rate: float  # of the hidden layer
+    linear_rate: float  # of the linear map that it starts from
     temperature: float = 0.05
-    documents: int = 4096  # sampled anew for each step
+    documents: int = 1024  # sampled anew for each step
     batch: int = 256
-    epochs: int = 20
-    rate: float = 1e-3
-    linear_rate: float = 1e-4  # of the linear map that it starts from
     decay: float = 0.01
-    patience: int = 3  # epochs without a better held-out loss
+    dropout: float = 0.1  # of the hidden layer
+    patience: int = 2  # epochs without a better held-out loss
     seed: int = 0
 
 
 def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> Map:
-    """`start` with a hidden layer beside it, both trained.
+    """`start`, with a hidden layer beside it where one is asked for, trained.
 
     The loss on held-out rows, against documents of their own, is looked at after each epoch, and the best
     epoch is kept: epoch 0, which is `start` itself, among them.
     """
+    if not training.epochs:
+        return start
     torch.manual_seed(training.seed)
     generator = np.random.default_rng(training.seed)
     order = generator.permutation(len(fit.x))
     held, train = np.split(order, [max(1, int(len(order) * HELD_OUT))])
     documents = torch.from_numpy(old_index.rows)
-    network = _Network(fit, start, training.width, old_index)
+    network = _Network(fit, start, training, old_index)
     scale = training.temperature * _typical_score(fit, old_index)
     optimiser = torch.optim.AdamW(
         [
@@ -97,7 +101,7 @@ def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> 
         shuffled = generator.permutation(train)
         for part in np.array_split(shuffled, steps):
             optimiser.zero_grad(set_to_none=True)
-            loss(part, sample(training.documents)).backward()
+            loss(part, sample(training.documents)).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
@@ -112,8 +116,9 @@ def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> 
 class _Network(torch.nn.Module):
     """z W + b + relu(z U + c) V over standardised columns z."""
 
-    def __init__(self, fit: Fit, start: Map, width: int, old_index: Index) -> None:
+    def __init__(self, fit: Fit, start: Map, training: Training, old_index: Index) -> None:
         super().__init__()
+        self._dropout, width = training.dropout, training.width
         self._unit = start.unit_input
         self._columns = slice(start.first, start.last)
         self._similarity = old_index.similarity
@@ -137,6 +142,7 @@ class _Network(torch.nn.Module):
             rows = functional.normalize(rows, dim=1)
         z = (rows - self._origin) / self._spread
         inner = functional.relu(z @ self.inward + self.bias)
+        inner = functional.dropout(inner, self._dropout, self.training)
         return self.read(z @ self.weight + self.shift + inner @ self.outward)
 
     def read(self, adapted: torch.Tensor) -> torch.Tensor:
@@ -152,11 +158,10 @@ class _Network(torch.nn.Module):
         with torch.no_grad():
             weight = self.weight / self._spread[:, None]
             inward = self.inward / self._spread[:, None]
-            hidden = Hidden(
-                inward=inward.numpy(),
-                bias=(self.bias - self._origin @ inward).numpy(),
-                outward=self.outward.numpy().copy(),
-            )
+            hidden = None
+            if len(self.outward):
+                bias = self.bias - self._origin @ inward
+                hidden = Hidden(inward.numpy(), bias.numpy(), self.outward.numpy().copy())
             shift = (self.shift - self._origin @ weight).numpy()
             return replace(start, weight=weight.numpy(), shift=shift, hidden=hidden)
 
