@@ -9,6 +9,8 @@ from bench.processes import Cores, Running, counters, program
 SECONDS_PER_TOKEN = 1e-3
 DEVICES = 8
 IN_FLIGHT_PER_DEVICE = 16
+# Texts in a request, to see where one process can feed no more.
+SIZES = (8, 32, 128)
 
 
 def fake(repository: Path, core: int, devices: int, seconds_per_token: float) -> processes.Serving:
@@ -29,6 +31,8 @@ def calls(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, flo
         for kind in ("raw", "sdk", "triton", "stream"):
             rows[f"{kind} 64"] = _timed(server, cores, kind, 64 if kind != "stream" else 256, count)
         rows["sdk 1"] = _timed(server, cores, "sdk", 1, count // 4)
+        for size in SIZES:
+            rows[f"{size} a request"] = _grouped(server, cores, size, count)
     return rows
 
 
@@ -42,6 +46,14 @@ def _timed(server: Running, cores: Cores, kind: str, concurrency: int, count: in
     # The warm-up's calls cost the server too.
     server_ms = spent / (count + 32) * 1e3
     return {**figures, "server_ms": server_ms, "server_busy": server_ms / 1e3 * figures["rate"]}
+
+
+def _grouped(server: Running, cores: Cores, size: int, count: int) -> dict[str, float]:
+    before = server.cpu_seconds()
+    figures = program(
+        "bench.grouped", server.url, "--core", cores.client, "--texts", count * 2, "--size", size
+    )
+    return {**figures, "server_ms": (server.cpu_seconds() - before) / (count * 2) * 1e3}
 
 
 def devices(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:

@@ -66,14 +66,14 @@ def program(module: str, *arguments: object) -> dict[str, Any]:
 def serve(
     name: str,
     command: Sequence[str],
-    core: int,
+    cores: int | Sequence[int],
     ready: Callable[[str], tuple[str, str] | None],
     *,
     cwd: Path = ROOT,
     env: Mapping[str, str] | None = None,
     seconds: float = 180,
 ) -> Iterator[Running]:
-    """Start a server on one core, and end it and whatever it started at the end.
+    """Start a server on a core (or some), and end it and whatever it started at the end.
 
     `ready` is given what the server wrote so far, and returns its addresses (calls, metrics) once it is
     ready. What it wrote stays in bench/.logs/NAME.log.
@@ -82,7 +82,7 @@ def serve(
     log = LOGS / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), *command],
+            ["taskset", "-c", ",".join(map(str, [cores] if isinstance(cores, int) else cores)), *command],
             cwd=cwd,
             env={**os.environ, **(env or {})},
             stdout=output,
@@ -122,11 +122,14 @@ def _session(leader: int) -> dict[int, float]:
     return found
 
 
-def trimtab(repository: Path, core: int) -> Serving:
-    """Our server with its default configuration."""
-    command = [PYTHON, "-m", "trimtab.cli", "serve", "--repository", str(repository)]
+def trimtab(repository: Path, *cores: int, device: str = "auto") -> Serving:
+    """Our server with its default configuration, but for costs that were measured at another time."""
+    LOGS.mkdir(exist_ok=True)
+    config = LOGS / "trimtab.toml"
+    config.write_text(f'devices = ["{device}"]\n[engine]\ncosts = ""\n')
+    command = [PYTHON, "-m", "trimtab.cli", "serve", "--repository", str(repository), "--config", str(config)]
     command += ["--grpc-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
-    return serve("trimtab", command, core, said_ready)
+    return serve("trimtab", command, cores, said_ready)
 
 
 def said_ready(log: str) -> tuple[str, str] | None:

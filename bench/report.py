@@ -14,7 +14,7 @@ from typing import Any
 from bench import processes
 from bench.processes import ROOT
 
-HISTORY = ROOT / "bench" / "history" / "serve.jsonl"
+HISTORY = ROOT / "bench" / "history"
 PACKAGES = ("trimtab", "onnxruntime", "grpcio", "tokenizers", "tritonclient", "numpy")
 # Heading and format of the figures that a table shows, in this order, where a row has them.
 COLUMNS = {
@@ -88,24 +88,31 @@ class Results:
 
 
 def keep(results: Results, peers: Mapping[str, Mapping[str, str]], **settings: Any) -> None:
-    """Append a run to the history."""
+    """Append a run of the serving benchmark to the history."""
+    append("serve", peers, **settings, results=results.rows)
+
+
+def append(name: str, peers: Mapping[str, Mapping[str, str]] | None = None, **figures: Any) -> None:
+    """Append figures to a history, with the command that gave them, the commit, machine and versions."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
+    spec = sys.modules["__main__"].__spec__
+    program = spec.name if spec else "bench"
     record = {
         "date": time.strftime("%Y-%m-%d"),
         "commit": described.stdout.strip(),
-        "command": shlex.join(["python", "-m", "bench.serve", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
         "machine": processes.machine(),
         "versions": {
             "python": sys.version.split()[0],
             **{name: metadata.version(name) for name in PACKAGES},
-            "peers": peers,
+            **({"peers": peers} if peers else {}),
         },
-        **settings,
-        "results": results.rows,
+        **figures,
     }
-    HISTORY.parent.mkdir(exist_ok=True)
-    with HISTORY.open("a") as history:
+    path = HISTORY / f"{name}.jsonl"
+    HISTORY.mkdir(exist_ok=True)
+    with path.open("a") as history:
         history.write(json.dumps(record) + "\n")
-    print(f"kept in {HISTORY.relative_to(ROOT)}")
+    print(f"kept in {path.relative_to(ROOT)}")

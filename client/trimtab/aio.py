@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -15,6 +16,7 @@ from google.protobuf.message import Message
 
 from trimtab import channel, requests, responses
 from trimtab.aio_stream import AsyncEmbeddingStream
+from trimtab.credentials import CallMetadata
 from trimtab.errors import InvalidArgument, NotFound
 from trimtab.exchange import DEFAULT_WINDOW, Exchange
 from trimtab.requests import Options
@@ -40,12 +42,13 @@ class AsyncClient:
         tls: channel.Tls = False,
         timeout: float = channel.DEFAULT_TIMEOUT,
         metadata: Mapping[str, str] | None = None,
+        token: str | Path | None = None,
     ) -> None:
         asyncio.get_running_loop()  # gRPC would take another loop than the one that runs later
         self._url = channel.check_target(url)
         self._timeout = channel.Deadline(timeout).seconds
-        self._metadata = channel.check_metadata(metadata)
         credentials = channel.check_credentials(tls)
+        self._sent = CallMetadata(metadata, token, url=url, secure=credentials is not None)
         self._channels = tuple(
             grpc.aio.insecure_channel(url, options)
             if credentials is None
@@ -124,7 +127,7 @@ class AsyncClient:
         return AsyncEmbeddingStream(
             start,
             texts,
-            lambda messages: self._stream_stub.EmbedStream(messages, metadata=self._metadata),
+            lambda messages: self._stream_stub.EmbedStream(messages, metadata=self._sent.get()),
             lambda error: channel.from_break(error, self._url),
         )
 
@@ -220,7 +223,7 @@ class AsyncClient:
         deadline: channel.Deadline,
     ) -> Answer:
         with channel.translated(self._url, deadline):
-            return await method(request, timeout=deadline.left(), metadata=self._metadata)
+            return await method(request, timeout=deadline.left(), metadata=self._sent.get())
 
     async def _embed_parts(
         self,
@@ -237,7 +240,7 @@ class AsyncClient:
                 with channel.translated(self._url, deadline):
                     for part in islice(unsent, channel.PARTS_IN_FLIGHT - len(calls)):
                         call = self._stub.Embed(
-                            pinned.request(part, spaces), timeout=deadline.left(), metadata=self._metadata
+                            pinned.request(part, spaces), timeout=deadline.left(), metadata=self._sent.get()
                         )
                         calls.append((len(part), call))
                     if not calls:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -27,7 +27,6 @@ DEFAULT_TIMEOUT = 30.0
 PARTS_IN_FLIGHT = 4
 
 Tls = bool | str | Path | grpc.ChannelCredentials
-Metadata = tuple[tuple[str, str | bytes], ...]
 
 _SERVICE = "trimtab.v1.EncoderService"
 # Only what may succeed later is sent again, and gRPC itself does it: after the server's pushback where it
@@ -110,11 +109,6 @@ def check_credentials(tls: Tls) -> grpc.ChannelCredentials | None:
     except OSError as error:
         raise ConfigError(f"tls: the root certificates in {tls} cannot be read: {error.strerror}") from error
     return grpc.ssl_channel_credentials(roots)
-
-
-def check_metadata(metadata: Mapping[str, str] | None) -> Metadata:
-    """The metadata of every call, as gRPC takes it."""
-    return tuple((key.lower(), value) for key, value in (metadata or {}).items())
 
 
 def from_rpc(error: grpc.RpcError, url: str, timeout: float = math.inf) -> TrimtabError:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, Unpack
 
@@ -10,6 +11,7 @@ import grpc
 from google.protobuf.message import Message
 
 from trimtab import channel, requests, responses
+from trimtab.credentials import CallMetadata
 from trimtab.errors import InvalidArgument, NotFound
 from trimtab.exchange import DEFAULT_WINDOW, Exchange
 from trimtab.requests import Options
@@ -39,7 +41,9 @@ class Client:
         one's own, or `grpc.ChannelCredentials` for anything else, such as a client certificate.
     timeout: seconds that a call may take, however often it is tried; for streams, the longest wait for an
         answer while one is owed. math.inf for no limit. Each call may name its own.
-    metadata: sent with every call, such as {"authorization": "Bearer ..."}.
+    metadata: sent with every call.
+    token: the API key or token that the server asks for; a Path is read, and again once the file has changed.
+        It is sent over TLS, or within this machine, and refused otherwise.
 
     Calls that find the server away or full are tried up to five times, with growing delays or the one the
     server asks for; they do not wait for a server that refuses connections longer than those few seconds.
@@ -53,11 +57,12 @@ class Client:
         tls: channel.Tls = False,
         timeout: float = channel.DEFAULT_TIMEOUT,
         metadata: Mapping[str, str] | None = None,
+        token: str | Path | None = None,
     ) -> None:
         self._url = channel.check_target(url)
         self._timeout = channel.Deadline(timeout).seconds
-        self._metadata = channel.check_metadata(metadata)
         credentials = channel.check_credentials(tls)
+        self._sent = CallMetadata(metadata, token, url=url, secure=credentials is not None)
         self._channels = tuple(
             grpc.insecure_channel(url, options)
             if credentials is None
@@ -140,11 +145,11 @@ class Client:
         wanted, deadline = Options(**options), self._deadline(timeout)
         encoder = self._describe(wanted.encoder, wanted.version, deadline)
         exchange = Exchange(wanted, encoder, window, deadline.seconds)
-        url, stub, metadata = self._url, self._stream_stub, self._metadata
+        url, stub, sent = self._url, self._stream_stub, self._sent
         return EmbeddingStream(
             exchange,
             texts,
-            lambda messages: stub.EmbedStream(messages, metadata=metadata),
+            lambda messages: stub.EmbedStream(messages, metadata=sent.get()),
             lambda error: channel.from_break(error, url),
         )
 
@@ -244,7 +249,7 @@ class Client:
         deadline: channel.Deadline,
     ) -> Answer:
         with channel.translated(self._url, deadline):
-            return method(request, timeout=deadline.left(), metadata=self._metadata)
+            return method(request, timeout=deadline.left(), metadata=self._sent.get())
 
     def _embed_parts(
         self,
@@ -261,7 +266,7 @@ class Client:
                 with channel.translated(self._url, deadline):
                     for part in islice(unsent, channel.PARTS_IN_FLIGHT - len(calls)):
                         pending: _Pending = self._stub.Embed.future(
-                            pinned.request(part, spaces), timeout=deadline.left(), metadata=self._metadata
+                            pinned.request(part, spaces), timeout=deadline.left(), metadata=self._sent.get()
                         )
                         calls.append((len(part), pending))
                     if not calls:

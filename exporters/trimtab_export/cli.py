@@ -13,6 +13,7 @@ are compared with the source's own over texts of many languages before anything 
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    # ONNX Runtime reports its use to its makers unless it is told not to before it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     bundles.check_name(options.name)
     from trimtab_export.export import export
     from trimtab_export.source import Settings

@@ -2,3 +2,9 @@
 
 rpc -> pipeline -> admission -> tokenization -> engine (batcher) -> devices (session) -> outputs -> rpc
 """
+
+import os
+
+# ONNX Runtime reports its use to its makers unless it is told not to before it is imported: a server opens
+# no connection that nobody asked for. Its own switch in Python comes too late, and leaves a device id behind.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -178,9 +178,9 @@ class Adapters:
             if whose is None:
                 raise
             raise FailedPrecondition(
-                f"space {wanted} is that of {whose.name} version {whose.version}, and no adapter leads there from "
-                f"{encoder.space}, that of {encoder.name} version {encoder.version}: ask {whose.name}, or fit an "
-                "adapter with `trimtab adapter fit`"
+                f"space {wanted} is that of {whose.name} version {whose.version}, and no adapter leads there "
+                f"from {encoder.space}, that of {encoder.name} version {encoder.version}: ask {whose.name}, "
+                "or fit an adapter with `trimtab adapter fit`"
             ) from None
 
     def read(self, repository: Path, encoder: str) -> tuple[Loaded, ...]:

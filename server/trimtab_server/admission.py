@@ -1,9 +1,17 @@
-"""The door: bounds what is in flight, so that memory and waiting time stay bounded, whatever comes."""
+"""The door: bounds what is in flight, so that memory and waiting time stay bounded, whatever comes.
 
+What cannot be answered before its deadline is refused at once, while that costs next to nothing: under
+overload a server that takes up everything answers nothing in time.
+"""
+
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
+
+# What is taken up should be answered in so much of its time: a prediction may be wrong.
+PROMISE = 0.7
 
 
 class Pass:
@@ -20,7 +28,7 @@ class Pass:
 
 
 class Admission:
-    """Counts the tokens of all requests in flight, and says no beyond a limit.
+    """Counts the tokens of all requests in flight, and says no beyond a limit, or where it is too late.
 
     At the door only the length of a text is known. A text has no more tokens than bytes, nor than its
     encoder reads: that is what it is charged until the tokenizer has counted, and a little for its length.
@@ -31,11 +39,14 @@ class Admission:
         self.tokens = 0
 
     @contextmanager
-    def admit(self, tokens: int, retry_after: Callable[[], float]) -> Iterator[Pass]:
+    def admit(
+        self, tokens: int, wait_seconds: Callable[[], float], deadline: float | None = None
+    ) -> Iterator[Pass]:
         """Hold a share for as long as the request is in flight.
 
-        Raises InvalidArgument where the request alone is over the limit, ResourceExhausted where
-        there is no room beside the others; `retry_after` then says how many seconds to wait.
+        `wait_seconds`: how long it is likely to be until the request is answered. `deadline` is on
+        time.monotonic's clock. Raises InvalidArgument where the request alone is over the limit,
+        ResourceExhausted where there is no room beside the others, or no time.
         """
         if tokens > self.limit:
             raise InvalidArgument(
@@ -43,10 +54,18 @@ class Admission:
                 "(limits.max_tokens_in_flight): send fewer or shorter texts in a request"
             )
         if self.tokens + tokens > self.limit:
-            wait = min(max(retry_after(), 0.05), 10.0)
+            wait = min(max(wait_seconds(), 0.05), 10.0)
             raise ResourceExhausted(
                 f"{self.tokens} of {self.limit} tokens are in flight: try again in {wait:.2f} s", wait
             )
+        if deadline is not None:
+            left, needed = deadline - time.monotonic(), wait_seconds()
+            if needed > PROMISE * left:
+                raise ResourceExhausted(
+                    f"the queue is {needed:.2f} s long, the deadline in {max(left, 0.0):.2f} s: try another "
+                    "server, allow more time, or send less",
+                    needed,
+                )
         granted = Pass(self, tokens)
         self.tokens += tokens
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,23 +17,30 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
+from trimtab_server import listeners
 from trimtab_server.adapters import Adapters
 from trimtab_server.admission import Admission
+from trimtab_server.auth import Authenticator
 from trimtab_server.batcher import Batcher
-from trimtab_server.config import Config, Tls, split_address
+from trimtab_server.config import Auth, Config, split_address
+from trimtab_server.cost import Measured
 from trimtab_server.devices import Device, Open, Place, open_ort, parse
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
 from trimtab_server.metrics import Metrics
 from trimtab_server.pipeline import Pipeline
+from trimtab_server.polling import Poller
 from trimtab_server.repository import Entry, Repository
 from trimtab_server.rescore import Rescorer
 from trimtab_server.rpc.boundary import Boundary, Tenants
+from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
+from trimtab_server.rpc.observed import Observed
 from trimtab_server.sharing import Sharing
 from trimtab_server.tickets import Ticket
 from trimtab_server.tokenization import Tokenization
+from trimtab_server.tracing import Tracing
 from trimtab_server.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -79,16 +87,23 @@ class App:
             across_tenants=config.sharing.across_tenants,
             cache_bytes=config.sharing.cache_bytes,
         )
+        # What other sessions cost than ONNX Runtime's is not to be taken for theirs.
+        keeps = bool(config.engine.costs) and open_session is open_ort
+        measured = Measured(Path(config.engine.costs).expanduser()) if keeps else None
         self._engine = Engine(
             batcher, sharing,
-            [Device(place, open_session) for place in places or parse(config.devices)],
+            [Device(place, open_session, measured) for place in places or parse(config.devices)],
             self._metrics,
             hang_seconds=config.engine.hang_seconds,
             serving=self._devices_changed,
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
-        self.repository = Repository(repository, self._engine, Adapters(self._watch), self._changed)
+        self.repository = Repository(
+            repository, self._engine, Adapters(self._watch), self._changed, newest=config.versions.newest
+        )
+        self._poller = Poller(self.repository, config.versions.poll_seconds)
+        self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         pipeline = Pipeline(
             config.limits,
             self.repository,
@@ -96,13 +111,14 @@ class App:
             self._tokenization,
             self._engine,
             self._metrics,
+            self._tracing.answered if self._tracing else None,
         )
-        self._boundary = Boundary()
+        self._boundary, self._admin_boundary = self._boundaries()
         tenants = Tenants(config.server.tenant_header)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
         self._native = NativeServicer(pipeline, rescorer, tenants)
         self._kserve = KServeServicer(pipeline, self._metrics, tenants, lambda: self._ready and self._served)
-        self._server = self._listen()
+        self._servers = self._listen()
 
     async def start(self) -> None:
         """Listen, load and warm every encoder, and only then say SERVING.
@@ -116,7 +132,8 @@ class App:
             raise ConfigError(f"metrics address {host}:{port} cannot be used: {error.strerror}") from None
         self.metrics_port = self._scrapes.server_port
         self._engine.start()
-        await self._server.start()
+        for server in self._servers:
+            await server.start()
         await self.repository.load_all()
         if not self.repository.encoders():
             reasons = "".join(
@@ -128,6 +145,7 @@ class App:
             )
         self._ready = True
         self._announce()
+        self._poller.start()
 
     async def stop(self) -> None:
         """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
@@ -136,13 +154,16 @@ class App:
         self._native.drain()
         self._kserve.drain()
         seconds = self.config.server.drain_seconds
-        await self._boundary.drain(seconds)
+        await asyncio.gather(self._boundary.drain(seconds), self._admin_boundary.drain(seconds))
         await asyncio.sleep(min(LATE_SECONDS, seconds))
+        self._poller.stop()
         await self.repository.stop()
-        await self._server.stop(FLUSH_SECONDS)
+        await asyncio.gather(*(server.stop(FLUSH_SECONDS) for server in self._servers))
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._tokenization.stop)
         await asyncio.to_thread(self._watch.stop)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
         if self._scrapes is not None:
             self._scrapes.shutdown()
             self._scrapes.server_close()
@@ -166,31 +187,38 @@ class App:
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)
 
-    def _listen(self) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            interceptors=[self._boundary],
-            options=[
-                ("grpc.max_receive_message_length", self.config.limits.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
-                # Clients may ping a connection this often; the SDK does each minute.
-                ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
-            ],
+    def _boundaries(self) -> tuple[Boundary, Boundary]:
+        """What every call passes through: of the port for clients, and of the one for admins."""
+        config, refused = self.config, self._metrics.refused
+        authenticator = Authenticator(config.auth) if config.auth != Auth() else None
+        if not authenticator and not config.server.admin_address:
+            return Boundary(), Boundary()
+        elsewhere = False if config.server.admin_address else None
+        return Boundary(Guard(authenticator, elsewhere, refused)), Boundary(
+            Guard(authenticator, True, refused)
         )
+
+    def _listen(self) -> tuple[grpc.aio.Server, ...]:
+        config = self.config
+        wanted = self._tracing or config.logging.calls or config.logging.format == "json"
+        observed = [Observed(self._tracing)] if wanted else []
+        server = listeners.make(config, [*observed, self._boundary])
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
-        address, tls = self.config.server.grpc_address, self.config.server.tls
-        split_address(address)
-        try:
-            if tls is None:
-                self.grpc_port = server.add_insecure_port(address)
-            else:
-                self.grpc_port = server.add_secure_port(address, _credentials(tls))
-        except RuntimeError as error:
-            raise ConfigError(f"gRPC address {address} cannot be used: {error}") from None
-        return server
+        ports = config.server
+        self.grpc_port = listeners.bind(server, ports.grpc_address, ports.tls)
+        servers = [server]
+        if ports.admin_address:
+            servers.append(listeners.make(config, [*observed, self._admin_boundary]))
+            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, servers[-1])
+            listeners.bind(servers[-1], ports.admin_address, ports.tls)
+        if ports.health_address:
+            servers.append(listeners.make_probed([self._boundary]))
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, servers[-1])
+            listeners.bind(servers[-1], ports.health_address, None)
+        return tuple(servers)
 
 
 async def serve(config: Config, repository: Path, ready: Callable[[App], None]) -> None:
@@ -208,6 +236,10 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
     app = App(config, repository)
     try:
         if await _unless(stopping, app.start()):
+            # What is loaded by now stays: looking it through at each full collection would stop every call
+            # for some 30 ms.
+            gc.collect()
+            gc.freeze()
             ready(app)
             await stopping.wait()
     finally:
@@ -226,12 +258,3 @@ async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
         return False
     await task
     return True
-
-
-def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    try:
-        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-        client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
-    except OSError as error:
-        raise ConfigError(f"server.tls: {error.filename} cannot be read: {error.strerror}") from None
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)

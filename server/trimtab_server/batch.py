@@ -19,6 +19,7 @@ class Model:
     version: int
     variant: str
     graph: Path
+    digest: str  # of its files
     inputs: tuple[str, ...]
     unpadded: bool  # its linear layers compute real tokens alone
     dimensions: int

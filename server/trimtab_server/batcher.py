@@ -12,7 +12,9 @@ yet nothing starves: a stamp, once given, is overtaken only by stamps below it.
 *What rides along* are the anchor's neighbours in length, by the measured cost of the graph. Few items are
 split into the batches that cost least altogether, and the anchor's is taken. Of many, the batch grows from
 the anchor to either side as long as it finishes more tokens a second. It never grows past the point where
-the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only make its items wait.
+the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only make its items wait. Nothing
+bulk rides with what is interactive, and while there is both, bulk batches are short: a run cannot be
+interrupted, and whoever arrives meanwhile waits for its end.
 """
 
 import heapq
@@ -21,15 +23,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from trimtab_server.batch import Batch, Item, Model
+from trimtab_server.batch import Batch, Item, Model, Priority
 from trimtab_server.cost import Cost
 
 # A batch is large enough when the fixed cost of its run is this share of it.
 WORTHWHILE = 0.02
+# The same for a bulk batch while interactive work ran less than so many seconds ago.
+BESIDE_INTERACTIVE = 0.1
+LATELY = 1.0
 # Up to so many items are split into batches exactly; that takes time with their square.
 EXACT = 32
 # Interactive work has this share of the devices to bulk work's 1, while there is both.
-WEIGHTS = {"interactive": 16.0, "bulk": 1.0}
+WEIGHTS: dict[Priority, float] = {"interactive": 16.0, "bulk": 1.0}
 
 Flow: TypeAlias = tuple[str, str]
 
@@ -43,7 +48,7 @@ class Popped:
 
 
 class _Lane:
-    """The items of one model, in the order of their turns and in the order of their lengths."""
+    """The items of one model and priority, in the order of their turns and in the order of their lengths."""
 
     def __init__(self, cost: Cost, max_positions: int, max_texts: int) -> None:
         self.cost = cost
@@ -71,19 +76,20 @@ class _Lane:
             heapq.heappop(self.turns)
         return self.turns[0]
 
-    def window(self, number: int, cost: Cost) -> tuple[int, int]:
+    def window(self, number: int, cost: Cost, worthwhile: float) -> tuple[int, int]:
         """The slice of `lengths` that runs with item `number`, where a run has this cost."""
         anchor = bisect_left(self.lengths, (self.items[number].length, number))
-        return self._split(anchor, cost) if len(self.lengths) <= EXACT else self._grow(anchor, cost)
+        choose = self._split if len(self.lengths) <= EXACT else self._grow
+        return choose(anchor, cost, worthwhile)
 
-    def _fits(self, cost: Cost, texts: int, tokens: int, longest: int) -> bool:
+    def _fits(self, cost: Cost, worthwhile: float, texts: int, tokens: int, longest: int) -> bool:
         return texts == 1 or (
             texts <= self.max_texts
             and texts * longest <= self.max_positions
-            and cost.tokens(texts, tokens, longest) * WORTHWHILE <= cost.run_tokens
+            and cost.tokens(texts, tokens, longest) * worthwhile <= cost.run_tokens
         )
 
-    def _split(self, anchor: int, cost: Cost) -> tuple[int, int]:
+    def _split(self, anchor: int, cost: Cost, worthwhile: float) -> tuple[int, int]:
         """The anchor's part in the split of all lengths into runs that costs least."""
         least = [0.0]  # of the first n lengths
         starts = [0]  # of the last run of that split
@@ -92,7 +98,7 @@ class _Lane:
             best, start, tokens = float("inf"), last - 1, 0
             for first in range(last - 1, -1, -1):
                 tokens += self.lengths[first][0]
-                if not self._fits(cost, last - first, tokens, longest):
+                if not self._fits(cost, worthwhile, last - first, tokens, longest):
                     break
                 seconds = least[first] + cost.seconds(last - first, tokens, longest)
                 if seconds < best:
@@ -104,7 +110,7 @@ class _Lane:
             last = starts[last]
         return starts[last], last
 
-    def _grow(self, anchor: int, cost: Cost) -> tuple[int, int]:
+    def _grow(self, anchor: int, cost: Cost, worthwhile: float) -> tuple[int, int]:
         """From the anchor to either side, by whichever neighbour makes the batch do more a second."""
         lengths = self.lengths
         first, last, tokens = anchor, anchor + 1, lengths[anchor][0]
@@ -116,7 +122,7 @@ class _Lane:
                     continue
                 more = tokens + lengths[low if low < first else high - 1][0]
                 longest = lengths[high - 1][0]
-                if self._fits(cost, high - low, more, longest):
+                if self._fits(cost, worthwhile, high - low, more, longest):
                     faster = more / cost.seconds(high - low, more, longest)
                     if faster >= best[0]:
                         best = (faster, low, high, more)
@@ -132,11 +138,13 @@ class Batcher:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_texts = max_batch_texts
         self.tokens = 0  # of all items that wait
-        self._lanes: dict[Model, _Lane] = {}
+        self.interactive_tokens = 0  # of these, what bulk items do not delay
+        self._lanes: dict[tuple[Model, Priority], _Lane] = {}
         self._numbers: dict[Item, int] = {}
         self._deadlines: list[tuple[float, int, Item]] = []
         self._next = 0
         self._now = 0.0  # virtual time: the stamp of the last anchor
+        self._interactive_at = float("-inf")  # when the last interactive batch left
         self._flows: dict[Flow, float] = {}  # when each flow's last item will have had its share
 
     def __len__(self) -> int:
@@ -144,23 +152,25 @@ class Batcher:
 
     def waiting(self, model: Model) -> int:
         """How many items of this model wait."""
-        return len(self._lanes[model].items)
+        return sum(len(self._lanes[model, priority].items) for priority in WEIGHTS)
 
     def open(self, model: Model, cost: Cost) -> None:
         """Accept items of this model, whose graph was measured to cost so much."""
-        self._lanes[model] = _Lane(cost, self.max_batch_tokens, self.max_batch_texts)
+        for priority in WEIGHTS:
+            self._lanes[model, priority] = _Lane(cost, self.max_batch_tokens, self.max_batch_texts)
 
     def close(self, model: Model) -> list[Item]:
         """Accept no more items of this model; return those that waited."""
-        left = list(self._lanes[model].items.values())
+        left = [item for priority in WEIGHTS for item in self._lanes[model, priority].items.values()]
         self.cancel(left)
-        del self._lanes[model]
+        for priority in WEIGHTS:
+            del self._lanes[model, priority]
         return left
 
     def add(self, item: Item) -> None:
         """Queue an item; its model must be open."""
         number, self._next = self._next, self._next + 1
-        lane = self._lanes[item.model]
+        lane = self._lanes[item.model, item.priority]
         flow = (item.tenant, item.priority)
         stamp = max(self._now, self._flows.get(flow, 0.0))
         share = lane.cost.seconds(1, item.length, item.length) - lane.cost.run_seconds
@@ -170,7 +180,7 @@ class Batcher:
             self._flows = {key: value for key, value in self._flows.items() if value > self._now}
         lane.add(number, item, stamp)
         self._numbers[item] = number
-        self.tokens += item.length
+        self._count(item, item.length)
         if item.deadline is not None:
             heapq.heappush(self._deadlines, (item.deadline, number, item))
 
@@ -198,12 +208,17 @@ class Batcher:
             return Popped(None, expired)
         stamp, number = lane.next_turn()
         self._now = max(self._now, stamp)
-        model = lane.items[number].model
-        first, last = lane.window(number, (costs or {}).get(model, lane.cost))
+        anchor = lane.items[number]
+        worthwhile = WORTHWHILE
+        if anchor.priority == "interactive":
+            self._interactive_at = now
+        elif now - self._interactive_at < LATELY:
+            worthwhile = BESIDE_INTERACTIVE
+        first, last = lane.window(number, (costs or {}).get(anchor.model, lane.cost), worthwhile)
         items = tuple(lane.items[each] for _, each in lane.lengths[first:last])
         for item in items:
             self._remove(item)
-        return Popped(Batch(model, items), expired)
+        return Popped(Batch(anchor.model, items), expired)
 
     def _expire(self, now: float) -> list[Item]:
         gone = []
@@ -215,9 +230,14 @@ class Batcher:
                 gone.append(item)
         return gone
 
+    def _count(self, item: Item, tokens: int) -> None:
+        self.tokens += tokens
+        if item.priority == "interactive":
+            self.interactive_tokens += tokens
+
     def _remove(self, item: Item) -> None:
-        self._lanes[item.model].remove(self._numbers.pop(item))
-        self.tokens -= item.length
+        self._lanes[item.model, item.priority].remove(self._numbers.pop(item))
+        self._count(item, -item.length)
         # Entries of items that left stay in the heap until their deadline; rebuild it before they
         # are most of it, so that a long deadline does not keep the texts of finished calls alive.
         if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self._numbers):

@@ -10,7 +10,6 @@ http://METRICS_ADDRESS/metrics. Port 0 takes any free port; the line printed at 
 
 import argparse
 import asyncio
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,9 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from trimtab_server import app, config
+    from trimtab_server import app, config, logs
 
-    logging.getLogger("trimtab_server").setLevel(logging.INFO if options.verbose else logging.WARNING)
     settings = config.read(options.config) if options.config else config.Config()
     given = {
         name: value
@@ -45,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
         if (value := getattr(options, name)) is not None
     }
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
+    logs.configure(settings.logging, verbose=options.verbose)
     asyncio.run(app.serve(settings, options.repository, _announce))
     return 0
 

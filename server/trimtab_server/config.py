@@ -4,10 +4,14 @@ Each part of the server gets its own section, and nothing else of it.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from trimtab.errors import ConfigError
+
+# Those that are verified with a public key: a server holds nothing to sign with.
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,12 +22,31 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     client_ca: Path | None = None
 
 
+class Jwt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which JSON Web Tokens to believe. `keys`: a JWK set, or one public key in PEM; public keys alone."""
+
+    keys: Path
+    issuer: str
+    audience: str
+    algorithms: tuple[Algorithm, ...] = ("RS256", "ES256", "EdDSA")
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How callers are told apart; with neither, everybody may do everything. No secret stands in here."""
+
+    keys: Path | None = None
+    jwt: Jwt | None = None
+
+
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the server listens (port 0: any free one), and how long it drains before it cuts calls off."""
 
     grpc_address: str = "127.0.0.1:8001"
     metrics_address: str = "127.0.0.1:8002"
+    health_address: str = ""  # grpc.health.v1 alone, in plain text, for probes; empty: not there
     drain_seconds: float = 30.0
+    max_connection_age_seconds: float = 0.0  # then clients are told to connect anew; 0: never
+    admin_address: str = ""  # where encoders are loaded and unloaded; empty: at grpc_address
     tenant_header: str = ""  # metadata key that names a call's tenant; empty: all calls are of one
     tls: Tls | None = None
 
@@ -34,6 +57,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_texts: int = 1024
     max_text_bytes: int = 1 << 18
     max_message_bytes: int = 16 << 20
+    max_calls_per_connection: int = 1024
     max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
 
@@ -56,9 +80,11 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted)."""
+    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted); and
+    the folder in which measured costs are kept for the next start (empty: none are kept)."""
 
     hang_seconds: float = 10.0
+    costs: str = "~/.cache/trimtab/costs"
 
 
 class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +101,29 @@ class Rescoring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cache_bytes: int = 64 << 20
 
 
+class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which versions of an encoder are served (0: all, else so many of the newest), and how often the
+    repository is looked through for others (seconds; 0: only when a client asks for it)."""
+
+    newest: int = 0
+    poll_seconds: float = 0.0
+
+
+class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is written to standard error. `calls`: a line for each call, whatever the level."""
+
+    level: Literal["debug", "info", "warning", "error"] = "warning"
+    format: Literal["text", "json"] = "text"
+    calls: bool = False
+
+
+class Tracing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where spans go (OTLP over gRPC; empty: nowhere), and the share of calls that the server chooses."""
+
+    endpoint: str = ""
+    share: float = 0.01
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. `devices`: "auto", or a list of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
 
@@ -84,7 +133,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batching: Batching = Batching()
     engine: Engine = Engine()
     sharing: Sharing = Sharing()
+    versions: Versions = Versions()
     rescoring: Rescoring = Rescoring()
+    auth: Auth = Auth()
+    logging: Logging = Logging()
+    tracing: Tracing = Tracing()
     devices: tuple[str, ...] = ("auto",)
 
 
@@ -115,11 +168,24 @@ def check(config: Config, source: str) -> None:
                 raise ConfigError(f"{source}: {name}.{field} must be at least 1")
     if config.server.drain_seconds < 0:
         raise ConfigError(f"{source}: server.drain_seconds must not be negative")
+    if config.server.max_connection_age_seconds < 0:
+        raise ConfigError(f"{source}: server.max_connection_age_seconds must not be negative; 0 is no limit")
     if not config.engine.hang_seconds > 0:
         raise ConfigError(f"{source}: engine.hang_seconds must be more than 0")
+    if config.versions.newest < 0 or config.versions.poll_seconds < 0:
+        raise ConfigError(
+            f"{source}: versions.newest and versions.poll_seconds must not be negative; "
+            "0 serves all of them, and looks for others only when it is asked to"
+        )
     for name in ("sharing", "rescoring"):
         if getattr(config, name).cache_bytes < 0:
             raise ConfigError(f"{source}: {name}.cache_bytes must not be negative; 0 remembers nothing")
+    if not 0 <= config.tracing.share <= 1:
+        raise ConfigError(
+            f"{source}: tracing.share is {config.tracing.share}; it is a part of 1, such as 0.01"
+        )
+    if not config.tracing.endpoint.startswith(("http://", "https://")) and config.tracing.endpoint:
+        raise ConfigError(f"{source}: tracing.endpoint must begin with http:// (plain text) or https://")
     if not config.devices:
         raise ConfigError(f"{source}: devices is empty; leave it out for 'auto'")
 

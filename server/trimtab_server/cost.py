@@ -1,13 +1,20 @@
 """What a run of a graph costs on a device: measured while it warms up, and fitted to four figures."""
 
+import hashlib
+import logging
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from trimtab_server.batch import Ids
+
+log = logging.getLogger(__name__)
 
 # Batches to measure, by the lengths of their texts: alone, alike, and long beside short.
 SHAPES = ([8], [32], [128], [256], [8] * 8, [32] * 4, [128] * 2, [64] + [8] * 7, [128] + [8] * 7)
@@ -15,6 +22,9 @@ RUNS = 3
 # A device that does all of them faster than this is measured on more texts at once, too.
 SECONDS = 0.03
 MOST_TEXTS = 256
+# A batch that tells whether a cost measured earlier still holds, and by how much it may differ.
+CHECK = [32] * 4
+CHECK_FACTOR = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,46 @@ def measure(run: Callable[[Sequence[Ids]], object], pad_id: int, max_tokens: int
         factor *= 4
         if slowest > SECONDS or 8 * factor > MOST_TEXTS:
             return fit(samples)
+
+
+class Measured:
+    """Costs measured at earlier starts, one file each in `folder`: a start is that much shorter.
+
+    They are named by the graph's content, the device and the runtime, so that none is taken for another's.
+    A folder that cannot be read or written is no fault: the cost is measured again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def measure(self, run: Callable[[Sequence[Ids]], object], pad_id: int, max_tokens: int, *of: str) -> Cost:
+        """As `measure`, or what it said earlier for the same `of`, where a run of CHECK confirms it."""
+        path = self._folder / f"{hashlib.sha256(repr(of).encode()).hexdigest()[:32]}.json"
+        cost = _read(path)
+        if cost is not None:
+            for shape in SHAPES:  # the first run of a shape allocates
+                run([np.full(min(length, max_tokens), pad_id, np.int32) for length in shape])
+            lengths = [min(length, max_tokens) for length in CHECK]
+            seconds = _median_seconds(run, [np.full(length, pad_id, np.int32) for length in lengths])
+            predicted = cost.seconds(len(lengths), sum(lengths), max(lengths))
+            if predicted / CHECK_FACTOR < seconds < predicted * CHECK_FACTOR:
+                return cost
+        cost = measure(run, pad_id, max_tokens)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(msgspec.json.encode(asdict(cost)))
+            partial.rename(path)
+        except OSError as error:
+            log.info("the measured cost is not kept: %s", error)
+        return cost
+
+
+def _read(path: Path) -> Cost | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Cost)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def _median_seconds(run: Callable[[Sequence[Ids]], object], ids: Sequence[Ids]) -> float:

@@ -12,8 +12,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
+from trimtab_server import cores
 from trimtab_server.batch import Ids, Model
-from trimtab_server.cost import Cost, measure
+from trimtab_server.cost import Cost, Measured, measure
 from trimtab_server.session import PROVIDERS, OrtSession, Session
 
 Open = Callable[[Model, "Place"], Session]
@@ -64,17 +65,16 @@ def _parse(name: str) -> Place:
             f"device {name!r} is not known; use 'auto', 'cpu', 'cpu:0-3', 'cuda:0' or 'tensorrt:0'"
         )
     if kind == "cpu":
-        available = sorted(os.sched_getaffinity(0))
         if not which:
             # One core is left to the event loop and the tokenizers, where there is one to leave.
-            return Place("cpu", 0, workers=max(1, len(available) - 1))
-        cores = _range(name, which)
-        absent = [core for core in cores if core not in available]
+            return Place("cpu", 0, workers=max(1, cores.usable() - 1))
+        available, chosen = cores.available(), _range(name, which)
+        absent = [core for core in chosen if core not in available]
         if absent:
             raise ConfigError(
                 f"device {name!r}: core {absent[0]} is not available; this process has {available}"
             )
-        return Place("cpu", 0, workers=len(cores), cores=cores)
+        return Place("cpu", 0, workers=len(chosen), cores=chosen)
     indices = _range(name, which or "0")
     if len(indices) != 1:
         raise ConfigError(f"device {name!r}: name each GPU by itself, such as '{kind}:0', '{kind}:1'")
@@ -92,17 +92,24 @@ def _range(name: str, which: str) -> tuple[int, ...]:
 class Device:
     """One place: a session for each loaded model, and threads to run them on."""
 
-    def __init__(self, place: Place, open_session: Open) -> None:
+    def __init__(self, place: Place, open_session: Open, measured: Measured | None = None) -> None:
         self.place = place
         self.name = str(place)
         self.costs: dict[Model, Cost] = {}  # of the models that are loaded here
         self._open = open_session
+        self._measured = measured
         self._sessions: dict[Model, Session] = {}
 
     def load(self, model: Model) -> None:
         """Open a session, warm it and measure its cost. Blocks; call it off the event loop."""
         session = self._open(model, self.place)
-        cost = measure(session.run, model.pad_id, model.max_tokens)
+        if self._measured is None:
+            cost = measure(session.run, model.pad_id, model.max_tokens)
+        else:
+            cost = self._measured.measure(
+                session.run, model.pad_id, model.max_tokens,
+                model.digest, self.place.kind, hardware(self.place), ort.__version__,
+            )  # fmt: skip
         self._sessions[model] = session
         self.costs[model] = cost
 
@@ -157,6 +164,20 @@ class Device:
             if wrong is not None:
                 return wrong
         return None
+
+
+def hardware(place: Place) -> str:
+    """What the place is made of, so far as Linux tells: the model of the CPU, or of the NVIDIA GPU."""
+    if place.kind == "cpu":
+        path, key = Path("/proc/cpuinfo"), "model name"
+    else:
+        boards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        path, key = (boards[place.index] if place.index < len(boards) else Path("/dev/null")), "Model"
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def open_ort(model: Model, place: Place) -> Session:

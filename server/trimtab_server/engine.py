@@ -85,10 +85,18 @@ class Engine:
             self._sharing.close(model)
         self._workers.unload(model)
 
-    def backlog_seconds(self, model: Model) -> float:
-        """About how long the texts that wait now will keep the devices busy."""
+    def wait_seconds(self, model: Model, tokens: int, priority: Priority) -> float:
+        """About how long it will be until so many tokens more are computed, after those that wait now.
+
+        0 where no device is in service: there is nothing to wait for.
+        """
         with self._lock:
-            return self._batcher.tokens / max(self._workers.tokens_per_second(model), 1e-9)
+            if not self._workers.serving:
+                return 0.0
+            batcher = self._batcher
+            ahead = batcher.tokens if priority == "bulk" else batcher.interactive_tokens
+            computing = (ahead + tokens) / max(self._workers.tokens_per_second(model), 1e-9)
+            return self._workers.free_seconds(time.monotonic()) + computing
 
     async def compute(
         self,

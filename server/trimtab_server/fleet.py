@@ -43,6 +43,7 @@ class Flight:
     job: Job
     device: str
     begun: float
+    predicted: float  # seconds
     due: float  # when it counts as hung
 
 
@@ -103,6 +104,11 @@ class Fleet:
         """Whether anything runs that was not given up."""
         return bool(self._flights)
 
+    @property
+    def flights(self) -> Iterable[Flight]:
+        """What runs now."""
+        return self._flights
+
     def busy(self, model: Model) -> bool:
         """Whether anything of this model runs or waits to be run again."""
         jobs = [*self._jobs, *(flight.job for flight in self._flights)]
@@ -132,7 +138,7 @@ class Fleet:
 
     def launch(self, device: str, job: Job, predicted: float, now: float) -> Flight:
         """A job goes to a device, where it should take `predicted` seconds."""
-        flight = Flight(job, device, now, now + max(self._hang_seconds, HANG_FACTOR * predicted))
+        flight = Flight(job, device, now, predicted, now + max(self._hang_seconds, HANG_FACTOR * predicted))
         self._flights[flight] = None
         return flight
 

@@ -59,11 +59,23 @@ class _Request:
     in_flight: Gauge
 
 
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """The metrics of one model's runs on one device, looked up once, too."""
+
+    seconds: Histogram
+    size: Histogram
+    tokens: Histogram
+    padding: Histogram
+    busy: Counter
+
+
 class Metrics:
     """The server's metrics, by encoder, version and protocol (requests) or device (batches)."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._by_request: dict[tuple[str, int, str], _Request] = {}
+        self._by_device: dict[tuple[str, int, str], _Runs] = {}
         self.statistics: dict[tuple[str, int], Statistics] = defaultdict(Statistics)
         self._requests = Histogram(
             "trimtab_request_seconds",
@@ -93,6 +105,10 @@ class Metrics:
             "trimtab_failures",
             "Requests not answered with vectors, by the gRPC code they were answered with",
             (*_REQUEST, "reason"), registry=registry,
+        )  # fmt: skip
+        self._refused = Counter(
+            "trimtab_refused_calls", "Calls that were not let in, by the gRPC code they were answered with",
+            ("reason",), registry=registry,
         )  # fmt: skip
         self._in_flight = Gauge(
             "trimtab_requests_in_flight", "Requests that were taken up and not answered yet",
@@ -204,15 +220,28 @@ class Metrics:
         if version is not None:
             self.statistics[encoder, version].fail.add(seconds)
 
+    def refused(self, reason: str) -> None:
+        """A call came without the credentials that it needs."""
+        self._refused.labels(reason).inc()
+
     def batch(self, batch: Batch, device: str, seconds: float) -> None:
         """A device ran a batch."""
-        labels = (batch.model.encoder, batch.model.version, device)
+        key = (batch.model.encoder, batch.model.version, device)
+        runs = self._by_device.get(key)
+        if runs is None:
+            runs = self._by_device[key] = _Runs(
+                seconds=self._batch_seconds.labels(*key),
+                size=self._batch_size.labels(*key),
+                tokens=self._batch_tokens.labels(*key),
+                padding=self._padding.labels(*key),
+                busy=self._busy.labels(device),
+            )
         size, computed = len(batch.items), batch.computed_tokens
-        self._batch_seconds.labels(*labels).observe(seconds)
-        self._batch_size.labels(*labels).observe(size)
-        self._batch_tokens.labels(*labels).observe(computed)
-        self._padding.labels(*labels).observe(1 - batch.tokens / computed)
-        self._busy.labels(device).inc(seconds)
+        runs.seconds.observe(seconds)
+        runs.size.observe(size)
+        runs.tokens.observe(computed)
+        runs.padding.observe(1 - batch.tokens / computed)
+        runs.busy.inc(seconds)
         self.statistics[batch.model.encoder, batch.model.version].batches[size].add(seconds)
 
     def watch(

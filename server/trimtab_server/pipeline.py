@@ -28,6 +28,8 @@ MAX_SPACES = 8
 
 # A text that waits also holds memory: so many of its characters are charged as a token.
 CHARACTERS_A_TOKEN = 64
+# How long a request takes is told from its characters, of which a token has about so many.
+LIKELY_CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Pipeline:
         tokenization: Tokenization,
         engine: Engine,
         metrics: Metrics,
+        trace: Callable[[str, Encoder, Sequence[int], Times], None] | None = None,
     ) -> None:
         self.limits = limits
         self.repository = repository
@@ -118,6 +121,7 @@ class Pipeline:
         self._engine = engine
         self._metrics = metrics
         self._applier = Applier()
+        self._trace = trace  # told of each answer: its protocol, encoder, token counts and times
 
     async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
         """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
@@ -168,7 +172,12 @@ class Pipeline:
         most, model = encoder.manifest.max_tokens, encoder.model
         held = sum(map(len, texts)) // CHARACTERS_A_TOKEN
         estimate = held + sum(min(_most_tokens(text), most) for text in texts)
-        with self._admission.admit(estimate, lambda: self._engine.backlog_seconds(model)) as share:
+
+        def wait_seconds() -> float:
+            likely = sum(min(len(text) // LIKELY_CHARACTERS_A_TOKEN, most) for text in texts)
+            return self._engine.wait_seconds(model, likely, request.priority)
+
+        with self._admission.admit(estimate, wait_seconds, request.deadline) as share:
             ids = await self._tokenization.encode(encoder.tokenizer, texts, request.truncate)
             tokenized = time.monotonic()
             counts = [len(each) for each in ids]
@@ -189,6 +198,8 @@ class Pipeline:
             tokenize=times.tokenize, queue=times.queue, compute=times.compute, output=times.output,
             total=ended - begun, now_ms=int(time.time() * 1000),
         )  # fmt: skip
+        if self._trace is not None:
+            self._trace(protocol, encoder, rows.counts, times)
         return times
 
     def check_texts(self, encoder: Encoder, texts: Sequence[str], name: str = "texts") -> None:

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
+from trimtab_server import access
 from trimtab_server.adapters import Adapters, Route, own
 from trimtab_server.batch import Model
 from trimtab_server.engine import Engine
@@ -69,17 +71,25 @@ class Entry:
 class Repository:
     """Loads bundles into the engine and finds them by name and version.
 
-    `changed` is called with each entry whose state changed. Loads and unloads are the repository's own
+    `changed` is called with each entry whose state changed; `newest` versions of an encoder are served, or
+    all where it is 0. Loads and unloads are the repository's own
     tasks, one at a time: a caller that gives up waiting leaves nothing half done.
     """
 
     def __init__(
-        self, path: Path, engine: Engine, mapped: Adapters, changed: Callable[[Entry], None]
+        self,
+        path: Path,
+        engine: Engine,
+        mapped: Adapters,
+        changed: Callable[[Entry], None],
+        *,
+        newest: int = 0,
     ) -> None:
         self.path = path
         self.adapters = mapped
         self._engine = engine
         self._changed = changed
+        self._newest = newest
         self._entries: dict[tuple[str, int], Entry] = {}
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,12 +97,13 @@ class Repository:
         self._left = asyncio.Condition()
 
     def index(self) -> list[Entry]:
-        """Every version that is or was served or tried, by name and version."""
-        return [self._entries[key] for key in sorted(self._entries)]
+        """Every version that is or was served or tried, and that the caller may use; by name and version."""
+        may_use = access.current().may_use
+        return [self._entries[key] for key in sorted(self._entries) if may_use(key[0])]
 
     def encoders(self) -> list[Encoder]:
-        """Every version that is ready, by name, the newest version first."""
-        entries = [entry for entry in self._entries.values() if entry.state == "READY"]
+        """Every version that is ready, and that the caller may use; by name, the newest version first."""
+        entries = [entry for entry in self.index() if entry.state == "READY"]
         ready = [entry.encoder for entry in entries if entry.encoder is not None]
         return sorted(ready, key=lambda encoder: (encoder.name, -encoder.version))
 
@@ -121,16 +132,19 @@ class Repository:
 
         An empty name will do where one encoder alone is served. Raises NotFound, naming what is
         there; FailedPrecondition where the version is known but could not be loaded; Unavailable
-        while it loads.
+        while it loads; PermissionDenied where it is not for the caller.
         """
+        if name:
+            access.check_encoder(name)
         if version and not bundles.VERSION.fullmatch(version):
             raise InvalidArgument(f"version {version!r} is not a whole number from 1")
-        names = sorted({key[0] for key, entry in self._entries.items() if entry.state != "UNAVAILABLE"})
+        mine = self.index()
+        names = sorted({entry.name for entry in mine if entry.state != "UNAVAILABLE"})
         served = ", ".join(names) or "none"
         if not name:
             if len(names) > 1:
                 raise InvalidArgument(f"name an encoder: this server has {served}")
-            name = names[0] if names else next((key[0] for key in self._entries), "")
+            name = names[0] if names else next((entry.name for entry in mine), "")
         known = sorted(
             (entry for key, entry in self._entries.items() if key[0] == name),
             key=lambda entry: -entry.version,
@@ -151,11 +165,11 @@ class Repository:
 
     async def load_all(self) -> None:
         """Load every bundle of the repository. One that cannot be loaded is logged and indexed."""
-        found = list(bundles.versions(self.path))
-        for name, version, _ in found:  # so that whoever asks meanwhile is told to wait
+        found = self._found()
+        for name, version in found:  # so that whoever asks meanwhile is told to wait
             self._put(Entry(name, version, "LOADING"))
         # An encoder that is gone may have left adapters, and routes lead through them.
-        for name in sorted({name for name, _, _ in found} | set(adapters.encoders(self.path))):
+        for name in sorted({name for name, _ in found} | set(adapters.encoders(self.path))):
             await self.load(name)
 
     async def load(self, name: str) -> None:
@@ -164,10 +178,14 @@ class Repository:
         Raises NotFound where the repository has no such encoder. A version or an adapter that cannot be
         loaded does not keep the others from it; its entry says why.
         """
+        access.check_admin()
+        access.check_encoder(name)
         await self._finish(self._synchronise(name))
 
     async def unload(self, name: str) -> None:
         """Stop serving every version of an encoder, after what they have accepted is answered."""
+        access.check_admin()
+        access.check_encoder(name)
         await self._finish(self._unload_all(name))
 
     async def stop(self) -> None:
@@ -175,18 +193,28 @@ class Repository:
         for task in self._tasks:
             task.cancel()
 
+    def _found(self) -> dict[tuple[str, int], Path]:
+        """The versions on disk that are to be served, by name and version."""
+        versions: dict[str, dict[int, Path]] = {}  # of each name the oldest first
+        for name, version, path in bundles.versions(self.path):
+            versions.setdefault(name, {})[version] = path
+        return {
+            (name, version): paths[version]
+            for name, paths in versions.items()
+            for version in list(paths)[-self._newest :]  # -0 is the first of them
+        }
+
     async def _finish(self, work: Coroutine[None, None, None]) -> None:
         """Run this as a task of the repository's, and wait for it; a caller that leaves does not stop it."""
-        task = asyncio.create_task(work)
+        # In a context of its own: what it announces is not for this caller alone.
+        task = asyncio.create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
 
     async def _synchronise(self, name: str) -> None:
         async with self._one_at_a_time:
-            found = {
-                (name, version): path for other, version, path in bundles.versions(self.path) if other == name
-            }
+            found = {key: path for key, path in self._found().items() if key[0] == name}
             gone = [key for key, entry in self._entries.items() if key[0] == name and key not in found]
             mapped = await asyncio.to_thread(self.adapters.read, self.path, name)
             if not (found or gone or mapped or self.adapters.of(name)):
@@ -206,7 +234,7 @@ class Repository:
                 if encoder and encoder.states_width and not self.adapters.wants_states(encoder.manifest):
                     await self._change_model(entry, encoder, path)
             for key in gone:
-                await self._unload(self._entries[key], "it is gone from the repository")
+                await self._unload(self._entries[key], _why_gone(self.path, *key))
             self._publish()
 
     async def _unload_all(self, name: str) -> None:
@@ -242,7 +270,7 @@ class Repository:
         await self._retire(before)
 
     async def _open(self, entry: Entry, path: Path) -> Encoder:
-        bundle = await asyncio.to_thread(bundles.read, path)
+        bundle = await asyncio.to_thread(self._read, path)
         manifest = bundle.manifest
         if (manifest.name, manifest.version) != (entry.name, entry.version):
             raise BundleError(
@@ -253,6 +281,11 @@ class Repository:
         tokenizer = await asyncio.to_thread(Tokenizer, bundle.file(manifest.tokenizer), manifest.max_tokens)
         await self._engine.load(model)
         return Encoder(manifest, tokenizer, model, own(manifest))
+
+    def _read(self, path: Path) -> Bundle:
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{path} is a link that leads out of the repository: put the bundle into it")
+        return bundles.read(path)
 
     async def _unload(self, entry: Entry, reason: str) -> None:
         # Nobody finds it from here on, so those who use it only grow fewer.
@@ -274,15 +307,23 @@ class Repository:
         self._changed(entry)
 
 
+def _why_gone(repository: Path, name: str, version: int) -> str:
+    if (repository / name / str(version)).is_dir():
+        return "there are newer versions, and this server keeps as many as versions.newest says"
+    return "it is gone from the repository"
+
+
 def _model(bundle: Bundle, *, with_states: bool) -> Model:
     """The graph that serves the bundle: its first variant, or what gives that one's inner states, too."""
     manifest, variant = bundle.manifest, bundle.manifest.variants[0]
     states = variant.states if with_states else None
+    graph = states.file if states else variant.files[0]
     return Model(
         encoder=manifest.name,
         version=manifest.version,
         variant=variant.name,
-        graph=bundle.file(states.file if states else variant.files[0]),
+        graph=bundle.file(graph),
+        digest="".join(file.sha256 for file in (graph, *variant.files[1:])),
         inputs=variant.inputs,
         unpadded=variant.unpadded,
         dimensions=manifest.dimensions + (states.width if states else 0),

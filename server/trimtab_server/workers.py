@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 JOIN_SECONDS = 1.0
 # The watchdog looks at least this often.
 WATCH_SECONDS = 60.0
+# How much of what is known of the pace each run replaces, and how slow a run may make it.
+PACE_STEP = 0.1
+SLOWEST = 10.0
 OUT_OF_SERVICE = Unavailable("no device of this server is in service: try another one, or later again")
 
 
@@ -66,6 +69,7 @@ class Workers:
         self._tell_serving = serving
         self._fleet = Fleet([device.name for device in devices], hang_seconds, self._changed)
         self._models: set[Model] = set()  # that every device in service has loaded
+        self._pace = 1.0  # how long runs take lately, of what was measured: neighbours slow them down
         self._was_serving = True
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -86,12 +90,19 @@ class Workers:
         return self._fleet.busy(model)
 
     def tokens_per_second(self, model: Model) -> float:
-        """What the devices in service can do at most."""
-        return sum(
+        """What the devices in service do, at the pace of their last runs."""
+        most = sum(
             device.place.workers / device.costs[model].token_seconds
             for device in self._devices
             if self._fleet.up(device.name)
         )
+        return most / self._pace
+
+    def free_seconds(self, now: float) -> float:
+        """Until the next worker of those in service is free, at that pace."""
+        workers = sum(device.place.workers for device in self._devices if self._fleet.up(device.name))
+        left = [flight.begun + flight.predicted * self._pace - now for flight in self._fleet.flights]
+        return 0.0 if len(left) < workers else max(0.0, min(left, default=0.0))
 
     def start(self) -> None:
         """Start every device's workers, and the watchdog."""
@@ -201,6 +212,7 @@ class Workers:
             else:
                 self._answer(batch.items, outcome, flight.begun)
                 self._fleet.succeeded(flight, now)
+                self._pace += PACE_STEP * (min(seconds / flight.predicted, SLOWEST) - self._pace)
             self._settle()
 
     def _probe(self, device: Device, models: Sequence[Model]) -> None:

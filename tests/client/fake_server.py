@@ -53,6 +53,7 @@ class Faults:
     """What goes wrong, each once and in turn; empty, nothing does."""
 
     embeds: deque[Abort | None] = field(default_factory=deque)  # one for each call of Embed
+    rescores: deque[Abort | None] = field(default_factory=deque)  # one for each call of Rescore
     describes: deque[Abort | None] = field(default_factory=deque)  # one for each call of GetEncoder
     breaks: deque[tuple[int, Abort | None]] = field(
         default_factory=deque
@@ -60,6 +61,7 @@ class Faults:
     refusals: dict[str, deque[pb.Error]] = field(default_factory=dict)  # of a request that holds this text
     gate: Callable[[list[str]], None] | None = None  # called before texts are answered; may block
     tamper: Callable[[pb.EmbedResponse], None] | None = None  # changes an answer
+    tamper_scores: Callable[[pb.RescoreResponse], None] | None = None  # changes an answer of Rescore
     shuffle: bool = False  # streams answer what they have in reverse order
 
 
@@ -74,6 +76,9 @@ class FakeServer(EncoderServiceServicer):
         self.requests: list[pb.EmbedRequest] = []  # of Embed and EmbedStream
         self.deadlines: list[float] = []  # seconds that Embed's callers would wait
         self.metadata: list[dict[str, Any]] = []
+        self.rescores: list[pb.RescoreRequest] = []
+        self.remembered: dict[str, str] = {}  # texts of Rescore's candidates, by id
+        self.memory = 1000  # how many of them are kept after a call
         self.describes = 0
         self.ended: queue.Queue[str] = queue.Queue()  # how each stream ended: "done", "cancelled"
         self._server: grpc.Server | None = None
@@ -215,6 +220,45 @@ class FakeServer(EncoderServiceServicer):
                     break
                 some.append(following)
             yield from reversed(some)
+
+    def Rescore(self, request, context):
+        self.rescores.append(request)
+        fail(context, self.faults.rescores)
+        version = request.version or self.newest
+        for candidate in request.candidates:
+            if candidate.id and candidate.HasField("text"):
+                self.remembered[candidate.id] = candidate.text
+        texts = [
+            each.text if each.HasField("text") else self.remembered.get(each.id)
+            for each in request.candidates
+        ]
+        response = pb.RescoreResponse(encoder="fake", version=version, space=f"space-{version}")
+        response.missing.extend(place for place, text in enumerate(texts) if text is None)
+        if not response.missing:
+            scores = vectors(texts, version, pb.ROLE_PASSAGE) @ vector(request.query, version, pb.ROLE_QUERY)
+            response.scores = scores.astype("<f4").tobytes()
+        for id in list(self.remembered)[: -self.memory]:  # the oldest go
+            del self.remembered[id]
+        if self.faults.tamper_scores:
+            self.faults.tamper_scores(response)
+        return response
+
+    def ListAdapters(self, request, context):
+        ends = {
+            name: pb.Endpoint(
+                encoder="fake", version=version, space=f"space-{version}", dimensions=DIMENSIONS
+            )
+            for name, version in (("source", "2"), ("target", "1"))
+        }
+        calibrator = pb.Calibrator(adapted=[0.0, 1.0], target=[0.5, 0.75])
+        good = pb.Adapter(
+            encoder="fake", name="good", rung="ridge", reads="embeddings", groups=["de"], verdict="cascade",
+            provisional=True, reasons=["it will do"], calibrator=calibrator, **ends,
+        )  # fmt: skip
+        bad = pb.Adapter(encoder="other", name="bad", verdict="stay", problem="it will not do", **ends)
+        return pb.ListAdaptersResponse(
+            adapters=[each for each in (good, bad) if request.encoder in ("", each.encoder)]
+        )
 
     def ListEncoders(self, request, context):
         return pb.ListEncodersResponse(

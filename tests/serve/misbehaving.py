@@ -16,7 +16,7 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
 from trimtab_server.batch import Ids, Model
-from trimtab_server.config import Config, Engine, Server, Sharing
+from trimtab_server.config import Config, Engine, Server, Sharing, Versions
 from trimtab_server.devices import Place
 
 # Long enough for any machine; only a test that fails waits for it.
@@ -130,13 +130,19 @@ async def running(
     workers: int = 1,
     engine: Engine | None = None,
     sharing: Sharing | None = None,
+    versions: Versions | None = None,
 ) -> AsyncIterator[tuple[Rig, Client]]:
     """A server on places of these names, each with so many workers."""
     rig = Rig()
     server = Server(
         grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", drain_seconds=5.0, tenant_header="tenant"
     )
-    config = Config(server=server, engine=engine or Engine(), sharing=sharing or Sharing())
+    config = Config(
+        server=server,
+        engine=engine or Engine(),
+        sharing=sharing or Sharing(),
+        versions=versions or Versions(),
+    )
     made_up = [Place(name, 0, workers) for name in places]
     app = App(config, repository, rig.open, made_up)
     await app.start()

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,17 +26,29 @@ class ServerProcess:
     metrics_url: str
     log: list[str]
 
+    def scrape(self) -> str:
+        """What Prometheus would read."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as response:
+            text: str = response.read().decode()
+        return text
+
     def metrics(self) -> dict[str, float]:
         """One scrape: each sample by its name and labels, as Prometheus writes them."""
-        with urllib.request.urlopen(self.metrics_url, timeout=10) as response:
-            lines = response.read().decode().splitlines()
-        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        pairs = (line.rsplit(" ", 1) for line in self.scrape().splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
     def stop(self, timeout: float = 60) -> int:
         """SIGTERM, and wait for the end; the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @contextlib.contextmanager

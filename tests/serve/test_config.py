@@ -40,6 +40,10 @@ def refuse(tmp_path: Path, text: str) -> str:
         ("devices = []", "devices"),
         ("[engine]\nhang_seconds = 0", "engine.hang_seconds must be more than 0"),
         ("[sharing]\ncache_bytes = -1", "sharing.cache_bytes must not be negative"),
+        ("[tracing]\nshare = 2.0", "tracing.share must be from 0 to 1"),
+        ("[tracing]\nendpoint = 'collector:4317'", "tracing.endpoint must begin with http"),
+        ("[logging]\nlevel = 'loud'", "loud"),
+        ("[server]\nmax_connection_age_seconds = -1", "max_connection_age_seconds"),
         ("[limits", "trimtab.toml"),
     ],
 )
@@ -252,3 +256,11 @@ def test_mutual_tls(minilm_repository: Path, tmp_path: Path) -> None:
             with trimtab.Client(server.url, tls=wrong, timeout=3) as client:
                 with pytest.raises(trimtab.TrimtabError):
                     client.embed(["a secret"])
+
+
+def test_measured_costs_are_kept_where_the_configuration_says(
+    minilm_repository: Path, tmp_path: Path
+) -> None:
+    costs = tmp_path / "costs"
+    with serve(minilm_repository, tmp_path, f'[engine]\ncosts = "{costs}"'):
+        assert [path.suffix for path in costs.iterdir()] == [".json"]

@@ -22,6 +22,7 @@ from trimtab_server.config import Config, Limits, Server
 from trimtab_server.devices import Place
 
 POISON = 200  # a text of so many tokens
+CALLS = 10_000
 
 
 def fingerprint(ids: Ids) -> np.ndarray:
@@ -107,7 +108,7 @@ async def test_vectors_that_are_no_numbers_or_of_another_shape(minilm_repository
 
 
 async def test_thousands_of_calls_each_get_their_own_vectors(minilm_repository: Path) -> None:
-    """5,000 calls at once on one connection, some cancelled, some poisoned: each answer is its own text's."""
+    """10,000 calls at once on a connection, some cancelled, some poisoned: each answer is its own text's."""
     from trimtab_server.tokenization import Tokenizer
 
     tokenizer = Tokenizer(minilm_repository / "all-minilm-l6-v2/1/tokenizer.json", 256)
@@ -137,12 +138,12 @@ async def test_thousands_of_calls_each_get_their_own_vectors(minilm_repository: 
                 np.testing.assert_array_equal(got, np.stack(expected))
                 return "answered"
 
-            outcomes = await asyncio.gather(*(ask(number) for number in range(5000)))
-    assert len(outcomes) == 5000
+            outcomes = await asyncio.gather(*(ask(number) for number in range(CALLS)))
+    assert len(outcomes) == CALLS
     assert outcomes.count("failed") and outcomes.count("cancelled")
-    poisoned = len(range(0, 5000, 50))
+    poisoned = len(range(0, CALLS, 50))
     assert outcomes.count("failed") <= poisoned, "only the poisoned ones fail, not their neighbours"
-    assert outcomes.count("answered") >= 5000 - poisoned - len(range(0, 5000, 7))
+    assert outcomes.count("answered") >= CALLS - poisoned - len(range(0, CALLS, 7))
 
 
 async def test_a_stream_that_is_not_read_stops_itself_alone(minilm_repository: Path) -> None:

@@ -158,7 +158,7 @@ def test_what_cannot_be_had_is_refused_with_the_cure(
 
 
 def test_a_space_that_another_encoder_has_is_said_to_be_its(client: trimtab.Client, spaces: Spaces) -> None:
-    with pytest.raises(trimtab.FailedPrecondition, match="is that of turned version 1.*ask turned"):
+    with pytest.raises(trimtab.FailedPrecondition, match=r"is that of turned version 1.*ask turned"):
         client.embed(SOME, encoder="older", space=spaces.v2.manifest.space)
     with pytest.raises(trimtab.FailedPrecondition, match=f"{NAME}/to-gone leads there from.*ask that one"):
         client.embed(SOME, encoder="older", space=made.GONE)

@@ -1,5 +1,7 @@
 """The door: what is in flight stays bounded, and what leaves makes room."""
 
+import time
+
 import pytest
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
@@ -32,6 +34,18 @@ def test_settling_gives_back_what_the_estimate_held_too_much() -> None:
 def test_a_request_over_the_whole_limit_is_told_so() -> None:
     with pytest.raises(InvalidArgument, match="max_tokens_in_flight"), Admission(100).admit(101, lambda: 0.0):
         pass
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
+    door = Admission(100)
+    now = time.monotonic()
+    with pytest.raises(ResourceExhausted, match=r"queue is 3\.00 s long") as caught:
+        with door.admit(10, lambda: 3.0, now + 2):
+            pass
+    assert caught.value.retry_after == 3.0
+    assert door.tokens == 0
+    with door.admit(10, lambda: 3.0, now + 60):
+        assert door.tokens == 10
 
 
 def test_a_request_that_fails_leaves_nothing_behind() -> None:

@@ -24,7 +24,7 @@ COSTS = st.builds(
 
 
 def model(name: str) -> Model:
-    return Model(name, 1, "fp32", Path("none"), (), False, 8, 512, 0)
+    return Model(name, 1, "fp32", Path("none"), "", (), False, 8, 512, 0)
 
 
 def item(
@@ -235,6 +235,30 @@ def test_interactive_work_goes_before_bulk_work_and_bulk_work_goes_on() -> None:
         batcher.add(item(one, 20))
     shares = served(batcher, 20 * 340)
     assert shares["", "bulk"] == pytest.approx(20 * 20, rel=0.1)
+
+
+def test_what_is_bulk_does_not_ride_with_what_is_interactive() -> None:
+    batcher, one = Batcher(16384, 256), model("a")
+    batcher.open(one, Cost(0.01, 0.001))
+    for priority in ("bulk", "interactive", "bulk", "interactive"):
+        batcher.add(item(one, 10, priority=priority))
+    for _ in range(2):
+        batch = pop(batcher)
+        assert len(batch.items) == 2
+        assert len({each.priority for each in batch.items}) == 1
+
+
+def test_bulk_batches_are_short_while_there_is_interactive_work() -> None:
+    batcher, one = Batcher(16384, 256), model("a")
+    batcher.open(one, Cost(0.01, 0.001))
+    for _ in range(200):
+        batcher.add(item(one, 10, priority="bulk"))
+    before = pop(batcher, now=0.0)
+    batcher.add(item(one, 10))
+    assert pop(batcher, now=1.0).items[0].priority == "interactive"
+    beside, after = pop(batcher, now=1.5), pop(batcher, now=2.5)
+    assert beside.items[0].priority == "bulk"
+    assert len(beside.items) < len(before.items) / 4 <= len(after.items)
 
 
 def test_a_flow_that_was_idle_saves_up_no_claim() -> None:

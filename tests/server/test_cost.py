@@ -1,11 +1,16 @@
-"""The cost of a run, fitted to measurements."""
+"""The cost of a run, fitted to measurements, and kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_server.cost import SHAPES, Cost, fit, measure
+from trimtab_server import cost as costs
+from trimtab_server.batch import Ids
+from trimtab_server.cost import SHAPES, Cost, Measured, fit, measure
 
 
 @given(
@@ -36,3 +41,47 @@ def test_texts_are_no_longer_than_the_encoder_reads() -> None:
     seen: list[int] = []
     measure(lambda ids: seen.extend(map(len, ids)), 0, 64)
     assert max(seen) == 64
+
+
+class Device:
+    """Runs that take the time that they say, on a clock of their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> None:
+        self.factor, self.runs, self._now = factor, 0, 0.0
+        monkeypatch.setattr(costs.time, "perf_counter", lambda: self._now)
+
+    def run(self, ids: Sequence[Ids]) -> None:
+        self.runs += 1
+        self._now += self.factor * Cost(0.01, 0.001).seconds(len(ids), sum(map(len, ids)), max(map(len, ids)))
+
+
+def test_a_cost_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = Measured(tmp_path / "costs")
+    first = Device(monkeypatch)
+    cost = measured.measure(first.run, 0, 256, "graph", "cpu")
+    second = Device(monkeypatch)
+    assert measured.measure(second.run, 0, 256, "graph", "cpu") == cost
+    assert second.runs < first.runs / 2
+    other = Device(monkeypatch)
+    measured.measure(other.run, 0, 256, "another graph", "cpu")
+    assert other.runs == first.runs
+
+
+def test_a_cost_that_does_not_hold_any_more_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured = Measured(tmp_path)
+    before = measured.measure(Device(monkeypatch).run, 0, 256, "graph")
+    after = measured.measure(Device(monkeypatch, factor=5).run, 0, 256, "graph")
+    assert after.token_seconds == pytest.approx(5 * before.token_seconds)
+    assert measured.measure(Device(monkeypatch, factor=5).run, 0, 256, "graph") == after
+
+
+def test_what_cannot_be_read_or_written_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = Measured(tmp_path)
+    cost = measured.measure(Device(monkeypatch).run, 0, 256, "graph")
+    for path in tmp_path.iterdir():
+        path.write_text("{")
+    assert measured.measure(Device(monkeypatch).run, 0, 256, "graph") == cost
+    (tmp_path / "file").touch()
+    assert Measured(tmp_path / "file").measure(Device(monkeypatch).run, 0, 256, "graph") == cost

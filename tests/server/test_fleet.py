@@ -12,7 +12,7 @@ from trimtab.errors import InternalError, Unavailable
 from trimtab_server.batch import Batch, Item, Model
 from trimtab_server.fleet import FIRST_PROBE, LAST_PROBE, Failed, Fleet, Flight, Job, Reason
 
-MODEL = Model("a", 1, "fp32", Path("none"), (), False, 8, 512, 0)
+MODEL = Model("a", 1, "fp32", Path("none"), "", (), False, 8, 512, 0)
 HANG = 10.0
 FAULT = RuntimeError("a fault")
 

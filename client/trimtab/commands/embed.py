@@ -21,9 +21,9 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab import channel, types, vectors
+from trimtab import types, vectors
 from trimtab.client import Client
-from trimtab.commands import layouts, texts, vector_files
+from trimtab.commands import layouts, server_options, texts, vector_files
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound
 from trimtab.progress import Progress
 from trimtab.requests import Options
@@ -64,14 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--space", default="", help="the space wanted; default: the encoder's own. Others through adapters"
     )
     encoder.add_argument("--group", default="", help="language, tenant or the like, for adapters with groups")
-    server = parser.add_argument_group("server")
-    server.add_argument("--url", default=channel.DEFAULT_URL, help="HOST:PORT; default: %(default)s")
-    server.add_argument("--tls", action="store_true", help="use TLS, with the public authorities")
-    server.add_argument("--ca", metavar="PEM", type=Path, help="use TLS, with these authorities")
-    server.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S",
-        help="the longest wait for an answer, in seconds; default: %(default)g",
-    )  # fmt: skip
+    server_options.declare(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     if output is not None and output.exists() and not options.overwrite:
         raise ConfigError(f"{output} exists; pass --overwrite to replace it")
     source = texts.open_texts(options.file, options.format, options.column)
-    with Client(options.url, tls=options.ca or options.tls, timeout=options.timeout) as client:
+    with server_options.connect(options) as client:
         if output is None:
             return _to_standard_output(client, wanted, source)
         try:

@@ -13,6 +13,8 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError, Unavailable
+from trimtab_server import access
+from trimtab_server.rpc.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,12 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     It also knows which calls are in flight, and turns away new ones while the server drains: gRPC's own
     stop cancels calls that have arrived and are not taken up yet, and a client may not retry those.
+
+    Where there is a guard, a call that it does not let in is answered before its message is read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._guard = guard
         self._wrapped: dict[str, Any] = {}
         self._draining = False
         self._calls = 0
@@ -61,6 +66,11 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
+        if self._guard is not None:
+            try:
+                access.enter(self._guard.admit(method, handler_call_details.invocation_metadata))
+            except TrimtabError as error:
+                return _refusal(error)
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:
@@ -81,6 +91,8 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         async def answer(request: Any, context: Context) -> Any:
             try:
+                if self._guard is not None and not access.entered():
+                    raise InternalError("the call's credentials were not looked at")
                 messages = _checked(request) if handler.request_streaming else check(request)
                 answered = inner(messages, context)
                 if hasattr(answered, "__aiter__"):  # a servicer that yields its answers, such as reflection
@@ -115,11 +127,21 @@ class Boundary(grpc.aio.ServerInterceptor):
         )
 
 
-class Tenants:
-    """Reads a call's tenant off its metadata, by the key that the configuration names.
+def _refusal(error: TrimtabError) -> Any:
+    """Answers a call of any kind with the error. As a handler of streams, since those of single messages are
+    called only when the message has been read."""
 
-    Between tenants the devices are shared fairly. Whoever sets the key can be any of them: let a gateway
-    set it where callers are not trusted.
+    async def refuse(requests: Any, context: Context) -> None:
+        await abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class Tenants:
+    """Reads a call's tenant off its credentials, or its metadata, by the key that the configuration names.
+
+    Between tenants the devices are shared fairly. Without credentials, whoever sets the key can be any of
+    them: let a gateway set it where callers are not trusted.
     """
 
     def __init__(self, header: str) -> None:
@@ -127,6 +149,8 @@ class Tenants:
 
     def of(self, context: Context) -> str:
         """The call's tenant; "" where it names none."""
+        if name := access.current().name:
+            return name
         if not self._header:
             return ""
         metadata = context.invocation_metadata() or ()
@@ -144,10 +168,17 @@ def as_trimtab_error(error: Exception) -> TrimtabError:
 
 
 async def abort(context: Context, error: TrimtabError) -> NoReturn:
-    """End a call with the error's status; overload carries gRPC's own retry pushback."""
+    """End a call with the error's status; overload carries gRPC's own retry pushback.
+
+    Where that would end after the call's deadline, the pushback says not to try again: the caller should
+    hear of it now.
+    """
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, ResourceExhausted):
-        trailers = (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
+        left = context.time_remaining()
+        too_late = left is not None and error.retry_after >= left
+        pushback = -1 if too_late else round(error.retry_after * 1000)
+        trailers = (("grpc-retry-pushback-ms", str(pushback)),)
     await context.abort(error.code, shorten(str(error)), trailers)
     raise AssertionError  # context.abort always raises
 

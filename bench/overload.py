@@ -1,0 +1,112 @@
+"""What is answered in time while more comes than can be computed: goodput at several times the capacity.
+
+    python -m bench.overload                texts of documents, each call with a deadline of a second
+
+The capacity is what the server answers with calls always waiting. Then calls arrive at random, at so many
+times that rate, whatever becomes of the ones before; an answer counts where it comes before its deadline. The
+server has one core to compute on; the other, on which it reads and refuses calls, it shares with the load.
+"""
+
+import argparse
+import asyncio
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bench import data, processes
+from bench.report import append
+from trimtab.v1 import encoder_pb2 as pb
+
+TIMES = (0.5, 1.0, 2.0, 5.0, 10.0)
+CLOSED = 32
+
+
+async def capacity(method: Any, texts: list[str]) -> float:
+    """Texts a second with calls always waiting."""
+    waiting = iter(texts)
+
+    async def worker() -> None:
+        for text in waiting:
+            await method(_request(text))
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(CLOSED)))
+    return len(texts) / (time.perf_counter() - begun)
+
+
+async def offered(method: Any, texts: list[str], rate: float, deadline: float) -> dict[str, float]:
+    """Calls that arrive at this rate: those answered in time a second, and what became of the others."""
+    rng, codes, latencies = random.Random(0), Counter[str](), []
+
+    async def one(text: str) -> None:
+        begun = time.perf_counter()
+        try:
+            await method(_request(text), timeout=deadline)
+        except grpc.aio.AioRpcError as error:
+            codes[error.code().name] += 1
+        else:
+            codes["OK"] += 1
+            latencies.append(time.perf_counter() - begun)
+
+    begun, due = time.perf_counter(), 0.0
+    async with asyncio.TaskGroup() as tasks:
+        for text in texts:
+            due += rng.expovariate(rate)
+            await asyncio.sleep(max(0.0, begun + due - time.perf_counter()))
+            tasks.create_task(one(text))
+    latencies.sort()
+    return {
+        "offered": len(texts) / due,
+        "goodput": codes["OK"] / due,
+        "p99": 1e3 * latencies[int(0.99 * len(latencies))] if latencies else float("nan"),
+        **{f"{name.lower()}_share": count / len(texts) for name, count in sorted(codes.items())},
+    }
+
+
+async def run(url: str, mix: str, seconds: float, deadline: float) -> dict[str, dict[str, float]]:
+    """Everything, against one server."""
+    texts = data.mix(mix, 30_000)
+    # Refusals are the measure here, not to be tried again behind its back.
+    async with grpc.aio.insecure_channel(url, [("grpc.enable_retries", 0)]) as channel:
+        method: Any = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
+        await capacity(method, texts[:100])
+        most = await capacity(method, texts[: max(200, int(seconds * 30))])
+        rows = {"capacity": {"goodput": most}}
+        for times in TIMES:
+            count = min(int(times * most * seconds), len(texts))
+            rows[f"{times:g} times"] = await offered(method, texts[:count], times * most, deadline)
+    return rows
+
+
+def _request(text: str) -> bytes:
+    return pb.EmbedRequest(texts=[text]).SerializeToString()
+
+
+def main() -> None:
+    """Measure, print, append to the history."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repository", type=Path, default=processes.ROOT / "models")
+    parser.add_argument("--mix", choices=data.MIXES, default="long", help="lengths of the texts")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    parser.add_argument("--deadline", type=float, default=1.0, help="of each call, in seconds")
+    options = parser.parse_args()
+    cores = processes.cores()
+    with processes.trimtab(
+        options.repository.resolve(), cores.server, cores.client, device=f"cpu:{cores.server}"
+    ) as server:
+        rows = asyncio.run(run(server.url, options.mix, options.seconds, options.deadline))
+    peak = max(row["goodput"] for row in rows.values())
+    for name, row in rows.items():
+        row["of_peak"] = row["goodput"] / peak
+        print(f"{name:10}", "  ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
+    append("overload", mix=options.mix, deadline=options.deadline, results=rows)
+
+
+if __name__ == "__main__":
+    main()

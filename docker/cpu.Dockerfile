@@ -1,0 +1,22 @@
+# syntax=docker/dockerfile:1
+# The server on CPUs, without torch:
+#   docker build -f docker/cpu.Dockerfile -t trimtab/server:0.1.0 .
+#   docker run --read-only --tmpfs /tmp -v ./models:/models:ro -p 8001:8001 trimtab/server:0.1.0 \
+#     serve --repository /models --grpc-address 0.0.0.0:8001
+FROM python:3.11-slim AS build
+WORKDIR /build
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY client client
+COPY server server
+COPY exporters exporters
+RUN python -m venv /opt/trimtab \
+    && /opt/trimtab/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[server,auth,otel]'
+
+FROM python:3.11-slim
+COPY --from=build /opt/trimtab /opt/trimtab
+ENV PATH=/opt/trimtab/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# The chart's user; it owns nothing in the image.
+USER 10001:10001
+EXPOSE 8001 8002 8003
+ENTRYPOINT ["trimtab"]
+CMD ["serve", "--repository", "/models"]

@@ -1,0 +1,59 @@
+"""Who calls, and what they may do: carried beside a call, so that no layer hands it on.
+
+Without credentials in the configuration everybody is ANYONE, who may do everything.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from trimtab.errors import PermissionDenied
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whom a call is from. `encoders`: names, or patterns such as "news-*". `admin`: may load and unload."""
+
+    name: str
+    encoders: tuple[str, ...]
+    admin: bool = False
+
+    def may_use(self, encoder: str) -> bool:
+        """Whether this caller may see and use an encoder."""
+        return self is ANYONE or any(fnmatchcase(encoder, pattern) for pattern in self.encoders)
+
+
+ANYONE = Caller("", ("*",), admin=True)
+
+_current: ContextVar[Caller] = ContextVar("caller")
+
+
+def enter(caller: Caller) -> None:
+    """What follows in this task, and in tasks that it starts, is done for `caller`."""
+    _current.set(caller)
+
+
+def current() -> Caller:
+    """The caller that this task works for."""
+    return _current.get(ANYONE)
+
+
+def entered() -> bool:
+    """Whether anybody said whom this task works for."""
+    return _current.get(None) is not None
+
+
+def check_encoder(name: str) -> None:
+    """PermissionDenied where the caller may not use the encoder: the same whether there is one or not."""
+    caller = current()
+    if not caller.may_use(name):
+        raise PermissionDenied(f"{caller.name} may not use encoder {name!r}: its key or token names others")
+
+
+def check_admin() -> None:
+    """PermissionDenied where the caller may not change what is served."""
+    caller = current()
+    if not caller.admin:
+        raise PermissionDenied(
+            f"{caller.name} may not load or unload encoders: its key or token is no admin's"
+        )

@@ -1,0 +1,90 @@
+"""Versions that come and go on disk are taken up and given up by themselves, and no call fails over it."""
+
+import asyncio
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.serve.misbehaving import running
+from tests.serve.server_process import NAME
+from trimtab.errors import FailedPrecondition
+from trimtab_server import polling
+from trimtab_server.config import Versions
+from trimtab_server.repository import Repository
+
+SWAPS = 6
+
+
+def put(repository: Path, to: Path, version: int) -> None:
+    """The exported bundle once more, as another version that appears by one rename."""
+    stage, target = to.parent / f"stage-{version}", to / NAME / str(version)
+    shutil.copytree(repository / NAME / "1", stage, copy_function=os.link)
+    manifest = json.loads((stage / "manifest.json").read_text())
+    (stage / "manifest.json").unlink()  # a link to the other bundle's
+    (stage / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage.rename(target)
+
+
+def newest(served: Repository, version: int) -> bool:
+    return served.find(NAME).version == version
+
+
+async def test_new_versions_take_over_while_calls_go_on(minilm_repository: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    put(minilm_repository, repository, 1)
+    versions = Versions(newest=1, poll_seconds=0.01)
+    async with running(repository, "a", versions=versions) as (rig, client):
+        assert rig.app is not None
+        served = rig.app.repository
+        stopping = False
+        answered = 0
+
+        async def calls(number: int) -> None:
+            nonlocal answered
+            while not stopping:
+                await client.embed(f"caller {number}", f"after {answered}")
+                answered += 2
+
+        load = [asyncio.create_task(calls(number)) for number in range(8)]
+        for version in range(2, 2 + SWAPS):
+            put(minilm_repository, repository, version)
+            await rig.until(partial(newest, served, version))
+        await rig.until(lambda: len(served.encoders()) == 1)
+        stopping = True
+        await asyncio.gather(*load)
+        assert answered > 0
+        with pytest.raises(FailedPrecondition, match=r"versions\.newest"):
+            served.find(NAME, "2")
+
+
+async def test_what_a_client_unloaded_stays_so_until_it_changes(
+    minilm_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def contents(path: Path) -> dict[str, polling.Contents]:
+        nonlocal looks
+        looks += 1
+        return looked(path)
+
+    looked = polling.contents
+    monkeypatch.setattr(polling, "contents", contents)
+    repository = tmp_path / "models"
+    put(minilm_repository, repository, 1)
+    async with running(repository, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
+        assert rig.app is not None
+        served = rig.app.repository
+        await served.unload(NAME)
+        (repository / "not-an-encoder").mkdir()  # a change elsewhere
+        before = looks
+        await rig.until(lambda: looks > before + 2)
+        assert not served.encoders()
+        put(minilm_repository, repository, 2)
+        await rig.until(lambda: [each.version for each in served.encoders()] == [2, 1])
+        shutil.rmtree(repository / NAME / "2")
+        await rig.until(lambda: [each.version for each in served.encoders()] == [1])
