@@ -151,9 +151,9 @@ def merged(waiting: Sequence[Hit], fresh: Sequence[Hit], k: int) -> list[Hit]:
 class HalfMigrated:
     """Search over an old and a new store while `trimtab reindex` fills the new one.
 
-    client: reaches the server with the new encoder, and the adapter from its space into the old one's.
-    old, new: the stores, open; both stay the caller's to close. Each names its space. Documents are written to
-        the old store until the end, or to both; they are deleted from the old one first.
+    client: reaches the server with the new encoder and the adapter from its space into the old one.
+    old, new: the stores, open; both stay the caller's to close. Each names its space. Until the end, documents
+        are written to the old store or to both, and deleted from the old one first.
     encoder: the new encoder's name; left out, the one that is served with the new store's space.
     merge: how candidates of the old half get scores that compare with the new half's. "rescore": the new
         encoder embeds their texts, as good as it gets, and the server remembers them. "calibrate": their

@@ -100,6 +100,7 @@ def check_source(
     A sample of its texts is embedded again by that encoder. Returns a sentence that says what was found.
     Raises FailedPrecondition where the vectors are others, or hold NaN.
     """
+    _check_sample(sample)
     claimed = source.form.space
     rows = source.get(source.sample(sample))
     bad = ~np.isfinite(rows.vectors).all(axis=1)
@@ -177,6 +178,7 @@ class Reindex:
         Unavailable where a store or the server goes away, and FailedPrecondition where the verification
         fails; what was moved until then is kept, and another run goes on from there.
         """
+        _check_sample(sample)
         moved = 0
         for number in range(MOST_PASSES):
             label = "checking" if number else "re-indexing"
@@ -277,6 +279,11 @@ class _Done:
 
     moved: int
     kept: int
+
+
+def _check_sample(sample: int) -> None:
+    if sample < 1:
+        raise InvalidArgument(f"sample is {sample}; give at least 1, so that something is verified")
 
 
 def text_of(document: Document, texts: Mapping[Id, str] | None, source: Store) -> str:

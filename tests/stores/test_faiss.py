@@ -2,16 +2,21 @@
 
 import multiprocessing
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import faiss
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import trimtab
 from tests.stores.test_contract import FORM, D, rows
-from trimtab.stores import Document, Form, Rows, create_store, faiss_store, folder, open_store
+from trimtab.stores import Document, Form, Id, Rows, create_store, faiss_store, folder, open_store
 
 
 def test_a_log_cut_off_at_any_byte(tmp_path: Path) -> None:
@@ -96,8 +101,11 @@ def test_a_crash_while_the_index_is_written(tmp_path: Path, monkeypatch: pytest.
             store = open_store(f"faiss:{tmp_path}")
         store.upsert(rows([1]))
     store.close()
+    (tmp_path / "index-0.faiss").write_text("of another generation, left by a crash")
     with open_store(f"faiss:{tmp_path}") as store:
         assert store.get([3, 2, 1]).ids == [3, 2, 1]
+        store.delete([1])
+        assert not (tmp_path / "index-0.faiss").exists()
 
 
 def _write_until_killed(url: str, started: "multiprocessing.synchronize.Event") -> None:
@@ -217,3 +225,61 @@ def test_many_threads(tmp_path: Path) -> None:
 
         list(pool.map(work, range(100)))
         assert store.count() == 100
+
+
+class Folder(RuleBasedStateMachine):
+    """Whatever is done to a folder, by whichever handle: it is what a dict would be."""
+
+    ids = st.integers(0, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="faiss-"))
+        self.model: dict[Id, np.ndarray] = {}
+        self.store = create_store(f"faiss:{self.folder}", FORM)
+        self.reader = open_store(f"faiss:{self.folder}")
+
+    @rule(ids=st.sets(ids, min_size=1), seed=st.integers(0, 99))
+    def upsert(self, ids: set[int], seed: int) -> None:
+        written = rows(sorted(ids), seed)
+        self.store.upsert(written)
+        self.model.update(zip(written.ids, written.vectors, strict=True))
+
+    @rule(ids=st.sets(ids))
+    def delete(self, ids: set[int]) -> None:
+        self.store.delete(ids)
+        for id in ids:
+            self.model.pop(id, None)
+
+    @rule()
+    def open_again(self) -> None:
+        self.store.close()
+        self.store = open_store(f"faiss:{self.folder}")
+
+    @rule(seed=st.integers(0, 99), k=st.integers(1, 15))
+    def search(self, seed: int, k: int) -> None:
+        query = rows([0], seed).vectors[0]
+        near = sorted((float(vector @ query) for vector in self.model.values()), reverse=True)[:k]
+        for store in (self.store, self.reader):
+            hits = store.search(query, k)
+            np.testing.assert_allclose([hit.score for hit in hits], near, atol=1e-5)
+            assert all(abs(self.model[hit.id] @ query - hit.score) < 1e-5 for hit in hits)
+
+    @invariant()
+    def holds(self) -> None:
+        for store in (self.store, self.reader):
+            walked: list[Any] = [document.id for page in store.pages(3) for document in page]
+            assert walked == sorted(self.model)  # type: ignore[type-var]
+            found = store.get(list(self.model))
+            np.testing.assert_allclose(
+                found.vectors, list(self.model.values()) or np.empty((0, D)), atol=1e-6
+            )
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.reader.close()
+        shutil.rmtree(self.folder)
+
+
+TestAnySequence = Folder.TestCase
+TestAnySequence.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

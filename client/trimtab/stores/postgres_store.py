@@ -68,6 +68,7 @@ class PostgresStore(Store):
         self.name, self._address = address.name, address
         self._guard = RLock()
         self._connection: psycopg.Connection | None = None
+        self._closed = False
         self._id_type: LiteralString = "text"
         self._operator: LiteralString = ""
         self._table = sql.Identifier(*address.item.split("."))
@@ -163,6 +164,7 @@ class PostgresStore(Store):
 
     def close(self) -> None:
         with self._guard:
+            self._closed = True
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -267,6 +269,8 @@ class PostgresStore(Store):
         import psycopg
         from pgvector.psycopg import register_vector
 
+        if self._closed:
+            raise FailedPrecondition(f"{self.name} is closed; open it again")
         if self._connection is not None and not self._connection.closed:
             return self._connection
         connection = psycopg.connect(
