@@ -152,8 +152,8 @@ class HalfMigrated:
     """Search over an old and a new store while `trimtab reindex` fills the new one.
 
     client: reaches the server with the new encoder and the adapter from its space into the old one.
-    old, new: the stores, open; both stay the caller's to close. Each names its space. Until the end, documents
-        are written to the old store or to both, and deleted from the old one first.
+    old, new: the stores, open; both stay the caller's to close. Each names its space. Until the end,
+        documents are written to the old store or to both, and deleted from the old one first.
     encoder: the new encoder's name; left out, the one that is served with the new store's space.
     merge: how candidates of the old half get scores that compare with the new half's. "rescore": the new
         encoder embeds their texts, as good as it gets, and the server remembers them. "calibrate": their
