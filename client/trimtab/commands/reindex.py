@@ -18,9 +18,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from trimtab import channel, migration, stores, types
-from trimtab.client import Client
-from trimtab.commands import texts
+from trimtab import migration, stores, types
+from trimtab.commands import server_options, texts
 from trimtab.errors import TrimtabError
 from trimtab.progress import Progress
 
@@ -55,14 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sample", type=int, metavar="N", default=migration.SAMPLE,
         help="vectors of either store that are embedded again to verify them; default: %(default)s",
     )  # fmt: skip
-    server = parser.add_argument_group("server")
-    server.add_argument("--url", default=channel.DEFAULT_URL, help="HOST:PORT; default: %(default)s")
-    server.add_argument("--tls", action="store_true", help="use TLS, with the public authorities")
-    server.add_argument("--ca", metavar="PEM", type=Path, help="use TLS, with these authorities")
-    server.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S",
-        help="the longest wait for an answer, in seconds; default: %(default)g",
-    )  # fmt: skip
+    server_options.declare(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     if options.texts is not None:
         by_id = texts.read_documents(options.texts, options.id_column, options.text_column)
     with (
-        Client(options.url, tls=options.ca or options.tls, timeout=options.timeout) as client,
+        server_options.connect(options) as client,
         stores.open_store(options.source) as source,
     ):
         encoder = client.encoder(options.encoder, options.version)
