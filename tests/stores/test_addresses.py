@@ -1,7 +1,9 @@
 """How stores are named, what is missing, and that no message tells a secret."""
 
 import builtins
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -250,3 +252,27 @@ def test_parquet(tmp_path: Path) -> None:
             open_store(f"{tmp_path / name}")
     with pytest.raises(trimtab.ConfigError, match="can only be read"):
         create_store(f"{tmp_path / 'old.parquet'}", FORM)
+
+
+def test_the_key_of_a_qdrant_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["api-key"]))
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(f"the key {self.headers['api-key']} is not known".encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            """Say nothing."""
+
+    monkeypatch.setenv("QDRANT_API_KEY", SECRET)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        # qdrant-client says that the key travels in plain text.
+        with pytest.warns(UserWarning, match="insecure"), pytest.raises(trimtab.Unavailable) as caught:
+            open_store(f"qdrant+http://127.0.0.1:{server.server_port}#docs")
+        server.shutdown()
+    assert asked == [("/collections/docs/exists", SECRET)]
+    assert "403" in str(caught.value) and SECRET not in str(caught.value)
