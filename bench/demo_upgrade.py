@@ -17,11 +17,12 @@ searched as they stand. The table goes to the terminal and to bench/history, the
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ import trimtab
 from bench import data, draw_upgrade, encoders, processes
 from bench.processes import PYTHON, ROOT
 from trimtab import stores
+from trimtab.half_migrated import Merge
 from trimtab.progress import Progress
 from trimtab.stores import Document, Form, Hit, Rows, Store
 from trimtab.types import Adapter
@@ -61,10 +63,13 @@ QUICK = Plan(documents=800, queries=150, fit_queries=1500)
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The index's documents, and the summaries: `asked` belong to the first documents, in order."""
+    """The index's documents, and the summaries of them and of others.
+
+    `asked` are the queries by their documents' numbers, evenly spread: the re-index goes by numbers.
+    """
 
     documents: list[str]
-    asked: list[str]
+    asked: dict[int, str]
     judged: list[tuple[str, str]]  # (query, document) for the fit's own judgement
     others: list[str]
 
@@ -78,6 +83,7 @@ class Findings:
     calibrated: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     adapter: dict[str, str] = field(default_factory=dict)
+    cpu_seconds: float = 0.0  # of all processes, the server and the fit among them
 
 
 def main() -> None:
@@ -89,6 +95,7 @@ def main() -> None:
     plan = QUICK if quick else Plan()
     texts = prepare(plan)
     repository = bundles()
+    before = cpu_seconds()
     found = Findings()
     core = min(os.sched_getaffinity(0))
     with processes.trimtab(repository, core) as server, trimtab.Client(server.url, timeout=300) as client:
@@ -101,6 +108,7 @@ def main() -> None:
             measure(client, texts, old, found)
         with timed(found, "re-index, asking at each quarter"):
             migrate(client, server.url, texts, old, found)
+        found.cpu_seconds = round(cpu_seconds() - before + server.cpu_seconds(), 1)
     print(table(found))
     if quick:
         return
@@ -122,9 +130,11 @@ def prepare(plan: Plan) -> Texts:
     pairs = {long[:CHARACTERS]: short for short, long in data.pairs()}
     documents = list(pairs)[: plan.documents]
     shorts = list(pairs.values())
-    judged = [(short, document) for document, short in list(pairs.items())[plan.queries : plan.documents]]
+    every = plan.documents // plan.queries
+    asked = {number: shorts[number] for number in range(0, plan.documents, every)}
+    judged = [(shorts[number], document) for number, document in enumerate(documents) if number not in asked]
     others = shorts[plan.documents : plan.documents + plan.fit_queries]
-    return Texts(documents, shorts[: plan.queries], judged, others)
+    return Texts(documents, asked, judged, others)
 
 
 def bundles() -> Path:
@@ -181,8 +191,9 @@ def fit(repository: Path, texts: Texts, old: str, server: str, client: trimtab.C
 def measure(client: trimtab.Client, texts: Texts, old_url: str, found: Findings) -> None:
     """The arms that need no re-indexing."""
     new_space, old_space = client.encoder(NEW).space, client.encoder(OLD).space
-    before = client.embed(texts.asked, encoder=OLD)
-    both = client.embed_spaces(texts.asked, [new_space, old_space], encoder=NEW)
+    queries = list(texts.asked.values())
+    before = client.embed(queries, encoder=OLD)
+    both = client.embed_spaces(queries, [new_space, old_space], encoder=NEW)
     with stores.open_store(old_url) as old:
         for arm, vectors in (
             ("old on old", before),
@@ -214,7 +225,7 @@ def migrate(client: trimtab.Client, server: str, texts: Texts, old_url: str, fou
             ask(client, texts, old, new, found)
         subprocess.run(command, cwd=ROOT, check=True)
         ask(client, texts, old, new, found)
-        queries = client.embed(texts.asked, encoder=NEW)
+        queries = client.embed(texts.asked.values(), encoder=NEW)
         hits = (new.search(query, K) for query in queries)
         found.arms["new re-indexed"] = recall(texts.asked, hits, "new re-indexed")
 
@@ -222,23 +233,21 @@ def migrate(client: trimtab.Client, server: str, texts: Texts, old_url: str, fou
 def ask(client: trimtab.Client, texts: Texts, old: Store, new: Store, found: Findings) -> None:
     """Search both halves as they stand now."""
     stage = f"{new.count() / old.count():.0%}"
-    for merge, figures in (("rescore", found.rescored), ("calibrate", found.calibrated)):
-        search = trimtab.HalfMigrated(
-            client,
-            old=old,
-            new=new,
-            merge=merge,
-            candidates=CANDIDATES,  # type: ignore[arg-type]
-        )
-        hits = (search.search(query, K) for query in texts.asked)
+    ways: list[tuple[Merge, dict[str, float]]] = [
+        ("rescore", found.rescored),
+        ("calibrate", found.calibrated),
+    ]
+    for merge, figures in ways:
+        search = trimtab.HalfMigrated(client, old=old, new=new, merge=merge, candidates=CANDIDATES)
+        hits = (search.search(query, K) for query in texts.asked.values())
         figures[stage] = recall(texts.asked, hits, f"{stage} moved, {merge}")
 
 
-def recall(asked: Sequence[str], results: Iterator[list[Hit]], label: str) -> float:
-    """The share of queries whose own document, which has their number, is among the hits."""
+def recall(asked: Mapping[int, str], results: Iterator[list[Hit]], label: str) -> float:
+    """The share of queries whose own document is among the hits."""
     right = 0
     with Progress(label, "queries", len(asked)) as progress:
-        for number, hits in enumerate(results):
+        for number, hits in zip(asked, results, strict=True):
             right += number in {hit.id for hit in hits}
             progress.advance()
     return round(right / len(asked), 4)
@@ -261,6 +270,12 @@ def timed(found: Findings, step: str) -> Iterator[None]:
     found.seconds[step] = round(time.monotonic() - started, 1)
 
 
+def cpu_seconds() -> float:
+    """What this process and those that it has waited for have computed."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def table(found: Findings) -> str:
     """What a reader wants to see."""
     arms = ("old on old", "new on old, naive", "adapted", "cascade", "new re-indexed")
@@ -274,6 +289,7 @@ def table(found: Findings) -> str:
     ]
     lines += ["", f"adapter: {found.adapter['rung']}, verdict {found.adapter['verdict']}"]
     lines += [f"{seconds:>6.0f} s  {step}" for step, seconds in found.seconds.items()]
+    lines.append(f"{found.cpu_seconds:>6.0f} s  of CPU time altogether")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ def draw(
     from matplotlib import pyplot
 
     figure, (bars, lines) = pyplot.subplots(
-        1, 2, figsize=(9.6, 3.6), sharey=True, constrained_layout=True, width_ratios=(1, 1.15)
+        1, 2, figsize=(9.6, 3.6), constrained_layout=True, width_ratios=(1, 1.15)
     )
     for place, (arm, color) in enumerate(COLORS.items()):
         bars.bar(place, arms[arm], color=color, width=0.7)
@@ -38,6 +38,8 @@ def draw(
         lines.plot(moved, list(figures.values()), color=color, marker="o", markersize=4, label=label)
     for arm in ("new re-indexed", "old on old"):
         lines.axhline(arms[arm], color=COLORS[arm], linestyle="--", linewidth=1, label=arm)
+    lowest = min(arms["old on old"], arms["adapted"], *rescored.values(), *calibrated.values())
+    lines.set_ylim(lowest - 0.05, arms["new re-indexed"] + 0.03)  # a closer look
     lines.set_xlabel("documents re-indexed, %")
     lines.set_title("while trimtab reindex runs", fontsize=9)
     lines.legend(fontsize=7, frameon=False, loc="lower right")
