@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEMO := models/all-minilm-l6-v2/1/manifest.json
 
-.PHONY: help serve test check protos bench-serve demo-upgrade clean
+.PHONY: help serve test check protos bench-serve bench-upgrade demo-upgrade clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ protos: $(INSTALLED)  ## regenerate the stubs of protos/ in client/
 
 bench-serve: $(INSTALLED) $(DEMO)  ## the serving benchmark; PEERS=1: beside other servers; QUICK=1: a trial
 	$(BIN)/python -m bench.serve $(if $(PEERS),--peers all) $(if $(QUICK),--quick) $(BENCH)
+
+bench-upgrade: $(INSTALLED)  ## adapters over twelve changes of the encoder; what is done is kept for the next run
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.upgrade $(BENCH)
 
 demo-upgrade: $(INSTALLED)  ## change the encoder of a search, and see what each way is worth; QUICK=1: a trial
 	$(BIN)/python -m bench.demo_upgrade $(if $(QUICK),--quick)

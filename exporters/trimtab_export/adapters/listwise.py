@@ -16,11 +16,12 @@ from torch.nn import functional
 
 from trimtab_export.adapters.ladder import Fit
 from trimtab_export.adapters.maps import Hidden, Map
-from trimtab_export.adapters.metrics import Index
+from trimtab_export.adapters.metrics import CHUNK, Index, scores
 
 Floats: TypeAlias = NDArray[np.float32]
 
-HELD_OUT = 0.05  # of the rows, to stop by
+HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # of the rows, to stop by
+NEAREST = 10
 EDGE = 1e-6
 
 
@@ -37,22 +38,22 @@ class Training:
     batch: int = 256
     decay: float = 0.01
     dropout: float = 0.1  # of the hidden layer
-    patience: int = 2  # epochs without a better held-out loss
+    patience: int = 2  # epochs without better agreement
     seed: int = 0
 
 
 def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> Map:
     """`start`, with a hidden layer beside it where one is asked for, trained.
 
-    The loss on held-out rows, against documents of their own, is looked at after each epoch, and the best
-    epoch is kept: epoch 0, which is `start` itself, among them.
+    After each epoch it is tried on held-out rows: how many of the documents that the old query finds first
+    are found? The best epoch is kept; epoch 0, which is `start` itself, is one of them.
     """
     if not training.epochs:
         return start
     torch.manual_seed(training.seed)
     generator = np.random.default_rng(training.seed)
     order = generator.permutation(len(fit.x))
-    held, train = np.split(order, [max(1, int(len(order) * HELD_OUT))])
+    held, train = np.split(order, [min(MOST_HELD_OUT, max(1, int(len(order) * HELD_OUT)))])
     documents = torch.from_numpy(old_index.rows)
     network = _Network(fit, start, training, old_index)
     scale = training.temperature * _typical_score(fit, old_index)
@@ -85,18 +86,11 @@ def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> 
     def sample(count: int) -> torch.Tensor:
         return documents[generator.integers(0, len(documents), size=min(count, len(documents)))]
 
-    judge = sample(training.documents)
+    def agreement(map: Map) -> float:
+        """How many of the old query's nearest documents are the adapted one's, on the held-out rows."""
+        return _overlap(map(fit.x[held]), fit.y[held], old_index)
 
-    def held_out() -> float:
-        network.eval()
-        with torch.no_grad():
-            parts = [
-                float(loss(part, judge)) * len(part) for part in np.array_split(held, -(-len(held) // 512))
-            ]
-        network.train()
-        return sum(parts) / len(held)
-
-    best, best_epoch, best_map = held_out(), 0, start
+    best, best_epoch, best_map = agreement(start), 0, start
     for epoch in range(1, training.epochs + 1):
         shuffled = generator.permutation(train)
         for part in np.array_split(shuffled, steps):
@@ -105,9 +99,10 @@ def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> 
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-        now = held_out()
-        if now < best:
-            best, best_epoch, best_map = now, epoch, network.map(start)
+        trained = network.map(start)
+        now = agreement(trained)
+        if now > best:
+            best, best_epoch, best_map = now, epoch, trained
         elif epoch - best_epoch >= training.patience:
             break
     return best_map
@@ -164,6 +159,19 @@ class _Network(torch.nn.Module):
                 hidden = Hidden(inward.numpy(), bias.numpy(), self.outward.numpy().copy())
             shift = (self.shift - self._origin @ weight).numpy()
             return replace(start, weight=weight.numpy(), shift=shift, hidden=hidden)
+
+
+def _overlap(adapted: Floats, old: Floats, documents: Index) -> float:
+    """The share of each old query's first NEAREST documents among those of its adapted twin."""
+    columns = min(NEAREST, len(documents.rows))
+    shared = 0
+    for start in range(0, len(old), CHUNK):
+        found, wanted = (
+            np.argpartition(scores(rows[start : start + CHUNK], documents), -columns, axis=1)[:, -columns:]
+            for rows in (adapted, old)
+        )
+        shared += sum(len(np.intersect1d(*each)) for each in zip(found, wanted, strict=True))
+    return shared / (len(old) * columns)
 
 
 def _typical_score(fit: Fit, old_index: Index) -> float:
