@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEMO := models/all-minilm-l6-v2/1/manifest.json
 
-.PHONY: help serve test check protos bench-serve bench-upgrade clean
+.PHONY: help serve test check protos bench-serve bench-upgrade demo-upgrade clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ bench-serve: $(INSTALLED) $(DEMO)  ## the serving benchmark; PEERS=1: beside oth
 
 bench-upgrade: $(INSTALLED)  ## adapters over twelve changes of the encoder; what is done is kept for the next run
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.upgrade $(BENCH)
+
+demo-upgrade: $(INSTALLED)  ## change the encoder of a search, and see what each way is worth; QUICK=1: a trial
+	$(BIN)/python -m bench.demo_upgrade $(if $(QUICK),--quick)
 
 clean:  ## remove the environment and the exported models
 	rm -rf .venv models
