@@ -1,6 +1,7 @@
 """The export itself: source, graph, head, check, bundle, one after the other."""
 
 import shlex
+import shutil
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -10,12 +11,15 @@ import numpy as np
 from trimtab import bundle as bundles
 from trimtab.errors import ExportError
 from trimtab_export import evaluate, head, runtime, states, to_onnx, unpad, write
+from trimtab_export.candidates import Candidate
 from trimtab_export.load import load
+from trimtab_export.selection import Wanted, put, select
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import Steps, no_progress_bars, quiet
 from trimtab_export.tokens import Batcher
 
 VARIANT = "fp32"
+NOTHING_MORE = Wanted()
 WITHOUT = "and the bundle goes without"
 LIBRARIES = (
     "torch",
@@ -29,14 +33,21 @@ LIBRARIES = (
 )
 
 
-def export(settings: Settings, name: str, repository: Path, version: int | None = None) -> bundles.Bundle:
+def export(
+    settings: Settings,
+    name: str,
+    repository: Path,
+    version: int | None = None,
+    wanted: Wanted = NOTHING_MORE,
+) -> bundles.Bundle:
     """Export a source into `repository`/`name`/`version`, and read the bundle back.
 
     Prints the steps on standard error. Raises ExportError, and leaves nothing behind, where the source
-    cannot be exported faithfully or the version exists.
+    cannot be exported faithfully or the version exists; of further variants, what is finished is kept in a
+    hidden folder beside the bundle, for the next run.
     """
     runtime.require()
-    steps = Steps(total=9)
+    steps = Steps(total=10 if wanted.anything else 9)
     with write.staged(repository, name, version) as stage, quiet():
         with steps(f"reading {settings.source}"):
             no_progress_bars()
@@ -70,6 +81,11 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                     say(f"{error}, {WITHOUT}")
         with steps("measuring the speed"):
             speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
+        scratch = stage.target.with_name(f".{stage.version}.search")
+        candidates: list[Candidate] = []
+        if wanted.anything:
+            with steps("making smaller and faster variants") as say:
+                candidates = select(wanted, source, files[0], scratch, lambda text: say(f"\n  {text}"))
         with steps("writing the bundle"):
             tokenizer = stage.folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.json, "utf-8")
@@ -83,17 +99,18 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                 states=pooled,
             )
             tokenizer_entry = write.entry(stage.folder, tokenizer)
+            space = bundles.space_digest(
+                weights_sha256=source.weights_sha256,
+                tokenizer_sha256=tokenizer_entry.sha256,
+                prompts=source.prompts,
+                pooling=source.head.pooling,
+                normalized=source.normalized,
+            )
             manifest = bundles.Manifest(
                 name=name,
                 version=stage.version,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                space=bundles.space_digest(
-                    weights_sha256=source.weights_sha256,
-                    tokenizer_sha256=tokenizer_entry.sha256,
-                    prompts=source.prompts,
-                    pooling=source.head.pooling,
-                    normalized=source.normalized,
-                ),
+                space=space,
                 dimensions=source.dimensions,
                 max_tokens=source.max_tokens,
                 similarity=source.similarity,
@@ -103,7 +120,7 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                 tokenizer=tokenizer_entry,
                 pad_id=source.tokenizer.pad_id,
                 int8_limit=float(np.abs(vectors).max()),
-                variants=(variant,),
+                variants=(variant, *(put(each, stage.folder, space) for each in candidates)),
                 provenance=bundles.Provenance(
                     source=public_name(settings.source),
                     architecture=source.architecture,
@@ -113,6 +130,7 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                 ),
             )
             write.manifest(stage.folder, manifest)
+    shutil.rmtree(scratch, ignore_errors=True)
     return bundles.read(stage.target)
 
 
