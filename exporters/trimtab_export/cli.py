@@ -22,6 +22,7 @@ from types import FrameType
 from typing import get_args
 
 from trimtab import bundle as bundles
+from trimtab.errors import ExportError
 from trimtab_export.source import Device, Settings, Target
 
 SUMMARY = "turn an encoder into a bundle for the server"
@@ -133,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         pairs=options.pairs,
         texts=options.texts,
     )
-    with _terminated_like_interrupted():
+    with _terminated_like_interrupted(), _disk_errors_told():
         bundle = export(settings, options.name, options.repository, options.version, wanted)
     manifest = bundle.manifest
     size = sum(file.size for file in bundles.files(manifest))
@@ -162,6 +163,19 @@ def _positive(text: str) -> int:
     if not bundles.VERSION.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+@contextmanager
+def _disk_errors_told() -> Iterator[None]:
+    """A full disk is no fault of ours, and ends without a traceback."""
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise ExportError(
+            f"{error.strerror or error}{where}. No bundle was written. Where the disk is full, make room and "
+            "run the command again: a search goes on where it stopped"
+        ) from error
 
 
 @contextmanager

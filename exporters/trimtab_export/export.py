@@ -2,16 +2,19 @@
 
 import shlex
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trimtab import bundle as bundles
 from trimtab.errors import ExportError
-from trimtab_export import evaluate, head, runtime, states, to_onnx, unpad, write
+from trimtab_export import evaluate, head, runtime, states, to_onnx, unpad, weights, write
 from trimtab_export.candidates import Candidate
+from trimtab_export.draw import draw
 from trimtab_export.load import load
 from trimtab_export.selection import Wanted, put, select
 from trimtab_export.source import Settings, Source
@@ -52,6 +55,7 @@ def export(
         with steps(f"reading {settings.source}"):
             no_progress_bars()
             source = load(settings)
+            weights.check_finite(source.backbone)
             batcher = Batcher(source.tokenizer, source.max_tokens)
         with steps("converting to ONNX"):
             backbone = to_onnx.states_graph(source, stage.work)
@@ -70,22 +74,18 @@ def export(
         with steps("comparing with the source"):
             parity, vectors = evaluate.compare(files[0], source, texts, batcher)
         with steps("checking the inner states") as say:
-            pooled = None
-            if joined is not None:
-                try:
-                    width = states.check(joined, files[0], batch)
-                    entry = write.entry(stage.folder, joined)
-                    pooled = bundles.States(file=entry, layers=len(layers), width=width)
-                except ExportError as error:
-                    joined.unlink()
-                    say(f"{error}, {WITHOUT}")
+            pooled = _pooled(joined, len(layers), files[0], batch, say)
         with steps("measuring the speed"):
             speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
         scratch = stage.target.with_name(f".{stage.version}.search")
         candidates: list[Candidate] = []
         if wanted.anything:
             with steps("making smaller and faster variants") as say:
-                candidates = select(wanted, source, files[0], scratch, lambda text: say(f"\n  {text}"))
+                candidates, measured = select(
+                    wanted, source, files[0], scratch, lambda text: say(f"\n  {text}")
+                )
+                page = draw(name, measured, wanted.min_quality, stage.target.with_suffix(".report"))
+                say(f"\n  drawn in {page}")
         with steps("writing the bundle"):
             tokenizer = stage.folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.json, "utf-8")
@@ -132,6 +132,21 @@ def export(
             write.manifest(stage.folder, manifest)
     shutil.rmtree(scratch, ignore_errors=True)
     return bundles.read(stage.target)
+
+
+def _pooled(
+    joined: Path | None, layers: int, graph: Path, batch: dict[str, Any], say: Callable[[str], object]
+) -> bundles.States | None:
+    """The graph with pooled inner states, where there is one and it passes its check."""
+    if joined is None:
+        return None
+    try:
+        width = states.check(joined, graph, batch)
+    except ExportError as error:
+        joined.unlink()
+        say(f"{error}, {WITHOUT}")
+        return None
+    return bundles.States(file=write.entry(joined.parent.parent, joined), layers=layers, width=width)
 
 
 def describe(source: Source) -> str:

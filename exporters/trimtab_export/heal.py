@@ -28,7 +28,8 @@ RATE = 3e-4
 WARM = 0.05  # of the steps
 SIMILARITY_WEIGHT = 10.0
 CLIP = 1.0
-SAVE_SECONDS = 30.0
+SAVE_SECONDS = 60.0
+EMBEDDINGS = "embeddings."  # half of the weights and none of the work: they stay as they are
 
 
 def heal(
@@ -56,7 +57,11 @@ def heal(
     lengths = [batcher.count(text) for text in texts]
     total = epochs * -(-len(texts) // BATCH)
     backbone = student.backbone
-    trained = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
+    trained = {
+        name: weight for name, weight in backbone.named_parameters() if not name.startswith(EMBEDDINGS)
+    }
+    for name, weight in backbone.named_parameters():
+        weight.requires_grad_(name in trained)
     optimiser = torch.optim.AdamW(trained.values(), lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total))
     done = _resume(progress, trained, optimiser, schedule)

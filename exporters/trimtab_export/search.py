@@ -18,13 +18,17 @@ SMALLEST: tuple[Precision, ...] = ("int4-weights",)  # slower than int8, and wor
 CUTS = ((0.0, 0.75), (0.0, 0.5), (1 / 6, 0.5), (1 / 3, 0.5), (1 / 3, 0.33), (1 / 2, 0.5), (1 / 2, 0.25))
 
 
-def search(bench: Bench, floor: float, target: Target, device: Device, heal: int) -> list[Candidate]:
+def search(
+    bench: Bench, floor: float, target: Target, device: Device, heal: int
+) -> tuple[list[Candidate], list[Candidate]]:
     """Variants that keep `floor` of the nDCG, the best for `target` first, none beaten by another in both.
 
     Args:
         heal: how often the texts are gone through after a cut.
 
     Raises ExportError, with what can be had, where none keeps the floor.
+
+    Returns the variants, and all that were measured on the way.
     """
     made = [_try(bench, Passes(name=each, precision=each)) for each in precisions(target, device)]
     seen = [candidate for candidate in made if candidate is not None]
@@ -45,7 +49,7 @@ def search(bench: Bench, floor: float, target: Target, device: Device, heal: int
             f"--min-quality {floor:g} is kept by no variant of this encoder: {can}. Ask for less, or leave "
             "--min-quality out"
         )
-    return sorted(front(keeping, target), key=lambda candidate: -worth(candidate, target))
+    return sorted(front(keeping, target), key=lambda candidate: -worth(candidate, target)), seen
 
 
 def precisions(target: Target, device: Device) -> tuple[Precision, ...]:

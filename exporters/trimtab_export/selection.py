@@ -37,9 +37,15 @@ class Wanted:
 
 
 def select(
-    wanted: Wanted, source: Source, graph: Path, scratch: Path, tell: Callable[[str], object]
-) -> list[Candidate]:
-    """Make and measure the variants; ExportError, which names the variant, where one cannot be made.
+    wanted: Wanted,
+    source: Source,
+    graph: Path,
+    scratch: Path,
+    tell: Callable[[str], object],
+) -> tuple[list[Candidate], list[Candidate]]:
+    """The variants for the bundle, and all that were measured.
+
+    Raises ExportError, which names the variant, where one of a recipe cannot be made.
 
     Args:
         graph: the encoder's own, in its final form.
@@ -60,7 +66,7 @@ def select(
             found.append(bench.candidate(passes))
         except ExportError as error:
             raise ExportError(f"the variant {passes.name}: {error}") from error
-    return found
+    return found, found
 
 
 def put(candidate: Candidate, folder: Path, space: str) -> bundles.Variant:

@@ -1,6 +1,8 @@
 """Variants in a bundle: spaces of their own with figures, made by a recipe or found by a search."""
 
+import errno
 import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -16,7 +18,7 @@ from tiny_encoders import Export
 from trimtab import bundle as bundles
 from trimtab.bundle import Fidelity, Interval, Passes, Speedup
 from trimtab.errors import ExportError
-from trimtab_export import fidelity, material, recipe, search
+from trimtab_export import fidelity, material, quantize, recipe, search
 from trimtab_export.candidates import Candidate
 
 RECIPE = """
@@ -66,7 +68,10 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
     (tmp_path / "recipe.toml").write_text(RECIPE)
     folder = export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
     out = capsys.readouterr().out
-    assert list(folder.parent.glob(".*")) == [], "nothing is left beside the bundle"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "1.report"]
+    page = (folder.parent / "1.report" / "report.html").read_text("utf-8")
+    assert all(name in page for name in ("small-fp32", "docstrings", "data:image/png;base64,"))
+    assert (folder.parent / "1.report" / "quality-speed.png").read_bytes()[:4] == b"\x89PNG"
     bundle = bundles.read(folder)
     first, *rest = bundle.manifest.variants
     assert [variant.name for variant in rest] == ["int8", "small", "small-fp32"]
@@ -234,6 +239,31 @@ def test_cuts_grow_deeper_and_drop_the_layers_that_matter_least() -> None:
     sizes = [(len(each.layers or range(6)), each.ffn) for each in plans]
     assert sizes == sorted(sizes, reverse=True)
     assert len(search.cuts(1, [], "int8", 1)) == len({each.ffn for each in plans})
+
+
+def test_a_full_disk_ends_without_a_traceback_and_without_a_bundle(
+    st_bert: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights.bin")
+
+    monkeypatch.setattr(quantize, "save", full)
+    with pytest.raises(ExportError, match=r"No space left on device: weights\.bin\. No bundle was written"):
+        export(st_bert, "--min-quality", "0.6")
+    assert not (tmp_path / "repository" / "tiny" / "1").exists()
+
+
+def test_weights_that_are_nan_are_named(bert: Path, tmp_path: Path, export: Export) -> None:
+    import transformers
+
+    model = transformers.BertModel.from_pretrained(bert)
+    model.encoder.layer[1].output.dense.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    transformers.AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "nan")
+    with pytest.raises(
+        ExportError, match=r"encoder\.layer\.1\.output\.dense\.weight of the source holds NaN"
+    ):
+        export(tmp_path / "nan", "--pooling", "cls")
 
 
 def test_options_that_contradict_each_other(st_bert: Path, tmp_path: Path, export: Export) -> None:
