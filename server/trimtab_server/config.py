@@ -109,6 +109,12 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     poll_seconds: float = 0.0
 
 
+class Signatures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose bundles and adapters are served: public keys of Ed25519 in PEM; None: anybody's."""
+
+    keys: Path | None = None
+
+
 class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is written to standard error. `calls`: a line for each call, whatever the level."""
 
@@ -136,6 +142,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     versions: Versions = Versions()
     rescoring: Rescoring = Rescoring()
     auth: Auth = Auth()
+    signatures: Signatures = Signatures()
     logging: Logging = Logging()
     tracing: Tracing = Tracing()
     devices: tuple[str, ...] = ("auto",)
