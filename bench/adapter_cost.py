@@ -1,4 +1,4 @@
-"""What an adapter adds to a query, in us a text: by kind of map, alone and batched, and by where it runs.
+"""What an adapter adds to a query, in us of CPU time a text: by kind of map, alone and batched, and by place.
 
     python -m bench.adapter_cost models/all-minilm-l6-v2/1
 
@@ -12,14 +12,15 @@ each       32 requests of one row: their maps run one by one on the event loop
 together   the same, in one run for the rows that come together, as the server does it (applying.py)
 thread     the same, each handed to a thread
 folded     the map as one more output of the encoder's graph: what a run of that takes more
-server     through the SDK and a real server, a call alone: what a call that names the space takes more than
-           the one before it that names none
+server     through the SDK and a real server, a call alone: what the server spends more on a call that names
+           the space than on one that names none
 
-The lower decile of each is told, since neighbours only add, and kept in bench/history/adapter_cost.jsonl.
+CPU time, the median, since neighbours take turns with it; kept in bench/history/adapter_cost.jsonl.
 """
 
 import argparse
 import asyncio
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ from trimtab_server.watching import Watch
 
 BATCH = 32
 HIDDEN = 1024
+TURNS = 4
 Figures = dict[str, float]
 
 
@@ -109,20 +111,15 @@ def repository(source: Path, folder: Path) -> tuple[Bundle, dict[str, str]]:
     return bundle, spaces
 
 
-def quietly(taken: Sequence[float]) -> float:
-    """The lower decile: what a run takes while no neighbour of this machine is in its way."""
-    return float(np.percentile(taken, 10))
-
-
 def timed(run: Callable[[], object], times: int, before: Callable[[], object] = lambda: None) -> float:
-    """Microseconds of a run, quietly; `before` comes before each and is not counted."""
+    """Microseconds of a run, the median; `before` comes before each and is not counted."""
     taken = []
     for _ in range(times):
         before()
-        begun = time.perf_counter()
+        begun = time.thread_time()
         run()
-        taken.append(time.perf_counter() - begun)
-    return quietly(taken) * 1e6
+        taken.append(time.thread_time() - begun)
+    return statistics.median(taken) * 1e6
 
 
 def sessions(bundle: Bundle, loaded: Sequence[Loaded], ids: Sequence[list[int]], times: int) -> list[Figures]:
@@ -149,13 +146,11 @@ def sessions(bundle: Bundle, loaded: Sequence[Loaded], ids: Sequence[list[int]],
         if not each.states_width:  # that one's graph is another already
             both = folded(bundle, each)
             for name, batch in (("folded 1", [ids[0]]), ("folded 32", batches[0])):
-                runs = [
-                    (timed(partial(graph.run, batch), 1), timed(partial(both.run, batch), 1))
-                    for _ in range(times // 2)
+                more = [
+                    timed(partial(both.run, batch), 1) - timed(partial(graph.run, batch), 1)
+                    for _ in range(times)
                 ]
-                figures[name] = (quietly([run[1] for run in runs]) - quietly([run[0] for run in runs])) / len(
-                    batch
-                )
+                figures[name] = statistics.median(more) / len(batch)
         found.append(figures)
     return found
 
@@ -178,14 +173,14 @@ async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figu
         await asyncio.to_thread(loaded.run, row, [""])
 
     taken: dict[str, list[float]] = {}
-    for _ in range(times // 4):
+    for _ in range(times):
         for way in (nothing, each, together, thread):
-            begun = time.perf_counter()
+            begun = time.process_time()
             await asyncio.gather(*(way(row) for row in np.split(vectors, len(vectors))))
-            taken.setdefault(way.__name__, []).append((time.perf_counter() - begun) / len(vectors) * 1e6)
-    quiet = {name: quietly(values) for name, values in taken.items()}
-    tasks = quiet.pop("nothing")
-    return {name: value - tasks for name, value in quiet.items()}
+            taken.setdefault(way.__name__, []).append((time.process_time() - begun) / len(vectors) * 1e6)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    tasks = medians.pop("nothing")
+    return {name: value - tasks for name, value in medians.items()}
 
 
 def folded(bundle: Bundle, loaded: Loaded) -> Graph:
@@ -209,18 +204,21 @@ def folded(bundle: Bundle, loaded: Loaded) -> Graph:
 
 
 def server(folder: Path, spaces: dict[str, str], texts: Sequence[str]) -> dict[str, Figures]:
-    """Calls alone through a real server, one that names the space after one that names none."""
+    """Calls alone through a real server, in turns with and without the name of a space."""
     found = {}
-    cores = processes.cores()
-    with processes.trimtab(folder, cores.server) as running, trimtab.Client(running.url) as client:
+    with (
+        processes.trimtab(folder, processes.cores().server) as running,
+        trimtab.Client(running.url) as client,
+    ):
         for kind, space in spaces.items():
-            taken: dict[str, list[float]] = {"": [], space: []}
-            for text in texts:
-                for wanted, seconds in taken.items():
-                    begun = time.perf_counter()
-                    client.embed([text], space=wanted)
-                    seconds.append(time.perf_counter() - begun)
-            found[kind] = {"server 1": (quietly(taken[space]) - quietly(taken[""])) * 1e6}
+            spent = dict.fromkeys(("", space), 0.0)
+            for _ in range(TURNS):
+                for wanted in spent:
+                    before = running.cpu_seconds()
+                    for text in texts:
+                        client.embed([text], space=wanted, timeout=60)
+                    spent[wanted] += running.cpu_seconds() - before
+            found[kind] = {"server 1": (spent[space] - spent[""]) / (TURNS * len(texts)) * 1e6}
     return found
 
 
