@@ -28,7 +28,7 @@ FOUND = 0.75  # of the other documents that come behind the right one, on averag
 LIKE = 0.05  # of the fit texts are farther from their nearest neighbour than this quantile,
 UNLIKE = 0.5  # and of the judged queries at most this share
 NEIGHBOURS = 3000
-PROMPTED = 300  # pairs to try prompts on
+PROMPTED = 200  # pairs to try prompts on
 BETTER = 0.05  # Recall@1 that a prompt must add, surely, to be missed
 CONVENTIONS = (
     ("query: ", "passage: "),
