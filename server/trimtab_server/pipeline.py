@@ -231,6 +231,8 @@ class Pipeline:
         for route in routes:
             there = await self._applier.apply(route, vectors, dimensions, request.group)
             answers.append((route, _finish(route, request, there)))
+            for hop in route.hops:
+                self._metrics.adapted(encoder.name, encoder.version, hop.name, len(vectors))
             if route.hops and request.role != "passage":
                 route.hops[0].see(vectors)
         return EmbedResult(encoder, answers, rows.counts, self.answered(encoder, rows, protocol, begun))
