@@ -74,7 +74,7 @@ class Interval(_Struct, frozen=True):
 
 
 class Speedup(_Struct, frozen=True):
-    """The source graph's milliseconds over the variant's, the two run in turns, at one shape."""
+    """The source graph's time over the variant's, by one thread, the two run in turns, at one shape."""
 
     batch: int
     length: int
@@ -125,6 +125,8 @@ class Passes(_Struct, frozen=True):
     heads: float = 1.0
     ffn: float = 1.0  # neurons of the feed-forward blocks
     heal: int = 0  # how often the texts are gone through in training
+    exit: int | None = None  # so many layers are computed, with a fitted head behind them; None: all
+    width: int | None = None  # so many dimensions, on the principal axes; None: all
 
 
 class States(_Struct, frozen=True):
@@ -158,6 +160,7 @@ class Variant(_Struct, frozen=True):
     states: States | None = None  # None: the layers were not to be found in the graph
     space: str | None = None  # None: the bundle's own; others move the vectors, and are spaces of their own
     passes: Passes | None = None  # None: the encoder as it is
+    dimensions: int | None = None  # None: those of the bundle
 
 
 class Provenance(_Struct, frozen=True):
