@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEMO := models/all-minilm-l6-v2/1/manifest.json
 
-.PHONY: help serve test check protos bench-serve clean
+.PHONY: help serve test check protos bench-serve bench-upgrade bench-export demo-upgrade clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,15 @@ protos: $(INSTALLED)  ## regenerate the stubs of protos/ in client/
 
 bench-serve: $(INSTALLED) $(DEMO)  ## the serving benchmark; PEERS=1: beside other servers; QUICK=1: a trial
 	$(BIN)/python -m bench.serve $(if $(PEERS),--peers all) $(if $(QUICK),--quick) $(BENCH)
+
+bench-upgrade: $(INSTALLED)  ## adapters over twelve changes of the encoder; what is done is kept for the next run
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.upgrade $(BENCH)
+
+demo-upgrade: $(INSTALLED)  ## change the encoder of a search, and see what each way is worth; QUICK=1: a trial
+	$(BIN)/python -m bench.demo_upgrade $(if $(QUICK),--quick)
+
+bench-export: $(INSTALLED)  ## the export benchmark: variants of all-MiniLM-L6-v2, their quality and speed
+	$(BIN)/python -m bench.export $(BENCH)
 
 clean:  ## remove the environment and the exported models
 	rm -rf .venv models

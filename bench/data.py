@@ -1,17 +1,31 @@
 """Real texts for the benchmarks: the descriptions of Debian's packages, some 40,000 short and long pairs.
 
 They come through the machine's own `apt-get` into a folder of their own, so that its lists stay as they
-are, and are kept in bench/.data for the next run.
+are, and are kept in bench/.data for the next run. For retrieval there are `examples`: packages that say the
+same of themselves count once, and thousands of queries are there in German and French as well.
 """
 
 import json
 import os
 import random
+import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 CACHE = Path(__file__).parent / ".data" / "debian.jsonl"
+EXAMPLES = CACHE.with_name("debian-examples.jsonl")
+LANGUAGES = ("de", "fr")
+SHORTEST = 80  # characters of a document
+# What tells the packages of one program from each other, at the end of a description.
+PART = re.compile(r"\s*This package (?:contains|provides|includes|installs|is|depends)\b.*", re.DOTALL)
+KIND = re.compile(
+    r"\s*[-(\[]\s*(?:dev|doc|lib|debug|common|data|runtime|shared|header|tool|python|transition)\w*\b.*",
+    re.IGNORECASE,
+)
 LONG_CHARACTERS = 600
 # The share of documents in a mix; the rest are queries.
 MIXES = {"short": 0.0, "mixed": 0.3, "long": 1.0}
@@ -31,6 +45,25 @@ def pairs(language: str = "en") -> list[tuple[str, str]]:
     return [tuple(json.loads(line)) for line in cache.read_text().splitlines()]
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A query, the document that answers it, and the query in other languages where Debian has it."""
+
+    query: str
+    document: str
+    others: dict[str, str]
+
+
+def examples() -> list[Example]:
+    """Queries and documents for retrieval, each once, in a fixed random order."""
+    if not EXAMPLES.exists():
+        EXAMPLES.parent.mkdir(exist_ok=True)
+        partial = EXAMPLES.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _fetch_examples()))
+        partial.rename(EXAMPLES)
+    return [Example(**json.loads(line)) for line in EXAMPLES.read_text().splitlines()]
+
+
 def mix(name: str, count: int) -> list[str]:
     """`count` texts: "short" (queries), "long" (documents) or "mixed" (7 queries in 10)."""
     rng = random.Random(0)
@@ -39,18 +72,9 @@ def mix(name: str, count: int) -> list[str]:
 
 
 def _fetch(language: str) -> list[tuple[str, str]]:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "lists" / "partial").mkdir(parents=True)
-        config = folder / "apt.conf"
-        config.write_text(
-            f'Dir::Etc::Parts "/dev/null";\nDir::State::Lists "{folder}/lists";\n'
-            f'Acquire::Languages {{ "{language}"; }};\n'
-        )
-        environment = {**os.environ, "APT_CONFIG": str(config)}
-        subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment, stderr=subprocess.DEVNULL)
+    with _lists(language) as lists:
         found: dict[str, str] = {}
-        for path in sorted((folder / "lists").glob(f"*Translation-{language}")):
+        for path in sorted(lists.glob(f"*Translation-{language}")):
             for record in path.read_text().split("\n\n"):
                 short, _, body = record.partition(f"Description-{language}:")[2].strip().partition("\n")
                 lines = [line.strip() for line in body.splitlines() if line.startswith(" ")]
@@ -58,9 +82,68 @@ def _fetch(language: str) -> list[tuple[str, str]]:
                 if len(short.split()) >= 3 and len(long) >= 80:
                     found.setdefault(short, long)
     rows = list({long: (short, long) for short, long in found.items()}.values())
-    if not rows:
-        raise SystemExit(
-            "apt-get gave no package descriptions: the benchmarks need a Debian or Ubuntu machine"
-        )
     random.Random(0).shuffle(rows)
     return rows
+
+
+def _fetch_examples() -> list[dict[str, object]]:
+    """One example for all packages whose descriptions read the same but for the part that they name."""
+    with _lists("en", *LANGUAGES) as lists:
+        families: dict[str, tuple[str, str, str]] = {}  # what they share -> name, query, digest
+        for name, digest, short, long in _records(lists, "en"):
+            shared = PART.sub("", long)
+            shared = shared if len(shared) >= SHORTEST else long
+            known = families.get(shared)
+            if len(long) >= SHORTEST and (known is None or len(name) < len(known[0])):
+                families[shared] = name, KIND.sub("", short).strip(), digest
+        translated = {
+            language: {digest: short for _, digest, short, _ in _records(lists, language)}
+            for language in LANGUAGES
+        }
+    times: dict[str, int] = {}
+    for _, query, _ in families.values():
+        times[query.lower()] = times.get(query.lower(), 0) + 1
+    rows: list[dict[str, object]] = [
+        {
+            "query": query,
+            "document": document,
+            "others": {name: words[digest] for name, words in translated.items() if digest in words},
+        }
+        for document, (_, query, digest) in families.items()
+        if len(query.split()) >= 3 and times[query.lower()] == 1
+    ]
+    random.Random(0).shuffle(rows)
+    return rows
+
+
+def _records(lists: Path, language: str) -> Iterator[tuple[str, str, str, str]]:
+    """Package, digest of the English text, short and long description of every record of a language."""
+    for path in sorted(lists.glob(f"*Translation-{language}")):
+        for record in path.read_text(encoding="utf-8").split("\n\n"):
+            head, _, body = record.partition(f"Description-{language}: ")
+            short, _, rest = body.partition("\n")
+            fields = dict(line.split(": ", 1) for line in head.splitlines() if ": " in line)
+            words = " ".join(line.strip() for line in rest.splitlines() if line.strip() != ".").split()
+            if short and words:
+                yield fields["Package"], fields["Description-md5"], short.strip(), " ".join(words)
+
+
+@contextmanager
+def _lists(*languages: str) -> Iterator[Path]:
+    """The folder of apt's lists in these languages, in a place of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "lists" / "partial").mkdir(parents=True)
+        config = folder / "apt.conf"
+        wanted = " ".join(f'"{language}";' for language in languages)
+        config.write_text(
+            f'Dir::Etc::Parts "/dev/null";\nDir::State::Lists "{folder}/lists";\n'
+            f"Acquire::Languages {{ {wanted} }};\n"
+        )
+        environment = {**os.environ, "APT_CONFIG": str(config)}
+        subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment, stderr=subprocess.DEVNULL)
+        if not list((folder / "lists").glob("*Translation-*")):
+            raise SystemExit(
+                "apt-get gave no package descriptions: the benchmarks need a Debian or Ubuntu machine"
+            )
+        yield folder / "lists"

@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.migration.world import World, halves, two_encoders
 from tests.serve.server_process import ServerProcess
 from trimtab_server import config
 
@@ -30,9 +32,20 @@ SNIPPETS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def world(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with two_encoders(minilm_repository, tmp_path_factory.mktemp("two-encoders")) as running:
+        yield running
+
+
 @pytest.mark.parametrize(("language", "text"), SNIPPETS)
 def test_snippet(
-    language: str, text: str, server: ServerProcess, minilm_source: Path, tmp_path: Path
+    language: str,
+    text: str,
+    server: ServerProcess,
+    minilm_source: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     if language == "toml":
         (tmp_path / "trimtab.toml").write_text(text)
@@ -42,7 +55,12 @@ def test_snippet(
         return
     if not language:
         return  # a drawing
-    text = text.replace("127.0.0.1:8001", server.url)
+    url = server.url
+    if "HalfMigrated" in text:  # wants two encoders, an adapter, and both stores
+        world: World = request.getfixturevalue("world")
+        url = world.url
+        halves(world, tmp_path)
+    text = text.replace("127.0.0.1:8001", url)
     if language == "sh":
         lines = [f"make -n {line[5:]}" if line.startswith("make ") else line for line in text.splitlines()]
         command = ["bash", "-euo", "pipefail", "-c", "\n".join(lines)]

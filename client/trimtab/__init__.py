@@ -32,6 +32,7 @@ from trimtab.errors import (
     Unavailable,
     Unimplemented,
 )
+from trimtab.half_migrated import AsyncHalfMigrated, HalfMigrated
 from trimtab.stream import EmbeddingStream
 from trimtab.types import (
     Adapter,
@@ -51,6 +52,7 @@ __all__ = [
     "AdapterError",
     "AsyncClient",
     "AsyncEmbeddingStream",
+    "AsyncHalfMigrated",
     "BundleError",
     "Calibrator",
     "Cancelled",
@@ -65,6 +67,7 @@ __all__ = [
     "Endpoint",
     "ExportError",
     "FailedPrecondition",
+    "HalfMigrated",
     "InternalError",
     "InvalidArgument",
     "Limits",

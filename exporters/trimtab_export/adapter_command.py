@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     fit.add_argument(
         "--queries", type=Path, metavar="FILE",
-        help="queries as they come in: lines, or a column `query`, in JSONL with a `group` such as a language",
+        help="queries as they come in: lines, or a column `query`; JSONL may have a `group`, such as de",
     )  # fmt: skip
     fit.add_argument(
         "--pairs", type=Path, metavar="FILE",

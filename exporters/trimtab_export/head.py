@@ -67,12 +67,21 @@ def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(graph.path.parent / name, folder / name)
     if not data:
-        data = [WEIGHTS]
-        (folder / WEIGHTS).write_bytes(b"")  # onnx would append to what is there, and hide what it makes
-        convert_model_to_external_data(model, location=WEIGHTS, size_threshold=EXTERNAL)
+        return save(model, path)
     onnx.save(model, str(path))
     onnx.checker.check_model(str(path))
     return (path, *(folder / name for name in data))
+
+
+def save(model: Any, path: Path) -> tuple[Path, Path]:
+    """Write a model that holds all its weights: the graph, and weights.bin beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = path.with_name(WEIGHTS)
+    weights.write_bytes(b"")  # onnx would append to what is there, and hide what it makes
+    convert_model_to_external_data(model, location=WEIGHTS, size_threshold=EXTERNAL)
+    onnx.save(model, str(path))
+    onnx.checker.check_model(str(path))
+    return path, weights
 
 
 def opset_of(model: Any) -> int:

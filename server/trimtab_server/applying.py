@@ -15,7 +15,7 @@ from trimtab.errors import InternalError
 from trimtab_server.adapters import Loaded, Route, Vectors
 
 # A run that should take longer than this, in seconds, goes to a thread: the event loop has others to serve.
-INLINE_SECONDS = 0.002
+INLINE_SECONDS = 0.004
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -224,6 +224,8 @@ class Repository:
 
     async def _synchronise(self, name: str) -> None:
         async with self._one_at_a_time:
+            if not bundles.NAME.fullmatch(name):
+                raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
             found = {key: path for key, path in self._found().items() if key[0] == name}
             gone = [key for key, entry in self._entries.items() if key[0] == name and key not in found]
             mapped = await asyncio.to_thread(self.adapters.read, self.path, name)

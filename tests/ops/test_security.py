@@ -79,6 +79,7 @@ def message_for(method: MethodDescriptor) -> Any:
     if "texts" in fields:
         inner.texts.append("a secret")
     if "candidates" in fields:
+        inner.query = "a secret"
         inner.candidates.add(text="another secret")
     if method.name in ("ModelInfer", "ModelStreamInfer"):
         tensor = inner.inputs.add(name="text", datatype="BYTES", shape=[1])

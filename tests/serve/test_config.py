@@ -40,6 +40,7 @@ def refuse(tmp_path: Path, text: str) -> str:
         ("devices = []", "devices"),
         ("[engine]\nhang_seconds = 0", "engine.hang_seconds must be more than 0"),
         ("[sharing]\ncache_bytes = -1", "sharing.cache_bytes must not be negative"),
+        ("[rescoring]\ncache_bytes = -1", "rescoring.cache_bytes must not be negative"),
         ("[tracing]\nshare = 2.0", "tracing.share is 2.0"),
         ("[tracing]\nendpoint = 'collector:4317'", "tracing.endpoint must begin with http"),
         ("[logging]\nlevel = 'loud'", "loud"),

@@ -123,9 +123,9 @@ def test_search_of_nothing(url: str) -> None:
 
 def test_spaces_are_not_mixed(url: str) -> None:
     create_store(url, FORM, example=0).close()
-    with pytest.raises(trimtab.FailedPrecondition, match="space-a.*space-b"):
+    with pytest.raises(trimtab.FailedPrecondition, match=r"space-a.*space-b"):
         create_store(url, Form(space="space-b", dimensions=D))
-    with pytest.raises(trimtab.FailedPrecondition, match="8 dimensions.*have 9"):
+    with pytest.raises(trimtab.FailedPrecondition, match=r"8 dimensions.*have 9"):
         create_store(url, Form(space="space-a", dimensions=9))
     with pytest.raises(trimtab.ConfigError, match="without naming the space"):
         create_store(url, Form(space=None, dimensions=D))

@@ -1,6 +1,6 @@
 """The texts of a file, one after the other: lines, or a column of JSONL or Parquet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,19 +66,36 @@ def _lines(path: Path | None) -> Iterator[str]:
 
 
 def _jsonl(path: Path | None, column: str) -> Iterator[str]:
+    for where, (value,) in _json_rows(path, (column,)):
+        yield _text(value, where, column)
+
+
+def _json_rows(path: Path | None, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    """These columns of each line, and its place for messages."""
     for where, line in _raw_lines(path):
         try:
             record = msgspec.json.decode(_decoded(line, where))
         except msgspec.DecodeError as error:
             raise InvalidArgument(f"{where} is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise InvalidArgument(f"{where} is not a JSON object with the column {column!r}")
-        if column not in record:
-            raise InvalidArgument(f"{where} has no column {column!r}; it has {_names(record)}")
-        yield _text(record[column], where, column)
+        for column in columns:
+            if not isinstance(record, dict):
+                raise InvalidArgument(f"{where} is not a JSON object with the column {column!r}")
+            if column not in record:
+                raise InvalidArgument(f"{where} has no column {column!r}; it has {_names(record)}")
+        yield where, [record[column] for column in columns]
 
 
 def _parquet(path: Path, column: str) -> Texts:
+    file = _open_parquet(path, (column,))
+    rows = _rows_of(file, path, (column,))
+    return Texts((_text(value, where, column) for where, (value,) in rows), file.metadata.num_rows)
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    return _rows_of(_open_parquet(path, columns), path, columns)
+
+
+def _open_parquet(path: Path, columns: Sequence[str]) -> Any:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -89,18 +106,41 @@ def _parquet(path: Path, column: str) -> Texts:
     except pyarrow.ArrowException as error:
         raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
     names = file.schema_arrow.names
-    if column not in names:
-        raise InvalidArgument(f"{path} has no column {column!r}; it has {_names(names)}")
+    for column in columns:
+        if column not in names:
+            raise InvalidArgument(f"{path} has no column {column!r}; it has {_names(names)}")
+    return file
 
-    def texts() -> Iterator[str]:
-        row = 0
-        with file:
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    yield _text(value, f"{path}, row {row}", column)
 
-    return Texts(texts(), file.metadata.num_rows)
+def _rows_of(file: Any, path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    row = 0
+    with file:
+        for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
+            for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+                row += 1
+                yield f"{path}, row {row}", list(values)
+
+
+def read_documents(path: Path, id_column: str, text_column: str) -> dict[int | str, str]:
+    """The texts of a JSONL or Parquet file by the ids beside them, all in memory.
+
+    ConfigError where the file cannot be read; InvalidArgument, which names the line or row, where an id is
+    neither a whole number nor text, where a text is none, or where an id comes twice.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file")
+    kind = _BY_SUFFIX.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"{path}: ids and texts are read from a .jsonl or a .parquet file")
+    rows = _json_rows if kind == "jsonl" else _parquet_rows
+    found: dict[int | str, str] = {}
+    for where, (id, text) in rows(path, (id_column, text_column)):
+        if isinstance(id, bool) or not isinstance(id, int | str):
+            raise InvalidArgument(f"{where}: id {id!r} is {type(id).__name__}, not a whole number or text")
+        if id in found:
+            raise InvalidArgument(f"{where}: the id {id!r} comes twice")
+        found[id] = _text(text, where, text_column)
+    return found
 
 
 def _text(value: Any, where: str, column: str) -> str:

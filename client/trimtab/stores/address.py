@@ -11,6 +11,7 @@ What a store does not say itself stands behind a `?` in the fragment:
 QDRANT_API_KEY. Where the string holds one all the same, it is never shown again.
 """
 
+import os
 import re
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -19,6 +20,8 @@ from trimtab.errors import ConfigError
 
 _QDRANT_SERVERS = {"qdrant+http": "http", "qdrant+https": "https"}
 _POSTGRES = {"postgresql", "postgres"}
+KEY_VARIABLE = "QDRANT_API_KEY"
+SECRET_VARIABLES = (KEY_VARIABLE, "PGPASSWORD")
 _SECRETS = re.compile(r"(?i)(password|passwd|api[-_]?key|token|secret)=[^&\s'\"]*")
 KINDS = "faiss:FOLDER, qdrant:FOLDER#COLLECTION, qdrant+http://HOST:PORT#COLLECTION, "
 KINDS += "postgresql://USER@HOST/DATABASE#TABLE, FILE.npy or FILE.parquet"
@@ -50,9 +53,9 @@ class Address:
         return self.options
 
     def scrub(self, message: object) -> str:
-        """A message of a library, without the secrets of this address."""
+        """A message of a library, without the secrets of this address and of the environment."""
         text = _SECRETS.sub(r"\1=***", str(message))
-        for secret in self.secrets:
+        for secret in (*self.secrets, *filter(None, map(os.environ.get, SECRET_VARIABLES))):
             text = text.replace(secret, "***")
         return " ".join(text.split())
 

@@ -256,6 +256,7 @@ class FaissStore(Store):
         lock = files.lock(self._folder, self.name)
         try:
             self._refresh()
+            files.sweep(self._folder, self._catalogue)
             log = files.LogWriter(self._log_path, self._end)
         except BaseException:
             lock.close()

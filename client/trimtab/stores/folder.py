@@ -81,6 +81,15 @@ def write_catalogue(folder: Path, catalogue: Catalogue) -> None:
     sync(folder)
 
 
+def sweep(folder: Path, catalogue: Catalogue) -> None:
+    """Delete the files of other generations that a crash left behind. Only for who holds the lock."""
+    named = {catalogue.index, catalogue.rows, log_path(folder, catalogue.generation).name}
+    for pattern in ("index-*.faiss", "rows-*.jsonl", "log-*"):
+        for path in folder.glob(pattern):
+            if path.name not in named:
+                path.unlink()
+
+
 def read_rows(path: Path) -> list[Row]:
     """The lines of a file of rows; ConfigError names the one that is none."""
     decoder = msgspec.json.Decoder(Row)

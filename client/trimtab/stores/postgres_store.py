@@ -68,6 +68,7 @@ class PostgresStore(Store):
         self.name, self._address = address.name, address
         self._guard = RLock()
         self._connection: psycopg.Connection | None = None
+        self._closed = False
         self._id_type: LiteralString = "text"
         self._operator: LiteralString = ""
         self._table = sql.Identifier(*address.item.split("."))
@@ -141,7 +142,7 @@ class PostgresStore(Store):
 
         vectors = check_rows(self, rows)
         for document in rows.documents:
-            self._check_id(document.id)
+            self._check(document)
         values = [
             (document.id, document.text, Vector(vector))
             for document, vector in zip(rows.documents, vectors, strict=True)
@@ -163,6 +164,7 @@ class PostgresStore(Store):
 
     def close(self) -> None:
         with self._guard:
+            self._closed = True
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -187,11 +189,17 @@ class PostgresStore(Store):
                 return False
         return True
 
-    def _check_id(self, id: Id) -> None:
-        if not self._fits(id):
+    def _check(self, document: Document) -> None:
+        """InvalidArgument where the table cannot hold a document."""
+        if not self._fits(document.id):
             raise InvalidArgument(
-                f"{self.name} has ids of type {self._id_type}, and {id!r} is {type(id).__name__}; "
-                "name a table whose ids are of that type"
+                f"{self.name} has ids of type {self._id_type}, and {document.id!r} is "
+                f"{type(document.id).__name__}; name a table whose ids are of that type"
+            )
+        if "\0" in f"{document.id}{document.text}":
+            raise InvalidArgument(
+                f"document {document.id!r} holds a NUL character, which PostgreSQL keeps in no text; "
+                "take it out where the document comes from"
             )
 
     def _statement(self, template: LiteralString) -> "sql.Composed":
@@ -261,6 +269,8 @@ class PostgresStore(Store):
         import psycopg
         from pgvector.psycopg import register_vector
 
+        if self._closed:
+            raise FailedPrecondition(f"{self.name} is closed; open it again")
         if self._connection is not None and not self._connection.closed:
             return self._connection
         connection = psycopg.connect(

@@ -18,7 +18,7 @@ import numpy as np
 
 from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound, Unavailable
-from trimtab.stores.address import Address
+from trimtab.stores.address import KEY_VARIABLE, Address
 from trimtab.stores.base import (
     Document,
     Form,
@@ -248,7 +248,7 @@ def _connect(address: Address) -> "QdrantClient":
     if address.kind == "qdrant-server":
         return QdrantClient(
             url=address.location,
-            api_key=os.environ.get("QDRANT_API_KEY"),
+            api_key=os.environ.get(KEY_VARIABLE),
             check_compatibility=False,
             timeout=60,
         )

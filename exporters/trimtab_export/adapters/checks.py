@@ -63,7 +63,8 @@ def old_space(vectors: Floats, texts: Sequence[str], old: Encoder, name: str) ->
         bare = unit(old.prompted(sample, ""))
         if ((given * bare).sum(axis=1) >= SAME_COSINE).mean() >= 0.5:
             raise AdapterError(
-                f"{said}: they were made without the prompt {old.prompt('passage')!r}. They are of another space "
+                f"{said}: they were made without the prompt {old.prompt('passage')!r}. They are of "
+                "another space "
                 "than this encoder's; embed the documents again with it"
             )
     raise AdapterError(
@@ -81,7 +82,8 @@ def spread(vectors: Floats, what: str) -> None:
     directions = total**2 / (values**2).sum() if total > 0 else 0.0
     if not total > 1e-4 * length or directions < min(SPREAD, sample.shape[1] / 2):
         raise AdapterError(
-            f"{what} are constant, or nearly: their spread is {total / max(length, 1e-12):.1e} of their length, over "
+            f"{what} are constant, or nearly: their spread is {total / max(length, 1e-12):.1e} of "
+            "their length, over "
             f"{directions:.1f} directions. Nothing can be learned or found with them; embed the texts again"
         )
 
@@ -94,8 +96,10 @@ def roles(pairs: Sequence[Pair], texts: Sequence[str]) -> None:
     documents_in = float(np.mean([same(pair.document) in corpus for pair in sample]))
     if queries_in > documents_in + 0.2:
         raise AdapterError(
-            f"{queries_in:.0%} of the pairs' queries are among the texts, and {documents_in:.0%} of their documents: "
-            'queries and documents are mixed up. A pair is {"query": ..., "document": ...}, and the texts are '
+            f"{queries_in:.0%} of the pairs' queries are among the texts, and {documents_in:.0%} of "
+            "their documents: "
+            'queries and documents are mixed up. A pair is {"query": ..., "document": ...}, and '
+            "the texts are "
             "the documents that were indexed"
         )
 
@@ -136,7 +140,10 @@ def likeness(fitted: Floats, judged: Floats) -> Check:
     edge = float(np.quantile(own.max(axis=1), LIKE))
     share = float(((asked @ known.T).max(axis=1) < edge).mean())
     passed = share <= UNLIKE
-    finding = f"{share:.1%} of the judged queries are farther from all fit texts than {1 - LIKE:.0%} of those from each other"
+    finding = (
+        f"{share:.1%} of the judged queries are farther from all fit texts than {1 - LIKE:.0%} of these are "
+        "from each other"
+    )
     return Check(
         name="fit texts like the queries",
         passed=passed,
@@ -159,17 +166,22 @@ def prompts(encoder: Encoder, which: str, queries: Sequence[str], documents: Seq
         found = (
             unit(encoder.prompted(asked, query_prompt)) @ unit(encoder.prompted(answers, passage_prompt)).T
         )
-        return (found.argmax(axis=1) == np.arange(len(asked))).astype(np.float64)
+        first: NDArray[np.float64] = (found.argmax(axis=1) == np.arange(len(asked))).astype(np.float64)
+        return first
 
     own = hits(*declared)
     tried = [each for each in (*CONVENTIONS, declared[::-1]) if each != declared]
     gains = {each: difference(hits(*each), own) for each in dict.fromkeys(tried)}
     best = max(gains, key=lambda each: gains[each].value)
     passed = not (gains[best].value > BETTER and gains[best].low > 0)
-    finding = f"the {which} encoder finds {own.mean():.1%} of {len(asked)} documents first, behind {_told(declared)}"
+    finding = (
+        f"the {which} encoder puts {own.mean():.1%} of {len(asked)} right documents first, behind "
+        f"{_told(declared)}"
+    )
     if not passed:
         finding += (
-            f", but {own.mean() + gains[best].value:.1%} behind {_told(best)}: its prompts were left out or mixed up. Export it "
+            f", but {own.mean() + gains[best].value:.1%} behind {_told(best)}: its prompts were "
+            "left out or mixed up. Export it "
             "again with --query-prompt and --passage-prompt"
         )
     return Check(name=f"prompts of the {which} encoder", passed=passed, finding=finding)

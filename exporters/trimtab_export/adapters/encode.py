@@ -78,10 +78,10 @@ class Encoder:
         return self._rows(texts, self.prompt(role), label)
 
     def _rows(self, texts: Sequence[str], prompt: str, label: str) -> tuple[Floats, Halves]:
+        dimensions, width = self.manifest.dimensions, 0 if self._states is None else self._states.width
         if not texts:
-            return np.empty((0, self.dimensions), np.float32), np.empty((0, self.width), np.float16)
-        key = self._key(texts, prompt)
-        store = _Store(self._cache, key, len(texts), self.dimensions, self.width)
+            return np.empty((0, dimensions), np.float32), np.empty((0, width), np.float16)
+        store = _Store(self._cache, self._key(texts, prompt), len(texts), dimensions, width)
         if store.done < len(texts):
             order = np.argsort([len(text) for text in texts], kind="stable")[::-1]  # the dearest first
             with Progress(label or self.name, "texts", len(texts), store.done) as progress:

@@ -42,6 +42,8 @@ class Fitted:
     ground: Ground
     rungs: list[Climbed]
     outcome: Outcome
+    indexes: Indexes
+    select: Asked
     test: Asked
 
 
@@ -128,7 +130,7 @@ def learn(
     )
     chosen, told = choose(rungs, indexes, asked["select"])
     outcome = judge(chosen, told, indexes, asked["select"], asked["test"], looked, by_pairs=bool(found.pairs))
-    return Fitted(parts, ground, rungs, outcome, asked["test"])
+    return Fitted(parts, ground, rungs, outcome, indexes, asked["select"], asked["test"])
 
 
 def say(line: str) -> None:

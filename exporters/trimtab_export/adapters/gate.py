@@ -63,13 +63,16 @@ def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict
     if gain.low <= 0:
         return "stay", (
             *reasons,
-            f"the new encoder on an index of its own has {new:.3f}, not surely more than the old one's {old:.3f} "
-            f"(by {gain.value:+.3f}, 95% between {gain.low:+.3f} and {gain.high:+.3f}): the upgrade gains nothing here",
+            f"the new encoder on an index of its own has {new:.3f}, not surely more than the old "
+            f"one's {old:.3f} "
+            f"(by {gain.value:+.3f}, 95% between {gain.low:+.3f} and {gain.high:+.3f}): the upgrade "
+            "gains nothing here",
         )
     reach = metrics.ratio(found.cascade, found.reindexed)
     better = metrics.difference(found.cascade, found.old)
     cascade = (
-        f"{MEASURE} of the first {depth} rescored in the new space is {found.cascade.mean():.3f}: {_share(reach)} of "
+        f"{MEASURE} of the first {depth} rescored in the new space is {found.cascade.mean():.3f}: "
+        f"{_share(reach)} of "
         f"the {new:.3f} that re-indexing gives"
     )
     if reach.value >= CASCADE and better.low > 0:
@@ -81,7 +84,8 @@ def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict
     return "re-index", (
         *reasons,
         cascade,
-        f"neither is good enough: a bridge keeps {BRIDGE:.0%} of today's, a cascade reaches {CASCADE:.0%} of the upgrade "
+        f"neither is good enough: a bridge keeps {BRIDGE:.0%} of today's, a cascade reaches "
+        f"{CASCADE:.0%} of the upgrade "
         "and surely more than today",
     )
 
@@ -93,7 +97,8 @@ def judge_by_agreement(
     agreed, within = found.adapted.mean(), found.candidates.mean()
     reasons = (
         "provisional: no pairs were given, so nothing is known of right and wrong answers; give --pairs",
-        f"the document that the old encoder puts first is among the adapter's first ten for {agreed:.1%} of the "
+        "the document that the old encoder puts first is among the adapter's first ten for "
+        f"{agreed:.1%} of the "
         f"queries, and among its first {depth} for {within:.1%}",
     )
     failed = [check for check in checks if not check.passed]

@@ -1,8 +1,9 @@
 """What an adapter is fitted from: texts, queries and pairs in files, and the old index's vectors."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TypeAlias
 
@@ -99,29 +100,27 @@ def read_vectors(url: str, texts: Sequence[str], space: str, dimensions: int) ->
                 f"{store.name} holds vectors of {store.form.dimensions} dimensions, the old encoder's have "
                 f"{dimensions}: they are of another space"
             )
+        of_row: Iterator[str | None] = repeat(None)
+        if all(each.text is None for each in store.page(None, 1)):
+            if store.count() != len(texts):
+                raise AdapterError(
+                    f"{store.name} holds {store.count():,} vectors without their texts, and there are "
+                    f"{len(texts):,} texts: row i is to be the vector of text i. Give the texts in the order "
+                    "in which they were embedded"
+                )
+            of_row = iter(texts)
         found: dict[str, Floats] = {}
         wanted = set(texts)
-        rows = 0
         for batch in store.batches():
-            finite = np.isfinite(batch.vectors).all(axis=1)
-            for document, vector, sound in zip(batch.documents, batch.vectors, finite, strict=True):
-                if not sound:
+            for document, vector in zip(batch.documents, batch.vectors, strict=True):
+                if not np.isfinite(vector).all():
                     raise AdapterError(
                         f"{store.name}: the vector of {document.id!r} holds NaN or infinity. Embed this text "
                         "again with the old encoder"
                     )
-                text = document.text
-                if text is None and rows < len(texts):
-                    text = texts[rows]
+                text = next(of_row) or document.text
                 if text in wanted:
                     found[text] = vector
-                rows += 1
-            textless = any(document.text is None for document in batch.documents)
-        if rows != len(texts) and (not rows or textless):
-            raise AdapterError(
-                f"{store.name} holds {rows:,} vectors without their texts, and there are {len(texts):,} texts: "
-                "row i is to be the vector of text i. Give the texts in the order in which they were embedded"
-            )
         if not found:
             raise AdapterError(
                 f"{store.name} holds none of the {len(texts):,} texts: are they its documents?"

@@ -109,7 +109,8 @@ def judge(
     adapted = indexes.adapt(chosen.map, chosen.reads, test)
     old = metrics.ranks(test.old, indexes.old, test.right)
     new = metrics.ranks(embeddings, indexes.new, test.right)
-    naive = metrics.ranks(embeddings, indexes.old, test.right) if _comparable(test, embeddings) else None
+    comparable = test.old.shape[1] == embeddings.shape[1]
+    naive = metrics.ranks(embeddings, indexes.old, test.right) if comparable else None
     through = metrics.ranks(adapted, indexes.old, test.right)
     rescored, candidates = metrics.cascade(
         adapted, indexes.old, embeddings, indexes.new, test.right, CASCADE_DEPTH
@@ -142,10 +143,6 @@ def judge(
         verdict=verdict,
         reasons=reasons,
     )
-
-
-def _comparable(test: Asked, embeddings: Floats) -> bool:
-    return test.old.shape[1] == embeddings.shape[1]
 
 
 def _pair_checks(old: Ranks, new: Ranks, documents: int, by_pairs: bool) -> list[Check]:

@@ -168,7 +168,8 @@ def _ridge(x: Doubles | Floats, y: Doubles | Floats, weights: Floats) -> Doubles
 
     penalties = PENALTIES * values.mean()
     best = float(min(penalties, key=error))
-    return vectors @ (projected / (values + best)[:, None])
+    weight: Doubles = vectors @ (projected / (values + best)[:, None])
+    return weight
 
 
 def _rotation(x: NDArray[np.floating], y: NDArray[np.floating], weights: Floats) -> tuple[Doubles, float]:

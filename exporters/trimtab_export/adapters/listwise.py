@@ -1,8 +1,9 @@
-"""The trained rung: a small residual network that learns to rank as the old query does.
+"""The trained rungs: they learn to rank as the old query does.
 
-It starts exactly at the best linear rung, because its last layer begins at zero, and is trained by a
-listwise loss (Cao et al., 2007; as distillation: Hofstaetter et al., 2021): the softmax of a query's scores
-over vectors sampled from the old index is to be that of the old encoder's own query.
+A linear map goes on from a fitted one, with a hidden layer beside it or without; the hidden layer's last
+matrix begins at zero, so that both start exactly there. The loss is listwise (Cao et al., 2007; as
+distillation: Hofstaetter et al., 2021): the softmax of a query's scores over vectors sampled from the old
+index is to be that of the old encoder's own query.
 """
 
 from dataclasses import dataclass, replace
@@ -15,11 +16,12 @@ from torch.nn import functional
 
 from trimtab_export.adapters.ladder import Fit
 from trimtab_export.adapters.maps import Hidden, Map
-from trimtab_export.adapters.metrics import Index
+from trimtab_export.adapters.metrics import CHUNK, Index, scores
 
 Floats: TypeAlias = NDArray[np.float32]
 
-HELD_OUT = 0.05  # of the rows, to stop by
+HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # of the rows, to stop by
+NEAREST = 10
 EDGE = 1e-6
 
 
@@ -27,30 +29,33 @@ EDGE = 1e-6
 class Training:
     """How the network is trained."""
 
-    width: int = 512  # of its hidden layer
+    width: int  # of the hidden layer; 0 for none
+    epochs: int
+    rate: float  # of the hidden layer
+    linear_rate: float  # of the linear map that it starts from
     temperature: float = 0.05
-    documents: int = 4096  # sampled anew for each step
+    documents: int = 1024  # sampled anew for each step
     batch: int = 256
-    epochs: int = 20
-    rate: float = 1e-3
-    linear_rate: float = 1e-4  # of the linear map that it starts from
     decay: float = 0.01
-    patience: int = 3  # epochs without a better held-out loss
+    dropout: float = 0.1  # of the hidden layer
+    patience: int = 2  # epochs without better agreement
     seed: int = 0
 
 
 def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> Map:
-    """`start` with a hidden layer beside it, both trained.
+    """`start`, with a hidden layer beside it where one is asked for, trained.
 
-    The loss on held-out rows, against documents of their own, is looked at after each epoch, and the best
-    epoch is kept: epoch 0, which is `start` itself, among them.
+    After each epoch it is tried on held-out rows: how many of the documents that the old query finds first
+    are found? The best epoch is kept; epoch 0, which is `start` itself, is one of them.
     """
+    if not training.epochs:
+        return start
     torch.manual_seed(training.seed)
     generator = np.random.default_rng(training.seed)
     order = generator.permutation(len(fit.x))
-    held, train = np.split(order, [max(1, int(len(order) * HELD_OUT))])
+    held, train = np.split(order, [min(MOST_HELD_OUT, max(1, int(len(order) * HELD_OUT)))])
     documents = torch.from_numpy(old_index.rows)
-    network = _Network(fit, start, training.width, old_index)
+    network = _Network(fit, start, training, old_index)
     scale = training.temperature * _typical_score(fit, old_index)
     optimiser = torch.optim.AdamW(
         [
@@ -81,29 +86,23 @@ def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> 
     def sample(count: int) -> torch.Tensor:
         return documents[generator.integers(0, len(documents), size=min(count, len(documents)))]
 
-    judge = sample(training.documents)
+    def agreement(map: Map) -> float:
+        """How many of the old query's nearest documents are the adapted one's, on the held-out rows."""
+        return _overlap(map(fit.x[held]), fit.y[held], old_index)
 
-    def held_out() -> float:
-        network.eval()
-        with torch.no_grad():
-            parts = [
-                float(loss(part, judge)) * len(part) for part in np.array_split(held, -(-len(held) // 512))
-            ]
-        network.train()
-        return sum(parts) / len(held)
-
-    best, best_epoch, best_map = held_out(), 0, start
+    best, best_epoch, best_map = agreement(start), 0, start
     for epoch in range(1, training.epochs + 1):
         shuffled = generator.permutation(train)
         for part in np.array_split(shuffled, steps):
             optimiser.zero_grad(set_to_none=True)
-            loss(part, sample(training.documents)).backward()
+            loss(part, sample(training.documents)).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-        now = held_out()
-        if now < best:
-            best, best_epoch, best_map = now, epoch, network.map(start)
+        trained = network.map(start)
+        now = agreement(trained)
+        if now > best:
+            best, best_epoch, best_map = now, epoch, trained
         elif epoch - best_epoch >= training.patience:
             break
     return best_map
@@ -112,8 +111,9 @@ def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> 
 class _Network(torch.nn.Module):
     """z W + b + relu(z U + c) V over standardised columns z."""
 
-    def __init__(self, fit: Fit, start: Map, width: int, old_index: Index) -> None:
+    def __init__(self, fit: Fit, start: Map, training: Training, old_index: Index) -> None:
         super().__init__()
+        self._dropout, width = training.dropout, training.width
         self._unit = start.unit_input
         self._columns = slice(start.first, start.last)
         self._similarity = old_index.similarity
@@ -137,6 +137,7 @@ class _Network(torch.nn.Module):
             rows = functional.normalize(rows, dim=1)
         z = (rows - self._origin) / self._spread
         inner = functional.relu(z @ self.inward + self.bias)
+        inner = functional.dropout(inner, self._dropout, self.training)
         return self.read(z @ self.weight + self.shift + inner @ self.outward)
 
     def read(self, adapted: torch.Tensor) -> torch.Tensor:
@@ -152,13 +153,25 @@ class _Network(torch.nn.Module):
         with torch.no_grad():
             weight = self.weight / self._spread[:, None]
             inward = self.inward / self._spread[:, None]
-            hidden = Hidden(
-                inward=inward.numpy(),
-                bias=(self.bias - self._origin @ inward).numpy(),
-                outward=self.outward.numpy().copy(),
-            )
+            hidden = None
+            if len(self.outward):
+                bias = self.bias - self._origin @ inward
+                hidden = Hidden(inward.numpy(), bias.numpy(), self.outward.numpy().copy())
             shift = (self.shift - self._origin @ weight).numpy()
             return replace(start, weight=weight.numpy(), shift=shift, hidden=hidden)
+
+
+def _overlap(adapted: Floats, old: Floats, documents: Index) -> float:
+    """The share of each old query's first NEAREST documents among those of its adapted twin."""
+    columns = min(NEAREST, len(documents.rows))
+    shared = 0
+    for start in range(0, len(old), CHUNK):
+        found, wanted = (
+            np.argpartition(scores(rows[start : start + CHUNK], documents), -columns, axis=1)[:, -columns:]
+            for rows in (adapted, old)
+        )
+        shared += sum(len(np.intersect1d(*each)) for each in zip(found, wanted, strict=True))
+    return shared / (len(old) * columns)
 
 
 def _typical_score(fit: Fit, old_index: Index) -> float:

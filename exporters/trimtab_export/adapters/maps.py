@@ -88,7 +88,7 @@ def write(map: Map, path: Path) -> None:
     """The map as an ONNX graph at `path`."""
     columns = map.shift.shape[0]
     values: dict[str, Any] = {}
-    nodes = []
+    nodes: list[Any] = []
 
     def node(kind: str, inputs: list[str], **attributes: Any) -> str:
         output = f"{kind.lower()}_{len(nodes)}"

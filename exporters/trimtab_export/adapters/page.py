@@ -14,11 +14,17 @@ COLORS = {
     "new, re-indexed": "#404040",
 }
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 800px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-table { border-collapse: collapse; } td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
-td:first-child, th:first-child { text-align: left; } .no { color: #b03030; } .yes { color: #2c7a4b; }
-.verdict { font-size: 1.2em; font-weight: 600; } svg { width: 100%; height: auto; } svg text { font-size: 13px; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 800px; margin: 2em auto; }
+h1 { font-size: 1.5em; }
+h2 { font-size: 1.15em; margin-top: 2em; }
+table { border-collapse: collapse; }
+td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+.no { color: #b03030; }
+.yes { color: #2c7a4b; }
+.verdict { font-size: 1.2em; font-weight: 600; }
+svg { width: 100%; height: auto; }
+svg text { font-size: 13px; }
 """
 MEANING = {
     "bridge": "the new encoder's queries may search the old index through this adapter",
@@ -41,8 +47,10 @@ def page(manifest: AdapterManifest) -> str:
     provisional = "provisional " if manifest.provisional else ""
     good = "yes" if manifest.verdict in {"bridge", "cascade"} else "no"
     parts = [
-        f"<h1>{escape(source.encoder)} {source.version} &rarr; {escape(target.encoder)} {target.version}</h1>",
-        f"<p class='verdict {good}'>{provisional}verdict: {manifest.verdict} &ndash; {MEANING[manifest.verdict]}</p>",
+        f"<h1>{escape(source.encoder)} {source.version} &rarr; {escape(target.encoder)} "
+        f"{target.version}</h1>",
+        f"<p class='verdict {good}'>{provisional}verdict: {manifest.verdict} &ndash; "
+        f"{MEANING[manifest.verdict]}</p>",
         _list([escape(reason) for reason in manifest.reasons]),
         "<h2>The ways to search, side by side</h2>",
         _bars([(name, quality.recall_10, COLORS[name]) for name, quality in arms], "Recall@10"),
@@ -64,9 +72,11 @@ def page(manifest: AdapterManifest) -> str:
                 ),
             ],
         ),
-        f"<p>{counts.test_queries:,} held-out queries over {counts.documents:,} documents; right is {truth}.</p>",
+        f"<p>{counts.test_queries:,} held-out queries over {counts.documents:,} documents; right is "
+        f"{truth}.</p>",
         "<h2>The rungs</h2>",
-        f"<p>How far each is behind the best, in Recall@10 of {counts.select_queries:,} select queries, with the paired "
+        f"<p>How far each is behind the best, in Recall@10 of {counts.select_queries:,} select "
+        "queries, with the paired "
         f"bootstrap's 95% interval. Taken: <b>{escape(manifest.rung)}</b>.</p>",
         _intervals(report.rungs, manifest.rung),
         _table(
@@ -79,7 +89,8 @@ def page(manifest: AdapterManifest) -> str:
         "<h2>What was checked first</h2>",
         _list(
             [
-                f"<span class='{'yes' if each.passed else 'no'}'>{'passed' if each.passed else 'failed'}</span>: "
+                "<span "
+                f"class='{'yes' if each.passed else 'no'}'>{'passed' if each.passed else 'failed'}</span>: "
                 f"{escape(each.name)} &ndash; {escape(each.finding)}"
                 for each in report.checks
             ]
@@ -87,10 +98,13 @@ def page(manifest: AdapterManifest) -> str:
         "<h2>What it costs, and what it was made of</h2>",
         _list(
             [
-                f"{report.microseconds_alone:.0f} &micro;s for a query alone, {report.microseconds_batched:.1f} "
+                f"{report.microseconds_alone:.0f} &micro;s for a query alone, "
+                f"{report.microseconds_batched:.1f} "
                 f"&micro;s in a batch of 64 ({escape(report.machine)})",
-                f"learned from {counts.fit_queries:,} queries and {counts.fit_texts:,} documents; reads {manifest.reads}",
-                f"space {source.space} ({source.dimensions} dimensions) to {target.space} ({target.dimensions})",
+                f"learned from {counts.fit_queries:,} queries and {counts.fit_texts:,} documents; "
+                f"reads {manifest.reads}",
+                f"space {source.space} ({source.dimensions} dimensions) to {target.space} "
+                f"({target.dimensions})",
                 f"<code>{escape(manifest.provenance.command)}</code>, {escape(manifest.created)}",
             ]
         ),
@@ -119,7 +133,8 @@ def _bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
     scale = WIDTH - LEFT - RIGHT
     drawn = [
         f"<text x='{LEFT - 10}' y='{ROW * number + 20}' text-anchor='end'>{escape(name)}</text>"
-        f"<rect x='{LEFT}' y='{ROW * number + 5}' width='{scale * value:.1f}' height='{ROW - 10}' fill='{color}'/>"
+        f"<rect x='{LEFT}' y='{ROW * number + 5}' width='{scale * value:.1f}' height='{ROW - 10}' "
+        f"fill='{color}'/>"
         f"<text x='{LEFT + scale * value + 6:.1f}' y='{ROW * number + 20}'>{value:.3f}</text>"
         for number, (name, value, color) in enumerate(rows)
     ]
@@ -142,7 +157,8 @@ def _intervals(rungs: Sequence[Rung], taken: str) -> str:
         weight = " font-weight='600'" if rung.name == taken else ""
         drawn.append(
             f"<text x='{LEFT - 10}' y='{middle + 5}' text-anchor='end'{weight}>{escape(rung.name)}</text>"
-            f"<line x1='{at(rung.behind.low):.1f}' x2='{at(rung.behind.high):.1f}' y1='{middle}' y2='{middle}' "
+            f"<line x1='{at(rung.behind.low):.1f}' x2='{at(rung.behind.high):.1f}' y1='{middle}' "
+            f"y2='{middle}' "
             f"stroke='{color}' stroke-width='3'/>"
             f"<circle cx='{at(rung.behind.value):.1f}' cy='{middle}' r='5' fill='{color}'/>"
         )

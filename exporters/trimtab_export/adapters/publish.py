@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +114,7 @@ def _cost(graph: Path, map: Map, rows: Floats) -> tuple[float, float]:
     session = runtime.session(graph, threads=1)
 
     def median(count: int) -> float:
-        batch = {"vectors": np.resize(rows, (count, map.width)).astype(np.float32)}
+        batch: dict[str, NDArray[Any]] = {"vectors": np.resize(rows, (count, map.width))}
         if map.groups is not None:
             batch["group"] = np.zeros(count, np.int64)
         seconds = []

@@ -61,7 +61,8 @@ def by_pairs(
     select = [name for name in select if not any(same(each) in judged_twice for each in answers[name][1])]
     if min(len(select), len(test)) < FEWEST_JUDGED:
         raise AdapterError(
-            f"{len(order)} different queries among the pairs leave {len(select)} to choose by and {len(test)} "
+            f"{len(order)} different queries among the pairs leave {len(select)} to choose by and "
+            f"{len(test)} "
             f"to judge by, at least {FEWEST_JUDGED} of each are needed: give "
             f"{int(np.ceil(FEWEST_JUDGED / SHARE))} pairs or more with documents of their own, or leave the "
             "pairs out for a provisional verdict"
@@ -108,7 +109,8 @@ def by_queries(texts: Sequence[str], queries: Sequence[Query], documents: int, s
     size = min(MOST_JUDGED, int(len(order) * share))
     if size < FEWEST_JUDGED:
         raise AdapterError(
-            f"{len(order)} held-out texts leave {size} to judge by, at least {FEWEST_JUDGED} are needed: give "
+            f"{len(order)} held-out texts leave {size} to judge by, at least {FEWEST_JUDGED} are "
+            "needed: give "
             f"{int(np.ceil(FEWEST_JUDGED / SHARE))} queries or more"
         )
     test, select, rest = order[:size], order[size : 2 * size], order[2 * size :]

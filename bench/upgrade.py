@@ -1,0 +1,239 @@
+"""What adapters keep of retrieval, over twelve changes of the encoder: `make bench-upgrade`.
+
+For each swap, with the queries of a new encoder on the index of an old one: the four arms, every rung of the
+ladder on the held-out test queries, what the gate took against what was best in hindsight, and the cascade.
+Everything that takes minutes is kept in bench/.data/upgrade, so that a second run goes on where one stopped.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import data, drifts, encoders, processes
+from trimtab import bundle as bundles
+from trimtab_export.adapters import metrics
+from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
+from trimtab_export.adapters.fit import Read, learn
+from trimtab_export.adapters.inputs import Pair, Query
+from trimtab_export.export import export
+from trimtab_export.source import Settings
+
+HISTORY = processes.ROOT / "bench" / "history" / "upgrade.jsonl"
+FOLDER = Path(__file__).parent / ".data" / "upgrade"
+DOCUMENTS = 10_000
+FIT_QUERIES = 24_000
+MILD_FIT_QUERIES = 6_000
+BLIND = "embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """A change of the encoder, and the shares of the weaker arm that it is held to."""
+
+    new: str
+    old: str
+    bar: float | None = None  # of the best adapter
+    blind_bar: float | None = None  # of the best one that reads the final vector only
+    mild: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.new} -> {self.old}"
+
+
+L6, L3, E5 = "l6", "l3", "e5"
+PRUNED, TUNED, INT8, SHALLOW, NARROW = "l6-ffn75", "l6-tuned", "l6-int8", "l6-layer4", "l6-256d"
+SWAPS = (
+    Swap(L6, L3, 0.98, 0.92),
+    Swap(L3, L6, 0.98, 0.94),
+    Swap(E5, L6, 0.93, 0.85),
+    Swap(INT8, L6, 0.99, mild=True),
+    Swap(PRUNED, L6, 0.99, mild=True),
+    Swap(TUNED, L6, 0.99, mild=True),
+    Swap(L6, TUNED, mild=True),
+    Swap(SHALLOW, L6, mild=True),
+    Swap(NARROW, L6, mild=True),
+    Swap(L6, E5),
+    Swap(E5, L3),
+    Swap(L3, E5),
+)
+MADE = {
+    L6: lambda examples: encoders.source(encoders.L6),
+    L3: lambda examples: encoders.source(encoders.L3),
+    E5: lambda examples: encoders.source(encoders.E5),
+    PRUNED: lambda examples: drifts.made(drifts.PRUNED, examples),
+    TUNED: lambda examples: drifts.made(drifts.TUNED, examples),
+    INT8: lambda examples: drifts.made(drifts.INT8, examples),
+}
+
+
+class Shallow(Encoder):
+    """L6 that stops after its fourth layer: the mean of that layer's states, at length 1."""
+
+    LAYERS = 5  # the embedding layer included
+
+    @property
+    def width(self) -> int:
+        return self.LAYERS * self.dimensions
+
+    def rows(self, texts: Sequence[str], role: Role, label: str = "") -> tuple[Floats, Halves]:
+        states = super().rows(texts, role, label)[1][:, : self.width]
+        return metrics.unit(states[:, -self.dimensions :].astype(np.float32)), states
+
+    def vectors(self, texts: Sequence[str], role: Role, label: str = "") -> Floats:
+        return self.rows(texts, role, label)[0]
+
+
+class Narrow(Encoder):
+    """L6 cut to its first 256 dimensions, at length 1, as for a store of that size."""
+
+    @property
+    def dimensions(self) -> int:
+        return 256
+
+    def rows(self, texts: Sequence[str], role: Role, label: str = "") -> tuple[Floats, Halves]:
+        vectors, states = super().rows(texts, role, label)
+        return metrics.unit(vectors[:, : self.dimensions]), states
+
+    def vectors(self, texts: Sequence[str], role: Role, label: str = "") -> Floats:
+        return metrics.unit(super().vectors(texts, role, label)[:, : self.dimensions])
+
+
+WRAPPERS: dict[str, tuple[str, type[Encoder]]] = {SHALLOW: (L6, Shallow), NARROW: (L6, Narrow)}
+
+
+class Bench:
+    """The examples, and the encoders as they are asked for."""
+
+    def __init__(self) -> None:
+        self.examples = data.examples()
+        self.judged, self.others = self.examples[:DOCUMENTS], self.examples[DOCUMENTS:]
+        self._encoders: dict[str, Encoder] = {}
+
+    def encoder(self, name: str) -> Encoder:
+        """The encoder of this name: exported where it is not yet, its vectors kept."""
+        if name not in self._encoders:
+            base, kind = WRAPPERS.get(name, (name, Encoder))
+            bundle = FOLDER / "repository" / base / "1"
+            if not bundle.exists():
+                folder = MADE[base](self.others)
+                settings = Settings(str(folder))
+                if base == INT8:  # an ONNX graph says nothing of pooling
+                    settings = Settings(str(folder), pooling="mean", normalize=True, max_tokens=256)
+                export(settings, base, FOLDER / "repository")
+            self._encoders[name] = kind(bundles.read(bundle), FOLDER / "vectors", threads=1)
+        return self._encoders[name]
+
+    def inputs(self) -> Read:
+        """Texts, queries and pairs."""
+        return Read(
+            texts=[each.document for each in self.judged],
+            queries=[Query(each.query) for each in self.others],
+            pairs=[Pair(Query(each.query), each.document) for each in self.judged],
+        )
+
+
+def run(bench: Bench, swap: Swap) -> dict[str, Any]:
+    """One swap: its arms, its rungs on the test queries, and what became of the choice."""
+    started = time.perf_counter()
+    new, old = bench.encoder(swap.new), bench.encoder(swap.old)
+    fitted = learn(new, old, bench.inputs(), {}, DOCUMENTS, MILD_FIT_QUERIES if swap.mild else FIT_QUERIES)
+    outcome, arms = fitted.outcome, fitted.outcome.arms
+    rungs = {
+        rung.name: round(float(fitted.indexes.recall(rung.map, rung.reads, fitted.test).mean()), 4)
+        for rung in fitted.rungs
+    }
+    blind = {rung.name: rungs[rung.name] for rung in fitted.rungs if rung.reads == BLIND}
+    weaker = min(arms.old_on_old.recall_10, arms.reindexed.recall_10)
+    best = max(rungs, key=lambda name: rungs[name])
+    return {
+        "swap": swap.name,
+        "arms": {
+            "old on old": arms.old_on_old.recall_10,
+            "naive": None if arms.naive is None else arms.naive.recall_10,
+            "adapted": arms.adapted.recall_10,
+            "cascade": arms.cascade.recall_10,
+            "re-indexed": arms.reindexed.recall_10,
+        },
+        "rungs": rungs,
+        "chosen": outcome.chosen.name,
+        "best": best,
+        "chosen behind best": round(rungs[best] - rungs[outcome.chosen.name], 4),
+        "best / weaker": round(rungs[best] / weaker, 4),
+        "best blind / weaker": round(max(blind.values()) / weaker, 4),
+        "adapted / old on old": round(arms.adapted.recall_10 / arms.old_on_old.recall_10, 4),
+        "cascade / re-indexed": round(arms.cascade.recall_10 / arms.reindexed.recall_10, 4),
+        "verdict": outcome.verdict,
+        "failed checks": [check.name for check in outcome.checks if not check.passed],
+        "seconds": round(time.perf_counter() - started),
+    }
+
+
+def told(swap: Swap, result: dict[str, Any]) -> str:
+    """A line of the table."""
+    arms = result["arms"]
+    naive = "   - " if arms["naive"] is None else f"{arms['naive']:.3f}"
+    return (
+        f"{swap.name:<18}{arms['old on old']:7.3f}{naive:>7}{arms['adapted']:7.3f}{arms['cascade']:7.3f}"
+        f"{arms['re-indexed']:7.3f}{result['best / weaker']:8.3f}{result['best blind / weaker']:7.3f}"
+        f"{result['cascade / re-indexed']:8.3f}  {result['chosen']} ({-result['chosen behind best']:+.3f}), "
+        f"{result['verdict']}"
+    )
+
+
+def keep(results: list[dict[str, Any]]) -> None:
+    """Append the run to the history."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(),
+        "command": shlex.join(["python", "-m", "bench.upgrade", *sys.argv[1:]]),
+        "machine": processes.machine(),
+        "documents": DOCUMENTS,
+        "fit_queries": FIT_QUERIES,
+        "results": results,
+    }
+    HISTORY.parent.mkdir(exist_ok=True)
+    with HISTORY.open("a") as history:
+        history.write(json.dumps(record) + "\n")
+    print(f"kept in {HISTORY.relative_to(processes.ROOT)}")
+
+
+def main() -> None:
+    """Run the swaps that are asked for, all of them by default."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--swaps", nargs="+", choices=[swap.name for swap in SWAPS], metavar="NEW -> OLD")
+    parser.add_argument("--fresh", action="store_true", help="fit again what an earlier run has fitted")
+    options = parser.parse_args()
+    bench, results = Bench(), []
+    print(f"{'':18}    old  naive adapted cascade re-ind. best/weaker blind cascade/re-ind.")
+    for swap in SWAPS:
+        if options.swaps is None or swap.name in options.swaps:
+            path = FOLDER / "results" / f"{swap.name.replace(' ', '')}.json"
+            if options.fresh or not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(run(bench, swap), indent=1))
+            results.append(json.loads(path.read_text()))
+            print(told(swap, results[-1]), flush=True)
+    keep(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Embed every document of a store again with a new encoder, into another store.
+
+    trimtab reindex --from faiss:old --to faiss:new --encoder all-minilm-l6-v2
+    trimtab reindex --from postgresql://localhost/search#docs --to postgresql://localhost/search#docs_new \\
+        --encoder all-minilm-l6-v2 --rate 200
+    trimtab reindex --from old.npy --texts docs.jsonl --to qdrant+http://127.0.0.1:6333#docs --encoder e5
+
+A store is faiss:FOLDER, qdrant:FOLDER#COLLECTION, qdrant+http://HOST:PORT#COLLECTION or
+postgresql://USER@HOST/DATABASE#TABLE; vectors are read from FILE.npy and FILE.parquet too. What a store does
+not say itself is added, such as #TABLE?text=body&space=0123456789abcdef.
+
+The old store is only read. The new one is made where there is none, and tells how far the work is: a run that
+stops, for whatever reason, is gone on with by the same command, and one more run when all is done only
+verifies. The server lets live queries go first. Ids and texts stay as they are.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from trimtab import migration, stores, types
+from trimtab.commands import server_options, texts
+from trimtab.errors import TrimtabError
+from trimtab.progress import Progress
+
+SUMMARY = "embed a store's documents again, with another encoder"
+EXTRA = None
+INTERRUPTED = 130  # as shells count a stop by Ctrl-C
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--from", dest="source", metavar="STORE", required=True, help="the old store")
+    parser.add_argument("--to", dest="target", metavar="STORE", required=True, help="the new store")
+    parser.add_argument("--encoder", default="", help="may be left out where the server serves only one")
+    parser.add_argument("--version", default="", help="default: the newest")
+    parser.add_argument("--role", choices=types.ROLES, help="default: passage, for encoders with prompts")
+    parser.add_argument(
+        "--truncate", choices=types.TRUNCATIONS, default="end", help="where too long a text is cut"
+    )
+    source = parser.add_argument_group("texts, where the old store has none")
+    source.add_argument(
+        "--texts", metavar="FILE", type=Path, help="a .jsonl or .parquet file with ids and texts"
+    )
+    source.add_argument("--id-column", metavar="NAME", default="id", help="default: %(default)s")
+    source.add_argument("--text-column", metavar="NAME", default="text", help="default: %(default)s")
+    work = parser.add_argument_group("work")
+    work.add_argument("--rate", type=float, metavar="N", help="at most N texts a second; default: no limit")
+    work.add_argument(
+        "--batch", type=int, metavar="N", default=migration.BATCH,
+        help="documents under way, which a crash makes it embed again; default: %(default)s",
+    )  # fmt: skip
+    work.add_argument(
+        "--sample", type=int, metavar="N", default=migration.SAMPLE,
+        help="vectors of either store that are embedded again to verify them; default: %(default)s",
+    )  # fmt: skip
+    server_options.declare(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Re-index, and return the exit status."""
+    by_id = None
+    if options.texts is not None:
+        by_id = texts.read_documents(options.texts, options.id_column, options.text_column)
+    with (
+        server_options.connect(options) as client,
+        stores.open_store(options.source) as source,
+    ):
+        encoder = client.encoder(options.encoder, options.version)
+        _say(migration.check_source(client, source, by_id, sample=options.sample))
+        first = source.page(None, 1)
+        form = migration.target_form(encoder)
+        example = first[0].id if first else None
+        with stores.create_store(options.target, form, example=example) as target:
+            work = migration.Reindex(
+                client,
+                source,
+                target,
+                encoder,
+                role=options.role,
+                truncate=options.truncate,
+                texts=by_id,
+                rate=options.rate,
+                batch=options.batch,
+            )
+            try:
+                outcome = work.run(sample=options.sample, progress=Progress)
+            except (TrimtabError, KeyboardInterrupt) as error:
+                _say("stopped; the same command goes on from here")
+                if isinstance(error, KeyboardInterrupt):
+                    return INTERRUPTED
+                raise
+            _say(
+                f"{outcome.kept:,} documents of {source.name} are in {target.name} in space {encoder.space}: "
+                f"{outcome.moved:,} embedded now, {outcome.sampled} sampled vectors verified"
+            )
+            if outcome.extra:
+                _say(f"{outcome.extra:,} documents are in {target.name} alone")
+    return 0
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"{sentence}\n")
