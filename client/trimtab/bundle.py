@@ -139,7 +139,7 @@ class Interval(Struct, frozen=True):
 
 
 class Speedup(Struct, frozen=True):
-    """The source graph's milliseconds over the variant's, the two run in turns, at one shape."""
+    """The source graph's time over the variant's, by one thread, the two run in turns, at one shape."""
 
     batch: int
     length: int
@@ -190,6 +190,8 @@ class Passes(Struct, frozen=True):
     heads: float = 1.0
     ffn: float = 1.0  # neurons of the feed-forward blocks
     heal: int = 0  # how often the texts are gone through in training
+    exit: int | None = None  # so many layers are computed, with a fitted head behind them; None: all
+    width: int | None = None  # so many dimensions, on the principal axes; None: all
 
 
 class States(Struct, frozen=True):
@@ -223,6 +225,7 @@ class Variant(Struct, frozen=True):
     states: States | None = None  # None: the layers were not to be found in the graph
     space: str | None = None  # None: the bundle's own; others move the vectors, and are spaces of their own
     passes: Passes | None = None  # None: the encoder as it is
+    dimensions: int | None = None  # None: those of the bundle
 
 
 class Provenance(Struct, frozen=True):

@@ -61,7 +61,8 @@ class Bench:
         files = variants.build(
             passes, self.shop, folder / "graph", lambda text: self.tell(f"{passes.name}: {text}")
         )
-        report = fidelity.measure(files, self.yardstick)
+        axes = self.shop.axes(passes.width) if passes.width is not None else None
+        report = fidelity.measure(files, self.yardstick, axes)
         partial = folder / f"{MEASURED}.partial"
         partial.write_bytes(msgspec.json.encode(report))
         partial.rename(measured)

@@ -82,7 +82,12 @@ def export(
         if wanted.anything:
             with steps("making smaller and faster variants") as say:
                 candidates, measured = select(
-                    wanted, source, files[0], scratch, lambda text: say(f"\n  {text}")
+                    wanted,
+                    source,
+                    files[0],
+                    joined if pooled else None,
+                    scratch,
+                    lambda text: say(f"\n  {text}"),
                 )
                 page = draw(name, measured, wanted.min_quality, stage.target.with_suffix(".report"))
                 say(f"\n  drawn in {page}")

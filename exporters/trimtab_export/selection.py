@@ -40,6 +40,7 @@ def select(
     wanted: Wanted,
     source: Source,
     graph: Path,
+    joined: Path | None,
     scratch: Path,
     tell: Callable[[str], object],
 ) -> tuple[list[Candidate], list[Candidate]]:
@@ -49,6 +50,7 @@ def select(
 
     Args:
         graph: the encoder's own, in its final form.
+        joined: the same with pooled inner states, where there is one.
         scratch: the folder where an interrupted run left what it had, and this one may.
     """
     texts = material.gather(wanted.pairs, wanted.texts)
@@ -57,7 +59,7 @@ def select(
     batcher = Batcher(source.tokenizer, source.max_tokens)
     tell(f"embedding {len(texts.pairs.documents)} documents of {texts.pairs.name} to compare with")
     yardstick = Yardstick.of(graph, source, batcher, texts.pairs)
-    bench = Bench(Workshop(source, graph, texts.texts, place), yardstick, tell)
+    bench = Bench(Workshop(source, graph, joined, texts.texts, place), yardstick, tell)
     if wanted.min_quality is not None:
         return search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal)
     found = []
@@ -88,6 +90,7 @@ def put(candidate: Candidate, folder: Path, space: str) -> bundles.Variant:
         report=candidate.report,
         space=bundles.variant_space(space, files),
         passes=passes,
+        dimensions=passes.width,
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trimtab.bundle import Passes
 from trimtab.errors import ExportError
-from trimtab_export import anatomy, fidelity, half, head, quantize, to_onnx, unpad
+from trimtab_export import anatomy, exits, fidelity, half, head, quantize, to_onnx, unpad
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
 
@@ -31,12 +31,14 @@ ROLES = 2
 class Workshop:
     """What variants are made from.
 
-    `graph` is the encoder's own, float32, in its final form; `texts` are unlabelled, those of calibration
+    `graph` is the encoder's own, float32, in its final form, and `joined` the same with pooled inner states,
+    where its layers were found; `texts` are unlabelled, those of calibration
     first; `scratch` is a folder for what is worth keeping between runs.
     """
 
     source: Source
     graph: Path
+    joined: Path | None
     texts: Sequence[str]
     scratch: Path
 
@@ -60,13 +62,23 @@ class Workshop:
     @cached_property
     def vectors(self) -> Floats:
         """The encoder's vectors of `prompted`, float32 (texts, dimensions); kept between runs."""
-        path = self.scratch / "vectors.npy"
+        return self._kept("vectors", self.graph)
+
+    def rows(self, joined: Path) -> Floats:
+        """The vectors and the pooled inner states beside them; kept between runs."""
+        return self._kept("states", joined)
+
+    def axes(self, width: int) -> Floats:
+        """The principal axes of the vectors: (dimensions, width)."""
+        return exits.basis(self.vectors, width)
+
+    def _kept(self, name: str, graph: Path) -> Floats:
+        path = self.scratch / f"{name}.npy"
         if path.is_file():
             kept: Floats = np.load(path, allow_pickle=False)
-            if len(kept) == len(self.prompted):
-                return kept
-        vectors = fidelity.embed(self.graph, self.batcher, self.prompted)
-        partial = self.scratch / "vectors.partial.npy"
+            return kept
+        vectors = fidelity.embed(graph, self.batcher, self.prompted)
+        partial = self.scratch / f"{name}.partial.npy"
         np.save(partial, vectors)
         partial.replace(path)
         return vectors
@@ -90,9 +102,19 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
 
     Raises ExportError where a pass cannot be done to this encoder, by name.
     """
-    if passes.precision == "fp32" and not cuts(passes):
+    leaves = passes.exit is not None or passes.width is not None
+    if passes.precision == "fp32" and not cuts(passes) and not leaves:
         raise ExportError(f"the variant {passes.name} would be the encoder as it is: give it a pass")
-    graph = _cut(passes, shop, tell) if cuts(passes) else shop.graph
+    if cuts(passes) and leaves:
+        raise ExportError(
+            "exit and width leave the encoder itself early or narrow: they go with a precision, not with "
+            "layers, heads, ffn or heal"
+        )
+    graph = shop.graph
+    if cuts(passes):
+        graph = _cut(passes, shop, tell)
+    elif leaves:
+        graph = _exit(passes, shop)
     match passes.precision:
         case "fp32":
             shutil.copytree(graph.parent, folder, dirs_exist_ok=True)
@@ -146,7 +168,40 @@ def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     return finished
 
 
+def _exit(passes: Passes, shop: Workshop) -> Path:
+    """The float32 graph up to an exit, as wide as asked for; kept in the scratch folder."""
+    folder = shop.scratch / label(passes)
+    finished = folder / "graph" / head.GRAPH
+    if finished.is_file():
+        return finished
+    if shop.joined is None:
+        raise ExportError(
+            f"exits and widths read the inner states, and the layers of {shop.source.architecture} were not "
+            "found in its graph"
+        )
+    fitted = None
+    if passes.exit is not None:
+        layers = exits.depth(shop.joined)
+        if not 1 <= passes.exit < layers:
+            raise ExportError(
+                f"exit = {passes.exit}: give 1 to {layers - 1}, of the encoder's {layers} layers"
+            )
+        rows = shop.rows(shop.joined)
+        dimensions = shop.source.dimensions
+        hidden = (rows.shape[1] - dimensions) // (layers + 1)
+        end = dimensions + (passes.exit + 1) * hidden
+        fitted = exits.fit(rows[:, dimensions:end], rows[:, :dimensions])
+    axes = shop.axes(passes.width) if passes.width is not None else None
+    shutil.rmtree(folder / "making", ignore_errors=True)
+    exits.write(
+        shop.joined, passes.exit, fitted, axes, normalize=shop.source.normalized, folder=folder / "making"
+    )
+    (folder / "making").rename(folder / "graph")
+    return finished
+
+
 def label(passes: Passes) -> str:
     """What was cut and trained, as a name of a folder: variants of several precisions share it."""
     layers = "all" if passes.layers is None else "-".join(map(str, passes.layers))
-    return f"layers-{layers}.heads-{passes.heads:g}.ffn-{passes.ffn:g}.heal-{passes.heal}"
+    left = f".exit-{passes.exit}.width-{passes.width}"
+    return f"layers-{layers}.heads-{passes.heads:g}.ffn-{passes.ffn:g}.heal-{passes.heal}{left}"

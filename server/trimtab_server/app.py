@@ -204,8 +204,8 @@ class App:
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config
-        wanted = self._tracing or config.logging.calls or config.logging.format == "json"
-        observed = [Observed(self._tracing)] if wanted else []
+        ids = config.logging.calls or config.logging.format == "json"
+        observed = [Observed(self._tracing, ids=ids)] if self._tracing or ids else []
         server = listeners.make(config, [*observed, self._boundary])
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, server)
