@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEMO := models/all-minilm-l6-v2/1/manifest.json
 
-.PHONY: help serve test check protos bench-serve bench-upgrade demo-upgrade clean
+.PHONY: help serve test check protos bench-serve bench-upgrade bench-export demo-upgrade clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ bench-upgrade: $(INSTALLED)  ## adapters over twelve changes of the encoder; wha
 
 demo-upgrade: $(INSTALLED)  ## change the encoder of a search, and see what each way is worth; QUICK=1: a trial
 	$(BIN)/python -m bench.demo_upgrade $(if $(QUICK),--quick)
+
+bench-export: $(INSTALLED)  ## the export benchmark: variants of all-MiniLM-L6-v2, their quality and speed
+	$(BIN)/python -m bench.export $(BENCH)
 
 clean:  ## remove the environment and the exported models
 	rm -rf .venv models

@@ -6,14 +6,18 @@ asleep, as a thread that waits for a GPU would be.
 
 import argparse
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab_server import config as configs
+from trimtab_server import logs
 from trimtab_server.app import App
 from trimtab_server.batch import Ids, Model
 from trimtab_server.config import Config, Server
@@ -34,11 +38,12 @@ class Sleeper:
         return self._vectors[: len(ids)]
 
 
-async def serve(repository: Path, devices: int, seconds_per_token: float) -> None:
-    """Serve until SIGTERM."""
+async def serve(repository: Path, devices: int, seconds_per_token: float, config: Config) -> None:
+    """Serve until SIGTERM, at any free ports."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    config = Config(server=Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0"))
+    ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0")
+    config = msgspec.structs.replace(config, server=ports)
 
     def open_session(model: Model, place: Place) -> Sleeper:
         return Sleeper(model, seconds_per_token)
@@ -61,8 +66,12 @@ def main() -> None:
     parser.add_argument("repository", type=Path)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
+    parser.add_argument("--config", type=Path, help="another configuration; its addresses do not count")
     options = parser.parse_args()
-    asyncio.run(serve(options.repository, options.devices, options.seconds_per_token))
+    config = configs.read(options.config) if options.config else Config()
+    logging.basicConfig()
+    logs.configure(config.logging, verbose=False)
+    asyncio.run(serve(options.repository, options.devices, options.seconds_per_token, config))
 
 
 if __name__ == "__main__":

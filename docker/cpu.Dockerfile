@@ -14,7 +14,8 @@ RUN python -m venv /opt/trimtab \
 
 FROM python:3.11-slim
 COPY --from=build /opt/trimtab /opt/trimtab
-ENV PATH=/opt/trimtab/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# Nothing can be written but /tmp, where the costs go that were measured.
+ENV PATH=/opt/trimtab/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # The chart's user; it owns nothing in the image.
 USER 10001:10001
 EXPOSE 8001 8002 8003

@@ -107,7 +107,7 @@ def adapter(
     name: str,
     source: Endpoint,
     target: Endpoint,
-    graph: onnx.ModelProto,
+    graph: onnx.ModelProto | bytes,
     *,
     queries: np.ndarray | None = None,
     folder: str = "",
@@ -117,7 +117,8 @@ def adapter(
     path = repository / (folder or source.encoder) / adapters.FOLDER / name
     fresh = path.parent / f".{name}.new"
     fresh.mkdir(parents=True)
-    onnx.save(graph, fresh / "adapter.onnx")
+    content = graph if isinstance(graph, bytes) else graph.SerializeToString()
+    (fresh / "adapter.onnx").write_bytes(content)
     np.save(fresh / "queries.npy", (np.eye(4) if queries is None else queries).astype(np.float16))
     manifest = samples.manifest(fresh, name)
     settings: Mapping[str, Any] = {

@@ -26,6 +26,8 @@ VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Pooling = Literal["mean", "cls", "last", "max"]
+# int8: linear layers multiply bytes; int8-weights, int4-weights: weights in blocks; fp16: for GPUs
+Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16"]
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,12 +130,68 @@ class Parity(Struct, frozen=True):
     batch_max_abs_diff: float  # a text alone against the same text padded among longer neighbours
 
 
+class Interval(Struct, frozen=True):
+    """A figure with its 95% interval, by resampling the queries."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Speedup(Struct, frozen=True):
+    """The source graph's time over the variant's, by one thread, the two run in turns, at one shape."""
+
+    batch: int
+    length: int
+    factor: float
+
+
+class Fidelity(Struct, frozen=True):
+    """What a variant keeps of the bundle's first, over held-out queries and the documents that answer them.
+
+    The four retentions are quality by the variant over quality by the first: both sides embedded by the
+    variant (its own index), or only the queries, searched in the first variant's index.
+    """
+
+    retrieval: str  # the set of pairs
+    queries: int
+    documents: int
+    source_ndcg: float  # nDCG@10 and R@10 of the first variant itself
+    source_recall: float
+    ndcg: Interval
+    recall: Interval
+    query_only_ndcg: Interval
+    query_only_recall: Interval
+    cosine: float  # to the first variant's vectors: the mean, the least
+    min_cosine: float
+    batch_min_cosine: float  # a text alone against the same text among longer ones
+    speedup: tuple[Speedup, ...]
+    bytes: int  # of the variant's files
+
+
 class ReportCard(Struct, frozen=True):
     """What was measured when the bundle was made, and on what machine."""
 
     parity: Parity
     speed: tuple[Speed, ...]
     machine: str
+    fidelity: Fidelity | None = None  # None: of the first variant, which the others are compared with
+
+
+class Passes(Struct, frozen=True):
+    """How a variant is made of the encoder: what is left of it, how it was trained, how it is written.
+
+    Shares are those that stay, above 0 and at most 1.
+    """
+
+    name: str
+    precision: Precision = "fp32"
+    layers: tuple[int, ...] | None = None  # the numbers of those that stay, from 0; None: all
+    heads: float = 1.0
+    ffn: float = 1.0  # neurons of the feed-forward blocks
+    heal: int = 0  # how often the texts are gone through in training
+    exit: int | None = None  # so many layers are computed, with a fitted head behind them; None: all
+    width: int | None = None  # so many dimensions, on the principal axes; None: all
 
 
 class States(Struct, frozen=True):
@@ -159,12 +217,15 @@ class Variant(Struct, frozen=True):
     """
 
     name: str
-    precision: Literal["fp32"]
+    precision: Precision
     inputs: tuple[str, ...]
     unpadded: bool  # its linear layers compute real tokens alone, so that padding costs next to nothing
     files: tuple[File, ...]
     report: ReportCard
     states: States | None = None  # None: the layers were not to be found in the graph
+    space: str | None = None  # None: the bundle's own; others move the vectors, and are spaces of their own
+    passes: Passes | None = None  # None: the encoder as it is
+    dimensions: int | None = None  # None: those of the bundle
 
 
 class Provenance(Struct, frozen=True):
@@ -240,6 +301,12 @@ def space_digest(
         "normalized": normalized,
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
+
+
+def variant_space(space: str, files: tuple[File, ...]) -> str:
+    """The name of a variant's space: of the bundle's, and of the graph and weights that move it."""
+    parts = [space, *(file.sha256 for file in files)]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
 
 def digest(path: Path) -> File:

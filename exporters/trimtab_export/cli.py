@@ -23,6 +23,8 @@ from types import FrameType
 from typing import get_args
 
 from trimtab import bundle as bundles
+from trimtab.errors import ExportError
+from trimtab_export.source import Device, Settings, Target
 
 SUMMARY = "turn an encoder into a bundle for the server"
 EXTRA = "export"
@@ -65,14 +67,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many tokens of a text are read (default: as declared, and no more than the positions)",
     )
+    more = parser.add_argument_group(
+        "smaller and faster variants", "each a space of its own, with a report card in the manifest"
+    )
+    asked = more.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--min-quality",
+        type=_share,
+        metavar="SHARE",
+        help="search for the fastest variants that keep this share of the encoder's nDCG@10, such as 0.99",
+    )
+    asked.add_argument("--recipe", type=Path, metavar="FILE", help="make the variants of this TOML file")
+    more.add_argument(
+        "--target",
+        choices=get_args(Target),
+        default="throughput",
+        help="what the search wants: fast single texts, fast batches, or few bytes (default: %(default)s)",
+    )
+    more.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default="cpu",
+        help="what the variants are for: a CPU gets int8, a GPU float16 (default: %(default)s)",
+    )
+    more.add_argument(
+        "--heal",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="how often the search goes through the texts after each cut (default: %(default)s)",
+    )
+    more.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help='held-out retrieval: {"query": "...", "document": "..."} a line (default: docstrings)',
+    )
+    more.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="texts to train and calibrate on, one a line (default: docstrings)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     # ONNX Runtime reports its use to its makers unless it is told not to before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     bundles.check_name(options.name)
+    from trimtab_export import recipe
+    from trimtab_export.candidates import summary
     from trimtab_export.export import export
-    from trimtab_export.source import Settings
+    from trimtab_export.selection import Wanted
 
     settings = Settings(
         source=options.source,
@@ -82,19 +128,57 @@ def run(options: argparse.Namespace) -> int:
         passage_prompt=options.passage_prompt,
         max_tokens=options.max_tokens,
     )
-    with _terminated_like_interrupted():
-        bundle = export(settings, options.name, options.repository, options.version)
+    wanted = Wanted(
+        recipe=recipe.load(options.recipe) if options.recipe else (),
+        min_quality=options.min_quality,
+        target=options.target,
+        device=options.device,
+        heal=options.heal,
+        pairs=options.pairs,
+        texts=options.texts,
+    )
+    with _terminated_like_interrupted(), _disk_errors_told():
+        bundle = export(settings, options.name, options.repository, options.version, wanted)
     manifest = bundle.manifest
     size = sum(file.size for file in bundles.files(manifest))
     parity = manifest.variants[0].report.parity.max_abs_diff
     sys.stdout.write(f"{bundle.path}  space {manifest.space}  parity {parity:.1e}  {size / 1e6:.1f} MB\n")
+    for variant in manifest.variants[1:]:
+        if variant.report.fidelity is not None:
+            sys.stdout.write(f"  {variant.name}  space {variant.space}  {summary(variant.report.fidelity)}\n")
+    made = [variant.passes for variant in manifest.variants if variant.passes is not None]
+    if made:
+        sys.stdout.write(f"the recipe that makes them again:\n\n{recipe.dump(made)}")
     return 0
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
+    return share
 
 
 def _positive(text: str) -> int:
     if not bundles.VERSION.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+@contextmanager
+def _disk_errors_told() -> Iterator[None]:
+    """A full disk is no fault of ours, and ends without a traceback."""
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise ExportError(
+            f"{error.strerror or error}{where}. No bundle was written. Where the disk is full, make room and "
+            "run the command again: a search goes on where it stopped"
+        ) from error
 
 
 @contextmanager

@@ -1,21 +1,28 @@
 """The export itself: source, graph, head, check, bundle, one after the other."""
 
 import shlex
+import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trimtab import bundle as bundles
 from trimtab.errors import ExportError
-from trimtab_export import evaluate, head, runtime, states, to_onnx, unpad, write
+from trimtab_export import evaluate, head, runtime, states, to_onnx, unpad, weights, write
+from trimtab_export.candidates import Candidate
+from trimtab_export.draw import draw
 from trimtab_export.load import load
+from trimtab_export.selection import Wanted, put, select
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import Steps, no_progress_bars, quiet
 from trimtab_export.tokens import Batcher
 
 VARIANT = "fp32"
+NOTHING_MORE = Wanted()
 WITHOUT = "and the bundle goes without"
 LIBRARIES = (
     "torch",
@@ -29,18 +36,26 @@ LIBRARIES = (
 )
 
 
-def export(settings: Settings, name: str, repository: Path, version: int | None = None) -> bundles.Bundle:
+def export(
+    settings: Settings,
+    name: str,
+    repository: Path,
+    version: int | None = None,
+    wanted: Wanted = NOTHING_MORE,
+) -> bundles.Bundle:
     """Export a source into `repository`/`name`/`version`, and read the bundle back.
 
     Prints the steps on standard error. Raises ExportError, and leaves nothing behind, where the source
-    cannot be exported faithfully or the version exists.
+    cannot be exported faithfully or the version exists; of further variants, what is finished is kept in a
+    hidden folder beside the bundle, for the next run.
     """
     runtime.require()
-    steps = Steps(total=9)
+    steps = Steps(total=10 if wanted.anything else 9)
     with write.staged(repository, name, version) as stage, quiet():
         with steps(f"reading {settings.source}"):
             no_progress_bars()
             source = load(settings)
+            weights.check_finite(source.backbone)
             batcher = Batcher(source.tokenizer, source.max_tokens)
         with steps("converting to ONNX"):
             backbone = to_onnx.states_graph(source, stage.work)
@@ -59,17 +74,23 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
         with steps("comparing with the source"):
             parity, vectors = evaluate.compare(files[0], source, texts, batcher)
         with steps("checking the inner states") as say:
-            pooled = None
-            if joined is not None:
-                try:
-                    width = states.check(joined, files[0], batch)
-                    entry = write.entry(stage.folder, joined)
-                    pooled = bundles.States(file=entry, layers=len(layers), width=width)
-                except ExportError as error:
-                    joined.unlink()
-                    say(f"{error}, {WITHOUT}")
+            pooled = _pooled(joined, len(layers), files[0], batch, say)
         with steps("measuring the speed"):
             speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
+        scratch = stage.target.with_name(f".{stage.version}.search")
+        candidates: list[Candidate] = []
+        if wanted.anything:
+            with steps("making smaller and faster variants") as say:
+                candidates, measured = select(
+                    wanted,
+                    source,
+                    files[0],
+                    joined if pooled else None,
+                    scratch,
+                    lambda text: say(f"\n  {text}"),
+                )
+                page = draw(name, measured, wanted.min_quality, stage.target.with_suffix(".report"))
+                say(f"\n  drawn in {page}")
         with steps("writing the bundle"):
             tokenizer = stage.folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.json, "utf-8")
@@ -83,17 +104,18 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                 states=pooled,
             )
             tokenizer_entry = write.entry(stage.folder, tokenizer)
+            space = bundles.space_digest(
+                weights_sha256=source.weights_sha256,
+                tokenizer_sha256=tokenizer_entry.sha256,
+                prompts=source.prompts,
+                pooling=source.head.pooling,
+                normalized=source.normalized,
+            )
             manifest = bundles.Manifest(
                 name=name,
                 version=stage.version,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                space=bundles.space_digest(
-                    weights_sha256=source.weights_sha256,
-                    tokenizer_sha256=tokenizer_entry.sha256,
-                    prompts=source.prompts,
-                    pooling=source.head.pooling,
-                    normalized=source.normalized,
-                ),
+                space=space,
                 dimensions=source.dimensions,
                 max_tokens=source.max_tokens,
                 similarity=source.similarity,
@@ -103,7 +125,7 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                 tokenizer=tokenizer_entry,
                 pad_id=source.tokenizer.pad_id,
                 int8_limit=float(np.abs(vectors).max()),
-                variants=(variant,),
+                variants=(variant, *(put(each, stage.folder, space) for each in candidates)),
                 provenance=bundles.Provenance(
                     source=public_name(settings.source),
                     architecture=source.architecture,
@@ -113,7 +135,23 @@ def export(settings: Settings, name: str, repository: Path, version: int | None 
                 ),
             )
             write.manifest(stage.folder, manifest)
+    shutil.rmtree(scratch, ignore_errors=True)
     return bundles.read(stage.target)
+
+
+def _pooled(
+    joined: Path | None, layers: int, graph: Path, batch: dict[str, Any], say: Callable[[str], object]
+) -> bundles.States | None:
+    """The graph with pooled inner states, where there is one and it passes its check."""
+    if joined is None:
+        return None
+    try:
+        width = states.check(joined, graph, batch)
+    except ExportError as error:
+        joined.unlink()
+        say(f"{error}, {WITHOUT}")
+        return None
+    return bundles.States(file=write.entry(joined.parent.parent, joined), layers=layers, width=width)
 
 
 def describe(source: Source) -> str:

@@ -67,12 +67,21 @@ def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(graph.path.parent / name, folder / name)
     if not data:
-        data = [WEIGHTS]
-        (folder / WEIGHTS).write_bytes(b"")  # onnx would append to what is there, and hide what it makes
-        convert_model_to_external_data(model, location=WEIGHTS, size_threshold=EXTERNAL)
+        return save(model, path)
     onnx.save(model, str(path))
     onnx.checker.check_model(str(path))
     return (path, *(folder / name for name in data))
+
+
+def save(model: Any, path: Path) -> tuple[Path, Path]:
+    """Write a model that holds all its weights: the graph, and weights.bin beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = path.with_name(WEIGHTS)
+    weights.write_bytes(b"")  # onnx would append to what is there, and hide what it makes
+    convert_model_to_external_data(model, location=WEIGHTS, size_threshold=EXTERNAL)
+    onnx.save(model, str(path))
+    onnx.checker.check_model(str(path))
+    return path, weights
 
 
 def opset_of(model: Any) -> int:
@@ -105,7 +114,7 @@ class Grafter:
         if head.pooling is not None:
             tensor = self.pool(tensor, head.pooling)
         for layer in head.layers:
-            tensor = self._dense(tensor, layer) if isinstance(layer, Dense) else self._normalize(tensor)
+            tensor = self.dense(tensor, layer) if isinstance(layer, Dense) else self.normalize(tensor)
         self.give(tensor)
 
     def give(self, tensor: str) -> None:
@@ -138,7 +147,8 @@ class Grafter:
         """Several (n, width) side by side."""
         return self._node("Concat", *vectors, axis=1)
 
-    def _dense(self, vectors: str, layer: Dense) -> str:
+    def dense(self, vectors: str, layer: Dense) -> str:
+        """(n, in) to (n, out)."""
         inputs = [vectors, self._constant(layer.weight)]
         if layer.bias is not None:
             inputs.append(self._constant(layer.bias))
@@ -147,7 +157,8 @@ class Grafter:
             product if layer.activation == "Identity" else self._node(ACTIVATIONS[layer.activation], product)
         )
 
-    def _normalize(self, vectors: str) -> str:
+    def normalize(self, vectors: str) -> str:
+        """Each of (n, dimensions) to length 1."""
         norm = self._axes("ReduceL2", vectors, 1, keepdims=1)
         return self._node("Div", vectors, self._at_least(norm, LEAST_NORM))
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from trimtab.bundle import Pooling, Prompts, Similarity
 
 Activation = Literal["Identity", "Tanh", "ReLU", "Sigmoid"]
+# What a search wants more of, and what its variants are for.
+Target = Literal["latency", "throughput", "size"]
+Device = Literal["cpu", "cuda"]
 Embed: TypeAlias = Callable[[list[str], str], NDArray[np.float32]]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab_export.source import Dense, Head
+from trimtab.errors import ExportError
+from trimtab_export.source import Dense, Graph, Head
 
 # Buffers that only count positions or repeat zeros, and a pooler that no token state passes through (it is
 # random where the checkpoint lacks it): none of them places a vector.
@@ -18,6 +19,18 @@ IDLE_PREFIX = "pooler."
 def is_idle(name: str) -> bool:
     """Whether a tensor of a backbone's state has no part in its token states."""
     return name.startswith(IDLE_PREFIX) or name.endswith(IDLE_SUFFIXES)
+
+
+def check_finite(backbone: Any) -> None:
+    """Refuse a torch backbone with weights that are NaN or infinite, by the name of the first one."""
+    if isinstance(backbone, Graph):  # the comparison with the source finds what comes of them
+        return
+    for name, tensor in backbone.state_dict().items():
+        if not is_idle(name) and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ExportError(
+                f"the weight {name} of the source holds NaN or infinity: the checkpoint is broken, or was "
+                "trained until it was"
+            )
 
 
 def of_torch(backbone: Any, head: Head) -> str:

@@ -20,15 +20,17 @@ from trimtab import bundle as bundles
 from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
 from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
-from trimtab_server import routes
+from trimtab.signatures import Signers
+from trimtab_server import access, routes
 from trimtab_server.watching import Watch, Watched
 
 log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 
-# The rows that a graph is tried with when it is opened.
-TRIAL_ROWS = 3
+# The rows that a graph is tried with when it is opened, as many as a batch may bring.
+TRIAL_ROWS = 32
+TRIALS = 3
 
 
 class AdapterSession:
@@ -67,9 +69,12 @@ class AdapterSession:
                 f"{path} gives {trial.dtype} of shape {trial.shape} for {TRIAL_ROWS} vectors, not "
                 f"{manifest.target.dimensions} components of float32 each. Fit the adapter again"
             )
-        begun = time.perf_counter()
-        self.run(rows, [""] * TRIAL_ROWS)
-        self.row_seconds = (time.perf_counter() - begun) / TRIAL_ROWS
+        seconds = []
+        for _ in range(TRIALS):
+            begun = time.perf_counter()
+            self.run(rows, [""] * TRIAL_ROWS)
+            seconds.append(time.perf_counter() - begun)
+        self.row_seconds = min(seconds) / TRIAL_ROWS
 
     def run(self, vectors: Vectors, groups: Sequence[str]) -> Vectors:
         """Rows of the source space in, float32 (n, d_in), their places in the target space out.
@@ -144,20 +149,22 @@ class Route:
 class Adapters:
     """All adapters of a repository, and the routes through them. For one event loop."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, signers: Signers | None = None) -> None:
         self._watch = watch
+        self._signers = signers  # None: anybody's adapters are used
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
         self._links: tuple[Loaded, ...] = ()  # as requests see them
         self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
-        self._routes: dict[tuple[str, int, str], tuple[Loaded, ...]] = {}
+        self._routes: dict[tuple[str, int, str, tuple[str, ...]], tuple[Loaded, ...]] = {}
 
     def all(self) -> Sequence[Loaded]:
-        """Every adapter, by encoder and name, also those that cannot be used."""
-        return self._links
+        """Every adapter of the encoders that the caller may use, by encoder and name; also the unusable."""
+        may_use = access.current().may_use
+        return [loaded for loaded in self._links if may_use(loaded.encoder)]
 
     def route(self, encoder: Manifest, states_width: int, wanted: str) -> Route:
         """How vectors of this encoder come into another space. Raises as routes.find does."""
-        key = (encoder.space, states_width, wanted)
+        key = (encoder.space, states_width, wanted, access.current().encoders)
         hops = self._routes.get(key)
         if hops is None:  # only what there is is kept: a caller may ask for anything
             hops = self._routes[key] = self._find(encoder, states_width, wanted)
@@ -172,10 +179,10 @@ class Adapters:
 
     def _find(self, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
         try:
-            return routes.find(self._links, encoder.space, wanted, states_width)
+            return routes.find(self.all(), encoder.space, wanted, states_width)
         except NotFound:
             whose = self._own.get(wanted)
-            if whose is None:
+            if whose is None or not access.current().may_use(whose.name):
                 raise
             raise FailedPrecondition(
                 f"space {wanted} is that of {whose.name} version {whose.version}, and no adapter leads there "
@@ -188,10 +195,16 @@ class Adapters:
 
         Blocks: call it off the event loop. Nothing changes for requests until `put` and `publish`.
         """
+        if not bundles.NAME.fullmatch(encoder):  # no encoder, and perhaps a path that leads elsewhere
+            return ()
         known = {loaded.name: loaded for loaded in self._read.get(encoder, ())}
         found = []
         for path in adapters.adapters(repository, encoder):
             try:
+                if not path.resolve().is_relative_to(repository.resolve()):
+                    raise AdapterError(
+                        "it is a link that leads out of the repository: put the adapter into it"
+                    )
                 sha256 = hashlib.sha256((path / adapters.MANIFEST).read_bytes()).hexdigest()
                 before = known.get(f"{encoder}/{path.name}")
                 if before is not None and before.sha256 == sha256 and before.session is not None:
@@ -244,13 +257,19 @@ class Adapters:
                     f"{path} holds {manifest.name}, which maps vectors of {manifest.source.encoder}: an "
                     "adapter is served from REPOSITORY/ENCODER/adapters/NAME under its own name. Move it"
                 )
+            if not path.resolve().is_relative_to(repository.resolve()):
+                raise AdapterError(
+                    f"{path} is a link that leads out of the repository: put the adapter into it"
+                )
             adapter = adapters.read(path)
+            if self._signers is not None:
+                self._signers.check(adapters.KIND, path, manifest)
             session = AdapterSession(adapter)
             watched = self._watched(adapter)
         except TrimtabError as error:
             log.error("%s: %s", path, error)
-            problem = str(error)
-        target = _target(repository, manifest.target)
+            session, problem = None, str(error)
+        target = _target(repository, manifest.target, self._signers)
         return Loaded(encoder, manifest, sha256, session, problem, target, watched)
 
     def _watched(self, adapter: Adapter) -> Watched | None:
@@ -274,11 +293,13 @@ def own(encoder: Manifest) -> Route:
     return Route(encoder.space, (), encoder.dimensions, encoder.normalized, encoder.int8_limit)
 
 
-def _target(repository: Path, end: Endpoint) -> Manifest | None:
+def _target(repository: Path, end: Endpoint, signers: Signers | None) -> Manifest | None:
     """The manifest of the bundle whose space this is, where the repository still has it."""
     path = repository / bundles.check_name(end.encoder) / str(end.version)
     try:
         manifest = bundles.read(path, verify=False).manifest
+        if signers is not None:
+            signers.check(bundles.BUNDLE, path, manifest)
     except TrimtabError:
         return None
     return manifest if manifest.space == end.space else None

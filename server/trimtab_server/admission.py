@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
 
-# What is taken up should be answered in so much of its time: a prediction may be wrong.
-PROMISE = 0.7
+# The queue may take so much of a request's time: the rest is for its own run, and for what was not foreseen.
+PROMISE = 0.6
 
 
 class Pass:
@@ -40,11 +40,11 @@ class Admission:
 
     @contextmanager
     def admit(
-        self, tokens: int, wait_seconds: Callable[[], float], deadline: float | None = None
+        self, tokens: int, queue_seconds: Callable[[], float], deadline: float | None = None
     ) -> Iterator[Pass]:
         """Hold a share for as long as the request is in flight.
 
-        `wait_seconds`: how long it is likely to be until the request is answered. `deadline` is on
+        `queue_seconds`: how long the queue is likely to be. `deadline` is on
         time.monotonic's clock. Raises InvalidArgument where the request alone is over the limit,
         ResourceExhausted where there is no room beside the others, or no time.
         """
@@ -54,12 +54,12 @@ class Admission:
                 "(limits.max_tokens_in_flight): send fewer or shorter texts in a request"
             )
         if self.tokens + tokens > self.limit:
-            wait = min(max(wait_seconds(), 0.05), 10.0)
+            wait = min(max(queue_seconds(), 0.05), 10.0)
             raise ResourceExhausted(
                 f"{self.tokens} of {self.limit} tokens are in flight: try again in {wait:.2f} s", wait
             )
         if deadline is not None:
-            left, needed = deadline - time.monotonic(), wait_seconds()
+            left, needed = deadline - time.monotonic(), queue_seconds()
             if needed > PROMISE * left:
                 raise ResourceExhausted(
                     f"the queue is {needed:.2f} s long, the deadline in {max(left, 0.0):.2f} s: try another "

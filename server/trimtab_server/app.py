@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from trimtab.errors import ConfigError
+from trimtab.signatures import Signers
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server import listeners
 from trimtab_server.adapters import Adapters
@@ -89,7 +90,8 @@ class App:
         )
         # What other sessions cost than ONNX Runtime's is not to be taken for theirs.
         keeps = bool(config.engine.costs) and open_session is open_ort
-        measured = Measured(Path(config.engine.costs).expanduser()) if keeps else None
+        folder = _folder(config.engine.costs) if keeps else None
+        measured = Measured(folder) if folder else None
         self._engine = Engine(
             batcher, sharing,
             [Device(place, open_session, measured) for place in places or parse(config.devices)],
@@ -99,9 +101,11 @@ class App:
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
+        signers = _signers(config.signatures.keys)
         self.repository = Repository(
-            repository, self._engine, Adapters(self._watch), self._changed, newest=config.versions.newest
-        )
+            repository, self._engine, Adapters(self._watch, signers), self._changed,
+            newest=config.versions.newest, signers=signers,
+        )  # fmt: skip
         self._poller = Poller(self.repository, config.versions.poll_seconds)
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         pipeline = Pipeline(
@@ -200,8 +204,8 @@ class App:
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config
-        wanted = self._tracing or config.logging.calls or config.logging.format == "json"
-        observed = [Observed(self._tracing)] if wanted else []
+        ids = config.logging.calls or config.logging.format == "json"
+        observed = [Observed(self._tracing, ids=ids)] if self._tracing or ids else []
         server = listeners.make(config, [*observed, self._boundary])
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, server)
@@ -244,6 +248,22 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
             await stopping.wait()
     finally:
         await app.stop()
+
+
+def _signers(keys: Path | None) -> Signers | None:
+    try:
+        return Signers(keys) if keys else None
+    except ModuleNotFoundError:
+        raise ConfigError("signatures.keys needs cryptography: pip install 'trimtab[auth]'") from None
+
+
+def _folder(path: str) -> Path | None:
+    """The folder meant by a path that may begin with ~; None for a user who has no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        log.warning("engine.costs is %s, and this user has no home: costs are measured at each start", path)
+        return None
 
 
 async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:

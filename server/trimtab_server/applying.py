@@ -15,7 +15,7 @@ from trimtab.errors import InternalError
 from trimtab_server.adapters import Loaded, Route, Vectors
 
 # A run that should take longer than this, in seconds, goes to a thread: the event loop has others to serve.
-INLINE_SECONDS = 0.002
+INLINE_SECONDS = 0.004
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -55,24 +55,27 @@ class Applier:
             wanted = [each for each in waiting if not each.future.done()]
             if not wanted:
                 continue
-            rows = np.concatenate([each.rows for each in wanted]) if len(wanted) > 1 else wanted[0].rows
-            groups = [each.group for each in wanted for _ in range(len(each.rows))]
-            if len(rows) * sum(hop.row_seconds for hop in hops) <= INLINE_SECONDS:
-                try:
-                    _deliver(wanted, run(hops, rows, groups))
-                except InternalError as error:
-                    _fail(wanted, error)
-            else:
-                task = asyncio.create_task(self._in_thread(hops, rows, groups, wanted))
-                self._runs.add(task)
-                task.add_done_callback(self._runs.discard)
+            try:
+                self._run(hops, wanted)
+            except Exception as error:  # nobody else would tell those who wait
+                _fail(wanted, error)
+
+    def _run(self, hops: tuple[Loaded, ...], wanted: Sequence[_Waiting]) -> None:
+        rows = np.concatenate([each.rows for each in wanted]) if len(wanted) > 1 else wanted[0].rows
+        groups = [each.group for each in wanted for _ in range(len(each.rows))]
+        if len(rows) * sum(hop.row_seconds for hop in hops) <= INLINE_SECONDS:
+            _deliver(wanted, run(hops, rows, groups))
+            return
+        task = asyncio.create_task(self._in_thread(hops, rows, groups, wanted))
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
 
     async def _in_thread(
         self, hops: tuple[Loaded, ...], rows: Vectors, groups: Sequence[str], wanted: Sequence[_Waiting]
     ) -> None:
         try:
             _deliver(wanted, await asyncio.to_thread(run, hops, rows, groups))
-        except InternalError as error:
+        except Exception as error:  # as above
             _fail(wanted, error)
 
 
@@ -92,9 +95,12 @@ def _deliver(waiting: Sequence[_Waiting], vectors: Vectors) -> None:
         start = end
 
 
-def _fail(waiting: Sequence[_Waiting], error: InternalError) -> None:
+def _fail(waiting: Sequence[_Waiting], error: Exception) -> None:
     for each in waiting:
         if not each.future.done():
-            own = InternalError(str(error))  # an error collects where it was raised: to each its own
+            # To each its own: an error collects where it was raised.
+            own = InternalError(
+                str(error) if isinstance(error, InternalError) else f"adapters failed: {error!r}"
+            )
             own.__cause__ = error
             each.future.set_exception(own)

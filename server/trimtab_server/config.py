@@ -57,7 +57,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_texts: int = 1024
     max_text_bytes: int = 1 << 18
     max_message_bytes: int = 16 << 20
-    max_calls_per_connection: int = 1024
+    max_calls_per_connection: int = 1 << 16
     max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
 
@@ -109,6 +109,12 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     poll_seconds: float = 0.0
 
 
+class Signatures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose bundles and adapters are served: public keys of Ed25519 in PEM; None: anybody's."""
+
+    keys: Path | None = None
+
+
 class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is written to standard error. `calls`: a line for each call, whatever the level."""
 
@@ -136,6 +142,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     versions: Versions = Versions()
     rescoring: Rescoring = Rescoring()
     auth: Auth = Auth()
+    signatures: Signatures = Signatures()
     logging: Logging = Logging()
     tracing: Tracing = Tracing()
     devices: tuple[str, ...] = ("auto",)

@@ -85,8 +85,8 @@ class Engine:
             self._sharing.close(model)
         self._workers.unload(model)
 
-    def wait_seconds(self, model: Model, tokens: int, priority: Priority) -> float:
-        """About how long it will be until so many tokens more are computed, after those that wait now.
+    def queue_seconds(self, model: Model, priority: Priority) -> float:
+        """About how long it will be until what waits now is computed, as far as it goes before this.
 
         0 where no device is in service: there is nothing to wait for.
         """
@@ -95,7 +95,7 @@ class Engine:
                 return 0.0
             batcher = self._batcher
             ahead = batcher.tokens if priority == "bulk" else batcher.interactive_tokens
-            computing = (ahead + tokens) / max(self._workers.tokens_per_second(model), 1e-9)
+            computing = ahead / max(self._workers.tokens_per_second(model), 1e-9)
             return self._workers.free_seconds(time.monotonic()) + computing
 
     async def compute(

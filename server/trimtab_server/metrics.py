@@ -101,6 +101,10 @@ class Metrics:
         self._tokens = Counter(
             "trimtab_tokens", "Tokens of the texts answered, padding left out", _REQUEST, registry=registry
         )
+        self._adapted = Counter(
+            "trimtab_adapted_texts", "Texts whose vectors passed through an adapter",
+            ("encoder", "version", "adapter"), registry=registry,
+        )  # fmt: skip
         self._failures = Counter(
             "trimtab_failures",
             "Requests not answered with vectors, by the gRPC code they were answered with",
@@ -210,6 +214,10 @@ class Metrics:
         statistics.output.add(output)
         statistics.texts += texts
         statistics.last_ms = now_ms
+
+    def adapted(self, encoder: str, version: int, adapter: str, texts: int) -> None:
+        """So many texts of an encoder version passed through an adapter, ENCODER/NAME."""
+        self._adapted.labels(encoder, version, adapter).inc(texts)
 
     def failed(self, encoder: str, version: int | None, protocol: str, reason: str, seconds: float) -> None:
         """A request was refused, failed or was cancelled.

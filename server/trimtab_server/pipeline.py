@@ -28,8 +28,6 @@ MAX_SPACES = 8
 
 # A text that waits also holds memory: so many of its characters are charged as a token.
 CHARACTERS_A_TOKEN = 64
-# How long a request takes is told from its characters, of which a token has about so many.
-LIKELY_CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +171,10 @@ class Pipeline:
         held = sum(map(len, texts)) // CHARACTERS_A_TOKEN
         estimate = held + sum(min(_most_tokens(text), most) for text in texts)
 
-        def wait_seconds() -> float:
-            likely = sum(min(len(text) // LIKELY_CHARACTERS_A_TOKEN, most) for text in texts)
-            return self._engine.wait_seconds(model, likely, request.priority)
+        def queue_seconds() -> float:
+            return self._engine.queue_seconds(model, request.priority)
 
-        with self._admission.admit(estimate, wait_seconds, request.deadline) as share:
+        with self._admission.admit(estimate, queue_seconds, request.deadline) as share:
             ids = await self._tokenization.encode(encoder.tokenizer, texts, request.truncate)
             tokenized = time.monotonic()
             counts = [len(each) for each in ids]
@@ -234,6 +231,8 @@ class Pipeline:
         for route in routes:
             there = await self._applier.apply(route, vectors, dimensions, request.group)
             answers.append((route, _finish(route, request, there)))
+            for hop in route.hops:
+                self._metrics.adapted(encoder.name, encoder.version, hop.name, len(vectors))
             if route.hops and request.role != "passage":
                 route.hops[0].see(vectors)
         return EmbedResult(encoder, answers, rows.counts, self.answered(encoder, rows, protocol, begun))

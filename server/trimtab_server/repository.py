@@ -21,6 +21,7 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
+from trimtab.signatures import Signers
 from trimtab_server import access
 from trimtab_server.adapters import Adapters, Route, own
 from trimtab_server.batch import Model
@@ -72,8 +73,8 @@ class Repository:
     """Loads bundles into the engine and finds them by name and version.
 
     `changed` is called with each entry whose state changed; `newest` versions of an encoder are served, or
-    all where it is 0. Loads and unloads are the repository's own
-    tasks, one at a time: a caller that gives up waiting leaves nothing half done.
+    all where it is 0; where `signers` are given, only what they signed. Loads and unloads are the
+    repository's own tasks, one at a time: a caller that gives up waiting leaves nothing half done.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Repository:
         changed: Callable[[Entry], None],
         *,
         newest: int = 0,
+        signers: Signers | None = None,
     ) -> None:
         self.path = path
         self.adapters = mapped
         self._engine = engine
         self._changed = changed
         self._newest = newest
+        self._signers = signers
         self._entries: dict[tuple[str, int], Entry] = {}
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,22 +137,18 @@ class Repository:
         there; FailedPrecondition where the version is known but could not be loaded; Unavailable
         while it loads; PermissionDenied where it is not for the caller.
         """
-        if name:
-            access.check_encoder(name)
         if version and not bundles.VERSION.fullmatch(version):
             raise InvalidArgument(f"version {version!r} is not a whole number from 1")
-        mine = self.index()
-        names = sorted({entry.name for entry in mine if entry.state != "UNAVAILABLE"})
-        served = ", ".join(names) or "none"
-        if not name:
-            if len(names) > 1:
-                raise InvalidArgument(f"name an encoder: this server has {served}")
-            name = names[0] if names else next((entry.name for entry in mine), "")
+        if name:
+            access.check_encoder(name)
+        else:
+            name = self._only()
         known = sorted(
             (entry for key, entry in self._entries.items() if key[0] == name),
             key=lambda entry: -entry.version,
         )
         if not known:
+            served = ", ".join(self._served()) or "none"
             raise NotFound(f"encoder {name!r} is not served here; this server has {served}")
         asked = [entry for entry in known if version in ("", str(entry.version))]
         if not asked:
@@ -162,6 +161,17 @@ class Repository:
         if newest.state in ("LOADING", "UNLOADING"):
             raise Unavailable(f"encoder {name} version {newest.version} is {newest.state.lower()}: try again")
         raise FailedPrecondition(f"encoder {name} version {newest.version} is not served: {newest.reason}")
+
+    def _served(self) -> list[str]:
+        """The names of the encoders that the caller may use, and that are served or on their way."""
+        return sorted({entry.name for entry in self.index() if entry.state != "UNAVAILABLE"})
+
+    def _only(self) -> str:
+        """The name that is meant where a request names none; "" where there is no encoder at all."""
+        names = self._served()
+        if len(names) > 1:
+            raise InvalidArgument(f"name an encoder: this server has {', '.join(names)}")
+        return names[0] if names else next((entry.name for entry in self.index()), "")
 
     async def load_all(self) -> None:
         """Load every bundle of the repository. One that cannot be loaded is logged and indexed."""
@@ -214,6 +224,8 @@ class Repository:
 
     async def _synchronise(self, name: str) -> None:
         async with self._one_at_a_time:
+            if not bundles.NAME.fullmatch(name):
+                raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
             found = {key: path for key, path in self._found().items() if key[0] == name}
             gone = [key for key, entry in self._entries.items() if key[0] == name and key not in found]
             mapped = await asyncio.to_thread(self.adapters.read, self.path, name)
@@ -285,7 +297,10 @@ class Repository:
     def _read(self, path: Path) -> Bundle:
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{path} is a link that leads out of the repository: put the bundle into it")
-        return bundles.read(path)
+        bundle = bundles.read(path)
+        if self._signers is not None:
+            self._signers.check(bundles.BUNDLE, path, bundle.manifest)
+        return bundle
 
     async def _unload(self, entry: Entry, reason: str) -> None:
         # Nobody finds it from here on, so those who use it only grow fewer.

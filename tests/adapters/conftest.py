@@ -9,6 +9,7 @@ import torch
 
 from tests.adapters import corpus
 from trimtab import bundle as bundles
+from trimtab_export.adapters import checks
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
 from trimtab_export.adapters.fit import Read
 from trimtab_export.adapters.inputs import Pair, Query
@@ -25,6 +26,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_prompted() -> Iterator[None]:
+    """Enough pairs to try prompts on, and no more: each prompt embeds them again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "PROMPTED", 60)
+        yield
 
 
 class Turned(Encoder):

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,8 @@ def test_an_option_that_the_server_has_not_is_refused_by_it(tmp_path: Path) -> N
         (CLAIM | {"config": {"server": {"tls": {"key": "k"}}}}, "tls"),
         (CLAIM | {"tls": {"certManager": {"enabled": True}}}, "issuer"),
         (CLAIM | {"autoscaling": {"kind": "vpa"}}, "kind"),
+        ({"bundles": {"init": {"args": ["/models"]}}}, "init"),
+        ({"bundles": {"init": {"image": "a", "securityContext": {"privileged": True}}}}, "securityContext"),
     ],
 )
 def test_values_that_cannot_work_are_named(values: dict[str, Any], words: str) -> None:
@@ -282,6 +285,11 @@ def test_every_value_is_in_the_schema_and_read_by_a_template() -> None:
             for key in value:
                 assert key in schema["properties"][name].get("properties", {key: None}), (name, key)
                 assert f".{key}" in templates or f'"{key}"' in templates, (name, key)
+
+
+def test_the_chart_is_of_this_version() -> None:
+    with Chart.load(CHART) as chart:
+        assert chart.metadata["appVersion"] == chart.version == metadata.version("trimtab")
 
 
 def test_the_notes_name_the_address() -> None:

@@ -1,5 +1,7 @@
 """Keys, tokens and certificates: how they are made, read, sent and renewed."""
 
+import base64
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import trimtab
 from tests.ops.certificates import Certificates
@@ -18,6 +22,16 @@ from trimtab.errors import ConfigError, Unauthenticated
 from trimtab_server.auth import Authenticator
 from trimtab_server.config import Auth, Jwt
 from trimtab_server.watched import INTERVAL, Watched
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from(["ES256", "none", "now"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
 
 
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -85,6 +99,32 @@ def test_tokens_by_a_key_in_pem_and_by_a_set_that_changes(tmp_path: Path) -> Non
     only = Jwt(keys=credentials.jwks_file, issuer=ISSUER, audience=AUDIENCE, algorithms=("RS256",))
     with pytest.raises(Unauthenticated):
         Authenticator(Auth(jwt=only)).identify(bearer(credentials.token()))
+
+
+SEGMENT = st.one_of(
+    st.binary(max_size=40).map(lambda data: base64.urlsafe_b64encode(data).rstrip(b"=").decode()),
+    st.dictionaries(st.sampled_from(["alg", "kid", "typ", "sub", "exp", "crit"]), JSON).map(
+        lambda value: base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+    ),
+    st.text(max_size=20),
+)
+
+
+@given(
+    st.one_of(st.text(), st.tuples(SEGMENT, SEGMENT, SEGMENT).map(lambda parts: "Bearer " + ".".join(parts)))
+)
+def test_whatever_is_sent_is_refused_and_breaks_nothing(authenticator: Authenticator, sent: str) -> None:
+    with pytest.raises(Unauthenticated):
+        authenticator.identify([("authorization", sent)])
+
+
+@pytest.fixture(scope="module")
+def authenticator(tmp_path_factory: pytest.TempPathFactory) -> Authenticator:
+    """One that knows a key and a signer."""
+    credentials = Credentials(tmp_path_factory.mktemp("known"))
+    credentials.key("a")
+    jwt = Jwt(keys=credentials.jwks_file, issuer=ISSUER, audience=AUDIENCE)
+    return Authenticator(Auth(keys=credentials.keys_file, jwt=jwt))
 
 
 def test_a_token_that_was_remembered_ends_with_its_time_and_with_its_signer(tmp_path: Path) -> None:

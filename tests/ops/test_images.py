@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from trimtab_server import app
+
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 EXTRAS = {"cpu": ["server", "auth", "otel"], "gpu": ["gpu", "auth", "otel"]}
@@ -77,6 +79,19 @@ def test_the_extras_are_enough_to_serve() -> None:
     without = installed(EXTRAS["cpu"]) - {"onnxruntime"}
     done = subprocess.run([*command[:3], ",".join(without)], capture_output=True, text=True, timeout=60)
     assert "the image has no onnxruntime" in done.stderr
+
+
+def test_a_user_without_a_home_is_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the image's user is, where the runtime gives it none."""
+
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert app._folder("~/.cache") is None
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert app._folder("~/.cache") == tmp_path / ".cache"
 
 
 def test_nothing_is_left_in_the_home_and_nobody_is_told(minilm_repository: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import trimtab
 from tests.serve.server_process import ServerProcess
 from trimtab_server.metrics import Metrics
+from trimtab_server.watching import Watch
 
 CHART = Path(__file__).parents[2] / "helm" / "trimtab"
 # What Prometheus adds to every sample of a pod.
@@ -34,6 +35,7 @@ def exported(server: ServerProcess) -> Labels:
     # A family that has had nothing to count yet exports its name alone; its labels are as it declares them.
     registry = CollectorRegistry()
     Metrics(registry)
+    Watch(registry).stop()
     declared = {each.name: set(names) for each, names in _declared(registry)}
     for family in text_string_to_metric_families(server.scrape()):
         if family.name.endswith("_created"):
@@ -120,6 +122,12 @@ def test_dashboard(exported: Labels) -> None:
         assert label in check(parse(selector), exported)
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
     assert len(set(places)) == len(places) == len({panel["id"] for panel in dashboard["panels"]})
+
+
+def test_the_dashboard_shows_whatever_is_exported(exported: Labels) -> None:
+    text = (CHART / "monitoring" / "dashboard.json").read_text()
+    families = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in exported}
+    assert not {name for name in families if name.startswith("trimtab") and name not in text}
 
 
 def test_what_the_autoscalers_ask_for(exported: Labels) -> None:

@@ -78,6 +78,9 @@ def message_for(method: MethodDescriptor) -> Any:
             setattr(inner, name, NAME)
     if "texts" in fields:
         inner.texts.append("a secret")
+    if "candidates" in fields:
+        inner.query = "a secret"
+        inner.candidates.add(text="another secret")
     if method.name in ("ModelInfer", "ModelStreamInfer"):
         tensor = inner.inputs.add(name="text", datatype="BYTES", shape=[1])
         tensor.contents.bytes_contents.append(b"a secret")
@@ -219,15 +222,35 @@ def test_a_link_out_of_the_repository_is_refused(minilm_repository: Path, tmp_pa
             from tritonclient.grpc import service_pb2_grpc
 
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            for name in (
-                f"../outside/{NAME}",
-                "../outside/escaped",
-                str(outside / "escaped"),
-                ".",
-                "..",
-                "a\0b",
-                "",
-            ):
+            absolute = str(outside / "escaped")
+            for name in (f"../models/{NAME}", "../outside/escaped", absolute, ".", "..", "a\0b", ""):
                 with pytest.raises(grpc.RpcError) as caught:
                     stub.RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest(model_name=name))
-                assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+                assert caught.value.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def test_adapters_are_for_those_who_may_use_their_encoders(minilm_repository: Path, tmp_path: Path) -> None:
+    """Those of others lead nowhere and are not named; nor is one that is a link out of the repository."""
+    from tests.serve import spaces
+
+    repository, outside = tmp_path / "models", tmp_path / "outside"
+    repository.mkdir()
+    made = spaces.make(minilm_repository, repository)
+    folder = repository / NAME / "adapters"
+    (folder / "to-gone").rename(outside)
+    (folder / "to-gone").symlink_to(outside)
+    credentials = Credentials(tmp_path)
+    everything, one = credentials.key("everything"), credentials.key("one", f'["{NAME}"]')
+    with serve(repository, tmp_path, credentials.config()) as server:
+        with trimtab.Client(server.url, token=everything) as client:
+            names = {adapter.encoder for adapter in client.adapters()}
+            assert names == {NAME, "turned"}
+            assert client.embed(["a"], encoder=NAME, space=made.v1.manifest.space).shape == (1, 128)
+            with pytest.raises(trimtab.NotFound):
+                client.embed(["a"], encoder=NAME, space=spaces.GONE)
+        with trimtab.Client(server.url, token=one) as client:
+            assert {adapter.encoder for adapter in client.adapters()} == {NAME}
+            assert client.embed(["a"], space=made.v2.manifest.space).shape == (1, 256)
+            with pytest.raises(trimtab.TrimtabError) as caught:
+                client.embed(["a"], space=made.v1.manifest.space)
+            assert "older" not in str(caught.value) and "turned/" not in str(caught.value)

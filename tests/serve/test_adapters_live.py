@@ -54,6 +54,7 @@ async def test_adapters_come_and_go_under_load(minilm_repository: Path, tmp_path
             hammers = [asyncio.create_task(hammer()) for _ in range(4)]
             folder = spaces.repository / NAME / adapters.FOLDER
             new, turned = (adapters_made.end(each.manifest) for each in (spaces.v3, spaces.v2))
+            await turns(served, lambda: f"{NAME}/to-turned")
             for step in range(1, STEPS):
                 # The successor is loaded before its predecessor goes.
                 adapters_made.adapter(

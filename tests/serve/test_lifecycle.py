@@ -60,8 +60,10 @@ def test_reflection_lists_what_is_served(server: ServerProcess) -> None:
     assert [method.name for method in file.service[0].method] == [
         "Embed",
         "EmbedStream",
+        "Rescore",
         "ListEncoders",
         "GetEncoder",
+        "ListAdapters",
     ]
 
 

@@ -169,5 +169,6 @@ def test_bad_input(strict: ServerProcess, request_: dict, code: str, parts: list
 
 def test_a_deadline_that_cannot_be_met(server: ServerProcess) -> None:
     with trimtab.Client(server.url) as client:
-        with pytest.raises(trimtab.DeadlineExceeded):
+        # Refused at the door, or given up later: it depends on who is first to see it.
+        with pytest.raises((trimtab.DeadlineExceeded, trimtab.ResourceExhausted)):
             client.rescore("a query of its own " * 60, ["another text of its own " * 80] * 8, timeout=0.005)

@@ -67,6 +67,8 @@ def test_several_spaces_from_one_pass_equal_each_alone(
     after = running.metrics()
     ran = f'trimtab_batch_size_sum{{device="cpu",encoder="{NAME}",version="1"}}'
     assert after[ran] - before.get(ran, 0) <= len(SOME), "each text ran once, or was shared"
+    passed = f'trimtab_adapted_texts_total{{adapter="{NAME}/to-turned",encoder="{NAME}",version="1"}}'
+    assert after[passed] - before.get(passed, 0) == 2 * len(SOME), "on the way to v2, and to v1"
     assert list(together) == wanted
     for space in wanted:
         alone = client.embed_detailed(SOME, encoder=NAME, space=space)
@@ -158,8 +160,8 @@ def test_what_cannot_be_had_is_refused_with_the_cure(
 
 
 def test_a_space_that_another_encoder_has_is_said_to_be_its(client: trimtab.Client, spaces: Spaces) -> None:
-    with pytest.raises(trimtab.FailedPrecondition, match=r"is that of turned version 1.*ask turned"):
-        client.embed(SOME, encoder="older", space=spaces.v2.manifest.space)
+    with pytest.raises(trimtab.FailedPrecondition, match=f"is that of {NAME} version 1.*ask {NAME}"):
+        client.embed(SOME, encoder="older", space=spaces.space)
     with pytest.raises(trimtab.FailedPrecondition, match=f"{NAME}/to-gone leads there from.*ask that one"):
         client.embed(SOME, encoder="older", space=made.GONE)
 

@@ -130,7 +130,7 @@ TestBatcher.settings = settings(max_examples=150, stateful_step_count=40, deadli
 
 
 @given(COSTS, st.lists(st.integers(1, 256), min_size=1, max_size=9))
-def test_a_few_items_are_split_as_cheaply_as_can_be(cost: Cost, lengths: list[int]) -> None:
+def test_a_few_items_are_split_as_cheaply_as_any_split_at_once(cost: Cost, lengths: list[int]) -> None:
     """Against every split of the sorted lengths into runs."""
     batcher, _ = filled(cost, lengths)
     taken: list[int] = []
@@ -152,7 +152,8 @@ def test_a_few_items_are_split_as_cheaply_as_can_be(cost: Cost, lengths: list[in
     for cuts in range(2 ** (len(ordered) - 1)):
         edges = [0, *(at for at in range(1, len(ordered)) if cuts >> (at - 1) & 1), len(ordered)]
         best = min(best, sum(price(ordered[start:end]) for start, end in pairwise(edges)))
-    assert seconds == pytest.approx(best)
+    # What is left after a batch is split anew, and may then go together although it did not lie together.
+    assert seconds <= best * (1 + 1e-9)
 
 
 @settings(deadline=None)

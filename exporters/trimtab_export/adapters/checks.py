@@ -22,13 +22,13 @@ Floats: TypeAlias = NDArray[np.float32]
 SAMPLE = 64  # texts embedded again
 SAME_COSINE = 0.98  # of a text's old vector and its fresh one: int8 and float16 stores stay above
 MOST_OFF = 0.05  # of the sample that may be off: texts that changed since
-SPREAD = 4.0  # effective directions that real vectors have at the very least
+SPREAD = 1.5  # effective directions that the vectors of different texts have at the very least
 FEWEST_TEXTS = 500
 FOUND = 0.75  # of the other documents that come behind the right one, on average; by chance it is half
 LIKE = 0.05  # of the fit texts are farther from their nearest neighbour than this quantile,
 UNLIKE = 0.5  # and of the judged queries at most this share
 NEIGHBOURS = 3000
-PROMPTED = 300  # pairs to try prompts on
+PROMPTED = 200  # pairs to try prompts on
 BETTER = 0.05  # Recall@1 that a prompt must add, surely, to be missed
 CONVENTIONS = (
     ("query: ", "passage: "),
@@ -74,7 +74,7 @@ def old_space(vectors: Floats, texts: Sequence[str], old: Encoder, name: str) ->
 
 
 def spread(vectors: Floats, what: str) -> None:
-    """AdapterError where the vectors are all but one and the same, or lie on a few lines."""
+    """AdapterError where the vectors are all but one and the same, or lie on a line."""
     sample = vectors[:: max(1, len(vectors) // 2000)].astype(np.float64)
     centred = sample - sample.mean(axis=0)
     values = np.linalg.svd(centred, compute_uv=False) ** 2

@@ -9,6 +9,7 @@ from trimtab import vectors
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
+from trimtab_server import access
 from trimtab_server.adapters import Loaded
 from trimtab_server.batch import Priority
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
@@ -102,7 +103,10 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def ListAdapters(
         self, request: pb.ListAdaptersRequest, context: Context
     ) -> pb.ListAdaptersResponse:
-        adapters = self._pipeline.repository.adapters.all()
+        if request.encoder:
+            access.check_encoder(request.encoder)
+        may_use = access.current().may_use
+        adapters = [each for each in self._pipeline.repository.adapters.all() if may_use(each.encoder)]
         chosen = [loaded for loaded in adapters if request.encoder in ("", loaded.encoder)]
         return pb.ListAdaptersResponse(adapters=[_adapter(loaded) for loaded in chosen])
 

@@ -21,10 +21,14 @@ GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Observed(grpc.aio.ServerInterceptor):
-    """The outermost interceptor: it sees what the boundary refuses, too."""
+    """The outermost interceptor: it sees what the boundary refuses, too.
 
-    def __init__(self, tracing: Tracing | None) -> None:
+    `ids`: whether every call gets one, for the lines of the log; otherwise those alone that are traced.
+    """
+
+    def __init__(self, tracing: Tracing | None, *, ids: bool) -> None:
         self._tracing = tracing
+        self._ids = ids
 
     async def intercept_service(
         self,
@@ -35,6 +39,9 @@ class Observed(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or method.startswith("/grpc."):
             return handler
+        tracing = self._tracing if self._tracing and self._tracing.wants(metadata) else None
+        if not tracing and not self._ids:
+            return handler
         given = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
         number = given if GIVEN.fullmatch(given) else secrets.token_hex(8)
         # Boundary answers all calls by a coroutine that writes what it streams: one of these is there.
@@ -42,7 +49,6 @@ class Observed(grpc.aio.ServerInterceptor):
 
         async def call(request: Any, context: Any) -> Any:
             begun = time.perf_counter()
-            tracing = self._tracing
             with tracing.call(method, metadata) if tracing else nullcontext() as span:
                 ids = {"request_id": number}
                 if span is not None and span.is_recording():

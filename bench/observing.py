@@ -1,0 +1,139 @@
+"""What it costs to know callers and to see calls: CPU time of the server for a call, by what is switched on.
+
+    python -m bench.observing models
+
+The encoder costs nothing, so that a small part of a call is seen beside the rest. Servers of all kinds are up
+at the same time and take turns, and the least of several rounds counts: what a neighbour adds is not ours.
+How far the two that have nothing switched on are apart tells what the figures are worth.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import secrets
+import sys
+import threading
+import time
+from concurrent import futures
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from bench import data, processes
+from bench.report import append
+from trimtab.v1 import encoder_pb2 as pb
+
+IN_FLIGHT = 16
+ISSUER = "bench"
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans, and counts them."""
+
+    def __init__(self) -> None:
+        self.spans = 0
+        self._lock = threading.Lock()
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Count them."""
+        with self._lock:
+            self.spans += sum(
+                len(scope.spans) for each in request.resource_spans for scope in each.scope_spans
+            )
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def configurations(folder: Path, collector: str) -> dict[str, tuple[str, str]]:
+    """What is switched on, by name: a configuration, and the credentials of the caller."""
+    key, signer = secrets.token_urlsafe(32), ec.generate_private_key(ec.SECP256R1())
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    keys, public = folder / "keys.toml", folder / "public.pem"
+    keys.write_text(f'[[key]]\nname = "bench"\nsha256 = "{digest}"\nencoders = ["*"]\n')
+    public.write_bytes(
+        signer.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    claims = {"sub": "bench", "iss": ISSUER, "aud": ISSUER, "exp": time.time() + 86400}
+    token = jwt.encode(claims | {"trimtab_encoders": ["*"]}, signer, "ES256")
+    tokens = f'[auth.jwt]\nkeys = "{public}"\nissuer = "{ISSUER}"\naudience = "{ISSUER}"\n'
+    traces = f'[tracing]\nendpoint = "{collector}"\nshare = '
+    return {
+        "nothing": ("", ""),
+        "nothing, again": ("", ""),
+        "API key": (f'[auth]\nkeys = "{keys}"\n', key),
+        "token": (tokens, token),
+        "traces of 1%": (f"{traces}0.01\n", ""),
+        "traces of all": (f"{traces}1.0\n", ""),
+        "JSON lines of all": ('[logging]\nformat = "json"\ncalls = true\n', ""),
+    }
+
+
+async def load(url: str, authorization: str, texts: list[str]) -> None:
+    """Calls of one text each, so many in flight."""
+    metadata = (("authorization", f"Bearer {authorization}"),) if authorization else ()
+    async with grpc.aio.insecure_channel(url) as channel:
+        embed = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
+        waiting = iter(texts)
+
+        async def worker() -> None:
+            for text in waiting:
+                await embed(pb.EmbedRequest(texts=[text]).SerializeToString(), metadata=metadata)
+
+        await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+
+
+def main() -> None:
+    """Measure, print, append to the history."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--calls", type=int, default=3000, help="of a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    texts = data.mix("short", options.calls)
+    cores = processes.cores()
+    processes.LOGS.mkdir(exist_ok=True)
+    collector, receiver = Collector(), grpc.server(futures.ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, receiver)
+    port = receiver.add_insecure_port("127.0.0.1:0")
+    receiver.start()
+    spent: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        stack.callback(receiver.stop, None)
+        servers = {}
+        for number, (name, (text, credentials)) in enumerate(
+            configurations(processes.LOGS, f"http://127.0.0.1:{port}").items()
+        ):
+            config = processes.LOGS / f"observing-{number}.toml"
+            config.write_text(text)
+            command = [processes.PYTHON, "-m", "bench.fake_server", str(options.repository)]
+            command += ["--config", str(config)]
+            starting = processes.serve(f"observing-{number}", command, cores.server, processes.said_ready)
+            servers[name] = (stack.enter_context(starting), credentials)
+        for running, credentials in servers.values():
+            asyncio.run(load(running.url, credentials, texts))
+        for _ in range(options.rounds):
+            for name, (running, credentials) in servers.items():
+                before = running.cpu_seconds()
+                asyncio.run(load(running.url, credentials, texts))
+                spent.setdefault(name, []).append((running.cpu_seconds() - before) / len(texts) * 1e3)
+    plain = min(spent["nothing"] + spent["nothing, again"])
+    figures = {
+        name: {"server_ms": round(min(each), 4), "more": round(min(each) / plain - 1, 4)}
+        for name, each in spent.items()
+    }
+    for name, row in figures.items():
+        sys.stdout.write(f"{name:<20}{row['server_ms']:8.3f} ms a call  {row['more']:+7.1%}\n")
+    append("observing", calls=options.calls, rounds=options.rounds, spans=collector.spans, costs=figures)
+
+
+if __name__ == "__main__":
+    main()

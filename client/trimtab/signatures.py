@@ -1,0 +1,98 @@
+"""Signatures of bundles and adapters: Ed25519 (RFC 8032) over the manifest, which has every file's hash.
+
+MANIFEST.sig lies beside the manifest: the signature's 64 bytes, in base64. Only a server that was told whom
+to trust asks for it.
+"""
+
+import base64
+import binascii
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from trimtab import adapter, bundle
+from trimtab.bundle import AnyManifest, Kind
+from trimtab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+SUFFIX = ".sig"
+_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
+
+
+def sign(folder: Path, key: Path) -> Path:
+    """Sign the bundle or adapter in `folder`, whose files are hashed first, with the private key in PEM.
+
+    Returns the signature's path; one that is there is replaced. Raises BundleError or AdapterError where the
+    folder is not whole, and ConfigError where the key cannot be used.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if (folder / adapter.MANIFEST).exists():
+        adapter.read(folder)
+        manifest = folder / adapter.MANIFEST
+    else:
+        bundle.read(folder)
+        manifest = folder / bundle.MANIFEST
+    try:
+        private = load_pem_private_key(key.read_bytes(), password=None)
+    except OSError as error:
+        raise ConfigError(f"the key {key} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{key} is no private key in PEM without a password: {error}") from None
+    if not isinstance(private, Ed25519PrivateKey):
+        raise ConfigError(f"{key} is not of Ed25519: make one with `openssl genpkey -algorithm ed25519`")
+    target = manifest.with_name(manifest.name + SUFFIX)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_bytes(base64.b64encode(private.sign(manifest.read_bytes())) + b"\n")
+    partial.replace(target)
+    return target
+
+
+class Signers:
+    """Those whose bundles and adapters are served: the public keys of Ed25519 in a PEM file."""
+
+    def __init__(self, file: Path) -> None:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        try:
+            found = [load_pem_public_key(each) for each in _PEM.findall(file.read_bytes())]
+        except OSError as error:
+            raise ConfigError(f"signatures.keys: {file} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigError(f"signatures.keys: {file}: {error}") from None
+        self._keys: list[Ed25519PublicKey] = [key for key in found if isinstance(key, Ed25519PublicKey)]
+        if not self._keys or len(self._keys) < len(found):
+            raise ConfigError(f"signatures.keys: {file} must hold public keys of Ed25519, and nothing else")
+
+    def check(self, kind: Kind, folder: Path, manifest: AnyManifest) -> None:
+        """Raise the kind's error unless one of them signed this very manifest of the folder."""
+        path = folder / kind.manifest_name
+        signature = path.with_name(path.name + SUFFIX)
+        cure = "sign it with `trimtab sign`, or add its signer to signatures.keys"
+        untrusted = "is signed by nobody whom this server trusts, or was changed since"
+        try:
+            content, signed = path.read_bytes(), base64.b64decode(signature.read_bytes(), validate=False)
+        except FileNotFoundError:
+            raise kind.error(f"{folder} is not signed, and this server asks for that: {cure}") from None
+        except (OSError, binascii.Error) as error:
+            raise kind.error(f"{signature} cannot be read: {error}") from None
+        if not any(_verifies(key, signed, content) for key in self._keys):
+            raise kind.error(f"{folder} {untrusted}: {cure}")
+        if msgspec.json.decode(content, type=type(manifest)) != manifest:
+            raise kind.error(f"{path} was changed while it was read: load it again")
+
+
+def _verifies(key: "Ed25519PublicKey", signature: bytes, content: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(signature, content)
+    except InvalidSignature:
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""Where the parts of an encoder are that the passes cut: its layers, their attention and feed-forward blocks.
+
+BERT, RoBERTa, XLM-R, MPNet and DistilBERT as transformers writes them. Others are refused by name.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.errors import ExportError
+from trimtab_export.source import Graph
+
+BERTS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+KNOWN = (*BERTS, "mpnet", "distilbert")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: `context` reads what the heads give side by side, `widen` and `narrow` feed forward."""
+
+    module: Any
+    attention: Any  # has prune_heads, of transformers
+    heads: int
+    context: Any
+    widen: Any
+    narrow: Any
+
+
+def architecture(backbone: Any) -> str:
+    """The model type of a torch backbone that the passes know; ExportError for others, and for graphs."""
+    if isinstance(backbone, Graph):
+        raise ExportError(
+            "pruning, healing and exits work on torch weights, and the source is an ONNX graph: give the "
+            "encoder's own folder, or ask for int8, int8-weights, int4-weights or fp16 alone"
+        )
+    kind = str(getattr(backbone.config, "model_type", "unknown"))
+    if kind not in KNOWN:
+        raise ExportError(
+            f"pruning, healing and exits do not know the architecture {kind}; they know {', '.join(KNOWN)}"
+        )
+    return kind
+
+
+def stack(backbone: Any) -> Any:
+    """The torch.nn.ModuleList of the layers."""
+    return backbone.transformer.layer if architecture(backbone) == "distilbert" else backbone.encoder.layer
+
+
+def blocks(backbone: Any) -> list[Block]:
+    """The layers, the first one first."""
+    kind = architecture(backbone)
+    return [_block(kind, layer) for layer in stack(backbone)]
+
+
+def check_heads(backbone: Any) -> None:
+    """Refuse an architecture whose layers cannot have heads of their own number."""
+    if architecture(backbone) == "mpnet":
+        raise ExportError(
+            "mpnet adds one position bias to the heads of all its layers, so that none of them can be taken "
+            "out: leave heads = 1, and prune neurons (ffn) or layers"
+        )
+
+
+def keep_layers(backbone: Any, numbers: tuple[int, ...]) -> None:
+    """Leave only the layers of these numbers, counted from 0."""
+    layers = stack(backbone)
+    if not numbers or sorted(set(numbers)) != list(numbers) or numbers[-1] >= len(layers) or numbers[0] < 0:
+        raise ExportError(
+            f"layers = {list(numbers)}: give rising numbers of the encoder's layers, 0 to {len(layers) - 1}"
+        )
+    kept = [layers[number] for number in numbers]
+    del layers[:]
+    layers.extend(kept)
+    key = "n_layers" if hasattr(backbone.config, "n_layers") else "num_hidden_layers"
+    setattr(backbone.config, key, len(kept))
+    if hasattr(backbone, "transformer"):  # DistilBERT counts them once more
+        backbone.transformer.n_layers = len(kept)
+
+
+def _block(kind: str, layer: Any) -> Block:
+    if kind == "distilbert":
+        attention = layer.attention
+        return Block(layer, attention, attention.n_heads, attention.out_lin, layer.ffn.lin1, layer.ffn.lin2)
+    if kind == "mpnet":
+        inner = layer.attention.attn
+        return Block(
+            layer,
+            layer.attention,
+            inner.num_attention_heads,
+            inner.o,
+            layer.intermediate.dense,
+            layer.output.dense,
+        )
+    attention = layer.attention
+    return Block(
+        layer,
+        attention,
+        attention.self.num_attention_heads,
+        attention.output.dense,
+        layer.intermediate.dense,
+        layer.output.dense,
+    )

@@ -1,0 +1,81 @@
+"""Variants that were made and measured, kept in a folder so that an interrupted search goes on from there."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from trimtab.bundle import Fidelity, Passes, ReportCard
+from trimtab_export import fidelity, variants
+from trimtab_export.fidelity import Yardstick
+from trimtab_export.variants import Workshop
+
+MEASURED = "report.json"
+UNPADDED = b"unpad/"  # in the names of what `unpad` adds
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant on disk with its figures; the graph is the first of the files."""
+
+    passes: Passes
+    files: tuple[Path, ...]
+    report: ReportCard
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """Of the report card, where variants have it."""
+        assert self.report.fidelity is not None  # noqa: S101
+        return self.report.fidelity
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether the padding was taken out of the graph."""
+        return UNPADDED in self.files[0].read_bytes()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Makes and measures variants, each once."""
+
+    shop: Workshop
+    yardstick: Yardstick
+    tell: Callable[[str], object]
+
+    def candidate(self, passes: Passes) -> Candidate:
+        """The variant, from the folder where an earlier run finished it.
+
+        Raises ExportError where a pass cannot be done to this encoder, or the result must not be served.
+        """
+        folder = self.shop.scratch / f"{variants.label(passes)}.{passes.precision}"
+        measured = folder / MEASURED
+        if measured.is_file():
+            files = tuple(sorted(folder.glob("graph/*"), key=lambda path: path.suffix != ".onnx"))
+            return Candidate(passes, files, msgspec.json.decode(measured.read_bytes(), type=ReportCard))
+        shutil.rmtree(folder, ignore_errors=True)
+        started = time.monotonic()
+        self.tell(f"{passes.name}: making it")
+        files = variants.build(
+            passes, self.shop, folder / "graph", lambda text: self.tell(f"{passes.name}: {text}")
+        )
+        axes = self.shop.axes(passes.width) if passes.width is not None else None
+        report = fidelity.measure(files, self.yardstick, axes)
+        partial = folder / f"{MEASURED}.partial"
+        partial.write_bytes(msgspec.json.encode(report))
+        partial.rename(measured)
+        candidate = Candidate(passes, files, report)
+        self.tell(f"{passes.name}: {summary(candidate.fidelity)}, {time.monotonic() - started:.0f} s")
+        return candidate
+
+
+def summary(figures: Fidelity) -> str:
+    """The figures that matter most, in a line."""
+    ndcg, query_only = figures.ndcg, figures.query_only_ndcg
+    return (
+        f"nDCG {ndcg.value:.3f} ({ndcg.low:.3f} to {ndcg.high:.3f}), query-only {query_only.value:.3f}, "
+        f"cosine {figures.cosine:.4f}, {fidelity.typical(figures.speedup):.2f}x as fast, "
+        f"{figures.bytes / 1e6:.1f} MB"
+    )

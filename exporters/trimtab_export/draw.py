@@ -1,0 +1,87 @@
+"""What a search found, to look at: quality against speed as a PNG, and with all figures as one HTML page."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from trimtab_export.candidates import Candidate
+from trimtab_export.fidelity import typical
+
+PNG = "quality-speed.png"
+PAGE = "report.html"
+HEADINGS = (
+    "variant", "nDCG@10 kept", "95%", "R@10 kept", "query-only nDCG kept", "cosine, mean (least)",
+    "speed over fp32", "at each shape", "MB", "alone against in a batch, least cosine",
+)  # fmt: skip
+STYLE = (
+    "body{font:15px sans-serif;margin:2em}"
+    "td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}table{border-collapse:collapse}img{max-width:100%}"
+)
+
+
+def draw(name: str, candidates: Sequence[Candidate], floor: float | None, folder: Path) -> Path:
+    """Write the picture and the page into `folder`; the page holds the picture and needs nothing else.
+
+    Args:
+        name: of the encoder.
+        candidates: all that were measured, in any order.
+        floor: of quality, drawn as a line; None: none was asked for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _picture(name, candidates, floor, folder / PNG)
+    rows = "".join(_row(candidate) for candidate in candidates)
+    heads = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+    picture = base64.b64encode((folder / PNG).read_bytes()).decode()
+    figures = candidates[0].fidelity
+    page = folder / PAGE
+    page.write_text(
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(name)}</title><style>{STYLE}</style>"
+        f"<h1>{html.escape(name)}</h1><p>{figures.queries} queries, {figures.documents} documents of "
+        f"{html.escape(figures.retrieval)}; fp32 itself: nDCG@10 {figures.source_ndcg:.3f}, R@10 "
+        f"{figures.source_recall:.3f}. {html.escape(candidates[0].report.machine)}.</p>"
+        f'<img alt="quality against speed" src="data:image/png;base64,{picture}">'
+        f"<table><tr>{heads}</tr>{rows}</table>\n",
+        "utf-8",
+    )
+    return page
+
+
+def _row(candidate: Candidate) -> str:
+    figures = candidate.fidelity
+    shapes = ", ".join(f"{each.batch}x{each.length}: {each.factor:.2f}" for each in figures.speedup)
+    kept = figures.ndcg
+    cells = (
+        candidate.passes.name, f"{kept.value:.3f}", f"{kept.low:.3f} to {kept.high:.3f}",
+        f"{figures.recall.value:.3f}", f"{figures.query_only_ndcg.value:.3f}",
+        f"{figures.cosine:.4f} ({figures.min_cosine:.4f})", f"{typical(figures.speedup):.2f}", shapes,
+        f"{figures.bytes / 1e6:.1f}", f"{figures.batch_min_cosine:.7f}",
+    )  # fmt: skip
+    return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _picture(name: str, candidates: Sequence[Candidate], floor: float | None, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([1.0], [1.0], "s", color="black")
+    axes.annotate("fp32", (1.0, 1.0), textcoords="offset points", xytext=(6, 6))
+    for candidate in candidates:
+        kept, speed = candidate.fidelity.ndcg, typical(candidate.fidelity.speedup)
+        axes.errorbar(
+            [speed],
+            [kept.value],
+            yerr=[[kept.value - kept.low], [kept.high - kept.value]],
+            fmt="o",
+            capsize=3,
+        )
+        axes.annotate(candidate.passes.name, (speed, kept.value), textcoords="offset points", xytext=(6, 6))
+    if floor is not None:
+        axes.axhline(floor, linestyle="--", color="grey", linewidth=1)
+    axes.set_xlabel("times as fast as fp32, one thread, mean over shapes")
+    axes.set_ylabel("share of fp32's nDCG@10 kept")
+    axes.set_title(f"variants of {name}")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,118 @@
+"""Leave an encoder early, or with fewer dimensions: depth x width, as in 2D Matryoshka embeddings.
+
+The states of an early layer are no embedding of an encoder that was not trained to stop there. So each exit
+has a head of its own, fitted in closed form: ridge regression from the mean states of all layers up to the
+exit to the whole encoder's vectors of the same texts. A narrower vector is the projection on the principal
+axes of the encoder's vectors, which keeps more than cutting it does. Li et al., 2024 (arXiv:2402.14776) train
+for both; this does without training.
+"""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from trimtab.errors import ExportError
+from trimtab_export.head import GRAPH, OUTPUT, Grafter, free_prefix, opset_of, rename, save
+from trimtab_export.source import Dense
+
+Floats: TypeAlias = NDArray[np.float32]
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean variance; the best on texts left out is taken
+LEFT_OUT = 5  # every so many texts
+
+
+def basis(vectors: Floats, width: int) -> Floats:
+    """The first principal axes of vectors (n, dimensions), not centred, as columns: (dimensions, width)."""
+    if not 1 <= width < vectors.shape[1]:
+        raise ExportError(f"width = {width}: give less than the encoder's {vectors.shape[1]} dimensions")
+    _, axes = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)
+    columns: Floats = axes[:, ::-1][:, :width].astype(np.float32)
+    return columns
+
+
+def fit(states: Floats, vectors: Floats) -> tuple[Floats, Floats]:
+    """The head of an exit: weight (out, in) and bias (out,) that best give `vectors` from `states`.
+
+    Args:
+        states: float32 (n, layers * hidden), of texts; more of them than columns, or the head is poor.
+        vectors: float32 (n, out), the whole encoder's of the same texts.
+    """
+    middle, spread = states.mean(axis=0), states.std(axis=0) + 1e-6
+    inputs = np.concatenate([(states - middle) / spread, np.ones((len(states), 1), np.float32)], axis=1)
+    out = np.arange(len(inputs)) % LEFT_OUT == 0
+    kept, wanted = inputs[~out].astype(np.float64), vectors[~out].astype(np.float64)
+    values, axes = np.linalg.eigh(kept.T @ kept)
+    turned = axes.T @ (kept.T @ wanted)
+    best, solution = -np.inf, turned
+    for ridge in RIDGES:
+        tried = axes @ (turned / (np.maximum(values, 0) + ridge * len(kept))[:, None])
+        score = _cosine(inputs[out] @ tried, vectors[out])
+        if score > best:
+            best, solution = score, tried
+    weight = solution[:-1] / spread[:, None]
+    bias = solution[-1] - middle @ weight
+    return weight.T.astype(np.float32), bias.astype(np.float32)
+
+
+def write(
+    joined: Path, layers: int | None, head: tuple[Floats, Floats] | None, axes: Floats | None, *,
+    normalize: bool, folder: Path,
+) -> tuple[Path, ...]:  # fmt: skip
+    """Write `folder`/model.onnx, the encoder up to an exit and as wide as `axes`; its files, the graph first.
+
+    Args:
+        joined: the graph with pooled inner states: see `states.write`.
+        layers: how many layers are computed; None: all, and the encoder's own head.
+        head: what `fit` found for that exit.
+        axes: what `basis` found; None: the whole width.
+        normalize: whether vectors have length 1.
+    """
+    model = onnx.load(str(joined))
+    graph = model.graph
+    (last,) = [node for node in graph.node if OUTPUT in node.output]
+    (concat,) = [node for node in graph.node if last.input[0] in node.output]
+    embedding, *pooled = concat.input
+    prefix = free_prefix(graph)
+    rename(graph, OUTPUT, f"{prefix}/joined")
+    grafter = Grafter(graph, opset_of(model), prefix)
+    tensor = embedding
+    if head is not None and layers is not None:
+        tensor = grafter.dense(grafter.concat(list(pooled[: layers + 1])), Dense(*head, "Identity"))
+    if axes is not None:
+        tensor = grafter.dense(tensor, Dense(np.ascontiguousarray(axes.T), None, "Identity"))
+    grafter.give(grafter.normalize(tensor) if normalize else tensor)
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "dimensions"]))
+    _drop_unused(graph)
+    return save(model, folder / GRAPH)
+
+
+def depth(joined: Path) -> int:
+    """How many layers the graph with pooled inner states has."""
+    graph = onnx.load(str(joined), load_external_data=False).graph
+    (last,) = [node for node in graph.node if OUTPUT in node.output]
+    (concat,) = [node for node in graph.node if last.input[0] in node.output]
+    return len(concat.input) - 2  # less the embedding, and the embedding layer
+
+
+def _drop_unused(graph: Any) -> None:
+    """Leave out what no output needs."""
+    needed = {value.name for value in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    kept = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(kept)
+
+
+def _cosine(one: NDArray[Any], other: NDArray[Any]) -> float:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(((one * other).sum(axis=1) / np.maximum(lengths, 1e-12)).mean())

@@ -1,0 +1,183 @@
+"""What a variant keeps of the encoder it was made of, and what it gains: figures for its report card."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab import bundle as bundles
+from trimtab.errors import ExportError
+from trimtab_export import evaluate, retrieval, runtime, sentences
+from trimtab_export.head import OUTPUT
+from trimtab_export.retrieval import Pairs
+from trimtab_export.source import Source
+from trimtab_export.tokens import Batcher
+
+Floats: TypeAlias = NDArray[np.float32]
+
+BATCH = 16
+SHAPES = ((1, 16), (8, 16), (1, 128), (8, 64), (32, 16))
+ROUNDS = 12  # both graphs in turns
+LEAST_BATCH_COSINE = 0.99999
+NEIGHBOURS = 200  # words of the long text that a short one is put beside
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A graph's answers to the queries and the documents of a set of pairs."""
+
+    queries: Floats
+    documents: Floats
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What variants are measured by: the source's own graph, and its vectors of the pairs."""
+
+    graph: Path
+    source: Source
+    batcher: Batcher
+    pairs: Pairs
+    vectors: Vectors
+
+    @classmethod
+    def of(cls, graph: Path, source: Source, batcher: Batcher, pairs: Pairs) -> "Yardstick":
+        return cls(graph, source, batcher, pairs, embed_pairs(graph, source, batcher, pairs))
+
+
+def embed(graph: Path, batcher: Batcher, texts: Sequence[str], prompt: str = "") -> Floats:
+    """float32 (texts, dimensions) by one thread, in batches of alike lengths."""
+    session = runtime.session(graph, threads=1)
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    rows: list[Any] = [None] * len(texts)
+    for start in range(0, len(order), BATCH):
+        numbers = order[start : start + BATCH]
+        batch = batcher([texts[number] for number in numbers], prompt)
+        for number, row in zip(numbers, runtime.run(session, OUTPUT, batch), strict=True):
+            rows[number] = row
+    return np.stack(rows)
+
+
+def embed_pairs(graph: Path, source: Source, batcher: Batcher, pairs: Pairs) -> Vectors:
+    """The pairs' vectors, each side with its prompt."""
+    return Vectors(
+        embed(graph, batcher, pairs.queries, source.prompts.query),
+        embed(graph, batcher, pairs.documents, source.prompts.passage),
+    )
+
+
+def measure(files: Sequence[Path], yardstick: Yardstick, axes: Floats | None = None) -> bundles.ReportCard:
+    """The report card of the variant whose graph is the first of `files`.
+
+    Args:
+        axes: for a narrower variant, what projects the source's vectors to its width: (dimensions, width). It
+            is compared with the projected vectors, and its queries search an index of these.
+
+    Raises ExportError where a vector is not finite, or changes with its neighbours in the batch.
+    """
+    graph, source, pairs = files[0], yardstick.source, yardstick.pairs
+    whole = yardstick.vectors
+    before = whole if axes is None else _projected(whole, axes, source.normalized)
+    now = embed_pairs(graph, source, yardstick.batcher, pairs)
+    if not (np.isfinite(now.queries).all() and np.isfinite(now.documents).all()):
+        raise ExportError("the variant gives vectors that are not finite")
+    batch_cosine, batch_diff = batch_invariance(graph, yardstick.batcher, pairs)
+    if batch_cosine < LEAST_BATCH_COSINE:
+        raise ExportError(
+            f"a text's vector changes with its neighbours in the batch: its cosine to itself is "
+            f"{batch_cosine:.6f}, and {LEAST_BATCH_COSINE} is the least that is served"
+        )
+    ndcg, recall = retrieval.gains(whole.queries, whole.documents, source.similarity)
+    own_ndcg, own_recall = retrieval.gains(now.queries, now.documents, source.similarity)
+    query_ndcg, query_recall = retrieval.gains(now.queries, before.documents, source.similarity)
+    cosines = np.concatenate(
+        [_cosines(now.queries, before.queries), _cosines(now.documents, before.documents)]
+    )
+    figures = bundles.Fidelity(
+        retrieval=pairs.name,
+        queries=len(pairs.queries),
+        documents=len(pairs.documents),
+        source_ndcg=round(float(ndcg.mean()), 4),
+        source_recall=round(float(recall.mean()), 4),
+        ndcg=retrieval.retention(own_ndcg, ndcg),
+        recall=retrieval.retention(own_recall, recall),
+        query_only_ndcg=retrieval.retention(query_ndcg, ndcg),
+        query_only_recall=retrieval.retention(query_recall, recall),
+        cosine=round(float(cosines.mean()), 6),
+        min_cosine=round(float(cosines.min()), 6),
+        batch_min_cosine=round(batch_cosine, 8),
+        speedup=speedup(graph, yardstick.graph, yardstick.batcher),
+        bytes=sum(path.stat().st_size for path in files),
+    )
+    differences = [np.abs(now.queries - before.queries).max(), np.abs(now.documents - before.documents).max()]
+    parity = bundles.Parity(
+        texts=len(cosines),
+        max_abs_diff=float(max(differences)),
+        min_cosine=float(cosines.min()),
+        batch_max_abs_diff=batch_diff,
+    )
+    speed = evaluate.measure_speed(graph, yardstick.batcher, source.max_tokens)
+    return bundles.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(), fidelity=figures)
+
+
+def _projected(vectors: Vectors, axes: Floats, normalized: bool) -> Vectors:
+    def project(rows: Floats) -> Floats:
+        narrow: Floats = rows @ axes
+        return narrow / np.linalg.norm(narrow, axis=1, keepdims=True) if normalized else narrow
+
+    return Vectors(project(vectors.queries), project(vectors.documents))
+
+
+def batch_invariance(graph: Path, batcher: Batcher, pairs: Pairs) -> tuple[float, float]:
+    """A text alone against itself beside a long one, and in a batch of any texts.
+
+    The least cosine, and the largest difference of a component.
+    """
+    session = runtime.session(graph, threads=1)
+    texts = [*pairs.queries[:8], *pairs.documents[:8], *sentences.ODD]
+    alone = np.concatenate([runtime.run(session, OUTPUT, batcher([text])) for text in texts])
+    long = sentences.of_length(NEIGHBOURS, batcher.count)
+    beside = np.concatenate([runtime.run(session, OUTPUT, batcher([text, long]))[:1] for text in texts])
+    together = runtime.run(session, OUTPUT, batcher([*texts, long]))[:-1]
+    cosine = min(_cosines(alone, beside).min(), _cosines(alone, together).min())
+    difference = max(np.abs(alone - beside).max(), np.abs(alone - together).max())
+    return float(cosine), float(difference)
+
+
+def speedup(graph: Path, source: Path, batcher: Batcher) -> tuple[bundles.Speedup, ...]:
+    """How many times faster one graph is than the other, one thread, in turns, by the best of ROUNDS runs.
+
+    The thread's own time is taken: on a busy machine a long run is interrupted more often than a short one,
+    and the clock on the wall would flatter the faster graph.
+    """
+    sessions = [runtime.session(path, threads=1) for path in (source, graph)]
+    text = sentences.of_length(max(length for _, length in SHAPES), batcher.count)
+    tokens = batcher([text])
+    found = []
+    for batch, length in SHAPES:
+        if length > tokens["input_ids"].shape[1]:
+            continue
+        inputs = {name: np.repeat(ids[:, :length], batch, axis=0) for name, ids in tokens.items()}
+        best = [np.inf, np.inf]
+        for _ in range(ROUNDS + 1):  # the first allocates
+            for number, session in enumerate(sessions):
+                started = time.thread_time()
+                runtime.run(session, OUTPUT, inputs)
+                best[number] = min(best[number], time.thread_time() - started)
+        found.append(bundles.Speedup(batch=batch, length=length, factor=round(best[0] / best[1], 3)))
+    return tuple(found)
+
+
+def typical(factors: Sequence[bundles.Speedup]) -> float:
+    """One figure of several: the geometric mean."""
+    return float(np.exp(np.mean([np.log(each.factor) for each in factors])))
+
+
+def _cosines(one: Floats, other: Floats) -> NDArray[np.float64]:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosines: NDArray[np.float64] = (one * other).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return cosines

@@ -1,0 +1,45 @@
+"""The texts that variants are measured and trained on: the user's, or docstrings; never the same for both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab_export import docstrings, retrieval
+from trimtab_export.retrieval import Pairs
+
+QUERIES = 500
+DOCUMENTS = 1000
+TEXTS = 6000  # for training; more take longer
+ENOUGH = 2000  # texts of the user below which docstrings are added
+
+
+@dataclass(frozen=True)
+class Material:
+    """Held-out pairs, and texts for calibration and training of which none is among them."""
+
+    pairs: Pairs
+    texts: list[str]
+
+
+def gather(pairs: Path | None, texts: Path | None) -> Material:
+    """From files of pairs and of texts, where they are given.
+
+    Pairs come from the file of pairs, else are made of the texts, else of docstrings; the texts to train on
+    are those of the other file, the pairs beyond the held-out ones, and docstrings where both are few.
+    """
+    given = retrieval.lines(texts) if texts is not None else []
+    if pairs is not None:
+        name, found = pairs.name, retrieval.load(pairs)
+    elif texts is not None:
+        name, found = f"pairs made of {texts.name}", retrieval.split(given)
+    else:
+        name, found = "docstrings", docstrings.pairs()
+    held = retrieval.held_out(name, found, QUERIES, DOCUMENTS)
+    taken = {*held.queries, *held.documents}
+    if pairs is None and texts is not None:  # a held-out pair and the text that it was cut from
+        taken |= {f"{query} {document}" for query, document in found if document in taken}
+    train = [text for text in given if " ".join(text.split()) not in taken and text not in taken]
+    if texts is None:
+        train += [text for pair in found for text in pair if text not in taken]
+    if len(train) < ENOUGH and name != "docstrings":
+        train += [text for pair in docstrings.pairs() for text in pair if text not in taken]
+    return Material(held, list(dict.fromkeys(train))[:TEXTS])

@@ -1,0 +1,186 @@
+"""Take neurons, heads and layers out of an encoder, and repair what is left to the layers' old outputs.
+
+Which neurons of the feed-forward blocks: those that move the least, by the energy of a neuron's activation
+times that of its outgoing weights. Which heads: those without which the vectors of some texts turn the least,
+one at a time. Both are compared over all layers, so layers end with unlike numbers of them. Then the
+matrices behind what was cut are fitted anew, layer by layer, by least squares to what the whole encoder
+computes there on the same texts (Kwon et al., 2022, arXiv:2204.09656).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from trimtab.errors import ExportError
+from trimtab_export import anatomy
+from trimtab_export.student import Student, Tokens
+
+RIDGE = 1e-3  # of the mean diagonal
+LEAST_SHARE = 0.125  # of a layer's neurons that stay, however little they do
+
+
+def prune(
+    student: Student, batches: Sequence[Tokens], *, layers: tuple[int, ...] | None, heads: float, ffn: float
+) -> None:
+    """Cut the student in place.
+
+    Args:
+        batches: of real texts, to choose and to repair by; a few hundred texts do.
+        layers: the numbers of the layers that stay, None: all.
+        heads, ffn: the share of all heads and neurons that stay, in (0, 1].
+    """
+    for name, share in (("heads", heads), ("ffn", ffn)):
+        if not 0 < share <= 1:
+            raise ExportError(f"{name} = {share}: the share that stays is above 0 and at most 1")
+    anatomy.architecture(student.backbone)
+    if heads < 1:
+        anatomy.check_heads(student.backbone)
+    if layers is not None:
+        anatomy.keep_layers(student.backbone, layers)
+    if heads == 1 and ffn == 1:
+        return
+    whole = student.copy()
+    with torch.no_grad():
+        if heads < 1:
+            _cut_heads(student, _lasting_heads(whole, batches, heads))
+        if ffn < 1:
+            _cut_neurons(student, _lasting_neurons(whole, batches, ffn))
+        _repair(student, whole, batches)
+
+
+def rank_layers(student: Student, batches: Sequence[Tokens]) -> list[int]:
+    """The layers' numbers in the order in which they can go, the one that matters least first.
+
+    That is the one without which the vectors turn the least; each is chosen with those before it gone.
+    """
+    count = len(anatomy.blocks(student.backbone))
+    gone: list[int] = []
+    with torch.no_grad():
+        wanted = [student(batch) for batch in batches]
+        while len(gone) < count - 1:
+            damages = {}
+            for number in set(range(count)) - set(gone):
+                cut = student.copy()
+                kept = tuple(sorted(set(range(count)) - {*gone, number}))
+                anatomy.keep_layers(cut.backbone, kept)
+                damages[number] = _damage(cut, batches, wanted)
+            gone.append(min(damages, key=lambda number: damages[number]))
+    return gone
+
+
+def _damage(student: Student, batches: Sequence[Tokens], wanted: Sequence[torch.Tensor]) -> float:
+    cosines = [
+        torch.nn.functional.cosine_similarity(student(batch), vectors)
+        for batch, vectors in zip(batches, wanted, strict=True)
+    ]
+    return 1.0 - float(torch.cat(cosines).mean())
+
+
+def _lasting_heads(whole: Student, batches: Sequence[Tokens], share: float) -> list[list[int]]:
+    """For each layer the heads that stay, at least one."""
+    wanted = [whole(batch) for batch in batches]
+    damages: dict[tuple[int, int], float] = {}
+    blocks = anatomy.blocks(whole.backbone)
+    for layer, block in enumerate(blocks):
+        width = block.context.in_features // block.heads
+        for head in range(block.heads):
+            columns = block.context.weight[:, head * width : (head + 1) * width]
+            before = columns.clone()
+            columns.zero_()
+            damages[layer, head] = _damage(whole, batches, wanted)
+            columns.copy_(before)
+    best = {
+        max(((layer, head) for head in range(block.heads)), key=lambda place: damages[place])
+        for layer, block in enumerate(blocks)
+    }
+    count = max(len(blocks), round(share * len(damages)))
+    others = sorted(set(damages) - best, key=lambda place: -damages[place])
+    lasting = best | set(others[: count - len(best)])
+    return [
+        [head for head in range(block.heads) if (layer, head) in lasting]
+        for layer, block in enumerate(blocks)
+    ]
+
+
+def _cut_heads(student: Student, lasting: list[list[int]]) -> None:
+    for block, kept in zip(anatomy.blocks(student.backbone), lasting, strict=True):
+        gone = set(range(block.heads)) - set(kept)
+        if gone:
+            block.attention.prune_heads(gone)
+
+
+def _lasting_neurons(whole: Student, batches: Sequence[Tokens], share: float) -> list[torch.Tensor]:
+    """For each layer the numbers of the neurons that stay."""
+    blocks = anatomy.blocks(whole.backbone)
+    energies = [torch.zeros(block.narrow.in_features) for block in blocks]
+    for batch in batches:
+        seen = _watch(whole, batch, [block.narrow for block in blocks])
+        energies = [
+            energy + inputs.square().sum(0) for energy, (inputs, _) in zip(energies, seen, strict=True)
+        ]
+    scores = [
+        energy * block.narrow.weight.square().sum(0) for energy, block in zip(energies, blocks, strict=True)
+    ]
+    scores = [score / score.sum() for score in scores]  # a layer's own scale says nothing about its worth
+    everything = torch.cat(scores)
+    least = torch.sort(everything, descending=True).values[round(share * len(everything)) - 1]
+    kept = []
+    for score in scores:
+        count = max(int((score >= least).sum()), round(LEAST_SHARE * len(score)))
+        count = min(len(score), 8 * round(count / 8) or 8)  # whole vectors of the processor
+        kept.append(torch.sort(torch.topk(score, count).indices).values)
+    return kept
+
+
+def _cut_neurons(student: Student, lasting: list[torch.Tensor]) -> None:
+    for block, kept in zip(anatomy.blocks(student.backbone), lasting, strict=True):
+        block.widen.weight = torch.nn.Parameter(block.widen.weight[kept].clone())
+        block.widen.bias = torch.nn.Parameter(block.widen.bias[kept].clone())
+        block.narrow.weight = torch.nn.Parameter(block.narrow.weight[:, kept].clone())
+        block.widen.out_features = block.narrow.in_features = len(kept)
+
+
+def _repair(student: Student, whole: Student, batches: Sequence[Tokens]) -> None:
+    """Fit each cut matrix so that it gives what the whole encoder's gives, from the inputs it gets now."""
+    pairs = list(zip(anatomy.blocks(student.backbone), anatomy.blocks(whole.backbone), strict=True))
+    for block, old in pairs:
+        for part in ("context", "narrow"):
+            linear, wanted = getattr(block, part), getattr(old, part)
+            if linear.in_features < wanted.in_features:
+                _fit(student, whole, linear, wanted, batches)
+
+
+def _fit(student: Student, whole: Student, linear: Any, wanted: Any, batches: Sequence[Tokens]) -> None:
+    width = linear.in_features + 1
+    gram, cross = torch.zeros(width, width), torch.zeros(width, linear.out_features)
+    for batch in batches:
+        ((inputs, _),) = _watch(student, batch, [linear])
+        ((_, outputs),) = _watch(whole, batch, [wanted])
+        ones = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+        gram += ones.T @ ones
+        cross += ones.T @ outputs
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(width)
+    solution = torch.linalg.solve(gram.double(), cross.double()).float()
+    linear.weight.copy_(solution[:-1].T)
+    linear.bias.copy_(solution[-1])
+
+
+def _watch(
+    student: Student, batch: Tokens, linears: Sequence[Any]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What goes in and out of linear layers on the real tokens of a batch, (tokens, width) each."""
+    real = torch.from_numpy(batch["attention_mask"] == 1)
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    handles = [
+        linear.register_forward_hook(
+            lambda _, inputs, output, number=number: seen.__setitem__(number, (inputs[0][real], output[real]))
+        )
+        for number, linear in enumerate(linears)
+    ]
+    try:
+        student(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [seen[number] for number in range(len(linears))]

@@ -1,0 +1,129 @@
+"""Look for the fastest variants that keep a floor of quality.
+
+First the precisions, which cost seconds. Then cuts, each healed, in the best precision, by bisection over a
+list of ever deeper ones: quality falls along it, so the deepest that keeps the floor is found in a few of
+them. What was made on the way and kept the floor is kept where nothing is both better and faster.
+"""
+
+from collections.abc import Sequence
+
+from trimtab.bundle import Passes, Precision
+from trimtab.errors import ExportError
+from trimtab_export import anatomy, fidelity
+from trimtab_export.candidates import Bench, Candidate, summary
+from trimtab_export.source import Device, Graph, Target
+
+SMALLEST: tuple[Precision, ...] = ("int4-weights",)  # slower than int8, and worth it for its size alone
+# The share of the layers that goes, and of the feed-forward neurons that stays; ever deeper.
+CUTS = ((0.0, 0.75), (0.0, 0.5), (1 / 6, 0.5), (1 / 3, 0.5), (1 / 3, 0.33), (1 / 2, 0.5), (1 / 2, 0.25))
+
+
+def search(
+    bench: Bench, floor: float, target: Target, device: Device, heal: int
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Variants that keep `floor` of the nDCG, the best for `target` first, none beaten by another in both.
+
+    Args:
+        heal: how often the texts are gone through after a cut.
+
+    Raises ExportError, with what can be had, where none keeps the floor.
+
+    Returns the variants, and all that were measured on the way.
+    """
+    made = [_try(bench, Passes(name=each, precision=each)) for each in precisions(target, device)]
+    seen = [candidate for candidate in made if candidate is not None]
+    keeping = [candidate for candidate in seen if keeps(candidate, floor)]
+    backbone = bench.shop.source.backbone
+    if not isinstance(backbone, Graph) and backbone.config.model_type in anatomy.KNOWN and seen:
+        best = max(keeping or seen, key=lambda candidate: worth(candidate, target))
+        seen += _bisect(bench, floor, best.passes.precision, heal)
+    keeping = [candidate for candidate in seen if keeps(candidate, floor)]
+    if not keeping:
+        nearest = max(seen, key=lambda candidate: candidate.fidelity.ndcg.value, default=None)
+        can = (
+            f"the nearest is {nearest.passes.name} with {summary(nearest.fidelity)}"
+            if nearest
+            else "none works"
+        )
+        raise ExportError(
+            f"--min-quality {floor:g} is kept by no variant of this encoder: {can}. Ask for less, or leave "
+            "--min-quality out"
+        )
+    return sorted(front(keeping, target), key=lambda candidate: -worth(candidate, target)), seen
+
+
+def precisions(target: Target, device: Device) -> tuple[Precision, ...]:
+    """What is worth trying on a device."""
+    if device == "cuda":
+        return ("fp16",)
+    return ("int8", "int8-weights", *(SMALLEST if target == "size" else ()))
+
+
+def keeps(candidate: Candidate, floor: float) -> bool:
+    """Whether the share of the nDCG that a variant keeps is at least the floor."""
+    return candidate.fidelity.ndcg.value >= floor
+
+
+def worth(candidate: Candidate, target: Target) -> float:
+    """What a target wants more of: the speed of single texts, or of batches, or few bytes."""
+    figures = candidate.fidelity
+    if target == "size":
+        return 1.0 / figures.bytes
+    single = [each for each in figures.speedup if (each.batch == 1) == (target == "latency")]
+    return fidelity.typical(single or figures.speedup)
+
+
+def front(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:
+    """Those that no other one beats in quality and in worth at once: the Pareto front."""
+
+    def beats(one: Candidate, other: Candidate) -> bool:
+        mine = (one.fidelity.ndcg.value, worth(one, target))
+        theirs = (other.fidelity.ndcg.value, worth(other, target))
+        return mine != theirs and mine[0] >= theirs[0] and mine[1] >= theirs[1]
+
+    return [one for one in candidates if not any(beats(other, one) for other in candidates)]
+
+
+def cuts(layers: int, order: Sequence[int], precision: Precision, heal: int) -> list[Passes]:
+    """The list of ever deeper cuts for an encoder of so many layers; `order` is that in which they can go."""
+    found: list[Passes] = []
+    for gone, ffn in CUTS:
+        count = min(round(gone * layers), layers - 1)
+        kept = tuple(sorted(set(range(layers)) - set(order[:count])))
+        passes = Passes(
+            name=f"layers{len(kept)}-ffn{round(100 * ffn)}-{precision}",
+            precision=precision,
+            layers=kept if count else None,
+            ffn=ffn,
+            heal=heal,
+        )
+        if passes.name not in [each.name for each in found]:
+            found.append(passes)
+    return found
+
+
+def _bisect(bench: Bench, floor: float, precision: Precision, heal: int) -> list[Candidate]:
+    shop = bench.shop
+    layers = len(anatomy.blocks(shop.source.backbone))
+    bench.tell("finding the layers that matter least")
+    plans = cuts(layers, shop.layer_order(), precision, heal)
+    low, high, seen = 0, len(plans), []
+    while low < high:
+        middle = (low + high) // 2
+        candidate = _try(bench, plans[middle])
+        if candidate is not None:
+            seen.append(candidate)
+        if candidate is not None and keeps(candidate, floor):
+            low = middle + 1
+        else:
+            high = middle
+    return seen
+
+
+def _try(bench: Bench, passes: Passes) -> Candidate | None:
+    """A candidate, or None where the pass is not for this encoder: the search goes on, and says so."""
+    try:
+        return bench.candidate(passes)
+    except ExportError as error:
+        bench.tell(f"{passes.name}: not to be had: {error}")
+        return None

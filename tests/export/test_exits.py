@@ -1,0 +1,103 @@
+"""Exits: the encoder left early, and narrower, with heads that are fitted."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from embedder import Embedder
+from tiny_encoders import Export
+
+from trimtab import bundle as bundles
+from trimtab.errors import ExportError
+from trimtab_export import exits, fidelity, material
+
+TEXTS = [f"w{number} some words x{number * 7 % 13}" for number in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"w{number} x{number * 7 % 13} y{number * 3 % 17}" for number in range(300)]
+    pairs = [(f"what is {word}", f"about {word} there is much to say, {word} again") for word in words]
+    monkeypatch.setattr(material.docstrings, "pairs", lambda: pairs)
+    monkeypatch.setattr(material, "QUERIES", 40)
+    monkeypatch.setattr(material, "DOCUMENTS", 60)
+    monkeypatch.setattr(fidelity, "SHAPES", ((1, 8),))
+    monkeypatch.setattr(fidelity, "ROUNDS", 1)
+
+
+def vectors(bundle: bundles.Bundle, file: bundles.File) -> Any:
+    embed = Embedder(bundle.path)
+    embed.session = onnxruntime.InferenceSession(str(bundle.file(file)), providers=["CPUExecutionProvider"])
+    return embed(TEXTS)
+
+
+def unit(rows: Any) -> Any:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_depth_and_width(st_bert: Path, tmp_path: Path, export: Export) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        "[[variants]]\nname = 'narrow'\nwidth = 8\n"
+        "[[variants]]\nname = 'early'\nexit = 1\n"
+        "[[variants]]\nname = 'both'\nexit = 1\nwidth = 8\nprecision = 'int8'\n"
+    )
+    bundle = bundles.read(export(st_bert, "--recipe", str(recipe)))
+    first, narrow, early, both = bundle.manifest.variants
+    assert [variant.dimensions for variant in (first, narrow, early, both)] == [None, 8, None, 8]
+    whole = vectors(bundle, first.files[0])
+    small = vectors(bundle, narrow.files[0])
+    assert small.shape == (len(TEXTS), 8)
+    np.testing.assert_allclose(np.linalg.norm(small, axis=1), 1, atol=1e-5)
+    # Principal axes: no other 8 dimensions keep more of the similarities than their sum of squares tells.
+    cut = unit(whole[:, :8])
+    error = lambda rows: np.square(rows @ rows.T - whole @ whole.T).mean()  # noqa: E731
+    assert error(small) < error(cut)
+
+    got = vectors(bundle, early.files[0])
+    assert got.shape == whole.shape
+    assert (got * whole).sum(axis=1).mean() > 0.8, "its head was fitted to the whole encoder"
+    norms = lambda variant: sum(  # noqa: E731
+        node.op_type == "LayerNormalization"
+        for node in onnx.load(str(bundle.file(variant.files[0])), load_external_data=False).graph.node
+    )
+    assert (norms(first), norms(early), norms(both)) == (5, 3, 3), "what comes after the exit is gone"
+    assert vectors(bundle, both.files[0]).shape == (len(TEXTS), 8)
+    assert both.files[1].size < early.files[1].size < first.files[1].size
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        ("exit = 2", "exit = 2: give 1 to 1, of the encoder's 2 layers"),
+        ("exit = 0", "exit = 0: give 1 to 1"),
+        ("width = 32", "width = 32: give less than the encoder's 32 dimensions"),
+        ("width = 8\nffn = 0.5", "they go with a precision, not with layers"),
+    ],
+)
+def test_cells_that_there_are_not(
+    passes: str, message: str, st_bert: Path, tmp_path: Path, export: Export
+) -> None:
+    (tmp_path / "recipe.toml").write_text(f"[[variants]]\nname = 'odd'\n{passes}\n")
+    with pytest.raises(ExportError, match=f"the variant odd: .*{message}"):
+        export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
+
+
+def test_a_linear_map_is_found() -> None:
+    rng = np.random.default_rng(0)
+    states = rng.normal(3, 5, (400, 12)).astype(np.float32)
+    wanted = (states @ rng.normal(size=(12, 4)) + [1, 2, 3, 4]).astype(np.float32)
+    weight, bias = exits.fit(states, wanted)
+    assert (weight.shape, bias.shape) == ((4, 12), (4,))
+    np.testing.assert_allclose(states @ weight.T + bias, wanted, rtol=0.02, atol=0.2)
+
+
+def test_the_axes_are_orthonormal_and_the_strongest_first() -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32) * [9, 5, 3, 1, 0.1, 0.1]
+    axes = exits.basis(rows.astype(np.float32), 3)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-5)
+    strengths = np.square(rows @ axes).sum(axis=0)
+    assert list(strengths) == sorted(strengths, reverse=True)

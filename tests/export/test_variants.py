@@ -1,0 +1,295 @@
+"""Variants in a bundle: spaces of their own with figures, made by a recipe or found by a search."""
+
+import errno
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import tiny_encoders
+from embedder import Embedder
+from tiny_encoders import Export
+
+from trimtab import bundle as bundles
+from trimtab.bundle import Fidelity, Interval, Passes, Speedup
+from trimtab.errors import ExportError
+from trimtab_export import fidelity, material, quantize, recipe, search
+from trimtab_export.candidates import Candidate
+
+RECIPE = """
+[[variants]]
+name = "int8"
+precision = "int8"
+
+[[variants]]
+name = "small"
+precision = "int8"
+layers = [1]
+ffn = 0.5
+heal = 1
+
+[[variants]]
+name = "small-fp32"
+layers = [1]
+ffn = 0.5
+heal = 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So little as a tiny encoder needs; and speed is no matter of tests."""
+    words = [f"w{number} x{number * 7 % 13} y{number * 3 % 17}" for number in range(300)]
+    pairs = [(f"what is {word}", f"about {word} there is much to say, {word} again") for word in words]
+    monkeypatch.setattr(material.docstrings, "pairs", lambda: pairs)
+    monkeypatch.setattr(material, "QUERIES", 40)
+    monkeypatch.setattr(material, "DOCUMENTS", 60)
+    monkeypatch.setattr(material, "TEXTS", 200)
+    monkeypatch.setattr(fidelity, "SHAPES", ((1, 8), (4, 8)))
+    monkeypatch.setattr(fidelity, "ROUNDS", 1)
+
+
+def run(bundle: bundles.Bundle, variant: bundles.Variant, texts: list[str]) -> Any:
+    embed = Embedder(bundle.path)
+    embed.session = onnxruntime.InferenceSession(
+        str(bundle.file(variant.files[0])), providers=["CPUExecutionProvider"]
+    )
+    return embed(texts)
+
+
+def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
+    st_bert: Path, tmp_path: Path, export: Export, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    folder = export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
+    out = capsys.readouterr().out
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "1.report"]
+    page = (folder.parent / "1.report" / "report.html").read_text("utf-8")
+    assert all(name in page for name in ("small-fp32", "docstrings", "data:image/png;base64,"))
+    assert (folder.parent / "1.report" / "quality-speed.png").read_bytes()[:4] == b"\x89PNG"
+    bundle = bundles.read(folder)
+    first, *rest = bundle.manifest.variants
+    assert [variant.name for variant in rest] == ["int8", "small", "small-fp32"]
+    assert first.space is None
+    assert len({bundle.manifest.space, *(variant.space for variant in rest)}) == 4
+    texts = ["a few words", "of text"]
+    for variant in rest:
+        figures = variant.report.fidelity
+        assert figures is not None
+        assert (figures.queries, figures.documents, figures.retrieval) == (40, 60, "docstrings")
+        assert figures.batch_min_cosine >= 0.99999
+        assert figures.bytes == sum(file.size for file in variant.files)
+        assert variant.unpadded
+        vectors = run(bundle, variant, texts)
+        assert vectors.shape == (2, bundle.manifest.dimensions)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        assert not np.allclose(vectors, run(bundle, first, texts), atol=1e-4)
+    int8, small, plain = rest
+    assert small.passes == Passes(name="small", precision="int8", layers=(1,), ffn=0.5, heal=1)
+    assert int8.files[1].size > small.files[1].size
+    assert plain.precision == "fp32"
+
+    (tmp_path / "again.toml").write_text(out.split("again:\n\n")[1])
+    assert recipe.load(tmp_path / "again.toml") == tuple(variant.passes for variant in rest)
+    again = bundles.read(export(st_bert, "--recipe", str(tmp_path / "again.toml"), name="again"))
+    assert [each.space for each in again.manifest.variants] == [
+        each.space for each in bundle.manifest.variants
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[variants]]\nprecision = 'int8'", "missing required field `name`"),
+        ("[[variants]]\nname = 'x'\nlayer = 3", "unknown field `layer`"),
+        ("[[variants]]\nname = 'x'\nprecision = 'int3'", "int3"),
+        ("[[variants]]\nname = 'fp32'", "'fp32' cannot name a variant"),
+        ("[[variants]]\nname = '../x'", "cannot name a variant"),
+        ("[[variants]]\nname = 'x'\n[[variants]]\nname = 'x'", "two variants are called 'x'"),
+        ("variants = 3", "variants"),
+        ("[[", "cannot be read"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ExportError, match=message):
+        recipe.load(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        ("ffn = 0.0", "ffn = 0.0: the share that stays"),
+        ("heads = 1.5", "heads = 1.5: the share that stays"),
+        ("layers = [1, 0]", "give rising numbers of the encoder's layers, 0 to 1"),
+        ("layers = [2]", "0 to 1"),
+        ("layers = []", "0 to 1"),
+        ("", "would be the encoder as it is"),
+    ],
+)
+def test_a_pass_that_makes_no_sense(
+    passes: str, message: str, st_bert: Path, tmp_path: Path, export: Export
+) -> None:
+    (tmp_path / "recipe.toml").write_text(f"[[variants]]\nname = 'odd'\n{passes}\n")
+    with pytest.raises(ExportError, match=f"the variant odd: .*{message}"):
+        export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
+    assert not (tmp_path / "repository" / "tiny" / "1").exists()
+
+
+def test_an_onnx_source_is_quantised_but_not_cut(tiny_bundle: Path, tmp_path: Path, export: Export) -> None:
+    import shutil
+
+    graph = tmp_path / "graph"
+    shutil.copytree(tiny_bundle / "fp32", graph)
+    shutil.copy(tiny_bundle / "tokenizer.json", graph)
+    (graph / "config.json").write_text(json.dumps({"pad_token_id": 0, "max_position_embeddings": 130}))
+    (tmp_path / "recipe.toml").write_text("[[variants]]\nname = 'cut'\nffn = 0.5\n")
+    with pytest.raises(
+        ExportError, match="the variant cut: pruning, healing and exits work on torch weights"
+    ):
+        export(graph, "--recipe", str(tmp_path / "recipe.toml"))
+    bundle = bundles.read(export(graph, "--min-quality", "0.5", name="graph"))
+    assert {variant.name for variant in bundle.manifest.variants} <= {"fp32", "int8", "int8-weights"}
+    assert len(bundle.manifest.variants) > 1
+
+
+def test_a_search_keeps_its_floor(st_bert: Path, export: Export, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = bundles.read(export(st_bert, "--min-quality", "0.6", "--target", "size"))
+    found = bundle.manifest.variants[1:]
+    assert found
+    for variant in found:
+        assert variant.report.fidelity is not None
+        assert variant.report.fidelity.ndcg.value >= 0.6
+    sizes = [sum(file.size for file in variant.files) for variant in found]
+    assert sizes == sorted(sizes), "the best for the target first"
+    assert "finding the layers that matter least" in capsys.readouterr().err
+
+
+def test_a_floor_that_cannot_be_kept_says_what_can(st_bert: Path, tmp_path: Path, export: Export) -> None:
+    with pytest.raises(ExportError, match=r"--min-quality 1 is kept by no variant .* the nearest is .* nDCG"):
+        worse = search.keeps
+        try:
+            search.keeps = lambda candidate, floor: False
+            export(st_bert, "--min-quality", "1")
+        finally:
+            search.keeps = worse
+    assert not (tmp_path / "repository" / "tiny" / "1").exists()
+    assert list((tmp_path / "repository" / "tiny").iterdir()) == [
+        tmp_path / "repository" / "tiny" / ".1.search"
+    ]
+
+
+def test_an_interrupted_search_goes_on(
+    st_bert: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    measure = fidelity.measure
+    done = []
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(done) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        done.append(threading.get_ident())
+        return measure(*arguments)
+
+    monkeypatch.setattr(fidelity, "measure", interrupted)
+    with pytest.raises(SystemExit):
+        export(st_bert, "--min-quality", "0.6")
+    monkeypatch.setattr(fidelity, "measure", measure)
+    assert "int8: nDCG" in capsys.readouterr().err
+    export(st_bert, "--min-quality", "0.6")
+    err = capsys.readouterr().err
+    assert "int8-weights: making it" in err
+    assert "\n  int8: making it" not in err
+
+
+def candidate(name: str, ndcg: float, single: float, batch: float, size: int) -> Candidate:
+    kept = Interval(value=ndcg, low=ndcg, high=ndcg)
+    figures = Fidelity(
+        retrieval="none", queries=1, documents=1, source_ndcg=1, source_recall=1, ndcg=kept, recall=kept,
+        query_only_ndcg=kept, query_only_recall=kept, cosine=1, min_cosine=1, batch_min_cosine=1,
+        speedup=(Speedup(batch=1, length=8, factor=single), Speedup(batch=8, length=8, factor=batch)),
+        bytes=size,
+    )  # fmt: skip
+    parity = bundles.Parity(texts=1, max_abs_diff=0, min_cosine=1, batch_max_abs_diff=0)
+    report = bundles.ReportCard(parity=parity, speed=(), machine="none", fidelity=figures)
+    return Candidate(Passes(name=name), (), report)
+
+
+def test_the_front_has_what_nothing_beats_in_both() -> None:
+    good = candidate("good", 0.99, 2.0, 2.0, 50)
+    fast = candidate("fast", 0.95, 3.0, 1.5, 40)
+    beaten = candidate("beaten", 0.94, 2.5, 1.4, 60)
+    names = lambda target: [each.passes.name for each in search.front([good, fast, beaten], target)]  # noqa: E731
+    assert names("latency") == ["good", "fast"]
+    assert names("throughput") == ["good"]
+    assert names("size") == ["good", "fast"]
+
+
+def test_cuts_grow_deeper_and_drop_the_layers_that_matter_least() -> None:
+    plans = search.cuts(6, [2, 3, 1, 0, 4], "int8", 1)
+    assert plans[0].layers is None
+    assert (plans[2].layers, plans[2].ffn) == ((0, 1, 3, 4, 5), 0.5)
+    assert plans[-1].layers == (0, 4, 5)
+    sizes = [(len(each.layers or range(6)), each.ffn) for each in plans]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(search.cuts(1, [], "int8", 1)) == len({each.ffn for each in plans})
+
+
+def test_a_full_disk_ends_without_a_traceback_and_without_a_bundle(
+    st_bert: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights.bin")
+
+    monkeypatch.setattr(quantize, "save", full)
+    with pytest.raises(ExportError, match=r"No space left on device: weights\.bin\. No bundle was written"):
+        export(st_bert, "--min-quality", "0.6")
+    assert not (tmp_path / "repository" / "tiny" / "1").exists()
+
+
+def test_weights_that_are_nan_are_named(bert: Path, tmp_path: Path, export: Export) -> None:
+    import transformers
+
+    model = transformers.BertModel.from_pretrained(bert)
+    model.encoder.layer[1].output.dense.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    transformers.AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "nan")
+    with pytest.raises(
+        ExportError, match=r"encoder\.layer\.1\.output\.dense\.weight of the source holds NaN"
+    ):
+        export(tmp_path / "nan", "--pooling", "cls")
+
+
+def test_options_that_contradict_each_other(st_bert: Path, tmp_path: Path, export: Export) -> None:
+    for options in (
+        ["--min-quality", "0.9", "--recipe", "x"],
+        ["--min-quality", "1.5"],
+        ["--min-quality", "x"],
+    ):
+        with pytest.raises(SystemExit):
+            export(st_bert, *options)
+
+
+@pytest.mark.parametrize("architecture", tiny_encoders.ARCHITECTURES)
+def test_every_architecture_goes_through_every_pass(
+    architecture: str, tmp_path: Path, export: Export
+) -> None:
+    source = tiny_encoders.sentence_transformers(architecture, tmp_path)
+    text = "[[variants]]\nname = 'cut'\nprecision = 'int8'\nlayers = [0]\nheads = 0.5\nffn = 0.5\nheal = 1\n"
+    (tmp_path / "recipe.toml").write_text(text)
+    options = ("--recipe", str(tmp_path / "recipe.toml"))
+    if architecture == "mpnet":
+        with pytest.raises(ExportError, match="mpnet adds one position bias to the heads of all its layers"):
+            export(source, *options)
+        (tmp_path / "recipe.toml").write_text(text.replace("heads = 0.5\n", ""))
+    bundle = bundles.read(export(source, *options))
+    (cut,) = bundle.manifest.variants[1:]
+    assert cut.report.fidelity is not None
+    assert cut.report.fidelity.batch_min_cosine > 0.99999
+    assert cut.unpadded

@@ -1,0 +1,143 @@
+"""Adapters read from a repository: which can be used, and what is wrong with the others."""
+
+import contextvars
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests import adapters_made as made
+from trimtab import adapter as adapters
+from trimtab.adapter import Endpoint
+from trimtab.errors import PermissionDenied
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab_server import access
+from trimtab_server.adapters import Adapters, Loaded
+from trimtab_server.rpc.native import NativeServicer
+from trimtab_server.watching import Watch
+
+NEW = Endpoint(encoder="new", version=2, space="a" * 16, dimensions=6)
+OLD = Endpoint(encoder="old", version=1, space="b" * 16, dimensions=4)
+GRAPH = made.linear(made.rotation(6, 4, 1))
+
+
+@pytest.fixture
+def mapped() -> Iterator[Adapters]:
+    watch = Watch(CollectorRegistry())
+    yield Adapters(watch)
+    watch.stop()
+
+
+def read(mapped: Adapters, repository: Path) -> dict[str, Loaded]:
+    mapped.put("new", mapped.read(repository, "new"))
+    mapped.publish(())
+    return {loaded.name: loaded for loaded in mapped.all()}
+
+
+def renamed(graph: onnx.ModelProto, before: str, after: str) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for each in (*copy.graph.input, *copy.graph.output):
+        each.name = each.name.replace(before, after)
+    for node in copy.graph.node:
+        node.input[:] = [name.replace(before, after) for name in node.input]
+        node.output[:] = [name.replace(before, after) for name in node.output]
+    return copy
+
+
+def cut(path: Path) -> None:
+    (path / "adapter.onnx").write_bytes(b"short")
+
+
+def moved_out(path: Path) -> None:
+    outside = path.parent.parent.parent.parent / "elsewhere" / path.name
+    outside.parent.mkdir()
+    path.rename(outside)
+    path.symlink_to(outside)
+
+
+WRONG: list[tuple[str, dict, Callable[[Path], None] | None, str]] = [
+    ("cut off", {}, cut, "bytes"),
+    ("no graph", {"graph": b"no graph"}, None, "cannot be loaded"),
+    ("input", {"graph": renamed(GRAPH, "vectors", "rows")}, None, "takes rows"),
+    ("output", {"graph": renamed(GRAPH, "adapted", "result")}, None, "gives 'adapted'"),
+    ("groups", {"groups": ("de",)}, None, "group and vectors"),
+    ("width", {"graph": made.linear(np.eye(5, 4))}, None, "vectors of 5 components"),
+    ("states", {"reads": "states"}, None, "reads the states"),
+    ("embeddings", {"graph": made.linear(np.eye(9, 4))}, None, "reads the embeddings"),
+    ("target", {"graph": made.linear(np.eye(6, 3))}, None, r"\(32, 3\).*not 4 components"),
+    ("folder", {"folder": "new", "source": OLD}, None, "maps vectors of old.*Move it"),
+    ("queries", {"queries": np.ones((60, 5))}, None, r"shape \(60, 5\)"),
+    ("link", {}, moved_out, "leads out of the repository"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "harm", "match"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG]
+)
+def test_what_is_wrong_is_said_and_harms_no_other(
+    mapped: Adapters, tmp_path: Path, changes: dict, harm: Callable[[Path], None] | None, match: str
+) -> None:
+    made.adapter(tmp_path / "models", "good", NEW, OLD, GRAPH)
+    settings = {"source": NEW, "target": OLD, "graph": GRAPH, **changes}
+    path = made.adapter(tmp_path / "models", "bad", **settings)
+    if harm is not None:
+        harm(path)
+    found = read(mapped, tmp_path / "models")
+    assert found["new/good"].problem == "" and found["new/good"].session is not None
+    bad = found["new/bad"]
+    assert bad.session is None
+    with pytest.raises(AssertionError, match=match):
+        raise AssertionError(bad.problem)
+
+
+def test_a_folder_without_a_manifest_that_can_be_read_is_left_out(mapped: Adapters, tmp_path: Path) -> None:
+    made.adapter(tmp_path, "good", NEW, OLD, GRAPH)
+    path = made.adapter(tmp_path, "bad", NEW, OLD, GRAPH)
+    (path / adapters.MANIFEST).write_text("{")
+    (path.parent / "empty").mkdir()
+    assert list(read(mapped, tmp_path)) == ["new/good"]
+
+
+def test_what_has_not_changed_is_not_opened_again(mapped: Adapters, tmp_path: Path) -> None:
+    made.adapter(tmp_path, "one", NEW, OLD, GRAPH)
+    made.adapter(tmp_path, "other", NEW, OLD, GRAPH)
+    before = read(mapped, tmp_path)
+    made.adapter(tmp_path, "other", NEW, OLD, made.linear(made.rotation(6, 4, 2)))
+    after = read(mapped, tmp_path)
+    assert after["new/one"].session is before["new/one"].session
+    assert after["new/other"].session is not before["new/other"].session
+
+
+def test_too_few_queries_are_no_hindrance(mapped: Adapters, tmp_path: Path) -> None:
+    made.adapter(tmp_path, "few", NEW, OLD, GRAPH, queries=np.ones((7, 6)))
+    made.adapter(tmp_path, "many", NEW, OLD, GRAPH, queries=np.eye(6)[[0, 1, 2] * 20])
+    found = read(mapped, tmp_path)
+    assert found["new/few"].problem == "" and found["new/few"].watched is None
+    assert found["new/many"].watched is not None
+
+
+async def test_callers_see_the_adapters_of_their_encoders(mapped: Adapters, tmp_path: Path) -> None:
+    made.adapter(tmp_path, "to-old", NEW, OLD, GRAPH)
+    read(mapped, tmp_path)
+    pipeline = SimpleNamespace(repository=SimpleNamespace(adapters=mapped))
+    servicer = NativeServicer(pipeline, None, None)  # type: ignore[arg-type]
+
+    async def listed(encoders: tuple[str, ...], asked: str) -> list[str]:
+        access.enter(access.Caller("somebody", encoders))
+        answer = await servicer.ListAdapters(pb.ListAdaptersRequest(encoder=asked), None)  # type: ignore[arg-type]
+        return [adapter.name for adapter in answer.adapters]
+
+    async def apart(encoders: tuple[str, ...], asked: str) -> list[str]:
+        import asyncio
+
+        return await asyncio.create_task(listed(encoders, asked), context=contextvars.Context())
+
+    assert await apart(("new",), "") == await apart(("n*",), "new") == ["to-old"]
+    assert await apart(("other",), "") == []
+    with pytest.raises(PermissionDenied):
+        await apart(("other",), "new")
