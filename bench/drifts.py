@@ -100,7 +100,7 @@ def _tune(folder: Path, examples: Sequence[Example]) -> None:
 
 
 def _quantise(folder: Path, examples: Sequence[Example]) -> None:
-    """Static int8, weights per channel, the outputs of products left as they are; as an ONNX source."""
+    """Static int8, weights per channel, outputs of products left as they are: model.onnx, to token states."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from optimum.exporters.onnx import main_export
 
@@ -133,5 +133,4 @@ def _quantise(folder: Path, examples: Sequence[Example]) -> None:
         per_channel=True,
         extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "MatMulConstBOnly": True},
     )
-    shutil.copy(source(L6) / "tokenizer.json", folder)
     shutil.rmtree(plain)

@@ -20,6 +20,7 @@ import numpy as np
 
 from bench import data, drifts, encoders, processes
 from trimtab import bundle as bundles
+from trimtab_export import runtime
 from trimtab_export.adapters import metrics
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
 from trimtab_export.adapters.fit import Read, learn
@@ -72,7 +73,6 @@ MADE = {
     E5: lambda examples: encoders.source(encoders.E5),
     PRUNED: lambda examples: drifts.made(drifts.PRUNED, examples),
     TUNED: lambda examples: drifts.made(drifts.TUNED, examples),
-    INT8: lambda examples: drifts.made(drifts.INT8, examples),
 }
 
 
@@ -108,7 +108,29 @@ class Narrow(Encoder):
         return metrics.unit(super().vectors(texts, role, label)[:, : self.dimensions])
 
 
-WRAPPERS: dict[str, tuple[str, type[Encoder]]] = {SHALLOW: (L6, Shallow), NARROW: (L6, Narrow)}
+class Quantised(Encoder):
+    """L6 by an int8 graph, pooled here; an exporter does not take quantised weights for a source."""
+
+    def __init__(self, bundle: bundles.Bundle, cache: Path, threads: int) -> None:
+        super().__init__(bundle, cache, threads)
+        self._states = None
+        self._graph = drifts.made(drifts.INT8, data.examples()[DOCUMENTS:]) / "model.onnx"
+        self._graph_file = bundles.digest(self._graph)
+
+    def _run(self, texts: list[str], prompt: str) -> Floats:
+        if self._session is None:
+            self._session = runtime.session(self._graph, self._threads)
+        tokens = self._batcher(texts, prompt)
+        states = runtime.run(self._session, "last_hidden_state", tokens)
+        mask = tokens["attention_mask"][:, :, None]
+        return metrics.unit((states * mask).sum(axis=1) / mask.sum(axis=1))
+
+
+WRAPPERS: dict[str, tuple[str, type[Encoder]]] = {
+    SHALLOW: (L6, Shallow),
+    NARROW: (L6, Narrow),
+    INT8: (L6, Quantised),
+}
 
 
 class Bench:
@@ -126,10 +148,7 @@ class Bench:
             bundle = FOLDER / "repository" / base / "1"
             if not bundle.exists():
                 folder = MADE[base](self.others)
-                settings = Settings(str(folder))
-                if base == INT8:  # an ONNX graph says nothing of pooling
-                    settings = Settings(str(folder), pooling="mean", normalize=True, max_tokens=256)
-                export(settings, base, FOLDER / "repository")
+                export(Settings(str(folder)), base, FOLDER / "repository")
             self._encoders[name] = kind(bundles.read(bundle), FOLDER / "vectors", threads=1)
         return self._encoders[name]
 

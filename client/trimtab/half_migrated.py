@@ -9,26 +9,23 @@ counts.
 
 import asyncio
 import hashlib
-import threading
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, TypedDict, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trimtab.aio import AsyncClient
 from trimtab.client import Client
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
+from trimtab.rescoring import Scores
 from trimtab.stores.base import Hit, Id, Matrix, Store, scores
 from trimtab.types import Embeddings, EmbedOptions, Encoder
 
 CANDIDATES = 200
 Merge = Literal["rescore", "calibrate"]
-# Pairs of scores, adapted and native, of documents that are in both halves: so many are kept, and so few are
-# no ground for a line yet.
-PAIRS, FEWEST_PAIRS, PAIRS_A_SEARCH = 2000, 30, 16
+# Fewer documents than this in both halves say nothing about how their scores compare.
+FEWEST_PAIRS = 8
 
 
 class SearchOptions(TypedDict, total=False):
@@ -62,7 +59,6 @@ class _Halves:
         self.spaces = (str(new.form.space), str(old.form.space))
         self.encoder: Encoder | None = None
         self._name = encoder
-        self.scale = _Scale()
 
     def choose(self, encoders: Sequence[Encoder]) -> Encoder:
         """The encoder whose space is the new one, its newest version."""
@@ -80,10 +76,10 @@ class _Halves:
         # In this order: see the head of the module.
         near = self.old.search(adapted, max(self._candidates, k))
         there = self.new.texts([hit.id for hit in near])
+        waiting = [hit for hit in near if hit.id not in there]
         if self.merge == "calibrate":
-            self._learn(native, [hit for hit in near if hit.id in there])
-        fresh = self.new.search(native, k)
-        return [hit for hit in near if hit.id not in there], fresh
+            waiting = self._calibrated(native, waiting, [hit for hit in near if hit.id in there])
+        return waiting, self.new.search(native, k)
 
     def rows(self, embedded: dict[str, Embeddings]) -> tuple[Matrix, Matrix]:
         """The query in the new space, and in the old one."""
@@ -106,39 +102,26 @@ class _Halves:
             texts[names[-1]] = hit.text
         return names, texts
 
-    def _learn(self, native: Matrix, moved: Sequence[Hit]) -> None:
-        sampled = {hit.id: hit.score for hit in moved[:PAIRS_A_SEARCH]}
-        if sampled:
-            rows = self.new.get(list(sampled))
-            near = scores(native, rows.vectors, self.new.form.similarity)
-            self.scale.learn([sampled[id] for id in rows.ids], near.tolist())
+    def _calibrated(self, native: Matrix, waiting: Sequence[Hit], moved: Sequence[Hit]) -> list[Hit]:
+        adapted = {hit.id: hit.score for hit in moved}
+        rows = self.new.get(list(adapted))
+        known = np.array([adapted[id] for id in rows.ids], np.float32)
+        return on_one_scale(waiting, known, scores(native, rows.vectors, self.new.form.similarity))
 
 
-class _Scale:
-    """Brings scores of adapted queries onto the new space's scale.
+def on_one_scale(hits: Sequence[Hit], adapted: Scores, native: Scores) -> list[Hit]:
+    """Bring scores of the old half onto the new half's scale, in their order.
 
-    A line through the documents that are in both halves, whose scores are known on both scales, of recent
-    searches. Until there are enough of them, scores stay as they are.
+    adapted, native: (n,), both scores of the candidates of this search that are in both halves. Afterwards
+    these would have the same mean and the same spread on either scale. A least-squares line would press the
+    scores together instead, by as much as the two disagree, and leave the old half behind. Where n is small,
+    the scores stay as they are.
     """
-
-    def __init__(self) -> None:
-        self._pairs: deque[tuple[float, float]] = deque(maxlen=PAIRS)
-        self._guard = threading.Lock()
-
-    def learn(self, adapted: Sequence[float], native: Sequence[float]) -> None:
-        """Note the scores of documents on both scales."""
-        with self._guard:
-            self._pairs.extend(zip(adapted, native, strict=True))
-
-    def __call__(self, hits: Sequence[Hit]) -> list[Hit]:
-        with self._guard:
-            pairs = np.array(self._pairs, np.float64)
-        slope, start = 1.0, 0.0
-        if len(pairs) >= FEWEST_PAIRS and np.ptp(pairs[:, 0]) > 0:
-            slope, start = np.polyfit(pairs[:, 0], pairs[:, 1], 1)
-            if slope <= 0:  # no order to be had from these
-                slope, start = 1.0, float(np.mean(pairs[:, 1] - pairs[:, 0]))
-        return [replace(hit, score=float(slope * hit.score + start)) for hit in hits]
+    if len(adapted) < FEWEST_PAIRS or not np.std(adapted):
+        return list(hits)
+    slope = float(np.std(native) / np.std(adapted))
+    start = float(np.mean(native) - slope * np.mean(adapted))
+    return [replace(hit, score=slope * hit.score + start) for hit in hits]
 
 
 def merged(waiting: Sequence[Hit], fresh: Sequence[Hit], k: int) -> list[Hit]:
@@ -157,8 +140,8 @@ class HalfMigrated:
     encoder: the new encoder's name; left out, the one that is served with the new store's space.
     merge: how candidates of the old half get scores that compare with the new half's. "rescore": the new
         encoder embeds their texts, as good as it gets, and the server remembers them. "calibrate": their
-        adapted scores are brought onto the new scale by the documents that are in both halves; no texts, no
-        further call.
+        adapted scores get the mean and the spread that candidates in both halves have in the new space; no
+        texts, no further call.
     candidates: how many documents the old store is asked for, before those that have moved are left out.
 
     Threads may share it.
@@ -195,7 +178,7 @@ class HalfMigrated:
             )
         waiting, fresh = halves.fetch(*halves.rows(embedded), k)
         if halves.merge == "calibrate" or not waiting:
-            return merged(halves.scale(waiting), fresh, k)
+            return merged(waiting, fresh, k)
         names, texts = halves.texts(waiting)
         near = self._client.rescore(text, names, texts=texts, timeout=timeout, **_pinned(encoder))
         return merged(_scored(waiting, near), fresh, k)
@@ -231,7 +214,7 @@ class AsyncHalfMigrated:
             )
         waiting, fresh = await asyncio.to_thread(halves.fetch, *halves.rows(embedded), k)
         if halves.merge == "calibrate" or not waiting:
-            return merged(halves.scale(waiting), fresh, k)
+            return merged(waiting, fresh, k)
         names, texts = halves.texts(waiting)
         near = await self._client.rescore(text, names, texts=texts, timeout=timeout, **_pinned(encoder))
         return merged(_scored(waiting, near), fresh, k)
@@ -257,5 +240,5 @@ def _pinned(encoder: Encoder) -> _Pin:
     return {"encoder": encoder.name, "version": encoder.version}
 
 
-def _scored(hits: Sequence[Hit], near: NDArray[np.float32]) -> list[Hit]:
+def _scored(hits: Sequence[Hit], near: Scores) -> list[Hit]:
     return [replace(hit, score=score) for hit, score in zip(hits, near.tolist(), strict=True)]

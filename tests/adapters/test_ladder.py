@@ -52,7 +52,7 @@ CASES: list[tuple[str, Callable[[Fit], Map], Fit]] = [
     ("rotation", ladder.fit_procrustes, fit(X, X @ TURN)),
     ("centred", lambda f: ladder.fit_procrustes(f, centred=True), fit(X, X @ TURN + SHIFT)),
     ("scaled", lambda f: ladder.fit_procrustes(f, centred=True, scaled=True), fit(X, 3 * X @ TURN + SHIFT)),
-    ("low rank", lambda f: ladder.fit_low_rank(f, rank=6), fit(X, X + X @ LOW_RANK + SHIFT)),
+    ("low rank", lambda f: ladder.fit_low_rank(f, rank=2), fit(X, X + X @ LOW_RANK + SHIFT)),
     ("ridge", ladder.fit_ridge, fit(X, X @ GENERAL + SHIFT)),
     ("ridge to rotation", lambda f: ladder.fit_ridge(f, toward_rotation=True), fit(X, X @ GENERAL + SHIFT)),
     ("inner", ladder.fit_inner_ridge, fit(X, X @ GENERAL + SHIFT)),

@@ -251,12 +251,13 @@ def test_documents_that_move_during_the_search(query: int, moves: list[set[int]]
 
 
 def test_scores_are_brought_onto_one_scale() -> None:
-    scale = half_migrated._Scale()
     hits = [Hit(1, None, 0.4), Hit(2, None, 0.2)]
-    assert scale(hits) == hits, "nothing is known yet"
-    adapted = np.linspace(0, 1, 50)
-    scale.learn(adapted.tolist(), (0.5 * adapted + 0.1).tolist())
-    assert [hit.score for hit in scale(hits)] == pytest.approx([0.3, 0.2])
-    backwards = half_migrated._Scale()
-    backwards.learn(adapted.tolist(), (1 - adapted).tolist())
-    assert [hit.score for hit in backwards(hits)] == pytest.approx([0.4, 0.2]), "the order is kept"
+    adapted = np.linspace(0, 1, 50, dtype=np.float32)
+    found = half_migrated.on_one_scale(hits, adapted, 0.5 * adapted + 0.1)
+    assert [hit.score for hit in found] == pytest.approx([0.3, 0.2])
+    noise = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    found = half_migrated.on_one_scale(hits, adapted, noise)
+    assert found[0].score > found[1].score, "their order stays"
+    few = half_migrated.FEWEST_PAIRS - 1
+    assert half_migrated.on_one_scale(hits, adapted[:few], noise[:few]) == hits
+    assert half_migrated.on_one_scale(hits, np.ones_like(adapted), noise) == hits

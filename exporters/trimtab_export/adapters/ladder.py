@@ -105,20 +105,22 @@ def fit_ridge(fit: Fit, *, toward_rotation: bool = False) -> Map:
 
 
 def fit_low_rank(fit: Fit, rank: int = 32) -> Map:
-    """y = x + x U V' + b: the rotation (the identity where it serves) with a correction of low rank.
+    """y = x + x U V' + b, or the same after the rotation, whichever leaves less over.
 
     Reduced-rank regression of what is left over (Izenman, 1975), after LoRA's shape (Hu et al., 2022).
     """
     origin_x, origin_y = _centres(fit)
     x, y = fit.read - origin_x, fit.y - origin_y
-    start = _rotation(x, y, fit.weights)[0]
-    if x.shape[1] == y.shape[1] and _error(x, y, fit) < _error(x @ start, y, fit) * 1.02:
-        start = np.eye(x.shape[1])
-    correction = _ridge(x, y - x @ start, fit.weights)
-    fitted = np.sqrt(fit.weights)[:, None] * (x @ correction)
-    _, directions = np.linalg.eigh(fitted.T @ fitted)
-    kept = directions[:, -rank:]
-    weight = start + correction @ kept @ kept.T
+    starts = [_rotation(x, y, fit.weights)[0]]
+    if x.shape[1] == y.shape[1]:
+        starts.append(np.eye(x.shape[1]))
+    weights = []
+    for start in starts:
+        correction = _ridge(x, y - x @ start, fit.weights)
+        fitted = np.sqrt(fit.weights)[:, None] * (x @ correction)
+        kept = np.linalg.eigh(fitted.T @ fitted)[1][:, -rank:]
+        weights.append(start + correction @ kept @ kept.T)
+    weight = min(weights, key=lambda each: _error(x @ each, y, fit))
     return fit.map(weight, origin_y - origin_x @ weight)
 
 
