@@ -17,6 +17,7 @@ from tiny_encoders import Export
 
 from trimtab import bundle as bundles
 from trimtab.bundle import Fidelity, Interval, Passes, Speedup
+from trimtab.cli import main as cli_main
 from trimtab.errors import ExportError
 from trimtab_export import fidelity, material, quantize, recipe, search
 from trimtab_export.candidates import Candidate
@@ -93,6 +94,11 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
     assert small.passes == Passes(name="small", precision="int8", layers=(1,), ffn=0.5, heal=1)
     assert int8.files[1].size > small.files[1].size
     assert plain.precision == "fp32"
+
+    assert cli_main(["info", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert str(small.space) in shown
+    assert "measured on          40 queries, 60 documents of docstrings" in shown
 
     (tmp_path / "again.toml").write_text(out.split("again:\n\n")[1])
     assert recipe.load(tmp_path / "again.toml") == tuple(variant.passes for variant in rest)
