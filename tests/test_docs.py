@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.server_process import ServerProcess
+from trimtab_export import recipe
 from trimtab_server import config
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,10 @@ SNIPPETS = [
 def test_snippet(
     language: str, text: str, server: ServerProcess, minilm_source: Path, tmp_path: Path
 ) -> None:
+    if language == "toml" and "[[variants]]" in text:
+        (tmp_path / "recipe.toml").write_text(text)
+        assert recipe.load(tmp_path / "recipe.toml")
+        return
     if language == "toml":
         (tmp_path / "trimtab.toml").write_text(text)
         settings = config.read(tmp_path / "trimtab.toml")
