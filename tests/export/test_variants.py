@@ -285,7 +285,7 @@ def test_a_variant_that_depends_on_its_batch_is_refused(
         model = onnx.load(str(files[0]))
         for node in model.graph.node:
             if node.op_type == "QuantizeLinear":
-                scale, zero = (f"{node.output[0]}/{what}" for what in ("scale", "zero"))
+                scale, zero = (f"{node.output[0]}/of-the-batch/{what}" for what in ("scale", "zero"))
                 for user in model.graph.node:
                     if user.op_type == "MatMulIntegerToFloat" and user.input[0] == node.output[0]:
                         user.input[2], user.input[4] = scale, zero
