@@ -11,6 +11,7 @@ import pytest
 
 from tests.migration.world import World, halves, two_encoders
 from tests.serve.server_process import ServerProcess
+from trimtab_export import recipe
 from trimtab_server import config
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,10 @@ def test_snippet(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
+    if language == "toml" and "[[variants]]" in text:
+        (tmp_path / "recipe.toml").write_text(text)
+        assert recipe.load(tmp_path / "recipe.toml")
+        return
     if language == "toml":
         (tmp_path / "trimtab.toml").write_text(text)
         settings = config.read(tmp_path / "trimtab.toml")

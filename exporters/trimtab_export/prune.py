@@ -152,18 +152,19 @@ def _repair(student: Student, whole: Student, batches: Sequence[Tokens]) -> None
 
 
 def _fit(student: Student, whole: Student, linear: Any, wanted: Any, batches: Sequence[Tokens]) -> None:
+    """Change the matrix as little as it takes: the ridge is on the change, so that what is right stays."""
     width = linear.in_features + 1
     gram, cross = torch.zeros(width, width), torch.zeros(width, linear.out_features)
     for batch in batches:
-        ((inputs, _),) = _watch(student, batch, [linear])
+        ((inputs, now),) = _watch(student, batch, [linear])
         ((_, outputs),) = _watch(whole, batch, [wanted])
         ones = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
         gram += ones.T @ ones
-        cross += ones.T @ outputs
+        cross += ones.T @ (outputs - now)
     gram += RIDGE * gram.diagonal().mean() * torch.eye(width)
-    solution = torch.linalg.solve(gram.double(), cross.double()).float()
-    linear.weight.copy_(solution[:-1].T)
-    linear.bias.copy_(solution[-1])
+    change = torch.linalg.solve(gram.double(), cross.double()).float()
+    linear.weight += change[:-1].T
+    linear.bias += change[-1]
 
 
 def _watch(

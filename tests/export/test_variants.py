@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import tiny_encoders
@@ -17,9 +18,11 @@ from tiny_encoders import Export
 
 from trimtab import bundle as bundles
 from trimtab.bundle import Fidelity, Interval, Passes, Speedup
+from trimtab.cli import main as cli_main
 from trimtab.errors import ExportError
 from trimtab_export import fidelity, material, quantize, recipe, search
 from trimtab_export.candidates import Candidate
+from trimtab_export.head import save
 
 RECIPE = """
 [[variants]]
@@ -93,6 +96,11 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
     assert small.passes == Passes(name="small", precision="int8", layers=(1,), ffn=0.5, heal=1)
     assert int8.files[1].size > small.files[1].size
     assert plain.precision == "fp32"
+
+    assert cli_main(["info", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert str(small.space) in shown
+    assert "measured on          40 queries, 60 documents of docstrings" in shown
 
     (tmp_path / "again.toml").write_text(out.split("again:\n\n")[1])
     assert recipe.load(tmp_path / "again.toml") == tuple(variant.passes for variant in rest)
@@ -264,6 +272,32 @@ def test_weights_that_are_nan_are_named(bert: Path, tmp_path: Path, export: Expo
         ExportError, match=r"encoder\.layer\.1\.output\.dense\.weight of the source holds NaN"
     ):
         export(tmp_path / "nan", "--pooling", "cls")
+
+
+def test_a_variant_that_depends_on_its_batch_is_refused(
+    st_bert: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales taken from each batch, as dynamic quantisation does, are the usual reason."""
+    to_int8 = quantize.to_int8
+
+    def dynamic(graph: Path, batches: Any, folder: Path) -> tuple[Path, ...]:
+        files = to_int8(graph, batches, folder)
+        model = onnx.load(str(files[0]))
+        for node in model.graph.node:
+            if node.op_type == "QuantizeLinear":
+                scale, zero = (f"{node.output[0]}/of-the-batch/{what}" for what in ("scale", "zero"))
+                for user in model.graph.node:
+                    if user.op_type == "MatMulIntegerToFloat" and user.input[0] == node.output[0]:
+                        user.input[2], user.input[4] = scale, zero
+                node.op_type = "DynamicQuantizeLinear"
+                del node.input[1:]
+                node.output.extend([scale, zero])
+        return save(model, files[0])
+
+    monkeypatch.setattr(quantize, "to_int8", dynamic)
+    (tmp_path / "recipe.toml").write_text("[[variants]]\nname = 'dynamic'\nprecision = 'int8'\n")
+    with pytest.raises(ExportError, match="the variant dynamic: a text's vector changes with its neighbours"):
+        export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
 
 
 def test_options_that_contradict_each_other(st_bert: Path, tmp_path: Path, export: Export) -> None:

@@ -57,6 +57,19 @@ def describe(manifest: bundles.Manifest) -> str:
             f"  alone or in a batch  max |diff| {parity.batch_max_abs_diff:.1e}",
             f"  speed                {variant.report.machine}",
         ]
+        if (kept := variant.report.fidelity) is not None:
+            lines[-1:-1] = [
+                f"  space                {variant.space}",
+                f"  keeps of nDCG@10     {_interval(kept.ndcg)}, of R@10 {_interval(kept.recall)}",
+                f"  queries alone        {_interval(kept.query_only_ndcg)} and "
+                f"{_interval(kept.query_only_recall)}, in the first variant's index",
+                f"  measured on          {kept.queries} queries, {kept.documents} documents of "
+                f"{kept.retrieval}",
+                f"  cosine               {kept.cosine:.4f}, least {kept.min_cosine:.4f}; alone or in a batch "
+                f"{kept.batch_min_cosine:.7f}",
+                "  times as fast        "
+                + ", ".join(f"{each.factor:.2f} at {each.batch} x {each.length}" for each in kept.speedup),
+            ]
         for speed in variant.report.speed:
             per_text = speed.milliseconds / speed.batch
             lines.append(
@@ -64,3 +77,7 @@ def describe(manifest: bundles.Manifest) -> str:
                 f"{per_text:7.2f} ms a text"
             )
     return "\n".join(lines)
+
+
+def _interval(figure: bundles.Interval) -> str:
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"

@@ -1,0 +1,154 @@
+"""Pruning, repair and healing, on an encoder small enough to compute by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_encoders
+import torch
+
+from trimtab.errors import ExportError
+from trimtab_export import anatomy, heal, prune, sentences
+from trimtab_export.load import load
+from trimtab_export.source import Settings
+from trimtab_export.steps import quiet
+from trimtab_export.student import Student, buckets
+from trimtab_export.tokens import Batcher
+
+TEXTS = [text for text in sentences.load() if text.strip()]
+
+
+class Made:
+    """An encoder of an architecture, ready to be cut."""
+
+    def __init__(self, architecture: str, folder: Path, pooling: str = "mean") -> None:
+        with quiet():
+            source = load(
+                Settings(str(tiny_encoders.sentence_transformers(architecture, folder, pooling=pooling)))
+            )
+        self.source = source
+        self.batcher = Batcher(source.tokenizer, 60)
+        self.student = Student(source.backbone, source.head)
+        self.batches = [self.batcher(TEXTS[start : start + 16]) for start in range(0, len(TEXTS), 16)]
+
+    def vectors(self, student: Student) -> Any:
+        with torch.no_grad():
+            return torch.cat([student(batch) for batch in self.batches]).numpy()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made("bert", tmp_path)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken", "max"])
+def test_a_student_gives_the_vectors_of_its_source(pooling: str, tmp_path: Path) -> None:
+    made = Made("bert", tmp_path, pooling)
+    wanted = made.source.embed(TEXTS[:16], "")
+    with torch.no_grad():
+        np.testing.assert_allclose(made.student(made.batcher(TEXTS[:16])).numpy(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", tiny_encoders.ARCHITECTURES)
+def test_neurons_that_do_nothing_go_first_and_are_not_missed(architecture: str, tmp_path: Path) -> None:
+    made = Made(architecture, tmp_path)
+    with torch.no_grad():
+        for block in anatomy.blocks(made.student.backbone):
+            block.narrow.weight[:, ::2] = 0
+    cut = made.student.copy()
+    prune.prune(cut, made.batches, layers=None, heads=1.0, ffn=0.5)
+    assert [block.narrow.in_features for block in anatomy.blocks(cut.backbone)] == [24, 24]
+    np.testing.assert_allclose(made.vectors(cut), made.vectors(made.student), atol=1e-3)
+
+
+def test_heads_that_do_nothing_go_first_and_are_not_missed(made: Made) -> None:
+    with torch.no_grad():
+        for block in anatomy.blocks(made.student.backbone):
+            block.context.weight[:, 16:] = 0
+    cut = made.student.copy()
+    prune.prune(cut, made.batches, layers=None, heads=0.5, ffn=1.0)
+    assert [block.heads for block in anatomy.blocks(cut.backbone)] == [1, 1]
+    np.testing.assert_allclose(made.vectors(cut), made.vectors(made.student), atol=1e-3)
+
+
+def test_the_repair_brings_vectors_nearer(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def distance() -> float:
+        cut = made.student.copy()
+        prune.prune(cut, made.batches, layers=None, heads=0.5, ffn=0.5)
+        return float(np.square(made.vectors(cut) - made.vectors(made.student)).mean())
+
+    repaired = distance()
+    monkeypatch.setattr(prune, "_repair", lambda *arguments: None)
+    assert repaired < 0.8 * distance()
+
+
+def test_the_layer_that_does_nothing_goes_first(made: Made) -> None:
+    with torch.no_grad():
+        block = anatomy.blocks(made.student.backbone)[0]
+        for linear in (block.context, block.narrow):
+            linear.weight.zero_()
+            linear.bias.zero_()
+    assert prune.rank_layers(made.student, made.batches) == [0]
+
+
+def test_an_unknown_architecture_is_refused_by_name(made: Made) -> None:
+    made.source.backbone.config.model_type = "mamba"
+    with pytest.raises(ExportError, match="do not know the architecture mamba; they know bert"):
+        prune.prune(made.student, made.batches, layers=None, heads=1.0, ffn=0.5)
+
+
+def healed(made: Made, progress: Path, stop: int | None = None) -> tuple[Any, list[str]]:
+    """A cut student's vectors after healing, and what was told; with `stop`, killed at that step before."""
+    cut = made.student.copy()
+    prune.prune(cut, made.batches, layers=(1,), heads=1.0, ffn=0.5)
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if stop is not None and len(told) == stop:
+            raise KeyboardInterrupt
+
+    wanted = made.source.embed(TEXTS, "")
+    heal.heal(cut, TEXTS, wanted, made.batcher, epochs=4, progress=progress, tell=tell)
+    return made.vectors(cut), told
+
+
+def test_healing_brings_vectors_nearer_and_goes_on_where_it_stopped(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heal, "BATCH", 16)
+    monkeypatch.setattr(heal, "SAVE_SECONDS", -1.0)
+    wanted = made.vectors(made.student)
+    cut = made.student.copy()
+    prune.prune(cut, made.batches, layers=(1,), heads=1.0, ffn=0.5)
+    before = float((made.vectors(cut) * wanted).sum(axis=1).mean())
+    straight, told = healed(made, tmp_path / "straight.safetensors")
+    assert float((straight * wanted).sum(axis=1).mean()) > before
+
+    with pytest.raises(KeyboardInterrupt):
+        healed(made, tmp_path / "stopped.safetensors", stop=5)
+    again, rest = healed(made, tmp_path / "stopped.safetensors")
+    assert rest == told[5:], "from the next step on, with the same losses"
+    np.testing.assert_allclose(again, straight, atol=1e-5)
+
+
+def test_vectors_that_are_nan_stop_the_healing(made: Made, tmp_path: Path) -> None:
+    wanted = np.full((len(TEXTS), 32), np.nan, np.float32)
+    with pytest.raises(ExportError, match="healing: the loss is nan at step 1"):
+        heal.heal(
+            made.student,
+            TEXTS,
+            wanted,
+            made.batcher,
+            epochs=1,
+            progress=tmp_path / "p",
+            tell=lambda text: None,
+        )
+
+
+def test_buckets_hold_each_text_once_among_texts_of_its_length() -> None:
+    lengths = [number * 7 % 50 for number in range(100)]
+    groups = list(buckets(lengths, 8, np.random.default_rng(0)))
+    assert sorted(number for group in groups for number in group) == list(range(100))
+    assert max(max(lengths[n] for n in group) - min(lengths[n] for n in group) for group in groups) <= 6
