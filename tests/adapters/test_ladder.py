@@ -126,9 +126,7 @@ def test_the_network_starts_at_the_linear_map_and_learns_what_that_cannot(
     given = fit(X, unit(bent) if similarity == "cosine" else bent)
     start = ladder.fit_ridge(given)
     documents = index(given.y[:200], similarity)  # type: ignore[arg-type]
-    training = Training(
-        width=64, documents=128, batch=64, epochs=40, rate=1e-2, linear_rate=1e-3, patience=10
-    )
+    training = Training(width=64, documents=128, batch=64, epochs=40, rate=1e-2, linear_rate=1e-3)
     assert fit_listwise(given, start, documents, replace(training, epochs=0)) is start
     learned = fit_listwise(given, start, documents, training)
     assert learned.hidden is not None

@@ -18,9 +18,9 @@ from trimtab_export.adapters.metrics import Index
 Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
 
-MLP = Training(width=512, epochs=6, rate=5e-4, linear_rate=3e-5)
+MLP = Training(width=512, epochs=16, rate=2e-3, linear_rate=5e-4)
 # A hidden layer beside the inner head gained nothing over training the head itself, and costs as much again.
-INNER = Training(width=0, epochs=6, rate=0.0, linear_rate=2e-5)
+INNER = Training(width=0, epochs=10, rate=0.0, linear_rate=2e-5)
 
 
 @dataclass(frozen=True, slots=True)
