@@ -2,6 +2,8 @@
 PYTHON ?= python3
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+# Processes that the tests run in.
+JOBS ?= 2
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -24,7 +26,7 @@ check: $(INSTALLED)  ## the same, without the set-up
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 protos: $(INSTALLED)  ## regenerate the stubs of protos/ in client/
 	$(BIN)/python protos/generate.py client

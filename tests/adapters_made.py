@@ -30,17 +30,17 @@ def rotation(rows: int, columns: int, seed: int) -> np.ndarray:
 
 
 def copied(bundle: Path, repository: Path) -> Bundle:
-    """The same bundle in another repository, without copying its weights."""
+    """The same bundle in another repository."""
     manifest = bundles.read(bundle, verify=False).manifest
     folder = repository / manifest.name / str(manifest.version)
-    shutil.copytree(bundle, folder, copy_function=_link)
+    shutil.copytree(bundle, folder, copy_function=shutil.copy2)
     return bundles.read(folder, verify=False)
 
 
 def turned(bundle: Bundle, repository: Path, name: str, matrix: np.ndarray, version: int = 1) -> Bundle:
     """An encoder whose vectors are those of `bundle` times `matrix`, float32 (d, d'), of length 1."""
     folder = repository / name / str(version)
-    shutil.copytree(bundle.path, folder, copy_function=_link)
+    shutil.copytree(bundle.path, folder, copy_function=shutil.copy2)
     manifest = bundle.manifest
     variant = manifest.variants[0]
     graph = folder / variant.files[0].path
@@ -53,7 +53,7 @@ def turned(bundle: Bundle, repository: Path, name: str, matrix: np.ndarray, vers
     model.graph.initializer.append(numpy_helper.from_array(matrix, turn))
     model.graph.node.extend(_unit_length(before, turn, output.name, f"mapped to {name}"))
     output.type.tensor_type.shape.dim[1].dim_value = matrix.shape[1]
-    graph.unlink()  # a link to the other bundle's
+    graph.unlink()
     onnx.save(model, graph)
     files = (_entry(folder, variant.files[0].path), *variant.files[1:])
     changed = msgspec.structs.replace(
@@ -143,7 +143,3 @@ def _unit_length(source: str, matrix: str, result: str, between: str) -> list[on
 
 def _entry(folder: Path, path: str) -> bundles.File:
     return msgspec.structs.replace(bundles.digest(folder / path), path=path)
-
-
-def _link(source: str, target: str) -> None:
-    Path(target).hardlink_to(source)

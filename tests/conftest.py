@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.serve.server_process import ServerProcess, serve
 
@@ -21,20 +22,35 @@ def minilm_source() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm_repository(tmp_path_factory: pytest.TempPathFactory, minilm_source: Path) -> Path:
-    """A repository that holds all-minilm-l6-v2/1, made by the exporter in a process of its own."""
-    repository = tmp_path_factory.mktemp("repository")
+    """A repository that holds all-minilm-l6-v2/1, made by the exporter in a process of its own.
+
+    Where tests run in several processes, the first that wants it makes it for all.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    repository = folder / "repository"
+    with FileLock(folder / "repository.lock"):
+        if not repository.exists():
+            export_minilm(minilm_source, repository)
+    return repository
+
+
+def export_minilm(minilm_source: Path, repository: Path) -> None:
+    """Run the exporter."""
+    partial = repository.with_suffix(".partial")
     code = (
         "import pathlib, sys\n"
         "from trimtab_export.export import export\n"
         "from trimtab_export.source import Settings\n"
         "export(Settings(sys.argv[1]), 'all-minilm-l6-v2', pathlib.Path(sys.argv[2]))"
     )
-    command = [sys.executable, "-c", code, str(minilm_source), str(repository)]
+    command = [sys.executable, "-c", code, str(minilm_source), str(partial)]
     # Threads that wait for each other in turns are many times slower beside a busy neighbour.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=110)
     assert done.returncode == 0, done.stderr
-    return repository
+    partial.rename(repository)
 
 
 @pytest.fixture(scope="session")

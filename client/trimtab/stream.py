@@ -82,6 +82,8 @@ class EmbeddingStream(Iterator[Vector]):
     def close(self) -> None:
         """End the call; texts on their way are not embedded any more. Closing again does nothing."""
         self._finalizer()
+        # A thread that the interpreter's end stops within gRPC keeps a lock that gRPC then waits for.
+        self._pump.join()
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +108,7 @@ class _Pump:
         # One lock, and one bell for each thread that may wait for a change.
         self._lock = threading.Condition(lock)
         self._room, self._sendable, self._ready = (threading.Condition(lock) for _ in range(3))
-        self._closed = False
+        self._closed = self._cancelled = False
         self._call: Call | None = None
         self._connection = 0
         feeder = threading.Thread(target=self._feed, args=(texts,), name="trimtab-stream-feeder", daemon=True)
@@ -132,15 +134,17 @@ class _Pump:
 
     def join(self) -> None:
         """Let the server end a stream that is through: cancelled, it would count there as a failure."""
-        self._conversation.join(GRACE)
+        if threading.current_thread() is not self._conversation:
+            self._conversation.join(GRACE)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             call = self._call
         if call is not None:
-            call.cancel()  # before gRPC's writer wakes, whose end would tell the server that all is well
+            call.cancel()  # before gRPC's writer ends, which would tell the server that all is well
         with self._lock:
+            self._cancelled = True
             self._ring()
 
     def _ring(self) -> None:
@@ -208,10 +212,10 @@ class _Pump:
             with self._lock:
                 while True:
                     # A later connection took over, or there is nothing left to say: the stream's end.
-                    if self._closed or connection != self._connection or self.exchange.complete:
+                    if self._cancelled or connection != self._connection or self.exchange.complete:
                         return
                     now = time.monotonic()
-                    request = self.exchange.send(now)
+                    request = None if self._closed else self.exchange.send(now)
                     if request is not None:
                         break
                     self._sendable.wait(self.exchange.pause(now))

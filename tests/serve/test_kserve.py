@@ -125,8 +125,11 @@ def test_statistics_count(client: tritonclient.grpc.InferenceServerClient) -> No
     assert after.execution_count > before.execution_count
     for stage in ("queue", "compute_input", "compute_infer", "compute_output"):
         assert getattr(after.inference_stats, stage).ns > getattr(before.inference_stats, stage).ns
-    sizes = {batch.batch_size: batch.compute_infer.count for batch in after.batch_stats}
-    assert sum(size * count for size, count in sizes.items()) >= after.inference_count
+    computed = [
+        sum(batch.batch_size * batch.compute_infer.count for batch in each.batch_stats)
+        for each in (before, after)
+    ]
+    assert computed[1] == computed[0] + 5
 
 
 KSERVE_CLIENT = """

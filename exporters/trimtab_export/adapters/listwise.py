@@ -65,11 +65,12 @@ def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> 
         weight_decay=training.decay,
     )
     steps = max(1, len(train) // training.batch)
+    total = steps * training.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
         [training.linear_rate, training.rate],
-        total_steps=steps * training.epochs,
-        pct_start=0.1,
+        total_steps=total,
+        pct_start=max(0.1, 2 / total),  # at least one step of it, however few the rows
         cycle_momentum=False,
     )
 
