@@ -38,12 +38,10 @@ BLIND = "embeddings"
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """A change of the encoder, and the shares of the weaker arm that it is held to."""
+    """A change of the encoder."""
 
     new: str
     old: str
-    bar: float | None = None  # of the best adapter
-    blind_bar: float | None = None  # of the best one that reads the final vector only
     mild: bool = False
 
     @property
@@ -54,12 +52,12 @@ class Swap:
 L6, L3, E5 = "l6", "l3", "e5"
 PRUNED, TUNED, INT8, SHALLOW, NARROW = "l6-ffn75", "l6-tuned", "l6-int8", "l6-layer4", "l6-256d"
 SWAPS = (
-    Swap(L6, L3, 0.98, 0.92),
-    Swap(L3, L6, 0.98, 0.94),
-    Swap(E5, L6, 0.93, 0.85),
-    Swap(INT8, L6, 0.99, mild=True),
-    Swap(PRUNED, L6, 0.99, mild=True),
-    Swap(TUNED, L6, 0.99, mild=True),
+    Swap(L6, L3),
+    Swap(L3, L6),
+    Swap(E5, L6),
+    Swap(INT8, L6, mild=True),
+    Swap(PRUNED, L6, mild=True),
+    Swap(TUNED, L6, mild=True),
     Swap(L6, TUNED, mild=True),
     Swap(SHALLOW, L6, mild=True),
     Swap(NARROW, L6, mild=True),
