@@ -13,7 +13,6 @@ are compared with the source's own over texts of many languages before anything 
 """
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -112,8 +111,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    # ONNX Runtime reports its use to its makers unless it is told not to before it is imported.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     bundles.check_name(options.name)
     from trimtab_export import recipe
     from trimtab_export.candidates import summary

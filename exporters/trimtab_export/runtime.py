@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU, imported only here."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import ExportError
+
+# ONNX Runtime reports its use to its makers unless it is told not to before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FATAL = 4  # ONNX Runtime's log severity; errors are raised, too
 
