@@ -27,9 +27,9 @@ from bench import data
 from bench.processes import ROOT
 from trimtab import bundle as bundles
 from trimtab_export.export import export
-from trimtab_export.fidelity import typical
-from trimtab_export.selection import Wanted
 from trimtab_export.source import Settings
+from trimtab_export.variants.fidelity import typical
+from trimtab_export.variants.selection import Wanted
 
 HISTORY = ROOT / "bench" / "history" / "export.jsonl"
 PAIRS = 12_000

@@ -11,7 +11,7 @@ import pytest
 
 from tests.migration.world import World, halves, two_encoders
 from tests.serve.server_process import ServerProcess
-from trimtab_export import recipe
+from trimtab_export.variants import recipe
 from trimtab_server import config
 
 ROOT = Path(__file__).parent.parent

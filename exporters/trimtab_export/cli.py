@@ -112,10 +112,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     bundles.check_name(options.name)
-    from trimtab_export import recipe
-    from trimtab_export.candidates import summary
     from trimtab_export.export import export
-    from trimtab_export.selection import Wanted
+    from trimtab_export.variants import recipe
+    from trimtab_export.variants.candidates import summary
+    from trimtab_export.variants.selection import Wanted
 
     settings = Settings(
         source=options.source,

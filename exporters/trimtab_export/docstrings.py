@@ -19,14 +19,17 @@ MOST_FILES = 500  # of a package, spread over it
 
 
 @cache
-def pairs() -> list[tuple[str, str]]:
-    """(first line, rest) of docstrings, each once, in a fixed order that mixes the packages."""
+def pairs(longest: int = LONGEST) -> list[tuple[str, str]]:
+    """(first line, rest) of docstrings, each once, in a fixed order that mixes the packages.
+
+    Of the rest the first `longest` characters.
+    """
     found: dict[str, str] = {}
     for path in _files():
         for text in _docstrings(path):
             first, _, rest = text.partition("\n\n")
             query = " ".join(first.split())
-            document = " ".join(rest.split())[:LONGEST]
+            document = " ".join(rest.split())[:longest]
             if len(query.split()) >= LEAST_QUERY and len(document.split()) >= LEAST_DOCUMENT:
                 found.setdefault(document, query)
     unique = {query: document for document, query in found.items()}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trimtab.bundle import Parity, Prompts, ReportCard, Speed
 from trimtab.errors import ExportError
 from trimtab_export import runtime, sentences
-from trimtab_export.head import OUTPUT
+from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Embed, Source
 from trimtab_export.tokens import Batcher
 

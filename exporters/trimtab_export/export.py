@@ -12,14 +12,15 @@ import numpy as np
 
 from trimtab import bundle as bundles
 from trimtab.errors import ExportError
-from trimtab_export import evaluate, head, runtime, states, to_onnx, unpad, weights, write
-from trimtab_export.candidates import Candidate
-from trimtab_export.draw import draw
-from trimtab_export.load import load
-from trimtab_export.selection import Wanted, put, select
+from trimtab_export import evaluate, runtime, write
+from trimtab_export.graph import head, states, to_onnx, unpad
+from trimtab_export.load import load, weights
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import Steps, no_progress_bars, quiet
 from trimtab_export.tokens import Batcher
+from trimtab_export.variants.candidates import Candidate
+from trimtab_export.variants.draw import draw
+from trimtab_export.variants.selection import Wanted, put, select
 
 VARIANT = "fp32"
 NOTHING_MORE = Wanted()

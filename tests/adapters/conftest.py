@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.adapters import corpus
 from trimtab import bundle as bundles
+from trimtab_export import docstrings
 from trimtab_export.adapters import checks
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
 from trimtab_export.adapters.fit import Read
@@ -17,6 +17,7 @@ from trimtab_export.adapters.metrics import unit
 
 TURN = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
 PAIRS, OTHERS = 700, 800
+LONGEST = 150  # characters of a document: each test embeds them
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -90,7 +91,7 @@ def shallow(minilm: Encoder, cache: Path) -> Encoder:
 @pytest.fixture(scope="session")
 def found() -> Read:
     """Docstrings: 700 pairs, and as many documents and queries more to learn from."""
-    rows = corpus.pairs()[: PAIRS + OTHERS]
+    rows = docstrings.pairs(LONGEST)[: PAIRS + OTHERS]
     return Read(
         texts=[document for _, document in rows],
         queries=[Query(query) for query, _ in rows[PAIRS:]],

@@ -9,12 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.adapters import corpus
 from tests.export import tiny_encoders
 from trimtab import adapter as adapters
 from trimtab import bundle as bundles
 from trimtab.errors import AdapterError, ConfigError, InvalidArgument, TrimtabError
-from trimtab_export import adapter_command
+from trimtab_export import adapter_command, docstrings
 from trimtab_export.adapters import encode
 from trimtab_export.adapters.encode import Encoder
 from trimtab_export.export import export
@@ -22,6 +21,7 @@ from trimtab_export.source import Settings
 
 pytestmark = pytest.mark.timeout(600)
 ROWS, PAIRS = 900, 300
+LONGEST = 150  # characters of a document
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """texts.txt, queries.jsonl, pairs.jsonl."""
-    rows = corpus.pairs()[:ROWS]
+    rows = docstrings.pairs(LONGEST)[:ROWS]
     (tmp_path / "texts.txt").write_text("".join(f"{document}\n" for _, document in rows))
     queries = [{"query": query, "group": "long" if len(query) > 50 else ""} for query, _ in rows[PAIRS:]]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(each) + "\n" for each in queries))

@@ -12,7 +12,8 @@ from tiny_encoders import Export
 
 from trimtab import bundle as bundles
 from trimtab.errors import ExportError
-from trimtab_export import exits, fidelity, material
+from trimtab_export.passes import exits
+from trimtab_export.variants import fidelity, material
 
 TEXTS = [f"w{number} some words x{number * 7 % 13}" for number in range(20)]
 

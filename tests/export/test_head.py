@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.errors import ExportError
-from trimtab_export import head, reference
+from trimtab_export.graph import head
+from trimtab_export.load import reference
 from trimtab_export.source import Dense, Graph, Head, Normalize
 
 RANDOM = np.random.default_rng(3)

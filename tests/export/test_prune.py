@@ -9,11 +9,12 @@ import tiny_encoders
 import torch
 
 from trimtab.errors import ExportError
-from trimtab_export import anatomy, heal, prune, sentences
+from trimtab_export import sentences
 from trimtab_export.load import load
+from trimtab_export.passes import anatomy, heal, prune
+from trimtab_export.passes.student import Student, buckets
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
-from trimtab_export.student import Student, buckets
 from trimtab_export.tokens import Batcher
 
 TEXTS = [text for text in sentences.load() if text.strip()]

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_encoders import Export
 
 from trimtab.errors import ExportError
-from trimtab_export import half, quantize, runtime, sentences
-from trimtab_export.head import OUTPUT, save
+from trimtab_export import runtime, sentences
+from trimtab_export.graph.head import OUTPUT, save
+from trimtab_export.passes import half, quantize
 from trimtab_export.source import Tokenizer
 from trimtab_export.tokens import Batcher
 

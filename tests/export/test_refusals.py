@@ -240,7 +240,7 @@ def test_names(st_bert: Path, export: Export) -> None:
 
 def test_unfaithful_graph(bert: Path, refused, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mean that is wrong for short texts alone is caught by the comparison."""
-    from trimtab_export import head
+    from trimtab_export.graph import head
 
     monkeypatch.setattr(head, "LEAST_COUNT", 4.0)
     refused("BertModel: the graph gives other vectors than the source: by ", bert, "--pooling", "mean")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import ExportError
-from trimtab_export import docstrings, material, retrieval
+from trimtab_export import docstrings
+from trimtab_export.variants import material, retrieval
 
 PAIRS = [(f"question number {number}", f"the answer to {number} is written here") for number in range(60)]
 

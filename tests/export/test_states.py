@@ -15,7 +15,8 @@ from onnx import helper
 from tiny_encoders import Export
 
 from trimtab import bundle as bundles
-from trimtab_export import sentences, states, to_onnx
+from trimtab_export import sentences
+from trimtab_export.graph import states, to_onnx
 from trimtab_export.load import load
 from trimtab_export.source import Graph, Settings
 from trimtab_export.steps import quiet

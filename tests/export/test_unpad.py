@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tiny_encoders import Export
 
-from trimtab_export import unpad
+from trimtab_export.graph import unpad
 
 TEXTS = ["a", "a few words of text", "many more words of text " * 6, ""]
 

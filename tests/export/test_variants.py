@@ -20,9 +20,10 @@ from trimtab import bundle as bundles
 from trimtab.bundle import Fidelity, Interval, Passes, Speedup
 from trimtab.cli import main as cli_main
 from trimtab.errors import ExportError
-from trimtab_export import fidelity, material, quantize, recipe, search
-from trimtab_export.candidates import Candidate
-from trimtab_export.head import save
+from trimtab_export.graph.head import save
+from trimtab_export.passes import quantize
+from trimtab_export.variants import fidelity, material, recipe, search
+from trimtab_export.variants.candidates import Candidate
 
 RECIPE = """
 [[variants]]

@@ -14,7 +14,7 @@ from trimtab.bundle import Bundle
 from trimtab.errors import AdapterError
 from trimtab.progress import Progress
 from trimtab_export import runtime
-from trimtab_export.head import OUTPUT
+from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Tokenizer
 from trimtab_export.tokens import Batcher
 

@@ -14,7 +14,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize as Norm
 from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
 from trimtab.errors import ExportError
-from trimtab_export import declared, tokens, weights
+from trimtab_export import tokens
+from trimtab_export.load import declared, weights
 from trimtab_export.runtime import first_line
 from trimtab_export.source import Head, Normalize, Settings, Source
 

@@ -5,8 +5,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab_export.candidates import Candidate
-from trimtab_export.fidelity import typical
+from trimtab_export.variants.candidates import Candidate
+from trimtab_export.variants.fidelity import typical
 
 PNG = "quality-speed.png"
 PAGE = "report.html"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from trimtab.errors import ExportError
-from trimtab_export import anatomy
-from trimtab_export.student import Student, Tokens
+from trimtab_export.passes import anatomy
+from trimtab_export.passes.student import Student, Tokens
 
 RIDGE = 1e-3  # of the mean diagonal
 LEAST_SHARE = 0.125  # of a layer's neurons that stay, however little they do

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from trimtab.errors import ExportError
-from trimtab_export import declared, head, reference, runtime, sentences, to_onnx, tokens, weights
+from trimtab_export import runtime, sentences, tokens
+from trimtab_export.graph import head, to_onnx
+from trimtab_export.load import declared, reference, weights
 from trimtab_export.source import Graph, Head, Normalize, Settings, Source, Tokenizer
 
 Floats: TypeAlias = NDArray[np.float32]

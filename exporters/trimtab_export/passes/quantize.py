@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.errors import ExportError
 from trimtab_export import runtime
-from trimtab_export.head import GRAPH, save
+from trimtab_export.graph.head import GRAPH, save
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
 Floats: TypeAlias = NDArray[np.float32]

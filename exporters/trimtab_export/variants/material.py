@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab_export import docstrings, retrieval
-from trimtab_export.retrieval import Pairs
+from trimtab_export import docstrings
+from trimtab_export.variants import retrieval
+from trimtab_export.variants.retrieval import Pairs
 
 QUERIES = 500
 DOCUMENTS = 1000

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx
 
-from trimtab_export.head import GRAPH, save
+from trimtab_export.graph.head import GRAPH, save
 
 # Sums over many values, and what must not overflow, stay in float32: layer norms, the pooling, the length.
 KEPT = ["LayerNormalization", "ReduceSum", "ReduceL2", "ReduceMean", "Pow", "Sqrt", "Softmax", "CumSum"]

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from trimtab.errors import ExportError
-from trimtab_export.student import Student, buckets
+from trimtab_export.passes.student import Student, buckets
 from trimtab_export.tokens import Batcher
 
 Floats: TypeAlias = NDArray[np.float32]

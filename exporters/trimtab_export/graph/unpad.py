@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from trimtab.errors import ExportError
 from trimtab_export import runtime
-from trimtab_export.head import OUTPUT, opset_of
+from trimtab_export.graph.head import OUTPUT, opset_of
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
 

@@ -15,16 +15,16 @@ def load(settings: Settings) -> Source:
     """Read the source; ExportError, which names what is in the way, where it cannot be exported."""
     graph = find_graph(settings.source)
     if graph is not None:
-        from trimtab_export import load_onnx
+        from trimtab_export.load import from_onnx
 
-        return load_onnx.load(settings, graph, home_of(graph))
+        return from_onnx.load(settings, graph, home_of(graph))
     if not Path(settings.source).exists() and not HUB_ID.fullmatch(settings.source):
         raise ExportError(
             f"{settings.source} does not exist, and is no id of the Hugging Face hub (owner/name) either"
         )
-    from trimtab_export import load_torch
+    from trimtab_export.load import from_torch
 
-    return load_torch.load(settings)
+    return from_torch.load(settings)
 
 
 def find_graph(source: str) -> Path | None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from trimtab import bundle as bundles
 from trimtab.bundle import Passes
 from trimtab.errors import ExportError
-from trimtab_export import material, to_onnx, write
-from trimtab_export.candidates import Bench, Candidate
-from trimtab_export.fidelity import Yardstick
-from trimtab_export.search import search
+from trimtab_export import write
+from trimtab_export.graph import to_onnx
 from trimtab_export.source import Device, Source, Target
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import Workshop
+from trimtab_export.variants import material
+from trimtab_export.variants.candidates import Bench, Candidate
+from trimtab_export.variants.fidelity import Yardstick
+from trimtab_export.variants.make import Workshop
+from trimtab_export.variants.search import search
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from trimtab.bundle import Fidelity, Passes, ReportCard
-from trimtab_export import fidelity, variants
-from trimtab_export.fidelity import Yardstick
-from trimtab_export.variants import Workshop
+from trimtab_export.variants import fidelity, make
+from trimtab_export.variants.fidelity import Yardstick
+from trimtab_export.variants.make import Workshop
 
 MEASURED = "report.json"
 UNPADDED = b"unpad/"  # in the names of what `unpad` adds
@@ -50,7 +50,7 @@ class Bench:
 
         Raises ExportError where a pass cannot be done to this encoder, or the result must not be served.
         """
-        folder = self.shop.scratch / f"{variants.label(passes)}.{passes.precision}"
+        folder = self.shop.scratch / f"{make.label(passes)}.{passes.precision}"
         measured = folder / MEASURED
         if measured.is_file():
             files = tuple(sorted(folder.glob("graph/*"), key=lambda path: path.suffix != ".onnx"))
@@ -58,7 +58,7 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
         self.tell(f"{passes.name}: making it")
-        files = variants.build(
+        files = make.build(
             passes, self.shop, folder / "graph", lambda text: self.tell(f"{passes.name}: {text}")
         )
         axes = self.shop.axes(passes.width) if passes.width is not None else None

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from trimtab.bundle import Passes, Precision
 from trimtab.errors import ExportError
-from trimtab_export import anatomy, fidelity
-from trimtab_export.candidates import Bench, Candidate, summary
+from trimtab_export.passes import anatomy
 from trimtab_export.source import Device, Graph, Target
+from trimtab_export.variants import fidelity
+from trimtab_export.variants.candidates import Bench, Candidate, summary
 
 SMALLEST: tuple[Precision, ...] = ("int4-weights",)  # slower than int8, and worth it for its size alone
 # The share of the layers that goes, and of the feed-forward neurons that stays; ever deeper.

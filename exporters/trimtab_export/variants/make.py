@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from trimtab.bundle import Passes
 from trimtab.errors import ExportError
-from trimtab_export import anatomy, exits, fidelity, half, head, quantize, to_onnx, unpad
+from trimtab_export.graph import head, to_onnx, unpad
+from trimtab_export.passes import anatomy, exits, half, quantize
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
+from trimtab_export.variants import fidelity
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -85,8 +87,8 @@ class Workshop:
 
     def layer_order(self) -> list[int]:
         """The layers' numbers in the order in which they can go; kept between runs."""
-        from trimtab_export.prune import rank_layers
-        from trimtab_export.student import Student
+        from trimtab_export.passes.prune import rank_layers
+        from trimtab_export.passes.student import Student
 
         path = self.scratch / "layers.json"
         if path.is_file():
@@ -136,9 +138,9 @@ def cuts(passes: Passes) -> bool:
 
 def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     """The float32 graph of the cut and healed encoder; kept in the scratch folder, by what was cut."""
-    from trimtab_export.heal import heal
-    from trimtab_export.prune import prune
-    from trimtab_export.student import Student
+    from trimtab_export.passes.heal import heal
+    from trimtab_export.passes.prune import prune
+    from trimtab_export.passes.student import Student
 
     anatomy.architecture(shop.source.backbone)
     folder = shop.scratch / label(passes)

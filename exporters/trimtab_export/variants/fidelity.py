@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from trimtab import bundle as bundles
 from trimtab.errors import ExportError
-from trimtab_export import evaluate, retrieval, runtime, sentences
-from trimtab_export.head import OUTPUT
-from trimtab_export.retrieval import Pairs
+from trimtab_export import evaluate, runtime, sentences
+from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
+from trimtab_export.variants import retrieval
+from trimtab_export.variants.retrieval import Pairs
 
 Floats: TypeAlias = NDArray[np.float32]
 

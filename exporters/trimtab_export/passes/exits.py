@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from trimtab.errors import ExportError
-from trimtab_export.head import GRAPH, OUTPUT, Grafter, free_prefix, opset_of, rename, save
+from trimtab_export.graph.head import GRAPH, OUTPUT, Grafter, free_prefix, opset_of, rename, save
 from trimtab_export.source import Dense
 
 Floats: TypeAlias = NDArray[np.float32]

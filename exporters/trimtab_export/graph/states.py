@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from trimtab.errors import ExportError
 from trimtab_export import runtime
-from trimtab_export.head import OUTPUT, STATES_GRAPH, Grafter, free_prefix, opset_of, rename
+from trimtab_export.graph.head import OUTPUT, STATES_GRAPH, Grafter, free_prefix, opset_of, rename
 from trimtab_export.source import Graph
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]

@@ -1,0 +1,1 @@
+"""What makes a variant of an encoder: passes over its torch weights, and over its graph."""
