@@ -138,6 +138,7 @@ class Counts(Struct, frozen=True):
     select_queries: int
     test_queries: int
     documents: int  # that were searched
+    fit_pairs: int = 0  # queries whose right documents were learned from
 
 
 class AdapterReport(Struct, frozen=True):

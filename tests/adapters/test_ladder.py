@@ -12,7 +12,7 @@ from trimtab_export.adapters import ladder, maps
 from trimtab_export.adapters.ladder import Fit
 from trimtab_export.adapters.listwise import Training, fit_listwise
 from trimtab_export.adapters.maps import Map
-from trimtab_export.adapters.metrics import index, unit
+from trimtab_export.adapters.metrics import index, ranks, recall, unit
 
 RNG = np.random.default_rng(0)
 ROWS, D = 600, 12
@@ -135,6 +135,20 @@ def test_the_network_starts_at_the_linear_map_and_learns_what_that_cannot(
     if similarity == "cosine":
         cosine = [(unit(map(X)) * given.y).sum(axis=1).mean() for map in (start, learned)]
         assert cosine[1] > cosine[0]
+
+
+def test_right_documents_teach_what_the_old_queries_do_not_know(tmp_path: Path) -> None:
+    blind = X * (np.arange(D) < D // 3)  # the old queries see a third of what there is
+    given = fit(X, unit(blind @ TURN), normalized=True)
+    documents = index(unit(X @ TURN)[:200], "cosine")
+    asked = [[row] for row in range(100, 200)]
+    start = ladder.fit_ridge(given)
+    training = Training(width=0, documents=128, batch=64, epochs=10, rate=0.0, linear_rate=3e-2)
+    taught = fit_listwise(given, start, documents, training, {row: [row] for row in range(100)})
+    found = [recall(ranks(map(X[100:200]), documents, asked), 10).mean() for map in (start, taught)]
+    assert found[1] > found[0] + 0.2
+    maps.write(taught, tmp_path / "a.onnx")
+    maps.check(taught, tmp_path / "a.onnx", X)
 
 
 def test_a_graph_that_is_not_the_map_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Up the ladder: every rung fitted on the same rows, from the simplest on."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 MLP = Training(width=512, epochs=16, rate=2e-3, linear_rate=5e-4)
 # A hidden layer beside the inner head gained nothing over training the head itself, and costs as much again.
 INNER = Training(width=0, epochs=10, rate=0.0, linear_rate=2e-5)
+FEWEST_PAIRS = 200  # queries with a right document; fewer say too little of which documents are right
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Ground:
     rows: float32 (n, dimensions + width), [embedding | states]; width may be 0. y: the old rows.
     scale: what y is multiplied by on the old index, where y is of length 1 and its vectors are not.
     groups: each row's group, 0 for none; group i + 1 is group_names[i].
+    right: the documents, by their row in the old index, that answer a row; many rows have none.
     """
 
     rows: Floats
@@ -52,6 +54,7 @@ class Ground:
     groups: Groups
     group_names: tuple[str, ...]
     old_index: Index
+    right: Mapping[int, Sequence[int]]
 
     def final(self) -> Fit:
         """To fit on the final vectors."""
@@ -94,6 +97,7 @@ def climb(ground: Ground, score: Score, progress: Callable[[str], None]) -> Iter
             lambda: ladder.fit_group_shift(fit, best.map, ground.groups, len(ground.group_names)),
             progress,
         )
+    right = ground.right if len(ground.right) >= FEWEST_PAIRS else None
     yield _fitted(
         ground,
         "residual MLP",
@@ -101,6 +105,14 @@ def climb(ground: Ground, score: Score, progress: Callable[[str], None]) -> Iter
         lambda: fit_listwise(fit, best.map, ground.old_index, MLP),
         progress,
     )
+    if right is not None:
+        yield _fitted(
+            ground,
+            "residual MLP, by pairs",
+            "embeddings",
+            lambda: fit_listwise(fit, best.map, ground.old_index, MLP, right),
+            progress,
+        )
     if ground.rows.shape[1] > ground.dimensions:
         inner = ground.inner()
         head = _fitted(ground, "inner head", "states", lambda: ladder.fit_inner_ridge(inner), progress)
@@ -112,6 +124,14 @@ def climb(ground: Ground, score: Score, progress: Callable[[str], None]) -> Iter
             lambda: fit_listwise(inner, head.map, ground.old_index, INNER),
             progress,
         )
+        if right is not None:
+            yield _fitted(
+                ground,
+                "inner head, by pairs",
+                "states",
+                lambda: fit_listwise(inner, head.map, ground.old_index, INNER, right),
+                progress,
+            )
 
 
 def _closed_forms(fit: Fit) -> Iterator[tuple[str, Callable[[], Map]]]:

@@ -95,10 +95,14 @@ def learn(
         parts = split.by_pairs(found.texts, found.queries, found.pairs, documents)
     else:
         parts = split.by_queries(found.texts, found.queries, documents)
-    parts = replace(parts, fit_queries=parts.fit_queries[:fit_queries])
+    parts = replace(
+        parts, fit_queries=parts.fit_queries[:fit_queries], fit_right=parts.fit_right[:fit_queries]
+    )
+    paired = sum(1 for right in parts.fit_right if right)
     say(
         f"{len(parts.documents):,} documents; {len(parts.fit_queries):,} queries to learn from, "
-        f"{len(parts.select.queries):,} to choose by, {len(parts.test.queries):,} to judge by"
+        f"{paired:,} of them with their documents, {len(parts.select.queries):,} to choose by, "
+        f"{len(parts.test.queries):,} to judge by"
     )
     looked = _prompts(source, target, parts, bool(found.pairs))
     new_rows = _new_rows(source, parts.documents, "passage")
@@ -206,6 +210,7 @@ def _ground(
         groups=numbers,
         group_names=tuple(groups),
         old_index=indexes.old,
+        right={row: right for row, right in enumerate(parts.fit_right) if right},
     )
 
 

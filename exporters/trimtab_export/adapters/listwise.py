@@ -3,9 +3,11 @@
 A linear map goes on from a fitted one, with a hidden layer beside it or without; the hidden layer's last
 matrix begins at zero, so that both start exactly there. The loss is listwise (Cao et al., 2007; as
 distillation: Hofstaetter et al., 2021): the softmax of a query's scores over vectors sampled from the old
-index is to be that of the old encoder's own query.
+index is to be that of the old encoder's own query. Where right documents of queries are known, those are to
+come out of it as well (the contrastive loss of van den Oord et al., 2018, over the old index).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,7 +18,7 @@ from torch.nn import functional
 
 from trimtab_export.adapters.ladder import Fit
 from trimtab_export.adapters.maps import Hidden, Map
-from trimtab_export.adapters.metrics import CHUNK, Index, scores
+from trimtab_export.adapters.metrics import CHUNK, Index, ranks, recall, scores
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -41,19 +43,30 @@ class Training:
     seed: int = 0
 
 
-def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> Map:
+def fit_listwise(
+    fit: Fit,
+    start: Map,
+    old_index: Index,
+    training: Training,
+    right: Mapping[int, Sequence[int]] | None = None,
+) -> Map:
     """`start`, with a hidden layer beside it where one is asked for, trained.
 
-    After each epoch it is tried on held-out rows: how many of the documents that the old query finds first
-    are found? The best epoch is kept; epoch 0, which is `start` itself, is one of them. There is no stopping
-    early: while the rate is high this falls, and it rises above where it was as the rate goes down.
+    right: rows of the fit, and the documents of the old index that answer each; None to learn from the old
+    encoder's queries alone.
+
+    After each epoch it is tried on held-out rows: how many of the documents that the old query finds first,
+    or of the right ones where these are known, are found? The best epoch is kept; epoch 0, which is `start`
+    itself, is one of them. There is no stopping early: while the rate is high this falls, and it rises above
+    where it was as the rate goes down.
     """
     if not training.epochs:
         return start
     torch.manual_seed(training.seed)
     generator = np.random.default_rng(training.seed)
-    order = generator.permutation(len(fit.x))
-    held, train = np.split(order, [min(MOST_HELD_OUT, max(1, int(len(order) * HELD_OUT)))])
+    held, train = _held_out(generator.permutation(len(fit.x) if right is None else sorted(right)))
+    if right is not None:
+        paired, train = train, np.setdiff1d(np.arange(len(fit.x)), held)
     documents = torch.from_numpy(old_index.rows)
     network = _Network(fit, start, training, old_index)
     scale = training.temperature * _typical_score(fit, old_index)
@@ -84,27 +97,63 @@ def fit_listwise(fit: Fit, start: Map, old_index: Index, training: Training) -> 
         divergence = functional.kl_div(found, wanted, reduction="none").sum(dim=1)
         return (weights * divergence).sum() / weights.sum()
 
-    def sample(count: int) -> torch.Tensor:
-        return documents[generator.integers(0, len(documents), size=min(count, len(documents)))]
+    def sample() -> NDArray[np.int64]:
+        return generator.integers(0, len(documents), size=min(training.documents, len(documents)))
 
-    def agreement(map: Map) -> float:
-        """How many of the old query's nearest documents are the adapted one's, on the held-out rows."""
-        return _overlap(map(fit.x[held]), fit.y[held], old_index)
+    def contrast(right: Mapping[int, Sequence[int]], sampled: NDArray[np.int64]) -> torch.Tensor:
+        """The cross entropy of as many paired rows, over their own right documents and the sampled ones."""
+        rows = generator.choice(paired, min(training.batch, len(paired)), replace=False)
+        among, wanted = _relevance([right[row] for row in rows.tolist()], sampled)
+        found = network(torch.from_numpy(fit.x[rows])) @ documents[among].T / scale
+        return functional.cross_entropy(found, wanted)
 
-    best, best_map = agreement(start), start
+    def success(map: Map) -> float:
+        """How many of the documents that should be found first are, on the held-out rows."""
+        adapted = map(fit.x[held])
+        if right is None:
+            return _overlap(adapted, fit.y[held], old_index)
+        found = ranks(adapted, old_index, [right[row] for row in held.tolist()])
+        return float(recall(found, NEAREST).mean())
+
+    best, best_map = success(start), start
     for _ in range(training.epochs):
         shuffled = generator.permutation(train)
         for part in np.array_split(shuffled, steps):
             optimiser.zero_grad(set_to_none=True)
-            loss(part, sample(training.documents)).backward()  # type: ignore[no-untyped-call]
+            sampled = sample()
+            total_loss = loss(part, documents[sampled])
+            if right is not None:
+                total_loss = total_loss + contrast(right, sampled)
+            total_loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
         trained = network.map(start)
-        now = agreement(trained)
+        now = success(trained)
         if now > best:
             best, best_map = now, trained
     return best_map
+
+
+def _held_out(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A share of the rows to stop by, and the rest."""
+    held, rest = np.split(rows, [min(MOST_HELD_OUT, max(1, int(len(rows) * HELD_OUT)))])
+    return held, rest
+
+
+def _relevance(
+    right: Sequence[Sequence[int]], sampled: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], torch.Tensor]:
+    """The documents, each once, that rows are to choose among, and the share of each that is wanted.
+
+    A document that answers another row of the batch is one more that does not answer this one.
+    """
+    owners = np.repeat(np.arange(len(right)), [len(each) for each in right])
+    answers = np.concatenate([np.asarray(each, np.int64) for each in right])
+    among = np.unique(np.concatenate([answers, sampled]))
+    wanted = torch.zeros(len(right), len(among))
+    wanted[owners, np.searchsorted(among, answers)] = 1.0
+    return among, wanted / wanted.sum(dim=1, keepdim=True)
 
 
 class _Network(torch.nn.Module):

@@ -101,7 +101,8 @@ def page(manifest: AdapterManifest) -> str:
                 f"{report.microseconds_alone:.0f} &micro;s for a query alone, "
                 f"{report.microseconds_batched:.1f} "
                 f"&micro;s in a batch of 64 ({escape(report.machine)})",
-                f"learned from {counts.fit_queries:,} queries and {counts.fit_texts:,} documents; "
+                f"learned from {counts.fit_queries:,} queries, {counts.fit_pairs:,} of them with their "
+                f"documents, and {counts.fit_texts:,} documents; "
                 f"reads {manifest.reads}",
                 f"space {source.space} ({source.dimensions} dimensions) to {target.space} "
                 f"({target.dimensions})",

@@ -72,6 +72,7 @@ def publish(
             counts=Counts(
                 fit_texts=len(split.fit_documents),
                 fit_queries=len(split.fit_queries),
+                fit_pairs=len(ground.right),
                 select_queries=len(split.select.queries),
                 test_queries=len(split.test.queries),
                 documents=len(split.documents),

@@ -23,11 +23,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """documents: the index that is searched. fit_documents: those of its rows that may be learned from."""
+    """Texts and queries by what they serve for.
+
+    documents: the index that is searched. fit_documents: those of its rows that may be learned from.
+    fit_right: the rows that answer each of fit_queries, empty where none is known.
+    """
 
     documents: list[str]
     fit_documents: list[int]
     fit_queries: list[Query]
+    fit_right: list[list[int]]
     select: Judged
     test: Judged
 
@@ -45,10 +50,10 @@ def unique(texts: Sequence[str]) -> list[str]:
 def by_pairs(
     texts: Sequence[str], queries: Sequence[Query], pairs: Sequence[Pair], documents: int, seed: int = 0
 ) -> Split:
-    """Split by pairs: select and test from them, the rest of their queries to the fit.
+    """Split by pairs: select and test from them, the rest of them to the fit.
 
-    The index holds the documents of the judged pairs and texts up to `documents`. Queries that share a
-    document stay together. AdapterError where too few pairs are left to judge by.
+    The index holds the documents of the judged pairs, then those of the rest, then texts, up to `documents`.
+    Queries that share a document stay together. AdapterError where too few pairs are left to judge by.
     """
     answers: dict[str, tuple[Query, list[str]]] = {}
     for pair in pairs:
@@ -69,21 +74,30 @@ def by_pairs(
         )
     answering = unique([each for name in (*test, *select) for each in answers[name][1]])
     known = {same(text) for text in answering}
-    others = [text for text in unique(texts) if same(text) not in known]
+    spare = [name for name in rest if not any(same(each) in known for each in answers[name][1])]
+    learned = [each for name in spare for each in answers[name][1]]
+    others = [text for text in unique([*learned, *texts]) if same(text) not in known]
     corpus = [*answering, *others[: max(0, documents - len(answering))]]
     rows = {same(text): row for row, text in enumerate(corpus)}
 
+    def right(name: str) -> list[int]:
+        found = {same(each) for each in answers[name][1]} if name in answers else set()
+        return sorted(rows[each] for each in found if each in rows)
+
     def judged(names: list[str]) -> Judged:
-        right = [sorted({rows[same(each)] for each in answers[name][1]}) for name in names]
-        return Judged([answers[name][0] for name in names], right)
+        return Judged([answers[name][0] for name in names], [right(name) for name in names])
 
     held_out = {*test, *select, *known}
-    spare = [answers[name][0] for name in rest if not any(same(each) in known for each in answers[name][1])]
+    fit_queries = _unheld([*(answers[name][0] for name in spare), *queries], held_out)
+    allowed = set(spare)
     return checked(
         Split(
             documents=corpus,
             fit_documents=[row for row, text in enumerate(corpus) if same(text) not in held_out],
-            fit_queries=_unheld([*queries, *spare], held_out),
+            fit_queries=fit_queries,
+            fit_right=[
+                right(same(query.text)) if same(query.text) in allowed else [] for query in fit_queries
+            ],
             select=judged(select),
             test=judged(test),
         )
@@ -121,6 +135,7 @@ def by_queries(texts: Sequence[str], queries: Sequence[Query], documents: int, s
             documents=corpus,
             fit_documents=[row for row, text in enumerate(corpus) if same(text) not in held_out],
             fit_queries=_unheld([names[name] for name in rest], held_out),
+            fit_right=[[] for _ in rest],
             select=Judged([names[name] for name in select], []),
             test=Judged([names[name] for name in test], []),
         )
@@ -139,8 +154,9 @@ def checked(split: Split) -> Split:
         shared = sets[one] & sets[other]
         if shared:
             raise AdapterError(f"{min(shared)[:60]!r} is in the {one} and in the {other} set")
-    documents = [{row for right in each.right for row in right} for each in (split.select, split.test)]
-    if documents[0] & documents[1] or set(split.fit_documents) & (documents[0] | documents[1]):
+    select, test = ({row for right in each.right for row in right} for each in (split.select, split.test))
+    learned = {*split.fit_documents, *(row for right in split.fit_right for row in right)}
+    if select & test or learned & (select | test):
         raise AdapterError("a document that answers a held-out query is in two of the sets")
     return split
 
