@@ -40,7 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     fit.add_argument(
         "--pairs", type=Path, metavar="FILE",
-        help='JSONL of {"query": ..., "document": ...} to choose and judge by; without it all is provisional',
+        help='JSONL of {"query": ..., "document": ...} to choose and judge by, and with the rest, '
+        "to learn from; without it all is provisional",
     )  # fmt: skip
     fit.add_argument(
         "--old-vectors", metavar="STORE",
