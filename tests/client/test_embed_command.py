@@ -345,7 +345,10 @@ def test_an_output_of_unknown_kind_is_a_usage_error(
 ) -> None:
     with pytest.raises(SystemExit):
         run(source, "--output", "out.csv")
-    assert "'out.csv' is neither a .npy nor a .jsonl file, nor -" in capsys.readouterr().err
+    assert (
+        "'out.csv' is none of these: a .npy or .jsonl file, a folder with / at its end, or -"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_bad_line_is_named_and_the_rows_before_it_kept(

@@ -3,6 +3,7 @@
     trimtab embed titles.txt --output titles.npy
     trimtab embed articles.jsonl --column body --role passage --output articles.npy
     trimtab embed articles.parquet --column body --dtype int8 --output articles.npy
+    trimtab embed articles.parquet --column body --output articles/ --ray
     echo "hello world" | trimtab embed
 
 A .npy file is one array, a row a text, and is written row by row: memory stays small however many texts
@@ -12,6 +13,11 @@ file, OUT.json says what its vectors are: encoder, version, space, and for int8 
 A run that stops, for whatever reason, leaves OUT.partial; the same command goes on from there. All vectors
 of a file are of one version of the encoder and of one space: its own, or the one that --space names, into
 which the server's adapters map them.
+
+With a / at its end OUT is a folder, of a Parquet file for each block of texts, with the columns id (the row,
+from 0) and vector, and of vectors.json. Several workers fill it, with --ray those of a Ray cluster, which
+all have to find FILE and OUT under their names (and TRIMTAB_TOKEN, where one is needed, in their
+environment). The same command makes what is not there yet; another space or input is refused.
 """
 
 import argparse
@@ -23,7 +29,7 @@ from pathlib import Path
 
 from trimtab import types, vectors
 from trimtab.client import Client
-from trimtab.commands import layouts, server_options, texts, vector_files
+from trimtab.commands import bulk, layouts, server_options, shards, texts, vector_files
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound
 from trimtab.progress import Progress
 from trimtab.requests import Options
@@ -47,10 +53,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         type=_output,
         default="-",
-        help="a .npy or .jsonl file; default: JSON lines on standard output",
+        help="a .npy or .jsonl file, or a folder, as NAME/; default: JSON lines on standard output",
     )
     target.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
-    target.add_argument("--restart", action="store_true", help="drop OUT.partial and begin again")
+    target.add_argument("--restart", action="store_true", help="drop what was begun, and begin again")
+    folder = parser.add_argument_group("folders")
+    folder.add_argument(
+        "--ray", action="store_true", help="embed on Ray: RAY_ADDRESS's, or one of this machine"
+    )
+    folder.add_argument(
+        "--workers", type=_positive, metavar="N", help=f"blocks at a time; default: {bulk.WORKERS}"
+    )
+    folder.add_argument(
+        "--block-rows", type=_positive, metavar="N", help=f"texts in a block; default: {bulk.BLOCK_ROWS}"
+    )
     encoder = parser.add_argument_group("encoder")
     encoder.add_argument("--encoder", default="", help="may be left out where the server serves only one")
     encoder.add_argument("--version", default="", help="default: the newest")
@@ -81,6 +97,10 @@ def run(options: argparse.Namespace) -> int:
         group=options.group,
     )
     output: Path | None = options.output
+    if output is not None and output.suffix not in layouts.LAYOUTS:
+        return _to_folder(wanted, options, output)
+    if options.ray or options.workers or options.block_rows:
+        raise ConfigError("--ray, --workers and --block-rows go with a folder: --output NAME/")
     if output is not None and output.exists() and not options.overwrite:
         raise ConfigError(f"{output} exists; pass --overwrite to replace it")
     source = texts.open_texts(options.file, options.format, options.column)
@@ -96,9 +116,17 @@ def run(options: argparse.Namespace) -> int:
 def _output(name: str) -> Path | None:
     if name == "-":
         return None
-    if Path(name).suffix not in layouts.LAYOUTS:
-        raise argparse.ArgumentTypeError(f"{name!r} is neither a .npy nor a .jsonl file, nor -")
+    if name.endswith("/") == (Path(name).suffix in layouts.LAYOUTS):
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is none of these: a .npy or .jsonl file, a folder with / at its end, or -"
+        )
     return Path(name)
+
+
+def _positive(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1")
+    return int(value)
 
 
 def _to_standard_output(client: Client, wanted: Options, source: texts.Texts) -> int:
@@ -118,7 +146,7 @@ def _to_standard_output(client: Client, wanted: Options, source: texts.Texts) ->
 
 def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path, *, restart: bool) -> int:
     journal = None if restart else vector_files.read_journal(output)
-    encoder = _encoder(client, wanted, journal, output)
+    encoder = _encoder(client, wanted, journal.vectors if journal else None, output)
     wanted = wanted.pinned(encoder)
     description = _describe(client, encoder, wanted)
     file = vector_files.VectorFile(output, description, journal)
@@ -150,13 +178,39 @@ def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path,
     return 0
 
 
+def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> int:
+    if options.file is None:
+        raise ConfigError("a folder is made of a file, which can be read in several places; name one")
+    format, column = texts.check_source(options.file, options.format, options.column)
+    manifest = None if options.restart else shards.read_manifest(folder)
+    with server_options.connect(options) as client:
+        encoder = _encoder(client, wanted, manifest.vectors if manifest else None, folder)
+        pinned = wanted.pinned(encoder)
+        job = bulk.Job(
+            options.file.resolve(), format, column, folder.resolve(),
+            _describe(client, encoder, pinned), pinned,
+        )  # fmt: skip
+        try:
+            rows = bulk.run(
+                client, job, options,
+                block_rows=options.block_rows or (manifest.block_rows if manifest else bulk.BLOCK_ROWS),
+                workers=options.workers or bulk.WORKERS,
+                on_ray=options.ray,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except OSError as error:
+            raise FailedPrecondition(f"{folder} cannot be written: {error.strerror}") from error
+    sys.stderr.write(f"{rows:,} vectors of space {job.vectors.space} are in {folder}/\n")
+    return 0
+
+
 def _encoder(
-    client: Client, wanted: Options, journal: vector_files.Journal | None, output: Path
+    client: Client, wanted: Options, begun: vector_files.Description | None, output: Path
 ) -> types.Encoder:
     """The version to embed with: of a file that was begun, the one that made its first rows."""
-    if journal is None:
+    if begun is None:
         return client.encoder(wanted.encoder, wanted.version)
-    begun = journal.vectors
     try:
         return client.encoder(wanted.encoder or begun.encoder, wanted.version or begun.version)
     except NotFound as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ def open_texts(path: Path | None, format: str | None, column: str | None) -> Tex
     ConfigError at once where this cannot be read; InvalidArgument, which names the line or row, where the
     texts turn out to be wrong.
     """
+    format, column = check_source(path, format, column)
+    if format == "lines":
+        return Texts(_lines(path), None)
+    if format == "parquet" and path is not None:
+        return _parquet(path, column)
+    return Texts(_jsonl(path, column), None)
+
+
+def check_source(path: Path | None, format: str | None, column: str | None) -> tuple[str, str]:
+    """The format of a source, by the file's suffix where none is given, and its column, "" where it has none.
+
+    Errors as in `open_texts`.
+    """
     format = format or ("lines" if path is None else _BY_SUFFIX.get(path.suffix.lower(), "lines"))
     if path is not None and not path.exists():
         raise ConfigError(f"{path} does not exist")
@@ -38,24 +52,62 @@ def open_texts(path: Path | None, format: str | None, column: str | None) -> Tex
             raise ConfigError(
                 f"--column {column}: plain lines have no columns; pass --format jsonl or parquet"
             )
-        return Texts(_lines(path), None)
+        return format, ""
     if column is None:
         raise ConfigError(f"--column is missing: which column of the {format} holds the texts?")
-    if format == "jsonl":
-        return Texts(_jsonl(path, column), None)
-    if path is None:
+    if format == "parquet" and path is None:
         raise ConfigError(
             "Parquet cannot be read from standard input, as its index is at its end; name a file"
         )
-    return _parquet(path, column)
+    return format, column
 
 
-def _raw_lines(path: Path | None) -> Iterator[tuple[str, bytes]]:
-    """Each line without its newline, and its place for messages."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`rows` texts of a file from row `first` on, which begins at this byte where the format is of lines."""
+
+    first: int
+    rows: int
+    offset: int
+
+
+def find_blocks(path: Path, format: str, column: str, rows: int) -> list[Block]:
+    """A file's texts as blocks of so many, the last one of those that are left. A file of lines is read."""
+    if format == "parquet":
+        with _open_parquet(path, (column,)) as file:
+            total: int = file.metadata.num_rows
+        return [Block(first, min(rows, total - first), 0) for first in range(0, total, rows)]
+    blocks, first, begin, offset, number = [], 0, 0, 0, 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            offset += len(line)
+            if number - first == rows:
+                blocks.append(Block(first, rows, begin))
+                first, begin = number, offset
+    return [*blocks, Block(first, number - first, begin)] if number > first else blocks
+
+
+def read_block(path: Path, format: str, column: str, block: Block) -> list[str]:
+    """The texts of a block. Errors as in `open_texts`."""
+    if format == "lines":
+        found = (_decoded(line, where) for where, line in _raw_lines(path, block.offset, block.first + 1))
+        return list(islice(found, block.rows))
+    rows = (
+        _json_rows(path, (column,), block.offset, block.first + 1)
+        if format == "jsonl"
+        else _parquet_rows(path, (column,), block.first)
+    )
+    return [_text(value, where, column) for where, (value,) in islice(rows, block.rows)]
+
+
+def _raw_lines(path: Path | None, offset: int = 0, first: int = 1) -> Iterator[tuple[str, bytes]]:
+    """Each line without its newline, and its place for messages, from line `first` at byte `offset` on."""
     name = "standard input" if path is None else str(path)
     # Standard input gets a reader of its own, because Python cannot exit while a thread waits in sys.stdin.
     with open(path or 0, "rb", closefd=path is not None) as stream:
-        for number, line in enumerate(stream, 1):
+        if offset:
+            stream.seek(offset)
+        for number, line in enumerate(stream, first):
             body = line.removesuffix(b"\n").removesuffix(b"\r")
             yield f"{name}, line {number}", body.removeprefix(_BOM) if number == 1 else body
 
@@ -70,9 +122,11 @@ def _jsonl(path: Path | None, column: str) -> Iterator[str]:
         yield _text(value, where, column)
 
 
-def _json_rows(path: Path | None, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+def _json_rows(
+    path: Path | None, columns: Sequence[str], offset: int = 0, first: int = 1
+) -> Iterator[tuple[str, list[Any]]]:
     """These columns of each line, and its place for messages."""
-    for where, line in _raw_lines(path):
+    for where, line in _raw_lines(path, offset, first):
         try:
             record = msgspec.json.decode(_decoded(line, where))
         except msgspec.DecodeError as error:
@@ -91,8 +145,8 @@ def _parquet(path: Path, column: str) -> Texts:
     return Texts((_text(value, where, column) for where, (value,) in rows), file.metadata.num_rows)
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
-    return _rows_of(_open_parquet(path, columns), path, columns)
+def _parquet_rows(path: Path, columns: Sequence[str], skip: int = 0) -> Iterator[tuple[str, list[Any]]]:
+    return _rows_of(_open_parquet(path, columns), path, columns, skip)
 
 
 def _open_parquet(path: Path, columns: Sequence[str]) -> Any:
@@ -112,11 +166,16 @@ def _open_parquet(path: Path, columns: Sequence[str]) -> Any:
     return file
 
 
-def _rows_of(file: Any, path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
-    row = 0
+def _rows_of(file: Any, path: Path, columns: Sequence[str], skip: int = 0) -> Iterator[tuple[str, list[Any]]]:
+    row, groups = 0, list(range(file.metadata.num_row_groups))
+    while groups and row + file.metadata.row_group(groups[0]).num_rows <= skip:
+        row += file.metadata.row_group(groups.pop(0)).num_rows
     with file:
-        for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
-            for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=list(columns)):
+            begin = min(max(skip - row, 0), len(batch))
+            row += begin
+            part = batch.slice(begin)
+            for values in zip(*(part.column(name).to_pylist() for name in columns), strict=True):
                 row += 1
                 yield f"{path}, row {row}", list(values)
 

@@ -106,7 +106,7 @@ class VectorFile:
 
     def __init__(self, output: Path, vectors: Description, journal: Journal | None = None) -> None:
         if journal is not None and journal.vectors != vectors:
-            raise FailedPrecondition(_difference(output, journal.vectors, vectors))
+            raise FailedPrecondition(difference(partial_paths(output)[0], journal.vectors, vectors))
         self._output, self._vectors, self._journal = output, vectors, journal
         self._layout = LAYOUTS[output.suffix](vectors.dtype, vectors.columns)
         self._partial, self._journal_path = partial_paths(output)
@@ -219,6 +219,19 @@ class VectorFile:
         return msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n"
 
 
+def difference(path: Path, before: Description, now: Description) -> str:
+    """In which way vectors that were begun are others than those wanted now; an error's message."""
+    changes = [
+        f"{name} was {getattr(before, name)}, now it is {getattr(now, name)}"
+        for name in Description.__struct_fields__
+        if getattr(before, name) != getattr(now, name)
+    ]
+    return (
+        f"{path} was begun with other vectors: {'; '.join(changes)}. "
+        "Repeat the command as it was, or pass --restart to begin again"
+    )
+
+
 def _open_locked(path: Path) -> IO[bytes]:
     try:
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
@@ -256,15 +269,3 @@ def _hash(inputs: Any, text: str) -> None:
     data = text.encode()
     inputs.update(len(data).to_bytes(8, "little"))
     inputs.update(data)
-
-
-def _difference(output: Path, before: Description, now: Description) -> str:
-    changes = [
-        f"{name} was {getattr(before, name)}, now it is {getattr(now, name)}"
-        for name in Description.__struct_fields__
-        if getattr(before, name) != getattr(now, name)
-    ]
-    return (
-        f"{partial_paths(output)[0]} was begun with other vectors: {'; '.join(changes)}. "
-        "Repeat the command as it was, or pass --restart to begin again"
-    )

@@ -1,0 +1,177 @@
+"""A folder of Parquet files, one for each block of texts, that any number of workers write and go on with.
+
+    FOLDER/
+        vectors.json                      what its vectors are, and of which blocks of which length
+        000000016384-0f3a....parquet      the block from row 16,384 on, and a digest of its texts
+        lock                              held by the run that writes
+
+A Parquet file has the columns `id` (the text's row in the input, from 0) and `vector` (a list of fixed
+length; ubinary: bytes), and says in its metadata of which space (`trimtab_space`) and, for int8, what one
+step is worth (`trimtab_scale`). It appears by one rename, so that one that is there is whole.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from trimtab.commands.texts import Block
+from trimtab.commands.vector_files import Description, difference
+from trimtab.errors import ConfigError, FailedPrecondition
+from trimtab.types import Vectors
+from trimtab.vectors import STORAGE
+
+MANIFEST = "vectors.json"
+_BESIDE = ("lock", f"{MANIFEST}.new")
+_SHARD = re.compile(r"(\d{12})-([0-9a-f]{32})\.parquet")
+_OURS = re.compile(rf"{_SHARD.pattern}(\.[0-9a-f]{{32}}\.new)?")
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vectors.json. `rows` is there once all of them are."""
+
+    vectors: Description
+    block_rows: int
+    rows: int | None = None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """What the vectors of a folder are; None where nothing was begun in it."""
+    path = folder / MANIFEST
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Pass --restart to begin again") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder where there is none, and keep other runs out of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"another `trimtab embed` is writing {folder}; wait for its end"
+            ) from None
+        yield
+
+
+def begin(folder: Path, manifest: Manifest) -> None:
+    """Claim a folder for these vectors; FailedPrecondition where it has others, or strange files."""
+    before = read_manifest(folder)
+    if before is None:
+        if strangers := [path.name for path in folder.iterdir() if path.name not in _BESIDE]:
+            raise FailedPrecondition(
+                f"{folder} has no {MANIFEST}, but {strangers[0]!r}: name a folder that is empty, or new"
+            )
+    elif before.vectors != manifest.vectors:
+        raise FailedPrecondition(difference(folder, before.vectors, manifest.vectors))
+    elif before.block_rows != manifest.block_rows:
+        raise FailedPrecondition(
+            f"{folder} was begun with blocks of {before.block_rows} rows: pass --block-rows "
+            f"{before.block_rows}, or --restart to begin again"
+        )
+    _write_manifest(folder, manifest)
+
+
+def finish(folder: Path, manifest: Manifest, blocks: Sequence[Block]) -> int:
+    """Say that all blocks are there, once they are; how many rows that is."""
+    there, rows = _shards(folder), sum(block.rows for block in blocks)
+    wanted = {block.first for block in blocks}
+    if missing := wanted - there.keys():
+        raise FailedPrecondition(f"{folder} has no block of row {min(missing):,} any more; run it again")
+    if over := there.keys() - wanted:
+        raise FailedPrecondition(
+            f"{folder} has a block from row {min(over):,} on, and the input has only {rows:,} rows: another "
+            "input? Pass --restart to begin again"
+        )
+    _write_manifest(folder, msgspec.structs.replace(manifest, rows=rows))
+    return rows
+
+
+def clear(folder: Path) -> None:
+    """Delete what was begun, and nothing else."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+
+
+def shard_path(folder: Path, block: Block, texts: Iterable[str]) -> Path:
+    """The file of a block with these texts."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return folder / f"{block.first:012d}-{digest.hexdigest()[:32]}.parquet"
+
+
+def check(path: Path) -> bool:
+    """Whether a block is there; FailedPrecondition where the file has this block with other texts."""
+    if path.exists():
+        return True
+    first = path.name.partition("-")[0]
+    if any(path.parent.glob(f"{first}-*.parquet")):
+        raise FailedPrecondition(
+            f"the texts from row {int(first):,} of the input on are not those whose vectors are in "
+            f"{path.parent}: another input, or one that was changed? Pass --restart to begin again"
+        )
+    return False
+
+
+def write(path: Path, first: int, vectors: Vectors, scale: float, description: Description) -> None:
+    """Write the vectors of a block, (n, d), as one file, whole or not at all."""
+    import pyarrow
+    from pyarrow import parquet
+
+    stored = np.ascontiguousarray(vectors, STORAGE[description.dtype])
+    flat = pyarrow.array(stored.ravel())
+    columns = {
+        "id": pyarrow.array(np.arange(first, first + len(stored))),
+        "vector": pyarrow.FixedSizeListArray.from_arrays(flat, stored.shape[1]),
+    }
+    metadata = {"trimtab_space": description.space}
+    if description.dtype == "int8":
+        metadata["trimtab_scale"] = repr(scale)
+    table = pyarrow.table(columns).replace_schema_metadata(metadata)
+    # Two workers may make the same block, such as one that was taken for dead: each has a file of its own.
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+    try:
+        with fresh.open("wb") as stream:
+            parquet.write_table(table, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def _shards(folder: Path) -> dict[int, str]:
+    matches = (_SHARD.fullmatch(path.name) for path in folder.iterdir())
+    return {int(match[1]): match[2] for match in matches if match}
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    fresh = folder / f"{MANIFEST}.new"
+    with fresh.open("wb") as stream:
+        stream.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(folder / MANIFEST)
