@@ -43,6 +43,7 @@ class AsyncClient:
         timeout: float = channel.DEFAULT_TIMEOUT,
         metadata: Mapping[str, str] | None = None,
         token: str | Path | None = None,
+        balancing: channel.Balancing = "round_robin",
     ) -> None:
         asyncio.get_running_loop()  # gRPC would take another loop than the one that runs later
         self._url = channel.check_target(url)
@@ -53,7 +54,7 @@ class AsyncClient:
             grpc.aio.insecure_channel(url, options)
             if credentials is None
             else grpc.aio.secure_channel(url, credentials, options)
-            for options in (channel.OPTIONS, channel.STREAM_OPTIONS)
+            for options in (channel.call_options(balancing), channel.stream_options())
         )
         self._stub, self._stream_stub = (EncoderServiceStub(opened) for opened in self._channels)
         self._limits: dict[tuple[str, str], Limits] = {}

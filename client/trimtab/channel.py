@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import grpc
 import grpc.aio
@@ -26,32 +26,41 @@ DEFAULT_TIMEOUT = 30.0
 # Requests on their way at a time where one call is split: one being computed, one waiting, and their answers.
 PARTS_IN_FLIGHT = 4
 
+Balancing = Literal["round_robin", "least_loaded"]
 Tls = bool | str | Path | grpc.ChannelCredentials
 
 _SERVICE = "trimtab.v1.EncoderService"
 # Only what may succeed later is sent again, and gRPC itself does it: after the server's pushback where it
 # names one, else after a backoff with jitter. Five attempts is the most gRPC allows; these delays bridge a
 # server that is away for three or four seconds. Streams are not in here: they keep what was answered.
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [
-                {"service": _SERVICE, "method": method}
-                for method in ("Embed", "Rescore", "ListEncoders", "GetEncoder", "ListAdapters")
-            ],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "5s",
-                "backoffMultiplier": 2.5,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-            },
-        }
+_METHODS = {
+    "name": [
+        {"service": _SERVICE, "method": method}
+        for method in ("Embed", "Rescore", "ListEncoders", "GetEncoder", "ListAdapters")
     ],
+    "retryPolicy": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "5s",
+        "backoffMultiplier": 2.5,
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+    },
 }
-OPTIONS: tuple[tuple[str, int | str], ...] = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+_ROUND_ROBIN: dict[str, Any] = {"round_robin": {}}
+# gRPC's own policy for this (gRFC A58): it weighs servers by the reports that come with their answers, once
+# they have come for a second. Who is not heard of for half a minute is weighed like the others again.
+_BY_LOAD = {
+    "weighted_round_robin": {
+        "blackoutPeriod": "1s",
+        "weightUpdatePeriod": "0.5s",
+        "weightExpirationPeriod": "30s",
+    }
+}
+_POLICIES: dict[Balancing, list[dict[str, Any]]] = {
+    "round_robin": [_ROUND_ROBIN],
+    "least_loaded": [_BY_LOAD, _ROUND_ROBIN],
+}
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # gRPC retries no call that it had to keep more than this for; its default, 256 KiB, is less than one
     # batch of documents.
     ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
@@ -65,10 +74,28 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
-# Streams have a connection of their own, without gRPC's retries: an Exchange knows better what to send again,
-# and where a server goes away, gRPC's machinery for retries (1.81) now and then leaves a stream's read
-# pending for ever although its status is there.
-STREAM_OPTIONS = (*OPTIONS, ("grpc.enable_retries", 0))
+
+
+def call_options(balancing: Balancing) -> tuple[tuple[str, int | str], ...]:
+    """gRPC's options for the connections of calls."""
+    if balancing not in _POLICIES:
+        raise ConfigError(f"balancing {balancing!r} is not known; choose of {', '.join(_POLICIES)}")
+    return (*_OPTIONS, _service_config(balancing))
+
+
+def stream_options() -> tuple[tuple[str, int | str], ...]:
+    """gRPC's options for the connections of streams, which have their own, without gRPC's retries.
+
+    An Exchange knows better what to send again, and where a server goes away, gRPC's machinery for retries
+    (1.81) now and then leaves a stream's read pending for ever although its status is there. New streams go
+    round the servers: a report of load comes with the end of a call, too late to place the next stream.
+    """
+    return (*_OPTIONS, _service_config("round_robin"), ("grpc.enable_retries", 0))
+
+
+def _service_config(balancing: Balancing) -> tuple[str, str]:
+    config = {"loadBalancingConfig": _POLICIES[balancing], "methodConfig": [_METHODS]}
+    return "grpc.service_config", json.dumps(config)
 
 
 class Deadline:

@@ -44,6 +44,10 @@ class Client:
     metadata: sent with every call.
     token: the API key or token that the server asks for; a Path is read, and again once the file has changed.
         It is sent over TLS, or within this machine, and refused otherwise.
+    balancing: where a call goes of several addresses: to each in turn, or more of them to servers that have
+        less to do ("least_loaded"), by the reports that come with their answers. It takes a second or two of
+        calls to tell, and a server of which nothing is known yet gets its even share. Streams go to each in
+        turn, and stay with their server.
 
     Calls that find the server away or full are tried up to five times, with growing delays or the one the
     server asks for; they do not wait for a server that refuses connections longer than those few seconds.
@@ -58,6 +62,7 @@ class Client:
         timeout: float = channel.DEFAULT_TIMEOUT,
         metadata: Mapping[str, str] | None = None,
         token: str | Path | None = None,
+        balancing: channel.Balancing = "round_robin",
     ) -> None:
         self._url = channel.check_target(url)
         self._timeout = channel.Deadline(timeout).seconds
@@ -67,7 +72,7 @@ class Client:
             grpc.insecure_channel(url, options)
             if credentials is None
             else grpc.secure_channel(url, credentials, options)
-            for options in (channel.OPTIONS, channel.STREAM_OPTIONS)
+            for options in (channel.call_options(balancing), channel.stream_options())
         )
         self._stub, self._stream_stub = (EncoderServiceStub(opened) for opened in self._channels)
         self._limits: dict[tuple[str, str], Limits] = {}

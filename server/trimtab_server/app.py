@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
@@ -28,6 +29,7 @@ from trimtab_server.cost import Measured
 from trimtab_server.devices import Device, Open, Place, open_ort, parse
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
+from trimtab_server.load import Load
 from trimtab_server.metrics import Metrics
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.polling import Poller
@@ -195,12 +197,12 @@ class App:
         """What every call passes through: of the port for clients, and of the one for admins."""
         config, refused = self.config, self._metrics.refused
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
+        load = Load(self._engine.pressure, time.monotonic)
         if not authenticator and not config.server.admin_address:
-            return Boundary(), Boundary()
+            return Boundary(None, load), Boundary()
         elsewhere = False if config.server.admin_address else None
-        return Boundary(Guard(authenticator, elsewhere, refused)), Boundary(
-            Guard(authenticator, True, refused)
-        )
+        guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
+        return Boundary(guards[0], load), Boundary(guards[1])
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config

@@ -91,12 +91,18 @@ class Engine:
         0 where no device is in service: there is nothing to wait for.
         """
         with self._lock:
-            if not self._workers.serving:
-                return 0.0
-            batcher = self._batcher
-            ahead = batcher.tokens if priority == "bulk" else batcher.interactive_tokens
-            computing = ahead / max(self._workers.tokens_per_second(model), 1e-9)
-            return self._workers.free_seconds(time.monotonic()) + computing
+            return self._queue_seconds(model, priority)
+
+    def pressure(self) -> tuple[float, int, float]:
+        """Seconds of all runs so far; workers in service; about how long an interactive text would wait."""
+        with self._lock:
+            workers = self._workers
+            waiting = [model for model in self._open if self._batcher.waiting(model)]
+            wait = max(
+                (self._queue_seconds(model, "interactive") for model in waiting),
+                default=workers.free_seconds(time.monotonic()),
+            )
+            return workers.run_seconds, workers.in_service, wait
 
     async def compute(
         self,
@@ -175,6 +181,13 @@ class Engine:
             )
 
     # -- on any thread, with the lock held ---------------------------------------------------------------
+
+    def _queue_seconds(self, model: Model, priority: Priority) -> float:
+        if not self._workers.serving:
+            return 0.0
+        ahead = self._batcher.tokens if priority == "bulk" else self._batcher.interactive_tokens
+        computing = ahead / max(self._workers.tokens_per_second(model), 1e-9)
+        return self._workers.free_seconds(time.monotonic()) + computing
 
     def _pop(self, now: float, costs: Mapping[Model, Cost]) -> Batch | None:
         popped = self._batcher.pop(now, costs)

@@ -70,6 +70,7 @@ class Workers:
         self._fleet = Fleet([device.name for device in devices], hang_seconds, self._changed)
         self._models: set[Model] = set()  # that every device in service has loaded
         self._pace = 1.0  # how long runs take lately, of what was measured: neighbours slow them down
+        self.run_seconds = 0.0  # of all runs so far
         self._was_serving = True
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -98,11 +99,15 @@ class Workers:
         )
         return most / self._pace
 
+    @property
+    def in_service(self) -> int:
+        """How many workers the devices in service have."""
+        return sum(device.place.workers for device in self._devices if self._fleet.up(device.name))
+
     def free_seconds(self, now: float) -> float:
         """Until the next worker of those in service is free, at that pace."""
-        workers = sum(device.place.workers for device in self._devices if self._fleet.up(device.name))
         left = [flight.begun + flight.predicted * self._pace - now for flight in self._fleet.flights]
-        return 0.0 if len(left) < workers else max(0.0, min(left, default=0.0))
+        return 0.0 if len(left) < self.in_service else max(0.0, min(left, default=0.0))
 
     def start(self) -> None:
         """Start every device's workers, and the watchdog."""
@@ -206,6 +211,7 @@ class Workers:
         with self._lock:
             if not self._fleet.land(flight):
                 return
+            self.run_seconds += seconds
             now = time.monotonic()
             if isinstance(outcome, Exception):
                 self._fail(self._fleet.failed(flight, outcome, sick=sick, now=now))

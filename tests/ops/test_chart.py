@@ -298,12 +298,16 @@ def test_the_notes_name_the_address() -> None:
     assert "dns:///search-trimtab-headless.prod.svc:8001" in notes and "plain text" in notes
 
 
-README = (CHART / "README.md").read_text()
-EXAMPLES = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = (CHART / "README.md", CHART.parent.parent / "docs" / "scale.md")
+EXAMPLES = [
+    example
+    for page in PAGES
+    for example in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
-def test_the_examples_of_the_readme(text: str, tmp_path: Path) -> None:
+def test_the_examples_of_the_pages(text: str, tmp_path: Path) -> None:
     values = yaml.safe_load(text)
     objects = render(CLAIM | values)
     settings(objects, tmp_path)

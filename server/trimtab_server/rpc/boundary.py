@@ -14,6 +14,7 @@ import grpc
 
 from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError, Unavailable
 from trimtab_server import access
+from trimtab_server.load import TRAILER, Load
 from trimtab_server.rpc.guard import Guard
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,15 @@ TENANT_CHARACTERS = 128
 BYTES_A_TEXT = 4096
 # gRPC's headers hold 8 KiB by default, and a character may take 12 bytes in them.
 MESSAGE_CHARACTERS = 500
+# What another server may not have answered with.
+OVERLOADED = frozenset(
+    {
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+    }
+)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -42,11 +52,13 @@ class Boundary(grpc.aio.ServerInterceptor):
     It also knows which calls are in flight, and turns away new ones while the server drains: gRPC's own
     stop cancels calls that have arrived and are not taken up yet, and a client may not retry those.
 
-    Where there is a guard, a call that it does not let in is answered before its message is read.
+    Where there is a guard, a call that it does not let in is answered before its message is read. Where the
+    load is known, each call of one message is answered with a report of it; streams stay where they are.
     """
 
-    def __init__(self, guard: Guard | None = None) -> None:
+    def __init__(self, guard: Guard | None = None, load: Load | None = None) -> None:
         self._guard = guard
+        self._load = load
         self._wrapped: dict[str, Any] = {}
         self._draining = False
         self._calls = 0
@@ -88,6 +100,13 @@ class Boundary(grpc.aio.ServerInterceptor):
             kind, inner = grpc.stream_unary_rpc_method_handler, handler.stream_unary
         else:
             kind, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        single = not (handler.request_streaming or handler.response_streaming)
+        load = self._load if counted and single else None
+
+        def report(context: Context, error: TrimtabError | None = None) -> None:
+            if load is not None:
+                load.called(overloaded=error is not None and error.code in OVERLOADED)
+                context.set_trailing_metadata(((TRAILER, load.report()),))
 
         async def answer(request: Any, context: Context) -> Any:
             try:
@@ -99,14 +118,18 @@ class Boundary(grpc.aio.ServerInterceptor):
                     async for each in answered:
                         await context.write(each)
                     return None
-                return await answered
+                response = await answered
+                report(context)
+                return response
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
                 # A client that has gone, or is going while it is written to: nobody to tell, nothing to mend.
                 if context.done() or isinstance(error, grpc.aio.InternalError):
                     return None
-                await abort(context, as_trimtab_error(error))
+                known = as_trimtab_error(error)
+                report(context, known)
+                await abort(context, known)
 
         async def call(request: Any, context: Context) -> Any:
             if self._draining:
@@ -173,12 +196,12 @@ async def abort(context: Context, error: TrimtabError) -> NoReturn:
     Where that would end after the call's deadline, the pushback says not to try again: the caller should
     hear of it now.
     """
-    trailers: tuple[tuple[str, str], ...] = ()
+    trailers = tuple(context.trailing_metadata() or ())
     if isinstance(error, ResourceExhausted):
         left = context.time_remaining()
         too_late = left is not None and error.retry_after >= left
         pushback = -1 if too_late else round(error.retry_after * 1000)
-        trailers = (("grpc-retry-pushback-ms", str(pushback)),)
+        trailers = (*trailers, ("grpc-retry-pushback-ms", str(pushback)))
     await context.abort(error.code, shorten(str(error)), trailers)
     raise AssertionError  # context.abort always raises
 
