@@ -60,7 +60,7 @@ class Admission:
             )
         if deadline is not None:
             left, needed = deadline - time.monotonic(), queue_seconds()
-            if needed > PROMISE * left:
+            if needed > max(PROMISE * left, 0.0):  # what nothing delays is left to its own deadline
                 raise ResourceExhausted(
                     f"the queue is {needed:.2f} s long, the deadline in {max(left, 0.0):.2f} s: try another "
                     "server, allow more time, or send less",

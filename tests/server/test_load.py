@@ -1,9 +1,12 @@
 """Reports of load: what gRPC makes of them, and that they forget."""
 
+import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from trimtab_server.load import FULL_WAIT_SECONDS, LEAST, PERIOD_SECONDS, REPORT_SECONDS, Load
+from trimtab.errors import ResourceExhausted
+from trimtab_server.load import FULL_WAIT_SECONDS, LEAST, PERIOD_SECONDS, REPORT_SECONDS, TRAILER, Load
+from trimtab_server.rpc.boundary import abort
 
 
 class World:
@@ -80,3 +83,26 @@ def test_a_report_is_made_now_and_then() -> None:
     first = world.load.report()
     world.load.called(overloaded=False)
     assert world.load.report() is first
+
+
+async def test_a_call_that_is_refused_brings_its_report_beside_the_pushback() -> None:
+    """gRPC's clients keep the report for themselves, so that this looks at what the server hands over."""
+    sent: list[object] = []
+
+    class Context:
+        def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+            return ((TRAILER, b"report"),)
+
+        def time_remaining(self) -> None:
+            return None
+
+        async def abort(self, code: grpc.StatusCode, details: str, trailers: object) -> None:
+            sent.extend((code, trailers))
+            raise grpc.aio.AbortError
+
+    with pytest.raises(grpc.aio.AbortError):
+        await abort(Context(), ResourceExhausted("full", 0.5))  # type: ignore[arg-type]
+    assert sent == [
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        ((TRAILER, b"report"), ("grpc-retry-pushback-ms", "500")),
+    ]
