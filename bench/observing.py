@@ -14,6 +14,9 @@ import secrets
 import sys
 import threading
 import time
+import timeit
+import urllib.request
+from collections.abc import Callable
 from concurrent import futures
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,15 +24,21 @@ from typing import Any
 
 import grpc
 import jwt
+import numpy as np
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from bench import data, processes
 from bench.report import append
 from trimtab.v1 import encoder_pb2 as pb
+from trimtab_server.batch import Batch, Item, Model
+from trimtab_server.metrics import Metrics
 
 IN_FLIGHT = 16
+SCRAPES = 100
+COUNTS = 2000
 ISSUER = "bench"
 
 
@@ -89,6 +98,40 @@ async def load(url: str, authorization: str, texts: list[str]) -> None:
         await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
 
 
+def scrapes(url: str, cpu_seconds: Callable[[], float]) -> dict[str, float]:
+    """What one scrape of /metrics costs: CPU time of the server, the time it takes, and its size."""
+    size, begun, before = 0, time.perf_counter(), cpu_seconds()
+    for _ in range(SCRAPES):
+        with urllib.request.urlopen(url, timeout=10) as response:
+            size = len(response.read())
+    cpu, wall = cpu_seconds() - before, time.perf_counter() - begun
+    return {
+        "server_ms": round(cpu / SCRAPES * 1e3, 3),
+        "wall_ms": round(wall / SCRAPES * 1e3, 3),
+        "bytes": size,
+        # Of one core's time, at Prometheus's usual interval.
+        "share_every_15_s": round(cpu / SCRAPES / 15, 6),
+    }
+
+
+def counting() -> float:
+    """Milliseconds that the metrics of one call of one text take: all of them, its run's included."""
+    metrics = Metrics(CollectorRegistry())
+    model = Model("a", 1, "fp32", Path("none"), "", (), True, 8, 512, 0)
+    batch = Batch(model, (Item(model, np.zeros(16, np.int32), None),))
+
+    def count() -> None:
+        metrics.began("a", 1, "trimtab.v1")
+        metrics.batch(batch, "cpu", 0.01)
+        metrics.ended("a", 1, "trimtab.v1")
+        metrics.answered(
+            "a", 1, "trimtab.v1",
+            texts=1, tokens=16, tokenize=0.001, queue=0.01, compute=0.01, output=0.001, total=0.02, now_ms=0,
+        )  # fmt: skip
+
+    return min(timeit.repeat(count, number=COUNTS, repeat=5)) / COUNTS * 1e3
+
+
 def main() -> None:
     """Measure, print, append to the history."""
     parser = argparse.ArgumentParser(
@@ -125,6 +168,7 @@ def main() -> None:
                 before = running.cpu_seconds()
                 asyncio.run(load(running.url, credentials, texts))
                 spent.setdefault(name, []).append((running.cpu_seconds() - before) / len(texts) * 1e3)
+        scrape = scrapes(servers["nothing"][0].metrics_url, servers["nothing"][0].cpu_seconds)
     plain = min(spent["nothing"] + spent["nothing, again"])
     figures = {
         name: {"server_ms": round(min(each), 4), "more": round(min(each) / plain - 1, 4)}
@@ -132,7 +176,15 @@ def main() -> None:
     }
     for name, row in figures.items():
         sys.stdout.write(f"{name:<20}{row['server_ms']:8.3f} ms a call  {row['more']:+7.1%}\n")
-    append("observing", calls=options.calls, rounds=options.rounds, spans=collector.spans, costs=figures)
+    sys.stdout.write("a scrape" + "".join(f"  {name} {value:g}" for name, value in scrape.items()) + "\n")
+    append(
+        "observing",
+        scrape=scrape,
+        calls=options.calls,
+        rounds=options.rounds,
+        spans=collector.spans,
+        costs=figures,
+    )
 
 
 if __name__ == "__main__":

@@ -187,4 +187,6 @@ def describe(message: pb.Encoder) -> Encoder:
             max_text_bytes=message.limits.max_text_bytes,
             max_message_bytes=message.limits.max_message_bytes,
         ),
+        canary_share=message.canary_share,
+        shadow_share=message.shadow_share,
     )

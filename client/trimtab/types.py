@@ -69,7 +69,9 @@ class Encoder:
     `space` names the coordinate system of its vectors: vectors may be compared only where it is the same.
     `similarity` is the measure made for them: cosine, dot, euclidean or manhattan. `dimensions` is the
     length of a full vector; `normalized` says that it is 1 long. No more than `max_tokens` tokens of a
-    text are read, special tokens included. The prompts are put before a text by the server.
+    text are read, special tokens included. The prompts are put before a text by the server. A version on
+    trial answers a `canary_share` of the requests that name no version, or is shown a `shadow_share` of the
+    texts beside the answers.
     """
 
     name: str
@@ -84,6 +86,8 @@ class Encoder:
     passage_prompt: str
     dtypes: tuple[Dtype, ...]
     limits: Limits
+    canary_share: float = 0.0
+    shadow_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

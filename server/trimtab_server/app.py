@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from trimtab.errors import ConfigError
 from trimtab.signatures import Signers
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
-from trimtab_server import listeners
+from trimtab_server import listeners, uptime
 from trimtab_server.adapters import Adapters
 from trimtab_server.admission import Admission
 from trimtab_server.auth import Authenticator
@@ -33,6 +33,7 @@ from trimtab_server.load import Load
 from trimtab_server.metrics import Metrics
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.polling import Poller
+from trimtab_server.quotas import Quotas
 from trimtab_server.repository import Entry, Repository
 from trimtab_server.rescore import Rescorer
 from trimtab_server.rpc.boundary import Boundary, Tenants
@@ -40,10 +41,12 @@ from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.rpc.observed import Observed
+from trimtab_server.shadow import Figures, Shadow
 from trimtab_server.sharing import Sharing
 from trimtab_server.tickets import Ticket
 from trimtab_server.tokenization import Tokenization
 from trimtab_server.tracing import Tracing
+from trimtab_server.trials import Trials
 from trimtab_server.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -84,7 +87,8 @@ class App:
         self._ready = False
         self._scrapes: WSGIServer | None = None
         self._served = True  # while any device is in service
-        batcher = Batcher(config.batching.max_batch_tokens, config.batching.max_batch_texts)
+        quotas = Quotas(config.quota, config.tenants)
+        batcher = Batcher(config.batching.max_batch_tokens, config.batching.max_batch_texts, quotas.weight)
         sharing: Sharing[Ticket] = Sharing(
             single_flight=config.sharing.single_flight,
             across_tenants=config.sharing.across_tenants,
@@ -106,18 +110,22 @@ class App:
         signers = _signers(config.signatures.keys)
         self.repository = Repository(
             repository, self._engine, Adapters(self._watch, signers), self._changed,
-            newest=config.versions.newest, signers=signers,
+            newest=config.versions.newest, signers=signers, trials=Trials(config.canary, config.shadow),
+            loaded=self._metrics.loaded,
         )  # fmt: skip
+        figures = Figures(self._registry)
+        self._shadow = Shadow(self.repository, self._tokenization, self._engine, figures)
         self._poller = Poller(self.repository, config.versions.poll_seconds)
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         pipeline = Pipeline(
             config.limits,
             self.repository,
-            Admission(config.limits.max_tokens_in_flight),
+            Admission(config.limits.max_tokens_in_flight, quotas, self._metrics.not_admitted),
             self._tokenization,
             self._engine,
             self._metrics,
             self._tracing.answered if self._tracing else None,
+            self._shadow.see if config.shadow else None,
         )
         self._boundary, self._admin_boundary = self._boundaries()
         tenants = Tenants(config.server.tenant_header)
@@ -131,6 +139,7 @@ class App:
 
         Raises ConfigError where an address cannot be had or no encoder can be served.
         """
+        process = uptime.seconds()
         host, port = split_address(self.config.server.metrics_address)
         try:
             self._scrapes, _ = start_http_server(port, host, self._registry)
@@ -149,6 +158,9 @@ class App:
                 f"no encoder can be served from {self.repository.path}{reasons or ': it is empty'}"
                 "\nMake a bundle with `trimtab export SOURCE --name NAME --repository DIR`"
             )
+        encoders = uptime.seconds() - process
+        self._metrics.started(process, encoders)
+        log.info("ready after %.2f s, of which the encoders took %.2f s", process + encoders, encoders)
         self._ready = True
         self._announce()
         self._poller.start()
@@ -163,6 +175,7 @@ class App:
         await asyncio.gather(self._boundary.drain(seconds), self._admin_boundary.drain(seconds))
         await asyncio.sleep(min(LATE_SECONDS, seconds))
         self._poller.stop()
+        await self._shadow.stop()
         await self.repository.stop()
         await asyncio.gather(*(server.stop(FLUSH_SECONDS) for server in self._servers))
         await asyncio.to_thread(self._engine.stop)

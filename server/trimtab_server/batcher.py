@@ -12,31 +12,29 @@ yet nothing starves: a stamp, once given, is overtaken only by stamps below it.
 *What rides along* are the anchor's neighbours in length, by the measured cost of the graph. Few items are
 split into the batches that cost least altogether, and the anchor's is taken. Of many, the batch grows from
 the anchor to either side as long as it finishes more tokens a second. It never grows past the point where
-the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only make its items wait. Nothing
+the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only make its items wait. While
+several tenants wait, only what is due within the next few batches may ride along, which is as much of each
+as its share: neighbours out of all that waits would nearly all be of whoever has queued the most. Nothing
 bulk rides with what is interactive, and while there is both, bulk batches are short: a run cannot be
 interrupted, and whoever arrives meanwhile waits for its end.
 """
 
 import heapq
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from trimtab_server.batch import Batch, Item, Model, Priority
 from trimtab_server.cost import Cost
+from trimtab_server.lane import WEIGHTS, Lane
 
 # A batch is large enough when the fixed cost of its run is this share of it.
 WORTHWHILE = 0.02
 # The same for a bulk batch while interactive work ran less than so many seconds ago.
 BESIDE_INTERACTIVE = 0.1
 LATELY = 1.0
-# Up to so many items are split into batches exactly; that takes time with their square.
-EXACT = 32
-# Interactive work has this share of the devices to bulk work's 1, while there is both.
-WEIGHTS: dict[Priority, float] = {"interactive": 16.0, "bulk": 1.0}
 
-Flow: TypeAlias = tuple[str, str]
+Flow: TypeAlias = tuple[str, Priority]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,105 +45,35 @@ class Popped:
     expired: tuple[Item, ...]
 
 
-class _Lane:
-    """The items of one model and priority, in the order of their turns and in the order of their lengths."""
+@dataclass(slots=True)
+class _Waiting:
+    """What waits of one flow."""
 
-    def __init__(self, cost: Cost, max_positions: int, max_texts: int) -> None:
-        self.cost = cost
-        self.max_positions = max_positions
-        self.max_texts = max_texts
-        self.items: dict[int, Item] = {}
-        self.turns: list[tuple[float, int]] = []  # a heap of (stamp, number); may hold items that left
-        self.lengths: list[tuple[int, int]] = []  # (length, number), sorted
-
-    def add(self, number: int, item: Item, stamp: float) -> None:
-        self.items[number] = item
-        heapq.heappush(self.turns, (stamp, number))
-        insort(self.lengths, (item.length, number))
-
-    def remove(self, number: int) -> Item:
-        item = self.items.pop(number)
-        del self.lengths[bisect_left(self.lengths, (item.length, number))]
-        if len(self.turns) > 64 and len(self.turns) > 2 * len(self.items):
-            self.turns = [turn for turn in self.turns if turn[1] in self.items]
-            heapq.heapify(self.turns)
-        return item
-
-    def next_turn(self) -> tuple[float, int]:
-        while self.turns[0][1] not in self.items:
-            heapq.heappop(self.turns)
-        return self.turns[0]
-
-    def window(self, number: int, cost: Cost, worthwhile: float) -> tuple[int, int]:
-        """The slice of `lengths` that runs with item `number`, where a run has this cost."""
-        anchor = bisect_left(self.lengths, (self.items[number].length, number))
-        choose = self._split if len(self.lengths) <= EXACT else self._grow
-        return choose(anchor, cost, worthwhile)
-
-    def _fits(self, cost: Cost, worthwhile: float, texts: int, tokens: int, longest: int) -> bool:
-        return texts == 1 or (
-            texts <= self.max_texts
-            and texts * longest <= self.max_positions
-            and cost.tokens(texts, tokens, longest) * worthwhile <= cost.run_tokens
-        )
-
-    def _split(self, anchor: int, cost: Cost, worthwhile: float) -> tuple[int, int]:
-        """The anchor's part in the split of all lengths into runs that costs least."""
-        least = [0.0]  # of the first n lengths
-        starts = [0]  # of the last run of that split
-        for last in range(1, len(self.lengths) + 1):
-            longest = self.lengths[last - 1][0]
-            best, start, tokens = float("inf"), last - 1, 0
-            for first in range(last - 1, -1, -1):
-                tokens += self.lengths[first][0]
-                if not self._fits(cost, worthwhile, last - first, tokens, longest):
-                    break
-                seconds = least[first] + cost.seconds(last - first, tokens, longest)
-                if seconds < best:
-                    best, start = seconds, first
-            least.append(best)
-            starts.append(start)
-        last = len(self.lengths)
-        while starts[last] > anchor:
-            last = starts[last]
-        return starts[last], last
-
-    def _grow(self, anchor: int, cost: Cost, worthwhile: float) -> tuple[int, int]:
-        """From the anchor to either side, by whichever neighbour makes the batch do more a second."""
-        lengths = self.lengths
-        first, last, tokens = anchor, anchor + 1, lengths[anchor][0]
-        rate = tokens / cost.seconds(1, tokens, tokens)
-        while True:
-            best = (rate, first, last, tokens)
-            for low, high in ((first - 1, last), (first, last + 1)):
-                if low < 0 or high > len(lengths):
-                    continue
-                more = tokens + lengths[low if low < first else high - 1][0]
-                longest = lengths[high - 1][0]
-                if self._fits(cost, worthwhile, high - low, more, longest):
-                    faster = more / cost.seconds(high - low, more, longest)
-                    if faster >= best[0]:
-                        best = (faster, low, high, more)
-            if best[1:3] == (first, last):
-                return first, last
-            rate, first, last, tokens = best
+    items: int = 0
+    seconds: float = 0.0  # of computing
 
 
 class Batcher:
-    """Holds items until a device asks. Not thread-safe: its owner keeps it under one lock."""
+    """Holds items until a device asks. Not thread-safe: its owner keeps it under one lock.
 
-    def __init__(self, max_batch_tokens: int, max_batch_texts: int) -> None:
+    `weight`: a tenant's share of the devices beside others.
+    """
+
+    def __init__(
+        self, max_batch_tokens: int, max_batch_texts: int, weight: Callable[[str], float] = lambda tenant: 1.0
+    ) -> None:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_texts = max_batch_texts
         self.tokens = 0  # of all items that wait
-        self.interactive_tokens = 0  # of these, what bulk items do not delay
-        self._lanes: dict[tuple[Model, Priority], _Lane] = {}
+        self._weight = weight
+        self._lanes: dict[tuple[Model, Priority], Lane] = {}
         self._numbers: dict[Item, int] = {}
         self._deadlines: list[tuple[float, int, Item]] = []
         self._next = 0
         self._now = 0.0  # virtual time: the stamp of the last anchor
         self._interactive_at = float("-inf")  # when the last interactive batch left
         self._flows: dict[Flow, float] = {}  # when each flow's last item will have had its share
+        self._backlog: dict[Flow, _Waiting] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -157,7 +85,9 @@ class Batcher:
     def open(self, model: Model, cost: Cost) -> None:
         """Accept items of this model, whose graph was measured to cost so much."""
         for priority in WEIGHTS:
-            self._lanes[model, priority] = _Lane(cost, self.max_batch_tokens, self.max_batch_texts)
+            self._lanes[model, priority] = Lane(
+                cost, self.max_batch_tokens, self.max_batch_texts, self._weight
+            )
 
     def close(self, model: Model) -> list[Item]:
         """Accept no more items of this model; return those that waited."""
@@ -167,20 +97,41 @@ class Batcher:
             del self._lanes[model, priority]
         return left
 
+    def ahead(self, tenant: str, priority: Priority) -> float:
+        """Seconds of computing before the turn of an item that this flow would queue now: all that the flow
+        has waiting, and of the others what they get meanwhile."""
+        flow = (tenant, priority)
+        span = max(0.0, self._flows.get(flow, 0.0) - self._now)
+        return sum(
+            waiting.seconds if each == flow else min(waiting.seconds, span * self._share(each))
+            for each, waiting in self._backlog.items()
+        )
+
+    def waiting_seconds(self, priority: Priority) -> float:
+        """Seconds of computing that wait, of all tenants."""
+        return sum(waiting.seconds for flow, waiting in self._backlog.items() if flow[1] == priority)
+
+    def cost(self, model: Model) -> Cost:
+        """What runs of an open model were said to cost."""
+        return self._lanes[model, "interactive"].cost
+
     def add(self, item: Item) -> None:
         """Queue an item; its model must be open."""
         number, self._next = self._next, self._next + 1
         lane = self._lanes[item.model, item.priority]
         flow = (item.tenant, item.priority)
         stamp = max(self._now, self._flows.get(flow, 0.0))
-        share = lane.cost.seconds(1, item.length, item.length) - lane.cost.run_seconds
-        self._flows[flow] = stamp + share / WEIGHTS[item.priority]
+        seconds = lane.seconds(item)
+        self._flows[flow] = stamp + seconds / self._share(flow)
         if len(self._flows) > 64 and len(self._flows) > 2 * len(self._numbers):
             # Flows that have had their share already begin anew like any other.
             self._flows = {key: value for key, value in self._flows.items() if value > self._now}
         lane.add(number, item, stamp)
         self._numbers[item] = number
-        self._count(item, item.length)
+        self.tokens += item.length
+        waiting = self._backlog.setdefault(flow, _Waiting())
+        waiting.items += 1
+        waiting.seconds += seconds
         if item.deadline is not None:
             heapq.heappush(self._deadlines, (item.deadline, number, item))
 
@@ -202,7 +153,7 @@ class Batcher:
         `costs`: of runs on the device that asks, where devices differ.
         """
         expired = tuple(self._expire(now))
-        lane = min((lane for lane in self._lanes.values() if lane.items), key=_Lane.next_turn, default=None)
+        lane = min((lane for lane in self._lanes.values() if lane.items), key=Lane.next_turn, default=None)
         if lane is None:
             self._flows.clear()  # whoever comes next starts level
             return Popped(None, expired)
@@ -214,8 +165,7 @@ class Batcher:
             self._interactive_at = now
         elif now - self._interactive_at < LATELY:
             worthwhile = BESIDE_INTERACTIVE
-        first, last = lane.window(number, (costs or {}).get(anchor.model, lane.cost), worthwhile)
-        items = tuple(lane.items[each] for _, each in lane.lengths[first:last])
+        items = lane.batch(number, stamp, (costs or {}).get(anchor.model, lane.cost), worthwhile)
         for item in items:
             self._remove(item)
         return Popped(Batch(anchor.model, items), expired)
@@ -230,14 +180,19 @@ class Batcher:
                 gone.append(item)
         return gone
 
-    def _count(self, item: Item, tokens: int) -> None:
-        self.tokens += tokens
-        if item.priority == "interactive":
-            self.interactive_tokens += tokens
+    def _share(self, flow: Flow) -> float:
+        tenant, priority = flow
+        return WEIGHTS[priority] * self._weight(tenant)
 
     def _remove(self, item: Item) -> None:
-        self._lanes[item.model, item.priority].remove(self._numbers.pop(item))
-        self._count(item, -item.length)
+        lane, flow = self._lanes[item.model, item.priority], (item.tenant, item.priority)
+        lane.remove(self._numbers.pop(item))
+        self.tokens -= item.length
+        waiting = self._backlog[flow]
+        waiting.items -= 1
+        waiting.seconds -= lane.seconds(item)
+        if not waiting.items:
+            del self._backlog[flow]
         # Entries of items that left stay in the heap until their deadline; rebuild it before they
         # are most of it, so that a long deadline does not keep the texts of finished calls alive.
         if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self._numbers):

@@ -13,6 +13,9 @@ from trimtab.errors import ConfigError
 # Those that are verified with a public key: a server holds nothing to sign with.
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
+# Of a tenant's share, where others have 1.
+LEAST_WEIGHT = 0.01
+
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """PEM files. With `client_ca`, only clients that it signed are let in (mutual TLS)."""
@@ -66,6 +69,25 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("max_stream_texts must be at least max_texts, or the largest request never fits")
 
 
+class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a tenant may use. 0 is no limit; `burst_tokens` 0: as much as comes in ten seconds. `weight`: its
+    share of the devices beside others."""
+
+    tokens_per_second: float = 0.0
+    burst_tokens: int = 0
+    max_tokens_in_flight: int = 0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_second", "burst_tokens", "max_tokens_in_flight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} of a quota must not be negative; 0 is no limit")
+        if self.burst_tokens and not self.tokens_per_second:
+            raise ValueError("burst_tokens of a quota says nothing without tokens_per_second: set both")
+        if not LEAST_WEIGHT <= self.weight <= 1 / LEAST_WEIGHT:
+            raise ValueError(f"weight of a quota is from {LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}")
+
+
 class Tokenization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many threads turn texts into ids."""
 
@@ -109,6 +131,17 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     poll_seconds: float = 0.0
 
 
+class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A version on trial, and its share of the requests (a canary) or of the texts (a shadow)."""
+
+    version: int | Literal["newest"] = "newest"
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}; it is a part of 1, such as 0.05")
+
+
 class Signatures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whose bundles and adapters are served: public keys of Ed25519 in PEM; None: anybody's."""
 
@@ -135,17 +168,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     server: Server = Server()
     limits: Limits = Limits()
+    quota: Quota = Quota()  # of each tenant that has none of its own in `tenants`
+    tenants: dict[str, Quota] = {}
     tokenization: Tokenization = Tokenization()
     batching: Batching = Batching()
     engine: Engine = Engine()
     sharing: Sharing = Sharing()
     versions: Versions = Versions()
+    canary: dict[str, Trial] = {}  # by encoder
+    shadow: dict[str, Trial] = {}
     rescoring: Rescoring = Rescoring()
     auth: Auth = Auth()
     signatures: Signatures = Signatures()
     logging: Logging = Logging()
     tracing: Tracing = Tracing()
     devices: tuple[str, ...] = ("auto",)
+
+    def __post_init__(self) -> None:
+        if (self.canary or self.shadow) and self.versions.newest == 1:
+            raise ValueError(
+                "a version on trial (canary, shadow) needs another one beside it, and versions.newest is 1: "
+                "make it 2 or more, or 0 for all"
+            )
 
 
 def read(path: Path) -> Config:

@@ -85,24 +85,33 @@ class Engine:
             self._sharing.close(model)
         self._workers.unload(model)
 
-    def queue_seconds(self, model: Model, priority: Priority) -> float:
-        """About how long it will be until what waits now is computed, as far as it goes before this.
+    def queue_seconds(self, model: Model, tenant: str, priority: Priority, coming: float = 0.0) -> float:
+        """About how long a text of this tenant will wait until the run begins that computes it, behind what
+        waits and so many tokens that are coming.
 
         0 where no device is in service: there is nothing to wait for.
         """
         with self._lock:
-            return self._queue_seconds(model, priority)
+            if not self._workers.serving or model not in self._open:
+                return 0.0
+            ahead = self._seconds(model, self._batcher.ahead(tenant, priority), coming)
+            return self._workers.free_seconds(time.monotonic()) + ahead
 
     def pressure(self) -> tuple[float, int, float]:
-        """Seconds of all runs so far; workers in service; about how long an interactive text would wait."""
+        """Seconds of all runs so far; workers in service; about how long what is interactive will take."""
         with self._lock:
-            workers = self._workers
-            waiting = [model for model in self._open if self._batcher.waiting(model)]
-            wait = max(
-                (self._queue_seconds(model, "interactive") for model in waiting),
-                default=workers.free_seconds(time.monotonic()),
-            )
-            return workers.run_seconds, workers.in_service, wait
+            workers, batcher = self._workers, self._batcher
+            seconds = batcher.waiting_seconds("interactive")
+            waiting = [model for model in self._open if batcher.waiting(model)] if workers.serving else []
+            wait = max((self._seconds(model, seconds) for model in waiting), default=0.0)
+            return workers.run_seconds, workers.in_service, wait + workers.free_seconds(time.monotonic())
+
+    def waiting_seconds(self, model: Model) -> float:
+        """About how long all that waits, of whomever, takes to compute at this model's pace."""
+        with self._lock:
+            if not self._workers.serving or model not in self._open:
+                return 0.0
+            return self._seconds(model, 0.0, self._batcher.tokens)
 
     async def compute(
         self,
@@ -182,12 +191,10 @@ class Engine:
 
     # -- on any thread, with the lock held ---------------------------------------------------------------
 
-    def _queue_seconds(self, model: Model, priority: Priority) -> float:
-        if not self._workers.serving:
-            return 0.0
-        ahead = self._batcher.tokens if priority == "bulk" else self._batcher.interactive_tokens
-        computing = ahead / max(self._workers.tokens_per_second(model), 1e-9)
-        return self._workers.free_seconds(time.monotonic()) + computing
+    def _seconds(self, model: Model, measured: float, tokens: float = 0.0) -> float:
+        """How long so many seconds of computing, as they were measured, and tokens take all devices now."""
+        tokens += measured / self._batcher.cost(model).token_seconds
+        return tokens / max(self._workers.tokens_per_second(model), 1e-9)
 
     def _pop(self, now: float, costs: Mapping[Model, Cost]) -> Batch | None:
         popped = self._batcher.pop(now, costs)

@@ -1,7 +1,7 @@
 """Every metric of the server, declared once. The registry is handed in."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,6 +114,19 @@ class Metrics:
             "trimtab_refused_calls", "Calls that were not let in, by the gRPC code they were answered with",
             ("reason",), registry=registry,
         )  # fmt: skip
+        self._not_admitted = Counter(
+            "trimtab_not_admitted",
+            "Requests that were refused at the door with RESOURCE_EXHAUSTED: over the tenant's quota (rate, "
+            "in_flight), over its share of the room (share), no room (full), or no time (late). Tenants "
+            "without a quota of their own are `other`",
+            ("tenant", "reason"), registry=registry,
+        )  # fmt: skip
+        self._canary = Counter(
+            "trimtab_canary_requests",
+            "Requests that fell to a canary's share: given to it, or kept, because it has no way into the "
+            "space of the version that answers them",
+            ("encoder", "version", "outcome"), registry=registry,
+        )  # fmt: skip
         self._in_flight = Gauge(
             "trimtab_requests_in_flight", "Requests that were taken up and not answered yet",
             _REQUEST, registry=registry,
@@ -156,6 +169,18 @@ class Metrics:
             ("encoder", "version", "how"), registry=registry,
         )  # fmt: skip
         self._cached = Gauge("trimtab_cache_bytes", "Size of the vectors remembered", registry=registry)
+        self._start = Gauge(
+            "trimtab_start_seconds",
+            "How long the server took to start: process (until its parts were made), encoders (until all "
+            "were loaded and warm) and ready (both)",
+            ("stage",), registry=registry,
+        )  # fmt: skip
+        self._load = Gauge(
+            "trimtab_load_seconds",
+            "How long the last load of an encoder version took: read (its hashes, too), tokenizer, graph "
+            "(opened and warmed on every device)",
+            ("encoder", "version", "stage"), registry=registry,
+        )  # fmt: skip
         self._ready = Gauge(
             "trimtab_encoder_ready", "1 while an encoder version is warm and serves", ("encoder", "version"),
             registry=registry,
@@ -232,6 +257,14 @@ class Metrics:
         """A call came without the credentials that it needs."""
         self._refused.labels(reason).inc()
 
+    def not_admitted(self, tenant: str, reason: str) -> None:
+        """A request was refused at the door; `tenant` is one of the configuration's, or OTHER."""
+        self._not_admitted.labels(tenant, reason).inc()
+
+    def canary(self, encoder: str, version: int, *, given: bool) -> None:
+        """A request fell to a canary's share, and was given to it or not."""
+        self._canary.labels(encoder, version, "given" if given else "kept").inc()
+
     def batch(self, batch: Batch, device: str, seconds: float) -> None:
         """A device ran a batch."""
         key = (batch.model.encoder, batch.model.version, device)
@@ -272,6 +305,16 @@ class Metrics:
         """So many texts need no run of their own."""
         if texts:
             self._shared.labels(model.encoder, model.version, how).inc(texts)
+
+    def started(self, process: float, encoders: float) -> None:
+        """The server is ready: seconds of its process until it began to load, and of the loads."""
+        for stage, seconds in (("process", process), ("encoders", encoders), ("ready", process + encoders)):
+            self._start.labels(stage).set(seconds)
+
+    def loaded(self, encoder: str, version: int, seconds: Mapping[str, float]) -> None:
+        """An encoder version was loaded, in so many seconds of each stage."""
+        for stage, each in seconds.items():
+            self._load.labels(encoder, version, stage).set(each)
 
     def ready(self, encoder: str, version: int, serving: bool) -> None:
         """An encoder version began or ceased to serve."""

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
@@ -111,6 +111,7 @@ class Pipeline:
         engine: Engine,
         metrics: Metrics,
         trace: Callable[[str, Encoder, Sequence[int], Times], None] | None = None,
+        show: Callable[[Encoder, EmbedRequest, Vectors], None] | None = None,
     ) -> None:
         self.limits = limits
         self.repository = repository
@@ -119,11 +120,41 @@ class Pipeline:
         self._engine = engine
         self._metrics = metrics
         self._applier = Applier()
+        self._show = show  # told of each answer, before it is sent: its encoder, request and vectors
         self._trace = trace  # told of each answer: its protocol, encoder, token counts and times
 
     async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
         """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
-        return await self.answer(protocol, parse, self._embed)
+        return await self.answer(protocol, lambda: self._given(parse()), self._embed)
+
+    def _given(self, request: EmbedRequest) -> EmbedRequest:
+        """The request as the canary gets it, where it falls to its share; else as it is.
+
+        Nobody who asked for no other version is answered in another space: where the canary has one of its
+        own, it gets queries alone, and those through an adapter into the space of the version that would
+        have answered.
+        """
+        if request.version or request.spaces or not request.texts:
+            return request
+        canary = self.repository.canary(request.encoder, request.tenant, request.texts[0])
+        if canary is None:
+            return request
+        answered = self._as_answered(canary, request)
+        self._metrics.canary(canary.name, canary.version, given=answered is not None)
+        return answered or request
+
+    def _as_answered(self, canary: Encoder, request: EmbedRequest) -> EmbedRequest | None:
+        version = str(canary.version)
+        try:
+            space = self.repository.find(request.encoder).manifest.space
+            if space == canary.manifest.space:
+                return replace(request, version=version)
+            asked = replace(request, version=version, spaces=(space,))
+            self._routes(canary, asked)
+        except TrimtabError:  # there is no way into that space, or not for such vectors
+            return None
+        # What is too long for the canary need not be for the other.
+        return asked if request.role == "query" and request.truncate != "none" else None
 
     async def answer(
         self,
@@ -171,11 +202,13 @@ class Pipeline:
         held = sum(map(len, texts)) // CHARACTERS_A_TOKEN
         estimate = held + sum(min(_most_tokens(text), most) for text in texts)
 
-        def queue_seconds() -> float:
-            return self._engine.queue_seconds(model, request.priority)
+        def queue_seconds(coming: float) -> float:
+            return self._engine.queue_seconds(model, request.tenant, request.priority, coming)
 
-        with self._admission.admit(estimate, queue_seconds, request.deadline) as share:
-            ids = await self._tokenization.encode(encoder.tokenizer, texts, request.truncate)
+        with self._admission.admit(estimate, queue_seconds, request.deadline, request.tenant) as share:
+            ids = await self._tokenization.encode(
+                encoder.tokenizer, texts, request.truncate, (request.tenant, request.priority)
+            )
             tokenized = time.monotonic()
             counts = [len(each) for each in ids]
             share.settle(held + sum(counts))
@@ -227,6 +260,8 @@ class Pipeline:
         texts = [prompt + text for text in request.texts] if prompt else request.texts
         rows = await self.compute(encoder, request, texts, begun)
         vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
+        if self._show is not None:
+            self._show(encoder, request, vectors)
         answers = []
         for route in routes:
             there = await self._applier.apply(route, vectors, dimensions, request.group)

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from trimtab_server.adapters import Adapters, Route, own
 from trimtab_server.batch import Model
 from trimtab_server.engine import Engine
 from trimtab_server.tokenization import Tokenizer
+from trimtab_server.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +75,10 @@ class Repository:
     """Loads bundles into the engine and finds them by name and version.
 
     `changed` is called with each entry whose state changed; `newest` versions of an encoder are served, or
-    all where it is 0; where `signers` are given, only what they signed. Loads and unloads are the
-    repository's own tasks, one at a time: a caller that gives up waiting leaves nothing half done.
+    all where it is 0; where `signers` are given, only what they signed. Versions that are on trial, by
+    `trials`, answer only what names them or is given to them. Loads and unloads are the repository's own
+    tasks, one at a time: a caller that gives up waiting leaves nothing half done. `loaded` is told of each
+    load, and the seconds of its stages.
     """
 
     def __init__(
@@ -86,8 +90,12 @@ class Repository:
         *,
         newest: int = 0,
         signers: Signers | None = None,
+        trials: Trials | None = None,
+        loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
     ) -> None:
+        self._loaded = loaded
         self.path = path
+        self._trials = trials or Trials({}, {})
         self.adapters = mapped
         self._engine = engine
         self._changed = changed
@@ -131,7 +139,8 @@ class Repository:
                         self._left.notify_all()
 
     def find(self, name: str, version: str = "") -> Encoder:
-        """The encoder of this name: the newest version that is ready where `version` is empty.
+        """The encoder of this name: where `version` is empty, the newest version that is ready and not on
+        trial.
 
         An empty name will do where one encoder alone is served. Raises NotFound, naming what is
         there; FailedPrecondition where the version is known but could not be loaded; Unavailable
@@ -154,6 +163,8 @@ class Repository:
         if not asked:
             there = ", ".join(str(entry.version) for entry in known)
             raise NotFound(f"encoder {name} has no version {version}; there is version {there}")
+        if not version and (on_trial := self._trials.versions(name, self._versions(name))):
+            asked = [entry for entry in asked if entry.version not in on_trial]
         for entry in asked:
             if entry.encoder is not None and entry.state == "READY":
                 return entry.encoder
@@ -161,6 +172,31 @@ class Repository:
         if newest.state in ("LOADING", "UNLOADING"):
             raise Unavailable(f"encoder {name} version {newest.version} is {newest.state.lower()}: try again")
         raise FailedPrecondition(f"encoder {name} version {newest.version} is not served: {newest.reason}")
+
+    def canary(self, name: str, tenant: str, text: str) -> Encoder | None:
+        """The version on trial to which a request of this first text is given; None: the others answer it."""
+        if not self._trials:
+            return None
+        name = name or self._only()
+        version = self._trials.canary(name, self._versions(name), tenant, text)
+        entry = self._entries.get((name, version)) if version else None
+        return entry.encoder if entry is not None and entry.state == "READY" else None
+
+    def shadow(self, answered: Encoder, tenant: str, text: str) -> int | None:
+        """The version that is shown a text which this one has answered; None: none is."""
+        if not self._trials:
+            return None
+        name = answered.name
+        return self._trials.shadow(name, self._versions(name), answered.version, tenant, text)
+
+    def shares(self, encoder: Encoder) -> tuple[float, float]:
+        """The shares that a version has as a canary, and as a shadow."""
+        return self._trials.shares(encoder.name, encoder.version, self._versions(encoder.name))
+
+    def _versions(self, name: str) -> list[int]:
+        """The versions of an encoder that are served, or about to be."""
+        states = ("LOADING", "READY")
+        return [key[1] for key, entry in self._entries.items() if key[0] == name and entry.state in states]
 
     def _served(self) -> list[str]:
         """The names of the encoders that the caller may use, and that are served or on their way."""
@@ -282,8 +318,9 @@ class Repository:
         await self._retire(before)
 
     async def _open(self, entry: Entry, path: Path) -> Encoder:
+        begun = time.monotonic()
         bundle = await asyncio.to_thread(self._read, path)
-        manifest = bundle.manifest
+        manifest, read = bundle.manifest, time.monotonic()
         if (manifest.name, manifest.version) != (entry.name, entry.version):
             raise BundleError(
                 f"{path} holds {manifest.name} version {manifest.version}: a bundle is served from "
@@ -291,7 +328,13 @@ class Repository:
             )
         model = _model(bundle, with_states=self.adapters.wants_states(manifest))
         tokenizer = await asyncio.to_thread(Tokenizer, bundle.file(manifest.tokenizer), manifest.max_tokens)
+        tokenized = time.monotonic()
         await self._engine.load(model)
+        ended = time.monotonic()
+        seconds = {"read": read - begun, "tokenizer": tokenized - read, "graph": ended - tokenized}
+        stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
+        log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
+        self._loaded(manifest.name, manifest.version, seconds)
         return Encoder(manifest, tokenizer, model, own(manifest))
 
     def _read(self, path: Path) -> Bundle:

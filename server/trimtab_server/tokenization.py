@@ -1,10 +1,11 @@
-"""Text to token ids, on threads. Texts that wait at the same time are tokenised together."""
+"""Text to token ids, on threads. Texts that wait at the same time are tokenised together; of those who send
+much, each gets its turn."""
 
 import asyncio
 import os
-import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,11 +102,51 @@ class _Job:
         return sum(map(len, self.texts))
 
 
+class _Jobs:
+    """What waits for the threads: of each flow the first job, then of each the second. It is bounded by what
+    admission lets in."""
+
+    def __init__(self) -> None:
+        self._flows: OrderedDict[Hashable, deque[_Job]] = OrderedDict()
+        self._change = threading.Condition()
+        self._closed = False
+
+    def __len__(self) -> int:
+        with self._change:
+            return sum(map(len, self._flows.values()))
+
+    def put(self, flow: Hashable, jobs: Sequence[_Job]) -> None:
+        """Queue jobs behind the flow's others."""
+        with self._change:
+            self._flows.setdefault(flow, deque()).extend(jobs)
+            self._change.notify(len(jobs))
+
+    def take(self) -> list[_Job]:
+        """Wait for jobs, and take several where they are small; none: there will be no more."""
+        with self._change:
+            self._change.wait_for(lambda: self._flows or self._closed)
+            jobs: list[_Job] = []
+            characters = 0
+            while self._flows and len(jobs) < JOBS_AT_ONCE and characters < JOB_CHARACTERS:
+                flow, waiting = self._flows.popitem(last=False)
+                jobs.append(waiting.popleft())
+                characters += jobs[-1].characters
+                if waiting:
+                    self._flows[flow] = waiting  # the others come first
+            return jobs
+
+    def close(self) -> None:
+        """Let the threads end when nothing waits any more."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+
+
 class Tokenization:
-    """The threads that tokenise. Its queue is bounded by what admission lets in."""
+    """The threads that tokenise."""
 
     def __init__(self, threads: int) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs = _Jobs()
         self._loop = asyncio.get_running_loop()
         self._threads = [
             threading.Thread(target=self._work, name=f"tokenizer-{number}", daemon=True)
@@ -114,8 +155,10 @@ class Tokenization:
         for thread in self._threads:
             thread.start()
 
-    async def encode(self, tokenizer: Tokenizer, texts: Sequence[str], how: Truncate) -> list[Ids]:
-        """The ids of each text, cut to what the encoder reads.
+    async def encode(
+        self, tokenizer: Tokenizer, texts: Sequence[str], how: Truncate, flow: Hashable = None
+    ) -> list[Ids]:
+        """The ids of each text, cut to what the encoder reads. Flows take turns.
 
         Raises InvalidArgument where `how` is "none" and a text is too long.
         """
@@ -126,8 +169,7 @@ class Tokenization:
                 raise _failure(error) from error
             return [tokenizer.truncate(ids, how, 0)]
         jobs = [_Job(tokenizer, part, how, self._loop.create_future()) for part in _parts(texts)]
-        for job in jobs:
-            self._jobs.put(job)
+        self._jobs.put(flow, jobs)
         try:
             encoded = [ids for job in jobs for ids in await job.future]
         finally:
@@ -135,27 +177,19 @@ class Tokenization:
                 job.future.cancel()
         return [tokenizer.truncate(ids, how, row) for row, ids in enumerate(encoded)]
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for a thread."""
+        return len(self._jobs)
+
     def stop(self) -> None:
         """Stop the threads, each after what it is doing; one that hangs is left behind."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        self._jobs.close()
         for thread in self._threads:
             thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            jobs = [job]
-            characters = job.characters
-            while len(jobs) < JOBS_AT_ONCE and characters < JOB_CHARACTERS:
-                try:
-                    more = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    self._jobs.put(None)
-                    break
-                jobs.append(more)
-                characters += more.characters
+        while jobs := self._jobs.take():
             # A job whose caller has gone is not worth the work.
             wanted = [each for each in jobs if not each.future.cancelled()]
             for kind in {(each.tokenizer, each.how) for each in wanted}:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import trimtab
 from tests.serve.server_process import ServerProcess
 from trimtab_server.metrics import Metrics
+from trimtab_server.shadow import Figures
 from trimtab_server.watching import Watch
 
 CHART = Path(__file__).parents[2] / "helm" / "trimtab"
@@ -36,6 +37,7 @@ def exported(server: ServerProcess) -> Labels:
     registry = CollectorRegistry()
     Metrics(registry)
     Watch(registry).stop()
+    Figures(registry)
     declared = {each.name: set(names) for each, names in _declared(registry)}
     for family in text_string_to_metric_families(server.scrape()):
         if family.name.endswith("_created"):

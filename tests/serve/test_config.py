@@ -45,6 +45,13 @@ def refuse(tmp_path: Path, text: str) -> str:
         ("[tracing]\nendpoint = 'collector:4317'", "tracing.endpoint must begin with http"),
         ("[logging]\nlevel = 'loud'", "loud"),
         ("[server]\nmax_connection_age_seconds = -1", "max_connection_age_seconds"),
+        ("[quota]\ntokens_per_second = -1.0", "tokens_per_second"),
+        ("[tenants.a]\nburst_tokens = 5", "burst_tokens of a quota says nothing without tokens_per_second"),
+        ("[tenants.a]\nweight = 0.0", "weight of a quota is from 0.01 to 100"),
+        ("[tenants.a]\nrate = 5", "rate"),
+        ("[canary.a]\nshare = 1.5", "share is 1.5"),
+        ("[canary.a]\nversion = 'latest'\nshare = 0.5", "latest"),
+        ("[versions]\nnewest = 1\n[shadow.a]\nshare = 0.5", "needs another one beside it"),
         ("[limits", "trimtab.toml"),
     ],
 )

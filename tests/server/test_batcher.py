@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trimtab_server.batch import Batch, Item, Model, Priority
-from trimtab_server.batcher import EXACT, WEIGHTS, Batcher
+from trimtab_server.batcher import Batcher
 from trimtab_server.cost import Cost
+from trimtab_server.lane import AHEAD, EXACT, WEIGHTS
 
 MAX_TOKENS, MAX_TEXTS = 600, 12
 COSTS = st.builds(
@@ -225,6 +226,40 @@ def test_a_tenant_with_much_does_not_keep_out_one_with_little() -> None:
         batcher.add(item(one, 30 + number % 7, tenant="quiet"))
     shares = served(batcher, 4000)
     assert shares["quiet", "interactive"] == pytest.approx(2000, rel=0.1)
+
+
+def test_riders_are_of_each_tenant_by_its_share() -> None:
+    """Of what waits nearly all is A's; yet B, who has a little, gets half of every batch until it is done."""
+    for weight, most in ((1.0, 3), (4.0, 2)):
+        batcher, one = Batcher(16384, 20, lambda tenant: weight if tenant == "b" else 1.0), model("a")  # noqa: B023
+        batcher.open(one, Cost(0.01, 0.001))
+        for each in range(400):
+            batcher.add(item(one, 5 + each % 7, tenant="a"))
+        assert batcher.ahead("b", "interactive") == 0
+        for each in range(20):
+            batcher.add(item(one, 5 + each % 7, tenant="b"))
+        left, pops = 20, 0
+        while left:
+            left -= sum(each.tenant == "b" for each in pop(batcher).items)
+            pops += 1
+        assert pops <= most + AHEAD
+
+
+def test_what_is_ahead_is_what_a_flow_has_waiting_and_what_others_get_meanwhile() -> None:
+    batcher, one = Batcher(16384, 20, lambda tenant: 3.0 if tenant == "b" else 1.0), model("a")
+    batcher.open(one, Cost(0.01, 0.001))
+    for _ in range(100):
+        batcher.add(item(one, 10, tenant="a"))
+    assert batcher.ahead("a", "interactive") == pytest.approx(1.0)
+    assert batcher.ahead("b", "interactive") == 0
+    for _ in range(30):
+        batcher.add(item(one, 10, tenant="b"))
+    assert batcher.ahead("b", "interactive") == pytest.approx(0.3 + 0.1)  # a third for A beside it
+    assert batcher.ahead("a", "interactive") == pytest.approx(1.0 + 0.3)
+    assert batcher.ahead("c", "bulk") == 0
+    while batcher.tokens:
+        pop(batcher)
+    assert batcher.ahead("a", "interactive") == 0
 
 
 def test_interactive_work_goes_before_bulk_work_and_bulk_work_goes_on() -> None:

@@ -134,3 +134,16 @@ async def test_a_caller_that_left_does_not_disturb_the_others(path: Path) -> Non
     with pytest.raises(asyncio.CancelledError):
         await gone
     tokenization.stop()
+
+
+async def test_who_sends_much_does_not_keep_others_waiting(path: Path) -> None:
+    """Of two flows the second, which sends little, is done while the first has most of its work to do."""
+    tokenization = Tokenization(1)
+    tokenizer = Tokenizer(path, 512)
+    flood = asyncio.create_task(tokenization.encode(tokenizer, ["many words " * 200] * 1000, "end", "a"))
+    await asyncio.sleep(0)  # it has queued its jobs
+    await tokenization.encode(tokenizer, ["a few words " * 40] * 2, "end", "b")
+    assert tokenization.waiting > 10 and not flood.done()
+    flood.cancel()
+    await asyncio.wait([flood])
+    tokenization.stop()

@@ -592,6 +592,8 @@ class Encoder(_message.Message):
     PASSAGE_PROMPT_FIELD_NUMBER: _builtins.int
     DTYPES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    CANARY_SHARE_FIELD_NUMBER: _builtins.int
+    SHADOW_SHARE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     space: _builtins.str
@@ -605,6 +607,11 @@ class Encoder(_message.Message):
     """every vector has length 1"""
     query_prompt: _builtins.str
     passage_prompt: _builtins.str
+    canary_share: _builtins.float
+    """Of a version on trial: its share of the requests that name no version, and of the texts that it is shown
+    beside the answer. 0: it is none.
+    """
+    shadow_share: _builtins.float
     @_builtins.property
     def dtypes(self) -> _containers.RepeatedScalarFieldContainer[Global___DataType.ValueType]: ...
     @_builtins.property
@@ -624,10 +631,12 @@ class Encoder(_message.Message):
         passage_prompt: _builtins.str = ...,
         dtypes: _abc.Iterable[Global___DataType.ValueType] | None = ...,
         limits: Global___Limits | None = ...,
+        canary_share: _builtins.float = ...,
+        shadow_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtypes", b"dtypes", "limits", b"limits", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "passage_prompt", b"passage_prompt", "pooling", b"pooling", "query_prompt", b"query_prompt", "similarity", b"similarity", "space", b"space", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_share", b"canary_share", "dimensions", b"dimensions", "dtypes", b"dtypes", "limits", b"limits", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "passage_prompt", b"passage_prompt", "pooling", b"pooling", "query_prompt", b"query_prompt", "shadow_share", b"shadow_share", "similarity", b"similarity", "space", b"space", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

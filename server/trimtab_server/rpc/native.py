@@ -120,6 +120,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits
+        canary, shadow = self._pipeline.repository.shares(encoder)
         return pb.Encoder(
             name=encoder.name,
             version=str(encoder.version),
@@ -137,6 +138,8 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 max_text_bytes=limits.max_text_bytes,
                 max_message_bytes=limits.max_message_bytes,
             ),
+            canary_share=canary,
+            shadow_share=shadow,
         )
 
 

@@ -1,0 +1,75 @@
+"""Versions on trial: which they are, and which requests they are given. Sans-IO.
+
+A *canary* answers a share of the requests that name no version; a *shadow* is shown a share of the texts, and
+answers nobody. Both by a hash of the tenant and the text, so that every replica decides alike, and who asks
+the same twice is answered by the same version.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from trimtab_server.config import Trial
+
+
+class Trials:
+    """The configuration's trials, by encoder."""
+
+    def __init__(self, canaries: Mapping[str, Trial], shadows: Mapping[str, Trial]) -> None:
+        self._canaries = canaries
+        self._shadows = shadows
+
+    def __bool__(self) -> bool:
+        return bool(self._canaries or self._shadows)
+
+    def versions(self, name: str, served: Sequence[int]) -> set[int]:
+        """Which of the served versions are on trial: they answer no request that was not given to them.
+
+        None of them is where there is no other version.
+        """
+        trials = [trial for trial in (self._canaries.get(name), self._shadows.get(name)) if trial]
+        found = {version for trial in trials if (version := _version(trial, served))}
+        return found if found < set(served) else set()
+
+    def canary(self, name: str, served: Sequence[int], tenant: str, text: str) -> int | None:
+        """The version on trial that a request of this first text is given to; None: the others answer it."""
+        return self._chosen(self._canaries, name, served, tenant, text)
+
+    def shadow(self, name: str, served: Sequence[int], answered: int, tenant: str, text: str) -> int | None:
+        """The version that is shown a text that another one answered; None: none is.
+
+        It is compared with the version that answers whatever names none, and with no other.
+        """
+        version = self._chosen(self._shadows, name, served, tenant, text)
+        if version is None or answered != max(set(served) - self.versions(name, served)):
+            return None
+        return version
+
+    def shares(self, name: str, version: int, served: Sequence[int]) -> tuple[float, float]:
+        """The shares that a version has as a canary, and as a shadow."""
+        on_trial = version in self.versions(name, served)
+        canary, shadow = (
+            trials[name].share if on_trial and name in trials and _version(trials[name], served) == version
+            else 0.0
+            for trials in (self._canaries, self._shadows)
+        )  # fmt: skip
+        return canary, shadow
+
+    def _chosen(
+        self, trials: Mapping[str, Trial], name: str, served: Sequence[int], tenant: str, text: str
+    ) -> int | None:
+        trial = trials.get(name)
+        if trial is None or not falls_to(trial.share, tenant, text):
+            return None
+        version = _version(trial, served)
+        return version if version in self.versions(name, served) else None
+
+
+def falls_to(share: float, tenant: str, text: str) -> bool:
+    """Whether this text of this tenant is in the share, 0 to 1."""
+    digest = hashlib.blake2b(f"{tenant}\0{text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < share * 2**64
+
+
+def _version(trial: Trial, served: Sequence[int]) -> int | None:
+    wanted = max(served, default=0) if trial.version == "newest" else trial.version
+    return wanted if wanted in served else None

@@ -1,0 +1,87 @@
+"""Which version answers and which is shown what; and how far apart two versions are said to be."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab_server.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
+from trimtab_server.config import Trial
+from trimtab_server.trials import Trials, falls_to
+
+NEWEST, THIRD = Trial(share=1.0), Trial(version=3, share=1.0)
+
+
+@given(st.text(), st.text(), st.floats(0.001, 0.5))
+def test_a_text_is_always_in_the_share_or_never_and_stays_in_a_larger_one(
+    tenant: str, text: str, share: float
+) -> None:
+    assert falls_to(share, tenant, text) == falls_to(share, tenant, text)
+    assert falls_to(share, tenant, text) <= falls_to(2 * share, tenant, text)
+    assert falls_to(1.0, tenant, text)
+
+
+def test_the_share_is_kept() -> None:
+    chosen = sum(falls_to(0.05, "tenant", f"text {number}") for number in range(20_000))
+    assert 0.045 < chosen / 20_000 < 0.055
+
+
+@pytest.mark.parametrize(
+    ("trial", "served", "on_trial"),
+    [
+        (NEWEST, [1, 2, 3], {3}),
+        (NEWEST, [1], set()),  # no other version answers
+        (NEWEST, [], set()),
+        (THIRD, [3, 4], {3}),
+        (THIRD, [3], set()),
+        (THIRD, [1, 2], set()),
+    ],
+)
+def test_which_version_is_on_trial(trial: Trial, served: list[int], on_trial: set[int]) -> None:
+    for trials in (Trials({"a": trial}, {}), Trials({}, {"a": trial})):
+        assert trials.versions("a", served) == on_trial
+        assert trials.versions("b", served) == set()
+        chosen = {trials.canary("a", served, "", "text")} | {
+            trials.shadow("a", served, version, "", "text") for version in served
+        }
+        assert chosen - {None} == on_trial
+
+
+def test_a_shadow_is_compared_with_the_version_that_answers_all_else() -> None:
+    trials = Trials({"a": Trial(version=4, share=0.5)}, {"a": Trial(version=3, share=1.0)})
+    assert trials.versions("a", [1, 2, 3, 4]) == {3, 4}
+    shown = {version: trials.shadow("a", [1, 2, 3, 4], version, "", "x") for version in (1, 2, 3, 4)}
+    assert shown == {1: None, 2: 3, 3: None, 4: None}
+    assert trials.shares("a", 4, [1, 2, 3, 4]) == (0.5, 0.0)
+    assert trials.shares("a", 3, [1, 2, 3, 4]) == (0.0, 1.0)
+
+
+def overlaps(old: np.ndarray, new: np.ndarray) -> list[float]:
+    comparison = Comparison(old.shape[1], new.shape[1])
+    findings = [comparison.add(*pair) for pair in zip(old, new, strict=True)]
+    assert all(finding is not None for finding in findings)
+    return [each.overlap for each in findings if each is not None and each.overlap is not None]
+
+
+def test_the_overlap_is_one_for_one_ranking_chance_for_none_and_falls_with_the_noise() -> None:
+    rng = np.random.default_rng(0)
+    old = rng.normal(size=(600, 32)).astype(np.float32)
+    turn = np.linalg.qr(rng.normal(size=(32, 32)))[0].astype(np.float32)
+    same = overlaps(old, 3 * old @ turn)
+    assert len(same) == 600 - FEWEST and np.mean(same) > 0.999
+    noise = rng.normal(size=old.shape).astype(np.float32)
+    near, far = (np.mean(overlaps(old, old + part * noise)) for part in (0.1, 0.5))
+    strangers = np.mean(overlaps(old, rng.normal(size=(600, 48)).astype(np.float32)))
+    assert 1 > near > far > strangers
+    assert strangers == pytest.approx(NEIGHBOURS / RESERVOIR, abs=0.03)
+
+
+def test_cosines_are_told_of_equal_widths_alone_and_a_text_that_comes_again_is_passed_over() -> None:
+    old, new = np.array([3.0, 4.0], np.float32), np.array([4.0, 3.0], np.float32)
+    comparison = Comparison(2, 2)
+    finding = comparison.add(old, new)
+    assert finding is not None and finding.overlap is None
+    assert finding.cosine == pytest.approx(0.96)
+    assert comparison.add(2 * old, new) is None
+    other = Comparison(2, 3).add(old, np.ones(3, np.float32))
+    assert other is not None and other.cosine is None
