@@ -13,7 +13,7 @@ import numpy as np
 from trimtab.client import Client
 from trimtab.commands import server_options, shards, texts
 from trimtab.commands.vector_files import Description
-from trimtab.errors import ConfigError, FailedPrecondition, TrimtabError
+from trimtab.errors import ConfigError, FailedPrecondition, TrimtabError, Unavailable
 from trimtab.progress import Progress
 from trimtab.requests import Options
 
@@ -100,7 +100,10 @@ def _on_ray(
         raise ConfigError("--ray needs Ray: pip install 'trimtab[ray]'") from None
     if not blocks:
         return
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="warning")
+    try:
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="warning")
+    except (RuntimeError, ConnectionError) as error:  # such as a busy machine, where it gives up after 30 s
+        raise Unavailable(f"Ray did not start, or cannot be reached: {error}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
