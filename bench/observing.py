@@ -4,7 +4,8 @@
 
 The encoder costs nothing, so that a small part of a call is seen beside the rest. Servers of all kinds are up
 at the same time and take turns, and the least of several rounds counts: what a neighbour adds is not ours.
-How far the two that have nothing switched on are apart tells what the figures are worth.
+How far the two that have nothing switched on are apart tells what the figures are worth. Beside them: what a
+scrape of /metrics costs, and to count a call in them.
 """
 
 import argparse
@@ -177,9 +178,12 @@ def main() -> None:
     for name, row in figures.items():
         sys.stdout.write(f"{name:<20}{row['server_ms']:8.3f} ms a call  {row['more']:+7.1%}\n")
     sys.stdout.write("a scrape" + "".join(f"  {name} {value:g}" for name, value in scrape.items()) + "\n")
+    metrics = counting()
+    sys.stdout.write(f"the metrics of a call  {metrics:.4f} ms, {metrics / plain:.1%} of it\n")
     append(
         "observing",
         scrape=scrape,
+        metrics={"ms": round(metrics, 4), "share": round(metrics / plain, 4)},
         calls=options.calls,
         rounds=options.rounds,
         spans=collector.spans,
