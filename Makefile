@@ -43,8 +43,8 @@ bench-upgrade: $(INSTALLED)  ## adapters over twelve changes of the encoder; wha
 demo-upgrade: $(INSTALLED)  ## change the encoder of a search, and see what each way is worth; QUICK=1: a trial
 	$(BIN)/python -m bench.demo_upgrade $(if $(QUICK),--quick)
 
-bench-export: $(INSTALLED)  ## the export benchmark: variants of all-MiniLM-L6-v2, their quality and speed
-	$(BIN)/python -m bench.export $(BENCH)
+bench-export: $(INSTALLED)  ## the export benchmark: variants of all-MiniLM-L6-v2; goes on where it stopped; QUICK=1: a trial
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.export $(if $(QUICK),--quick) $(BENCH)
 
 clean:  ## remove the environment and the exported models
 	rm -rf .venv models
