@@ -26,8 +26,9 @@ VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Pooling = Literal["mean", "cls", "last", "max"]
-# int8: linear layers multiply bytes; int8-weights, int4-weights: weights in blocks; fp16: for GPUs
-Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16"]
+# int8: linear layers multiply bytes; int8-weights, int4-weights: weights in blocks; fp16: for GPUs;
+# int8-qdq: int8 as Q and DQ nodes around the products, for TensorRT
+Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16", "int8-qdq"]
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,6 +147,15 @@ class Speedup(Struct, frozen=True):
     factor: float
 
 
+class Packed(Struct, frozen=True):
+    """What vectors keep of the first variant's nDCG@10 as bytes, and as bits (by the Hamming distance)."""
+
+    int8_limit: float  # the absolute component that becomes 127; what is beyond is clipped
+    int8_ndcg: float
+    ubinary_ndcg: float
+    ubinary_documents_ndcg: float  # float32 queries and documents in bits
+
+
 class Fidelity(Struct, frozen=True):
     """What a variant keeps of the bundle's first, over held-out queries and the documents that answer them.
 
@@ -167,6 +177,16 @@ class Fidelity(Struct, frozen=True):
     batch_min_cosine: float  # a text alone against the same text among longer ones
     speedup: tuple[Speedup, ...]
     bytes: int  # of the variant's files
+    packed: Packed | None = None  # None: made before it was measured
+
+
+class Cell(Struct, frozen=True):
+    """What is kept of the first variant's nDCG@10 by so many layers and dimensions, as `Fidelity` has it."""
+
+    layers: int
+    dimensions: int
+    ndcg: float
+    query_only_ndcg: float
 
 
 class ReportCard(Struct, frozen=True):
@@ -176,6 +196,7 @@ class ReportCard(Struct, frozen=True):
     speed: tuple[Speed, ...]
     machine: str
     fidelity: Fidelity | None = None  # None: of the first variant, which the others are compared with
+    cells: tuple[Cell, ...] = ()  # of the first variant: each depth and width
 
 
 class Passes(Struct, frozen=True):
@@ -189,6 +210,7 @@ class Passes(Struct, frozen=True):
     layers: tuple[int, ...] | None = None  # the numbers of those that stay, from 0; None: all
     heads: float = 1.0
     ffn: float = 1.0  # neurons of the feed-forward blocks
+    low_rank: float = 1.0  # of the variance of each layer's outputs, where two thin layers are less work
     heal: int = 0  # how often the texts are gone through in training
     exit: int | None = None  # so many layers are computed, with a fitted head behind them; None: all
     width: int | None = None  # so many dimensions, on the principal axes; None: all
@@ -226,6 +248,8 @@ class Variant(Struct, frozen=True):
     space: str | None = None  # None: the bundle's own; others move the vectors, and are spaces of their own
     passes: Passes | None = None  # None: the encoder as it is
     dimensions: int | None = None  # None: those of the bundle
+    int8_limit: float | None = None  # as the bundle's, for this variant; None: the bundle's
+    engines: tuple[File, ...] = ()  # of TensorRT, and its timing caches, for the GPUs that they were built on
 
 
 class Provenance(Struct, frozen=True):
@@ -253,7 +277,8 @@ class Manifest(Struct, frozen=True):
     prompts: Prompts
     tokenizer: File
     pad_id: int
-    int8_limit: float  # the absolute component value that int8 output maps to 127, at full dimensions
+    # The absolute component that int8 output maps to 127, at full dimensions; what is beyond is clipped.
+    int8_limit: float
     variants: tuple[Variant, ...]
     provenance: Provenance
     format: int = FORMAT
@@ -343,6 +368,7 @@ def files(manifest: Manifest) -> Iterator[File]:
     yield manifest.tokenizer
     for variant in manifest.variants:
         yield from variant.files
+        yield from variant.engines
         if variant.states is not None:
             yield variant.states.file
 

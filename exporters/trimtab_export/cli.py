@@ -69,14 +69,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     more = parser.add_argument_group(
         "smaller and faster variants", "each a space of its own, with a report card in the manifest"
     )
-    asked = more.add_mutually_exclusive_group()
-    asked.add_argument(
+    more.add_argument(
         "--min-quality",
         type=_share,
+        action="append",
+        default=[],
         metavar="SHARE",
-        help="search for the fastest variants that keep this share of the encoder's nDCG@10, such as 0.99",
+        help="search for the fastest variants that keep this share of the encoder's nDCG@10, such as 0.99; "
+        "given several times, for the fastest at each",
     )
-    asked.add_argument("--recipe", type=Path, metavar="FILE", help="make the variants of this TOML file")
+    more.add_argument("--recipe", type=Path, metavar="FILE", help="make the variants of this TOML file")
     more.add_argument(
         "--target",
         choices=get_args(Target),
@@ -88,6 +90,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Device),
         default="cpu",
         help="what the variants are for: a CPU gets int8, a GPU float16 (default: %(default)s)",
+    )
+    more.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="build TensorRT engines for this machine's GPU; where there is none, the bundle goes without",
     )
     more.add_argument(
         "--heal",
@@ -127,12 +134,13 @@ def run(options: argparse.Namespace) -> int:
     )
     wanted = Wanted(
         recipe=recipe.load(options.recipe) if options.recipe else (),
-        min_quality=options.min_quality,
+        min_quality=tuple(options.min_quality),
         target=options.target,
         device=options.device,
         heal=options.heal,
         pairs=options.pairs,
         texts=options.texts,
+        tensorrt=options.tensorrt,
     )
     with _terminated_like_interrupted(), _disk_errors_told():
         bundle = export(settings, options.name, options.repository, options.version, wanted)

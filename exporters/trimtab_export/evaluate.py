@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Parity, Prompts, ReportCard, Speed
+from trimtab.bundle import Cell, Parity, Prompts, ReportCard, Speed
 from trimtab.errors import ExportError
 from trimtab_export import runtime, sentences
 from trimtab_export.graph.head import OUTPUT
@@ -135,6 +135,6 @@ def machine() -> str:
     return f"{processor}, 1 thread, ONNX Runtime {runtime.require()} on the CPU"
 
 
-def report_card(parity: Parity, speed: tuple[Speed, ...]) -> ReportCard:
+def report_card(parity: Parity, speed: tuple[Speed, ...], cells: tuple[Cell, ...] = ()) -> ReportCard:
     """The measurements together, with the machine they were made on."""
-    return ReportCard(parity=parity, speed=speed, machine=machine())
+    return ReportCard(parity=parity, speed=speed, machine=machine(), cells=cells)

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from trimtab import bundle as bundles
@@ -15,12 +16,12 @@ from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, write
 from trimtab_export.graph import head, states, to_onnx, unpad
 from trimtab_export.load import load, weights
+from trimtab_export.passes import to_tensorrt
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import Steps, no_progress_bars, quiet
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants.candidates import Candidate
 from trimtab_export.variants.draw import draw
-from trimtab_export.variants.selection import Wanted, put, select
+from trimtab_export.variants.selection import Selected, Wanted, put, select
 
 VARIANT = "fp32"
 NOTHING_MORE = Wanted()
@@ -51,7 +52,7 @@ def export(
     hidden folder beside the bundle, for the next run.
     """
     runtime.require()
-    steps = Steps(total=10 if wanted.anything else 9)
+    steps = Steps(total=9 + wanted.anything + wanted.tensorrt)
     with write.staged(repository, name, version) as stage, quiet():
         with steps(f"reading {settings.source}"):
             no_progress_bars()
@@ -79,10 +80,10 @@ def export(
         with steps("measuring the speed"):
             speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
         scratch = stage.target.with_name(f".{stage.version}.search")
-        candidates: list[Candidate] = []
+        chosen = Selected([], [], (), None)
         if wanted.anything:
             with steps("making smaller and faster variants") as say:
-                candidates, measured = select(
+                chosen = select(
                     wanted,
                     source,
                     files[0],
@@ -90,28 +91,40 @@ def export(
                     scratch,
                     lambda text: say(f"\n  {text}"),
                 )
-                page = draw(name, measured, wanted.min_quality, stage.target.with_suffix(".report"))
+                page = draw(
+                    name,
+                    chosen.measured,
+                    chosen.cells,
+                    wanted.min_quality,
+                    stage.target.with_suffix(".report"),
+                )
                 say(f"\n  drawn in {page}")
+        tokenizer = stage.folder / "tokenizer.json"
+        tokenizer.write_text(source.tokenizer.json, "utf-8")
+        tokenizer_entry = write.entry(stage.folder, tokenizer)
+        space = bundles.space_digest(
+            weights_sha256=source.weights_sha256,
+            tokenizer_sha256=tokenizer_entry.sha256,
+            prompts=source.prompts,
+            pooling=source.head.pooling,
+            normalized=source.normalized,
+        )
+        first = bundles.Variant(
+            name=VARIANT,
+            precision="fp32",
+            inputs=to_onnx.inputs_of(files[0]),
+            unpadded=products > 0,
+            files=tuple(write.entry(stage.folder, path) for path in files),
+            report=evaluate.report_card(parity, speed, chosen.cells),
+            states=pooled,
+        )
+        variants = (first, *(put(each, stage.folder, space) for each in chosen.variants))
+        if wanted.tensorrt:
+            with steps("building TensorRT engines") as say:
+                variants = tuple(
+                    _with_engines(each, stage.folder, source.max_tokens, say) for each in variants
+                )
         with steps("writing the bundle"):
-            tokenizer = stage.folder / "tokenizer.json"
-            tokenizer.write_text(source.tokenizer.json, "utf-8")
-            variant = bundles.Variant(
-                name=VARIANT,
-                precision="fp32",
-                inputs=to_onnx.inputs_of(files[0]),
-                unpadded=products > 0,
-                files=tuple(write.entry(stage.folder, path) for path in files),
-                report=evaluate.report_card(parity, speed),
-                states=pooled,
-            )
-            tokenizer_entry = write.entry(stage.folder, tokenizer)
-            space = bundles.space_digest(
-                weights_sha256=source.weights_sha256,
-                tokenizer_sha256=tokenizer_entry.sha256,
-                prompts=source.prompts,
-                pooling=source.head.pooling,
-                normalized=source.normalized,
-            )
             manifest = bundles.Manifest(
                 name=name,
                 version=stage.version,
@@ -125,8 +138,8 @@ def export(
                 prompts=source.prompts,
                 tokenizer=tokenizer_entry,
                 pad_id=source.tokenizer.pad_id,
-                int8_limit=float(np.abs(vectors).max()),
-                variants=(variant, *(put(each, stage.folder, space) for each in candidates)),
+                int8_limit=chosen.int8_limit or float(np.abs(vectors).max()),
+                variants=variants,
                 provenance=bundles.Provenance(
                     source=public_name(settings.source),
                     architecture=source.architecture,
@@ -153,6 +166,20 @@ def _pooled(
         say(f"{error}, {WITHOUT}")
         return None
     return bundles.States(file=write.entry(joined.parent.parent, joined), layers=layers, width=width)
+
+
+def _with_engines(
+    variant: bundles.Variant, folder: Path, max_tokens: int, say: Callable[[str], object]
+) -> bundles.Variant:
+    """The variant with the engines that were built of it, where they can be."""
+    graph = folder / variant.files[0].path
+    try:
+        built = to_tensorrt.build(graph, variant.inputs, max_tokens, variant.precision)
+    except ExportError as error:
+        say(f"\n  {variant.name}: {error}, {WITHOUT}")
+        return variant
+    say(f"\n  {variant.name}: {', '.join(path.name for path in built)}")
+    return msgspec.structs.replace(variant, engines=tuple(write.entry(folder, path) for path in built))
 
 
 def describe(source: Source) -> str:

@@ -1,7 +1,7 @@
-"""ONNX Runtime on the CPU, imported only here."""
+"""ONNX Runtime, imported only here; on the CPU unless told otherwise."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,16 @@ def require() -> str:
     return str(onnxruntime.__version__)
 
 
-def session(graph: Path, threads: int = 0) -> Any:
-    """An InferenceSession of the graph on the CPU; `threads` within an operator, 0: as many as cores."""
+def providers() -> list[str]:
+    """What this ONNX Runtime was built for."""
+    require()
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def session(graph: Path, threads: int = 0, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> Any:
+    """An InferenceSession of the graph; `threads` within an operator, 0: as many as cores."""
     require()
     import onnxruntime
 
@@ -39,7 +47,7 @@ def session(graph: Path, threads: int = 0) -> Any:
     # A busy-waiting pool of threads takes the time of its neighbours, and the measured speed with it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
     except Exception as error:
         raise ExportError(f"ONNX Runtime cannot load {graph.name}: {first_line(error)}") from error
 

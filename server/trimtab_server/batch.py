@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.bundle import Precision
+
 Ids = NDArray[np.int32]
 Priority = Literal["interactive", "bulk"]
 
@@ -25,6 +27,7 @@ class Model:
     dimensions: int
     max_tokens: int
     pad_id: int
+    precision: Precision = "fp32"
 
 
 @dataclass(eq=False, slots=True)

@@ -397,4 +397,5 @@ def _model(bundle: Bundle, *, with_states: bool) -> Model:
         dimensions=manifest.dimensions + (states.width if states else 0),
         max_tokens=manifest.max_tokens,
         pad_id=manifest.pad_id,
+        precision=variant.precision,
     )

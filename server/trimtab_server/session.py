@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from trimtab import tensorrt
 from trimtab.errors import ConfigError
 from trimtab_server.batch import Ids, Model
 
@@ -15,6 +16,16 @@ PROVIDERS = {
     "cuda": ("CUDAExecutionProvider",),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
 }
+
+
+def provider_options(model: Model, provider: str, index: int) -> dict[str, str]:
+    """What a GPU's provider is told of a graph. Engines that came with the bundle are found beside it."""
+    if provider != "TensorrtExecutionProvider":
+        return {"device_id": str(index)}
+    engines = model.graph.with_name(tensorrt.FOLDER)
+    return tensorrt.options(
+        model.inputs, model.max_tokens, model.precision, engines if engines.is_dir() else None, index
+    )
 
 
 class Session(Protocol):
@@ -38,7 +49,8 @@ class OrtSession:
         options.enable_mem_pattern = False
         wanted = PROVIDERS[kind]
         settings: list[Any] = [
-            name if name == "CPUExecutionProvider" else (name, {"device_id": str(index)}) for name in wanted
+            name if name == "CPUExecutionProvider" else (name, provider_options(model, name, index))
+            for name in wanted
         ]
         missing = [name for name in wanted if name not in ort.get_available_providers()]
         if missing:

@@ -7,13 +7,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tiny_encoders
 from embedder import Embedder
 from tiny_encoders import Export
 
 from trimtab import bundle as bundles
+from trimtab.cli import main as cli_main
 from trimtab.errors import ExportError
 from trimtab_export.passes import exits
-from trimtab_export.variants import fidelity, material
+from trimtab_export.variants import cells, fidelity, material
 
 TEXTS = [f"w{number} some words x{number * 7 % 13}" for number in range(20)]
 
@@ -39,7 +41,10 @@ def unit(rows: Any) -> Any:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_depth_and_width(st_bert: Path, tmp_path: Path, export: Export) -> None:
+def test_depth_and_width(
+    st_bert: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exits, "WHITENING", 0.0)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         "[[variants]]\nname = 'narrow'\nwidth = 8\n"
@@ -60,7 +65,7 @@ def test_depth_and_width(st_bert: Path, tmp_path: Path, export: Export) -> None:
 
     got = vectors(bundle, early.files[0])
     assert got.shape == whole.shape
-    assert (got * whole).sum(axis=1).mean() > 0.8, "its head was fitted to the whole encoder"
+    assert (got * whole).sum(axis=1).mean() > 0.7, "its head was fitted to the whole encoder"
     norms = lambda variant: sum(  # noqa: E731
         node.op_type == "LayerNormalization"
         for node in onnx.load(str(bundle.file(variant.files[0])), load_external_data=False).graph.node
@@ -77,6 +82,7 @@ def test_depth_and_width(st_bert: Path, tmp_path: Path, export: Export) -> None:
         ("exit = 0", "exit = 0: give 1 to 1"),
         ("width = 32", "width = 32: give less than the encoder's 32 dimensions"),
         ("width = 8\nffn = 0.5", "they go with a precision, not with layers"),
+        ("width = 8\nheal = 1", "a width has nothing to heal"),
     ],
 )
 def test_cells_that_there_are_not(
@@ -85,6 +91,50 @@ def test_cells_that_there_are_not(
     (tmp_path / "recipe.toml").write_text(f"[[variants]]\nname = 'odd'\n{passes}\n")
     with pytest.raises(ExportError, match=f"the variant odd: .*{message}"):
         export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
+
+
+def test_every_depth_and_width_is_measured(
+    st_bert: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cells, "WIDTHS", (16, 8))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        "[[variants]]\nname = 'early'\nexit = 1\n[[variants]]\nname = 'narrow'\nexit = 1\nwidth = 8\n"
+        "[[variants]]\nname = 'healed'\nexit = 1\nheal = 2\n"
+        "[[variants]]\nname = 'healed-narrow'\nexit = 1\nheal = 2\nwidth = 8\n"
+    )
+    bundle = bundles.read(export(st_bert, "--recipe", str(recipe)))
+    first, early, narrow, healed, healed_narrow = bundle.manifest.variants
+    found = {(cell.layers, cell.dimensions): cell for cell in first.report.cells}
+    assert sorted(found) == [(depth, width) for depth in (1, 2) for width in (8, 16, 32)]
+    assert (found[2, 32].ndcg, found[2, 32].query_only_ndcg) == (1.0, 1.0)
+    # The graphs of the variants give what was measured without them.
+    for variant, cell in ((early, found[1, 32]), (narrow, found[1, 8])):
+        kept = variant.report.fidelity
+        assert kept is not None
+        assert kept.ndcg.value == pytest.approx(cell.ndcg, abs=0.01)
+        assert kept.query_only_ndcg.value == pytest.approx(cell.query_only_ndcg, abs=0.01)
+    page = (bundle.path.with_suffix(".report") / "report.html").read_text()
+    assert f"<td>{found[1, 16].ndcg:.3f} / {found[1, 16].query_only_ndcg:.3f}</td>" in page
+    capsys.readouterr()
+    assert cli_main(["info", str(bundle.path)]) == 0
+    assert f"8: {found[1, 8].ndcg:.3f} / " in capsys.readouterr().out
+
+    assert healed.report.fidelity is not None
+    assert healed.report.fidelity.cosine > 0.9, "training goes on from the fitted head"
+    assert healed.space != early.space
+    assert vectors(bundle, healed_narrow.files[0]).shape == (len(TEXTS), 8)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "mpnet", "distilbert"])
+def test_every_architecture_has_exits_that_heal(architecture: str, tmp_path: Path, export: Export) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        "[[variants]]\nname = 'healed'\nexit = 1\nheal = 1\nwidth = 8\nprecision = 'int8'\n"
+    )
+    source = tiny_encoders.sentence_transformers(architecture, tmp_path)
+    bundle = bundles.read(export(source, "--recipe", str(tmp_path / "recipe.toml")))
+    assert vectors(bundle, bundle.manifest.variants[1].files[0]).shape == (len(TEXTS), 8)
 
 
 def test_a_linear_map_is_found() -> None:
@@ -100,5 +150,9 @@ def test_the_axes_are_orthonormal_and_the_strongest_first() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32) * [9, 5, 3, 1, 0.1, 0.1]
     axes = exits.basis(rows.astype(np.float32), 3)
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-5)
+    longer = exits.basis(rows.astype(np.float32), 3, 0.5)
+    np.testing.assert_allclose(longer[:, 0], axes[:, 0], atol=1e-5)
+    whitened = np.square(rows @ longer).sum(axis=0)
+    np.testing.assert_allclose(whitened, whitened[0], rtol=1e-4)
     strengths = np.square(rows @ axes).sum(axis=0)
     assert list(strengths) == sorted(strengths, reverse=True)

@@ -12,7 +12,7 @@ from trimtab.errors import ExportError
 from trimtab_export import sentences
 from trimtab_export.load import load
 from trimtab_export.passes import anatomy, heal, prune
-from trimtab_export.passes.student import Student, buckets
+from trimtab_export.passes.student import EarlyStudent, Student, buckets
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
 from trimtab_export.tokens import Batcher
@@ -132,6 +132,29 @@ def test_healing_brings_vectors_nearer_and_goes_on_where_it_stopped(
     again, rest = healed(made, tmp_path / "stopped.safetensors")
     assert rest == told[5:], "from the next step on, with the same losses"
     np.testing.assert_allclose(again, straight, atol=1e-5)
+
+
+def test_an_exit_is_healed_with_the_head_behind_it(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heal, "BATCH", 16)
+    wanted = made.source.embed(TEXTS, "")
+    backbone = made.student.copy().backbone
+    anatomy.keep_layers(backbone, (0,))
+    rng = np.random.default_rng(0)
+    random = rng.normal(size=(32, 2 * 32)).astype(np.float32), np.zeros(32, np.float32)
+    early = EarlyStudent(backbone, made.source.head, random)
+
+    def nearness() -> float:
+        mine = made.vectors(early)
+        return float((mine * wanted).sum(axis=1).mean() / np.linalg.norm(mine, axis=1).mean())
+
+    before = nearness()
+    heal.heal(early, TEXTS, wanted, made.batcher, epochs=4, progress=tmp_path / "p", tell=lambda text: None)
+    assert nearness() > before + 0.05
+    weight, bias = early.fitted
+    assert not np.array_equal(weight, random[0])
+    assert not np.array_equal(bias, random[1])
 
 
 def test_vectors_that_are_nan_stop_the_healing(made: Made, tmp_path: Path) -> None:

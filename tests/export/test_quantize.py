@@ -70,6 +70,19 @@ def test_every_linear_layer_multiplies_bytes(architecture: str, tmp_path: Path, 
         file.size for file in embed.bundle.manifest.variants[0].files
     )
 
+    # For TensorRT the same in operators of the standard: each product is of two dequantised tensors.
+    explicit = quantize.to_qdq(graph_of(embed), calibration(embed), tmp_path / "qdq")
+    graph = onnx.load(str(explicit[0])).graph
+    makers = {node.output[0]: node.op_type for node in graph.node}
+    constants = {tensor.name for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    quantised = [each for each in products if makers.get(each.input[1]) == "DequantizeLinear"]
+    assert len(quantised) == 2 * 6
+    assert {makers[each.input[0]] for each in quantised} == {"DequantizeLinear"}
+    assert not [each for each in products if each.input[1] in constants]
+    assert all(node.domain == "" for node in graph.node)
+    assert cosines(run(explicit[0], batch), run(graph_of(embed), batch)).min() > 0.9
+
 
 @pytest.fixture(scope="module")
 def real(minilm_repository: Path) -> Embedder:

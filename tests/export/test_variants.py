@@ -167,10 +167,22 @@ def test_an_onnx_source_is_quantised_but_not_cut(tiny_bundle: Path, tmp_path: Pa
     assert len(bundle.manifest.variants) > 1
 
 
-def test_a_search_keeps_its_floor(st_bert: Path, export: Export, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = bundles.read(export(st_bert, "--min-quality", "0.6", "--target", "size"))
-    found = bundle.manifest.variants[1:]
+def test_a_search_keeps_its_floor_beside_a_recipe(
+    st_bert: Path, tmp_path: Path, export: Export, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.toml").write_text("[[variants]]\nname = 'narrow'\nwidth = 4\n")
+    options = ("--min-quality", "0.6", "--min-quality", "0.95", "--target", "size")
+    bundle = bundles.read(export(st_bert, *options, "--recipe", str(tmp_path / "recipe.toml")))
+    _, narrow, *found = bundle.manifest.variants
+    assert (narrow.name, narrow.dimensions) == ("narrow", 4)
     assert found
+    for variant in (narrow, *found):
+        packed = variant.report.fidelity and variant.report.fidelity.packed
+        assert packed is not None
+        assert variant.int8_limit == packed.int8_limit
+        assert packed.int8_ndcg > 0
+    assert narrow.int8_limit is not None
+    assert narrow.int8_limit > bundle.manifest.int8_limit, "4 components of a unit vector are larger than 32"
     for variant in found:
         assert variant.report.fidelity is not None
         assert variant.report.fidelity.ndcg.value >= 0.6
@@ -301,9 +313,43 @@ def test_a_variant_that_depends_on_its_batch_is_refused(
         export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
 
 
+def test_each_floor_gets_the_deepest_cut_that_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quality falls along the plans; each is made once."""
+    plans = search.cuts(6, [2, 3, 1, 0, 4], "int8", 1)
+    quality = dict(
+        zip([plan.name for plan in plans], (0.999, 0.995, 0.98, 0.96, 0.9, 0.85, 0.5), strict=True)
+    )
+    made: list[str] = []
+
+    class Shop:
+        source = None
+
+        def layer_order(self) -> list[int]:
+            return [2, 3, 1, 0, 4]
+
+    class Bench:
+        shop = Shop()
+
+        def tell(self, text: str) -> None:
+            pass
+
+        def candidate(self, passes: Passes) -> Candidate:
+            made.append(passes.name)
+            return candidate(passes.name, quality[passes.name], 2, 2, 1)
+
+    class Backbone:
+        backbone = None
+
+    Shop.source = Backbone  # type: ignore[assignment]
+    monkeypatch.setattr(search.anatomy, "blocks", lambda backbone: range(6))
+    seen = search._bisect(Bench(), (0.84, 0.99, 0.97), "int8", 1)  # type: ignore[arg-type]
+    names = [each.passes.name for each in seen]
+    assert {plans[1].name, plans[2].name, plans[5].name} <= set(names), "the deepest at each floor"
+    assert len(names) == len(set(names)) == len(made)
+
+
 def test_options_that_contradict_each_other(st_bert: Path, tmp_path: Path, export: Export) -> None:
     for options in (
-        ["--min-quality", "0.9", "--recipe", "x"],
         ["--min-quality", "1.5"],
         ["--min-quality", "x"],
     ):

@@ -67,9 +67,11 @@ def describe(manifest: bundles.Manifest) -> str:
                 f"{kept.retrieval}",
                 f"  cosine               {kept.cosine:.4f}, least {kept.min_cosine:.4f}; alone or in a batch "
                 f"{kept.batch_min_cosine:.7f}",
+                *_packed(kept.packed),
                 "  times as fast        "
                 + ", ".join(f"{each.factor:.2f} at {each.batch} x {each.length}" for each in kept.speedup),
             ]
+        lines[-1:-1] = _cells(variant.report.cells)
         for speed in variant.report.speed:
             per_text = speed.milliseconds / speed.batch
             lines.append(
@@ -77,6 +79,28 @@ def describe(manifest: bundles.Manifest) -> str:
                 f"{per_text:7.2f} ms a text"
             )
     return "\n".join(lines)
+
+
+def _packed(packed: bundles.Packed | None) -> list[str]:
+    if packed is None:
+        return []
+    return [
+        f"  packed               int8 {packed.int8_ndcg:.3f}, bits {packed.ubinary_ndcg:.3f}, queries in "
+        f"float32 and documents in bits {packed.ubinary_documents_ndcg:.3f} of nDCG@10"
+    ]
+
+
+def _cells(cells: tuple[bundles.Cell, ...]) -> list[str]:
+    """A line for each depth: what each width keeps, alone / searching the whole encoder's index."""
+    lines = []
+    for depth in sorted({cell.layers for cell in cells}):
+        kept = [
+            f"{cell.dimensions}: {cell.ndcg:.3f} / {cell.query_only_ndcg:.3f}"
+            for cell in cells
+            if cell.layers == depth
+        ]
+        lines.append(f"  {depth:>3} layers, width    {'  '.join(kept)}")
+    return lines
 
 
 def _interval(figure: bundles.Interval) -> str:

@@ -3,8 +3,9 @@
 The states of an early layer are no embedding of an encoder that was not trained to stop there. So each exit
 has a head of its own, fitted in closed form: ridge regression from the mean states of all layers up to the
 exit to the whole encoder's vectors of the same texts. A narrower vector is the projection on the principal
-axes of the encoder's vectors, which keeps more than cutting it does. Li et al., 2024 (arXiv:2402.14776) train
-for both; this does without training.
+axes of the encoder's vectors, which keeps more than cutting it does, and more still where the strong axes are
+held back a little: a part of the whitening of Su et al., 2021 (arXiv:2103.15316). Li et al., 2024
+(arXiv:2402.14776) train for both; this does without training.
 """
 
 from pathlib import Path
@@ -23,14 +24,21 @@ Floats: TypeAlias = NDArray[np.float32]
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean variance; the best on texts left out is taken
 LEFT_OUT = 5  # every so many texts
+# The power of an axis' variance that it is divided by: 0 projects, 0.5 whitens. Two encoders kept
+# most of their nDCG@10 between 0.15 and 0.3, at every width: at a third of it .01 more than without.
+WHITENING = 0.2
 
 
-def basis(vectors: Floats, width: int) -> Floats:
-    """The first principal axes of vectors (n, dimensions), not centred, as columns: (dimensions, width)."""
+def basis(vectors: Floats, width: int, whitening: float = 0.0) -> Floats:
+    """The first principal axes of vectors (n, dimensions), not centred, as columns: (dimensions, width).
+
+    They are of length 1 without `whitening`; with it, the first one is, and weaker ones are longer.
+    """
     if not 1 <= width < vectors.shape[1]:
         raise ExportError(f"width = {width}: give less than the encoder's {vectors.shape[1]} dimensions")
-    _, axes = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)
-    columns: Floats = axes[:, ::-1][:, :width].astype(np.float32)
+    values, axes = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)
+    strengths = np.maximum(values[::-1][:width], 1e-6 * values[-1]) / values[-1]
+    columns: Floats = (axes[:, ::-1][:, :width] * strengths**-whitening).astype(np.float32)
     return columns
 
 

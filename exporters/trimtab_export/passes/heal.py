@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 BATCH = 32
 RATE = 3e-4
+OWN_RATE = 1e-5  # of a head that was fitted, and reads thousands of columns: steps of RATE would undo the fit
 WARM = 0.05  # of the steps
 SIMILARITY_WEIGHT = 10.0
 CLIP = 1.0
@@ -62,7 +63,11 @@ def heal(
     }
     for name, weight in backbone.named_parameters():
         weight.requires_grad_(name in trained)
-    optimiser = torch.optim.AdamW(trained.values(), lr=RATE, weight_decay=0.0)
+    groups: list[dict[str, Any]] = [{"params": list(trained.values())}]
+    if student.own:
+        groups.append({"params": list(student.own.values()), "lr": OWN_RATE})
+    optimiser = torch.optim.AdamW(groups, lr=RATE, weight_decay=0.0)
+    trained |= student.own
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total))
     done = _resume(progress, trained, optimiser, schedule)
     backbone.train(False)  # without dropout: the teacher has none either

@@ -14,7 +14,7 @@ import torch
 
 from trimtab.errors import ExportError
 from trimtab_export.passes import anatomy
-from trimtab_export.passes.student import Student, Tokens
+from trimtab_export.passes.student import Student, Tokens, watch
 
 RIDGE = 1e-3  # of the mean diagonal
 LEAST_SHARE = 0.125  # of a layer's neurons that stay, however little they do
@@ -115,7 +115,7 @@ def _lasting_neurons(whole: Student, batches: Sequence[Tokens], share: float) ->
     blocks = anatomy.blocks(whole.backbone)
     energies = [torch.zeros(block.narrow.in_features) for block in blocks]
     for batch in batches:
-        seen = _watch(whole, batch, [block.narrow for block in blocks])
+        seen = watch(whole, batch, [block.narrow for block in blocks])
         energies = [
             energy + inputs.square().sum(0) for energy, (inputs, _) in zip(energies, seen, strict=True)
         ]
@@ -156,8 +156,8 @@ def _fit(student: Student, whole: Student, linear: Any, wanted: Any, batches: Se
     width = linear.in_features + 1
     gram, cross = torch.zeros(width, width), torch.zeros(width, linear.out_features)
     for batch in batches:
-        ((inputs, now),) = _watch(student, batch, [linear])
-        ((_, outputs),) = _watch(whole, batch, [wanted])
+        ((inputs, now),) = watch(student, batch, [linear])
+        ((_, outputs),) = watch(whole, batch, [wanted])
         ones = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
         gram += ones.T @ ones
         cross += ones.T @ (outputs - now)
@@ -165,23 +165,3 @@ def _fit(student: Student, whole: Student, linear: Any, wanted: Any, batches: Se
     change = torch.linalg.solve(gram.double(), cross.double()).float()
     linear.weight += change[:-1].T
     linear.bias += change[-1]
-
-
-def _watch(
-    student: Student, batch: Tokens, linears: Sequence[Any]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What goes in and out of linear layers on the real tokens of a batch, (tokens, width) each."""
-    real = torch.from_numpy(batch["attention_mask"] == 1)
-    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    handles = [
-        linear.register_forward_hook(
-            lambda _, inputs, output, number=number: seen.__setitem__(number, (inputs[0][real], output[real]))
-        )
-        for number, linear in enumerate(linears)
-    ]
-    try:
-        student(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [seen[number] for number in range(len(linears))]

@@ -30,6 +30,7 @@ Floats: TypeAlias = NDArray[np.float32]
 CONTRIB = "com.microsoft"
 PREFIX = "int8"
 MOST_WEIGHT = 63  # of 7 bits with a sign
+MOST_SIGNED = 127
 MOST_INPUT = 255  # of 8 bits without
 EIGHT_BIT_INPUTS = 4  # what ONNX Runtime calls it
 # Weights that share a scale, by their bits. With blocks of 128 the sums are added in an order that depends on
@@ -175,6 +176,33 @@ class _Writer:
         ]
         return [*nodes, helper.make_node("MatMulIntegerToFloat", inputs, [linear.output], domain=CONTRIB)]
 
+    def explicit(self, linear: Linear, most: float) -> list[Any]:
+        """A product of dequantised tensors; before the first one of an input, its Q and DQ."""
+        nodes = []
+        if linear.input not in self._quantised:
+            scale = self._constant(f"{linear.input}/scale", np.float32(max(most, 1e-8) / MOST_SIGNED))
+            zero = self._constant(f"{linear.input}/zero", np.int8(0))
+            names = (f"{PREFIX}/{linear.input}", scale, zero)
+            nodes.append(helper.make_node("QuantizeLinear", [linear.input, *names[1:]], [names[0]]))
+            nodes.append(helper.make_node("DequantizeLinear", list(names), [f"{names[0]}/back"]))
+            self._quantised[linear.input] = names
+        weight = numpy_helper.to_array(self._constants[linear.weight])
+        scales = np.maximum(np.abs(weight).max(axis=0), 1e-8).astype(np.float32) / MOST_SIGNED
+        integers = np.clip(np.rint(weight / scales), -MOST_SIGNED, MOST_SIGNED).astype(np.int8)
+        back = f"{PREFIX}/{linear.weight}/{linear.output}/back"
+        weights = [
+            self._constant(linear.weight, integers),
+            self._constant(f"{linear.weight}/scales", scales),
+            self._constant(f"{linear.weight}/zeros", np.zeros(len(scales), np.int8)),
+        ]
+        nodes.append(helper.make_node("DequantizeLinear", weights, [back], axis=1))
+        product = f"{linear.output}/product" if linear.bias else linear.output
+        activation = f"{self._quantised[linear.input][0]}/back"
+        nodes.append(helper.make_node("MatMul", [activation, back], [product]))
+        if linear.bias:
+            nodes.append(helper.make_node("Add", [product, linear.bias], [linear.output]))
+        return nodes
+
     def blocks(self, linear: Linear, bits: int, block: int) -> Any:
         """A product with weights in blocks, each with a scale."""
         weight = numpy_helper.to_array(self._constants[linear.weight])
@@ -216,6 +244,29 @@ class _Writer:
         kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
+
+
+def to_qdq(graph: Path, batches: Iterable[Tokens], folder: Path) -> tuple[Path, ...]:
+    """Write `folder`/model.onnx with QuantizeLinear and DequantizeLinear around the linear layers; its files.
+
+    That is how TensorRT reads int8: symmetric, one scale for the input, one for each output of the weights.
+    On a CPU it is slower than `to_int8`.
+    """
+    measured = ranges(graph, batches)
+    model = onnx.load(str(graph))
+    layers = linears(model.graph)
+    if not layers:
+        raise ExportError(f"{graph.name} has no MatMul with constant weights: there is nothing to quantise")
+    if bad := sorted(name for name, ends in measured.items() if not np.isfinite(ends).all()):
+        raise ExportError(
+            f"{graph.name} computes values that are not finite ({bad[0]}): its weights are broken"
+        )
+    writer = _Writer(model)
+    writer.replace(
+        {linear.product.output[0]: linear for linear in layers},
+        lambda linear: writer.explicit(linear, max(map(abs, measured[linear.input]))),
+    )
+    return save(model, folder / GRAPH)
 
 
 def to_blocks(graph: Path, folder: Path, *, bits: int) -> tuple[Path, ...]:

@@ -1,4 +1,7 @@
-"""A torch encoder with its head, as the passes that change weights see it: batches in, vectors out."""
+"""A torch encoder with its head, as the passes that change weights see it: batches in, vectors out.
+
+An `EarlyStudent` is one that ends at an exit, behind a linear map of the pooled states of its layers.
+"""
 
 import copy
 import inspect
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 from trimtab_export.source import Dense, Head
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
+Floats: TypeAlias = NDArray[np.float32]
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Identity": torch.nn.Identity(),
@@ -22,10 +26,16 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Student:
-    """A backbone and the head behind it. The backbone may be changed; the head stays as it is."""
+    """A backbone and the head behind it. The backbone may be changed; the head stays as it is.
+
+    `own` are weights beside those of the backbone that can be trained, by name.
+    """
+
+    own: Mapping[str, torch.nn.Parameter]
 
     def __init__(self, backbone: Any, head: Head) -> None:
         self.backbone = backbone
+        self.own = {}
         self._head = head
         self._known = inspect.signature(backbone.forward).parameters
 
@@ -35,8 +45,12 @@ class Student:
 
     def __call__(self, batch: Tokens) -> torch.Tensor:
         """float32 (n, dimensions) of a padded batch, as the exported graph gives it."""
-        inputs = {name: torch.from_numpy(ids) for name, ids in batch.items() if name in self._known}
+        inputs = self.inputs(batch)
         return self.head(self.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
+
+    def inputs(self, batch: Tokens) -> dict[str, torch.Tensor]:
+        """What the backbone reads of a batch."""
+        return {name: torch.from_numpy(ids) for name, ids in batch.items() if name in self._known}
 
     def head(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(n, length, hidden) to (n, dimensions)."""
@@ -49,6 +63,32 @@ class Student:
             else:
                 vectors = torch.nn.functional.normalize(vectors, dim=1)
         return vectors
+
+
+class EarlyStudent(Student):
+    """An encoder whose vectors are a linear map of the mean states of all its layers side by side.
+
+    Args:
+        fitted: the map: weight float32 (dimensions, (layers + 1) * hidden) and bias (dimensions,).
+    """
+
+    def __init__(self, backbone: Any, head: Head, fitted: tuple[Floats, Floats]) -> None:
+        super().__init__(backbone, head)
+        weight, bias = (torch.nn.Parameter(torch.from_numpy(each.copy())) for each in fitted)
+        self.own = {"exit.weight": weight, "exit.bias": bias}
+
+    def __call__(self, batch: Tokens) -> torch.Tensor:
+        """float32 (n, dimensions), not normalised."""
+        inputs = self.inputs(batch)
+        states = self.backbone(**inputs, output_hidden_states=True).hidden_states
+        pooled = [_pool("mean", state, inputs["attention_mask"]) for state in states]
+        return torch.nn.functional.linear(torch.cat(pooled, dim=1), *self.own.values())
+
+    @property
+    def fitted(self) -> tuple[Floats, Floats]:
+        """The map as it is now."""
+        weight, bias = (each.detach().numpy().copy() for each in self.own.values())
+        return weight, bias
 
 
 def _pool(pooling: str, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -68,3 +108,21 @@ def buckets(lengths: Sequence[int], size: int, rng: np.random.Generator) -> Iter
     groups = [order[start : start + size] for start in range(0, len(order), size)]
     for place in rng.permutation(len(groups)):
         yield groups[place]
+
+
+def watch(student: Student, batch: Tokens, linears: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What goes in and out of linear layers on the real tokens of a batch, (tokens, width) each."""
+    real = torch.from_numpy(batch["attention_mask"] == 1)
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    handles = [
+        linear.register_forward_hook(
+            lambda _, inputs, output, number=number: seen.__setitem__(number, (inputs[0][real], output[real]))
+        )
+        for number, linear in enumerate(linears)
+    ]
+    try:
+        student(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [seen[number] for number in range(len(linears))]

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from trimtab.bundle import Fidelity, Passes, ReportCard
-from trimtab_export.variants import fidelity, make
+from trimtab_export.variants import fidelity, make, packed
 from trimtab_export.variants.fidelity import Yardstick
 from trimtab_export.variants.make import Workshop
 
@@ -45,6 +45,11 @@ class Bench:
     yardstick: Yardstick
     tell: Callable[[str], object]
 
+    def int8_limit(self, graph: Path) -> float:
+        """The range of a graph's packed vectors, over texts of which none is measured by."""
+        texts = self.shop.prompted[: make.CALIBRATION]
+        return packed.limit(fidelity.embed(graph, self.shop.batcher, texts))
+
     def candidate(self, passes: Passes) -> Candidate:
         """The variant, from the folder where an earlier run finished it.
 
@@ -62,7 +67,7 @@ class Bench:
             passes, self.shop, folder / "graph", lambda text: self.tell(f"{passes.name}: {text}")
         )
         axes = self.shop.axes(passes.width) if passes.width is not None else None
-        report = fidelity.measure(files, self.yardstick, axes)
+        report = fidelity.measure(files, self.yardstick, self.int8_limit(files[0]), axes)
         partial = folder / f"{MEASURED}.partial"
         partial.write_bytes(msgspec.json.encode(report))
         partial.rename(measured)

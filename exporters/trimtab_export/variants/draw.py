@@ -5,6 +5,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from trimtab.bundle import Cell
 from trimtab_export.variants.candidates import Candidate
 from trimtab_export.variants.fidelity import typical
 
@@ -21,16 +22,23 @@ STYLE = (
 )
 
 
-def draw(name: str, candidates: Sequence[Candidate], floor: float | None, folder: Path) -> Path:
+def draw(
+    name: str,
+    candidates: Sequence[Candidate],
+    cells: Sequence[Cell],
+    floors: Sequence[float],
+    folder: Path,
+) -> Path:
     """Write the picture and the page into `folder`; the page holds the picture and needs nothing else.
 
     Args:
         name: of the encoder.
         candidates: all that were measured, in any order.
-        floor: of quality, drawn as a line; None: none was asked for.
+        cells: what is kept at each depth and width; perhaps none.
+        floors: of quality, drawn as lines.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _picture(name, candidates, floor, folder / PNG)
+    _picture(name, candidates, floors, folder / PNG)
     rows = "".join(_row(candidate) for candidate in candidates)
     heads = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
     picture = base64.b64encode((folder / PNG).read_bytes()).decode()
@@ -42,7 +50,7 @@ def draw(name: str, candidates: Sequence[Candidate], floor: float | None, folder
         f"{html.escape(figures.retrieval)}; fp32 itself: nDCG@10 {figures.source_ndcg:.3f}, R@10 "
         f"{figures.source_recall:.3f}. {html.escape(candidates[0].report.machine)}.</p>"
         f'<img alt="quality against speed" src="data:image/png;base64,{picture}">'
-        f"<table><tr>{heads}</tr>{rows}</table>\n",
+        f"<table><tr>{heads}</tr>{rows}</table>{_grid(cells)}\n",
         "utf-8",
     )
     return page
@@ -61,7 +69,26 @@ def _row(candidate: Candidate) -> str:
     return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
 
 
-def _picture(name: str, candidates: Sequence[Candidate], floor: float | None, path: Path) -> None:
+def _grid(cells: Sequence[Cell]) -> str:
+    """Depth by width: the nDCG kept with an index of its own, and by the queries alone."""
+    if not cells:
+        return ""
+    widths = sorted({cell.dimensions for cell in cells}, reverse=True)
+    found = {(cell.layers, cell.dimensions): cell for cell in cells}
+    heads = "".join(f"<th>{width}</th>" for width in widths)
+    rows = ""
+    for depth in sorted({cell.layers for cell in cells}):
+        row = [found[depth, width] for width in widths]
+        figures = "".join(f"<td>{cell.ndcg:.3f} / {cell.query_only_ndcg:.3f}</td>" for cell in row)
+        rows += f"<tr><td>{depth}</td>{figures}</tr>"
+    return (
+        "<h2>Depth by width</h2><p>nDCG@10 kept with an index of its own / with queries alone, in the whole "
+        "encoder's index of that width. Heads and axes are fitted, no layer is trained: see exit, width and "
+        f"heal.</p><table><tr><th>layers</th>{heads}</tr>{rows}</table>"
+    )
+
+
+def _picture(name: str, candidates: Sequence[Candidate], floors: Sequence[float], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -78,7 +105,7 @@ def _picture(name: str, candidates: Sequence[Candidate], floor: float | None, pa
             capsize=3,
         )
         axes.annotate(candidate.passes.name, (speed, kept.value), textcoords="offset points", xytext=(6, 6))
-    if floor is not None:
+    for floor in floors:
         axes.axhline(floor, linestyle="--", color="grey", linewidth=1)
     axes.set_xlabel("times as fast as fp32, one thread, mean over shapes")
     axes.set_ylabel("share of fp32's nDCG@10 kept")

@@ -15,7 +15,7 @@ from trimtab_export import evaluate, runtime, sentences
 from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import retrieval
+from trimtab_export.variants import packed, retrieval
 from trimtab_export.variants.retrieval import Pairs
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -71,10 +71,13 @@ def embed_pairs(graph: Path, source: Source, batcher: Batcher, pairs: Pairs) -> 
     )
 
 
-def measure(files: Sequence[Path], yardstick: Yardstick, axes: Floats | None = None) -> bundles.ReportCard:
+def measure(
+    files: Sequence[Path], yardstick: Yardstick, int8_limit: float, axes: Floats | None = None
+) -> bundles.ReportCard:
     """The report card of the variant whose graph is the first of `files`.
 
     Args:
+        int8_limit: the range of its packed vectors: see `packed.limit`.
         axes: for a narrower variant, what projects the source's vectors to its width: (dimensions, width). It
             is compared with the projected vectors, and its queries search an index of these.
 
@@ -113,6 +116,13 @@ def measure(files: Sequence[Path], yardstick: Yardstick, axes: Floats | None = N
         batch_min_cosine=round(batch_cosine, 8),
         speedup=speedup(graph, yardstick.graph, yardstick.batcher),
         bytes=sum(path.stat().st_size for path in files),
+        packed=packed.measure(
+            now.queries,
+            now.documents,
+            int8_limit,
+            float(ndcg.mean()),
+            source.similarity,
+        ),
     )
     differences = [np.abs(now.queries - before.queries).max(), np.abs(now.documents - before.documents).max()]
     parity = bundles.Parity(

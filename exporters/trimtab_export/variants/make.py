@@ -1,5 +1,6 @@
 """Make a variant of an encoder: cut, train, write in a precision; each step only where it is asked for."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -7,18 +8,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.bundle import Passes
 from trimtab.errors import ExportError
-from trimtab_export.graph import head, to_onnx, unpad
+from trimtab_export.graph import head, states, to_onnx, unpad
 from trimtab_export.passes import anatomy, exits, half, quantize
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
 from trimtab_export.variants import fidelity
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from trimtab_export.passes.student import Student
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -27,6 +31,7 @@ CALIBRATION = 256  # texts to choose, to repair and to take ranges by
 BATCH = 16
 RANKING = 4  # every so many of the calibration's batches rank the layers
 ROLES = 2
+VECTORS, STATES = "vectors.npy", "states.npy"  # what is kept between runs
 
 
 @dataclass(frozen=True)
@@ -64,23 +69,38 @@ class Workshop:
     @cached_property
     def vectors(self) -> Floats:
         """The encoder's vectors of `prompted`, float32 (texts, dimensions); kept between runs."""
-        return self._kept("vectors", self.graph)
+        if self.joined is not None and (self.scratch / STATES).is_file():
+            return self.rows(self.joined)[:, : self.source.dimensions]
+        return self._kept(VECTORS, self.graph)
 
     def rows(self, joined: Path) -> Floats:
         """The vectors and the pooled inner states beside them; kept between runs."""
-        return self._kept("states", joined)
+        return self._kept(STATES, joined)
+
+    @property
+    def mixed(self) -> dict[str, NDArray[np.int64]]:
+        """A batch of texts of unlike lengths."""
+        return self.batcher(self.prompted[:CALIBRATION:BATCH])
+
+    def exit_head(self, layers: int) -> tuple[Floats, Floats]:
+        """The fitted head of the exit behind so many layers: see `exits.fit`."""
+        assert self.joined is not None  # noqa: S101
+        rows, dimensions = self.rows(self.joined), self.source.dimensions
+        hidden = (rows.shape[1] - dimensions) // (exits.depth(self.joined) + 1)
+        end = dimensions + (layers + 1) * hidden
+        return exits.fit(rows[:, dimensions:end], rows[:, :dimensions])
 
     def axes(self, width: int) -> Floats:
-        """The principal axes of the vectors: (dimensions, width)."""
-        return exits.basis(self.vectors, width)
+        """The principal axes of the vectors: (dimensions, width). Where length counts, they keep it."""
+        return exits.basis(self.vectors, width, exits.WHITENING if self.source.normalized else 0.0)
 
     def _kept(self, name: str, graph: Path) -> Floats:
-        path = self.scratch / f"{name}.npy"
+        path = self.scratch / name
         if path.is_file():
             kept: Floats = np.load(path, allow_pickle=False)
             return kept
         vectors = fidelity.embed(graph, self.batcher, self.prompted)
-        partial = self.scratch / f"{name}.partial.npy"
+        partial = self.scratch / f".{name}"
         np.save(partial, vectors)
         partial.replace(path)
         return vectors
@@ -105,18 +125,18 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
     Raises ExportError where a pass cannot be done to this encoder, by name.
     """
     leaves = passes.exit is not None or passes.width is not None
-    if passes.precision == "fp32" and not cuts(passes) and not leaves:
+    if passes.precision == "fp32" and not cuts(passes) and not leaves and not passes.heal:
         raise ExportError(f"the variant {passes.name} would be the encoder as it is: give it a pass")
     if cuts(passes) and leaves:
         raise ExportError(
             "exit and width leave the encoder itself early or narrow: they go with a precision, not with "
-            "layers, heads, ffn or heal"
+            "layers, heads, ffn or low_rank"
         )
     graph = shop.graph
-    if cuts(passes):
+    if leaves:
+        graph = _exit(passes, shop, tell)
+    elif cuts(passes) or passes.heal:
         graph = _cut(passes, shop, tell)
-    elif leaves:
-        graph = _exit(passes, shop)
     match passes.precision:
         case "fp32":
             shutil.copytree(graph.parent, folder, dirs_exist_ok=True)
@@ -127,18 +147,21 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
             return quantize.to_blocks(graph, folder, bits=8)
         case "int4-weights":
             return quantize.to_blocks(graph, folder, bits=4)
+        case "int8-qdq":
+            return quantize.to_qdq(graph, shop.calibration, folder)
         case "fp16":
             return half.to_fp16(graph, folder)
 
 
 def cuts(passes: Passes) -> bool:
-    """Whether the weights change before they are written."""
-    return bool(passes.layers is not None or passes.heads != 1 or passes.ffn != 1 or passes.heal)
+    """Whether something is taken out of the encoder."""
+    whole = passes.layers is None and passes.heads == passes.ffn == passes.low_rank == 1
+    return not whole
 
 
 def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     """The float32 graph of the cut and healed encoder; kept in the scratch folder, by what was cut."""
-    from trimtab_export.passes.heal import heal
+    from trimtab_export.passes.low_rank import low_rank
     from trimtab_export.passes.prune import prune
     from trimtab_export.passes.student import Student
 
@@ -150,27 +173,44 @@ def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     shutil.rmtree(folder / "making", ignore_errors=True)
     student = Student(shop.source.backbone, shop.source.head).copy()
     prune(student, shop.calibration, layers=passes.layers, heads=passes.heads, ffn=passes.ffn)
+    if passes.low_rank != 1:
+        ranks = low_rank(student, shop.calibration, passes.low_rank)
+        tell(f"{len(ranks.thin)} layers are thin now, {ranks.whole} would cost more and stay whole")
     folder.mkdir(parents=True, exist_ok=True)
     if passes.heal:
-        heal(
-            student,
-            shop.prompted,
-            shop.vectors,
-            shop.batcher,
-            epochs=passes.heal,
-            progress=folder / "healing.safetensors",
-            tell=tell,
-        )
-    cut = replace(shop.source, backbone=student.backbone)
-    with TemporaryDirectory(dir=folder) as onnx:
-        backbone = to_onnx.states_graph(cut, Path(onnx))
-        files = head.graft(backbone, cut.head, cut.dimensions, folder / "making")
-    unpad.take_padding_out(files[0], shop.batcher(shop.prompted[:CALIBRATION:BATCH]))
+        _heal(student, passes, shop, folder, tell)
+    graph = _graph(student.backbone, shop, folder / "making")
+    unpad.take_padding_out(graph, shop.mixed)
     (folder / "making").rename(folder / "graph")
     return finished
 
 
-def _exit(passes: Passes, shop: Workshop) -> Path:
+def _heal(
+    student: "Student", passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], object]
+) -> None:
+    from trimtab_export.passes.heal import heal
+
+    heal(
+        student,
+        shop.prompted,
+        shop.vectors,
+        shop.batcher,
+        epochs=passes.heal,
+        progress=folder / "healing.safetensors",
+        tell=tell,
+    )
+
+
+def _graph(backbone: Any, shop: Workshop, folder: Path) -> Path:
+    """Write the graph of a changed backbone, with the source's head, into `folder`."""
+    changed = replace(shop.source, backbone=backbone)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as onnx:
+        states_graph = to_onnx.states_graph(changed, Path(onnx))
+        return head.graft(states_graph, changed.head, changed.dimensions, folder)[0]
+
+
+def _exit(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     """The float32 graph up to an exit, as wide as asked for; kept in the scratch folder."""
     folder = shop.scratch / label(passes)
     finished = folder / "graph" / head.GRAPH
@@ -181,29 +221,54 @@ def _exit(passes: Passes, shop: Workshop) -> Path:
             f"exits and widths read the inner states, and the layers of {shop.source.architecture} were not "
             "found in its graph"
         )
-    fitted = None
+    joined, fitted = shop.joined, None
+    shutil.rmtree(folder / "making", ignore_errors=True)
     if passes.exit is not None:
-        layers = exits.depth(shop.joined)
+        layers = exits.depth(joined)
         if not 1 <= passes.exit < layers:
             raise ExportError(
                 f"exit = {passes.exit}: give 1 to {layers - 1}, of the encoder's {layers} layers"
             )
-        rows = shop.rows(shop.joined)
-        dimensions = shop.source.dimensions
-        hidden = (rows.shape[1] - dimensions) // (layers + 1)
-        end = dimensions + (passes.exit + 1) * hidden
-        fitted = exits.fit(rows[:, dimensions:end], rows[:, :dimensions])
+        fitted = shop.exit_head(passes.exit)
+        if passes.heal:
+            joined, fitted = _healed_exit(passes, fitted, shop, tell)
+    elif passes.heal:
+        raise ExportError("heal goes with exit, or with what cuts the encoder: a width has nothing to heal")
     axes = shop.axes(passes.width) if passes.width is not None else None
-    shutil.rmtree(folder / "making", ignore_errors=True)
-    exits.write(
-        shop.joined, passes.exit, fitted, axes, normalize=shop.source.normalized, folder=folder / "making"
-    )
+    exits.write(joined, passes.exit, fitted, axes, normalize=shop.source.normalized, folder=folder / "making")
     (folder / "making").rename(folder / "graph")
     return finished
+
+
+def _healed_exit(
+    passes: Passes, fitted: tuple[Floats, Floats], shop: Workshop, tell: Callable[[str], object]
+) -> tuple[Path, tuple[Floats, Floats]]:
+    """The layers up to the exit and the head behind them, trained together, whatever the width.
+
+    Returns the graph with pooled inner states, and the head.
+    """
+    from trimtab_export.passes.student import EarlyStudent
+
+    assert passes.exit is not None  # noqa: S101
+    anatomy.architecture(shop.source.backbone)
+    backbone = copy.deepcopy(shop.source.backbone)
+    anatomy.keep_layers(backbone, tuple(range(passes.exit)))
+    student = EarlyStudent(backbone, shop.source.head, fitted)
+    folder = shop.scratch / f"exit-{passes.exit}.heal-{passes.heal}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _heal(student, passes, shop, folder, tell)
+    shutil.rmtree(folder / "layers", ignore_errors=True)
+    graph = _graph(backbone, shop, folder / "layers")
+    layers = states.hidden_states(graph, backbone, shop.mixed)
+    if len(layers) != passes.exit + 1:
+        raise ExportError(f"the {passes.exit} layers were not found again in the graph of what was trained")
+    joined = states.write(graph, layers)
+    unpad.take_padding_out(joined, shop.mixed)
+    return joined, student.fitted
 
 
 def label(passes: Passes) -> str:
     """What was cut and trained, as a name of a folder: variants of several precisions share it."""
     layers = "all" if passes.layers is None else "-".join(map(str, passes.layers))
-    left = f".exit-{passes.exit}.width-{passes.width}"
-    return f"layers-{layers}.heads-{passes.heads:g}.ffn-{passes.ffn:g}.heal-{passes.heal}{left}"
+    cut = f"layers-{layers}.heads-{passes.heads:g}.ffn-{passes.ffn:g}.rank-{passes.low_rank:g}"
+    return f"{cut}.heal-{passes.heal}.exit-{passes.exit}.width-{passes.width}"

@@ -1,8 +1,9 @@
-"""Look for the fastest variants that keep a floor of quality.
+"""Look for the fastest variants that keep a floor of quality, or several floors.
 
 First the precisions, which cost seconds. Then cuts, each healed, in the best precision, by bisection over a
-list of ever deeper ones: quality falls along it, so the deepest that keeps the floor is found in a few of
-them. What was made on the way and kept the floor is kept where nothing is both better and faster.
+list of ever deeper ones: quality falls along it, so the deepest that keeps a floor is found in a few of
+them, and a lower floor is looked for beyond it. What was made on the way and kept the lowest floor is kept
+where nothing is both better and faster.
 """
 
 from collections.abc import Sequence
@@ -20,24 +21,26 @@ CUTS = ((0.0, 0.75), (0.0, 0.5), (1 / 6, 0.5), (1 / 3, 0.5), (1 / 3, 0.33), (1 /
 
 
 def search(
-    bench: Bench, floor: float, target: Target, device: Device, heal: int
+    bench: Bench, floors: Sequence[float], target: Target, device: Device, heal: int
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """Variants that keep `floor` of the nDCG, the best for `target` first, none beaten by another in both.
+    """Variants that keep `floors` of the nDCG, the best for `target` first, none beaten by another in both.
 
     Args:
+        floors: shares of the nDCG, at least one; for each the fastest that keeps it is looked for.
         heal: how often the texts are gone through after a cut.
 
-    Raises ExportError, with what can be had, where none keeps the floor.
+    Raises ExportError, with what can be had, where none keeps the lowest floor.
 
     Returns the variants, and all that were measured on the way.
     """
     made = [_try(bench, Passes(name=each, precision=each)) for each in precisions(target, device)]
     seen = [candidate for candidate in made if candidate is not None]
+    floor = min(floors)
     keeping = [candidate for candidate in seen if keeps(candidate, floor)]
     backbone = bench.shop.source.backbone
     if not isinstance(backbone, Graph) and backbone.config.model_type in anatomy.KNOWN and seen:
         best = max(keeping or seen, key=lambda candidate: worth(candidate, target))
-        seen += _bisect(bench, floor, best.passes.precision, heal)
+        seen += _bisect(bench, floors, best.passes.precision, heal)
     keeping = [candidate for candidate in seen if keeps(candidate, floor)]
     if not keeping:
         nearest = max(seen, key=lambda candidate: candidate.fidelity.ndcg.value, default=None)
@@ -103,22 +106,26 @@ def cuts(layers: int, order: Sequence[int], precision: Precision, heal: int) -> 
     return found
 
 
-def _bisect(bench: Bench, floor: float, precision: Precision, heal: int) -> list[Candidate]:
+def _bisect(bench: Bench, floors: Sequence[float], precision: Precision, heal: int) -> list[Candidate]:
+    """The cuts that were made to find, for each floor, the deepest that keeps it."""
     shop = bench.shop
     layers = len(anatomy.blocks(shop.source.backbone))
     bench.tell("finding the layers that matter least")
     plans = cuts(layers, shop.layer_order(), precision, heal)
-    low, high, seen = 0, len(plans), []
-    while low < high:
-        middle = (low + high) // 2
-        candidate = _try(bench, plans[middle])
-        if candidate is not None:
-            seen.append(candidate)
-        if candidate is not None and keeps(candidate, floor):
-            low = middle + 1
-        else:
-            high = middle
-    return seen
+    made: dict[int, Candidate | None] = {}
+    low = 0
+    for floor in sorted(floors, reverse=True):
+        high = len(plans)
+        while low < high:
+            middle = (low + high) // 2
+            if middle not in made:
+                made[middle] = _try(bench, plans[middle])
+            candidate = made[middle]
+            if candidate is not None and keeps(candidate, floor):
+                low = middle + 1
+            else:
+                high = middle
+    return [candidate for candidate in made.values() if candidate is not None]
 
 
 def _try(bench: Bench, passes: Passes) -> Candidate | None:

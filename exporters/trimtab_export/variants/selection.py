@@ -14,7 +14,7 @@ from trimtab_export import write
 from trimtab_export.graph import to_onnx
 from trimtab_export.source import Device, Source, Target
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import material
+from trimtab_export.variants import cells, material
 from trimtab_export.variants.candidates import Bench, Candidate
 from trimtab_export.variants.fidelity import Yardstick
 from trimtab_export.variants.make import Workshop
@@ -23,19 +23,30 @@ from trimtab_export.variants.search import search
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks for beside the encoder as it is: `recipe`, or a search above `min_quality`."""
+    """What the user asks for beside the encoder as it is: `recipe`, a search above `min_quality`, or both."""
 
     recipe: tuple[Passes, ...] = ()
-    min_quality: float | None = None
+    min_quality: tuple[float, ...] = ()
     target: Target = "throughput"
     device: Device = "cpu"
     heal: int = 1
     pairs: Path | None = None
     texts: Path | None = None
+    tensorrt: bool = False
 
     @property
     def anything(self) -> bool:
-        return bool(self.recipe) or self.min_quality is not None
+        return bool(self.recipe or self.min_quality)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The variants for the bundle, all that were measured, and what is kept at each depth and width."""
+
+    variants: list[Candidate]
+    measured: list[Candidate]
+    cells: tuple[bundles.Cell, ...]
+    int8_limit: float | None  # of the encoder itself, over the texts; None: nothing was asked for
 
 
 def select(
@@ -45,8 +56,8 @@ def select(
     joined: Path | None,
     scratch: Path,
     tell: Callable[[str], object],
-) -> tuple[list[Candidate], list[Candidate]]:
-    """The variants for the bundle, and all that were measured.
+) -> Selected:
+    """Make and measure what is asked for.
 
     Raises ExportError, which names the variant, where one of a recipe cannot be made.
 
@@ -62,15 +73,24 @@ def select(
     tell(f"embedding {len(texts.pairs.documents)} documents of {texts.pairs.name} to compare with")
     yardstick = Yardstick.of(graph, source, batcher, texts.pairs)
     bench = Bench(Workshop(source, graph, joined, texts.texts, place), yardstick, tell)
-    if wanted.min_quality is not None:
-        return search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal)
-    found = []
+    found: list[Candidate] = []
     for passes in wanted.recipe:
         try:
             found.append(bench.candidate(passes))
         except ExportError as error:
             raise ExportError(f"the variant {passes.name}: {error}") from error
-    return found, found
+    limit = bench.int8_limit(graph)
+    leaving = any(passes.exit is not None or passes.width is not None for passes in wanted.recipe)
+    every: tuple[bundles.Cell, ...] = ()
+    if leaving or wanted.min_quality:
+        tell("measuring every depth and width")
+        every = cells.measure(bench.shop, yardstick)
+    if not wanted.min_quality:
+        return Selected(found, found, every, limit)
+    best, seen = search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal)
+    asked = {candidate.passes.name for candidate in found}
+    best, seen = ([each for each in some if each.passes.name not in asked] for some in (best, seen))
+    return Selected([*found, *best], [*found, *seen], every, limit)
 
 
 def put(candidate: Candidate, folder: Path, space: str) -> bundles.Variant:
@@ -93,6 +113,7 @@ def put(candidate: Candidate, folder: Path, space: str) -> bundles.Variant:
         space=bundles.variant_space(space, files),
         passes=passes,
         dimensions=passes.width,
+        int8_limit=candidate.fidelity.packed.int8_limit if candidate.fidelity.packed else None,
     )
 
 
