@@ -137,6 +137,7 @@ def test_healing_brings_vectors_nearer_and_goes_on_where_it_stopped(
 def test_an_exit_is_healed_with_the_head_behind_it(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(heal, "FITTED_RATE", heal.RATE)  # the head is none that was fitted
     monkeypatch.setattr(heal, "BATCH", 16)
     wanted = made.source.embed(TEXTS, "")
     backbone = made.student.copy().backbone

@@ -25,7 +25,8 @@ Floats: TypeAlias = NDArray[np.float32]
 
 BATCH = 32
 RATE = 3e-4
-OWN_RATE = 1e-5  # of a head that was fitted, and reads thousands of columns: steps of RATE would undo the fit
+# Behind a head that was fitted, RATE would undo the fit; the head itself reads thousands of columns.
+FITTED_RATE, FITTED_OWN_RATE = 5e-5, 1e-5
 WARM = 0.05  # of the steps
 SIMILARITY_WEIGHT = 10.0
 CLIP = 1.0
@@ -65,8 +66,9 @@ def heal(
         weight.requires_grad_(name in trained)
     groups: list[dict[str, Any]] = [{"params": list(trained.values())}]
     if student.own:
-        groups.append({"params": list(student.own.values()), "lr": OWN_RATE})
-    optimiser = torch.optim.AdamW(groups, lr=RATE, weight_decay=0.0)
+        groups.append({"params": list(student.own.values()), "lr": FITTED_OWN_RATE})
+    rate = FITTED_RATE if student.own else RATE
+    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
     trained |= student.own
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total))
     done = _resume(progress, trained, optimiser, schedule)
