@@ -13,6 +13,7 @@
 from trimtab.adapter import Calibrator, Endpoint
 from trimtab.aio import AsyncClient
 from trimtab.aio_stream import AsyncEmbeddingStream
+from trimtab.bundle import Fidelity
 from trimtab.client import Client
 from trimtab.errors import (
     AdapterError,
@@ -44,6 +45,7 @@ from trimtab.types import (
     Role,
     StageTimes,
     Truncate,
+    Variant,
 )
 from trimtab.vectors import Dtype
 
@@ -67,6 +69,7 @@ __all__ = [
     "Endpoint",
     "ExportError",
     "FailedPrecondition",
+    "Fidelity",
     "HalfMigrated",
     "InternalError",
     "InvalidArgument",
@@ -82,4 +85,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "Variant",
 ]

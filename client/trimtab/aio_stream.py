@@ -64,6 +64,16 @@ class AsyncEmbeddingStream(AsyncIterator[Vector]):
         """ENCODER/NAME of the adapters that the last answer's vectors passed through, in order."""
         return self._pump.exchange.adapters if self._pump else ()
 
+    @property
+    def variant(self) -> str:
+        """The variant of the encoder that computed the last answer's vectors; "" before the first."""
+        return self._pump.exchange.variant if self._pump else ""
+
+    @property
+    def browned_out(self) -> bool:
+        """Whether a cheaper variant stood in for the encoder in any answer until now."""
+        return self._pump is not None and self._pump.exchange.browned_out
+
     async def __anext__(self) -> Vector:
         """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
         if self._closed:

@@ -43,8 +43,7 @@ _METHODS = {
         "initialBackoff": "0.2s",
         "maxBackoff": "5s",
         "backoffMultiplier": 2.5,
-        # CANCELLED: the server ended with the call in its hands; a caller's own is not retried.
-        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
     },
 }
 _ROUND_ROBIN: dict[str, Any] = {"round_robin": {}}

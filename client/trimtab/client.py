@@ -95,10 +95,10 @@ class Client:
     ) -> Vectors:
         """Embed texts: an (n, d) array, one row a text, in their order.
 
-        The options are those of EmbedOptions: encoder, version, role, dimensions, dtype, truncate. The array
-        is the caller's own, of float32, float16, int8, or for dtype "ubinary" uint8. As many texts as memory
-        holds may be passed: what exceeds the server's limits is split, and all rows are of one version and
-        space, or FailedPrecondition is raised. `timeout` bounds the whole call, in seconds.
+        The options are those of EmbedOptions: encoder, version, role, dimensions, dtype, truncate, variant
+        and others. The array is the caller's own, of float32, float16, int8, or for dtype "ubinary" uint8. As
+        many texts as memory holds may be passed: what exceeds the server's limits is split, and all rows are
+        of one version and space, or FailedPrecondition is raised. `timeout` bounds the whole call.
         """
         return self.embed_detailed(texts, timeout=timeout, **options).vectors
 

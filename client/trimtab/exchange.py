@@ -32,8 +32,6 @@ DEFAULT_WINDOW = 256
 MESSAGE_TEXTS = 16
 # Connections in a row that may break without one answer in between.
 ATTEMPTS = 8
-# How often a request is sent again, for some seconds altogether, where its version is not known.
-LATE_ATTEMPTS = 5
 _IDLE_ATTEMPT = 3  # the backoff while nothing is owed
 # Seconds that a server may take to end a stream whose requests it has all answered.
 GRACE = 1.0
@@ -55,9 +53,12 @@ class Exchange:
             raise InvalidArgument(f"window is {window}; give at least 1 text")
         limits = encoder.limits
         self.encoder = encoder
-        self.space = options.space or encoder.space
+        # Of another variant, the first answer tells.
+        self.space = options.space or (encoder.space if options.itself else "")
         self.scale = 0.0
         self.adapters: tuple[str, ...] = ()  # of the last answer
+        self.variant = ""
+        self.browned_out = False  # any answer until now
         self._options = options.pinned(encoder)
         self._timeout = timeout
         self._text_room = self._options.text_room(limits)
@@ -169,7 +170,7 @@ class Exchange:
     def _accept(self, message: Message[Vector], response: pb.EmbedResponse, now: float) -> None:
         (part,) = parse(response, len(message.texts))
         if self._origin is None:
-            if part.origin.space != self.space:
+            if self.space not in ("", part.origin.space):
                 raise FailedPrecondition(
                     f"vectors of space {self.space} were expected of {self.encoder.name} "
                     f"{self.encoder.version}, but they are of space {part.origin.space}: the servers "
@@ -177,7 +178,8 @@ class Exchange:
                 )
             self._origin, self.scale = part.origin, part.origin.scale
         self._origin.check(part.origin)
-        self.adapters = part.adapters
+        self.adapters, self.variant = part.adapters, part.variant
+        self.browned_out |= part.browned_out
         # Rows of their own: a view would keep the whole message alive for one vector.
         self._window.answer(message, [row.copy() for row in part.vectors])
         self._since, self._breaks = now, 0
@@ -185,9 +187,7 @@ class Exchange:
     def _refuse(self, message: Message[Vector], refusal: pb.Error, now: float) -> None:
         retry_after = refusal.retry_after_ms / 1000
         error = from_status(status(refusal.code), refusal.message, retry_after)
-        # A version that one replica had when the stream began, another may be about to load.
-        late = isinstance(error, NotFound) and message.refusals < LATE_ATTEMPTS
-        if error.retryable or late:
+        if error.retryable:
             self._refusal = error
             self._window.retry(message, now + (retry_after or _backoff(message.refusals + 1)))
         elif isinstance(error, NotFound):

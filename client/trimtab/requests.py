@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from trimtab.errors import InvalidArgument
+from trimtab.errors import InvalidArgument, NotFound
 from trimtab.types import (
     PRIORITIES,
     ROLES,
@@ -40,6 +40,9 @@ class Options:
     priority: Priority = "interactive"
     space: str = ""
     group: str = ""
+    variant: str = ""
+    layers: int | None = None
+    allow_brownout: bool = True
 
     def __post_init__(self) -> None:
         if self.role is not None and self.role not in ROLES:
@@ -56,7 +59,14 @@ class Options:
             )
         if self.dimensions is not None and not 0 < self.dimensions < _UINT32:
             raise InvalidArgument(f"dimensions is {self.dimensions}; give at least 1, or None for all")
+        if self.layers is not None and not 0 < self.layers < _UINT32:
+            raise InvalidArgument(f"layers is {self.layers}; give at least 1, or None for the encoder itself")
         check_dtype(self.dtype)
+
+    @property
+    def itself(self) -> bool:
+        """Whether this asks for the encoder itself, in whose space the vectors then are if none is named."""
+        return not self.variant and self.layers is None
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -76,10 +86,23 @@ class Options:
             priority=_PRIORITIES[self.priority],
             spaces=self.spaces if spaces is None else spaces,
             group=self.group,
+            variant=self.variant,
+            layers=self.layers or 0,
+            refuse_brownout=not self.allow_brownout,
         )
 
     def pinned(self, encoder: Encoder) -> "Options":
-        """The same options for exactly this version of this encoder."""
+        """The same options for exactly this version of an encoder; NotFound where it has no such variant."""
+        known = encoder.variants
+        there = [
+            each for each in known if self.variant in ("", each.name) and self.layers in (None, each.layers)
+        ]
+        if known and not there:
+            depth = f" of {self.layers} layers" if self.layers else ""
+            raise NotFound(
+                f"encoder {encoder.name} version {encoder.version} has no variant {self.variant!r}{depth}; "
+                f"it has {', '.join(f'{each.name} ({each.layers} layers)' for each in known)}"
+            )
         return replace(self, encoder=encoder.name, version=encoder.version)
 
     def keywords(self) -> EmbedOptions:
@@ -94,6 +117,9 @@ class Options:
             "priority": self.priority,
             "space": self.space,
             "group": self.group,
+            "variant": self.variant,
+            "layers": self.layers,
+            "allow_brownout": self.allow_brownout,
         }
 
     def text_room(self, limits: Limits, spaces: Sequence[str] | None = None) -> int:

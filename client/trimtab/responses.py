@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.adapter import Calibrator, Endpoint, Reads, Verdict
+from trimtab.bundle import Fidelity, Interval, Speedup
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
-from trimtab.types import Adapter, Embeddings, Encoder, Limits, StageTimes, Vectors
+from trimtab.types import Adapter, Embeddings, Encoder, Limits, StageTimes, Variant, Vectors
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.vectors import FROM_PROTO, Dtype, unpack
 
@@ -52,6 +53,8 @@ class Part:
     token_counts: NDArray[np.uint32]
     times: StageTimes
     adapters: tuple[str, ...]
+    variant: str
+    browned_out: bool
 
 
 def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]:
@@ -98,7 +101,9 @@ def _part(
     )
     # A copy: the caller's own, writable, and in the machine's byte order.
     vectors = packed.astype(packed.dtype.newbyteorder("="))
-    return Part(origin, vectors, counts, times, tuple(embeddings.adapters))
+    return Part(
+        origin, vectors, counts, times, tuple(embeddings.adapters), response.variant, response.browned_out
+    )
 
 
 def join(parts: Sequence[Part], space: str = "") -> Embeddings:
@@ -126,6 +131,9 @@ def join(parts: Sequence[Part], space: str = "") -> Embeddings:
             output=sum(part.times.output for part in parts),
         ),
         adapters=tuple(dict.fromkeys(name for part in parts for name in part.adapters)),
+        # Where a brownout began or ended meanwhile, the variant that stood in is the one to know of.
+        variant=next((part.variant for part in parts if part.browned_out), parts[0].variant),
+        browned_out=any(part.browned_out for part in parts),
     )
 
 
@@ -143,14 +151,7 @@ def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
 
 
 def describe_adapter(message: pb.Adapter) -> Adapter:
-    """An adapter as the SDK's own type; InternalError where the server says what no adapter can be."""
-    try:
-        return _adapter(message)
-    except ValueError as error:
-        raise InternalError(f"the server describes adapter {message.name!r} wrongly: {error}") from error
-
-
-def _adapter(message: pb.Adapter) -> Adapter:
+    """An adapter as the SDK's own type."""
     source, target = (
         Endpoint(encoder=end.encoder, version=int(end.version), space=end.space, dimensions=end.dimensions)
         for end in (message.source, message.target)
@@ -196,4 +197,41 @@ def describe(message: pb.Encoder) -> Encoder:
         ),
         canary_share=message.canary_share,
         shadow_share=message.shadow_share,
+        variants=tuple(_describe_variant(variant) for variant in message.variants),
+    )
+
+
+def _describe_variant(message: pb.Variant) -> Variant:
+    return Variant(
+        name=message.name,
+        space=message.space,
+        dimensions=message.dimensions,
+        precision=message.precision,
+        layers=message.layers,
+        loaded=message.loaded,
+        fidelity=_describe_fidelity(message.fidelity) if message.HasField("fidelity") else None,
+    )
+
+
+def _describe_fidelity(message: pb.Fidelity) -> Fidelity:
+    def interval(figure: pb.Interval) -> Interval:
+        return Interval(value=figure.value, low=figure.low, high=figure.high)
+
+    return Fidelity(
+        retrieval=message.retrieval,
+        queries=message.queries,
+        documents=message.documents,
+        source_ndcg=message.source_ndcg,
+        source_recall=message.source_recall,
+        ndcg=interval(message.ndcg),
+        recall=interval(message.recall),
+        query_only_ndcg=interval(message.query_only_ndcg),
+        query_only_recall=interval(message.query_only_recall),
+        cosine=message.cosine,
+        min_cosine=message.min_cosine,
+        batch_min_cosine=message.batch_min_cosine,
+        speedup=tuple(
+            Speedup(batch=each.batch, length=each.length, factor=each.factor) for each in message.speedup
+        ),
+        bytes=message.bytes,
     )

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.adapter import Calibrator, Endpoint, Reads, Verdict
+from trimtab.bundle import Fidelity
 from trimtab.vectors import Dtype
 
 Role = Literal["query", "passage"]
@@ -36,6 +37,13 @@ class EmbedOptions(TypedDict, total=False):
         through adapters: NotFound where none leads there, FailedPrecondition where the ones that do were
         found wanting.
     group: the texts' language, tenant or the like, for adapters that know groups.
+    variant: a variant of the encoder, by its name: a space of its own. NotFound where there is none of the
+        name, FailedPrecondition where the server has not loaded it. See `Encoder.variants`.
+    layers: the variant that computes so many layers, where `variant` names none; of several the one with the
+        fewest dimensions that are enough for `dimensions`.
+    allow_brownout: whether a server that is overloaded, and configured to, may answer from a cheaper variant
+        (the default); only interactive requests with the role "query" are answered so, and say it in
+        `Embeddings.browned_out`.
     """
 
     encoder: str
@@ -47,6 +55,9 @@ class EmbedOptions(TypedDict, total=False):
     priority: Priority
     space: str
     group: str
+    variant: str
+    layers: int | None
+    allow_brownout: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +74,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One graph of an encoder's bundle: the encoder itself, or a smaller or faster one.
+
+    `space` is its own, `dimensions` the length of its vectors, `layers` how many it computes (0: unknown).
+    Requests may name it where it is `loaded`. `fidelity` is what it keeps of the encoder itself and what it
+    gains, as measured at export; None of the encoder itself.
+    """
+
+    name: str
+    space: str
+    dimensions: int
+    precision: str
+    layers: int
+    loaded: bool
+    fidelity: Fidelity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
     """One version of an encoder that a server serves.
 
@@ -71,7 +100,7 @@ class Encoder:
     length of a full vector; `normalized` says that it is 1 long. No more than `max_tokens` tokens of a
     text are read, special tokens included. The prompts are put before a text by the server. A version on
     trial answers a `canary_share` of the requests that name no version, or is shown a `shadow_share` of the
-    texts beside the answers.
+    texts beside the answers. `variants` are those of its bundle, the encoder itself first.
     """
 
     name: str
@@ -88,6 +117,7 @@ class Encoder:
     limits: Limits
     canary_share: float = 0.0
     shadow_share: float = 0.0
+    variants: tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +141,13 @@ class Embeddings:
         float16, int8, or uint8 for dtype "ubinary", where d is the number of bytes.
     token_counts: (n,) uint32, the tokens the encoder read of each text, special tokens included.
     encoder, version, space: what made them; all rows are of this one space.
-    adapters: ENCODER/NAME of the adapters that they passed through, in order; none: they are the encoder's
+    adapters: ENCODER/NAME of the adapters that they passed through, in order; none: they are the variant's
         own. Where an adapter was replaced during a call that was split, both are named.
     scale: for int8, what one step is worth: `vectors * scale`; otherwise 0.
     times: where the time went inside the server.
+    variant: the variant of the encoder that computed them.
+    browned_out: the server was overloaded, and `variant` stood in for the encoder itself for all rows or
+        some: they are for searching an index of their space, not for filling one.
     """
 
     vectors: Vectors
@@ -126,6 +159,8 @@ class Embeddings:
     scale: float
     times: StageTimes = field(default_factory=StageTimes)
     adapters: tuple[str, ...] = ()
+    variant: str = ""
+    browned_out: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,9 @@
 simplest that held-out retrieval cannot tell from the best. Its verdict says what may be done: bridge (the
 new queries may search the old index), cascade (let them fetch candidates and rescore these), re-index, or
 stay with the old encoder. Without --pairs it is provisional.
+
+FOLDER:VARIANT is a variant of a bundle: with --from repository/minilm-l6/1:small --to repository/minilm-l6/1
+the small one's queries search the whole one's index.
 """
 
 import argparse
@@ -25,10 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     fit = actions.add_parser("fit", help="fit an adapter, judge it, and write it beside the new encoder")
     fit.add_argument(
-        "--from", dest="source", required=True, type=Path, metavar="FOLDER", help="the new encoder's bundle"
+        "--from", dest="source", required=True, metavar="FOLDER[:VARIANT]", help="the new encoder's bundle"
     )
     fit.add_argument(
-        "--to", dest="target", required=True, type=Path, metavar="FOLDER", help="the old encoder's bundle"
+        "--to", dest="target", required=True, metavar="FOLDER[:VARIANT]", help="the old encoder's bundle"
     )
     fit.add_argument(
         "--texts", required=True, type=Path, metavar="FILE",
@@ -109,8 +112,8 @@ def _command(options: argparse.Namespace) -> str:
     """The command as others may read it: files by their last names, no address that may hold a password."""
     words = ["trimtab", "adapter", "fit"]
     for flag, value in (
-        ("--from", f"{options.source.parent.name}/{options.source.name}"),
-        ("--to", f"{options.target.parent.name}/{options.target.name}"),
+        ("--from", _last_names(options.source)),
+        ("--to", _last_names(options.target)),
         ("--texts", options.texts.name),
         ("--queries", options.queries and options.queries.name),
         ("--pairs", options.pairs and options.pairs.name),
@@ -120,6 +123,11 @@ def _command(options: argparse.Namespace) -> str:
         if value:
             words += [flag, value]
     return shlex.join(words)
+
+
+def _last_names(reference: str) -> str:
+    path = Path(reference)
+    return f"{path.parent.name}/{path.name}"
 
 
 def _count(text: str) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trimtab import adapter as adapters
 from trimtab import bundle as bundles
+from trimtab import variants
 from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
 from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
@@ -169,12 +170,13 @@ class Adapters:
         if hops is None:  # only what there is is kept: a caller may ask for anything
             hops = self._routes[key] = self._find(encoder, states_width, wanted)
         last = hops[-1]
+        there = own(last.target) if last.target else None
         return Route(
             wanted,
             hops,
             last.manifest.target.dimensions,
-            last.target.normalized if last.target else None,
-            last.target.int8_limit if last.target else None,
+            there.normalized if there else None,
+            there.int8_limit if there else None,
         )
 
     def _find(self, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
@@ -184,11 +186,16 @@ class Adapters:
             whose = self._own.get(wanted)
             if whose is None or not access.current().may_use(whose.name):
                 raise
+            fit = f"`trimtab adapter fit --from {_reference(encoder)} --to {_reference(whose)}`"
             raise FailedPrecondition(
-                f"space {wanted} is that of {whose.name} version {whose.version}, and no adapter leads there "
-                f"from {encoder.space}, that of {encoder.name} version {encoder.version}: ask {whose.name}, "
-                "or fit an adapter with `trimtab adapter fit`"
+                f"space {wanted} is that of {variants.title(whose)}, and no adapter leads there from "
+                f"{encoder.space}, that of {variants.title(encoder)}: ask {whose.name}, or fit an adapter "
+                f"with {fit}"
             ) from None
+
+    def usable(self, encoder: str) -> list[Loaded]:
+        """The encoder's adapters, as requests see them, whoever asks."""
+        return [loaded for loaded in self._links if loaded.encoder == encoder]
 
     def read(self, repository: Path, encoder: str) -> tuple[Loaded, ...]:
         """The encoder's adapters as they are on disk now; those that are known already are not opened again.
@@ -238,14 +245,20 @@ class Adapters:
         )
 
     def publish(self, encoders: Iterable[tuple[Manifest, int]]) -> None:
-        """Let requests see what was put, all at once, beside these encoders and the width of their states."""
-        served = {(manifest.name, manifest.version): (manifest, width) for manifest, width in encoders}
+        """Let requests see what was put, all at once, beside these encoders and the width of their states.
+
+        Of each version its bundle's manifest comes first, then those of other variants that are loaded.
+        """
+        served: dict[tuple[str, int], tuple[Manifest, int]] = {}
+        self._own = {}
+        for manifest, width in encoders:
+            served.setdefault((manifest.name, manifest.version), (manifest, width))
+            self._own[manifest.space] = manifest
         self._links = tuple(
             replace(loaded, problem=loaded.problem or _mismatch(loaded, served))
             for encoder in sorted(self._read)
             for loaded in self._read[encoder]
         )
-        self._own = {manifest.space: manifest for manifest, _ in served.values()}
         self._routes = {}
 
     def _open(self, repository: Path, encoder: str, path: Path, sha256: str) -> Loaded:
@@ -290,11 +303,21 @@ class Adapters:
 
 def own(encoder: Manifest) -> Route:
     """The route into an encoder's own space."""
-    return Route(encoder.space, (), encoder.dimensions, encoder.normalized, encoder.int8_limit)
+    # The bundle's range was calibrated with all dimensions; the first of a narrower variant's are larger.
+    variant = encoder.variants[0]
+    calibrated = variant.dimensions is None or variant.int8_limit is not None
+    limit = encoder.int8_limit if calibrated else None
+    return Route(encoder.space, (), encoder.dimensions, encoder.normalized, limit)
+
+
+def _reference(encoder: Manifest) -> str:
+    """A bundle, or a variant of one, as `trimtab adapter fit` takes it."""
+    variant = encoder.variants[0]
+    return f"{encoder.name}/{encoder.version}" + (f":{variant.name}" if variant.space is not None else "")
 
 
 def _target(repository: Path, end: Endpoint, signers: Signers | None) -> Manifest | None:
-    """The manifest of the bundle whose space this is, where the repository still has it."""
+    """The manifest of the bundle or variant whose space this is, where the repository still has it."""
     path = repository / bundles.check_name(end.encoder) / str(end.version)
     try:
         manifest = bundles.read(path, verify=False).manifest
@@ -302,20 +325,21 @@ def _target(repository: Path, end: Endpoint, signers: Signers | None) -> Manifes
             signers.check(bundles.BUNDLE, path, manifest)
     except TrimtabError:
         return None
-    return manifest if manifest.space == end.space else None
+    return variants.of_space(manifest, end.space)
 
 
 def _mismatch(loaded: Loaded, served: Mapping[tuple[str, int], tuple[Manifest, int]]) -> str:
     """What is wrong with an adapter whose encoder version is served, and is not the one it was fitted for."""
     source = loaded.manifest.source
-    there, states_width = served.get((source.encoder, source.version), (None, 0))
-    if there is None:
+    bundle, states_width = served.get((source.encoder, source.version), (None, 0))
+    if bundle is None:
         return ""
-    if there.space != source.space or there.dimensions != source.dimensions:
+    there = variants.of_space(bundle, source.space)
+    if there is None or there.dimensions != source.dimensions:
         return (
             f"it was fitted for space {source.space} of {source.dimensions} dimensions, and "
-            f"{source.encoder} version {source.version} as served here is of space {there.space} and "
-            f"{there.dimensions} dimensions. Fit it again with `trimtab adapter fit`"
+            f"{source.encoder} version {source.version} as served here is of space {bundle.space} and "
+            f"{bundle.dimensions} dimensions. Fit it again with `trimtab adapter fit`"
         )
     states = there.variants[0].states
     if loaded.states_width and (states is None or states.width != loaded.states_width):

@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
@@ -24,13 +25,16 @@ from trimtab_server.adapters import Adapters
 from trimtab_server.admission import Admission
 from trimtab_server.auth import Authenticator
 from trimtab_server.batcher import Batcher
+from trimtab_server.brownout import Brownout
 from trimtab_server.config import Auth, Config, split_address
 from trimtab_server.cost import Measured
 from trimtab_server.devices import Device, Open, Place, open_ort, parse
+from trimtab_server.encoder import Encoder
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
 from trimtab_server.load import Load
 from trimtab_server.metrics import Metrics
+from trimtab_server.opening import Opener
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.polling import Poller
 from trimtab_server.quotas import Quotas
@@ -41,7 +45,6 @@ from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.rpc.observed import Observed
-from trimtab_server.rpc.unread import Unread
 from trimtab_server.shadow import Figures, Shadow
 from trimtab_server.sharing import Sharing
 from trimtab_server.tickets import Ticket
@@ -109,10 +112,14 @@ class App:
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
         signers = _signers(config.signatures.keys)
+        adapters = Adapters(self._watch, signers)
+        opener = Opener(
+            repository, self._engine, adapters,
+            signers=signers, settings=config.encoders, loaded=self._metrics.loaded,
+        )  # fmt: skip
         self.repository = Repository(
-            repository, self._engine, Adapters(self._watch, signers), self._changed,
-            newest=config.versions.newest, signers=signers, trials=Trials(config.canary, config.shadow),
-            loaded=self._metrics.loaded,
+            repository, opener, adapters, self._changed,
+            newest=config.versions.newest, trials=Trials(config.canary, config.shadow),
         )  # fmt: skip
         figures = Figures(self._registry)
         self._shadow = Shadow(self.repository, self._tokenization, self._engine, figures)
@@ -128,14 +135,11 @@ class App:
             self._tracing.answered if self._tracing else None,
             self._shadow.see if config.shadow else None,
         )
-        unread = Unread(config.limits.max_unread_bytes)
-        self._boundary, self._admin_boundary = self._boundaries(unread)
+        self._boundary, self._admin_boundary = self._boundaries()
         tenants = Tenants(config.server.tenant_header)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
-        self._native = NativeServicer(pipeline, rescorer, tenants, unread)
-        self._kserve = KServeServicer(
-            pipeline, self._metrics, tenants, unread, lambda: self._ready and self._served
-        )
+        self._native = NativeServicer(pipeline, rescorer, tenants)
+        self._kserve = KServeServicer(pipeline, self._metrics, tenants, lambda: self._ready and self._served)
         self._servers = self._listen()
 
     async def start(self) -> None:
@@ -194,8 +198,6 @@ class App:
     def _changed(self, entry: Entry) -> None:
         log.info("%s version %s is %s %s", entry.name, entry.version, entry.state, entry.reason)
         self._announce()
-        if entry.retired:
-            self._metrics.forget(entry.name, entry.version)
 
     def _devices_changed(self, serving: bool) -> None:
         self._served = serving
@@ -208,21 +210,27 @@ class App:
         encoders = [encoder.name for encoder in self.repository.encoders()]
         for entry in self.repository.index():
             serving = entry.state == "READY" and self._served
-            if not entry.retired:
-                self._metrics.ready(entry.name, entry.version, serving)
+            self._metrics.ready(entry.name, entry.version, serving)
+            if entry.encoder is not None and entry.encoder.brownout is not None:
+                on = partial(self._browned_out, entry.encoder, entry.encoder.brownout)
+                self._metrics.watch_brownout(entry.name, entry.version, on)
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)
 
-    def _boundaries(self, unread: Unread) -> tuple[Boundary, Boundary]:
+    def _browned_out(self, encoder: Encoder, brownout: Brownout) -> bool:
+        queue_seconds = self._engine.queue_seconds(encoder.model, "", "interactive")
+        return brownout.look(queue_seconds, time.monotonic())
+
+    def _boundaries(self) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
         config, refused = self.config, self._metrics.refused
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         load = Load(self._engine.pressure, time.monotonic)
         if not authenticator and not config.server.admin_address:
-            return Boundary(unread, load=load), Boundary(unread)
+            return Boundary(None, load), Boundary()
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        return Boundary(unread, guards[0], load), Boundary(unread, guards[1])
+        return Boundary(guards[0], load), Boundary(guards[1])
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config
@@ -241,7 +249,7 @@ class App:
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, servers[-1])
             listeners.bind(servers[-1], ports.admin_address, ports.tls)
         if ports.health_address:
-            servers.append(listeners.make_probed(config, [self._boundary]))
+            servers.append(listeners.make_probed([self._boundary]))
             health_pb2_grpc.add_HealthServicer_to_server(self._health, servers[-1])
             listeners.bind(servers[-1], ports.health_address, None)
         return tuple(servers)

@@ -60,11 +60,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_texts: int = 1024
     max_text_bytes: int = 1 << 18
     max_message_bytes: int = 16 << 20
-    max_connections: int = 4096  # of each port; more are closed as they come
     max_calls_per_connection: int = 1 << 16
     max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
-    max_unread_bytes: int = 256 << 20  # of answers that clients have not read; a quarter by one connection
 
     def __post_init__(self) -> None:
         if self.max_stream_texts < self.max_texts:
@@ -150,6 +148,30 @@ class Signatures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     keys: Path | None = None
 
 
+class Brownout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a cheaper variant stands in for its encoder, and how much of its retrieval that must keep.
+
+    From a predicted queue of more than `above_seconds` on, until it has been half as long for `calm_seconds`.
+    """
+
+    variant: str
+    min_quality: float
+    above_seconds: float = 0.25
+    calm_seconds: float = 5.0
+
+
+class Encoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which variants of an encoder are loaded beside the first of its bundle; a brownout's always is."""
+
+    variants: tuple[str, ...] = ()
+    brownout: Brownout | None = None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The variants to load."""
+        return self.variants if self.brownout is None else (*self.variants, self.brownout.variant)
+
+
 class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is written to standard error. `calls`: a line for each call, whatever the level."""
 
@@ -185,6 +207,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     logging: Logging = Logging()
     tracing: Tracing = Tracing()
     devices: tuple[str, ...] = ("auto",)
+    encoders: dict[str, Encoder] = {}
 
     def __post_init__(self) -> None:
         if (self.canary or self.shadow) and self.versions.newest == 1:
@@ -239,8 +262,23 @@ def check(config: Config, source: str) -> None:
         )
     if not config.tracing.endpoint.startswith(("http://", "https://")) and config.tracing.endpoint:
         raise ConfigError(f"{source}: tracing.endpoint must begin with http:// (plain text) or https://")
+    _check_encoders(config.encoders, source)
     if not config.devices:
         raise ConfigError(f"{source}: devices is empty; leave it out for 'auto'")
+
+
+def _check_encoders(encoders: dict[str, Encoder], source: str) -> None:
+    for name, encoder in encoders.items():
+        brownout, where = encoder.brownout, f"{source}: encoders.{name}.brownout"
+        if brownout is None:
+            continue
+        if not 0 < brownout.min_quality <= 1:
+            raise ConfigError(
+                f"{where}.min_quality is {brownout.min_quality:g}; it is a share of the encoder's own "
+                "retrieval, such as 0.97"
+            )
+        if not brownout.above_seconds > 0 or not brownout.calm_seconds >= 0:
+            raise ConfigError(f"{where}: above_seconds must be more than 0, calm_seconds not negative")
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -105,6 +105,19 @@ class Metrics:
             "trimtab_adapted_texts", "Texts whose vectors passed through an adapter",
             ("encoder", "version", "adapter"), registry=registry,
         )  # fmt: skip
+        self._variants = Counter(
+            "trimtab_variant_texts", "Texts answered, by the variant of the encoder that computed them",
+            ("encoder", "version", "variant"), registry=registry,
+        )  # fmt: skip
+        self._browned_out = Counter(
+            "trimtab_brownout_texts",
+            "Texts answered by a cheaper variant, because the queue was too long for the encoder itself",
+            ("encoder", "version", "variant"), registry=registry,
+        )  # fmt: skip
+        self._brownout = Gauge(
+            "trimtab_brownout", "1 while a cheaper variant stands in for an encoder",
+            ("encoder", "version"), registry=registry,
+        )  # fmt: skip
         self._failures = Counter(
             "trimtab_failures",
             "Requests not answered with vectors, by the gRPC code they were answered with",
@@ -186,12 +199,6 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
 
-        self._of_versions = (
-            self._requests, self._tokenize, self._queue, self._compute, self._texts, self._tokens,
-            self._adapted, self._failures, self._in_flight, self._batch_seconds, self._batch_size,
-            self._batch_tokens, self._padding, self._shared, self._canary, self._load, self._ready,
-        )  # fmt: skip
-
     def _request(self, encoder: str, version: int, protocol: str) -> "_Request":
         key = (encoder, version, protocol)
         if key not in self._by_request:
@@ -249,6 +256,16 @@ class Metrics:
     def adapted(self, encoder: str, version: int, adapter: str, texts: int) -> None:
         """So many texts of an encoder version passed through an adapter, ENCODER/NAME."""
         self._adapted.labels(encoder, version, adapter).inc(texts)
+
+    def computed_by(self, encoder: str, version: int, variant: str, texts: int, *, browned_out: bool) -> None:
+        """So many texts were answered by a variant of an encoder version, perhaps in a brownout."""
+        self._variants.labels(encoder, version, variant).inc(texts)
+        if browned_out:
+            self._browned_out.labels(encoder, version, variant).inc(texts)
+
+    def watch_brownout(self, encoder: str, version: int, on: Callable[[], bool]) -> None:
+        """How to know whether an encoder version is in a brownout; asked at each scrape."""
+        self._brownout.labels(encoder, version).set_function(on)
 
     def failed(self, encoder: str, version: int | None, protocol: str, reason: str, seconds: float) -> None:
         """A request was refused, failed or was cancelled.
@@ -325,15 +342,3 @@ class Metrics:
     def ready(self, encoder: str, version: int, serving: bool) -> None:
         """An encoder version began or ceased to serve."""
         self._ready.labels(encoder, version).set(int(serving))
-
-    def forget(self, encoder: str, version: int) -> None:
-        """An encoder version will not be served any more, and nothing of it is in flight.
-
-        Its series end: a server whose versions come and go would otherwise grow with each of them.
-        """
-        for kept in (self._by_request, self._by_device):
-            for key in [key for key in kept if key[:2] == (encoder, version)]:
-                del kept[key]
-        self.statistics.pop((encoder, version), None)
-        for metric in self._of_versions:
-            metric.remove_by_labels({"encoder": encoder, "version": str(version)})

@@ -14,10 +14,11 @@ from trimtab_server.admission import Admission
 from trimtab_server.applying import Applier
 from trimtab_server.batch import Priority
 from trimtab_server.config import Limits
+from trimtab_server.encoder import Encoder
 from trimtab_server.engine import Engine
 from trimtab_server.metrics import Metrics
 from trimtab_server.outputs import Output
-from trimtab_server.repository import Encoder, Repository
+from trimtab_server.repository import Repository
 from trimtab_server.tickets import Computed
 from trimtab_server.tokenization import Tokenization, Truncate
 
@@ -46,6 +47,9 @@ class EmbedRequest:
     priority: Priority = "interactive"
     spaces: Sequence[str] = ()  # none: the encoder's own
     group: str = ""
+    variant: str = ""  # of the encoder's bundle
+    layers: int = 0  # that the variant computes; 0: any
+    refuse_brownout: bool = False
 
 
 class Request(Protocol):
@@ -91,12 +95,16 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """The answer: row i of each output is the vector of texts[i], in the space where its route leads."""
+    """The answer: row i of each output is the vector of texts[i], in the space where its route leads.
+
+    `encoder` is the variant that computed them; `browned_out` says that it stood in for the encoder itself.
+    """
 
     encoder: Encoder
     outputs: list[tuple[Route, Output]]
     token_counts: list[int]
     times: Times
+    browned_out: bool
 
 
 class Pipeline:
@@ -134,7 +142,7 @@ class Pipeline:
         own, it gets queries alone, and those through an adapter into the space of the version that would
         have answered.
         """
-        if request.version or request.spaces or not request.texts:
+        if request.version or request.spaces or request.variant or request.layers or not request.texts:
             return request
         canary = self.repository.canary(request.encoder, request.tenant, request.texts[0])
         if canary is None:
@@ -252,15 +260,19 @@ class Pipeline:
     async def _embed(
         self, encoder: Encoder, request: EmbedRequest, protocol: str, begun: float
     ) -> EmbedResult:
+        itself, encoder = encoder, encoder.choose(request.variant, request.layers, request.dimensions)
         self._check(encoder, request)
         routes = self._routes(encoder, request)
+        stand_in = self._stand_in(encoder, request)
+        if stand_in is not None:
+            encoder, routes = stand_in
         prompts, prompt = encoder.manifest.prompts, ""
         if request.role is not None:
             prompt = prompts.query if request.role == "query" else prompts.passage
         texts = [prompt + text for text in request.texts] if prompt else request.texts
         rows = await self.compute(encoder, request, texts, begun)
         vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
-        if self._show is not None:
+        if self._show is not None and encoder is itself:  # versions are compared, not their variants
             self._show(encoder, request, vectors)
         answers = []
         for route in routes:
@@ -270,7 +282,35 @@ class Pipeline:
                 self._metrics.adapted(encoder.name, encoder.version, hop.name, len(vectors))
             if route.hops and request.role != "passage":
                 route.hops[0].see(vectors)
-        return EmbedResult(encoder, answers, rows.counts, self.answered(encoder, rows, protocol, begun))
+        browned_out = stand_in is not None
+        self._metrics.computed_by(
+            encoder.name, encoder.version, encoder.model.variant, len(vectors), browned_out=browned_out
+        )
+        times = self.answered(encoder, rows, protocol, begun)
+        return EmbedResult(encoder, answers, rows.counts, times, browned_out)
+
+    def _stand_in(self, encoder: Encoder, request: EmbedRequest) -> tuple[Encoder, list[Route]] | None:
+        """The variant that answers instead, and the way into the encoder's space; None: there is no brownout.
+
+        Only what was measured is answered so: whole vectors of interactive queries, in the encoder's own
+        space. A text of no role may be a passage, and would stay in an index when the brownout is over.
+        """
+        if encoder.brownout is None:
+            return None
+        queue_seconds = self._engine.queue_seconds(encoder.model, request.tenant, "interactive")
+        if not encoder.brownout.look(queue_seconds, time.monotonic()):
+            return None
+        measured = (
+            request.role == "query"
+            and request.priority == "interactive"
+            and tuple(request.spaces) in ((), (encoder.manifest.space,))
+            and request.dimensions in (0, encoder.manifest.dimensions)
+            and request.dtype != "ubinary"
+        )
+        if request.refuse_brownout or request.variant or request.layers or not measured:
+            return None
+        found = self.repository.stand_in(encoder)
+        return None if found is None else (found[0], [found[1]])
 
     def _check(self, encoder: Encoder, request: EmbedRequest) -> None:
         """Refuse what the encoder or the limits do not allow, naming the element and the cure."""
@@ -319,6 +359,11 @@ def _check_output(route: Route, encoder: Encoder, request: EmbedRequest) -> None
             f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not {wanted}"
         )
     if not route.hops:
+        if request.dtype == "int8" and route.int8_limit is None:
+            raise FailedPrecondition(
+                f"the range of int8 was calibrated for {encoder.name} itself, not for its narrower variant "
+                f"{encoder.variant.name}: ask for float32 or float16, or export the encoder again"
+            )
         return
     end = route.hops[-1].manifest.target
     cure = f"or put the bundle of {end.encoder} version {end.version} into the repository"

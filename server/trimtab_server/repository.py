@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -13,54 +12,24 @@ from typing import Literal
 
 from trimtab import adapter as adapters
 from trimtab import bundle as bundles
-from trimtab.bundle import Bundle, Manifest
 from trimtab.errors import (
-    BundleError,
+    ConfigError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     TrimtabError,
     Unavailable,
 )
-from trimtab.signatures import Signers
-from trimtab_server import access, memory
-from trimtab_server.adapters import Adapters, Route, own
+from trimtab_server import access, brownout
+from trimtab_server.adapters import Adapters, Route
 from trimtab_server.batch import Model
-from trimtab_server.engine import Engine
-from trimtab_server.tokenization import Tokenizer
+from trimtab_server.encoder import Encoder
+from trimtab_server.opening import Opener
 from trimtab_server.trials import Trials
 
 log = logging.getLogger(__name__)
 
 State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
-
-# Of an encoder's versions that are served no more, so many of the newest are known, with the reason.
-REMEMBERED = 4
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Encoder:
-    """A loaded version of an encoder."""
-
-    manifest: Manifest
-    tokenizer: Tokenizer
-    model: Model
-    own: Route  # into its own space
-
-    @property
-    def name(self) -> str:
-        """The encoder's name."""
-        return self.manifest.name
-
-    @property
-    def version(self) -> int:
-        """Its version."""
-        return self.manifest.version
-
-    @property
-    def states_width(self) -> int:
-        """How many components of inner states stand behind the embedding in each row of the model."""
-        return self.model.dimensions - self.manifest.dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,39 +41,35 @@ class Entry:
     state: State
     reason: str = ""
     encoder: Encoder | None = None  # while it is READY, and until it is unloaded
-    retired: bool = False  # it is not to be served any more: it is gone, or newer ones took its place
 
 
 class Repository:
-    """Loads bundles into the engine and finds them by name and version.
+    """Loads bundles and finds them by name and version.
 
     `changed` is called with each entry whose state changed; `newest` versions of an encoder are served, or
-    all where it is 0; where `signers` are given, only what they signed. Versions that are on trial, by
-    `trials`, answer only what names them or is given to them. Loads and unloads are the repository's own
-    tasks, one at a time: a caller that gives up waiting leaves nothing half done. `loaded` is told of each
-    load, and the seconds of its stages.
+    all where it is 0. Versions that are on trial, by `trials`, answer only what names them or is given to
+    them. Loads and unloads are the repository's own tasks, one at a time: a caller that gives up waiting
+    leaves nothing half done.
     """
 
     def __init__(
         self,
         path: Path,
-        engine: Engine,
+        opener: Opener,
         mapped: Adapters,
         changed: Callable[[Entry], None],
         *,
         newest: int = 0,
-        signers: Signers | None = None,
         trials: Trials | None = None,
-        loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
     ) -> None:
-        self._loaded = loaded
         self.path = path
-        self._trials = trials or Trials({}, {})
         self.adapters = mapped
-        self._engine = engine
+        self._opener = opener
         self._changed = changed
         self._newest = newest
-        self._signers = signers
+        self._trials = trials or Trials({}, {})
+        self._misconfigured: list[str] = []
+        self._stand_ins: dict[Encoder, tuple[Encoder, Route]] = {}
         self._entries: dict[tuple[str, int], Entry] = {}
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,6 +167,10 @@ class Repository:
         states = ("LOADING", "READY")
         return [key[1] for key, entry in self._entries.items() if key[0] == name and entry.state in states]
 
+    def stand_in(self, encoder: Encoder) -> tuple[Encoder, Route] | None:
+        """The variant that stands in for an encoder in a brownout, and its way into the encoder's space."""
+        return self._stand_ins.get(encoder)
+
     def _served(self) -> list[str]:
         """The names of the encoders that the caller may use, and that are served or on their way."""
         return sorted({entry.name for entry in self.index() if entry.state != "UNAVAILABLE"})
@@ -214,13 +183,20 @@ class Repository:
         return names[0] if names else next((entry.name for entry in self.index()), "")
 
     async def load_all(self) -> None:
-        """Load every bundle of the repository. One that cannot be loaded is logged and indexed."""
+        """Load every bundle of the repository. One that cannot be loaded is logged and indexed.
+
+        Raises ConfigError where one cannot be loaded as it is configured.
+        """
         found = self._found()
         for name, version in found:  # so that whoever asks meanwhile is told to wait
             self._put(Entry(name, version, "LOADING"))
         # An encoder that is gone may have left adapters, and routes lead through them.
         for name in sorted({name for name, _ in found} | set(adapters.encoders(self.path))):
             await self.load(name)
+        if self._misconfigured:
+            raise ConfigError("\n".join(self._misconfigured))
+        for name in sorted(self._opener.settings.keys() - {name for name, _ in found}):
+            log.warning("[encoders.%s] is configured, and the repository has no such encoder", name)
 
     async def load(self, name: str) -> None:
         """Bring an encoder in step with the disk: load new versions and adapters, unload those that are gone.
@@ -267,8 +243,7 @@ class Repository:
             if not bundles.NAME.fullmatch(name):
                 raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
             found = {key: path for key, path in self._found().items() if key[0] == name}
-            served = [key for key, entry in self._entries.items() if key[0] == name and not entry.retired]
-            gone = [key for key in served if key not in found]
+            gone = [key for key, entry in self._entries.items() if key[0] == name and key not in found]
             mapped = await asyncio.to_thread(self.adapters.read, self.path, name)
             if not (found or gone or mapped or self.adapters.of(name)):
                 raise NotFound(f"the repository has no encoder {name!r} with a version in it")
@@ -287,7 +262,7 @@ class Repository:
                 if encoder and encoder.states_width and not self.adapters.wants_states(encoder.manifest):
                     await self._change_model(entry, encoder, path)
             for key in gone:
-                await self._unload(self._entries[key], _why_gone(self.path, *key), retired=True)
+                await self._unload(self._entries[key], _why_gone(self.path, *key))
             self._publish()
 
     async def _unload_all(self, name: str) -> None:
@@ -302,9 +277,11 @@ class Repository:
     async def _load(self, entry: Entry, path: Path) -> None:
         self._put(entry)
         try:
-            encoder = await self._open(entry, path)
+            encoder = await self._opener.open(entry.name, entry.version, path)
         except TrimtabError as error:
             log.error("%s: %s", path, error)
+            if isinstance(error, ConfigError):
+                self._misconfigured.append(f"{entry.name}/{entry.version}: {error}")
             self._put(replace(entry, state="UNAVAILABLE", reason=str(error)))
         except Exception as error:
             log.exception("%s cannot be loaded", path)
@@ -315,60 +292,41 @@ class Repository:
     async def _change_model(self, entry: Entry, before: Encoder, path: Path) -> None:
         """Let the graph with or without inner states take over, whichever is wanted now; no request fails."""
         try:
-            encoder = await self._open(entry, path)
+            encoder = await self._opener.change_states(before, path)
         except Exception as error:  # the version goes on as it is; its adapters say that they cannot be used
             log.error("%s: the graph cannot be changed: %r", path, error)
             return
         self._put(replace(entry, encoder=encoder))
-        await self._retire(before)
+        await self._retire(before, (before.model,))
 
-    async def _open(self, entry: Entry, path: Path) -> Encoder:
-        begun = time.monotonic()
-        bundle = await asyncio.to_thread(self._read, path)
-        manifest, read = bundle.manifest, time.monotonic()
-        if (manifest.name, manifest.version) != (entry.name, entry.version):
-            raise BundleError(
-                f"{path} holds {manifest.name} version {manifest.version}: a bundle is served from "
-                "REPOSITORY/NAME/VERSION under its own name. Move it there, or export it under this one"
-            )
-        model = _model(bundle, with_states=self.adapters.wants_states(manifest))
-        tokenizer = await asyncio.to_thread(Tokenizer, bundle.file(manifest.tokenizer), manifest.max_tokens)
-        tokenized = time.monotonic()
-        await self._engine.load(model)
-        ended = time.monotonic()
-        seconds = {"read": read - begun, "tokenizer": tokenized - read, "graph": ended - tokenized}
-        stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
-        log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
-        self._loaded(manifest.name, manifest.version, seconds)
-        return Encoder(manifest, tokenizer, model, own(manifest))
-
-    def _read(self, path: Path) -> Bundle:
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise BundleError(f"{path} is a link that leads out of the repository: put the bundle into it")
-        bundle = bundles.read(path)
-        if self._signers is not None:
-            self._signers.check(bundles.BUNDLE, path, bundle.manifest)
-        return bundle
-
-    async def _unload(self, entry: Entry, reason: str, *, retired: bool = False) -> None:
+    async def _unload(self, entry: Entry, reason: str) -> None:
         # Nobody finds it from here on, so those who use it only grow fewer.
         self._put(replace(entry, state="UNLOADING"))
         if entry.encoder is not None:
-            await self._retire(entry.encoder)
-        self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason, retired=retired))
-        if retired:
-            of_name = [key for key, each in self._entries.items() if each.name == entry.name and each.retired]
-            for key in sorted(of_name)[:-REMEMBERED]:
-                del self._entries[key]
+            await self._retire(entry.encoder, [graph.model for graph in entry.encoder.graphs()])
+        self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason))
 
-    async def _retire(self, encoder: Encoder) -> None:
+    async def _retire(self, encoder: Encoder, models: Sequence[Model]) -> None:
         async with self._left:
             await self._left.wait_for(lambda: not self._users[encoder])
-        await self._engine.unload(encoder.model)
-        await asyncio.to_thread(memory.give_back)
+        await self._opener.close(models)
 
     def _publish(self) -> None:
-        self.adapters.publish((encoder.manifest, encoder.states_width) for encoder in self.encoders())
+        encoders = self.encoders()
+        self.adapters.publish(
+            (graph.manifest, graph.states_width) for encoder in encoders for graph in encoder.graphs()
+        )
+        self._stand_ins = {}
+        for encoder in encoders:
+            if encoder.brownout is None:
+                continue
+            settings = encoder.brownout.settings
+            try:
+                route = brownout.way(settings, encoder.manifest, self.adapters.usable(encoder.name))
+            except ConfigError as error:  # it has lost its adapter
+                log.warning("%s version %d has no brownout: %s", encoder.name, encoder.version, error)
+            else:
+                self._stand_ins[encoder] = encoder.variants[settings.variant], route
 
     def _put(self, entry: Entry) -> None:
         self._entries[entry.name, entry.version] = entry
@@ -379,23 +337,3 @@ def _why_gone(repository: Path, name: str, version: int) -> str:
     if (repository / name / str(version)).is_dir():
         return "there are newer versions, and this server keeps as many as versions.newest says"
     return "it is gone from the repository"
-
-
-def _model(bundle: Bundle, *, with_states: bool) -> Model:
-    """The graph that serves the bundle: its first variant, or what gives that one's inner states, too."""
-    manifest, variant = bundle.manifest, bundle.manifest.variants[0]
-    states = variant.states if with_states else None
-    graph = states.file if states else variant.files[0]
-    return Model(
-        encoder=manifest.name,
-        version=manifest.version,
-        variant=variant.name,
-        graph=bundle.file(graph),
-        digest="".join(file.sha256 for file in (graph, *variant.files[1:])),
-        inputs=variant.inputs,
-        unpadded=variant.unpadded,
-        dimensions=manifest.dimensions + (states.width if states else 0),
-        max_tokens=manifest.max_tokens,
-        pad_id=manifest.pad_id,
-        precision=variant.precision,
-    )

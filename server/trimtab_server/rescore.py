@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from trimtab.errors import InvalidArgument
 from trimtab_server import outputs
 from trimtab_server.batch import Priority
+from trimtab_server.encoder import Encoder
 from trimtab_server.pipeline import Pipeline, Times
-from trimtab_server.repository import Encoder
 from trimtab_server.tokenization import Truncate
 
 # By this name the metrics know it, beside the protocols of embedding.

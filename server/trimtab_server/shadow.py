@@ -18,10 +18,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from trimtab.errors import TrimtabError
 from trimtab_server.comparing import Comparison
+from trimtab_server.encoder import Encoder
 from trimtab_server.engine import Engine
 from trimtab_server.metrics import SECONDS
 from trimtab_server.pipeline import EmbedRequest
-from trimtab_server.repository import Encoder, Repository
+from trimtab_server.repository import Repository
 from trimtab_server.tokenization import Tokenization
 
 log = logging.getLogger(__name__)

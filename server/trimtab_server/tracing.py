@@ -19,8 +19,8 @@ from trimtab_server.config import Tracing as Settings
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+    from trimtab_server.encoder import Encoder
     from trimtab_server.pipeline import Times
-    from trimtab_server.repository import Encoder
 
 # How long the end of the server waits for the last spans to leave.
 FLUSH_MILLISECONDS = 2000

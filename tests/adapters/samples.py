@@ -11,6 +11,21 @@ from trimtab import bundle as bundles
 QUALITY = adapters.Quality(recall_1=0.5, recall_10=0.8, recall_100=0.9, ndcg_10=0.6)
 INTERVAL = adapters.Interval(value=0.98, low=0.96, high=1.0)
 
+REPORT = adapters.AdapterReport(
+    truth="pairs",
+    counts=adapters.Counts(fit_texts=9, fit_queries=3, select_queries=3, test_queries=3, documents=9),
+    arms=adapters.Arms(old_on_old=QUALITY, naive=None, adapted=QUALITY, cascade=QUALITY, reindexed=QUALITY),
+    against_old=INTERVAL,
+    against_reindexed=INTERVAL,
+    cascade_against_reindexed=INTERVAL,
+    cascade_depth=200,
+    rungs=(),
+    checks=(),
+    microseconds_alone=20.0,
+    microseconds_batched=2.0,
+    machine="a machine",
+)
+
 
 def manifest(folder: Path, name: str) -> adapters.AdapterManifest:
     """A manifest of the files graph and queries in `folder`."""
@@ -31,22 +46,7 @@ def manifest(folder: Path, name: str) -> adapters.AdapterManifest:
         verdict="bridge",
         provisional=False,
         reasons=("it is good enough",),
-        report=adapters.AdapterReport(
-            truth="pairs",
-            counts=adapters.Counts(fit_texts=9, fit_queries=3, select_queries=3, test_queries=3, documents=9),
-            arms=adapters.Arms(
-                old_on_old=QUALITY, naive=None, adapted=QUALITY, cascade=QUALITY, reindexed=QUALITY
-            ),
-            against_old=INTERVAL,
-            against_reindexed=INTERVAL,
-            cascade_against_reindexed=INTERVAL,
-            cascade_depth=200,
-            rungs=(),
-            checks=(),
-            microseconds_alone=20.0,
-            microseconds_batched=2.0,
-            machine="a machine",
-        ),
+        report=REPORT,
         provenance=adapters.AdapterProvenance(
             command="trimtab adapter fit",
             texts_sha256="0" * 64,

@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tests import variants_made
 from tests.export import tiny_encoders
 from trimtab import adapter as adapters
 from trimtab import bundle as bundles
-from trimtab.errors import AdapterError, ConfigError, InvalidArgument, TrimtabError
+from trimtab.errors import AdapterError, BundleError, ConfigError, InvalidArgument, TrimtabError
 from trimtab_export import adapter_command, docstrings
 from trimtab_export.adapters import encode
 from trimtab_export.adapters.encode import Encoder
@@ -211,3 +212,21 @@ def test_the_options_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("fit", "--from", "a", "--to", "b", "--texts", "c", "--documents", "0")
     assert "is not a whole number from 1 on" in capsys.readouterr().err
+
+
+def test_a_variant_of_a_bundle_is_an_end(tmp_path: Path) -> None:
+    bundle = variants_made.bundle(tmp_path / "repository")
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(variants_made.WORDS, 12)) for _ in range(500)]
+    (tmp_path / "texts.txt").write_text("\n".join(lines[:250]) + "\n")
+    (tmp_path / "queries.txt").write_text("\n".join(lines[250:]) + "\n")
+    inputs = ["--texts", tmp_path / "texts.txt", "--queries", tmp_path / "queries.txt"]
+    assert run("fit", "--from", f"{bundle.path}:early", "--to", bundle.path, *inputs) == 0
+    manifest = adapters.read(bundle.path.parent / "adapters" / "early-v1-to-layered-v1").manifest
+    assert manifest.source.space == variants_made.space(bundle, "early")
+    assert (manifest.target.space, manifest.reads) == (bundle.manifest.space, "embeddings")
+    assert "--from layered/1:early --to layered/1" in manifest.provenance.command
+    with pytest.raises(BundleError, match="has no variant 'middle'; it has fp32, small, early, early-16"):
+        run("fit", "--from", f"{bundle.path}:middle", "--to", bundle.path, *inputs)
+    with pytest.raises(AdapterError, match="have the same space"):
+        run("fit", "--from", f"{bundle.path}:fp32", "--to", bundle.path, *inputs)

@@ -28,6 +28,7 @@ def test_exported_names() -> None:
         "Endpoint",
         "ExportError",
         "FailedPrecondition",
+        "Fidelity",
         "HalfMigrated",
         "InternalError",
         "InvalidArgument",
@@ -43,6 +44,7 @@ def test_exported_names() -> None:
         "Unauthenticated",
         "Unavailable",
         "Unimplemented",
+        "Variant",
     ]
 
 

@@ -79,6 +79,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     encoder.add_argument(
         "--space", default="", help="the space wanted; default: the encoder's own. Others through adapters"
     )
+    encoder.add_argument(
+        "--variant",
+        default="",
+        help="a variant of the encoder, which is a space of its own; see `trimtab info`",
+    )
+    encoder.add_argument("--layers", type=int, metavar="N", help="the variant that computes N layers")
     encoder.add_argument("--group", default="", help="language, tenant or the like, for adapters with groups")
     server_options.declare(parser)
 
@@ -95,6 +101,9 @@ def run(options: argparse.Namespace) -> int:
         priority="bulk",
         space=options.space,
         group=options.group,
+        variant=options.variant,
+        layers=options.layers,
+        allow_brownout=False,  # a file outlives whatever overload there is now
     )
     output: Path | None = options.output
     if output is not None and output.suffix not in layouts.LAYOUTS:
@@ -221,12 +230,17 @@ def _encoder(
 
 
 def _describe(client: Client, encoder: types.Encoder, wanted: Options) -> vector_files.Description:
-    """What the vectors will be; how long they are in another space, the first one tells."""
-    if wanted.space in ("", encoder.space):
+    """What the vectors will be; how long they are in another space or variant, the first one tells."""
+    if wanted.itself and wanted.space in ("", encoder.space):
         return vector_files.describe(encoder, wanted)
     first = client.embed_detailed(["first"], **wanted.keywords())
     return vector_files.describe(
-        encoder, wanted, space=first.space, columns=first.vectors.shape[1], adapters=first.adapters
+        encoder,
+        wanted,
+        space=first.space,
+        columns=first.vectors.shape[1],
+        adapters=first.adapters,
+        variant=first.variant,
     )
 
 

@@ -1,4 +1,10 @@
-"""Show what a bundle is: its space, its sizes, where it came from, and its report card."""
+"""Show what a bundle is: its space, its sizes, where it came from, its variants and their report cards.
+
+    trimtab info models/my-encoder/1
+    trimtab info --url 127.0.0.1:8001
+
+Without a bundle, it is what a server serves: each encoder's variants, what they keep, and which are loaded.
+"""
 
 import argparse
 import sys
@@ -7,22 +13,32 @@ from pathlib import Path
 import msgspec
 
 from trimtab import bundle as bundles
+from trimtab.commands import server_options
+from trimtab.types import Encoder, Variant
 
-SUMMARY = "show a bundle's manifest and report card"
+SUMMARY = "show a bundle's manifest and report card, or what a server serves"
 EXTRA = None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="the bundle's folder: REPOSITORY/NAME/VERSION")
-    parser.add_argument("--json", action="store_true", help="print the manifest as JSON, for programs")
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", help="its folder: REPOSITORY/NAME/VERSION; default: ask the server"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
+    server_options.declare(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    manifest = bundles.read(options.bundle).manifest
-    if options.json:
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode()
+    shown: bundles.Manifest | list[Encoder]
+    if options.bundle is None:
+        with server_options.connect(options) as client:
+            shown = client.encoders()
+        text = "\n\n".join(describe_served(encoder) for encoder in shown)
     else:
-        text = describe(manifest)
+        shown = bundles.read(options.bundle).manifest
+        text = describe(shown)
+    if options.json:
+        text = msgspec.json.format(msgspec.json.encode(shown), indent=2).decode()
     sys.stdout.write(text + "\n")
     return 0
 
@@ -101,6 +117,32 @@ def _cells(cells: tuple[bundles.Cell, ...]) -> list[str]:
         ]
         lines.append(f"  {depth:>3} layers, width    {'  '.join(kept)}")
     return lines
+
+
+def describe_served(encoder: Encoder) -> str:
+    """What a server tells of an encoder, for people."""
+    lines = [
+        f"{encoder.name}, version {encoder.version}: {encoder.dimensions} dimensions, {encoder.similarity}, "
+        f"reads {encoder.max_tokens} tokens, space {encoder.space}"
+    ]
+    for variant in encoder.variants:
+        lines.append(_served(variant))
+        if (kept := variant.fidelity) is not None:
+            fastest = ", ".join(f"{each.factor:.2f} at {each.batch} x {each.length}" for each in kept.speedup)
+            lines += [
+                f"    keeps of nDCG@10   {_interval(kept.ndcg)}",
+                f"    queries alone      {_interval(kept.query_only_ndcg)}",
+                f"    times as fast      {fastest}",
+            ]
+    return "\n".join(lines)
+
+
+def _served(variant: Variant) -> str:
+    depth = f", {variant.layers} layers" if variant.layers else ""
+    return (
+        f"  {variant.name}: {'loaded' if variant.loaded else 'not loaded'}, {variant.precision}{depth}, "
+        f"{variant.dimensions} dimensions, space {variant.space}"
+    )
 
 
 def _interval(figure: bundles.Interval) -> str:

@@ -43,6 +43,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     columns: int
     group: str = ""
     adapters: tuple[str, ...] = ()  # ENCODER/NAME of those that the vectors passed through
+    variant: str = ""  # that computed them; empty: the encoder itself
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +63,7 @@ def describe(
     space: str = "",
     columns: int = 0,
     adapters: tuple[str, ...] = (),
+    variant: str = "",
 ) -> Description:
     """What the vectors will be that `encoder` makes with these options, in its own space or another one."""
     components = options.dimensions or encoder.dimensions
@@ -75,6 +77,7 @@ def describe(
         columns=columns or (-(-components // 8) if options.dtype == "ubinary" else components),
         group=options.group,
         adapters=adapters,
+        variant=variant,
     )
 
 

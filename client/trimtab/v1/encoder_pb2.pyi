@@ -138,6 +138,9 @@ class EmbedRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SPACES_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    REFUSE_BROWNOUT_FIELD_NUMBER: _builtins.int
     encoder: _builtins.str
     """may be empty where the server serves only one"""
     version: _builtins.str
@@ -150,6 +153,18 @@ class EmbedRequest(_message.Message):
     priority: Global___Priority.ValueType
     group: _builtins.str
     """language, tenant or the like of the texts, for adapters that know groups"""
+    variant: _builtins.str
+    """A variant of the encoder's bundle, by its name; empty and without `layers`: the encoder itself. NOT_FOUND
+    where there is none of the name, FAILED_PRECONDITION where the server has not loaded it.
+    """
+    layers: _builtins.int
+    """The variant that computes so many layers: of those loaded the one with the fewest dimensions that are
+    enough for `dimensions`, of equals the first in the bundle. 0: whatever `variant` says.
+    """
+    refuse_brownout: _builtins.bool
+    """Under overload a server may be configured to answer queries from a cheaper variant (see
+    EmbedResponse.browned_out); with this it does not.
+    """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -172,10 +187,13 @@ class EmbedRequest(_message.Message):
         priority: Global___Priority.ValueType = ...,
         spaces: _abc.Iterable[_builtins.str] | None = ...,
         group: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        layers: _builtins.int = ...,
+        refuse_brownout: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "encoder", b"encoder", "group", b"group", "priority", b"priority", "role", b"role", "spaces", b"spaces", "texts", b"texts", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "encoder", b"encoder", "group", b"group", "layers", b"layers", "priority", b"priority", "refuse_brownout", b"refuse_brownout", "role", b"role", "spaces", b"spaces", "texts", b"texts", "truncate", b"truncate", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,8 +208,17 @@ class EmbedResponse(_message.Message):
     ENCODER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    BROWNED_OUT_FIELD_NUMBER: _builtins.int
     encoder: _builtins.str
     version: _builtins.str
+    variant: _builtins.str
+    """that computed the vectors"""
+    browned_out: _builtins.bool
+    """The server was overloaded, and `variant` stood in for the encoder itself: the vectors are for searching
+    an index of their space, of which they keep the share of retrieval that the server's configuration asks
+    for, and not for filling one. Only interactive queries are answered so.
+    """
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embeddings]:
         """one for each space asked for, in their order"""
@@ -210,10 +237,12 @@ class EmbedResponse(_message.Message):
         encoder: _builtins.str = ...,
         version: _builtins.str = ...,
         times: Global___StageTimes | None = ...,
+        variant: _builtins.str = ...,
+        browned_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "encoder", b"encoder", "times", b"times", "token_counts", b"token_counts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["browned_out", b"browned_out", "embeddings", b"embeddings", "encoder", b"encoder", "times", b"times", "token_counts", b"token_counts", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,7 +265,7 @@ class Embeddings(_message.Message):
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """ENCODER/NAME of the adapters that the vectors passed through, in order; none: they are the encoder's own."""
+        """ENCODER/NAME of the adapters that the vectors passed through, in order; none: they are the variant's own."""
 
     def __init__(
         self,
@@ -594,6 +623,7 @@ class Encoder(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     CANARY_SHARE_FIELD_NUMBER: _builtins.int
     SHADOW_SHARE_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     space: _builtins.str
@@ -616,6 +646,10 @@ class Encoder(_message.Message):
     def dtypes(self) -> _containers.RepeatedScalarFieldContainer[Global___DataType.ValueType]: ...
     @_builtins.property
     def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
+        """of its bundle, the encoder itself first"""
+
     def __init__(
         self,
         *,
@@ -633,14 +667,187 @@ class Encoder(_message.Message):
         limits: Global___Limits | None = ...,
         canary_share: _builtins.float = ...,
         shadow_share: _builtins.float = ...,
+        variants: _abc.Iterable[Global___Variant] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_share", b"canary_share", "dimensions", b"dimensions", "dtypes", b"dtypes", "limits", b"limits", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "passage_prompt", b"passage_prompt", "pooling", b"pooling", "query_prompt", b"query_prompt", "shadow_share", b"shadow_share", "similarity", b"similarity", "space", b"space", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_share", b"canary_share", "dimensions", b"dimensions", "dtypes", b"dtypes", "limits", b"limits", "max_tokens", b"max_tokens", "name", b"name", "normalized", b"normalized", "passage_prompt", b"passage_prompt", "pooling", b"pooling", "query_prompt", b"query_prompt", "shadow_share", b"shadow_share", "similarity", b"similarity", "space", b"space", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Encoder: _TypeAlias = Encoder  # noqa: Y015
+
+@_typing.final
+class Variant(_message.Message):
+    """One graph of a bundle: the encoder itself, or a smaller or faster one, which is a space of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SPACE_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
+    FIDELITY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    space: _builtins.str
+    dimensions: _builtins.int
+    precision: _builtins.str
+    layers: _builtins.int
+    """that it computes; 0: unknown"""
+    loaded: _builtins.bool
+    """requests may name it"""
+    @_builtins.property
+    def fidelity(self) -> Global___Fidelity:
+        """absent of the encoder itself, which the others are compared with"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        space: _builtins.str = ...,
+        dimensions: _builtins.int = ...,
+        precision: _builtins.str = ...,
+        layers: _builtins.int = ...,
+        loaded: _builtins.bool = ...,
+        fidelity: Global___Fidelity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fidelity", b"fidelity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "fidelity", b"fidelity", "layers", b"layers", "loaded", b"loaded", "name", b"name", "precision", b"precision", "space", b"space"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Variant: _TypeAlias = Variant  # noqa: Y015
+
+@_typing.final
+class Fidelity(_message.Message):
+    """What a variant keeps of the encoder itself, and what it gains, as its report card says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIEVAL_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    SOURCE_NDCG_FIELD_NUMBER: _builtins.int
+    SOURCE_RECALL_FIELD_NUMBER: _builtins.int
+    NDCG_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    QUERY_ONLY_NDCG_FIELD_NUMBER: _builtins.int
+    QUERY_ONLY_RECALL_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    MIN_COSINE_FIELD_NUMBER: _builtins.int
+    BATCH_MIN_COSINE_FIELD_NUMBER: _builtins.int
+    SPEEDUP_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    retrieval: _builtins.str
+    """the set of pairs that it was measured on"""
+    queries: _builtins.int
+    documents: _builtins.int
+    source_ndcg: _builtins.float
+    """nDCG@10 and R@10 of the encoder itself"""
+    source_recall: _builtins.float
+    cosine: _builtins.float
+    """to the encoder's vectors: the mean, the least"""
+    min_cosine: _builtins.float
+    batch_min_cosine: _builtins.float
+    """a text alone against the same text among longer ones"""
+    bytes: _builtins.int
+    """of its files"""
+    @_builtins.property
+    def ndcg(self) -> Global___Interval:
+        """shares of these: with an index of the variant's own"""
+
+    @_builtins.property
+    def recall(self) -> Global___Interval: ...
+    @_builtins.property
+    def query_only_ndcg(self) -> Global___Interval:
+        """with the encoder's index, the queries alone embedded by the variant"""
+
+    @_builtins.property
+    def query_only_recall(self) -> Global___Interval: ...
+    @_builtins.property
+    def speedup(self) -> _containers.RepeatedCompositeFieldContainer[Global___Speedup]: ...
+    def __init__(
+        self,
+        *,
+        retrieval: _builtins.str = ...,
+        queries: _builtins.int = ...,
+        documents: _builtins.int = ...,
+        source_ndcg: _builtins.float = ...,
+        source_recall: _builtins.float = ...,
+        ndcg: Global___Interval | None = ...,
+        recall: Global___Interval | None = ...,
+        query_only_ndcg: Global___Interval | None = ...,
+        query_only_recall: Global___Interval | None = ...,
+        cosine: _builtins.float = ...,
+        min_cosine: _builtins.float = ...,
+        batch_min_cosine: _builtins.float = ...,
+        speedup: _abc.Iterable[Global___Speedup] | None = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ndcg", b"ndcg", "query_only_ndcg", b"query_only_ndcg", "query_only_recall", b"query_only_recall", "recall", b"recall"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_min_cosine", b"batch_min_cosine", "bytes", b"bytes", "cosine", b"cosine", "documents", b"documents", "min_cosine", b"min_cosine", "ndcg", b"ndcg", "queries", b"queries", "query_only_ndcg", b"query_only_ndcg", "query_only_recall", b"query_only_recall", "recall", b"recall", "retrieval", b"retrieval", "source_ndcg", b"source_ndcg", "source_recall", b"source_recall", "speedup", b"speedup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fidelity: _TypeAlias = Fidelity  # noqa: Y015
+
+@_typing.final
+class Interval(_message.Message):
+    """A figure with its 95% interval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    low: _builtins.float
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interval: _TypeAlias = Interval  # noqa: Y015
+
+@_typing.final
+class Speedup(_message.Message):
+    """How many times as fast as the encoder itself, for `batch` texts of `length` tokens, by one thread."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    batch: _builtins.int
+    length: _builtins.int
+    factor: _builtins.float
+    def __init__(
+        self,
+        *,
+        batch: _builtins.int = ...,
+        length: _builtins.int = ...,
+        factor: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "factor", b"factor", "length", b"length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Speedup: _TypeAlias = Speedup  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

@@ -8,8 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import bundle as bundles
+from trimtab import variants
 from trimtab.adapter import Adapter, Check, read
+from trimtab.bundle import Manifest
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import checks, inputs, publish, split
 from trimtab_export.adapters.climb import Climbed, Ground, climb
@@ -55,19 +56,19 @@ def fit(request: Request) -> Adapter:
     Raises AdapterError, and publishes nothing, where the inputs are not what they are said to be. An adapter
     that is not good enough is written all the same: its verdict says no, and why.
     """
-    new, old = bundles.read(request.source), bundles.read(request.target)
+    new, old = variants.read(str(request.source)), variants.read(str(request.target))
     if new.manifest.space == old.manifest.space:
         raise AdapterError(
             f"{request.source} and {request.target} have the same space {new.manifest.space}: their vectors "
             "can be compared as they are"
         )
-    name = request.name or f"v{new.manifest.version}-to-{old.manifest.name}-v{old.manifest.version}"
+    name = request.name or default_name(new.manifest, old.manifest)
     found = Read(
         texts=inputs.read_texts(request.texts),
         queries=[] if request.queries is None else inputs.read_queries(request.queries),
         pairs=[] if request.pairs is None else inputs.read_pairs(request.pairs),
     )
-    with staged(request.source.absolute().parent, name) as stage:
+    with staged(new.path.absolute().parent, name) as stage:
         source, target = Encoder(new, stage.cache), Encoder(old, stage.cache)
         known: dict[str, Floats] = {}
         if request.old_vectors is not None:
@@ -79,6 +80,14 @@ def fit(request: Request) -> Adapter:
         fitted = learn(source, target, found, known, request.documents, request.fit_queries)
         publish.publish(stage, request, new, old, fitted.split, fitted.ground, fitted.test, fitted.outcome)
     return read(stage.target)
+
+
+def default_name(new: Manifest, old: Manifest) -> str:
+    """v1-to-OLD-v1, with the variants' names where they are not the first of their bundles."""
+    first, second = (each.variants[0] for each in (new, old))
+    source = f"{first.name}-v{new.version}" if first.space is not None else f"v{new.version}"
+    target = f"{old.name}-v{old.version}" + (f"-{second.name}" if second.space is not None else "")
+    return f"{source}-to-{target}"
 
 
 def learn(

@@ -9,14 +9,14 @@ FIT_QUERIES = 40_000
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to fit: two bundles' folders, and what to learn from.
+    """What to fit: two bundles' folders, or FOLDER:VARIANT for a variant of one, and what to learn from.
 
     documents: how many are searched when the rungs are judged, and learned from.
     fit_queries: how many queries are learned from, at most.
     """
 
-    source: Path
-    target: Path
+    source: str | Path
+    target: str | Path
     texts: Path
     queries: Path | None = None
     pairs: Path | None = None

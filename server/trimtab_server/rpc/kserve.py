@@ -19,19 +19,10 @@ from tritonclient.grpc import service_pb2_grpc
 
 from trimtab.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from trimtab.vectors import DTYPES, STORAGE, check_dtype
+from trimtab_server.encoder import Encoder
 from trimtab_server.metrics import Count, Metrics
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
-from trimtab_server.repository import Encoder
-from trimtab_server.rpc.boundary import (
-    BYTES_A_TEXT,
-    Context,
-    Tenants,
-    Window,
-    as_trimtab_error,
-    deadline_of,
-    shorten,
-)
-from trimtab_server.rpc.unread import Unread
+from trimtab_server.rpc.boundary import BYTES_A_TEXT, Context, Tenants, Window, as_trimtab_error, shorten
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "kserve"
@@ -40,7 +31,8 @@ TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary":
 DIGITS = 18  # of a whole number that comes as a string
 OUTPUTS = ("embeddings", "token_count")
 PARAMETERS = (
-    "input_type", "truncate", "dimensions", "embedding_type", "timeout", "priority", "space", "group"
+    "input_type", "truncate", "dimensions", "embedding_type", "timeout", "priority", "space", "group",
+    "variant", "layers", "allow_brownout",
 )  # fmt: skip
 
 
@@ -48,18 +40,12 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     """Translates messages; the pipeline does the work."""
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        metrics: Metrics,
-        tenants: Tenants,
-        unread: Unread,
-        serving: Callable[[], bool],
+        self, pipeline: Pipeline, metrics: Metrics, tenants: Tenants, serving: Callable[[], bool]
     ) -> None:
         self._pipeline = pipeline
         self._repository = pipeline.repository
         self._metrics = metrics
         self._tenants = tenants
-        self._unread = unread
         self._serving = serving
         self._readers: set[asyncio.Task[None]] = set()
 
@@ -101,6 +87,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         manifest = encoder.manifest
         parameters = {
             "space": manifest.space,
+            "variants": ",".join(each.variant.name for each in encoder.graphs()),
             "similarity": manifest.similarity,
             "max_tokens": str(manifest.max_tokens),
             "query_prompt": manifest.prompts.query,
@@ -168,23 +155,17 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     # -- inference -----------------------------------------------------------------------------------
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
-        return await self._infer(request, deadline_of(context), self._tenants.of(context))
+        return await self._infer(request, context.time_remaining(), self._tenants.of(context))
 
     async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
         """Answers in the order of the requests, as Triton does for models like these."""
-        deadline, tenant = deadline_of(context), self._tenants.of(context)
+        tenant = self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
-        account = self._unread.account(context.peer())
         answers: asyncio.Queue[tuple[asyncio.Task[Any], int] | None] = asyncio.Queue()
 
         async def answer(message: Any) -> Any:
-            outcome = await infer(message)
-            account.add(outcome.ByteSize())
-            return outcome
-
-        async def infer(message: Any) -> Any:
             try:
-                response = await self._infer(message, deadline, tenant)
+                response = await self._infer(message, context.time_remaining(), tenant)
                 final = message.parameters.get("triton_enable_empty_final_response")
                 if final is not None and final.bool_param:
                     response.parameters["triton_final_response"].bool_param = True
@@ -209,9 +190,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         async def write() -> None:
             while (next_answer := await answers.get()) is not None:
                 task, weight = next_answer
-                outcome = await task
-                await context.write(outcome)
-                account.remove(outcome.ByteSize())
+                await context.write(await task)
                 window.leave(weight)
 
         try:
@@ -222,8 +201,6 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 tasks.create_task(write())
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        finally:
-            account.close()
         if reader.cancelled():
             raise Unavailable("the server is draining: send what was not answered to another one")
 
@@ -232,8 +209,8 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _infer(self, request: Any, deadline: float | None, tenant: str) -> Any:
-        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline, tenant))
+    async def _infer(self, request: Any, remaining: float | None, tenant: str) -> Any:
+        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, remaining, tenant))
         return _response(request, result)
 
     # -- what this server has not --------------------------------------------------------------------
@@ -327,6 +304,13 @@ class Parameters:
             raise InvalidArgument(f"parameter {name} is {value!r}; it must be a string")
         return value
 
+    def boolean(self, name: str, default: bool) -> bool:
+        """True or false; the default where it is absent."""
+        value = self._values.get(name, default)
+        if not isinstance(value, bool):
+            raise InvalidArgument(f"parameter {name} is {value!r}; it must be true or false")
+        return value
+
     def integer(self, name: str) -> int:
         """A whole number from 1, also as a string; 0 where it is absent."""
         if name not in self._values:
@@ -339,12 +323,12 @@ class Parameters:
         return value
 
 
-def _parse(request: Any, deadline: float | None, tenant: str) -> EmbedRequest:
+def _parse(request: Any, remaining: float | None, tenant: str) -> EmbedRequest:
     parameters = Parameters(request.parameters)
     _wanted(request)
     timeout = parameters.integer("timeout")  # microseconds, as Triton's
     space = parameters.string("space")
-    own = time.monotonic() + timeout / 1e6 if timeout else None
+    limits = [each for each in (remaining, timeout / 1e6 if timeout else None) if each is not None]
     return EmbedRequest(
         encoder=request.model_name,
         version=request.model_version,
@@ -353,12 +337,15 @@ def _parse(request: Any, deadline: float | None, tenant: str) -> EmbedRequest:
         truncate=parameters.choice("truncate", get_args(Truncate)) or "end",
         dimensions=parameters.integer("dimensions"),
         dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
-        deadline=min((each for each in (deadline, own) if each is not None), default=None),
+        deadline=time.monotonic() + min(limits) if limits else None,
         tenant=tenant,
         # Triton's priorities: 1 is the highest, and what is left out is the default.
         priority="bulk" if parameters.integer("priority") > 1 else "interactive",
         spaces=(space,) if space else (),
         group=parameters.string("group"),
+        variant=parameters.string("variant"),
+        layers=parameters.integer("layers"),
+        refuse_brownout=not parameters.boolean("allow_brownout", True),
     )
 
 
@@ -411,9 +398,6 @@ def _decode(element: bytes, row: int) -> str:
 
 def _wanted(request: Any) -> list[str]:
     """The names of the outputs asked for; all where none is named."""
-    if len(request.outputs) > len({output.name for output in request.outputs}):
-        # Each would be a copy of all vectors: a message of megabytes could ask for terabytes.
-        raise InvalidArgument("an output is named twice: name each of them once")
     for output in request.outputs:
         if output.name not in OUTPUTS:
             raise InvalidArgument(f"output {output.name!r} is not known; there are {', '.join(OUTPUTS)}")
@@ -439,6 +423,9 @@ def _response(request: Any, result: EmbedResult) -> Any:
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         response.raw_output_contents.append(array.tobytes())
     response.parameters["space"].string_param = route.space
+    response.parameters["variant"].string_param = result.encoder.variant.name
+    if result.browned_out:
+        response.parameters["browned_out"].bool_param = True
     if route.hops:
         response.parameters["adapters"].string_param = ",".join(route.names)
     if output.dtype == "int8":

@@ -1,30 +1,23 @@
 """trimtab.v1.EncoderService: our own API, over the pipeline."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
-from trimtab import vectors
+from trimtab import variants, vectors
+from trimtab.bundle import Fidelity, Interval
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server import access
 from trimtab_server.adapters import Loaded
 from trimtab_server.batch import Priority
+from trimtab_server.encoder import Encoder
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
-from trimtab_server.repository import Encoder
 from trimtab_server.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 from trimtab_server.routes import refusal
-from trimtab_server.rpc.boundary import (
-    BYTES_A_TEXT,
-    Context,
-    Tenants,
-    Window,
-    as_trimtab_error,
-    deadline_of,
-    shorten,
-)
-from trimtab_server.rpc.unread import Unread
+from trimtab_server.rpc.boundary import BYTES_A_TEXT, Context, Tenants, Window, as_trimtab_error, shorten
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "trimtab.v1"
@@ -52,11 +45,10 @@ PRIORITIES: dict[int, Priority] = {
 class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     """Translates messages; the pipeline does the work."""
 
-    def __init__(self, pipeline: Pipeline, rescorer: Rescorer, tenants: Tenants, unread: Unread) -> None:
+    def __init__(self, pipeline: Pipeline, rescorer: Rescorer, tenants: Tenants) -> None:
         self._pipeline = pipeline
         self._rescorer = rescorer
         self._tenants = tenants
-        self._unread = unread
         self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
@@ -68,7 +60,6 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         deadline, tenant = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
         writing = asyncio.Lock()
-        account = self._unread.account(context.peer())
 
         async def answer(message: pb.EmbedStreamRequest) -> None:
             try:
@@ -78,11 +69,8 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
             # The window opens only after the answer is written: a client that does not read what it
             # asked for fills its own window, and nobody else's.
-            size = outcome.ByteSize()
-            account.add(size)
             async with writing:
                 await context.write(outcome)
-            account.remove(size)
             window.leave(weight(message.request))
 
         async def read(tasks: asyncio.TaskGroup) -> None:
@@ -97,8 +85,6 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 reader.add_done_callback(self._readers.discard)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        finally:
-            account.close()
         if reader.cancelled():
             raise Unavailable("the server is draining: send what was not answered to another one")
 
@@ -155,12 +141,19 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             ),
             canary_share=canary,
             shadow_share=shadow,
+            variants=_variants(encoder),
         )
 
 
 def weight(request: pb.EmbedRequest) -> int:
     """What a request takes of its stream's window: its texts, or its bytes where they are many more."""
     return max(1, len(request.texts), request.ByteSize() // BYTES_A_TEXT)
+
+
+def deadline_of(context: Context) -> float | None:
+    """The call's deadline on time.monotonic's clock."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
 
 
 def _known(choices: Mapping[int, Choice], value: int, name: str, enum: str) -> Choice:
@@ -221,6 +214,9 @@ def _parse(request: pb.EmbedRequest, deadline: float | None, tenant: str) -> Emb
         priority=_known(PRIORITIES, request.priority, "priority", "Priority"),
         spaces=request.spaces,
         group=request.group,
+        variant=request.variant,
+        layers=request.layers,
+        refuse_brownout=request.refuse_brownout,
     )
 
 
@@ -239,6 +235,52 @@ def _response(result: EmbedResult) -> pb.EmbedResponse:
         encoder=encoder.name,
         version=str(encoder.version),
         times=_times(result.times),
+        variant=encoder.variant.name,
+        browned_out=result.browned_out,
+    )
+
+
+def _variants(encoder: Encoder) -> list[pb.Variant]:
+    bundle = encoder.manifest
+    loaded = {each.variant.name for each in encoder.graphs()}
+    return [
+        pb.Variant(
+            name=variant.name,
+            space=variant.space or bundle.space,
+            dimensions=variant.dimensions or bundle.dimensions,
+            precision=variant.precision,
+            layers=variants.depth(bundle, variant) or 0,
+            loaded=variant.name in loaded,
+            fidelity=_fidelity(variant.report.fidelity),
+        )
+        for variant in bundle.variants
+    ]
+
+
+def _fidelity(figures: Fidelity | None) -> pb.Fidelity | None:
+    if figures is None:
+        return None
+
+    def interval(figure: Interval) -> pb.Interval:
+        return pb.Interval(value=figure.value, low=figure.low, high=figure.high)
+
+    return pb.Fidelity(
+        retrieval=figures.retrieval,
+        queries=figures.queries,
+        documents=figures.documents,
+        source_ndcg=figures.source_ndcg,
+        source_recall=figures.source_recall,
+        ndcg=interval(figures.ndcg),
+        recall=interval(figures.recall),
+        query_only_ndcg=interval(figures.query_only_ndcg),
+        query_only_recall=interval(figures.query_only_recall),
+        cosine=figures.cosine,
+        min_cosine=figures.min_cosine,
+        batch_min_cosine=figures.batch_min_cosine,
+        speedup=[
+            pb.Speedup(batch=each.batch, length=each.length, factor=each.factor) for each in figures.speedup
+        ],
+        bytes=figures.bytes,
     )
 
 

@@ -1,1 +1,0 @@
-"""Faults, rollovers, long runs and fuzzing, against real server processes on the loopback."""
