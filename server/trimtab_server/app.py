@@ -45,6 +45,7 @@ from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.rpc.observed import Observed
+from trimtab_server.rpc.unread import Unread
 from trimtab_server.shadow import Figures, Shadow
 from trimtab_server.sharing import Sharing
 from trimtab_server.tickets import Ticket
@@ -135,11 +136,14 @@ class App:
             self._tracing.answered if self._tracing else None,
             self._shadow.see if config.shadow else None,
         )
-        self._boundary, self._admin_boundary = self._boundaries()
+        unread = Unread(config.limits.max_unread_bytes)
+        self._boundary, self._admin_boundary = self._boundaries(unread)
         tenants = Tenants(config.server.tenant_header)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
-        self._native = NativeServicer(pipeline, rescorer, tenants)
-        self._kserve = KServeServicer(pipeline, self._metrics, tenants, lambda: self._ready and self._served)
+        self._native = NativeServicer(pipeline, rescorer, tenants, unread)
+        self._kserve = KServeServicer(
+            pipeline, self._metrics, tenants, unread, lambda: self._ready and self._served
+        )
         self._servers = self._listen()
 
     async def start(self) -> None:
@@ -198,6 +202,8 @@ class App:
     def _changed(self, entry: Entry) -> None:
         log.info("%s version %s is %s %s", entry.name, entry.version, entry.state, entry.reason)
         self._announce()
+        if entry.retired:
+            self._metrics.forget(entry.name, entry.version)
 
     def _devices_changed(self, serving: bool) -> None:
         self._served = serving
@@ -210,7 +216,8 @@ class App:
         encoders = [encoder.name for encoder in self.repository.encoders()]
         for entry in self.repository.index():
             serving = entry.state == "READY" and self._served
-            self._metrics.ready(entry.name, entry.version, serving)
+            if not entry.retired:
+                self._metrics.ready(entry.name, entry.version, serving)
             if entry.encoder is not None and entry.encoder.brownout is not None:
                 on = partial(self._browned_out, entry.encoder, entry.encoder.brownout)
                 self._metrics.watch_brownout(entry.name, entry.version, on)
@@ -221,16 +228,16 @@ class App:
         queue_seconds = self._engine.queue_seconds(encoder.model, "", "interactive")
         return brownout.look(queue_seconds, time.monotonic())
 
-    def _boundaries(self) -> tuple[Boundary, Boundary]:
+    def _boundaries(self, unread: Unread) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
         config, refused = self.config, self._metrics.refused
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         load = Load(self._engine.pressure, time.monotonic)
         if not authenticator and not config.server.admin_address:
-            return Boundary(None, load), Boundary()
+            return Boundary(unread, load=load), Boundary(unread)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        return Boundary(guards[0], load), Boundary(guards[1])
+        return Boundary(unread, guards[0], load), Boundary(unread, guards[1])
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config
@@ -249,7 +256,7 @@ class App:
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, servers[-1])
             listeners.bind(servers[-1], ports.admin_address, ports.tls)
         if ports.health_address:
-            servers.append(listeners.make_probed([self._boundary]))
+            servers.append(listeners.make_probed(config, [self._boundary]))
             health_pb2_grpc.add_HealthServicer_to_server(self._health, servers[-1])
             listeners.bind(servers[-1], ports.health_address, None)
         return tuple(servers)

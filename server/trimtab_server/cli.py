@@ -10,6 +10,7 @@ http://METRICS_ADDRESS/metrics. Port 0 takes any free port; the line printed at 
 
 import argparse
 import asyncio
+import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +45,15 @@ def run(options: argparse.Namespace) -> int:
     }
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     logs.configure(settings.logging, verbose=options.verbose)
+    _allow_connections()
     asyncio.run(app.serve(settings, options.repository, _announce))
     return 0
+
+
+def _allow_connections() -> None:
+    """Take as many open files as the system gives: each connection is one, and few are the default."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _announce(app: "App") -> None:

@@ -12,6 +12,8 @@ from trimtab_server.watched import Watched
 
 # A probe is a few bytes.
 PROBE_BYTES = 4096
+# gRPC's default, two minutes, lets whoever connects and says nothing hold a place for as long.
+HANDSHAKE_SECONDS = 20
 
 
 def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
@@ -20,6 +22,7 @@ def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> 
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", config.limits.max_calls_per_connection),
+        *_connections(config),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
         # Clients may ping a connection this often; the SDK does each minute.
         ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
@@ -33,12 +36,24 @@ def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> 
     return grpc.aio.server(interceptors=interceptors, options=options)
 
 
-def make_probed(interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
+def make_probed(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
     """A server for an orchestrator's probes, which speak neither TLS nor credentials."""
     return grpc.aio.server(
         interceptors=interceptors,
-        options=[("grpc.max_receive_message_length", PROBE_BYTES), ("grpc.so_reuseport", 0)],
+        options=[
+            ("grpc.max_receive_message_length", PROBE_BYTES),
+            ("grpc.so_reuseport", 0),
+            *_connections(config),
+        ],
     )
+
+
+def _connections(config: Config) -> list[tuple[str, int]]:
+    """What bounds the connections of a port, and the time of those that never become clients."""
+    return [
+        ("grpc.max_allowed_incoming_connections", config.limits.max_connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+    ]
 
 
 def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:

@@ -199,6 +199,13 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
 
+        self._of_versions = (
+            self._requests, self._tokenize, self._queue, self._compute, self._texts, self._tokens,
+            self._adapted, self._failures, self._in_flight, self._batch_seconds, self._batch_size,
+            self._batch_tokens, self._padding, self._shared, self._canary, self._load, self._variants,
+            self._browned_out, self._brownout, self._ready,
+        )  # fmt: skip
+
     def _request(self, encoder: str, version: int, protocol: str) -> "_Request":
         key = (encoder, version, protocol)
         if key not in self._by_request:
@@ -342,3 +349,15 @@ class Metrics:
     def ready(self, encoder: str, version: int, serving: bool) -> None:
         """An encoder version began or ceased to serve."""
         self._ready.labels(encoder, version).set(int(serving))
+
+    def forget(self, encoder: str, version: int) -> None:
+        """An encoder version will not be served any more, and nothing of it is in flight.
+
+        Its series end: a server whose versions come and go would otherwise grow with each of them.
+        """
+        for kept in (self._by_request, self._by_device):
+            for key in [key for key in kept if key[:2] == (encoder, version)]:
+                del kept[key]
+        self.statistics.pop((encoder, version), None)
+        for metric in self._of_versions:
+            metric.remove_by_labels({"encoder": encoder, "version": str(version)})

@@ -53,6 +53,8 @@ class Poller:
             await self._repository.load(name)
         except TrimtabError as error:  # a folder that is no encoder, perhaps
             log.info("%s: %s", name, error)
+        except Exception:  # nothing on disk may end the looking: nobody would notice
+            log.exception("%s cannot be brought in step with the disk", name)
 
 
 def contents(path: Path) -> dict[str, Contents]:

@@ -20,7 +20,7 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
-from trimtab_server import access, brownout
+from trimtab_server import access, brownout, memory
 from trimtab_server.adapters import Adapters, Route
 from trimtab_server.batch import Model
 from trimtab_server.encoder import Encoder
@@ -30,6 +30,9 @@ from trimtab_server.trials import Trials
 log = logging.getLogger(__name__)
 
 State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
+
+# Of an encoder's versions that are served no more, so many of the newest are known, with the reason.
+REMEMBERED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Entry:
     state: State
     reason: str = ""
     encoder: Encoder | None = None  # while it is READY, and until it is unloaded
+    retired: bool = False  # it is not to be served any more: it is gone, or newer ones took its place
 
 
 class Repository:
@@ -243,7 +247,8 @@ class Repository:
             if not bundles.NAME.fullmatch(name):
                 raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
             found = {key: path for key, path in self._found().items() if key[0] == name}
-            gone = [key for key, entry in self._entries.items() if key[0] == name and key not in found]
+            served = [key for key, entry in self._entries.items() if key[0] == name and not entry.retired]
+            gone = [key for key in served if key not in found]
             mapped = await asyncio.to_thread(self.adapters.read, self.path, name)
             if not (found or gone or mapped or self.adapters.of(name)):
                 raise NotFound(f"the repository has no encoder {name!r} with a version in it")
@@ -262,7 +267,7 @@ class Repository:
                 if encoder and encoder.states_width and not self.adapters.wants_states(encoder.manifest):
                     await self._change_model(entry, encoder, path)
             for key in gone:
-                await self._unload(self._entries[key], _why_gone(self.path, *key))
+                await self._unload(self._entries[key], _why_gone(self.path, *key), retired=True)
             self._publish()
 
     async def _unload_all(self, name: str) -> None:
@@ -299,17 +304,22 @@ class Repository:
         self._put(replace(entry, encoder=encoder))
         await self._retire(before, (before.model,))
 
-    async def _unload(self, entry: Entry, reason: str) -> None:
+    async def _unload(self, entry: Entry, reason: str, *, retired: bool = False) -> None:
         # Nobody finds it from here on, so those who use it only grow fewer.
         self._put(replace(entry, state="UNLOADING"))
         if entry.encoder is not None:
             await self._retire(entry.encoder, [graph.model for graph in entry.encoder.graphs()])
-        self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason))
+        self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason, retired=retired))
+        if retired:
+            of_name = [key for key, each in self._entries.items() if each.name == entry.name and each.retired]
+            for key in sorted(of_name)[:-REMEMBERED]:
+                del self._entries[key]
 
     async def _retire(self, encoder: Encoder, models: Sequence[Model]) -> None:
         async with self._left:
             await self._left.wait_for(lambda: not self._users[encoder])
         await self._opener.close(models)
+        await asyncio.to_thread(memory.give_back)
 
     def _publish(self) -> None:
         encoders = self.encoders()

@@ -1,5 +1,6 @@
 """The ports beside the one for clients, and what a connection is allowed."""
 
+import resource
 from pathlib import Path
 
 import grpc
@@ -47,6 +48,35 @@ async def test_connections_end_and_calls_of_one_are_bounded(minilm_repository: P
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             watches[0].cancel()
             assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
+
+
+def test_more_connections_than_allowed_are_closed_as_they_come(
+    minilm_repository: Path, tmp_path: Path
+) -> None:
+    """max_connections."""
+
+    def well(channel: grpc.Channel, timeout: float) -> bool:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        return bool(stub.Check(request, timeout=timeout, wait_for_ready=True).status == SERVING)
+
+    alone = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files[1] // 2, files[1]))
+    with serve(minilm_repository, tmp_path, "[limits]\nmax_connections = 2\n") as server:
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        # Each connection is an open file: it takes all that it may.
+        assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (files[1], files[1])
+        with grpc.insecure_channel(server.url, alone) as first:
+            with grpc.insecure_channel(server.url, alone) as second:
+                assert well(first, 10)
+                assert well(second, 10)
+                with grpc.insecure_channel(server.url, alone) as third:
+                    with pytest.raises(grpc.RpcError):
+                        well(third, 1)
+                    assert well(first, 10)  # those who are there stay
+                    second.close()
+                    assert well(third, 30)  # there is room again
 
 
 @pytest.mark.parametrize(

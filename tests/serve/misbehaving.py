@@ -50,6 +50,12 @@ class Rig:
         assert self.app is not None
         return self.app._registry.get_sample_value(name, labels) or 0.0
 
+    def versions(self) -> set[str]:
+        """The encoder versions that the metrics name."""
+        assert self.app is not None
+        samples = (each for metric in self.app._registry.collect() for each in metric.samples)
+        return {each.labels["version"] for each in samples if each.labels.get("version")}
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let the server go on until something is so."""
         async with asyncio.timeout(PATIENCE):

@@ -178,6 +178,11 @@ def test_wrong_input_and_output(channel: grpc.Channel) -> None:
     check(infer(channel, outputs=("logits",)), Code.INVALID_ARGUMENT, "'logits'", "embeddings")
 
 
+def test_an_output_that_is_named_twice(channel: grpc.Channel) -> None:
+    """Each would be one more copy of all vectors."""
+    check(infer(channel, outputs=("embeddings", "embeddings")), Code.INVALID_ARGUMENT, "twice", "once")
+
+
 def test_text_that_is_not_utf8(channel: grpc.Channel) -> None:
     raw = element(b"fine") + element(b"not \xff utf-8")
     check(infer(channel, raw=raw, shape=(2,)), Code.INVALID_ARGUMENT, "text[1]", "UTF-8", "byte 4")

@@ -11,10 +11,10 @@ import pytest
 
 from tests.serve.misbehaving import running
 from tests.serve.server_process import NAME
-from trimtab.errors import FailedPrecondition
+from trimtab.errors import FailedPrecondition, NotFound
 from trimtab_server import polling
 from trimtab_server.config import Versions
-from trimtab_server.repository import Repository
+from trimtab_server.repository import REMEMBERED, Repository
 
 SWAPS = 6
 
@@ -64,8 +64,13 @@ async def test_new_versions_take_over_while_calls_go_on(minilm_repository: Path,
         stopping = True
         await asyncio.gather(*load)
         assert answered > 0
+        # What is not served any more leaves no series behind, or a server would grow with its versions.
+        await rig.until(lambda: rig.versions() == {str(1 + SWAPS)})
         with pytest.raises(FailedPrecondition, match=r"versions\.newest"):
-            served.find(NAME, "2")
+            served.find(NAME, str(SWAPS))
+        with pytest.raises(NotFound):  # the reasons are not remembered for ever
+            served.find(NAME, "1")
+        assert len(served.index()) == 1 + REMEMBERED < 1 + SWAPS
 
 
 async def test_what_a_client_unloaded_stays_so_until_it_changes(
@@ -94,3 +99,27 @@ async def test_what_a_client_unloaded_stays_so_until_it_changes(
         await rig.until(lambda: [each.version for each in served.encoders()] == [2, 1])
         shutil.rmtree(repository / NAME / "2")
         await rig.until(lambda: [each.version for each in served.encoders()] == [1])
+
+
+async def test_looking_goes_on_after_an_error_that_nobody_foresaw(
+    minilm_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models"
+    put(minilm_repository, repository, 1)
+    failures = 0
+
+    async def load(self: Repository, name: str) -> None:
+        nonlocal failures
+        if not failures:
+            failures += 1
+            raise RecursionError("of a library")
+        await loaded(self, name)
+
+    async with running(repository, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
+        assert rig.app is not None
+        loaded = Repository.load
+        monkeypatch.setattr(Repository, "load", load)
+        put(minilm_repository, repository, 2)
+        await rig.until(lambda: failures == 1)
+        put(minilm_repository, repository, 3)
+        await rig.until(partial(newest, rig.app.repository, 3))

@@ -124,7 +124,7 @@ async def test_callers_see_the_adapters_of_their_encoders(mapped: Adapters, tmp_
     made.adapter(tmp_path, "to-old", NEW, OLD, GRAPH)
     read(mapped, tmp_path)
     pipeline = SimpleNamespace(repository=SimpleNamespace(adapters=mapped))
-    servicer = NativeServicer(pipeline, None, None)  # type: ignore[arg-type]
+    servicer = NativeServicer(pipeline, None, None, None)  # type: ignore[arg-type]
 
     async def listed(encoders: tuple[str, ...], asked: str) -> list[str]:
         access.enter(access.Caller("somebody", encoders))

@@ -6,6 +6,7 @@ One interceptor wraps every method of every service, so that no servicer handles
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
@@ -16,6 +17,7 @@ from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, Tr
 from trimtab_server import access
 from trimtab_server.load import TRAILER, Load
 from trimtab_server.rpc.guard import Guard
+from trimtab_server.rpc.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ class Boundary(grpc.aio.ServerInterceptor):
     load is known, each call of one message is answered with a report of it; streams stay where they are.
     """
 
-    def __init__(self, guard: Guard | None = None, load: Load | None = None) -> None:
+    def __init__(self, unread: Unread, guard: Guard | None = None, load: Load | None = None) -> None:
+        self._unread = unread
         self._guard = guard
         self._load = load
         self._wrapped: dict[str, Any] = {}
@@ -119,6 +122,10 @@ class Boundary(grpc.aio.ServerInterceptor):
                         await context.write(each)
                     return None
                 response = await answered
+                if response is not None:  # otherwise they were written, and counted, one by one
+                    account = self._unread.account(context.peer())
+                    account.add(response.ByteSize())
+                    context.add_done_callback(lambda _: account.close())  # type: ignore[arg-type]
                 report(context)
                 return response
             except grpc.aio.AbortError:
@@ -204,6 +211,15 @@ async def abort(context: Context, error: TrimtabError) -> NoReturn:
         trailers = (*trailers, ("grpc-retry-pushback-ms", str(pushback)))
     await context.abort(error.code, shorten(str(error)), trailers)
     raise AssertionError  # context.abort always raises
+
+
+def deadline_of(context: Context) -> float | None:
+    """The call's deadline on time.monotonic's clock.
+
+    To be asked when the call begins: gRPC keeps it on the clock of the day, which may leap during a stream.
+    """
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
 
 
 def shorten(message: str) -> str:

@@ -22,7 +22,16 @@ from trimtab.vectors import DTYPES, STORAGE, check_dtype
 from trimtab_server.encoder import Encoder
 from trimtab_server.metrics import Count, Metrics
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
-from trimtab_server.rpc.boundary import BYTES_A_TEXT, Context, Tenants, Window, as_trimtab_error, shorten
+from trimtab_server.rpc.boundary import (
+    BYTES_A_TEXT,
+    Context,
+    Tenants,
+    Window,
+    as_trimtab_error,
+    deadline_of,
+    shorten,
+)
+from trimtab_server.rpc.unread import Unread
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "kserve"
@@ -40,12 +49,18 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     """Translates messages; the pipeline does the work."""
 
     def __init__(
-        self, pipeline: Pipeline, metrics: Metrics, tenants: Tenants, serving: Callable[[], bool]
+        self,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        tenants: Tenants,
+        unread: Unread,
+        serving: Callable[[], bool],
     ) -> None:
         self._pipeline = pipeline
         self._repository = pipeline.repository
         self._metrics = metrics
         self._tenants = tenants
+        self._unread = unread
         self._serving = serving
         self._readers: set[asyncio.Task[None]] = set()
 
@@ -155,17 +170,23 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     # -- inference -----------------------------------------------------------------------------------
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
-        return await self._infer(request, context.time_remaining(), self._tenants.of(context))
+        return await self._infer(request, deadline_of(context), self._tenants.of(context))
 
     async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
         """Answers in the order of the requests, as Triton does for models like these."""
-        tenant = self._tenants.of(context)
+        deadline, tenant = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
+        account = self._unread.account(context.peer())
         answers: asyncio.Queue[tuple[asyncio.Task[Any], int] | None] = asyncio.Queue()
 
         async def answer(message: Any) -> Any:
+            outcome = await infer(message)
+            account.add(outcome.ByteSize())
+            return outcome
+
+        async def infer(message: Any) -> Any:
             try:
-                response = await self._infer(message, context.time_remaining(), tenant)
+                response = await self._infer(message, deadline, tenant)
                 final = message.parameters.get("triton_enable_empty_final_response")
                 if final is not None and final.bool_param:
                     response.parameters["triton_final_response"].bool_param = True
@@ -190,7 +211,9 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         async def write() -> None:
             while (next_answer := await answers.get()) is not None:
                 task, weight = next_answer
-                await context.write(await task)
+                outcome = await task
+                await context.write(outcome)
+                account.remove(outcome.ByteSize())
                 window.leave(weight)
 
         try:
@@ -201,6 +224,8 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 tasks.create_task(write())
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
+        finally:
+            account.close()
         if reader.cancelled():
             raise Unavailable("the server is draining: send what was not answered to another one")
 
@@ -209,8 +234,8 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _infer(self, request: Any, remaining: float | None, tenant: str) -> Any:
-        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, remaining, tenant))
+    async def _infer(self, request: Any, deadline: float | None, tenant: str) -> Any:
+        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline, tenant))
         return _response(request, result)
 
     # -- what this server has not --------------------------------------------------------------------
@@ -323,12 +348,12 @@ class Parameters:
         return value
 
 
-def _parse(request: Any, remaining: float | None, tenant: str) -> EmbedRequest:
+def _parse(request: Any, deadline: float | None, tenant: str) -> EmbedRequest:
     parameters = Parameters(request.parameters)
     _wanted(request)
     timeout = parameters.integer("timeout")  # microseconds, as Triton's
     space = parameters.string("space")
-    limits = [each for each in (remaining, timeout / 1e6 if timeout else None) if each is not None]
+    own = time.monotonic() + timeout / 1e6 if timeout else None
     return EmbedRequest(
         encoder=request.model_name,
         version=request.model_version,
@@ -337,7 +362,7 @@ def _parse(request: Any, remaining: float | None, tenant: str) -> EmbedRequest:
         truncate=parameters.choice("truncate", get_args(Truncate)) or "end",
         dimensions=parameters.integer("dimensions"),
         dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
-        deadline=time.monotonic() + min(limits) if limits else None,
+        deadline=min((each for each in (deadline, own) if each is not None), default=None),
         tenant=tenant,
         # Triton's priorities: 1 is the highest, and what is left out is the default.
         priority="bulk" if parameters.integer("priority") > 1 else "interactive",
@@ -398,6 +423,9 @@ def _decode(element: bytes, row: int) -> str:
 
 def _wanted(request: Any) -> list[str]:
     """The names of the outputs asked for; all where none is named."""
+    if len(request.outputs) > len({output.name for output in request.outputs}):
+        # Each would be a copy of all vectors: a message of megabytes could ask for terabytes.
+        raise InvalidArgument("an output is named twice: name each of them once")
     for output in request.outputs:
         if output.name not in OUTPUTS:
             raise InvalidArgument(f"output {output.name!r} is not known; there are {', '.join(OUTPUTS)}")

@@ -1,7 +1,6 @@
 """trimtab.v1.EncoderService: our own API, over the pipeline."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
@@ -17,7 +16,16 @@ from trimtab_server.encoder import Encoder
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
 from trimtab_server.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 from trimtab_server.routes import refusal
-from trimtab_server.rpc.boundary import BYTES_A_TEXT, Context, Tenants, Window, as_trimtab_error, shorten
+from trimtab_server.rpc.boundary import (
+    BYTES_A_TEXT,
+    Context,
+    Tenants,
+    Window,
+    as_trimtab_error,
+    deadline_of,
+    shorten,
+)
+from trimtab_server.rpc.unread import Unread
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "trimtab.v1"
@@ -45,10 +53,11 @@ PRIORITIES: dict[int, Priority] = {
 class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     """Translates messages; the pipeline does the work."""
 
-    def __init__(self, pipeline: Pipeline, rescorer: Rescorer, tenants: Tenants) -> None:
+    def __init__(self, pipeline: Pipeline, rescorer: Rescorer, tenants: Tenants, unread: Unread) -> None:
         self._pipeline = pipeline
         self._rescorer = rescorer
         self._tenants = tenants
+        self._unread = unread
         self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
@@ -60,6 +69,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         deadline, tenant = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
         writing = asyncio.Lock()
+        account = self._unread.account(context.peer())
 
         async def answer(message: pb.EmbedStreamRequest) -> None:
             try:
@@ -69,8 +79,11 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
             # The window opens only after the answer is written: a client that does not read what it
             # asked for fills its own window, and nobody else's.
+            size = outcome.ByteSize()
+            account.add(size)
             async with writing:
                 await context.write(outcome)
+            account.remove(size)
             window.leave(weight(message.request))
 
         async def read(tasks: asyncio.TaskGroup) -> None:
@@ -85,6 +98,8 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 reader.add_done_callback(self._readers.discard)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
+        finally:
+            account.close()
         if reader.cancelled():
             raise Unavailable("the server is draining: send what was not answered to another one")
 
@@ -148,12 +163,6 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
 def weight(request: pb.EmbedRequest) -> int:
     """What a request takes of its stream's window: its texts, or its bytes where they are many more."""
     return max(1, len(request.texts), request.ByteSize() // BYTES_A_TEXT)
-
-
-def deadline_of(context: Context) -> float | None:
-    """The call's deadline on time.monotonic's clock."""
-    remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
 
 
 def _known(choices: Mapping[int, Choice], value: int, name: str, enum: str) -> Choice:
