@@ -43,7 +43,8 @@ _METHODS = {
         "initialBackoff": "0.2s",
         "maxBackoff": "5s",
         "backoffMultiplier": 2.5,
-        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+        # CANCELLED: the server ended with the call in its hands; a caller's own is not retried.
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
     },
 }
 _ROUND_ROBIN: dict[str, Any] = {"round_robin": {}}

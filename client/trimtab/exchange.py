@@ -32,6 +32,8 @@ DEFAULT_WINDOW = 256
 MESSAGE_TEXTS = 16
 # Connections in a row that may break without one answer in between.
 ATTEMPTS = 8
+# How often a request is sent again, for some seconds altogether, where its version is not known.
+LATE_ATTEMPTS = 5
 _IDLE_ATTEMPT = 3  # the backoff while nothing is owed
 # Seconds that a server may take to end a stream whose requests it has all answered.
 GRACE = 1.0
@@ -187,7 +189,9 @@ class Exchange:
     def _refuse(self, message: Message[Vector], refusal: pb.Error, now: float) -> None:
         retry_after = refusal.retry_after_ms / 1000
         error = from_status(status(refusal.code), refusal.message, retry_after)
-        if error.retryable:
+        # A version that one replica had when the stream began, another may be about to load.
+        late = isinstance(error, NotFound) and message.refusals < LATE_ATTEMPTS
+        if error.retryable or late:
             self._refusal = error
             self._window.retry(message, now + (retry_after or _backoff(message.refusals + 1)))
         elif isinstance(error, NotFound):

@@ -151,7 +151,14 @@ def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
 
 
 def describe_adapter(message: pb.Adapter) -> Adapter:
-    """An adapter as the SDK's own type."""
+    """An adapter as the SDK's own type; InternalError where the server says what no adapter can be."""
+    try:
+        return _adapter(message)
+    except ValueError as error:
+        raise InternalError(f"the server describes adapter {message.name!r} wrongly: {error}") from error
+
+
+def _adapter(message: pb.Adapter) -> Adapter:
     source, target = (
         Endpoint(encoder=end.encoder, version=int(end.version), space=end.space, dimensions=end.dimensions)
         for end in (message.source, message.target)

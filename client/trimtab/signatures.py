@@ -29,6 +29,7 @@ def sign(folder: Path, key: Path) -> Path:
     Returns the signature's path; one that is there is replaced. Raises BundleError or AdapterError where the
     folder is not whole, and ConfigError where the key cannot be used.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -42,7 +43,7 @@ def sign(folder: Path, key: Path) -> Path:
         private = load_pem_private_key(key.read_bytes(), password=None)
     except OSError as error:
         raise ConfigError(f"the key {key} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{key} is no private key in PEM without a password: {error}") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise ConfigError(f"{key} is not of Ed25519: make one with `openssl genpkey -algorithm ed25519`")
@@ -57,6 +58,7 @@ class Signers:
     """Those whose bundles and adapters are served: the public keys of Ed25519 in a PEM file."""
 
     def __init__(self, file: Path) -> None:
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -64,7 +66,7 @@ class Signers:
             found = [load_pem_public_key(each) for each in _PEM.findall(file.read_bytes())]
         except OSError as error:
             raise ConfigError(f"signatures.keys: {file} cannot be read: {error.strerror}") from None
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise ConfigError(f"signatures.keys: {file}: {error}") from None
         self._keys: list[Ed25519PublicKey] = [key for key in found if isinstance(key, Ed25519PublicKey)]
         if not self._keys or len(self._keys) < len(found):

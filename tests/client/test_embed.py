@@ -140,6 +140,14 @@ def test_a_server_that_was_away_is_asked_again(
     assert np.array_equal(either.call(url, "embed", [text]), vectors([text]))
 
 
+def test_a_call_that_a_server_took_with_it_is_made_again(
+    either: Either, server: FakeServer, url: str
+) -> None:
+    server.faults.embeds = deque([Abort(grpc.StatusCode.CANCELLED)])
+    assert np.array_equal(either.call(url, "embed", TEXTS), vectors(TEXTS))
+    assert not server.faults.embeds
+
+
 def test_a_full_server_is_asked_again_when_it_says(either: Either, server: FakeServer, url: str) -> None:
     server.faults.embeds = deque([Abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", pushback_ms=600)])
     started = time.monotonic()

@@ -1,11 +1,13 @@
 """Answers into arrays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tests.client.fake_server import pack_as, vectors
 from trimtab.errors import FailedPrecondition, InternalError
-from trimtab.responses import join, parse
+from trimtab.responses import describe_adapter, join, parse
 from trimtab.v1 import encoder_pb2 as pb
 
 TEXTS = ["a", "b", "c"]
@@ -59,3 +61,18 @@ def test_an_answer_that_does_not_fit_the_texts_is_a_fault_of_the_server() -> Non
     unknown.embeddings[0].vectors.dtype = 99
     with pytest.raises(InternalError, match="Upgrade the client"):
         parse(unknown, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": pb.Endpoint(version="")},
+        {"target": pb.Endpoint(version="one")},
+        {"calibrator": pb.Calibrator(adapted=[1, 0], target=[0, 1])},
+    ],
+)
+def test_an_adapter_that_none_can_be_is_a_fault_of_the_server(changes: dict[str, Any]) -> None:
+    point = pb.Endpoint(encoder="a", version="1", space="s", dimensions=4)
+    described = {"name": "french", "source": point, "target": point} | changes
+    with pytest.raises(InternalError, match="'french'"):
+        describe_adapter(pb.Adapter(**described))

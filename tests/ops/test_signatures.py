@@ -1,5 +1,6 @@
 """Only what was signed is served, where signatures are asked for; and no graph reads beyond its bundle."""
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,16 @@ def test_keys_that_cannot_be_used(minilm_repository: Path, tmp_path: Path) -> No
             sign(folder, key)
     public = tmp_path / "rsa.pem"
     subprocess.run(["openssl", "pkey", "-in", rsa, "-pubout", "-out", public], check=True)
-    for file, words in ((public, "Ed25519"), (rsa, "Ed25519"), (tmp_path / "none", "cannot be read")):
+    # Ed25519's key, but for one bit of the algorithm's name.
+    other = tmp_path / "other.pem"
+    unknown = base64.b64encode(bytes.fromhex("302a300506032b4570032100") + bytes(32)).decode()
+    other.write_text(f"-----BEGIN PUBLIC KEY-----\n{unknown}\n-----END PUBLIC KEY-----\n")
+    for file, words in (
+        (public, "Ed25519"),
+        (rsa, "Ed25519"),
+        (other, "Unknown key type"),
+        (tmp_path / "none", "cannot be read"),
+    ):
         with pytest.raises(ConfigError, match=words):
             Signers(file)
 
