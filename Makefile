@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEMO := models/all-minilm-l6-v2/1/manifest.json
 
-.PHONY: help serve test check protos bench-serve bench-upgrade bench-export demo-upgrade clean
+.PHONY: help serve test check protos chaos bench-serve bench-upgrade bench-export demo-upgrade clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ protos: $(INSTALLED)  ## regenerate the stubs of protos/ in client/
 
 bench-serve: $(INSTALLED) $(DEMO)  ## the serving benchmark; PEERS=1: beside other servers; QUICK=1: a trial
 	$(BIN)/python -m bench.serve $(if $(PEERS),--peers all) $(if $(QUICK),--quick) $(BENCH)
+
+chaos: $(INSTALLED)  ## requests while everything goes wrong; a million of them; an hour of fuzzing; QUICK=1: a trial
+	$(BIN)/python -m bench.chaos $(if $(QUICK),--quick) $(BENCH)
 
 bench-upgrade: $(INSTALLED)  ## adapters over twelve changes of the encoder; what is done is kept for the next run
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.upgrade $(BENCH)

@@ -1,0 +1,81 @@
+"""What becomes of requests when things go wrong: faults, rollovers, long runs, and input of every wrong kind.
+
+    python -m bench.chaos                       everything but an hour of fuzzing: some twenty minutes
+    python -m bench.chaos --quick               a trial of a few minutes
+    python -m bench.chaos --parts fuzz --minutes 60
+
+faults     Clients of every kind call two servers behind client-side balancing, and compare each answer with
+           the known vector of its text, while servers are killed, paused, ended and started again; clients
+           vanish, do not read, or send frames and messages of every wrong kind; connections come by the
+           thousand, the disk fills, the clock leaps, encoders are loaded and unloaded, certificates are
+           exchanged, and the processes of devices are killed. Lost, answered twice, answered with another's
+           vector: 0, 0, 0.
+rollover   Versions are swapped under load, by polling and by the repository's calls, and both servers are
+           replaced one after the other: no request fails.
+soak       Resident memory after a million requests and a hundred reloads, over what it was after the warm-up.
+fuzz       Coverage-guided fuzzing of what parses input, and of a live server: crashes, hangs, INTERNAL: none.
+
+Every part ends by itself. What it needs, it makes: an encoder of a few kilobytes, servers on free ports of
+127.0.0.1, files in bench/.logs. Figures are kept in bench/history/chaos.jsonl; the exit status is 1
+where a bar was missed. Clocks leap only where Debian's package faketime is installed.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from bench import processes
+from bench.chaos import faults, fuzz, rollover, soak
+from bench.chaos.table import Part, table
+from bench.report import append
+
+PARTS = ("faults", "rollover", "soak", "fuzz")
+
+
+def main() -> None:
+    """Run the parts, print the table, append to the history."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="some of them alone")
+    parser.add_argument("--requests", type=int, help="of faults (default: 200,000) and soak (1,000,000)")
+    parser.add_argument(
+        "--faults", nargs="+", choices=faults.FAULTS, default=(), metavar="FAULT",
+        help="some of the schedule alone: " + ", ".join(faults.FAULTS),
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, help="of fuzz, all targets together (default: 60)")
+    parser.add_argument("--quick", action="store_true", help="a trial: every part, small")
+    options = parser.parse_args()
+    folder = processes.LOGS / f"chaos-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    quick = options.quick
+    run: dict[str, Callable[[], Part]] = {
+        "faults": lambda: faults.run(
+            folder / "faults", options.requests or (5_000 if quick else 200_000),
+            quick=quick, only=tuple(options.faults),
+        ),
+        "rollover": lambda: rollover.run(folder / "rollover", 10 if quick else 50),
+        "soak": lambda: soak.run(folder / "soak", options.requests or (20_000 if quick else 1_000_000)),
+        "fuzz": lambda: fuzz.run(folder / "fuzz", options.minutes or (1 if quick else 60)),
+    }  # fmt: skip
+    parts = {}
+    for name in options.parts:
+        begun = time.monotonic()
+        print(f"{name}:", flush=True)
+        parts[name] = run[name]()
+        print(f"  {time.monotonic() - begun:.0f} s", flush=True)
+    print(table(parts))
+    append("chaos", quick=quick, parts={name: part.kept() for name, part in parts.items()})
+    if not all(bar.passed for part in parts.values() for bar in part.bars):
+        print(f"what servers and fuzzers wrote stays in {folder.relative_to(processes.ROOT)}")
+        sys.exit(1)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

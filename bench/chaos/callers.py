@@ -1,0 +1,377 @@
+"""Clients of all kinds in one process, which check each answer against the known vector of its text.
+
+    python -m bench.chaos.callers ipv4:127.0.0.1:7001,127.0.0.1:7002 --requests 10000
+
+Kinds: the SDK's async calls and streams, its sync calls and streams, calls that are given up, a stream of the
+bare protocol, which sees what is answered twice, and NVIDIA's tritonclient. Prints a JSON object of counts
+each second, and goes on after so many requests until its standard input is closed. A request is a text; it
+ends with an answer, or with an error that says what was wrong, or it is lost: no word by its deadline.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+
+import trimtab
+from bench.chaos import known
+from trimtab import errors
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.v1 import encoder_pb2_grpc
+
+TIMEOUT = 20.0  # seconds of a call; a server that is paused comes back in time
+GRACE = 15.0  # beyond it; whoever knows no outcome by then has lost its request
+STREAM = 300  # texts of one stream of the SDK
+CHECKED = 256  # answers that are compared at once
+# How often the bare protocol's streams are opened for the same requests.
+ATTEMPTS = 8
+# What other clients of several replicas than the SDK tell gRPC, which does not try streams again by itself.
+POLICY = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2.5,
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+            },
+        }
+    ],
+}
+# One text in so many is one that others ask for, too, perhaps at the same time.
+SHARED, POPULAR = 20, 50
+
+
+@dataclass
+class Ledger:
+    """What became of the requests; threads may share it."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    unknown: list[str] = field(default_factory=list)
+    _rows: list[tuple[int, Any]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, what: str, times: int = 1) -> None:
+        """sent, lost, twice, given_up."""
+        with self._lock:
+            self.counts[what] += times
+
+    def answer(self, numbers: Sequence[int], vectors: Any) -> None:
+        """These texts were answered with these rows."""
+        with self._lock:
+            self.counts["answered"] += len(numbers)
+            if len(vectors) != len(numbers):
+                self.counts["wrong"] += len(numbers)
+                return
+            self._rows += zip(numbers, vectors, strict=True)
+            rows, self._rows = (self._rows, []) if len(self._rows) >= CHECKED else ([], self._rows)
+        self._check(rows)
+
+    def error(self, kind: str, error: Exception, times: int = 1) -> None:
+        """So many requests ended with this error."""
+        with self._lock:
+            self.counts["errors"] += times
+            code = getattr(error, "code", None)
+            code = code() if callable(code) else code
+            name = code.name if isinstance(code, grpc.StatusCode) else type(error).__name__
+            if hasattr(error, "status"):  # tritonclient's
+                name = str(error.status()).removeprefix("StatusCode.")
+            self.errors[f"{kind} {name}"] += times
+            if name in ("INTERNAL", "UNKNOWN", "InternalError") and len(self.unknown) < 20:
+                self.unknown.append(f"{kind}: {error}"[:300])
+
+    def finish(self) -> None:
+        """Compare what is left."""
+        with self._lock:
+            rows, self._rows = self._rows, []
+        self._check(rows)
+
+    def _check(self, rows: list[tuple[int, Any]]) -> None:
+        if not rows:
+            return
+        expected = known.vectors([number for number, _ in rows])
+        none = np.full(known.WIDTH, np.inf)
+        got = np.stack([row if np.shape(row) == none.shape else none for _, row in rows])
+        off = np.abs(got - expected).max(axis=1)
+        with self._lock:
+            self.counts["wrong"] += int((~(off < known.TOLERANCE)).sum())
+            self.counts["checked"] += len(rows)
+
+    def told(self) -> dict[str, Any]:
+        """The counts, for JSON."""
+        with self._lock:
+            return {**self.counts, "by_error": dict(self.errors), "unknown": self.unknown[:]}
+
+
+class Numbers:
+    """Which text comes next; over when so many are out and nobody wants more."""
+
+    def __init__(self, first: int, least: int) -> None:
+        self._next = itertools.count(first)
+        self.least, self.out, self.stop = least, 0, False
+
+    @property
+    def over(self) -> bool:
+        return self.stop and self.out >= self.least
+
+    def take(self, count: int) -> list[int]:
+        """The next texts; some are popular."""
+        numbers = [next(self._next) for _ in range(count)]
+        self.out += count
+        return [number if number % SHARED else number // SHARED % POPULAR for number in numbers]
+
+
+@dataclass
+class Callers:
+    """All kinds, at one target."""
+
+    url: str
+    tls: Any
+    numbers: Numbers
+    ledger: Ledger
+
+    async def calls(self, client: trimtab.AsyncClient, kind: str, texts: int) -> None:
+        """The SDK's async calls."""
+
+        async def call(numbers: list[int]) -> Any:
+            return await client.embed(list(map(known.text, numbers)), encoder=known.NAME)
+
+        while not self.numbers.over:
+            await self._told(kind, self.numbers.take(texts), call)
+
+    async def given_up(self, client: trimtab.AsyncClient) -> None:
+        """The SDK's async calls, cancelled when they are on their way, or anywhere else."""
+        rng = random.Random(1)
+        while not self.numbers.over:
+            numbers = self.numbers.take(1)
+            self.ledger.count("sent")
+            call = asyncio.ensure_future(client.embed(list(map(known.text, numbers)), encoder=known.NAME))
+            done, _ = await asyncio.wait((call,), timeout=rng.uniform(0.0, 0.02))
+            if not done:
+                call.cancel()
+                done, _ = await asyncio.wait((call,), timeout=GRACE)
+            if not done:
+                self.ledger.count("lost")
+            elif call.cancelled():
+                self.ledger.count("given_up")
+            elif (error := call.exception()) is not None:
+                self.ledger.error("given up", error)  # type: ignore[arg-type]
+            else:
+                self.ledger.answer(numbers, call.result())
+
+    async def streams(self, client: trimtab.AsyncClient) -> None:
+        """The SDK's streams, one after the other."""
+        while not self.numbers.over:
+            numbers = self.numbers.take(STREAM)
+            self.ledger.count("sent", STREAM)
+            taken = 0
+            stream = client.embed_stream(map(known.text, numbers), encoder=known.NAME, window=128)
+            vectors = aiter(stream)
+            try:
+                while True:
+                    async with asyncio.timeout(TIMEOUT + GRACE):
+                        vector = await anext(vectors)
+                    self._streamed(numbers, taken, vector)
+                    taken += 1
+            except StopAsyncIteration:
+                self.ledger.count("lost", max(0, STREAM - taken))
+            except TimeoutError:
+                self.ledger.count("lost", STREAM - taken)
+            except trimtab.TrimtabError as error:
+                self.ledger.error("sdk stream", error, STREAM - taken)
+
+    def sync(self) -> None:
+        """The SDK's sync client: calls and streams in turns, in a thread of their own."""
+        with trimtab.Client(self.url, tls=self.tls, timeout=TIMEOUT) as client:
+            while not self.numbers.over:
+                for _ in range(20):
+                    numbers = self.numbers.take(3)
+                    self.ledger.count("sent", 3)
+                    begun = time.monotonic()
+                    try:
+                        vectors = client.embed(list(map(known.text, numbers)), encoder=known.NAME)
+                        self.ledger.answer(numbers, vectors)
+                    except trimtab.TrimtabError as error:
+                        self.ledger.error("sdk sync", error, 3)
+                    if time.monotonic() - begun > TIMEOUT + GRACE:
+                        self.ledger.count("lost", 3)
+                self._sync_stream(client)
+
+    def _sync_stream(self, client: trimtab.Client) -> None:
+        numbers = self.numbers.take(STREAM)
+        self.ledger.count("sent", STREAM)
+        taken = 0
+        try:
+            for vector in client.embed_stream(map(known.text, numbers), encoder=known.NAME, window=128):
+                self._streamed(numbers, taken, vector)
+                taken += 1
+            self.ledger.count("lost", max(0, STREAM - taken))
+        except trimtab.TrimtabError as error:
+            self.ledger.error("sdk sync stream", error, STREAM - taken)
+
+    def _streamed(self, numbers: list[int], taken: int, vector: Any) -> None:
+        if taken < len(numbers):
+            self.ledger.answer(numbers[taken : taken + 1], vector[None])
+        else:
+            self.ledger.count("twice")
+
+    async def bare(self, channel: grpc.aio.Channel) -> None:
+        """Streams of the bare protocol: each request has an id, and each id one answer.
+
+        What a stream that ends has not answered is sent again, as the protocol has it, a few times.
+        """
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        while not self.numbers.over:
+            owed = {number: self.numbers.take(2) for number in range(1, 101)}
+            self.ledger.count("sent", 2 * len(owed))
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    async with asyncio.timeout(TIMEOUT + GRACE):
+                        await self._bare(stub, owed)
+                    self.ledger.count("lost", 2 * len(owed))
+                    break
+                except TimeoutError:
+                    self.ledger.count("lost", 2 * len(owed))
+                    break
+                except grpc.aio.AioRpcError as error:
+                    if not owed:
+                        break
+                    if attempt == ATTEMPTS:
+                        self.ledger.error("bare stream", error, 2 * len(owed))
+                    await asyncio.sleep(0.1 * attempt)
+
+    async def _bare(self, stub: encoder_pb2_grpc.EncoderServiceStub, owed: dict[int, list[int]]) -> None:
+        async def messages() -> AsyncIterator[pb.EmbedStreamRequest]:
+            for number, texts in list(owed.items()):
+                request = pb.EmbedRequest(texts=map(known.text, texts), encoder=known.NAME)
+                yield pb.EmbedStreamRequest(id=number, request=request)
+
+        answered: set[int] = set()
+        async for response in stub.EmbedStream(messages(), timeout=TIMEOUT):
+            if response.id in answered or response.id not in owed:
+                self.ledger.count("twice")
+                continue
+            answered.add(response.id)
+            texts = owed.pop(response.id)
+            if response.HasField("error"):
+                code, message = errors.status(response.error.code), response.error.message
+                self.ledger.error("bare stream", errors.from_status(code, message, 0.0), 2)
+            else:
+                rows = response.response.embeddings[0].vectors
+                data = np.frombuffer(rows.data, "<f4")
+                self.ledger.answer(texts, data.reshape(rows.rows, -1) if rows.rows else [])
+
+    async def triton(self, client: Any) -> None:
+        """NVIDIA's client."""
+        import tritonclient.grpc.aio as tritonclient
+        from tritonclient.utils import InferenceServerException
+
+        while not self.numbers.over:
+            (number,) = numbers = self.numbers.take(1)
+            self.ledger.count("sent")
+            text = tritonclient.InferInput("text", [1, 1], "BYTES")
+            text.set_data_from_numpy(np.array([[known.text(number).encode()]], dtype=object))
+            try:
+                async with asyncio.timeout(TIMEOUT + GRACE):
+                    result = await client.infer(known.NAME, [text], client_timeout=TIMEOUT)
+                self.ledger.answer(numbers, result.as_numpy("embeddings"))
+            except TimeoutError:
+                self.ledger.count("lost")
+            except InferenceServerException as error:
+                self.ledger.error("tritonclient", error)
+                await asyncio.sleep(0.02)
+
+    async def _told(self, kind: str, numbers: list[int], call: Callable[[list[int]], Awaitable[Any]]) -> None:
+        self.ledger.count("sent", len(numbers))
+        try:
+            async with asyncio.timeout(TIMEOUT + GRACE):
+                self.ledger.answer(numbers, await call(numbers))
+        except TimeoutError:
+            self.ledger.count("lost", len(numbers))
+        except trimtab.TrimtabError as error:
+            self.ledger.error(kind, error, len(numbers))
+
+    async def run(self, tasks: asyncio.TaskGroup, stack: contextlib.AsyncExitStack) -> None:
+        """Start every kind."""
+        import tritonclient.grpc.aio as tritonclient
+
+        client = await stack.enter_async_context(trimtab.AsyncClient(self.url, tls=self.tls, timeout=TIMEOUT))
+        options = [("grpc.service_config", json.dumps(POLICY)), ("grpc.max_reconnect_backoff_ms", 1000)]
+        if self.tls:
+            credentials = trimtab.channel.check_credentials(self.tls)
+            channel = grpc.aio.secure_channel(self.url, credentials, options)
+        else:
+            channel = grpc.aio.insecure_channel(self.url, options)
+            triton = tritonclient.InferenceServerClient(self.url, channel_args=options)
+            for _ in range(4):
+                tasks.create_task(self.triton(await stack.enter_async_context(triton)))
+        await stack.enter_async_context(channel)
+        for texts in (1, 1, 1, 1, 1, 1, 8, 32):
+            tasks.create_task(self.calls(client, "sdk", texts))
+        for _ in range(2):
+            tasks.create_task(self.given_up(client))
+            tasks.create_task(self.streams(client))
+            tasks.create_task(self.bare(channel))
+        tasks.create_task(asyncio.to_thread(self.sync))
+
+
+async def run(options: argparse.Namespace) -> None:
+    """All callers, until there were enough requests and standard input is closed."""
+    numbers, ledger = Numbers(options.first, options.requests), Ledger()
+    callers = Callers(options.url, options.tls, numbers, ledger)
+
+    def wait() -> None:
+        sys.stdin.read()
+        numbers.stop = True
+
+    threading.Thread(target=wait, daemon=True).start()
+
+    async def tell() -> None:
+        while not numbers.over:
+            print(json.dumps(ledger.told()), flush=True)
+            await asyncio.sleep(1)
+
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        tasks.create_task(tell())
+        await callers.run(tasks, stack)
+        stack.callback(ledger.finish)
+    print(json.dumps({**ledger.told(), "over": True}), flush=True)
+
+
+def lines(source: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    """What another process told, as it tells it."""
+    for line in source:
+        if line.strip():
+            yield json.loads(line)
+
+
+def main() -> None:
+    """Run them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("url", help="HOST:PORT, or a target with several addresses")
+    parser.add_argument("--requests", type=int, required=True, help="texts, at least")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first text")
+    parser.add_argument("--tls", default=False, help="PEM file of the authority; without it, plain text")
+    asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Coverage-guided fuzzing of one target by Atheris (libFuzzer), in this process.
+
+    python -m bench.chaos.fuzz_one wire --seconds 60
+
+What covers lines that nothing before did is kept, and the next run begins with it. Input that makes a target
+fail is told as a traceback and stays in the folder --found; run such a file once more with --input.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+# Nothing else of the project before this, since what is imported earlier is not seen by the fuzzer.
+with atheris.instrument_imports(include=["trimtab", "trimtab_server", "trimtab_export"]):
+    from bench import processes
+    from bench.chaos import known, targets
+
+CORPUS = known.FOLDER / "corpus"
+MEMORY_MB = 2048
+INPUT_BYTES = 1 << 14
+
+
+def main() -> None:
+    """Fuzz."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", choices=targets.TARGETS)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seconds", type=int, help="how long")
+    what.add_argument("--input", type=Path, help="a file of input to run once")
+    parser.add_argument("--found", type=Path, default=processes.LOGS, help="folder for input that fails")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        with atheris.instrument_imports(include=["trimtab", "trimtab_server", "trimtab_export"]):
+            target = targets.TARGETS[options.target](Path(folder))
+        if options.input is not None:
+            target.run(options.input.read_bytes())
+            return
+        corpus = CORPUS / options.target
+        corpus.mkdir(parents=True, exist_ok=True)
+        for number, seed in enumerate(target.seeds):
+            (corpus / f"seed-{number}").write_bytes(seed)
+        atheris.Setup(
+            [
+                sys.argv[0], str(corpus), f"-max_total_time={options.seconds}",
+                f"-timeout={round(2 * targets.HANG_SECONDS)}", f"-rss_limit_mb={MEMORY_MB}",
+                f"-max_len={INPUT_BYTES}", f"-artifact_prefix={options.found}/", "-print_final_stats=1",
+            ],
+            target.run,
+        )  # fmt: skip
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

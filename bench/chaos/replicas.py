@@ -1,0 +1,184 @@
+"""Server processes that can be hurt: killed, paused, ended, started again at the same address."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import processes
+
+READY_SECONDS = 90.0
+# Of Debian's package faketime: shifts the clock of a process, as the file it is told of says.
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+
+@dataclass
+class Replica:
+    """`trimtab serve` at a port of its own, which it keeps however often it is started."""
+
+    name: str
+    folder: Path
+    repository: Path
+    config: str
+    shifted: bool = False  # whether its clock can be shifted
+    port: int = 0
+    metrics_url: str = ""
+    starts: int = 0
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def __post_init__(self) -> None:
+        self.port = self.port or processes.free_ports(1)[0]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.clock = self.folder / "clock"
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now."""
+        assert self.process is not None
+        return self.process.pid
+
+    def log(self) -> str:
+        """What all its processes have written."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("log-*")))
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        assert self.process is None or self.process.poll() is not None
+        self.starts += 1
+        config, log = self.folder / "trimtab.toml", self.folder / f"log-{self.starts:04}"
+        config.write_text(self.config)
+        command = [processes.PYTHON, "-m", "trimtab.cli", "serve", "--repository", str(self.repository)]
+        command += ["--config", str(config), "--grpc-address", self.url, "--metrics-address", "127.0.0.1:0"]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=processes.ROOT, stdout=output, stderr=output, env=self._environment()
+            )
+        until = time.monotonic() + READY_SECONDS
+        while (said := processes.said_ready(log.read_text(errors="replace"))) is None:
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"{self.name} did not start: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.05)
+        self.metrics_url = said[1]
+
+    def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if self.shifted:
+            self.clock.write_text("+0\n")
+            environment |= {
+                "LD_PRELOAD": str(FAKETIME),
+                "FAKETIME_TIMESTAMP_FILE": str(self.clock),
+                "FAKETIME_CACHE_DURATION": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+                "FAKETIME_DONT_RESET": "1",
+            }
+        return environment
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to its process."""
+        os.kill(self.pid, number)
+
+    def end(self, seconds: float = 60) -> int:
+        """SIGTERM, and wait: the exit status."""
+        assert self.process is not None
+        self.signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL: whatever it holds is gone."""
+        assert self.process is not None
+        for child in self.children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+    def children(self) -> list[int]:
+        """The processes that it started and has."""
+        return [int(pid) for pid in _read(self.pid, "task", str(self.pid), "children").split()]
+
+    def limit_files(self, size: int | None) -> None:
+        """Let none of its files grow beyond this many bytes, as on a disk that is full; None: as before."""
+        limit = resource.RLIM_INFINITY if size is None else size
+        hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (limit, hard))
+
+    def resident(self) -> int:
+        """The bytes of memory that it and its children hold."""
+        return sum(_status(pid, "VmRSS") for pid in (self.pid, *self.children()))
+
+    def peak(self) -> int:
+        """The most that its process ever held, since it was started."""
+        return _status(self.pid, "VmHWM")
+
+
+@contextlib.contextmanager
+def running(*replicas: Replica) -> Iterator[None]:
+    """Start them, and end what is left of them."""
+    try:
+        for replica in replicas:
+            replica.start()
+        yield
+    finally:
+        for replica in replicas:
+            if replica.process is not None and replica.process.poll() is None:
+                replica.signal(signal.SIGCONT)
+                replica.process.terminate()
+        for replica in replicas:
+            if replica.process is not None:
+                try:
+                    replica.process.wait(40)
+                except subprocess.TimeoutExpired:
+                    replica.kill()
+
+
+def address(*replicas: Replica) -> str:
+    """A target of gRPC's, behind which are all of them."""
+    return "ipv4:" + ",".join(replica.url for replica in replicas)
+
+
+def copy_of(bundle: Path, repository: Path, name: str = "", version: int = 1) -> Path:
+    """The bundle once more in a repository, as another version or under another name; by one rename."""
+    import json
+
+    name = name or bundle.parent.name
+    stage, target = repository / f".stage-{name}-{version}", repository / name / str(version)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(bundle, stage)
+    manifest = json.loads((stage / "manifest.json").read_text())
+    (stage / "manifest.json").write_text(json.dumps(manifest | {"name": name, "version": version}))
+    stage.rename(target)
+    return target
+
+
+def _status(pid: int, field: str) -> int:
+    for line in _read(pid, "status").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _read(pid: int, *path: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc", str(pid), *path).read_text()
+    return ""
+
+
+def metrics(replica: Replica, wanted: Mapping[str, float] | None = None) -> dict[str, float]:
+    """One scrape of a replica."""
+    import urllib.request
+
+    with urllib.request.urlopen(replica.metrics_url, timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}

@@ -1,0 +1,41 @@
+"""What a part has found, against its bars."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A figure, and the most that it may be."""
+
+    name: str
+    value: float
+    most: float
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.most
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """All that a part has found."""
+
+    figures: Mapping[str, Any]
+    bars: Sequence[Bar]
+
+    def kept(self) -> dict[str, Any]:
+        """For the history."""
+        bars = {bar.name: {"value": bar.value, "most": bar.most, "passed": bar.passed} for bar in self.bars}
+        return {"bars": bars, **self.figures}
+
+
+def table(parts: Mapping[str, Part]) -> str:
+    """A line for each bar."""
+    lines = [f"{'part':<10}{'figure':<34}{'value':>10}{'bar':>10}"]
+    for name, part in parts.items():
+        for bar in part.bars:
+            verdict = "pass" if bar.passed else "FAIL"
+            lines.append(f"{name:<10}{bar.name:<34}{bar.value:>10.6g}{f'<= {bar.most:g}':>10}  {verdict}")
+    return "\n".join(lines)

@@ -1,0 +1,491 @@
+"""What is fuzzed: functions of bytes, which raise only where the code has a defect.
+
+Each gives seeds, from which the fuzzer begins, and says which errors are right answers to wrong input.
+"""
+
+import asyncio
+import contextlib
+import json
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab import errors
+
+HANG_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A function to fuzz, and inputs to begin with."""
+
+    run: Callable[[bytes], None]
+    seeds: Sequence[bytes]
+
+
+def config(folder: Path) -> Target:
+    """The server's TOML, the keys file and the recipe of variants."""
+    from trimtab_export.variants import recipe
+    from trimtab_server import auth
+    from trimtab_server import config as configs
+
+    path = folder / "input.toml"
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data[1:])
+        with contextlib.suppress(errors.TrimtabError):
+            match data[:1]:
+                case b"k":
+                    auth.Authenticator(configs.Auth(keys=path))
+                case b"r":
+                    recipe.load(path)
+                case _:
+                    configs.read(path)
+
+    keys = f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nencoders = ["*"]\nexpires = 2030-01-01T00:00:00Z\n'
+    wanted = '[[variants]]\nname = "a"\nprecision = "int8"\nheads = 0.5\nlayers = [0, 1]\n'
+    from bench.processes import ROOT
+
+    documented = (ROOT / "docs" / "configuration.md").read_text().split("```toml\n")
+    seeds = [b"c" + part.partition("```")[0].encode() for part in documented[1:]]
+    return Target(run, [*seeds, b"k" + keys.encode(), b"r" + wanted.encode()])
+
+
+def manifest(folder: Path) -> Target:
+    """The manifest of a bundle, and what a server would take from it."""
+    from bench.chaos import known
+    from trimtab import bundle
+
+    source, copy = known.bundle(), folder / "bundle"
+    copy.mkdir()
+    for entry in source.iterdir():
+        (copy / entry.name).symlink_to(entry)
+    (copy / "manifest.json").unlink()
+
+    def run(data: bytes) -> None:
+        (copy / "manifest.json").write_bytes(data)
+        with contextlib.suppress(errors.TrimtabError):
+            read = bundle.read(copy, verify=False)
+            for file in bundle.files(read.manifest):
+                assert read.file(file).resolve().is_relative_to(source.resolve()), "out of the bundle"
+
+    return Target(run, [(source / "manifest.json").read_bytes()])
+
+
+def adapter(folder: Path) -> Target:
+    """The manifest of an adapter, its calibrator, and the baseline beside it."""
+    import numpy as np
+
+    from trimtab import adapter as adapters
+
+    copy = folder / "adapter"
+    copy.mkdir()
+    (copy / "adapter.onnx").write_bytes(b"graph")
+    np.save(copy / "queries.npy", np.zeros((3, 4), np.float16))
+
+    def run(data: bytes) -> None:
+        if data[:1] == b"\x93":
+            (copy / "queries.npy").write_bytes(data)
+            data = seed
+        (copy / "adapter.json").write_bytes(data)
+        with contextlib.suppress(errors.TrimtabError):
+            read = adapters.read(copy, verify=False)
+            for file in adapters.files(read.manifest):
+                assert read.file(file).resolve().is_relative_to(copy.resolve()), "out of the adapter"
+            if read.manifest.calibrator is not None:
+                read.manifest.calibrator(np.array([0.5, 2.0], np.float32))
+            read.baseline()
+
+    file = {"path": "adapter.onnx", "sha256": "0" * 64, "size": 5}
+    size = (copy / "queries.npy").stat().st_size
+    interval = {"value": 1.0, "low": 1.0, "high": 1.0}
+    point = {"encoder": "a", "version": 1, "space": "0" * 16, "dimensions": 4}
+    written = {
+        "name": "a", "created": "", "source": point, "target": point | {"space": "1" * 16},
+        "rung": "identity", "reads": "embeddings", "graph": file,
+        "queries": {"path": "queries.npy", "sha256": "0" * 64, "size": size},
+        "calibrator": {"adapted": [0.0, 1.0], "target": [0.0, 2.0]}, "verdict": "bridge",
+        "provisional": False, "reasons": [], "groups": ["en"], "format": 1,
+        "report": {
+            "truth": "pairs", "counts": dict.fromkeys(
+                ("fit_texts", "fit_queries", "select_queries", "test_queries", "documents"), 1
+            ),
+            "arms": {}, "against_old": interval, "against_reindexed": interval,
+            "cascade_against_reindexed": interval, "cascade_depth": 1, "rungs": [], "checks": [],
+            "microseconds_alone": 1.0, "microseconds_batched": 1.0, "machine": "",
+        },
+        "provenance": {
+            "command": "", "texts_sha256": "", "queries_sha256": None, "pairs_sha256": None,
+            "old_vectors": None, "libraries": {},
+        },
+    }  # fmt: skip
+    seed = json.dumps(written).encode()
+    return Target(run, [seed, (copy / "queries.npy").read_bytes()])
+
+
+def tokens(folder: Path) -> Target:
+    """Any text through tokenizers of three kinds, cut in every way."""
+    import tokenizers
+
+    from bench.chaos import known
+    from bench.encoders import FOLDER
+    from trimtab_server.tokenization import Tokenizer
+
+    paths = [known.bundle() / "tokenizer.json", *sorted(FOLDER.glob("*/tokenizer.json"))]
+    made = [(Tokenizer(path, 32), tokenizers.Tokenizer.from_file(str(path))) for path in paths]
+    for _, whole in made:
+        whole.no_truncation()
+        whole.no_padding()
+
+    def run(data: bytes) -> None:
+        text = data[2:].decode("utf-8", "replace")
+        if len(data) > 1 and data[1] % 5 == 0:
+            text *= data[1]  # long ones, of which only a part is read
+        tokenizer, whole = made[(data[0] if data else 0) % len(made)]
+        for how in ("end", "start", "none"):
+            with contextlib.suppress(errors.InvalidArgument):
+                ids = tokenizer.truncate(tokenizer.encode([text], how)[0], how, 0)
+                assert 0 < len(ids) <= 32, (how, len(ids))
+                if how == "none":
+                    assert list(ids) == whole.encode(text).ids, "other tokens than the tokenizer's own"
+
+    texts = ["", "w1 w2", "Grüße, 世界! \u200d👩‍👩‍👧 e\u0301", "\x00\u2028 \ufeff" * 9, "a" * 300]
+    return Target(run, [bytes((row, 1)) + text.encode() for row in range(4) for text in texts])
+
+
+def addresses(folder: Path) -> Target:
+    """Addresses of stores and of servers; a password in them is never shown."""
+    from trimtab import channel
+    from trimtab.stores import address
+    from trimtab_server import config as configs
+
+    def run(data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        for parse in (address.parse, channel.check_target, configs.split_address):
+            with contextlib.suppress(errors.TrimtabError):
+                parse(text)
+        url = f"postgresql://u:hunter2secret@{text}"
+        try:
+            assert "hunter2secret" not in repr(address.parse(url)), "the password is shown"
+        except errors.TrimtabError as error:
+            assert "hunter2secret" not in str(error), "the password is shown"
+
+    seeds = ["faiss:a/b", "qdrant:f#c?text=body", "qdrant+http://h:1#c", "postgresql://u@h/d#t?space=0"]
+    return Target(run, [each.encode() for each in (*seeds, "v.npy", "127.0.0.1:1", "[::1]:2", "dns:///a")])
+
+
+def signatures(folder: Path) -> Target:
+    """Signatures beside a manifest, and files of public keys."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from bench.chaos import known
+    from trimtab import bundle
+    from trimtab.signatures import Signers
+
+    private = Ed25519PrivateKey.generate()
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    pem = private.public_key().public_bytes(encoding, form)
+    keys, other = folder / "keys.pem", folder / "other.pem"
+    keys.write_bytes(pem)
+    signers, signed = Signers(keys), folder / "bundle"
+    signed.mkdir()
+    (signed / "manifest.json").write_bytes((known.bundle() / "manifest.json").read_bytes())
+    manifest = bundle.BUNDLE.manifest(signed, bundle.Manifest)
+
+    def run(data: bytes) -> None:
+        if data[:1] == b"p":
+            other.write_bytes(data[1:])
+            with contextlib.suppress(errors.ConfigError):
+                Signers(other)
+            return
+        (signed / "manifest.json.sig").write_bytes(data[1:])
+        with contextlib.suppress(errors.BundleError):
+            signers.check(bundle.BUNDLE, signed, manifest)
+            raise AssertionError("a signature was believed that nobody made")
+
+    return Target(run, [b"p" + pem, b"s" + b"A" * 86 + b"==\n"])
+
+
+def credentials(folder: Path) -> Target:
+    """What a caller sends as its credentials: keys, and tokens that nobody signed."""
+    import jwt
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from trimtab_server.auth import Authenticator
+    from trimtab_server.config import Auth, Jwt
+
+    ours, theirs = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    public, keys = folder / "public.pem", folder / "keys.toml"
+    public.write_bytes(ours.public_key().public_bytes(encoding, form))
+    keys.write_text(f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nencoders = ["*"]\n')
+    tokens = Jwt(keys=public, issuer="i", audience="a")
+    authenticator = Authenticator(Auth(keys=keys, jwt=tokens))
+
+    def run(data: bytes) -> None:
+        with contextlib.suppress(errors.Unauthenticated):
+            authenticator.identify([("authorization", data.decode("latin-1"))])
+            raise AssertionError("somebody was let in")
+
+    claims = {"sub": "x", "iss": "i", "aud": "a", "exp": 4e9}
+    made = [jwt.encode(claims, theirs, "ES256"), jwt.encode(claims, None, "none"), "key"]
+    return Target(run, [f"Bearer {each}".encode() for each in made])
+
+
+def answers(folder: Path) -> Target:
+    """What a server answers, as the SDK takes it: a server need not be ours."""
+    import numpy as np
+
+    from trimtab import responses, vectors
+    from trimtab.v1 import encoder_pb2 as pb
+
+    def run(data: bytes) -> None:
+        with contextlib.suppress(errors.TrimtabError):
+            match data[:1]:
+                case b"e":
+                    responses.describe(_parsed(pb.Encoder, data[1:]))
+                case b"a":
+                    responses.describe_adapter(_parsed(pb.Adapter, data[1:]))
+                case _:
+                    responses.parse(_parsed(pb.EmbedResponse, data[1:]), 2, 1)
+
+    matrix = vectors.pack(np.eye(2, 8, dtype=np.float32), "float32", 0.0)
+    embedded = pb.EmbedResponse(
+        embeddings=[pb.Embeddings(vectors=matrix, space="s")], token_counts=[1, 2], encoder="a", version="1"
+    )
+    point = pb.Endpoint(encoder="a", version="1", space="s", dimensions=8)
+    mapped = pb.Adapter(encoder="a", name="b", source=point, target=point, verdict="bridge", rung="identity")
+    encoder = pb.Encoder(name="a", version="1", space="s", dimensions=8, dtypes=[1, 2])
+    made = {b"r": embedded, b"a": mapped, b"e": encoder}
+    return Target(run, [kind + each.SerializeToString() for kind, each in made.items()])
+
+
+def costs(folder: Path) -> Target:
+    """Measured costs that an earlier start has kept."""
+    import numpy as np
+
+    from trimtab_server.cost import Measured
+
+    measured = Measured(folder / "costs")
+    measured.measure(lambda ids: None, 0, 16, "of")
+    (path,) = (folder / "costs").iterdir()
+    seed = path.read_bytes()
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        cost = measured.measure(lambda ids: None, 0, 16, "of")
+        assert np.isfinite(cost.seconds(2, 20, 10)), cost
+        assert cost.seconds(2, 20, 10) > 0, cost
+
+    return Target(run, [seed])
+
+
+def wire(folder: Path) -> Target:
+    """Bytes to every method of a live server, and messages that are built of the same bytes."""
+    import atheris
+    import grpc
+
+    live = _Live(folder)
+
+    def run(data: bytes) -> None:
+        provider = atheris.FuzzedDataProvider(data[1:])
+        name = live.methods[(data[0] if data else 0) % len(live.methods)]
+        raw = provider.ConsumeBool()
+        content = provider.ConsumeBytes(1 << 14) if raw else live.built(name, provider)
+        for code, message in live.call(name, content):
+            if code in (grpc.StatusCode.INTERNAL.value[0], grpc.StatusCode.UNKNOWN.value[0]):
+                raise AssertionError(f"{name}: {code} {message}")
+            if code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0] and "queue" not in message:
+                raise AssertionError(f"{name} hangs: {message}")
+
+    seeds = []
+    for row, name in enumerate(live.methods):
+        for content in live.examples(name):
+            # The provider takes its bools and integers from the end, bytes from the beginning.
+            seeds.append(bytes((row,)) + content + b"\x01")
+        seeds += [bytes((row,)) + bytes(range(40)) * 3 + b"\x00", bytes((row,)) + b"\x00"]
+    return Target(run, seeds)
+
+
+class _Live:
+    """A server in this process, so that the fuzzer sees which of its lines were run; called over gRPC."""
+
+    def __init__(self, folder: Path) -> None:
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        from bench.chaos import known, replicas
+        from trimtab.v1 import encoder_pb2
+        from trimtab_server.app import App
+        from trimtab_server.config import Config, Engine, Limits, Server
+
+        (folder / "models").mkdir()
+        replicas.copy_of(known.bundle(), folder / "models")
+        ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", tenant_header="tenant")
+        config = Config(server=ports, engine=Engine(costs=""), limits=Limits(max_texts=64), devices=("cpu",))
+        self._services = {
+            "trimtab.v1.EncoderService": encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"],
+            "inference.GRPCInferenceService": service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+        }
+        self._inputs = {
+            f"/{service}/{method.name}": (method.input_type, method.client_streaming)
+            for service, described in self._services.items()
+            for method in described.methods
+        }
+        self.methods = sorted(self._inputs)
+        self._known = known
+        started = threading.Event()
+
+        async def serve() -> None:
+            app = App(config, folder / "models")
+            await app.start()
+            self.port = app.grpc_port
+            started.set()
+            await asyncio.Event().wait()
+
+        threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
+        if not started.wait(HANG_SECONDS):
+            raise RuntimeError("the server did not start")
+        self._channel = grpc.insecure_channel(
+            f"127.0.0.1:{self.port}", [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1)]
+        )
+
+    def call(self, name: str, content: bytes) -> Iterator[tuple[int, str]]:
+        """What became of it: codes and messages, also those within a stream's answers."""
+        import grpc
+
+        from trimtab.v1 import encoder_pb2 as pb
+
+        _, streaming = self._inputs[name]
+        if "RepositoryModel" in name and self._known.NAME.encode() in content:
+            return  # to load it anew at every input would take all the time, and without it nothing is left
+        try:
+            if not streaming:
+                self._channel.unary_unary(name)(content, timeout=HANG_SECONDS)
+                return
+            for answer in self._channel.stream_stream(name)(iter([content] * 2), timeout=HANG_SECONDS):
+                if name.endswith("/EmbedStream"):
+                    response = pb.EmbedStreamResponse.FromString(answer)
+                    yield response.error.code, response.error.message
+                elif b"internal error" in answer or b"the server's log" in answer:
+                    yield grpc.StatusCode.INTERNAL.value[0], answer.decode("utf-8", "replace")
+        except grpc.RpcError as error:
+            yield error.code().value[0], error.details() or ""
+
+    def examples(self, name: str) -> list[bytes]:
+        """Messages that are as they should be."""
+        from tritonclient.grpc import service_pb2
+
+        from trimtab.v1 import encoder_pb2 as pb
+
+        text, encoder = self._known.text(1), self._known.NAME
+        request = pb.EmbedRequest(texts=[text, ""], encoder=encoder, dimensions=8, priority=2, truncate=2)
+        infer = service_pb2.ModelInferRequest(model_name=encoder, id="1")
+        infer.inputs.add(name="text", datatype="BYTES", shape=[1, 1])
+        infer.raw_input_contents.append(struct.pack("<I", 2) + b"w1")
+        infer.outputs.add(name="embeddings")
+        infer.parameters["dimensions"].int64_param = 8
+        match name.rpartition("/")[2]:
+            case "Embed":
+                made: list[Any] = [request]
+            case "EmbedStream":
+                made = [pb.EmbedStreamRequest(id=1, request=request)]
+            case "Rescore":
+                candidates = [pb.Candidate(text=text), pb.Candidate(id="1")]
+
+                made = [pb.RescoreRequest(query=text, encoder=encoder, candidates=candidates)]
+            case "ModelInfer" | "ModelStreamInfer":
+                made = [infer]
+            case _:
+                made = []
+        return [each.SerializeToString() for each in made]
+
+    def built(self, name: str, provider: Any) -> bytes:
+        """A message of the method's type whose fields the provider fills."""
+        from google.protobuf import message_factory
+
+        described, _ = self._inputs[name]
+        message = message_factory.GetMessageClass(described)()
+        self._fill(message, provider, 4)
+        content: bytes = message.SerializeToString()
+        return content
+
+    def _fill(self, message: Any, provider: Any, depth: int) -> None:
+        for field in message.DESCRIPTOR.fields:
+            if not provider.remaining_bytes() or provider.ConsumeBool():
+                continue
+            repeated = field.is_repeated
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                key = provider.PickValueInList([*_NAMES, provider.ConsumeUnicodeNoSurrogates(8)])
+                value = getattr(message, field.name)[key]
+                if hasattr(value, "DESCRIPTOR") and depth:
+                    self._fill(value, provider, depth - 1)
+            elif field.message_type is not None:
+                if depth:
+                    target = getattr(message, field.name)
+                    self._fill(target.add() if repeated else target, provider, depth - 1)
+            else:
+                values = [self._value(field, provider) for _ in range(provider.ConsumeIntInRange(1, 3))]
+                if repeated:
+                    getattr(message, field.name).extend(values)
+                else:
+                    setattr(message, field.name, values[0])
+
+    def _value(self, field: Any, provider: Any) -> Any:
+        kind = field.cpp_type
+        if kind == field.CPPTYPE_STRING:
+            if field.type == field.TYPE_BYTES:
+                return provider.ConsumeBytes(64)
+            name = provider.PickValueInList([*_NAMES, ""])
+            return name if provider.ConsumeBool() else provider.ConsumeUnicodeNoSurrogates(40)
+        if kind == field.CPPTYPE_BOOL:
+            return provider.ConsumeBool()
+        if kind in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
+            return provider.ConsumeFloat() if kind == field.CPPTYPE_DOUBLE else 0.5
+        if kind == field.CPPTYPE_ENUM:
+            return provider.ConsumeIntInRange(0, 9)
+        bits = 32 if kind in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 64
+        signed = kind in (field.CPPTYPE_INT32, field.CPPTYPE_INT64)
+        small = provider.ConsumeIntInRange(0, 70)
+        if provider.ConsumeBool():
+            return small
+        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+        return provider.ConsumeIntInRange(low, high)
+
+
+_NAMES = (
+    "known", "text", "BYTES", "embeddings", "token_count", "dimensions", "truncate", "input_type", "timeout",
+    "priority", "space", "group", "embedding_type", "end", "none", "query", "float16", "int8", "ubinary",
+    "binary_data_size", "triton_enable_empty_final_response", "1",
+)  # fmt: skip
+
+
+def _parsed(kind: Any, data: bytes) -> Any:
+    """A message of this type; InvalidArgument where gRPC would not have brought it to the SDK."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise errors.InvalidArgument(str(error)) from None
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    "wire": wire,
+    "config": config,
+    "manifest": manifest,
+    "adapter": adapter,
+    "tokens": tokens,
+    "addresses": addresses,
+    "signatures": signatures,
+    "credentials": credentials,
+    "answers": answers,
+    "costs": costs,
+}
+# Of the time that there is, so many parts; the server and the protocols are what strangers reach.
+SHARES = {"wire": 6}

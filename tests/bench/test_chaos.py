@@ -1,0 +1,53 @@
+"""The programs that look for lost and wrong answers would notice them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trimtab
+from bench.chaos import known, targets
+from bench.chaos.callers import CHECKED, Ledger
+from bench.chaos.table import Bar, Part, table
+from bench.limit import Bare
+
+
+def test_the_known_vectors_are_those_of_the_bundle_and_no_two_are_alike() -> None:
+    bare = Bare(known.bundle())
+    numbers = [*range(2000), *range(16_000_000, 16_000_100)]
+    ids = bare.tokenize([known.text(number) for number in numbers])
+    served = np.concatenate([bare.run(ids[row : row + 32]) for row in range(0, len(ids), 32)])
+    expected = known.vectors(numbers)
+    assert np.abs(served - expected).max() < known.TOLERANCE / 10
+    near = expected @ expected.T - np.eye(len(numbers))
+    assert np.sqrt((2 - 2 * near.max()) / known.WIDTH) > 10 * known.TOLERANCE
+
+
+def test_the_ledger_notices_what_is_wrong() -> None:
+    ledger, numbers = Ledger(), list(range(2 * CHECKED))
+    right = known.vectors(numbers)
+    ledger.answer(numbers, right)
+    assert ledger.counts["wrong"] == 0
+    ledger.answer([1, 2], right[[2, 1]])
+    ledger.answer([3], right[3:4, :-1])
+    ledger.answer([4, 5], right[4:5])
+    ledger.answer([6], np.full((1, known.WIDTH), np.nan))
+    ledger.error("sdk", trimtab.Unavailable("gone"), 2)
+    ledger.finish()
+    assert ledger.counts["wrong"] == 2 + 1 + 2 + 1
+    assert ledger.told()["by_error"] == {"sdk UNAVAILABLE": 2}
+
+
+def test_a_bar_that_is_missed_is_shown() -> None:
+    shown = table({"faults": Part({}, [Bar("lost", 0, 0), Bar("twice", 1, 0)])}).splitlines()
+    assert shown[1].endswith("pass")
+    assert shown[2].endswith("FAIL")
+
+
+@pytest.mark.parametrize("name", sorted(set(targets.TARGETS) - {"wire"}))
+def test_what_the_fuzzer_begins_with_fails_nothing(name: str, tmp_path: Path) -> None:
+    target = targets.TARGETS[name](tmp_path)
+    for seed in target.seeds:
+        target.run(seed)
+        target.run(seed[: len(seed) // 2])
+    target.run(b"")
