@@ -102,7 +102,7 @@ def append(name: str, peers: Mapping[str, Mapping[str, str]] | None = None, **fi
     record = {
         "date": time.strftime("%Y-%m-%d"),
         "commit": described.stdout.strip(),
-        "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", program.removesuffix(".__main__"), *sys.argv[1:]]),
         "machine": processes.machine(),
         "versions": {
             "python": sys.version.split()[0],

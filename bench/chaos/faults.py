@@ -20,14 +20,19 @@ from bench import processes
 from bench.chaos import attacks, known, replicas
 from bench.chaos.replicas import Replica
 from bench.chaos.table import Bar, Part
+from trimtab_server.config import Engine
 
 OTHER = "other"  # an encoder that nobody asks for, to be loaded and unloaded
 CONNECTIONS = 1500
+# Far beyond what the limits of the default configuration let clients hold here.
+PEAK_MB = 1024
+ISOLATED = "one"  # the server whose devices compute in processes of their own
 # Numbers of texts that the clients who vanish ask for: none that anybody else does.
 VANISHING, CERTIFIED = 10_000_000, 12_000_000
 CONFIG = """\
 [engine]
 costs = "{costs}"
+{isolation}
 [versions]
 newest = 3
 [logging]
@@ -127,7 +132,7 @@ class Rotated:
         self.ca = folder / "ca.pem"
         self.ca.write_bytes(self.authority.cert_pem.bytes())
         self.renew()
-        config = CONFIG.format(costs="")
+        config = CONFIG.format(costs="", isolation="")
         tls = f'[server.tls]\ncertificate = "{folder}/server.pem"\nkey = "{folder}/server.key"\n'
         self.replica = Replica("tls", folder / "replica", repository, config + tls)
 
@@ -267,10 +272,13 @@ def _handshake(tls: Rotated) -> None:
 
 
 def workers(world: World) -> None:
-    """kill -9 of the processes that a server computes in, where it has any."""
-    for child in world.one.children():
-        os.kill(child, signal.SIGKILL)
-        world.load.until_answered(100)
+    """kill -9 of the processes that a server computes in, while it answers."""
+    (replica,) = [each for each in world.pair if each.name == ISOLATED]
+    for _ in range(2 if world.quick else 5):
+        for child in replica.children():
+            os.kill(child, signal.SIGKILL)
+            world.note("workers killed", 1)
+        world.load.until_answered(500)
 
 
 FAULTS: dict[str, Callable[[World], None]] = {
@@ -318,10 +326,12 @@ def run(folder: Path, requests: int, *, quick: bool, only: tuple[str, ...] = ())
     shifted = replicas.FAKETIME.exists()
     if not shifted:
         print("  libfaketime is not installed: clocks do not leap (Debian: apt-get install faketime)")
-    config = CONFIG.format(costs=folder / "costs")
+    # Where this server can: then one of the two computes in processes of their own.
+    isolation = 'isolation = "process"' if "isolation" in Engine.__struct_fields__ else ""
+    isolated, plain = (CONFIG.format(costs=folder / "costs", isolation=line) for line in (isolation, ""))
     pair = (
-        Replica("one", folder / "one", repository, config),
-        Replica("two", folder / "two", repository, config, shifted=shifted),
+        Replica(ISOLATED, folder / ISOLATED, repository, isolated),
+        Replica("two", folder / "two", repository, plain, shifted=shifted),
     )
     begun = time.monotonic()
     with replicas.running(*pair):
@@ -375,5 +385,6 @@ def run(folder: Path, requests: int, *, quick: bool, only: tuple[str, ...] = ())
             Bar("errors of the servers' own", logs.count("internal error"), 0),
             Bar("problems", len(world.problems), 0),
             Bar("not serving at the end", int(not well), 0),
+            Bar("peak of resident memory, MB", peak >> 20, PEAK_MB),
         ],
     )

@@ -104,8 +104,11 @@ class Replica:
         self.process.wait()
 
     def children(self) -> list[int]:
-        """The processes that it started and has."""
-        return [int(pid) for pid in _read(self.pid, "task", str(self.pid), "children").split()]
+        """The processes that it started and has, whichever of its threads did: devices compute in them."""
+        threads = Path("/proc", str(self.pid), "task").glob("*")
+        return [
+            int(pid) for each in threads for pid in _read(self.pid, "task", each.name, "children").split()
+        ]
 
     def limit_files(self, size: int | None) -> None:
         """Let none of its files grow beyond this many bytes, as on a disk that is full; None: as before."""

@@ -26,9 +26,8 @@ cache_bytes = 1048576
 """
 MOST = 1.05
 RELOADS = 100
-# What is reached once (pools, caches, code that is loaded when it is first run) is no growth: the part of the
-# requests and of the reloads before the first look.
-WARM = 0.1
+# Before the first look: what is reached once (pools, caches, code that is first run) is no growth.
+WARM_REQUESTS, WARM_RELOADS = 40_000, 10
 STREAMS, WINDOW = 4, 256
 # One request in so many is a call of its own, the others are messages of streams.
 CALLS = 10
@@ -86,15 +85,21 @@ async def _compare(channel: grpc.aio.Channel, first: int) -> int:
     return int((np.abs(got - known.vectors(numbers)).max(axis=1) > known.TOLERANCE).sum())
 
 
+def _first(turn: int, requests: int) -> int:
+    """The number of the first text of a turn; there is a reload after each."""
+    if turn <= WARM_RELOADS:
+        return WARM_REQUESTS * turn // WARM_RELOADS
+    return WARM_REQUESTS + requests * (turn - WARM_RELOADS) // RELOADS
+
+
 async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) -> Part:
     answered = wrong = 0
     resident: list[int] = []
     begun = time.monotonic()
     async with grpc.aio.insecure_channel(replica.url) as channel:
-        for turn in range(RELOADS):
-            share = requests * (turn + 1) // RELOADS - requests * turn // RELOADS
-            first = requests * turn // RELOADS
-            answered += await _requests(channel, first, share)
+        for turn in range(WARM_RELOADS + RELOADS):
+            first, last = _first(turn, requests), _first(turn + 1, requests)
+            answered += await _requests(channel, first, last - first)
             wrong += await _compare(channel, first)
             replicas.copy_of(bundle, repository, version=turn + 2)
             await asyncio.to_thread(reload, replica, known.NAME)
@@ -103,12 +108,13 @@ async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) 
             resident.append(replica.resident())
             if turn % 10 == 9:
                 print(
-                    f"  {time.monotonic() - begun:5.0f} s  {first + share:8} requests  {turn + 1:4} reloads  "
+                    f"  {time.monotonic() - begun:5.0f} s  {last:8} requests  {turn + 1:4} reloads  "
                     f"{resident[-1] / 2**20:.1f} MB", flush=True,
                 )  # fmt: skip
-    warm = int(RELOADS * WARM)
     # A moment's level is noisy by a batch in flight: the median of a few is not.
-    before, after = (float(np.median(part)) for part in (resident[warm - 5 : warm], resident[-5:]))
+    before, after = (
+        float(np.median(part)) for part in (resident[WARM_RELOADS - 5 : WARM_RELOADS], resident[-5:])
+    )
     return Part(
         {
             "requests": requests, "reloads": 2 * RELOADS, "seconds": round(time.monotonic() - begun, 1),
@@ -117,14 +123,14 @@ async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) 
         },
         [
             Bar("resident memory, end / warm", round(after / before, 4), MOST),
-            Bar("not answered", requests - answered, 0),
+            Bar("not answered", WARM_REQUESTS + requests - answered, 0),
             Bar("wrong vectors", wrong, 0),
         ],
     )  # fmt: skip
 
 
 def run(folder: Path, requests: int) -> Part:
-    """So many requests, and a hundred reloads of each of two encoders between them."""
+    """So many requests after the warm-up, and a hundred reloads of each of two encoders between them."""
     bundle, repository = known.bundle(), folder / "models"
     repository.mkdir(parents=True)
     for name in (known.NAME, OTHER):
