@@ -35,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from trimtab_server import memory
+
+    memory.share_heaps()
     from trimtab_server import app, config, logs
 
     settings = config.read(options.config) if options.config else config.Config()
