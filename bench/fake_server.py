@@ -21,7 +21,7 @@ from trimtab_server import logs
 from trimtab_server.app import App
 from trimtab_server.batch import Ids, Model
 from trimtab_server.config import Config, Server
-from trimtab_server.devices import Place
+from trimtab_server.places import Place
 
 
 class Sleeper:

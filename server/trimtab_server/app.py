@@ -28,7 +28,7 @@ from trimtab_server.batcher import Batcher
 from trimtab_server.brownout import Brownout
 from trimtab_server.config import Auth, Config, split_address
 from trimtab_server.cost import Measured
-from trimtab_server.devices import Device, Open, Place, open_ort, parse
+from trimtab_server.devices import Device, Home, InThreads, Open, open_ort
 from trimtab_server.encoder import Encoder
 from trimtab_server.engine import Engine
 from trimtab_server.health import Health
@@ -36,7 +36,9 @@ from trimtab_server.load import Load
 from trimtab_server.metrics import Metrics
 from trimtab_server.opening import Opener
 from trimtab_server.pipeline import Pipeline
+from trimtab_server.places import Place, parse
 from trimtab_server.polling import Poller
+from trimtab_server.process import PROGRAM, InProcess
 from trimtab_server.quotas import Quotas
 from trimtab_server.repository import Entry, Repository
 from trimtab_server.rescore import Rescorer
@@ -72,8 +74,8 @@ SERVICES = (
 class App:
     """A server: `start`, then `serve` until it is told to stop, then `stop`.
 
-    `open_session` opens a graph at a place; tests hand in sessions that fail on purpose, and `places`
-    of their own instead of the configuration's devices.
+    `open_session` opens a graph at a place, and `program` is what a device's own process runs; tests hand in
+    such as fail on purpose, and `places` of their own instead of the configuration's devices.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class App:
         repository: Path,
         open_session: Open = open_ort,
         places: Sequence[Place] | None = None,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
         self.config = config
         self.grpc_port = 0
@@ -100,12 +103,20 @@ class App:
             cache_bytes=config.sharing.cache_bytes,
         )
         # What other sessions cost than ONNX Runtime's is not to be taken for theirs.
-        keeps = bool(config.engine.costs) and open_session is open_ort
+        keeps = bool(config.engine.costs) and open_session is open_ort and program is PROGRAM
         folder = _folder(config.engine.costs) if keeps else None
         measured = Measured(folder) if folder else None
+
+        def home(place: Place) -> Home:
+            isolated = config.engine.isolation == "process"
+            return InProcess(place, program) if isolated else InThreads(open_session, place)
+
         self._engine = Engine(
             batcher, sharing,
-            [Device(place, open_session, measured) for place in places or parse(config.devices)],
+            [
+                Device(place, home(place), measured, config.engine.max_resident_bytes)
+                for place in places or parse(config.devices)
+            ],
             self._metrics,
             hang_seconds=config.engine.hang_seconds,
             serving=self._devices_changed,

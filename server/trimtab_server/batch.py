@@ -7,8 +7,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Precision
-
 Ids = NDArray[np.int32]
 Priority = Literal["interactive", "bulk"]
 
@@ -27,7 +25,7 @@ class Model:
     dimensions: int
     max_tokens: int
     pad_id: int
-    precision: Precision = "fp32"
+    precision: str = "fp32"  # a bundle.Precision; that module brings gRPC into a device's own process
 
 
 @dataclass(eq=False, slots=True)

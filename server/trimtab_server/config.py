@@ -104,11 +104,23 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted); and
-    the folder in which measured costs are kept for the next start (empty: none are kept)."""
+    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted);
+    the folder in which measured costs are kept for the next start (empty: none are kept); where graphs run:
+    on threads of the server, or in a process for each device, which is replaced where it holds more than
+    `max_resident_bytes` (0: whatever it holds)."""
 
     hang_seconds: float = 10.0
     costs: str = "~/.cache/trimtab/costs"
+    isolation: Literal["thread", "process"] = "thread"
+    max_resident_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_resident_bytes < 0:
+            raise ValueError("max_resident_bytes must not be negative; 0 is no limit")
+        if self.max_resident_bytes and self.isolation != "process":
+            raise ValueError(
+                "max_resident_bytes is of a device's own process: set isolation = 'process', too"
+            )
 
 
 class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,131 +1,164 @@
-"""Places where sessions live, and devices: a place with the sessions of all loaded models."""
+"""Devices: a place with the sessions of all loaded models, and where these live."""
 
+import logging
+import math
 import os
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
-from trimtab_server import cores
 from trimtab_server.batch import Ids, Model
 from trimtab_server.cost import Cost, Measured, measure
-from trimtab_server.session import PROVIDERS, OrtSession, Session
+from trimtab_server.places import Place, hardware
+from trimtab_server.session import OrtSession, Session, UnusableError
 
-Open = Callable[[Model, "Place"], Session]
+log = logging.getLogger(__name__)
+
+Open = Callable[[Model, Place], Session]
 
 # The length of the text that a device is probed with.
 PROBE_TOKENS = 8
-DEV = Path("/dev")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where sessions live: a kind of device, which one, and the cores of its workers (None: any core)."""
+class Home(Protocol):
+    """Where the sessions of a place live: in the server's process, or in one of their own (process.py)."""
 
-    kind: str
-    index: int
-    workers: int
-    cores: tuple[int, ...] | None = None
+    @property
+    def restarts(self) -> bool:
+        """Whether it can be ended and begun anew."""
 
-    def __str__(self) -> str:
-        if self.kind != "cpu":
-            return f"{self.kind}:{self.index}"
-        if not self.cores:
-            return self.kind
-        first, last = self.cores[0], self.cores[-1]
-        return f"cpu:{first}" if first == last else f"cpu:{first}-{last}"
+    @property
+    def lost(self) -> bool:
+        """Whether all that it held is gone, until `restart`: its sessions raise DeviceLostError."""
 
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it holds; 0 where that is not known."""
 
-def parse(names: tuple[str, ...]) -> list[Place]:
-    """The places that `devices` of the configuration names; ConfigError names what is not understood."""
-    places = [_auto() if name == "auto" else _parse(name) for name in names]
-    for name, times in Counter(map(str, places)).items():
-        if times > 1:
-            raise ConfigError(f"devices names {name} {times} times: name each device once")
-    return places
+    def start(self, ended: Callable[[], None]) -> None:
+        """Begin; `ended` is called, on some thread, when it has ended by itself."""
 
+    def restart(self) -> None:
+        """End what is left of it, and begin anew. OSError where that cannot be."""
 
-def _auto() -> Place:
-    # The provider says only what ONNX Runtime was built for; the device file, that there is a GPU to run on.
-    if "CUDAExecutionProvider" in ort.get_available_providers() and any(DEV.glob("nvidia[0-9]*")):
-        return Place("cuda", 0, workers=2)
-    return _parse("cpu")
+    def open(self, model: Model) -> Session:
+        """Open a graph."""
 
+    def close(self, session: Session) -> None:
+        """Let go of a session that nobody runs any more."""
 
-def _parse(name: str) -> Place:
-    kind, _, which = name.partition(":")
-    if kind not in PROVIDERS:
-        raise ConfigError(
-            f"device {name!r} is not known; use 'auto', 'cpu', 'cpu:0-3', 'cuda:0' or 'tensorrt:0'"
-        )
-    if kind == "cpu":
-        if not which:
-            # One core is left to the event loop and the tokenizers, where there is one to leave.
-            return Place("cpu", 0, workers=max(1, cores.usable() - 1))
-        available, chosen = cores.available(), _range(name, which)
-        absent = [core for core in chosen if core not in available]
-        if absent:
-            raise ConfigError(
-                f"device {name!r}: core {absent[0]} is not available; this process has {available}"
-            )
-        return Place("cpu", 0, workers=len(chosen), cores=chosen)
-    indices = _range(name, which or "0")
-    if len(indices) != 1:
-        raise ConfigError(f"device {name!r}: name each GPU by itself, such as '{kind}:0', '{kind}:1'")
-    # Two workers a GPU: while one runs, the other prepares its batch.
-    return Place(kind, indices[0], workers=2)
+    def end(self) -> None:
+        """End it at once where it `restarts`, whatever it does. Does not wait."""
+
+    def stop(self) -> None:
+        """End it for good."""
 
 
-def _range(name: str, which: str) -> tuple[int, ...]:
-    first, _, last = which.partition("-")
-    if not first.isdecimal() or (last and not last.isdecimal()) or int(last or first) < int(first):
-        raise ConfigError(f"device {name!r}: {which!r} is neither a number nor a range such as 0-3")
-    return tuple(range(int(first), int(last or first) + 1))
+class InThreads:
+    """The sessions of a place in the server's own process, where nothing can end them."""
+
+    restarts = False
+    lost = False
+    resident_bytes = 0
+
+    def __init__(self, open_session: Open, place: Place) -> None:
+        self._open = open_session
+        self._place = place
+
+    def start(self, ended: Callable[[], None]) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
+
+    def open(self, model: Model) -> Session:
+        return self._open(model, self._place)
+
+    def close(self, session: Session) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
 
 
 class Device:
-    """One place: a session for each loaded model, and threads to run them on."""
+    """One place: a session for each loaded model, and threads to run them on.
 
-    def __init__(self, place: Place, open_session: Open, measured: Measured | None = None) -> None:
+    Its home is begun anew where it holds more than `max_resident_bytes`; 0 is no limit.
+    """
+
+    def __init__(
+        self, place: Place, home: Home, measured: Measured | None = None, max_resident_bytes: int = 0
+    ) -> None:
         self.place = place
         self.name = str(place)
+        self.home = home
         self.costs: dict[Model, Cost] = {}  # of the models that are loaded here
-        self._open = open_session
         self._measured = measured
+        self._max_resident_bytes = max_resident_bytes
         self._sessions: dict[Model, Session] = {}
+        self._open_seconds: dict[Model, float] = {}
+
+    @property
+    def restore_seconds(self) -> float:
+        """About how long it takes to begin anew, with all models; infinity where that cannot be."""
+        return sum(self._open_seconds.copy().values()) if self.home.restarts else math.inf
+
+    @property
+    def too_large(self) -> bool:
+        """Whether its home holds more memory than it may."""
+        return 0 < self._max_resident_bytes < self.home.resident_bytes
+
+    @property
+    def stale(self) -> bool:
+        """Whether its home has to begin anew."""
+        return self.home.lost or self.too_large
 
     def load(self, model: Model) -> None:
         """Open a session, warm it and measure its cost. Blocks; call it off the event loop."""
-        session = self._open(model, self.place)
-        if self._measured is None:
-            cost = measure(session.run, model.pad_id, model.max_tokens)
-        else:
-            cost = self._measured.measure(
-                session.run, model.pad_id, model.max_tokens,
-                model.digest, self.place.kind, hardware(self.place), ort.__version__,
-            )  # fmt: skip
+        session = self._open(model)
+        try:
+            if self._measured is None:
+                cost = measure(session.run, model.pad_id, model.max_tokens)
+            else:
+                # Numbers that go to another process and back take their time, too.
+                kind = f"{self.place.kind} in a process" if self.home.restarts else self.place.kind
+                cost = self._measured.measure(
+                    session.run, model.pad_id, model.max_tokens,
+                    model.digest, kind, hardware(self.place), ort.__version__,
+                )  # fmt: skip
+        except BaseException:
+            self.home.close(session)
+            raise
         self._sessions[model] = session
         self.costs[model] = cost
 
     def unload(self, model: Model) -> None:
         """Forget a model; no batch of it may come any more."""
         self.costs.pop(model, None)
-        self._sessions.pop(model, None)
+        self._open_seconds.pop(model, None)
+        session = self._sessions.pop(model, None)
+        if session is not None:
+            self.home.close(session)
 
-    def start(self, work: Callable[[], None]) -> list[threading.Thread]:
-        """Start `work` on a thread for each of the place's workers."""
+    def start(self, work: Callable[[], None], ended: Callable[[], None]) -> list[threading.Thread]:
+        """Start `work` on a thread for each of the place's workers; `ended` is its home's."""
 
         def pinned(core: int | None) -> None:
             if core is not None:
                 os.sched_setaffinity(0, {core})  # of this thread alone
             work()
 
+        self.home.start(ended)
         threads = []
         for number in range(self.place.workers):
             core = self.place.cores[number] if self.place.cores else None
@@ -152,34 +185,47 @@ class Device:
         outcome = self.run(model, [np.full(min(PROBE_TOKENS, model.max_tokens), model.pad_id, np.int32)])
         return outcome if isinstance(outcome, Exception) else None
 
-    def recover(self, models: Iterable[Model]) -> Exception | None:
-        """Load what was loaded elsewhere while this device was out of service, and probe every model."""
-        for model in models:
-            try:
+    def recover(self, models: Collection[Model]) -> Exception | None:
+        """Load what was loaded elsewhere while this device was out of service, and probe every model.
+
+        Where it is stale, its home begins anew with these models and no others: what they cost is known.
+        """
+        try:
+            begun = self.stale
+            if begun:
+                self.home.restart()
+                for model in self.costs.keys() - set(models):
+                    self.unload(model)
+            for model in models:
                 if model not in self.costs:
                     self.load(model)
-            except Exception as error:
-                return error
-            wrong = self.probe(model)
-            if wrong is not None:
-                return wrong
+                elif begun:
+                    self._sessions[model] = self._open(model)
+                wrong = self.probe(model)
+                if wrong is not None and model in self.costs:  # not unloaded meanwhile
+                    self.home.end()  # what is wrong with it may not be there after a new beginning
+                    return wrong
+            if begun and self.too_large:
+                log.warning(
+                    "device %s needs %d bytes for its models alone: engine.max_resident_bytes is too small, "
+                    "and ignored from now on", self.name, self.home.resident_bytes,
+                )  # fmt: skip
+                self._max_resident_bytes = 0
+        except Exception as error:
+            self.home.end()
+            return error
         return None
 
-
-def hardware(place: Place) -> str:
-    """What the place is made of, so far as Linux tells: the model of the CPU, or of the NVIDIA GPU."""
-    if place.kind == "cpu":
-        path, key = Path("/proc/cpuinfo"), "model name"
-    else:
-        boards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-        path, key = (boards[place.index] if place.index < len(boards) else Path("/dev/null")), "Model"
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+    def _open(self, model: Model) -> Session:
+        begun = time.monotonic()
+        session = self.home.open(model)
+        self._open_seconds[model] = time.monotonic() - begun
+        return session
 
 
 def open_ort(model: Model, place: Place) -> Session:
-    """The real thing: an ONNX Runtime session at a place."""
-    return OrtSession(model, place.kind, place.index)
+    """The real thing: an ONNX Runtime session at a place. ConfigError where that cannot be used."""
+    try:
+        return OrtSession(model, place.kind, place.index)
+    except UnusableError as error:
+        raise ConfigError(str(error)) from None

@@ -169,8 +169,12 @@ class Metrics:
         )
         self._device_failures = Counter(
             "trimtab_device_failures",
-            "Why a device was taken out of service (raised, hung), or not put back (probe)",
+            "Why a device was taken out of service (raised, hung, lost, memory), or not put back (probe)",
             ("device", "reason"), registry=registry,
+        )  # fmt: skip
+        self._device_restarts = Counter(
+            "trimtab_device_restarts", "Processes of devices that were started in place of others",
+            ("device",), registry=registry,
         )  # fmt: skip
         self._busy = Counter(
             "trimtab_device_busy_seconds", "Seconds of runs, of all workers of a device together",
@@ -330,6 +334,10 @@ class Metrics:
     def device_failed(self, device: str, reason: str) -> None:
         """A device was taken out of service, or was not well yet when it was probed."""
         self._device_failures.labels(device, reason).inc()
+
+    def device_restarted(self, device: str) -> None:
+        """A device is to have a new process."""
+        self._device_restarts.labels(device).inc()
 
     def shared(self, model: Model, how: Literal["in_flight", "cache"], texts: int) -> None:
         """So many texts need no run of their own."""

@@ -1,14 +1,12 @@
 """Running a graph: the Session protocol, and ONNX Runtime behind it."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from trimtab import tensorrt
-from trimtab.errors import ConfigError
 from trimtab_server.batch import Ids, Model
 
 PROVIDERS = {
@@ -22,10 +20,26 @@ def provider_options(model: Model, provider: str, index: int) -> dict[str, str]:
     """What a GPU's provider is told of a graph. Engines that came with the bundle are found beside it."""
     if provider != "TensorrtExecutionProvider":
         return {"device_id": str(index)}
+    # Here, since they bring gRPC along, which a device's own process has no other use for.
+    from trimtab import tensorrt
+    from trimtab.bundle import Precision
+
     engines = model.graph.with_name(tensorrt.FOLDER)
     return tensorrt.options(
-        model.inputs, model.max_tokens, model.precision, engines if engines.is_dir() else None, index
+        model.inputs,
+        model.max_tokens,
+        cast(Precision, model.precision),
+        engines if engines.is_dir() else None,
+        index,
     )
+
+
+class UnusableError(Exception):
+    """The device that a configuration names cannot be used; the message says why, and what to do."""
+
+
+class DeviceLostError(Exception):
+    """The process that ran the sessions of a device is gone, and with it what it was doing."""
 
 
 class Session(Protocol):
@@ -54,14 +68,14 @@ class OrtSession:
         ]
         missing = [name for name in wanted if name not in ort.get_available_providers()]
         if missing:
-            raise ConfigError(
+            raise UnusableError(
                 f"device {kind}:{index} needs ONNX Runtime's {missing[0]}, which this build does not have: "
                 "pip uninstall onnxruntime, then pip install 'trimtab[gpu]'"
             )
         self._session = ort.InferenceSession(model.graph, options, providers=settings)
         # A provider that cannot load falls back to the CPU without an exception.
         if self._session.get_providers()[0] != wanted[0]:
-            raise ConfigError(
+            raise UnusableError(
                 f"device {kind}:{index}: ONNX Runtime could not load {wanted[0]} and fell back to "
                 f"{self._session.get_providers()[0]}. Check the driver, CUDA and cuDNN, or choose "
                 "device 'cpu'"

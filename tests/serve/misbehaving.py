@@ -12,22 +12,19 @@ import numpy as np
 import tokenizers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.serve.fingerprint import fingerprint
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
 from trimtab_server.batch import Ids, Model
 from trimtab_server.config import Config, Engine, Server, Sharing, Versions
-from trimtab_server.devices import Place
+from trimtab_server.places import Place
+from trimtab_server.process import PROGRAM
 
 # Long enough for any machine; only a test that fails waits for it.
 PATIENCE = 60.0
 
 Behaviour = Callable[[str, Sequence[Ids]], None]
-
-
-def fingerprint(ids: Ids) -> np.ndarray:
-    """A vector that tells which text it was made from."""
-    return np.resize(np.concatenate([ids.astype(np.float32), [len(ids)]]), 384).astype(np.float32)
 
 
 @dataclass
@@ -137,6 +134,7 @@ async def running(
     engine: Engine | None = None,
     sharing: Sharing | None = None,
     versions: Versions | None = None,
+    program: Sequence[str] = PROGRAM,
 ) -> AsyncIterator[tuple[Rig, Client]]:
     """A server on places of these names, each with so many workers."""
     rig = Rig()
@@ -150,7 +148,7 @@ async def running(
         versions=versions or Versions(),
     )
     made_up = [Place(name, 0, workers) for name in places]
-    app = App(config, repository, rig.open, made_up)
+    app = App(config, repository, rig.open, made_up, program)
     await app.start()
     rig.app = app
     try:

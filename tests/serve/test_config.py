@@ -16,8 +16,8 @@ from tests.serve.server_process import NAME, serve
 from tests.texts import distinct
 from trimtab.errors import ConfigError
 from trimtab_server import config as configs
-from trimtab_server import devices
-from trimtab_server.devices import parse
+from trimtab_server import places
+from trimtab_server.places import parse
 
 
 def refuse(tmp_path: Path, text: str) -> str:
@@ -95,8 +95,8 @@ def test_auto_takes_a_gpu_only_where_there_is_one(
 ) -> None:
     for name in files:
         (tmp_path / name).touch()
-    monkeypatch.setattr(devices, "DEV", tmp_path)
-    monkeypatch.setattr(devices.ort, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(places, "DEV", tmp_path)
+    monkeypatch.setattr(places.ort, "get_available_providers", lambda: providers)
     assert parse(("auto",))[0].kind == kind
 
 

@@ -11,7 +11,8 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2
 
-from tests.serve.misbehaving import PATIENCE, Gate, fingerprint, running
+from tests.serve.fingerprint import fingerprint
+from tests.serve.misbehaving import PATIENCE, Gate, running
 from trimtab_server.batch import Ids
 from trimtab_server.config import Engine
 from trimtab_server.devices import PROBE_TOKENS

@@ -14,20 +14,16 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import trimtab
+from tests.serve.fingerprint import fingerprint
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
 from trimtab_server.batch import Ids, Model
 from trimtab_server.config import Config, Limits, Server
-from trimtab_server.devices import Place
+from trimtab_server.places import Place
 
 POISON = 200  # a text of so many tokens
 CALLS = 10_000
-
-
-def fingerprint(ids: Ids) -> np.ndarray:
-    """A vector that tells which text it was made from."""
-    return np.resize(np.concatenate([ids.astype(np.float32), [len(ids)]]), 384).astype(np.float32)
 
 
 class FakeSession:

@@ -1,16 +1,17 @@
 """The sans-IO fleet, under a fake clock: whatever fails, hangs or comes back late, its promises hold."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trimtab.errors import InternalError, Unavailable
 from trimtab_server.batch import Batch, Item, Model
-from trimtab_server.fleet import FIRST_PROBE, LAST_PROBE, Failed, Fleet, Flight, Job, Reason
+from trimtab_server.fleet import FIRST_PROBE, LAST_PROBE, RESTORE_SECONDS, Failed, Fleet, Flight, Job, Reason
 
 MODEL = Model("a", 1, "fp32", Path("none"), "", (), False, 8, 512, 0)
 HANG = 10.0
@@ -26,9 +27,24 @@ def batch(size: int, deadline: float | None = None) -> Batch:
 class Clocked:
     """A fleet with its log of changes."""
 
-    def __init__(self, *devices: str) -> None:
+    def __init__(self, *devices: str, restore_seconds: float = math.inf) -> None:
         self.changes: list[tuple[str, bool, Reason | None]] = []
-        self.fleet = Fleet(devices, HANG, lambda *change: self.changes.append(change))
+        self.fleet = Fleet(
+            devices, HANG, lambda *change: self.changes.append(change), lambda device: restore_seconds
+        )
+
+    def restore(self, device: str, now: float) -> None:
+        self.fleet.probing(device, now)
+        self.fleet.probed(device, well=True, now=now)
+
+    def end_on(self, device: str, job: Job, now: float = 0.0) -> list[Failed]:
+        """The process of the device ends while the job runs there, and another one begins."""
+        flight = self.fly(device, job, now)
+        self.fleet.lost(device, now)
+        assert self.fleet.land(flight)
+        failed = self.fleet.ended(flight, FAULT)
+        self.restore(device, now)
+        return failed
 
     def fly(self, device: str, job: Job, now: float = 0.0) -> Flight:
         return self.fleet.launch(device, job, 0.001, now)
@@ -147,11 +163,11 @@ def test_probes_grow_apart_and_come_closer_with_success() -> None:
         delays.append(round(seconds, 6))
         now += seconds
         assert clocked.fleet.probe_in("a", now) == 0.0
-        clocked.fleet.probing("a")
+        clocked.fleet.probing("a", now)
         assert clocked.fleet.probe_in("a", now) is None, "one probe at a time"
         clocked.fleet.probed("a", well=False, now=now)
     assert delays[:4] == [FIRST_PROBE * 2**n for n in range(4)] and delays[-1] == LAST_PROBE
-    clocked.fleet.probing("a")
+    clocked.fleet.probing("a", now)
     clocked.fleet.probed("a", well=True, now=now)
     assert clocked.changes[-1] == ("a", True, None) and clocked.fleet.probe_in("a", now) is None
     for _ in range(20):
@@ -160,13 +176,95 @@ def test_probes_grow_apart_and_come_closer_with_success() -> None:
     assert clocked.fleet.probe_in("a", now) == pytest.approx(FIRST_PROBE)
 
 
+def test_what_a_process_ran_when_it_ended_runs_alone_and_by_halves() -> None:
+    clocked = Clocked("a", restore_seconds=1.0)
+    whole = batch(2)
+    assert clocked.end_on("a", Job(whole)) == []
+    beside = clocked.fly("a", Job(batch(1)))
+    assert clocked.fleet.again("a", 0.0).hold, "it waits until the device is free"
+    assert clocked.fleet.land(beside)
+    job = clocked.again("a")
+    assert job is not None and job.batch == whole
+    flight = clocked.fly("a", job)
+    assert clocked.fleet.again("a", 0.0).hold, "nothing runs beside it"
+    clocked.fleet.land(flight)
+    clocked.fleet.ended(flight, FAULT)
+    first, second = clocked.again("a"), clocked.again("a")
+    assert first and second
+    clocked.succeed_on("a", first)
+    assert clocked.end_on("a", second) == [Failed(whole.items[1:], FAULT)]
+
+
+def test_a_device_is_waited_for_where_it_will_be_back_in_seconds() -> None:
+    clocked = Clocked("a", restore_seconds=1.0)
+    clocked.fleet.lost("a", 0.0)
+    assert clocked.fleet.serving and not clocked.fleet.up("a")
+    assert clocked.fleet.back_in(0.0) == pytest.approx(1.0 + FIRST_PROBE)
+    clocked.fleet.probing("a", 0.5)
+    clocked.fleet.probed("a", well=False, now=0.5)
+    assert clocked.fleet.serving, "it may be well the next time"
+    assert clocked.fleet.due() == RESTORE_SECONDS
+    clocked.fleet.hung(RESTORE_SECONDS)
+    assert not clocked.fleet.serving
+    clocked.restore("a", 30.0)
+    assert clocked.fleet.serving and clocked.fleet.up("a")
+    slow = Clocked("a", restore_seconds=RESTORE_SECONDS)
+    slow.fleet.lost("a", 0.0)
+    assert not slow.fleet.serving
+
+
+def test_a_process_that_ends_time_and_again_is_begun_more_and_more_seldom_and_waited_for_no_more() -> None:
+    clocked = Clocked("a", restore_seconds=0.5)
+    now, times = 0.0, 0
+    while True:
+        clocked.fleet.lost("a", now)
+        if not clocked.fleet.serving:
+            break
+        now += clocked.fleet.probe_in("a", now) or 0.0
+        clocked.restore("a", now)
+        times += 1
+    assert 3 <= times <= 10
+
+
+def test_a_hung_run_is_tried_again_in_another_process() -> None:
+    clocked = Clocked("a", restore_seconds=1.0)
+    clocked.fly("a", Job(batch(1)))
+    assert clocked.fleet.hung(HANG) == []
+    clocked.restore("a", HANG)
+    job = clocked.again("a", HANG)
+    assert job is not None
+    clocked.fly("a", job, HANG)
+    (failed,) = clocked.fleet.hung(2 * HANG)
+    assert isinstance(failed.error, InternalError)
+
+
+def test_a_device_that_is_to_begin_anew_ends_its_runs_first() -> None:
+    clocked = Clocked("a", restore_seconds=1.0)
+    flight = clocked.fly("a", Job(batch(1)))
+    clocked.fleet.retire("a", 0.0)
+    assert clocked.fleet.serving and clocked.fleet.probe_in("a", 1.0) is None
+    assert clocked.fleet.land(flight)
+    clocked.fleet.succeeded(flight, 1.0)
+    assert clocked.fleet.probe_in("a", 1.0) == 0.0
+
+
+def test_a_probe_that_hangs_is_named_once() -> None:
+    clocked = Clocked("a", restore_seconds=1.0)
+    clocked.fleet.lost("a", 0.0)
+    clocked.fleet.probing("a", 1.0)
+    assert clocked.fleet.stuck(10.0) == []
+    assert clocked.fleet.stuck(100.0) == ["a"] and clocked.fleet.stuck(100.0) == []
+
+
 class Machine(RuleBasedStateMachine):
     """Batches fly, succeed, raise, hang and return late on three devices, against a plain account of them."""
+
+    restore_seconds = math.inf
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.fleet = Fleet("abc", HANG, lambda *_: None)
+        self.fleet = Fleet("abc", HANG, lambda *_: None, lambda _: self.restore_seconds)
         self.flights: list[Flight] = []
         self.given_up: list[Flight] = []
         self.admitted: set[Item] = set()
@@ -185,10 +283,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(device=st.sampled_from("abc"), size=st.integers(1, 5), patience=st.none() | st.floats(1, 40))
     def take(self, device: str, size: int, patience: float | None) -> None:
-        assume(self.fleet.up(device))
+        if not self.fleet.up(device):
+            return
         again = self.fleet.again(device, self.now)
         self.answered += again.expired
         job = again.job
+        if again.hold:
+            return
         if job is None:
             fresh = batch(size, None if patience is None else self.now + patience)
             self.admitted |= set(fresh.items)
@@ -228,8 +329,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(device=st.sampled_from("abc"), well=st.booleans())
     def probe(self, device: str, well: bool) -> None:
-        assume(self.fleet.probe_in(device, self.now) == 0)
-        self.fleet.probing(device)
+        if self.fleet.probe_in(device, self.now) != 0:
+            return
+        self.fleet.probing(device, self.now)
         self.fleet.probed(device, well=well, now=self.now)
         assert self.fleet.up(device) is well
 
@@ -241,12 +343,18 @@ class Machine(RuleBasedStateMachine):
         assert len(everywhere) == len(set(everywhere)) and set(everywhere) == self.admitted
         assert not waiting or self.fleet.serving, "nothing waits for a device that is not there"
         assert self.fleet.flying == bool(self.flights)
+        for suspect in (flight for flight in self.flights if flight.job.suspect):
+            assert [each for each in self.flights if each.device == suspect.device] == [suspect]
 
     def teardown(self) -> None:
         """Where one device is well, everything comes to an end."""
         for flight in list(self.flights):
             self.land(flight)
             self.settle(self.fleet.failed(flight, FAULT, sick=False, now=self.now))
+        for device in "abc":
+            if self.fleet.probe_in(device, self.now) is not None:
+                self.fleet.probing(device, self.now)
+                self.fleet.probed(device, well=True, now=self.now)
         steps = 0
         while self.fleet.serving and self.admitted - set(self.answered):
             device = next(each for each in "abc" if self.fleet.up(each))
@@ -262,5 +370,26 @@ class Machine(RuleBasedStateMachine):
         self.nothing_is_lost_or_answered_twice()
 
 
+class Restarting(Machine):
+    """The same where each device has a process, which may end and begin anew."""
+
+    restore_seconds = 1.0
+
+    @rule(device=st.sampled_from("abc"))
+    def end(self, device: str) -> None:
+        self.fleet.lost(device, self.now)
+        self.settle([])
+        for flight in [each for each in self.flights if each.device == device]:
+            self.land(flight)
+            self.settle(self.fleet.ended(flight, FAULT))
+
+    @rule(device=st.sampled_from("abc"))
+    def retire(self, device: str) -> None:
+        self.fleet.retire(device, self.now)
+        self.settle([])
+
+
+TestRestarting = Restarting.TestCase
+TestRestarting.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestFleet = Machine.TestCase
 TestFleet.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -1,0 +1,162 @@
+"""What it costs to run a device's graphs in a process of its own, and how long that one's end is felt.
+
+    python -m bench.isolation models
+
+Two servers, one with threads and one with a process, are up at the same time and take turns; the median of
+the rounds counts, and CPU time, which a neighbour disturbs least, stands beside the rate. Then the process is
+killed time and again, and a call made at that moment is waited for; what opening the session takes, measured
+alone, is part of that.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import trimtab
+from bench import data, processes
+from bench.report import append
+from trimtab import bundle as bundles
+from trimtab_server.repository import _model
+from trimtab_server.session import OrtSession
+
+IN_FLIGHT = 8
+CONFIG = '[engine]\ncosts = ""\nisolation = "{}"\n'
+
+
+def server(repository: Path, isolation: str, cores: list[int]) -> processes.Serving:
+    """One of the two."""
+    config = processes.LOGS / f"isolation-{isolation}.toml"
+    config.write_text(CONFIG.format(isolation))
+    command = [processes.PYTHON, "-m", "trimtab.cli", "serve", "--repository", str(repository)]
+    command += ["--config", str(config), "--grpc-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
+    return processes.serve(f"isolation-{isolation}", command, cores, processes.said_ready)
+
+
+async def load(url: str, requests: list[list[str]]) -> float:
+    """Requests, so many in flight; the seconds that all of them took."""
+    async with trimtab.AsyncClient(url) as client:
+        waiting = iter(requests)
+
+        async def worker() -> None:
+            for texts in waiting:
+                await client.embed(texts)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+        return time.perf_counter() - begun
+
+
+async def recover(url: str, pid: int, kills: int) -> list[float]:
+    """Seconds from a kill -9 of the device's process to the answer of a call made at the same moment."""
+    seconds = []
+    async with trimtab.AsyncClient(url) as client:
+        expected = await client.embed(["a text"])
+        for _ in range(kills):
+            for _ in range(20):  # so that the next one is not taken for a process that ends all the time
+                await client.embed(["another text"])
+            os.kill(child_of(pid), signal.SIGKILL)
+            begun = time.perf_counter()
+            vectors = await client.embed(["a text"])
+            seconds.append(time.perf_counter() - begun)
+            if abs(vectors - expected).max() > 1e-5:
+                raise SystemExit("a wrong vector")
+    return seconds
+
+
+def child_of(pid: int) -> int:
+    """The process that the server has started."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            return int(stat.parent.name)
+    raise SystemExit(f"process {pid} has no child")
+
+
+def open_seconds(repository: Path) -> float:
+    """What opening the repository's sessions takes, one after another."""
+    models = [_model(bundles.read(path), with_states=False) for *_, path in bundles.versions(repository)]
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        sessions = [OrtSession(model, "cpu") for model in models]
+        times.append(time.perf_counter() - begun)
+        del sessions
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure, print, append to the history."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--texts", type=int, default=400, help="of a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--kills", type=int, default=10)
+    options = parser.parse_args()
+    processes.LOGS.mkdir(exist_ok=True)
+    texts = data.mix("short", options.texts)
+    shapes = {
+        "one text a call": [[text] for text in texts],
+        "32 texts a call": [texts[first : first + 32] for first in range(0, len(texts), 32)],
+    }
+    cores = sorted(os.sched_getaffinity(0))
+    costs = {}
+    with ExitStack() as stack:
+        servers = {
+            each: stack.enter_context(server(options.repository, each, cores))
+            for each in ("thread", "process")
+        }
+        for shape, requests in shapes.items():
+            rates: dict[str, list[float]] = {each: [] for each in servers}
+            spent: dict[str, list[float]] = {each: [] for each in servers}
+            for number in range(options.rounds + 1):
+                for each, running in servers.items():
+                    before = running.cpu_seconds()
+                    seconds = asyncio.run(load(running.url, requests))
+                    if number:  # the first warms up
+                        rates[each].append(len(texts) / seconds)
+                        spent[each].append((running.cpu_seconds() - before) / len(texts) * 1e3)
+            rate = statistics.median(p / t for p, t in zip(rates["process"], rates["thread"], strict=True))
+            cpu = statistics.median(p / t for p, t in zip(spent["process"], spent["thread"], strict=True))
+            costs[shape] = {
+                "rate_ratio": round(rate, 3),
+                "cpu_ratio": round(cpu, 3),
+                "thread_rate": round(statistics.median(rates["thread"]), 1),
+                "process_rate": round(statistics.median(rates["process"]), 1),
+                "thread_ms": round(statistics.median(spent["thread"]), 3),
+                "process_ms": round(statistics.median(spent["process"]), 3),
+            }
+            sys.stdout.write(f"{shape:<18} rate x{rate:.3f}, CPU x{cpu:.3f} of threads' {costs[shape]}\n")
+        isolated = servers["process"]
+        seconds = asyncio.run(recover(isolated.url, isolated.pid, options.kills))
+    opening = open_seconds(options.repository)
+    beyond = [each - opening for each in seconds]
+    recovery = {
+        "kills": options.kills,
+        "open_seconds": round(opening, 3),
+        "median_beyond": round(statistics.median(beyond), 3),
+        "most_beyond": round(max(beyond), 3),
+    }
+    sys.stdout.write(f"after kill -9: {recovery}\n")
+    append(
+        "isolation",
+        texts=options.texts,
+        rounds=options.rounds,
+        load=[round(each, 1) for each in os.getloadavg()],
+        costs=costs,
+        recovery=recovery,
+    )
+
+
+if __name__ == "__main__":
+    main()
