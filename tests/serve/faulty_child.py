@@ -20,7 +20,7 @@ PROGRAM = (
 )
 # The lengths of the texts that do it, in tokens.
 CRASHES, RAISES, HANGS, LEAKS = 50, 51, 52, 53
-LEAK_BYTES = 256 << 20
+LEAK_BYTES = 128 << 20
 DEADLY = "deadly"  # an encoder that ends the process that loads it
 leaked: list[np.ndarray] = []
 
