@@ -42,9 +42,9 @@ from tests import adapters_made as made
 from trimtab.bundle import Bundle
 from trimtab_export.adapters import maps
 from trimtab_export.adapters.maps import Hidden, Map
-from trimtab_server.adapters import Adapters, Loaded, Route
-from trimtab_server.applying import Applier
-from trimtab_server.watching import Watch
+from trimtab_server.spaces.adapters import Adapters, Loaded, Route
+from trimtab_server.spaces.applying import Applier
+from trimtab_server.spaces.watching import Watch
 
 BATCH = 32
 HIDDEN = 1024

@@ -4,7 +4,7 @@
 
 The queries are Debian's short descriptions in English, calibrated on a random part of them; live ones are the
 rest of them, the descriptions that Debian's translators have made in German, and long descriptions. What the
-server does with the queries of an adapter is done here with their vectors (trimtab_server/drift.py). Kept in
+server does with the queries of an adapter is done here with their vectors (spaces/drift.py). Kept in
 bench/history/drift.jsonl.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bench import data, report
 from bench.limit import Bare
-from trimtab_server.drift import LEVEL, WINDOW, Baseline, Drift
+from trimtab_server.spaces.drift import LEVEL, WINDOW, Baseline, Drift
 
 BATCH = 32
 LONG_CHARACTERS = 600

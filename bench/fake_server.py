@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab_server import config as configs
-from trimtab_server import logs
 from trimtab_server.app import App
-from trimtab_server.batch import Ids, Model
+from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.config import Config, Server
-from trimtab_server.places import Place
+from trimtab_server.devices.places import Place
+from trimtab_server.observing import logs
 
 
 class Sleeper:

@@ -22,8 +22,8 @@ import trimtab
 from bench import data, processes
 from bench.report import append
 from trimtab import bundle as bundles
-from trimtab_server.repository import _model
-from trimtab_server.session import OrtSession
+from trimtab_server.devices.session import OrtSession
+from trimtab_server.encoders.repository import _model
 
 IN_FLIGHT = 8
 CONFIG = '[engine]\ncosts = ""\nisolation = "{}"\n'

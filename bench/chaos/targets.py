@@ -29,8 +29,8 @@ class Target:
 def config(folder: Path) -> Target:
     """The server's TOML, the keys file and the recipe of variants."""
     from trimtab_export.variants import recipe
-    from trimtab_server import auth
     from trimtab_server import config as configs
+    from trimtab_server.callers import auth
 
     path = folder / "input.toml"
 
@@ -216,7 +216,7 @@ def credentials(folder: Path) -> Target:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from trimtab_server.auth import Authenticator
+    from trimtab_server.callers.auth import Authenticator
     from trimtab_server.config import Auth, Jwt
 
     ours, theirs = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -269,7 +269,7 @@ def costs(folder: Path) -> Target:
     """Measured costs that an earlier start has kept."""
     import numpy as np
 
-    from trimtab_server.cost import Measured
+    from trimtab_server.batching.cost import Measured
 
     measured = Measured(folder / "costs")
     measured.measure(lambda ids: None, 0, 16, "of")

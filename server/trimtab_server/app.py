@@ -20,41 +20,42 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from trimtab.errors import ConfigError
 from trimtab.signatures import Signers
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
-from trimtab_server import listeners, uptime
-from trimtab_server.adapters import Adapters
-from trimtab_server.admission import Admission
-from trimtab_server.auth import Authenticator
-from trimtab_server.batcher import Batcher
-from trimtab_server.brownout import Brownout
+from trimtab_server.admission.admission import Admission
+from trimtab_server.batching.batcher import Batcher
+from trimtab_server.batching.cost import Measured
+from trimtab_server.batching.engine import Engine
+from trimtab_server.batching.sharing import Sharing
+from trimtab_server.batching.tickets import Ticket
+from trimtab_server.callers.auth import Authenticator
+from trimtab_server.callers.quotas import Quotas
 from trimtab_server.config import Auth, Config, split_address
-from trimtab_server.cost import Measured
-from trimtab_server.devices import Device, Home, InThreads, Open, open_ort
-from trimtab_server.encoder import Encoder
-from trimtab_server.engine import Engine
-from trimtab_server.health import Health
-from trimtab_server.load import Load
-from trimtab_server.metrics import Metrics
-from trimtab_server.opening import Opener
+from trimtab_server.devices.devices import Device, Home, InThreads, Open, open_ort
+from trimtab_server.devices.places import Place, parse
+from trimtab_server.devices.process import PROGRAM, InProcess
+from trimtab_server.encoders.brownout import Brownout
+from trimtab_server.encoders.encoder import Encoder
+from trimtab_server.encoders.opening import Opener
+from trimtab_server.encoders.polling import Poller
+from trimtab_server.encoders.repository import Entry, Repository
+from trimtab_server.encoders.shadow import Figures, Shadow
+from trimtab_server.encoders.trials import Trials
+from trimtab_server.observing import uptime
+from trimtab_server.observing.load import Load
+from trimtab_server.observing.metrics import Metrics
+from trimtab_server.observing.tracing import Tracing
 from trimtab_server.pipeline import Pipeline
-from trimtab_server.places import Place, parse
-from trimtab_server.polling import Poller
-from trimtab_server.process import PROGRAM, InProcess
-from trimtab_server.quotas import Quotas
-from trimtab_server.repository import Entry, Repository
-from trimtab_server.rescore import Rescorer
+from trimtab_server.rpc import listeners
 from trimtab_server.rpc.boundary import Boundary, Tenants
 from trimtab_server.rpc.guard import Guard
+from trimtab_server.rpc.health import Health
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.rpc.observed import Observed
 from trimtab_server.rpc.unread import Unread
-from trimtab_server.shadow import Figures, Shadow
-from trimtab_server.sharing import Sharing
-from trimtab_server.tickets import Ticket
+from trimtab_server.spaces.adapters import Adapters
+from trimtab_server.spaces.rescore import Rescorer
+from trimtab_server.spaces.watching import Watch
 from trimtab_server.tokenization import Tokenization
-from trimtab_server.tracing import Tracing
-from trimtab_server.trials import Trials
-from trimtab_server.watching import Watch
 
 log = logging.getLogger(__name__)
 

@@ -35,10 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from trimtab_server import memory
+    from trimtab_server.admission import memory
 
     memory.share_heaps()
-    from trimtab_server import app, config, logs
+    from trimtab_server import app, config
+    from trimtab_server.observing import logs
 
     settings = config.read(options.config) if options.config else config.Config()
     given = {

@@ -9,17 +9,17 @@ from typing import Literal, Protocol, TypeVar
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
 from trimtab.vectors import Dtype
 from trimtab_server import outputs
-from trimtab_server.adapters import Route, Vectors
-from trimtab_server.admission import Admission
-from trimtab_server.applying import Applier
-from trimtab_server.batch import Priority
+from trimtab_server.admission.admission import Admission
+from trimtab_server.batching.batch import Priority
+from trimtab_server.batching.engine import Engine
+from trimtab_server.batching.tickets import Computed
 from trimtab_server.config import Limits
-from trimtab_server.encoder import Encoder
-from trimtab_server.engine import Engine
-from trimtab_server.metrics import Metrics
+from trimtab_server.encoders.encoder import Encoder
+from trimtab_server.encoders.repository import Repository
+from trimtab_server.observing.metrics import Metrics
 from trimtab_server.outputs import Output
-from trimtab_server.repository import Repository
-from trimtab_server.tickets import Computed
+from trimtab_server.spaces.adapters import Route, Vectors
+from trimtab_server.spaces.applying import Applier
 from trimtab_server.tokenization import Tokenization, Truncate
 
 Role = Literal["query", "passage"]

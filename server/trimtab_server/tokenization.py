@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from trimtab.errors import BundleError, InternalError, InvalidArgument
-from trimtab_server.batch import Ids
+from trimtab_server.batching.batch import Ids
 
 Truncate = Literal["end", "start", "none"]
 

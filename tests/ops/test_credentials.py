@@ -19,9 +19,9 @@ from tests.ops.credentials import AUDIENCE, ISSUER, Credentials
 from tests.serve.server_process import serve
 from trimtab.credentials import CallMetadata
 from trimtab.errors import ConfigError, Unauthenticated
-from trimtab_server.auth import Authenticator
+from trimtab_server.callers.auth import Authenticator
 from trimtab_server.config import Auth, Jwt
-from trimtab_server.watched import INTERVAL, Watched
+from trimtab_server.spaces.watched import INTERVAL, Watched
 
 JSON = st.recursive(
     st.none()

@@ -11,7 +11,7 @@ from tests.ops.certificates import Certificates
 from tests.serve.server_process import free_port, serve
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-from trimtab_server import cores
+from trimtab_server.devices import cores
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 

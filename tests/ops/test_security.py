@@ -188,7 +188,7 @@ def test_keys_change_without_a_restart_and_stand_in_no_log(guarded: Guarded) -> 
 
 
 def test_a_caller_with_a_key_is_its_own_tenant() -> None:
-    from trimtab_server import access
+    from trimtab_server.callers import access
     from trimtab_server.rpc.boundary import Tenants
 
     class Context:

@@ -172,7 +172,7 @@ def test_without_a_share_of_its_own_the_server_sends_nothing_of_others(
 def test_lines_for_people_name_the_request() -> None:
     import logging
 
-    from trimtab_server import logs
+    from trimtab_server.observing import logs
 
     record = logging.LogRecord("trimtab_server.x", logging.ERROR, "", 0, "it is %s", ("late",), None)
     assert logs.Text().format(record).endswith("ERROR trimtab_server.x: it is late")

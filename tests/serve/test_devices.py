@@ -13,9 +13,9 @@ from grpc_health.v1 import health_pb2
 
 from tests.serve.fingerprint import fingerprint
 from tests.serve.misbehaving import PATIENCE, Gate, running
-from trimtab_server.batch import Ids
+from trimtab_server.batching.batch import Ids
 from trimtab_server.config import Engine
-from trimtab_server.devices import PROBE_TOKENS
+from trimtab_server.devices.devices import PROBE_TOKENS
 
 IMPATIENT = Engine(hang_seconds=0.05)
 NAME = "all-minilm-l6-v2"

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from tests.serve.misbehaving import Client, Gate, Rig, running
-from trimtab_server.batch import Ids
+from trimtab_server.batching.batch import Ids
 from trimtab_server.config import Sharing
 
 NAME = "all-minilm-l6-v2"

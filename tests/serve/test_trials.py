@@ -12,7 +12,7 @@ from tests.serve.server_process import NAME, ServerProcess, serve
 from tests.texts import distinct
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-from trimtab_server.trials import falls_to
+from trimtab_server.encoders.trials import falls_to
 
 CONFIG = f"""
 [canary.{NAME}]

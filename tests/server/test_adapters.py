@@ -15,10 +15,10 @@ from trimtab import adapter as adapters
 from trimtab.adapter import Endpoint
 from trimtab.errors import PermissionDenied
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server import access
-from trimtab_server.adapters import Adapters, Loaded
+from trimtab_server.callers import access
 from trimtab_server.rpc.native import NativeServicer
-from trimtab_server.watching import Watch
+from trimtab_server.spaces.adapters import Adapters, Loaded
+from trimtab_server.spaces.watching import Watch
 
 NEW = Endpoint(encoder="new", version=2, space="a" * 16, dimensions=6)
 OLD = Endpoint(encoder="old", version=1, space="b" * 16, dimensions=4)

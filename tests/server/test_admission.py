@@ -5,7 +5,7 @@ import time
 import pytest
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
-from trimtab_server.admission import Admission
+from trimtab_server.admission.admission import Admission
 
 
 def test_it_refuses_what_has_no_room_and_says_when_to_come_back() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from trimtab.errors import InternalError
-from trimtab_server import applying
-from trimtab_server.adapters import Route
-from trimtab_server.applying import Applier
+from trimtab_server.spaces import applying
+from trimtab_server.spaces.adapters import Route
+from trimtab_server.spaces.applying import Applier
 
 
 @dataclass(eq=False)

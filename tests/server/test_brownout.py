@@ -17,11 +17,12 @@ from trimtab import variants
 from trimtab.adapter import Interval
 from trimtab.bundle import Manifest
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
-from trimtab_server import brownout, config
-from trimtab_server.adapters import Adapters, Loaded, own
-from trimtab_server.brownout import Brownout
-from trimtab_server.encoder import Encoder, model_of
-from trimtab_server.watching import Watch
+from trimtab_server import config
+from trimtab_server.encoders import brownout
+from trimtab_server.encoders.brownout import Brownout
+from trimtab_server.encoders.encoder import Encoder, model_of
+from trimtab_server.spaces.adapters import Adapters, Loaded, own
+from trimtab_server.spaces.watching import Watch
 
 SETTINGS = config.Brownout(variant="small", min_quality=0.97, above_seconds=0.2, calm_seconds=5.0)
 

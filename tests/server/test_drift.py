@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import AdapterError
-from trimtab_server import drift
-from trimtab_server.drift import WINDOW, Baseline, Drift, one_sided, rank_sum
+from trimtab_server.spaces import drift
+from trimtab_server.spaces.drift import WINDOW, Baseline, Drift, one_sided, rank_sum
 
 values = st.lists(st.integers(-5, 5), min_size=3, max_size=40)  # with ties
 

@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trimtab.errors import InternalError, Unavailable
-from trimtab_server.batch import Batch, Item, Model
-from trimtab_server.fleet import FIRST_PROBE, LAST_PROBE, RESTORE_SECONDS, Failed, Fleet, Flight, Job, Reason
+from trimtab_server.batching.batch import Batch, Item, Model
+from trimtab_server.batching.fleet import (
+    FIRST_PROBE,
+    LAST_PROBE,
+    RESTORE_SECONDS,
+    Failed,
+    Fleet,
+    Flight,
+    Job,
+    Reason,
+)
 
 MODEL = Model("a", 1, "fp32", Path("none"), "", (), False, 8, 512, 0)
 HANG = 10.0

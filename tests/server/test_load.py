@@ -5,7 +5,14 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from trimtab.errors import ResourceExhausted
-from trimtab_server.load import FULL_WAIT_SECONDS, LEAST, PERIOD_SECONDS, REPORT_SECONDS, TRAILER, Load
+from trimtab_server.observing.load import (
+    FULL_WAIT_SECONDS,
+    LEAST,
+    PERIOD_SECONDS,
+    REPORT_SECONDS,
+    TRAILER,
+    Load,
+)
 from trimtab_server.rpc.boundary import abort
 
 

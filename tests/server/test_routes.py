@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import FailedPrecondition, NotFound
-from trimtab_server.routes import find, reachable, refusal
+from trimtab_server.spaces.routes import find, reachable, refusal
 
 SPACES = "abcdef"
 

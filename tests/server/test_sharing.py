@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trimtab_server.batch import Item, Model, Priority
-from trimtab_server.sharing import ENTRY_BYTES, Sharing
+from trimtab_server.batching.batch import Item, Model, Priority
+from trimtab_server.batching.sharing import ENTRY_BYTES, Sharing
 
 
 @dataclass(eq=False)

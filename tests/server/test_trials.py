@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_server.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
 from trimtab_server.config import Trial
-from trimtab_server.trials import Trials, falls_to
+from trimtab_server.encoders.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
+from trimtab_server.encoders.trials import Trials, falls_to
 
 NEWEST, THIRD = Trial(share=1.0), Trial(version=3, share=1.0)
 

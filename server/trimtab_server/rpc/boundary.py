@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError, Unavailable
-from trimtab_server import access
-from trimtab_server.load import TRAILER, Load
+from trimtab_server.callers import access
+from trimtab_server.observing.load import TRAILER, Load
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.unread import Unread
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from trimtab.errors import PermissionDenied, TrimtabError
-from trimtab_server import access
-from trimtab_server.access import ANYONE, Caller
-from trimtab_server.auth import Authenticator, Metadata
+from trimtab_server.callers import access
+from trimtab_server.callers.access import ANYONE, Caller
+from trimtab_server.callers.auth import Authenticator, Metadata
 
 _KSERVE = "/inference.GRPCInferenceService/"
 # Health asks for no credentials: those who balance have none, and it tells of names and states alone.

@@ -19,8 +19,8 @@ from tritonclient.grpc import service_pb2_grpc
 
 from trimtab.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from trimtab.vectors import DTYPES, STORAGE, check_dtype
-from trimtab_server.encoder import Encoder
-from trimtab_server.metrics import Count, Metrics
+from trimtab_server.encoders.encoder import Encoder
+from trimtab_server.observing.metrics import Count, Metrics
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role
 from trimtab_server.rpc.boundary import (
     BYTES_A_TEXT,

@@ -9,13 +9,10 @@ from trimtab.bundle import Fidelity, Interval
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-from trimtab_server import access
-from trimtab_server.adapters import Loaded
-from trimtab_server.batch import Priority
-from trimtab_server.encoder import Encoder
+from trimtab_server.batching.batch import Priority
+from trimtab_server.callers import access
+from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
-from trimtab_server.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
-from trimtab_server.routes import refusal
 from trimtab_server.rpc.boundary import (
     BYTES_A_TEXT,
     Context,
@@ -26,6 +23,9 @@ from trimtab_server.rpc.boundary import (
     shorten,
 )
 from trimtab_server.rpc.unread import Unread
+from trimtab_server.spaces.adapters import Loaded
+from trimtab_server.spaces.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
+from trimtab_server.spaces.routes import refusal
 from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "trimtab.v1"

@@ -12,8 +12,9 @@ import grpc
 import grpc.aio
 
 from trimtab.errors import status
-from trimtab_server import access, logs
-from trimtab_server.tracing import Tracing
+from trimtab_server.callers import access
+from trimtab_server.observing import logs
+from trimtab_server.observing.tracing import Tracing
 
 REQUEST_ID = "x-request-id"
 # An id that a client chose goes into the log: nothing in it may pass for another line, or for another field.

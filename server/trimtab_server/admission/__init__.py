@@ -1,0 +1,1 @@
+"""Who is let in: tokens in flight, the time that is left, the memory that clients hold."""

@@ -1,0 +1,193 @@
+"""The door: bounds what is in flight, so that memory and waiting time stay bounded, whatever comes.
+
+What cannot be answered before its deadline is refused at once, while that costs next to nothing: under
+overload a server that takes up everything answers nothing in time. How near to its deadline a request may
+come is learnt (margin.py). What one tenant has in flight is bounded by its quota, and by the room that is
+left: there is always some for others.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from trimtab.errors import InvalidArgument, ResourceExhausted
+from trimtab_server.admission.margin import Margin
+from trimtab_server.callers.quotas import Account, Quotas
+from trimtab_server.config import Quota
+
+# A tenant of weight 1 may hold so many times the room that is left (dynamic thresholds: Choudhury and Hahne,
+# 1998). One alone gets to 8/9 of it all, two to 8/17 each; a ninth, or a seventeenth, stays free for others.
+ROOM = 8
+# How soon it may be worth while to come again, at least and at most, in seconds.
+SOON, LATE = 0.05, 10.0
+# How much of what is known of texts and their tokens each request replaces.
+STEP = 0.05
+
+Reason = Literal["rate", "in_flight", "share", "full", "late"]
+
+
+class Pass:
+    """One admitted request's share of the tokens in flight."""
+
+    def __init__(self, admission: "Admission", account: Account, tokens: int) -> None:
+        self._admission = admission
+        self._account = account
+        self.tokens = tokens
+        self.settled = False
+        account.use(tokens)
+        account.uncounted += tokens
+        self._change(tokens)
+
+    def settle(self, tokens: int) -> None:
+        """Replace the estimate made at the door by the true count."""
+        self.settled = True
+        self._admission.counted(self.tokens, tokens)
+        self._account.uncounted -= self.tokens
+        self._account.use(tokens - self.tokens)
+        self._change(tokens - self.tokens)
+        self.tokens = tokens
+
+    def close(self) -> None:
+        """The request is in flight no more; one that never came to be counted has used nothing."""
+        if not self.settled:
+            self._account.use(-self.tokens)
+            self._account.uncounted -= self.tokens
+        self._change(-self.tokens)
+
+    def _change(self, tokens: int) -> None:
+        self._admission.tokens += tokens
+        self._account.in_flight += tokens
+
+
+class Admission:
+    """Counts the tokens of all requests in flight, and says no beyond a limit, or where it is too late.
+
+    At the door only the length of a text is known. A text has no more tokens than bytes, nor than its
+    encoder reads: that is what it is charged until the tokenizer has counted, and a little for its length.
+    `refused` is told of each that is refused: its tenant, as metrics call it, and the reason.
+    """
+
+    def __init__(
+        self,
+        max_tokens_in_flight: int,
+        quotas: Quotas | None = None,
+        refused: Callable[[str, Reason], None] = lambda tenant, reason: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limit = max_tokens_in_flight
+        self.tokens = 0
+        self.margin = Margin()
+        self._true = 1.0  # tokens, of those that are estimated at the door
+        self._quotas = quotas or Quotas(Quota(), {})
+        self._refused = refused
+        self._clock = clock
+
+    @contextmanager
+    def admit(
+        self,
+        tokens: int,
+        queue_seconds: Callable[[float], float],
+        deadline: float | None = None,
+        tenant: str = "",
+    ) -> Iterator[Pass]:
+        """Hold a share for as long as the request is in flight.
+
+        `queue_seconds`: how long the queue is likely to be, where so many tokens of the tenant's are on
+        their way to it and not in it yet. `deadline` is on the clock. Raises
+        InvalidArgument where the request alone is over a limit, ResourceExhausted where its tenant
+        has used up its quota, or there is no room beside the others, or no time.
+        """
+        now = self._clock()
+        account = self._quotas.account(tenant, now)
+        self._check_size(tokens, account)
+        needed = queue_seconds(account.uncounted * self._true) if deadline is not None else 0.0
+        refusal = (
+            self._over_quota(tokens, account, now)
+            or self._no_room(tokens, account, queue_seconds)
+            or self._too_late(needed, deadline, now)
+        )
+        if refusal is not None:
+            reason, message, wait = refusal
+            self._refused(self._quotas.label(tenant), reason)
+            raise ResourceExhausted(message, wait)
+        granted = Pass(self, account, tokens)
+        try:
+            yield granted
+        finally:
+            granted.close()
+            if deadline is not None:
+                self.margin.ended(now, needed, deadline, self._clock())
+
+    def counted(self, estimate: int, tokens: int) -> None:
+        """The tokenizer has counted a request."""
+        self._true += STEP * (tokens / max(estimate, 1) - self._true)
+
+    def _check_size(self, tokens: int, account: Account) -> None:
+        own = account.quota.max_tokens_in_flight
+        limit, name = self.limit, "limits.max_tokens_in_flight"
+        if own and own < limit:
+            limit, name = own, f"max_tokens_in_flight of {_whose(account)}"
+        if tokens > limit:
+            raise InvalidArgument(
+                f"the request may hold up to {tokens} tokens, this server takes {limit} at once "
+                f"({name}): send fewer or shorter texts in a request"
+            )
+
+    def _over_quota(self, tokens: int, account: Account, now: float) -> tuple[Reason, str, float] | None:
+        quota, whose = account.quota, _whose(account)
+        if wait := account.wait(now):
+            wait = max(wait, SOON)
+            return (
+                "rate",
+                f"{whose} has used up its {quota.tokens_per_second:g} tokens a second (tokens_per_second): "
+                f"try again in {wait:.2f} s, or have the quota raised",
+                wait,
+            )
+        most = quota.max_tokens_in_flight
+        if most and account.in_flight + tokens > most:
+            return (
+                "in_flight",
+                f"{whose} has {account.in_flight} of its {most} tokens in flight (max_tokens_in_flight): "
+                "wait for answers before you send more, or have the quota raised",
+                SOON,
+            )
+        return None
+
+    def _no_room(
+        self, tokens: int, account: Account, queue_seconds: Callable[[float], float]
+    ) -> tuple[Reason, str, float] | None:
+        left = self.limit - self.tokens - tokens
+        if left < 0:
+            wait = min(max(queue_seconds(0.0), SOON), LATE)
+            message = f"{self.tokens} of {self.limit} tokens are in flight: try again in {wait:.2f} s"
+            return "full", message, wait
+        most = int(ROOM * account.quota.weight * left)
+        if account.in_flight and account.in_flight + tokens > most:
+            wait = min(max(queue_seconds(0.0), SOON), LATE)
+            return (
+                "share",
+                f"{_whose(account)} has {account.in_flight} of {self.limit} tokens in flight, the rest is "
+                f"kept for others: try again in {wait:.2f} s",
+                wait,
+            )
+        return None
+
+    def _too_late(
+        self, needed: float, deadline: float | None, now: float
+    ) -> tuple[Reason, str, float] | None:
+        if deadline is None:
+            return None
+        left = deadline - now
+        if self.margin.allows(needed, left):
+            return None
+        return (
+            "late",
+            f"the queue is {needed:.2f} s long, the deadline in {max(left, 0.0):.2f} s: try another "
+            "server, allow more time, or send less",
+            needed,
+        )
+
+
+def _whose(account: Account) -> str:
+    return f"tenant {account.name!r}" if account.name else "your tenant"

@@ -1,0 +1,1 @@
+"""One queue, and which texts run together."""

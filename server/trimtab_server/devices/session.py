@@ -1,0 +1,93 @@
+"""Running a graph: the Session protocol, and ONNX Runtime behind it."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from trimtab_server.batching.batch import Ids, Model
+
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider",),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+}
+
+
+def provider_options(model: Model, provider: str, index: int) -> dict[str, str]:
+    """What a GPU's provider is told of a graph. Engines that came with the bundle are found beside it."""
+    if provider != "TensorrtExecutionProvider":
+        return {"device_id": str(index)}
+    # Here, since they bring gRPC along, which a device's own process has no other use for.
+    from trimtab import tensorrt
+    from trimtab.bundle import Precision
+
+    engines = model.graph.with_name(tensorrt.FOLDER)
+    return tensorrt.options(
+        model.inputs,
+        model.max_tokens,
+        cast(Precision, model.precision),
+        engines if engines.is_dir() else None,
+        index,
+    )
+
+
+class UnusableError(Exception):
+    """The device that a configuration names cannot be used; the message says why, and what to do."""
+
+
+class DeviceLostError(Exception):
+    """The process that ran the sessions of a device is gone, and with it what it was doing."""
+
+
+class Session(Protocol):
+    """A loaded graph. `run` may be called from several threads at once."""
+
+    def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
+        """Texts as token ids in, their vectors out: float32 (n, dimensions), row i for ids[i]."""
+
+
+class OrtSession:
+    """An ONNX Runtime session on one device."""
+
+    def __init__(self, model: Model, kind: str, index: int = 0) -> None:
+        self.model = model
+        options = ort.SessionOptions()
+        # One thread a run: parallelism comes from several workers, which do not collapse beside a
+        # busy neighbour as several threads of one run do.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Batches differ in shape from run to run, so there is no memory pattern to reuse.
+        options.enable_mem_pattern = False
+        wanted = PROVIDERS[kind]
+        settings: list[Any] = [
+            name if name == "CPUExecutionProvider" else (name, provider_options(model, name, index))
+            for name in wanted
+        ]
+        missing = [name for name in wanted if name not in ort.get_available_providers()]
+        if missing:
+            raise UnusableError(
+                f"device {kind}:{index} needs ONNX Runtime's {missing[0]}, which this build does not have: "
+                "pip uninstall onnxruntime, then pip install 'trimtab[gpu]'"
+            )
+        self._session = ort.InferenceSession(model.graph, options, providers=settings)
+        # A provider that cannot load falls back to the CPU without an exception.
+        if self._session.get_providers()[0] != wanted[0]:
+            raise UnusableError(
+                f"device {kind}:{index}: ONNX Runtime could not load {wanted[0]} and fell back to "
+                f"{self._session.get_providers()[0]}. Check the driver, CUDA and cuDNN, or choose "
+                "device 'cpu'"
+            )
+
+    def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        tokens = np.full(mask.shape, self.model.pad_id, np.int64)
+        tokens[mask] = np.concatenate(ids)
+        feeds = {"input_ids": tokens, "attention_mask": mask.astype(np.int64)}
+        if "token_type_ids" in self.model.inputs:
+            feeds["token_type_ids"] = np.zeros_like(tokens)
+        vectors: NDArray[np.float32] = self._session.run(["embeddings"], feeds)[0]
+        return vectors

@@ -1,0 +1,340 @@
+"""The threads that run batches, each taking one whenever it is free, and the watchdog over them.
+
+A worker runs what the fleet has to be tried again, else the next batch of the queue; while its device is
+out of service it probes it. A run that hangs ends with its device's process, where it has one. A thread
+cannot be killed: one that hangs is given up, and what it brings back one day is ignored.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from trimtab_server.batching.batch import Batch, Item, Model
+from trimtab_server.batching.cost import Cost
+from trimtab_server.batching.fleet import Failed, Fleet, Flight, Job, Reason
+from trimtab_server.devices.devices import Device
+from trimtab_server.devices.session import DeviceLostError
+from trimtab_server.observing.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+# How long `stop` waits for threads that have nothing to do any more: all but those that hang.
+JOIN_SECONDS = 1.0
+# A graph at whose loading the process ends so often is not loaded.
+LOSSES = 3
+# The watchdog looks at least this often.
+WATCH_SECONDS = 60.0
+# How much of what is known of the pace each run replaces, and how slow a run may make it.
+PACE_STEP = 0.1
+SLOWEST = 10.0
+OUT_OF_SERVICE = Unavailable("no device of this server is in service: try another one, or later again")
+
+
+class Workers:
+    """All devices' workers, under the lock of whom they work for. Called with the lock held:
+
+    `pop` for the next batch of the queue, by what runs cost on the device; `answer` with items, what
+    became of them (a row of vectors each, or an error) and the second when that began. `serving` is
+    called when the last device goes out of service, and when one is back; `tell` after the answers, and
+    without the lock where it matters: who is woken by them wants it at once.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        lock: threading.Lock,
+        hang_seconds: float,
+        metrics: Metrics,
+        *,
+        pop: Callable[[float, Mapping[Model, Cost]], Batch | None],
+        answer: Callable[[Sequence[Item], NDArray[np.float32] | Exception, float], None],
+        tell: Callable[[], None],
+        serving: Callable[[bool], object],
+    ) -> None:
+        self.idle = threading.Condition(lock)  # something was finished
+        self._lock = lock
+        self._work = threading.Condition(lock)  # a device in service may have something to do
+        self._recovery = threading.Condition(lock)  # a device out of service may
+        self._watched = threading.Condition(lock)  # the watchdog may have no one to watch any more
+        self._devices = devices
+        self._hang_seconds = hang_seconds
+        self._metrics = metrics
+        self._pop = pop
+        self._answer = answer
+        self._tell = tell
+        self._tell_serving = serving
+        self._by_name = {device.name: device for device in devices}
+        self._fleet = Fleet(
+            self._by_name, hang_seconds, self._changed, lambda name: self._by_name[name].restore_seconds
+        )
+        self._models: set[Model] = set()  # that every device in service has loaded
+        self._pace = 1.0  # how long runs take lately, of what was measured: neighbours slow them down
+        self.run_seconds = 0.0  # of all runs so far
+        self._was_serving = True
+        self._stopping = False
+        self._threads: list[threading.Thread] = []
+
+    # -- for whom they work; all but start, load, unload and stop with the lock held ---------------------
+
+    @property
+    def serving(self) -> bool:
+        """Whether any device is in service, or will be in a moment."""
+        return self._fleet.serving
+
+    def notify(self, texts: int) -> None:
+        """So many texts were queued."""
+        self._work.notify(texts)
+
+    def busy(self, model: Model) -> bool:
+        """Whether anything of this model runs or is to be run again."""
+        return self._fleet.busy(model)
+
+    def tokens_per_second(self, model: Model) -> float:
+        """What the devices in service do, at the pace of their last runs."""
+        working = [self._by_name[name] for name in self._fleet.working]
+        most = sum(
+            device.place.workers / device.costs[model].token_seconds
+            for device in working
+            if model in device.costs
+        )
+        return most / self._pace
+
+    @property
+    def in_service(self) -> int:
+        """How many workers the devices in service have."""
+        return sum(device.place.workers for device in self._devices if self._fleet.up(device.name))
+
+    def free_seconds(self, now: float) -> float:
+        """Until the next worker of those in service is free, at that pace."""
+        back = self._fleet.back_in(now)
+        if back:
+            return back
+        left = [flight.begun + flight.predicted * self._pace - now for flight in self._fleet.flights]
+        return 0.0 if len(left) < self.in_service else max(0.0, min(left, default=0.0))
+
+    def start(self) -> None:
+        """Start every device's workers, and the watchdog."""
+        for device in self._devices:
+            self._metrics.device(device.name, up=True)
+            self._threads += device.start(partial(self._worker, device), partial(self._ended, device))
+        self._threads.append(threading.Thread(target=self._watch, name="watchdog", daemon=True))
+        self._threads[-1].start()
+
+    async def load(self, model: Model) -> Cost:
+        """Load a model on every device in service; its cost on the slowest.
+
+        A device that is out of service loads it on its way back. FailedPrecondition where its process ends
+        each time that it loads it.
+        """
+        losses = 0
+        try:
+            while True:
+                with self._lock:
+                    devices = [device for device in self._devices if self._fleet.up(device.name)]
+                    missing = [device for device in devices if model not in device.costs]
+                    if not self._fleet.serving:
+                        raise Unavailable("no device is in service: load the encoder when one is back")
+                    if devices and not missing:  # another round where a device came back meanwhile
+                        self._models.add(model)
+                        costs = [device.costs[model] for device in devices]
+                        return max(costs, key=lambda cost: cost.seconds(1, 128, 128))
+                if not devices:
+                    await asyncio.to_thread(self._wait_for_a_device)
+                for device in missing:
+                    try:
+                        await asyncio.to_thread(device.load, model)
+                    except DeviceLostError:
+                        self._ended(device)
+                        losses += 1
+                        if losses >= LOSSES:
+                            raise FailedPrecondition(
+                                f"the process of device {device.name} ended {losses} times while it loaded "
+                                f"{model.encoder} version {model.version}; the server's log says how"
+                            ) from None
+        except BaseException:
+            self.unload(model)
+            raise
+
+    def unload(self, model: Model) -> None:
+        """Forget a model; no batch of it may come any more."""
+        with self._lock:
+            self._models.discard(model)
+        for device in self._devices:
+            device.unload(model)
+
+    def stop(self) -> None:
+        """Stop the workers, each after its current batch; those that hang are left behind."""
+        with self._lock:
+            self._stopping = True
+            self._work.notify_all()
+            self._recovery.notify_all()
+            self.idle.notify_all()
+            self.idle.wait_for(lambda: not self._fleet.flying)
+            self._watched.notify()
+        for device in self._devices:
+            device.home.stop()
+        until = time.monotonic() + JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    # -- on worker threads -------------------------------------------------------------------------------
+
+    def _worker(self, device: Device) -> None:
+        while (task := self._take(device)) is not None:
+            task()
+            self._tell()
+
+    def _take(self, device: Device) -> Callable[[], None] | None:
+        """What a worker of this device does next; None: nothing, ever."""
+        with self._lock:
+            while not self._stopping:
+                now = time.monotonic()
+                if not self._fleet.up(device.name):
+                    seconds = self._fleet.probe_in(device.name, now)
+                    if seconds == 0:
+                        self._fleet.probing(device.name, now)
+                        return partial(self._probe, device, tuple(self._models))
+                    self._recovery.wait(seconds)
+                    continue
+                job = self._next(device, now)
+                if job is not None:
+                    batch = job.batch
+                    predicted = device.costs[batch.model].seconds(
+                        len(batch.items), batch.tokens, batch.length
+                    )
+                    flight = self._fleet.launch(device.name, job, predicted, now)
+                    return partial(self._run, device, flight)
+                self.idle.notify_all()
+                self._work.wait()
+        return None
+
+    def _next(self, device: Device, now: float) -> Job | None:
+        again = self._fleet.again(device.name, now)
+        if again.expired:
+            late = DeadlineExceeded("the deadline passed before the texts could be tried on another device")
+            self._answer(again.expired, late, now)
+        if again.job is not None or again.hold:
+            return again.job
+        batch = self._pop(now, device.costs)
+        return None if batch is None else Job(batch)
+
+    def _run(self, device: Device, flight: Flight) -> None:
+        batch = flight.job.batch
+        outcome = device.run(batch.model, [item.ids for item in batch.items])
+        seconds = time.monotonic() - flight.begun
+        sick = False
+        if isinstance(outcome, Exception) and not (_is_lost(outcome) or device.home.lost):
+            log.warning("device %s failed on %d texts: %r", device.name, len(batch.items), outcome)
+            sick = device.probe(batch.model) is not None
+            if sick:
+                device.home.end()
+        self._metrics.batch(batch, device.name, seconds)
+        with self._lock:
+            if device.home.lost:
+                self._fleet.lost(device.name, time.monotonic())
+            if not self._fleet.land(flight):
+                return
+            self.run_seconds += seconds
+            now = time.monotonic()
+            if isinstance(outcome, Exception) and device.home.restarts and (sick or _is_lost(outcome)):
+                self._fail(self._fleet.ended(flight, outcome))
+            elif isinstance(outcome, Exception):
+                self._fail(self._fleet.failed(flight, outcome, sick=sick, now=now))
+            else:
+                self._answer(batch.items, outcome, flight.begun)
+                self._fleet.succeeded(flight, now)
+                self._pace += PACE_STEP * (min(seconds / flight.predicted, SLOWEST) - self._pace)
+            if flight.job.suspect or self._fleet.suspects:  # others waited for this device to be free
+                self._work.notify_all()
+            if not self._fleet.up(device.name):
+                self._recovery.notify_all()
+            self._settle()
+
+    def _probe(self, device: Device, models: Sequence[Model]) -> None:
+        if device.stale:
+            self._metrics.device_restarted(device.name)
+        error = device.recover(models)
+        if error is not None:
+            log.warning("device %s is not well yet: %r", device.name, error)
+        with self._lock:
+            if self._stopping:
+                return
+            # Models that were loaded meanwhile are for the next probe, those unloaded for nobody.
+            well = error is None and self._models <= device.costs.keys()
+            self._fleet.probed(device.name, well=well, now=time.monotonic())
+            self._settle()
+            gone = [model for model in models if model not in self._models]
+        for model in gone:
+            device.unload(model)
+
+    def _ended(self, device: Device) -> None:
+        """A device's process has ended, maybe while nothing ran there."""
+        with self._lock:
+            if device.home.lost and not self._stopping:
+                self._fleet.lost(device.name, time.monotonic())
+                self._settle()
+        self._tell()
+
+    def _wait_for_a_device(self) -> None:
+        with self._lock:
+            self.idle.wait_for(lambda: self.in_service or not self._fleet.serving or self._stopping)
+
+    # -- the watchdog ------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        with self._lock:
+            while not self._stopping or self._fleet.flying:
+                now = time.monotonic()
+                self._fail(self._fleet.hung(now))
+                for name in self._fleet.stuck(now):
+                    self._by_name[name].home.end()
+                for device in self._devices:
+                    if self._fleet.up(device.name) and device.too_large:
+                        self._fleet.retire(device.name, now)
+                self._settle()
+                self._tell()
+                # What takes off while the watchdog sleeps is not due before it looks again.
+                until = min(now + WATCH_SECONDS, now + self._hang_seconds, self._fleet.due() or now + 1e9)
+                self._watched.wait(until - now)
+
+    # -- with the lock held ------------------------------------------------------------------------------
+
+    def _fail(self, failures: Sequence[Failed]) -> None:
+        """Answer what has failed for good, and let others take what has not."""
+        for failed in failures:
+            self._answer(failed.items, failed.error, time.monotonic())
+        self._work.notify_all()
+
+    def _settle(self) -> None:
+        """Something was finished or changed; where no device is left, nothing waits for one."""
+        if self._fleet.serving != self._was_serving:
+            self._was_serving = self._fleet.serving
+            self._tell_serving(self._was_serving)
+        if not self._fleet.serving:
+            now = time.monotonic()
+            self._answer(self._fleet.clear(), OUT_OF_SERVICE, now)
+            while (batch := self._pop(now, {})) is not None:
+                self._answer(batch.items, OUT_OF_SERVICE, now)
+        self.idle.notify_all()
+
+    def _changed(self, device: str, up: bool, reason: Reason | None) -> None:
+        if reason is not None:
+            self._metrics.device_failed(device, reason)
+        log.warning("device %s is %s", device, "back in service" if up else f"out of service: {reason}")
+        if reason == "hung":
+            self._by_name[device].home.end()
+        self._metrics.device(device, up=up)
+        # Its workers change sides: those in service wait for work, those out of it for recovery.
+        self._work.notify_all()
+        self._recovery.notify_all()
+
+
+def _is_lost(outcome: object) -> bool:
+    return isinstance(outcome, DeviceLostError)

@@ -1,0 +1,1 @@
+"""Encoders and their versions: loaded, warmed, on trial, swapped, unloaded."""

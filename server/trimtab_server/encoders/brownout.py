@@ -1,0 +1,85 @@
+"""Under overload, queries may be answered by a cheaper variant of their encoder: when, and how. Sans-IO.
+
+A stand-in's vectors are of another space than the encoder's, and callers search an index of the encoder's. So
+it answers only where held-out retrieval was measured in just that case, its queries against the encoder's
+index, and kept enough: through an adapter that was judged *bridge*, or, where its report card says enough of
+its queries alone, as they are.
+"""
+
+from collections.abc import Iterable
+
+from trimtab import variants
+from trimtab.bundle import Manifest
+from trimtab.errors import ConfigError
+from trimtab_server import config
+from trimtab_server.spaces import routes
+from trimtab_server.spaces.adapters import Loaded, Route, own
+
+# A queue is short again below this share of what began the brownout.
+SHORT = 0.5
+
+
+class Brownout:
+    """Whether an encoder is in a brownout, by how long its queue is; not thread-safe.
+
+    One begins when the queue is longer than `above_seconds`, and ends when it has been shorter than half of
+    that for `calm_seconds`: what the stand-in saves would otherwise end it at once, and begin it again.
+    """
+
+    def __init__(self, settings: config.Brownout) -> None:
+        self.settings = settings
+        self.on = False
+        self._long = float("-inf")  # when the queue was last seen not to be short
+
+    def look(self, queue_seconds: float, now: float) -> bool:
+        """The queue is so long now, on any monotonic clock; whether there is a brownout."""
+        above = self.settings.above_seconds
+        if queue_seconds > above:
+            self.on = True
+        if queue_seconds > SHORT * above:
+            self._long = now
+        elif now - self._long >= self.settings.calm_seconds:
+            self.on = False
+        return self.on
+
+
+def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) -> Route:
+    """How the stand-in's queries come into the space of the encoder itself, keeping `min_quality` of it.
+
+    Raises ConfigError, with what was measured, where nothing keeps that much.
+    """
+    variant = variants.named(whole, settings.variant)
+    if variant is None or variant.space is None:
+        raise ConfigError(
+            f"brownout names the variant {settings.variant!r}: give one of "
+            f"{variants.names(whole.variants[1:])} of {variants.title(whole)}"
+        )
+    stand_in = variants.alone(whole, variant)
+    between = [
+        each
+        for each in adapters
+        if (each.manifest.source.space, each.manifest.target.space) == (stand_in.space, whole.space)
+        and each.manifest.verdict == "bridge"
+        and not routes.refusal(each)
+    ]
+    best = max(between, key=_keeps, default=None)
+    if best is not None and _keeps(best) >= settings.min_quality:
+        return Route(whole.space, (best,), whole.dimensions, whole.normalized, whole.int8_limit)
+    found = [f"adapter {each.name} keeps {_keeps(each):.3f} of R@10" for each in between]
+    card = variant.report.fidelity
+    if card is not None and stand_in.dimensions == whole.dimensions:
+        alone = card.query_only_ndcg.value
+        if alone >= settings.min_quality:
+            return own(whole)
+        found.append(f"its queries alone keep {alone:.3f} of nDCG@10 by its report card")
+    folder = f"{whole.name}/{whole.version}"
+    raise ConfigError(
+        f"brownout asks for min_quality = {settings.min_quality:g} in the index of {variants.title(whole)}, "
+        f"and of variant {variant.name} {'; '.join(found) or 'nothing was measured there'}: name another "
+        f"variant, ask for less, or fit an adapter: `trimtab adapter fit --from {folder}:{variant.name} --to "
+        f"{folder}`"
+    )
+
+
+def _keeps(adapter: Loaded) -> float:
+    return adapter.manifest.report.against_old.value

@@ -1,0 +1,122 @@
+"""From a folder to a loaded encoder: read, check, tokenizer, graphs."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trimtab import bundle as bundles
+from trimtab import variants
+from trimtab.bundle import Bundle
+from trimtab.errors import BundleError
+from trimtab.signatures import Signers
+from trimtab_server import config
+from trimtab_server.batching.batch import Model
+from trimtab_server.batching.engine import Engine
+from trimtab_server.encoders import brownout
+from trimtab_server.encoders.brownout import Brownout
+from trimtab_server.encoders.encoder import Encoder, model_of, others
+from trimtab_server.spaces.adapters import Adapters, own
+from trimtab_server.tokenization import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Opener:
+    """Loads the bundles of the repository `path` into the engine.
+
+    Where `signers` are given, only what they signed. `settings` says by encoder which variants are loaded
+    beside the first. `loaded` is told of each load, and the seconds of its stages.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        engine: Engine,
+        adapters: Adapters,
+        *,
+        signers: Signers | None = None,
+        settings: Mapping[str, config.Encoder] | None = None,
+        loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
+    ) -> None:
+        self.settings = settings or {}
+        self._path = path
+        self._engine = engine
+        self._adapters = adapters
+        self._signers = signers
+        self._loaded = loaded
+
+    async def open(self, name: str, version: int, path: Path) -> Encoder:
+        """The encoder in the folder `path`, loaded and warm, and the variants of it that are configured.
+
+        Raises BundleError where it cannot be read, or is another than NAME/VERSION; ConfigError where it
+        cannot be loaded as it is configured.
+        """
+        begun = time.monotonic()
+        bundle = await asyncio.to_thread(self._read, path)
+        manifest, read = bundle.manifest, time.monotonic()
+        if (manifest.name, manifest.version) != (name, version):
+            raise BundleError(
+                f"{path} holds {manifest.name} version {manifest.version}: a bundle is served from "
+                "REPOSITORY/NAME/VERSION under its own name. Move it there, or export it under this one"
+            )
+        settings = self.settings.get(name, config.Encoder())
+        beside = others(manifest, settings.wanted)
+        if settings.brownout is not None:
+            brownout.way(settings.brownout, manifest, self._adapters.of(name))
+        first = model_of(bundle, manifest.variants[0], with_states=self._adapters.wants_states(manifest))
+        models = [first, *(model_of(bundle, variant) for variant in beside)]
+        tokenizer = await asyncio.to_thread(Tokenizer, bundle.file(manifest.tokenizer), manifest.max_tokens)
+        tokenized = time.monotonic()
+        await self._load_models(models)
+        ended = time.monotonic()
+        seconds = {"read": read - begun, "tokenizer": tokenized - read, "graph": ended - tokenized}
+        stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
+        log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
+        self._loaded(manifest.name, manifest.version, seconds)
+        rest = [
+            (variants.alone(manifest, variant), model)
+            for variant, model in zip(beside, models[1:], strict=True)
+        ]
+        return Encoder(
+            manifest,
+            tokenizer,
+            first,
+            own(manifest),
+            {model.variant: Encoder(alone, tokenizer, model, own(alone)) for alone, model in rest},
+            Brownout(settings.brownout) if settings.brownout else None,
+        )
+
+    async def change_states(self, before: Encoder, path: Path) -> Encoder:
+        """The same encoder by the graph with or without inner states, whichever its adapters want now."""
+        bundle = await asyncio.to_thread(self._read, path)
+        first = bundle.manifest.variants[0]
+        model = model_of(bundle, first, with_states=self._adapters.wants_states(bundle.manifest))
+        await self._engine.load(model)
+        return replace(before, model=model)
+
+    async def close(self, models: Sequence[Model]) -> None:
+        """Unload graphs, after what they have accepted is answered."""
+        for model in models:
+            await self._engine.unload(model)
+
+    async def _load_models(self, models: Sequence[Model]) -> None:
+        """Load all of them, or none."""
+        loaded: list[Model] = []
+        try:
+            for model in models:
+                await self._engine.load(model)
+                loaded.append(model)
+        except Exception:
+            await self.close(loaded)
+            raise
+
+    def _read(self, path: Path) -> Bundle:
+        if not path.resolve().is_relative_to(self._path.resolve()):
+            raise BundleError(f"{path} is a link that leads out of the repository: put the bundle into it")
+        bundle = bundles.read(path)
+        if self._signers is not None:
+            self._signers.check(bundles.BUNDLE, path, bundle.manifest)
+        return bundle

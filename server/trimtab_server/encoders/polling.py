@@ -1,0 +1,71 @@
+"""Looks through the repository now and then, and has loaded what changed on disk."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TypeAlias
+
+from trimtab.errors import TrimtabError
+from trimtab_server.encoders.repository import Repository
+
+log = logging.getLogger(__name__)
+
+# What is in an encoder's folder: paths, sizes, times of change.
+Contents: TypeAlias = frozenset[tuple[str, int, int]]
+
+
+class Poller:
+    """Brings an encoder in step with the disk each time its folder has changed, and only then.
+
+    A version that could not be loaded, or that a client unloaded, is left alone until somebody changes it.
+    """
+
+    def __init__(self, repository: Repository, seconds: float) -> None:
+        self._repository = repository
+        self._seconds = seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look, where an interval is configured; what is there now is known."""
+        if self._seconds:
+            self._task = asyncio.create_task(self._run(contents(self._repository.path)))
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self, known: dict[str, Contents]) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                found = await asyncio.to_thread(contents, self._repository.path)
+            except OSError as error:  # a volume that is away for a while takes no encoder with it
+                log.warning("the repository cannot be read, and stays as it is: %s", error)
+                continue
+            for name in sorted(known.keys() | found.keys()):
+                if known.get(name) != found.get(name):
+                    await self._load(name)
+            known = found
+
+    async def _load(self, name: str) -> None:
+        try:
+            await self._repository.load(name)
+        except TrimtabError as error:  # a folder that is no encoder, perhaps
+            log.info("%s: %s", name, error)
+        except Exception:  # nothing on disk may end the looking: nobody would notice
+            log.exception("%s cannot be brought in step with the disk", name)
+
+
+def contents(path: Path) -> dict[str, Contents]:
+    """What is in the folder of each encoder. Raises OSError where the repository cannot be read."""
+    return {
+        folder.name: frozenset(
+            (str(file.relative_to(folder)), status.st_size, status.st_mtime_ns)
+            for file in folder.rglob("*")
+            if not file.is_dir()
+            for status in (file.lstat(),)
+        )
+        for folder in path.iterdir()
+        if folder.is_dir()
+    }

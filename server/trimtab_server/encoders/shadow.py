@@ -1,0 +1,177 @@
+"""Shows live texts to a version on trial, beside the answers and never in their way, and compares what it
+makes of them with what was answered.
+
+What is shown is bulk work of a tenant of its own, bounded, and the first to be dropped: nothing is shown
+while anything waits for a device.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from trimtab.errors import TrimtabError
+from trimtab_server.batching.engine import Engine
+from trimtab_server.encoders.comparing import Comparison
+from trimtab_server.encoders.encoder import Encoder
+from trimtab_server.encoders.repository import Repository
+from trimtab_server.observing.metrics import SECONDS
+from trimtab_server.pipeline import EmbedRequest
+from trimtab_server.tokenization import Tokenization
+
+log = logging.getLogger(__name__)
+
+# Texts that may wait to be shown, and their characters altogether.
+MOST_TEXTS = 256
+MOST_CHARACTERS = 1 << 22
+# Beyond so many seconds of work that waits for the devices nothing is shown.
+BUSY_SECONDS = 0.05
+# What is not computed by then is given up.
+PATIENCE_SECONDS = 2.0
+# No caller's: a name of one is printable.
+TENANT = "\0shadow"
+PARTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+_LABELS = ("encoder", "version", "shadow")
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """One text to show: what was answered, by which version, and who is to be shown it."""
+
+    answered: Encoder
+    vector: NDArray[np.float32]
+    text: str
+    query: bool | None
+    version: int
+
+
+class Figures:
+    """What shadows show, for Prometheus."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, what: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"trimtab_shadow_{name}", what, _LABELS, buckets=buckets, registry=registry)
+
+        self.texts = Counter(
+            "trimtab_shadow_texts",
+            "Texts that a shadow was to be shown: compared, repeated (one of the last ones again), dropped "
+            "(the server was busy) or failed",
+            (*_LABELS, "outcome"), registry=registry,
+        )  # fmt: skip
+        self.seconds = histogram("seconds", "Tokenising, waiting and computing of a text shown", SECONDS)
+        self.cosine = histogram(
+            "cosine", "Cosine of a text's vectors in both versions, where they are as wide", PARTS
+        )
+        self.overlap = histogram(
+            "neighbour_overlap",
+            "Share of a text's ten nearest neighbours, among the last texts, that both versions agree on",
+            PARTS,
+        )
+
+
+class Shadow:
+    """The texts on their way, the task that shows them, and what they showed."""
+
+    def __init__(
+        self, repository: Repository, tokenization: Tokenization, engine: Engine, figures: Figures
+    ) -> None:
+        self._repository = repository
+        self._tokenization = tokenization
+        self._engine = engine
+        self._texts: asyncio.Queue[_Text] = asyncio.Queue(MOST_TEXTS)
+        self._characters = 0
+        self._task: asyncio.Task[None] | None = None
+        self._comparisons: dict[tuple[Encoder, Encoder], Comparison] = {}
+        self._figures = figures
+
+    def see(self, answered: Encoder, request: EmbedRequest, rows: NDArray[np.float32]) -> None:
+        """A request was answered by a version, with rows, float32 (n, d) or wider."""
+        tenant, query = request.tenant, None if request.role is None else request.role == "query"
+        for text, row in zip(request.texts, rows, strict=True):
+            version = self._repository.shadow(answered, tenant, text)
+            if version is None:
+                continue
+            if (
+                self._texts.full()
+                or self._characters + len(text) > MOST_CHARACTERS
+                or self._engine.waiting_seconds(answered.model) > BUSY_SECONDS
+            ):
+                self._count(answered, version, "dropped")
+                continue
+            self._characters += len(text)
+            vector = row[: answered.manifest.dimensions].copy()  # a view would keep all the rows
+            self._texts.put_nowait(_Text(answered, vector, text, query, version))
+            if self._task is None:
+                self._task = asyncio.create_task(self._show_all())
+
+    async def stop(self) -> None:
+        """Show nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _show_all(self) -> None:
+        while True:
+            shown = await self._texts.get()
+            self._characters -= len(shown.text)
+            try:
+                outcome = await self._show(shown)
+            except (TrimtabError, TimeoutError):
+                outcome = "failed"
+            except Exception:  # of one text, and never the task's end
+                log.exception("shadow %s version %s failed", shown.answered.name, shown.version)
+                outcome = "failed"
+            self._count(shown.answered, shown.version, outcome)
+
+    async def _show(self, shown: _Text) -> str:
+        answered, begun = shown.answered, time.monotonic()
+        deadline = begun + PATIENCE_SECONDS
+        async with self._repository.use(answered.name, str(shown.version)) as shadow:
+            prompts, prompt = shadow.manifest.prompts, ""
+            if shown.query is not None:
+                prompt = prompts.query if shown.query else prompts.passage
+            async with asyncio.timeout_at(deadline):
+                ids = await self._tokenization.encode(
+                    shadow.tokenizer, [prompt + shown.text], "end", (TENANT, "bulk")
+                )
+                computed = await self._engine.compute(
+                    shadow.model, ids, deadline, tenant=TENANT, priority="bulk"
+                )
+            labels = _labels(answered, shown.version)
+            self._figures.seconds.labels(*labels).observe(time.monotonic() - begun)
+            vector = computed.vectors[0, : shadow.manifest.dimensions]
+            if not np.isfinite(vector).all():
+                return "failed"
+            finding = self._comparison(answered, shadow).add(shown.vector, vector)
+        if finding is None:
+            return "repeated"
+        if finding.cosine is not None:
+            self._figures.cosine.labels(*labels).observe(finding.cosine)
+        if finding.overlap is not None:
+            self._figures.overlap.labels(*labels).observe(finding.overlap)
+        return "compared"
+
+    def _comparison(self, answered: Encoder, shadow: Encoder) -> Comparison:
+        pair = (answered, shadow)
+        if pair not in self._comparisons:
+            # Of versions that have been replaced nothing more comes.
+            self._comparisons = {
+                each: kept for each, kept in self._comparisons.items() if each[0].name != answered.name
+            }
+            self._comparisons[pair] = Comparison(answered.manifest.dimensions, shadow.manifest.dimensions)
+        return self._comparisons[pair]
+
+    def _count(self, answered: Encoder, version: int, outcome: str) -> None:
+        self._figures.texts.labels(*_labels(answered, version), outcome).inc()
+
+
+def _labels(answered: Encoder, version: int) -> tuple[str, str, str]:
+    return answered.name, str(answered.version), str(version)

@@ -1,0 +1,117 @@
+"""Traces by OpenTelemetry: a span for each call, linked to the client's, and one for each stage of a request.
+
+Sources: W3C Trace Context for `traceparent`; OpenTelemetry's semantic conventions of RPC for attributes.
+"""
+
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+
+from trimtab.errors import ConfigError
+from trimtab_server.callers.auth import Metadata
+from trimtab_server.config import Tracing as Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from trimtab_server.encoders.encoder import Encoder
+    from trimtab_server.pipeline import Times
+
+# How long the end of the server waits for the last spans to leave.
+FLUSH_MILLISECONDS = 2000
+STAGES = ("tokenize", "queue", "compute", "output")
+
+
+class Tracing:
+    """Makes spans and sends them, in batches and from a thread of their own, to a collector (OTLP over gRPC).
+
+    A call that comes with a traceparent is traced where its client traces; of the others a share is.
+    ConfigError where OpenTelemetry is not installed. OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES are heeded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            from opentelemetry import trace
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        except ModuleNotFoundError:
+            raise ConfigError("tracing.endpoint needs OpenTelemetry: pip install 'trimtab[otel]'") from None
+        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "trimtab")})
+        # Which calls are traced is decided by `wants`: to have a span made and dropped costs as much as a
+        # quarter of a call.
+        self._share = settings.share
+        self._provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=resource)
+        exporter = OTLPSpanExporter(settings.endpoint, insecure=settings.endpoint.startswith("http://"))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("trimtab")
+        self._propagator = TraceContextTextMapPropagator()
+        self._trace = trace
+
+    def wants(self, metadata: Metadata) -> bool:
+        """Whether to trace a call: as its client says, or by chance, where that says nothing."""
+        for key, value in metadata:
+            if key == "traceparent":
+                return not str(value).endswith("-00")
+        return random.random() < self._share  # noqa: S311
+
+    @contextmanager
+    def call(self, method: str, metadata: Metadata) -> Iterator["Span"]:
+        """The span of a call, current while it lasts. `method` is /SERVICE/METHOD."""
+        carrier = {key: value for key, value in metadata if key in ("traceparent", "tracestate")}
+        service, _, name = method[1:].partition("/")
+        with self._tracer.start_as_current_span(
+            f"{service}/{name}",
+            self._propagator.extract(carrier),
+            self._trace.SpanKind.SERVER,
+            {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            yield span
+
+    def ended(self, span: "Span", code: grpc.StatusCode) -> None:
+        """Note how a call ended."""
+        span.set_attribute("rpc.grpc.status_code", code.value[0])
+        if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+            span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, code.name))
+
+    def answered(
+        self, protocol: str, encoder: "Encoder", token_counts: Sequence[int], times: "Times"
+    ) -> None:
+        """A request of the current call was answered: its stages, one after the other until now."""
+        span = self._trace.get_current_span()
+        if not span.is_recording():
+            return
+        seconds = [getattr(times, stage) for stage in STAGES]
+        end = time.time_ns()
+        start = end - round(sum(seconds) * 1e9)
+        request = self._tracer.start_span(
+            f"embed {encoder.name}", start_time=start,
+            attributes={
+                "trimtab.encoder": encoder.name,
+                "trimtab.version": encoder.version,
+                "trimtab.protocol": protocol,
+                "trimtab.texts": len(token_counts),
+                "trimtab.tokens": sum(token_counts),
+            },
+        )  # fmt: skip
+        context = self._trace.set_span_in_context(request)
+        for stage, lasted in zip(STAGES, seconds, strict=True):
+            child = self._tracer.start_span(stage, context, start_time=start)
+            start += round(lasted * 1e9)
+            child.end(start)
+        request.end(end)
+
+    def stop(self) -> None:
+        """Send what is left. Blocks, for a little while."""
+        self._provider.force_flush(FLUSH_MILLISECONDS)
+        self._provider.shutdown()

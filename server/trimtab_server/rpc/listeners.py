@@ -1,0 +1,97 @@
+"""The ports: how gRPC servers are made, where they listen, and what a connection may ask of them."""
+
+import ssl
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from trimtab.errors import ConfigError
+from trimtab_server.config import Config, Tls, split_address
+from trimtab_server.spaces.watched import Watched
+
+# A probe is a few bytes.
+PROBE_BYTES = 4096
+# gRPC's default, two minutes, lets whoever connects and says nothing hold a place for as long.
+HANDSHAKE_SECONDS = 20
+
+
+def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
+    """A server for clients, which listens nowhere yet."""
+    options = [
+        ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", config.limits.max_calls_per_connection),
+        *_connections(config),
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
+        # Clients may ping a connection this often; the SDK does each minute.
+        ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ]
+    if config.server.max_connection_age_seconds:
+        # What is on its way may take as long as it may when the server stops.
+        options += [
+            ("grpc.max_connection_age_ms", round(config.server.max_connection_age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(config.server.drain_seconds * 1000)),
+        ]
+    return grpc.aio.server(interceptors=interceptors, options=options)
+
+
+def make_probed(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
+    """A server for an orchestrator's probes, which speak neither TLS nor credentials."""
+    return grpc.aio.server(
+        interceptors=interceptors,
+        options=[
+            ("grpc.max_receive_message_length", PROBE_BYTES),
+            ("grpc.so_reuseport", 0),
+            *_connections(config),
+        ],
+    )
+
+
+def _connections(config: Config) -> list[tuple[str, int]]:
+    """What bounds the connections of a port, and the time of those that never become clients."""
+    return [
+        ("grpc.max_allowed_incoming_connections", config.limits.max_connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+    ]
+
+
+def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
+    """Let a server listen at HOST:PORT, and return the port. ConfigError where that cannot be had."""
+    split_address(address)
+    try:
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, _credentials(tls))
+    except RuntimeError as error:
+        raise ConfigError(f"gRPC address {address} cannot be used: {error}") from None
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    """The certificates as they are on disk at each handshake: a renewed one needs no restart."""
+    files = tuple(path for path in (tls.key, tls.certificate, tls.client_ca) if path)
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
+        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        _check(tls)
+        return grpc.ssl_server_certificate_configuration([pair], client_ca)
+
+    watched = Watched("server.tls", files, read)
+    return grpc.dynamic_ssl_server_credentials(
+        watched.get(), watched.get, require_client_authentication=tls.client_ca is not None
+    )
+
+
+def _check(tls: Tls) -> None:
+    """Refuse what gRPC would refuse at a handshake, and a pair of which only one file is renewed yet."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password="")
+    except ssl.SSLError as error:
+        raise ValueError(f"{tls.certificate} and {tls.key} are no pair in PEM: {error}") from None
+    if tls.client_ca:
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except ssl.SSLError as error:
+            raise ValueError(f"{tls.client_ca} holds no certificates in PEM: {error}") from None

@@ -1,0 +1,149 @@
+"""Rescore: candidates, fetched from whatever index, scored for a query in the encoder's own space.
+
+It is the second stage of a cascade (Matveeva et al. 2006): what an adapted query found in the old encoder's
+index is put in order by the new encoder. A candidate that has an id is computed once and remembered.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import InvalidArgument
+from trimtab_server import outputs
+from trimtab_server.batching.batch import Priority
+from trimtab_server.encoders.encoder import Encoder
+from trimtab_server.pipeline import Pipeline, Times
+from trimtab_server.tokenization import Truncate
+
+# By this name the metrics know it, beside the protocols of embedding.
+PROTOCOL = "rescore"
+MAX_ID_BYTES = 512
+# What a remembered vector costs beside its numbers and its key's strings: the objects that hold them.
+ENTRY_BYTES = 400
+
+Vector: TypeAlias = NDArray[np.float32]
+Key: TypeAlias = tuple[str, str, str]  # space, tenant, id
+
+
+class Memory:
+    """Vectors of candidates by space, tenant and id, the least lately used of which go."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        self.bytes = 0
+        self._most = cache_bytes
+        self._vectors: OrderedDict[Key, Vector] = OrderedDict()
+
+    def recall(self, key: Key) -> Vector | None:
+        """The vector remembered under this key."""
+        vector = self._vectors.get(key)
+        if vector is not None:
+            self._vectors.move_to_end(key)
+        return vector
+
+    def remember(self, key: Key, vector: Vector) -> None:
+        """Remember a vector of one's own under this key, in place of what was there."""
+        self._forget(key)
+        self._vectors[key] = vector
+        self.bytes += _size(key, vector)
+        while self.bytes > self._most:
+            self._forget(next(iter(self._vectors)))
+
+    def _forget(self, key: Key) -> None:
+        vector = self._vectors.pop(key, None)
+        if vector is not None:
+            self.bytes -= _size(key, vector)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A text to score, an id under which its vector is remembered, or both."""
+
+    id: str
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RescoreRequest:
+    """What a caller asks for."""
+
+    encoder: str
+    version: str
+    query: str
+    candidates: Sequence[Candidate]
+    truncate: Truncate
+    deadline: float | None  # on time.monotonic's clock
+    tenant: str
+    priority: Priority
+
+
+@dataclass(frozen=True, slots=True)
+class RescoreResult:
+    """A score for each candidate, the more the nearer; or the places of those whose text is missing."""
+
+    encoder: Encoder
+    scores: NDArray[np.float32]
+    missing: list[int]
+    times: Times
+
+
+class Rescorer:
+    """Answers Rescore through the pipeline. For one event loop."""
+
+    def __init__(self, pipeline: Pipeline, cache_bytes: int) -> None:
+        self.memory = Memory(cache_bytes)
+        self._pipeline = pipeline
+
+    async def rescore(self, parse: Callable[[], RescoreRequest]) -> RescoreResult:
+        """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
+        return await self._pipeline.answer(PROTOCOL, parse, self._rescore)
+
+    async def _rescore(
+        self, encoder: Encoder, request: RescoreRequest, protocol: str, begun: float
+    ) -> RescoreResult:
+        candidates, prompts = request.candidates, encoder.manifest.prompts
+        self._check(encoder, request)
+        keys = [(encoder.manifest.space, request.tenant, each.id) for each in candidates]
+        vectors = [
+            self.memory.recall(key) if each.text is None else None
+            for key, each in zip(keys, candidates, strict=True)
+        ]
+        wanted = [place for place, vector in enumerate(vectors) if vector is None]
+        missing = [place for place in wanted if candidates[place].text is None]
+        if missing:
+            return RescoreResult(encoder, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
+        texts = [prompts.query + request.query]
+        texts += [prompts.passage + (candidates[place].text or "") for place in wanted]
+        rows = await self._pipeline.compute(encoder, request, texts, begun)
+        computed = rows.computed.vectors[:, : encoder.manifest.dimensions]
+        outputs.check_finite(computed[:1], "query")
+        outputs.check_finite(computed[1:], "candidates")
+        for place, vector in zip(wanted, computed[1:], strict=True):
+            vectors[place] = vector
+            if candidates[place].id:
+                self.memory.remember(keys[place], vector.copy())  # a view would keep all the rows
+        matrix = np.array(vectors, np.float32)
+        scores = outputs.scores(computed[0], matrix, encoder.manifest.similarity)
+        times = self._pipeline.answered(encoder, rows, protocol, begun)
+        return RescoreResult(encoder, scores, [], times)
+
+    def _check(self, encoder: Encoder, request: RescoreRequest) -> None:
+        if not request.candidates:
+            raise InvalidArgument("the request has no candidates: send at least one")
+        self._pipeline.check_texts(encoder, [request.query], "query")
+        self._pipeline.check_texts(encoder, [each.text or "" for each in request.candidates], "candidates")
+        for place, each in enumerate(request.candidates):
+            if not each.id and each.text is None:
+                raise InvalidArgument(f"candidates[{place}] has neither an id nor a text: send one of them")
+            if len(each.id.encode()) > MAX_ID_BYTES:
+                raise InvalidArgument(
+                    f"candidates[{place}] has an id of {len(each.id.encode())} bytes, "
+                    f"this server takes {MAX_ID_BYTES}: send a shorter one"
+                )
+
+
+def _size(key: Key, vector: Vector) -> int:
+    return ENTRY_BYTES + sum(map(len, key)) + vector.nbytes

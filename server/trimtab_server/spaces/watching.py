@@ -1,0 +1,142 @@
+"""Live queries on their way past: a thread of its own tells whether they drift, for each adapter.
+
+Requests only lay their rows down. What is laid down is bounded, and so is the work: of an adapter that is
+asked often, a sample is looked at.
+"""
+
+import logging
+import queue
+import threading
+import time
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from trimtab_server.spaces.drift import Baseline, Drift, Finding
+
+log = logging.getLogger(__name__)
+
+# Queries of one adapter that are looked at: so many a second, and as many at once after a quiet time. Each
+# costs about 2 MFLOP.
+RATE = 50.0
+BURST = 1000.0
+# Requests whose rows may wait for the thread; what comes beyond is not looked at.
+MOST_WAITING = 256
+# How long `stop` waits for the thread.
+STOP_SECONDS = 1.0
+
+_LABELS = ("encoder", "version", "adapter")
+
+Rows: TypeAlias = NDArray[np.float32]
+
+
+class Watched:
+    """An adapter whose live queries are watched: made by Watch.open, called by the event loop."""
+
+    def __init__(self, watch: "Watch", labels: tuple[str, str, str], baseline: Baseline) -> None:
+        self.labels = labels
+        self.drift = Drift(baseline)  # the thread's
+        self._watch = watch
+        self._dimensions = baseline.dimensions
+        self._allowance = BURST
+        self._refilled = time.monotonic()
+
+    def see(self, rows: Rows) -> None:
+        """Live queries pass through the adapter: rows in its source space, float32 (n, d) or wider."""
+        now = time.monotonic()
+        self._allowance = min(BURST, self._allowance + (now - self._refilled) * RATE)
+        self._refilled = now
+        allowed = min(len(rows), int(self._allowance))
+        if allowed and self._watch.take(self, rows[:allowed, : self._dimensions]):
+            self._allowance -= allowed
+
+    def close(self) -> None:
+        """Nothing passes through the adapter any more: its gauges go."""
+        self._watch.close(self)
+
+
+class Watch:
+    """The thread, and the gauges."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, what: str) -> Gauge:
+            return Gauge(f"trimtab_query_{name}", what, _LABELS, registry=registry)
+
+        def counter(name: str, what: str) -> Counter:
+            return Counter(f"trimtab_query_{name}", what, _LABELS, registry=registry)
+
+        self._depth = gauge(
+            "depth_z",
+            "How much less deep the last window of live queries lies among an adapter's calibration queries: "
+            "rank-sum test, in standard errors",
+        )
+        self._distance = gauge(
+            "distance_z",
+            "How much further the last window of live queries is from the nearest calibration query than "
+            "these are from one another: rank-sum test, in standard errors",
+        )
+        self._nearest = gauge(
+            "distance", "1 - cosine to the nearest calibration query, the median of the last window"
+        )
+        self._alarm = gauge(
+            "drift_alarm", "1 where the last window of live queries is unlike the calibration queries"
+        )
+        self._windows = counter("drift_windows", "Windows of live queries that were judged")
+        self._alarms = counter("drift_alarms", "Windows of live queries unlike the calibration queries")
+        self._lock = threading.Lock()
+        self._open: set[Watched] = set()
+        self._queue: queue.SimpleQueue[tuple[Watched, Rows] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="query-drift", daemon=True)
+        self._thread.start()
+
+    def open(self, encoder: str, version: int, adapter: str, queries: NDArray[np.floating]) -> Watched:
+        """Watch an adapter that was judged on these queries, (m, d). AdapterError where they are too few."""
+        watched = Watched(self, (encoder, str(version), adapter), Baseline(queries))
+        with self._lock:
+            self._open.add(watched)
+        return watched
+
+    def take(self, watched: Watched, rows: Rows) -> bool:
+        """Have a copy of the rows looked at; False where too much waits already."""
+        if self._queue.qsize() >= MOST_WAITING:
+            return False
+        self._queue.put((watched, rows.copy()))
+        return True
+
+    def close(self, watched: Watched) -> None:
+        """Watch it no more, and forget what was found."""
+        with self._lock:
+            self._open.discard(watched)
+            if any(other.labels == watched.labels for other in self._open):
+                return  # another one has taken its name
+            for metric in (
+                self._depth, self._distance, self._nearest, self._alarm, self._windows, self._alarms
+            ):  # fmt: skip
+                metric.remove(*watched.labels)
+
+    def stop(self) -> None:
+        """Stop the thread, after what it is doing."""
+        self._queue.put(None)
+        self._thread.join(STOP_SECONDS)
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            watched, rows = job
+            try:
+                findings = watched.drift.add(rows)
+            except Exception:  # of one request's rows, and never the thread's end
+                log.exception("the queries of adapter %s could not be compared", "/".join(watched.labels))
+                continue
+            with self._lock:
+                for finding in findings if watched in self._open else ():
+                    self._show(watched.labels, finding)
+
+    def _show(self, labels: tuple[str, str, str], finding: Finding) -> None:
+        self._depth.labels(*labels).set(finding.depth_z)
+        self._distance.labels(*labels).set(finding.distance_z)
+        self._nearest.labels(*labels).set(finding.distance)
+        self._alarm.labels(*labels).set(int(finding.alarm))
+        self._windows.labels(*labels).inc()
+        self._alarms.labels(*labels).inc(int(finding.alarm))
