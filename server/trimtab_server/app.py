@@ -216,6 +216,7 @@ class App:
         self._announce()
         if entry.retired:
             self._metrics.forget(entry.name, entry.version)
+            self._shadow.forget(entry.name, entry.version)
 
     def _devices_changed(self, serving: bool) -> None:
         self._served = serving
@@ -238,7 +239,7 @@ class App:
 
     def _browned_out(self, encoder: Encoder, brownout: Brownout) -> bool:
         queue_seconds = self._engine.queue_seconds(encoder.model, "", "interactive")
-        return brownout.look(queue_seconds, time.monotonic())
+        return brownout.lasts(queue_seconds, time.monotonic())
 
     def _boundaries(self, unread: Unread) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""

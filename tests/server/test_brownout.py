@@ -52,6 +52,16 @@ def test_after_a_silence_the_first_look_ends_it() -> None:
     assert not it.look(0.0, 1000.0)
 
 
+def test_who_asks_whether_it_lasts_changes_nothing() -> None:
+    it = Brownout(SETTINGS)
+    assert not it.lasts(1.0, 1.0) and not it.look(0.0, 1.0)
+    it.look(1.0, 2.0)
+    assert [it.lasts(queue, now) for queue, now in [(0, 6.9), (0, 7), (0.11, 7), (0, 2)]] == [
+        True, False, True, True
+    ]  # fmt: skip
+    assert it.look(0.0, 6.9) and not it.look(0.0, 7.0)
+
+
 @given(
     looks=st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 3)), max_size=60),
     calm=st.floats(0.5, 10),

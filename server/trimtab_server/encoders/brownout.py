@@ -33,14 +33,18 @@ class Brownout:
 
     def look(self, queue_seconds: float, now: float) -> bool:
         """The queue is so long now, on any monotonic clock; whether there is a brownout."""
-        above = self.settings.above_seconds
-        if queue_seconds > above:
-            self.on = True
-        if queue_seconds > SHORT * above:
+        self.on = queue_seconds > self.settings.above_seconds or self.lasts(queue_seconds, now)
+        if self._is_long(queue_seconds):
             self._long = now
-        elif now - self._long >= self.settings.calm_seconds:
-            self.on = False
         return self.on
+
+    def lasts(self, queue_seconds: float, now: float) -> bool:
+        """Whether one that has begun goes on. It changes nothing: any thread may ask."""
+        calm = now - self._long >= self.settings.calm_seconds
+        return self.on and (self._is_long(queue_seconds) or not calm)
+
+    def _is_long(self, queue_seconds: float) -> bool:
+        return queue_seconds > SHORT * self.settings.above_seconds
 
 
 def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) -> Route:

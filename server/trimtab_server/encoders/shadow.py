@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.encoders.repository import Repository
 from trimtab_server.observing.metrics import SECONDS
 from trimtab_server.pipeline import EmbedRequest
-from trimtab_server.tokenization import Tokenization
+from trimtab_server.tokenization import Tokenization, Truncate
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class _Text:
     vector: NDArray[np.float32]
     text: str
     query: bool | None
+    truncate: Truncate
     version: int
 
 
@@ -75,6 +77,12 @@ class Figures:
             PARTS,
         )
 
+    def forget(self, encoder: str, version: int) -> None:
+        """End the series of a version, whichever of the two it was."""
+        for metric in (self.texts, self.seconds, self.cosine, self.overlap):
+            for label in ("version", "shadow"):
+                metric.remove_by_labels({"encoder": encoder, label: str(version)})
+
 
 class Shadow:
     """The texts on their way, the task that shows them, and what they showed."""
@@ -94,6 +102,8 @@ class Shadow:
     def see(self, answered: Encoder, request: EmbedRequest, rows: NDArray[np.float32]) -> None:
         """A request was answered by a version, with rows, float32 (n, d) or wider."""
         tenant, query = request.tenant, None if request.role is None else request.role == "query"
+        # What was not too long for the one may be for the other.
+        truncate: Truncate = "start" if request.truncate == "start" else "end"
         for text, row in zip(request.texts, rows, strict=True):
             version = self._repository.shadow(answered, tenant, text)
             if version is None:
@@ -107,9 +117,19 @@ class Shadow:
                 continue
             self._characters += len(text)
             vector = row[: answered.manifest.dimensions].copy()  # a view would keep all the rows
-            self._texts.put_nowait(_Text(answered, vector, text, query, version))
+            self._texts.put_nowait(_Text(answered, vector, text, query, truncate, version))
             if self._task is None:
-                self._task = asyncio.create_task(self._show_all())
+                # In a context of its own: it works for everybody, and not by this caller's rights.
+                self._task = asyncio.create_task(self._show_all(), context=Context())
+
+    def forget(self, encoder: str, version: int) -> None:
+        """A version will not be served any more: what was compared with it goes, its series, too."""
+        self._figures.forget(encoder, version)
+        self._comparisons = {
+            pair: kept
+            for pair, kept in self._comparisons.items()
+            if (encoder, version) not in {(each.name, each.version) for each in pair}
+        }
 
     async def stop(self) -> None:
         """Show nothing more."""
@@ -122,14 +142,19 @@ class Shadow:
         while True:
             shown = await self._texts.get()
             self._characters -= len(shown.text)
-            try:
-                outcome = await self._show(shown)
-            except (TrimtabError, TimeoutError):
-                outcome = "failed"
-            except Exception:  # of one text, and never the task's end
-                log.exception("shadow %s version %s failed", shown.answered.name, shown.version)
-                outcome = "failed"
-            self._count(shown.answered, shown.version, outcome)
+            answered = shown.answered
+            with contextlib.suppress(TrimtabError):  # it is gone: nobody wants the comparison any more
+                async with self._repository.use(answered.name, str(answered.version)):
+                    self._count(answered, shown.version, await self._outcome(shown))
+
+    async def _outcome(self, shown: _Text) -> str:
+        try:
+            return await self._show(shown)
+        except (TrimtabError, TimeoutError):
+            return "failed"
+        except Exception:  # of one text, and never the task's end
+            log.exception("shadow %s version %s failed", shown.answered.name, shown.version)
+            return "failed"
 
     async def _show(self, shown: _Text) -> str:
         answered, begun = shown.answered, time.monotonic()
@@ -140,7 +165,7 @@ class Shadow:
                 prompt = prompts.query if shown.query else prompts.passage
             async with asyncio.timeout_at(deadline):
                 ids = await self._tokenization.encode(
-                    shadow.tokenizer, [prompt + shown.text], "end", (TENANT, "bulk")
+                    shadow.tokenizer, [prompt + shown.text], shown.truncate, (TENANT, "bulk")
                 )
                 computed = await self._engine.compute(
                     shadow.model, ids, deadline, tenant=TENANT, priority="bulk"
@@ -148,7 +173,7 @@ class Shadow:
             labels = _labels(answered, shown.version)
             self._figures.seconds.labels(*labels).observe(time.monotonic() - begun)
             vector = computed.vectors[0, : shadow.manifest.dimensions]
-            if not np.isfinite(vector).all():
+            if not (np.isfinite(vector).all() and np.isfinite(shown.vector).all()):
                 return "failed"
             finding = self._comparison(answered, shadow).add(shown.vector, vector)
         if finding is None:

@@ -1,0 +1,145 @@
+"""What a shadow is shown, by whose rights, and what is left of a version that is served no more."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from trimtab.errors import NotFound
+from trimtab_server.callers import access
+from trimtab_server.callers.access import Caller
+from trimtab_server.encoders.comparing import FEWEST
+from trimtab_server.encoders.shadow import Figures, Shadow
+from trimtab_server.pipeline import EmbedRequest
+
+WIDTH = 8
+
+
+@dataclass(eq=False)
+class Version:
+    """As much of an encoder as a shadow looks at."""
+
+    name: str
+    version: int
+    manifest: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            dimensions=WIDTH, prompts=SimpleNamespace(query="", passage="")
+        )
+    )
+    model: Any = None
+    tokenizer: Any = None
+
+
+class World:
+    """Repository, tokenizer and engine in one: versions 1 and 2 of `a` and of `b`, the second a shadow."""
+
+    def __init__(self) -> None:
+        self.served: dict[tuple[str, int], Any] = {
+            (name, version): Version(name, version) for name in "ab" for version in (1, 2)
+        }
+        self.how: list[str] = []
+        self.registry = CollectorRegistry()
+        every: Any = self
+        self.shadow_ = Shadow(every, every, every, Figures(self.registry))
+
+    @asynccontextmanager
+    async def use(self, name: str, version: str) -> AsyncIterator[Any]:
+        access.check_encoder(name)
+        if (name, int(version)) not in self.served:
+            raise NotFound("it is gone")
+        yield self.served[name, int(version)]
+
+    def shadow(self, answered: Any, tenant: str, text: str) -> int | None:
+        return 2 if answered.version == 1 else None
+
+    def waiting_seconds(self, model: object) -> float:
+        return 0.0
+
+    async def encode(self, tokenizer: object, texts: Sequence[str], how: str, flow: object) -> Sequence[str]:
+        self.how.append(how)
+        return texts
+
+    async def compute(self, model: object, texts: Sequence[str], deadline: float, **_: object) -> Any:
+        return SimpleNamespace(vectors=np.stack([vector(text) for text in texts]))
+
+    def see(self, name: str, texts: Sequence[str], rows: np.ndarray | None = None, **more: Any) -> None:
+        request = EmbedRequest(name, "", texts, **more)
+        answered = np.stack([vector(text) for text in texts]) if rows is None else rows
+        self.shadow_.see(self.served[name, 1], request, answered)
+
+    def outcomes(self, name: str) -> dict[str, float]:
+        return {
+            sample.labels["outcome"]: sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if sample.name == "trimtab_shadow_texts_total" and sample.labels["encoder"] == name
+        }
+
+    async def until(self, name: str, texts: int) -> None:
+        async with asyncio.timeout(10):
+            while sum(self.outcomes(name).values()) < texts:
+                await asyncio.sleep(0)
+
+
+def vector(text: str) -> np.ndarray:
+    return np.random.default_rng(list(text.encode())).standard_normal(WIDTH).astype(np.float32)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    await world.shadow_.stop()
+
+
+async def test_it_works_by_nobodys_rights(world: World) -> None:
+    async def call(name: str) -> None:
+        access.enter(Caller(f"user of {name}", (name,)))
+        world.see(name, [f"a text for {name}"])
+
+    for name in "ab":
+        await asyncio.create_task(call(name))
+        await world.until(name, 1)
+    assert world.outcomes("a") == world.outcomes("b") == {"compared": 1}
+
+
+async def test_a_text_is_cut_as_it_was_for_the_answer(world: World) -> None:
+    for text, truncate in (("one", "start"), ("two", "end"), ("three", "none")):
+        world.see("a", [text], truncate=truncate)
+    await world.until("a", 3)
+    assert world.how == ["start", "end", "end"]
+
+
+async def test_an_answer_that_is_no_number_is_compared_with_nothing(world: World) -> None:
+    world.see("a", ["text"], np.full((1, WIDTH), np.nan, np.float32))
+    await world.until("a", 1)
+    assert world.outcomes("a") == {"failed": 1}
+
+
+@pytest.mark.parametrize("gone", [1, 2])
+async def test_of_a_version_that_is_gone_nothing_is_left(world: World, gone: int) -> None:
+    texts = [f"text {number}" for number in range(FEWEST + 2)]
+    for name in "ab":
+        world.see(name, texts)
+        await world.until(name, len(texts))
+    world.see("a", ["a late one"])
+    del world.served["a", gone]
+    world.shadow_.forget("a", gone)
+    world.see("b", ["a late one"])
+    await world.until("b", len(texts) + 1)
+    left = world.outcomes("a")
+    assert left == ({} if gone == 1 else {"failed": 1})
+    assert world.outcomes("b")["compared"] == len(texts) + 1
+    world.shadow_.forget("a", 1)  # the version that its texts were answered by
+    assert not [
+        sample
+        for metric in world.registry.collect()
+        for sample in metric.samples
+        if sample.labels.get("encoder") == "a"
+    ]
