@@ -74,7 +74,7 @@ class Repository:
         self._changed = changed
         self._newest = newest
         self._trials = trials or Trials({}, {})
-        self._misconfigured: list[str] = []
+        self._misconfigured: dict[tuple[str, int], str] = {}
         self._stand_ins: dict[Encoder, tuple[Encoder, Route]] = {}
         self._entries: dict[tuple[str, int], Entry] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -169,9 +169,15 @@ class Repository:
         return self._trials.shares(encoder.name, encoder.version, self._versions(encoder.name))
 
     def _versions(self, name: str) -> list[int]:
-        """The versions of an encoder that are served, or about to be."""
-        states = ("LOADING", "READY")
-        return [key[1] for key, entry in self._entries.items() if key[0] == name and entry.state in states]
+        """The versions of an encoder that are served; until there is one, those that are about to be.
+
+        One that loads beside them takes nobody's trial over before it is there: it may never be.
+        """
+        entries = [entry for key, entry in self._entries.items() if key[0] == name]
+        ready, loading = (
+            [entry.version for entry in entries if entry.state == state] for state in ("READY", "LOADING")
+        )
+        return ready or loading
 
     def stand_in(self, encoder: Encoder) -> tuple[Encoder, Route] | None:
         """The variant that stands in for an encoder in a brownout, and its way into the encoder's space."""
@@ -200,7 +206,7 @@ class Repository:
         for name in sorted({name for name, _ in found} | set(adapters.encoders(self.path))):
             await self.load(name)
         if self._misconfigured:
-            raise ConfigError("\n".join(self._misconfigured))
+            raise ConfigError("\n".join(self._misconfigured.values()))
         for name in sorted(self._opener.settings.keys() - {name for name, _ in found}):
             log.warning("[encoders.%s] is configured, and the repository has no such encoder", name)
 
@@ -288,7 +294,7 @@ class Repository:
         except TrimtabError as error:
             log.error("%s: %s", path, error)
             if isinstance(error, ConfigError):
-                self._misconfigured.append(f"{entry.name}/{entry.version}: {error}")
+                self._misconfigured[entry.name, entry.version] = f"{entry.name}/{entry.version}: {error}"
             self._put(replace(entry, state="UNAVAILABLE", reason=str(error)))
         except Exception as error:
             log.exception("%s cannot be loaded", path)

@@ -1,0 +1,78 @@
+"""Which version answers what names none, while others come."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.errors import BundleError
+from trimtab_server.config import Trial
+from trimtab_server.encoders.repository import Repository
+from trimtab_server.encoders.trials import Trials
+
+
+@dataclass(eq=False)
+class Version:
+    """As much of an encoder as the repository looks at."""
+
+    name: str
+    version: int
+    manifest: Any = None
+    brownout: Any = None
+    states_width: int = 0
+
+    def graphs(self) -> tuple["Version", ...]:
+        return ()
+
+
+class World:
+    """Opener and adapters in one: version 3 is loaded until `fails`, and then cannot be."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+        self.loading, self.fails = asyncio.Event(), asyncio.Event()
+
+    async def open(self, name: str, version: int, path: Path) -> Any:
+        if version == 3:
+            self.loading.set()
+            await self.fails.wait()
+            raise BundleError("it is broken")
+        return Version(name, version)
+
+    def read(self, *of: object) -> tuple[()]:
+        return ()
+
+    of = read
+
+    def put(self, *of: object) -> None:
+        pass
+
+    publish = put
+
+    def wants_states(self, manifest: object) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("version", ["newest", 2])
+async def test_a_version_is_on_trial_until_a_newer_one_is_there(tmp_path: Path, version: Any) -> None:
+    for number in (1, 2):
+        (tmp_path / "a" / str(number)).mkdir(parents=True)
+    world: Any = World()
+    trials = Trials({"a": Trial(version=version, share=1.0)}, {})
+    repository = Repository(tmp_path, world, world, lambda entry: None, trials=trials)
+    await repository.load_all()
+
+    def answer() -> tuple[int, int | None]:
+        canary = repository.canary("a", "", "text")
+        return repository.find("a").version, canary and canary.version
+
+    assert answer() == (1, 2)
+    (tmp_path / "a" / "3").mkdir()
+    load = asyncio.create_task(repository.load("a"))
+    await world.loading.wait()
+    assert answer() == (1, 2)
+    world.fails.set()
+    await load
+    assert answer() == (1, 2)
