@@ -136,8 +136,8 @@ class Metrics:
         )  # fmt: skip
         self._canary = Counter(
             "trimtab_canary_requests",
-            "Requests that fell to a canary's share: given to it, or kept, because it has no way into the "
-            "space of the version that answers them",
+            "Requests that fell to a canary's share: given to it, or kept, because no bridge leads from it "
+            "into the space of the version that answers them",
             ("encoder", "version", "outcome"), registry=registry,
         )  # fmt: skip
         self._in_flight = Gauge(
@@ -364,7 +364,7 @@ class Metrics:
         Its series end: a server whose versions come and go would otherwise grow with each of them.
         """
         for kept in (self._by_request, self._by_device):
-            for key in [key for key in kept if key[:2] == (encoder, version)]:
+            for key in [key for key in list(kept) if key[:2] == (encoder, version)]:  # workers add to it
                 del kept[key]
         self.statistics.pop((encoder, version), None)
         for metric in self._of_versions:
