@@ -140,7 +140,7 @@ class Pipeline:
 
         Nobody who asked for no other version is answered in another space: where the canary has one of its
         own, it gets queries alone, and those through an adapter into the space of the version that would
-        have answered.
+        have answered, which was judged a bridge: they will not score candidates again, as a cascade needs.
         """
         if request.version or request.spaces or request.variant or request.layers or not request.texts:
             return request
@@ -158,8 +158,10 @@ class Pipeline:
             if space == canary.manifest.space:
                 return replace(request, version=version)
             asked = replace(request, version=version, spaces=(space,))
-            self._routes(canary, asked)
+            (route,) = self._routes(canary, asked)
         except TrimtabError:  # there is no way into that space, or not for such vectors
+            return None
+        if any(hop.manifest.verdict != "bridge" for hop in route.hops):
             return None
         # What is too long for the canary need not be for the other.
         return asked if request.role == "query" and request.truncate != "none" else None

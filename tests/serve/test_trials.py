@@ -10,6 +10,7 @@ import trimtab
 from tests import adapters_made as made
 from tests.serve.server_process import NAME, ServerProcess, serve
 from tests.texts import distinct
+from trimtab import adapter as adapters
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.encoders.trials import falls_to
@@ -24,7 +25,7 @@ share = 1.0
 
 
 @pytest.fixture(scope="module")
-def server(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def repository(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 2 is version 1 turned: a space of its own with the same neighbours. An adapter leads back."""
     repository = tmp_path_factory.mktemp("trials")
     old = made.copied(minilm_repository / NAME / "1", repository)
@@ -32,6 +33,11 @@ def server(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
     new = made.turned(old, repository, NAME, turn, version=2)
     ends = (made.end(new.manifest), made.end(old.manifest))
     made.adapter(repository, "back", *ends, made.linear(np.ascontiguousarray(turn.T)))
+    return repository
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with serve(repository, tmp_path_factory.mktemp("config"), CONFIG) as running:
         yield running
 
@@ -93,3 +99,23 @@ def test_the_shadow_is_compared_with_what_was_answered(server: ServerProcess) ->
     assert counts[f"{overlap}_sum{labels}"] > 0.98 * counts[f"{overlap}_count{labels}"]
     assert counts[f"{cosine}_sum{labels}"] < 0.5 * counts[f"{cosine}_count{labels}"]
     assert counts[f"trimtab_shadow_seconds_sum{labels}"] > 0
+
+
+def test_queries_of_callers_who_know_nothing_of_it_pass_no_cascade(
+    server: ServerProcess, repository: Path
+) -> None:
+    import grpc
+    from tritonclient.grpc import InferenceServerClient
+
+    manifest = repository / NAME / adapters.FOLDER / "back" / adapters.MANIFEST
+    before = manifest.read_bytes()
+    text = next(text for text in distinct(20, 5) if falls_to(0.5, "", text))
+    with grpc.insecure_channel(server.url) as channel, InferenceServerClient(server.url) as triton:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        space = answer(stub, text).embeddings[0].space
+        for content, version in ((before.replace(b'"bridge"', b'"cascade"'), "1"), (before, "2")):
+            manifest.write_bytes(content)
+            triton.load_model(NAME)
+            assert answer(stub, text, role=pb.ROLE_QUERY).version == version
+            asked = answer(stub, text, role=pb.ROLE_QUERY, version="2", spaces=[space])
+            assert list(asked.embeddings[0].adapters) == [f"{NAME}/back"]
