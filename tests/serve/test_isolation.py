@@ -221,6 +221,19 @@ async def test_a_process_that_holds_too_much_is_replaced_between_runs(minilm_rep
         assert rig.metric("trimtab_device_restarts_total", device="one:0") == 1
 
 
+async def test_a_session_that_a_process_left_behind_is_opened_anew(minilm_repository: Path) -> None:
+    """As where a model was loaded just before its process ended, and noted just after the next one began."""
+    async with faulty(minilm_repository, "one") as (rig, client):
+        assert rig.app is not None
+        (device,) = rig.app._engine._workers._devices
+        (before,) = device._sessions.items()
+        device.home.end()
+        await rig.until(lambda: rig.metric("trimtab_device_restarts_total", device="one:0") == 1)
+        await rig.until_up("one:0", True)
+        device._sessions.update([before])
+        await asyncio.gather(client.embed("one", "two"), client.embed("three"))
+
+
 async def test_an_encoder_that_ends_whoever_loads_it_is_refused_alone(
     minilm_repository: Path, tmp_path: Path
 ) -> None:

@@ -237,7 +237,8 @@ class Workers:
                 device.home.end()
         self._metrics.batch(batch, device.name, seconds)
         with self._lock:
-            if device.home.lost:
+            # A session may be of the process before, if it was opened as that ended: a probe finds it.
+            if device.home.lost or _is_lost(outcome):
                 self._fleet.lost(device.name, time.monotonic())
             if not self._fleet.land(flight):
                 return
