@@ -33,7 +33,6 @@ from trimtab_server.devices.devices import Device, Home, InThreads, Open, open_o
 from trimtab_server.devices.places import Place, parse
 from trimtab_server.devices.process import PROGRAM, InProcess
 from trimtab_server.encoders.brownout import Brownout
-from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.encoders.opening import Opener
 from trimtab_server.encoders.polling import Poller
 from trimtab_server.encoders.repository import Entry, Repository
@@ -232,14 +231,10 @@ class App:
             if not entry.retired:
                 self._metrics.ready(entry.name, entry.version, serving)
             if entry.encoder is not None and entry.encoder.brownout is not None:
-                on = partial(self._browned_out, entry.encoder, entry.encoder.brownout)
+                on = partial(_browned_out, entry.encoder.brownout)
                 self._metrics.watch_brownout(entry.name, entry.version, on)
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)
-
-    def _browned_out(self, encoder: Encoder, brownout: Brownout) -> bool:
-        queue_seconds = self._engine.queue_seconds(encoder.model, "", "interactive")
-        return brownout.lasts(queue_seconds, time.monotonic())
 
     def _boundaries(self, unread: Unread) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
@@ -298,6 +293,10 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
             await stopping.wait()
     finally:
         await app.stop()
+
+
+def _browned_out(brownout: Brownout) -> bool:
+    return brownout.lasts(time.monotonic())
 
 
 def _signers(keys: Path | None) -> Signers | None:

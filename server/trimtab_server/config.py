@@ -165,7 +165,8 @@ class Signatures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Brownout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a cheaper variant stands in for its encoder, and how much of its retrieval that must keep.
 
-    From a predicted queue of more than `above_seconds` on, until it has been half as long for `calm_seconds`.
+    From a predicted queue of more than `above_seconds` on, until it has been half as long for `calm_seconds`;
+    for each tenant by itself.
     """
 
     variant: str

@@ -300,7 +300,7 @@ class Pipeline:
         if encoder.brownout is None:
             return None
         queue_seconds = self._engine.queue_seconds(encoder.model, request.tenant, "interactive")
-        if not encoder.brownout.look(queue_seconds, time.monotonic()):
+        if not encoder.brownout.look(queue_seconds, time.monotonic(), request.tenant):
             return None
         measured = (
             request.role == "query"

@@ -54,12 +54,23 @@ def test_after_a_silence_the_first_look_ends_it() -> None:
 
 def test_who_asks_whether_it_lasts_changes_nothing() -> None:
     it = Brownout(SETTINGS)
-    assert not it.lasts(1.0, 1.0) and not it.look(0.0, 1.0)
+    assert not it.lasts(1.0) and not it.look(0.0, 1.0)
     it.look(1.0, 2.0)
-    assert [it.lasts(queue, now) for queue, now in [(0, 6.9), (0, 7), (0.11, 7), (0, 2)]] == [
-        True, False, True, True
-    ]  # fmt: skip
+    assert [it.lasts(now) for now in (6.9, 7, 2)] == [True, False, True]
     assert it.look(0.0, 6.9) and not it.look(0.0, 7.0)
+
+
+def test_a_flood_of_one_tenant_is_no_brownout_for_the_others() -> None:
+    it = Brownout(SETTINGS)
+    assert it.look(1.0, 0.0, "flood") and not it.look(0.19, 0.1, "quiet")
+    assert it.look(0.0, 0.2, "flood") and not it.look(0.0, 0.3, "quiet")
+
+
+def test_tenants_who_come_once_are_forgotten() -> None:
+    it = Brownout(SETTINGS)
+    for number in range(1000):
+        assert it.look(1.0, number / 10, f"tenant {number}")
+    assert len(it._long) <= 10 * SETTINGS.calm_seconds
 
 
 @given(

@@ -17,34 +17,40 @@ from trimtab_server.spaces.adapters import Loaded, Route, own
 
 # A queue is short again below this share of what began the brownout.
 SHORT = 0.5
+# However short the calm is, a brownout can be seen for so many seconds.
+LATELY = 1.0
 
 
 class Brownout:
-    """Whether an encoder is in a brownout, by how long its queue is; not thread-safe.
+    """Which tenants an encoder answers in a brownout, by how long the queue is for each; not thread-safe.
 
     One begins when the queue is longer than `above_seconds`, and ends when it has been shorter than half of
-    that for `calm_seconds`: what the stand-in saves would otherwise end it at once, and begin it again.
+    that for `calm_seconds`: what the stand-in saves would otherwise end it at once, and begin it again. One
+    tenant's flood is no brownout for those who need not wait.
     """
 
     def __init__(self, settings: config.Brownout) -> None:
         self.settings = settings
-        self.on = False
-        self._long = float("-inf")  # when the queue was last seen not to be short
+        self._long: dict[str, float] = {}  # the tenants in one: when the queue was last seen not to be short
 
-    def look(self, queue_seconds: float, now: float) -> bool:
-        """The queue is so long now, on any monotonic clock; whether there is a brownout."""
-        self.on = queue_seconds > self.settings.above_seconds or self.lasts(queue_seconds, now)
-        if self._is_long(queue_seconds):
-            self._long = now
-        return self.on
+    def look(self, queue_seconds: float, now: float, tenant: str = "") -> bool:
+        """For a tenant the queue is so long now, on any monotonic clock; whether it has a brownout."""
+        above, calm = self.settings.above_seconds, self.settings.calm_seconds
+        if tenant in self._long:
+            if queue_seconds > SHORT * above:
+                self._long[tenant] = now
+            elif now - self._long[tenant] >= calm:
+                del self._long[tenant]
+        elif queue_seconds > above:
+            # Those who ask no more would stay for ever.
+            self._long = {each: at for each, at in self._long.items() if now - at < calm}
+            self._long[tenant] = now
+        return tenant in self._long
 
-    def lasts(self, queue_seconds: float, now: float) -> bool:
-        """Whether one that has begun goes on. It changes nothing: any thread may ask."""
-        calm = now - self._long >= self.settings.calm_seconds
-        return self.on and (self._is_long(queue_seconds) or not calm)
-
-    def _is_long(self, queue_seconds: float) -> bool:
-        return queue_seconds > SHORT * self.settings.above_seconds
+    def lasts(self, now: float) -> bool:
+        """Whether there is one for anybody. It changes nothing: any thread may ask."""
+        lately = max(self.settings.calm_seconds, LATELY)
+        return any(now - at < lately for at in list(self._long.values()))
 
 
 def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) -> Route:

@@ -115,7 +115,7 @@ class Metrics:
             ("encoder", "version", "variant"), registry=registry,
         )  # fmt: skip
         self._brownout = Gauge(
-            "trimtab_brownout", "1 while a cheaper variant stands in for an encoder",
+            "trimtab_brownout", "1 while a cheaper variant stands in for an encoder, for any tenant",
             ("encoder", "version"), registry=registry,
         )  # fmt: skip
         self._failures = Counter(
