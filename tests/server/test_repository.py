@@ -55,6 +55,18 @@ class World:
         return False
 
 
+async def test_trials_of_encoders_that_are_not_there_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a" / "1").mkdir(parents=True)
+    world: Any = World()
+    trial = Trial(share=1.0)
+    trials = Trials({"a": trial, "mistyped": trial}, {"another": trial})
+    await Repository(tmp_path, world, world, lambda entry: None, trials=trials).load_all()
+    told = [line for line in caplog.text.splitlines() if "no such encoder" in line]
+    assert len(told) == 2 and "[canary.mistyped]" in told[0] and "[shadow.another]" in told[1]
+
+
 @pytest.mark.parametrize("version", ["newest", 2])
 async def test_a_version_is_on_trial_until_a_newer_one_is_there(tmp_path: Path, version: Any) -> None:
     for number in (1, 2):

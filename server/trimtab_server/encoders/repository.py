@@ -207,8 +207,9 @@ class Repository:
             await self.load(name)
         if self._misconfigured:
             raise ConfigError("\n".join(self._misconfigured.values()))
-        for name in sorted(self._opener.settings.keys() - {name for name, _ in found}):
-            log.warning("[encoders.%s] is configured, and the repository has no such encoder", name)
+        for table, names in {"encoders": set(self._opener.settings), **self._trials.configured}.items():
+            for name in sorted(names - {name for name, _ in found}):
+                log.warning("[%s.%s] is configured, and the repository has no such encoder", table, name)
 
     async def load(self, name: str) -> None:
         """Bring an encoder in step with the disk: load new versions and adapters, unload those that are gone.

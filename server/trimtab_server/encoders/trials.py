@@ -21,6 +21,11 @@ class Trials:
     def __bool__(self) -> bool:
         return bool(self._canaries or self._shadows)
 
+    @property
+    def configured(self) -> dict[str, set[str]]:
+        """The encoders of each table of the configuration."""
+        return {"canary": set(self._canaries), "shadow": set(self._shadows)}
+
     def versions(self, name: str, served: Sequence[int]) -> set[int]:
         """Which of the served versions are on trial: they answer no request that was not given to them.
 
