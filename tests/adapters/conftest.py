@@ -1,6 +1,7 @@
 """A real encoder, and others made of its vectors, so that one pass over the texts serves all tests."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from trimtab import bundle as bundles
 from trimtab_export import docstrings
-from trimtab_export.adapters import checks
+from trimtab_export.adapters import checks, climb
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
 from trimtab_export.adapters.fit import Read
 from trimtab_export.adapters.inputs import Pair, Query
@@ -34,6 +35,15 @@ def few_prompted() -> Iterator[None]:
     """Enough pairs to try prompts on, and no more: each prompt embeds them again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "PROMPTED", 60)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_epochs() -> Iterator[None]:
+    """The trained rungs take their part, and no test's word hangs on how long they were trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLP", "INNER"):
+            patch.setattr(climb, name, replace(getattr(climb, name), epochs=3))
         yield
 
 
