@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from bench import data
+from bench import data, draw_export
 from bench.processes import ROOT
 from trimtab import bundle as bundles
 from trimtab.bundle import Passes
@@ -43,6 +43,7 @@ from trimtab_export.variants.fidelity import typical
 from trimtab_export.variants.selection import Wanted
 
 HISTORY = ROOT / "bench" / "history" / "export.jsonl"
+PICTURE = ROOT / "docs" / "variants.png"
 WORK = ROOT / "bench" / ".data" / "export"
 PAIRS, QUICK_PAIRS = 12_000, 400
 CHARACTERS = 400
@@ -114,6 +115,7 @@ def main() -> int:
     if not options.quick:
         with HISTORY.open("a") as history:
             history.write(json.dumps(record) + "\n")
+        draw_export.draw(str(record["encoder"]), record["variants"], PICTURE)
     shutil.rmtree(work)
     return 0
 
