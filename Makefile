@@ -2,8 +2,8 @@
 PYTHON ?= python3
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
-# Processes that the tests run in.
-JOBS ?= 2
+# Processes that the tests run in; they wait for each other's servers more than for the processor.
+JOBS ?= 3
 
 BIN := .venv/bin
 INSTALLED := .venv/installed

@@ -17,7 +17,7 @@ from trimtab_export.adapters.inputs import Pair, Query
 from trimtab_export.adapters.metrics import unit
 
 TURN = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
-PAIRS, OTHERS = 700, 800
+PAIRS, OTHERS = 500, 600
 LONGEST = 150  # characters of a document: each test embeds them
 
 
@@ -100,7 +100,7 @@ def shallow(minilm: Encoder, cache: Path) -> Encoder:
 
 @pytest.fixture(scope="session")
 def found() -> Read:
-    """Docstrings: 700 pairs, and as many documents and queries more to learn from."""
+    """Docstrings: 500 pairs, and as many documents and queries more to learn from."""
     rows = docstrings.pairs(LONGEST)[: PAIRS + OTHERS]
     return Read(
         texts=[document for _, document in rows],
