@@ -65,7 +65,7 @@ def test_depth_and_width(
 
     got = vectors(bundle, early.files[0])
     assert got.shape == whole.shape
-    # Training the tiny tokenizer breaks ties at random, so the figure differs from run to run; unfitted it is 0.
+    # Training the tiny tokenizer breaks ties at random, so the figure differs from run to run.
     assert (got * whole).sum(axis=1).mean() > 0.5, "its head was fitted to the whole encoder"
     norms = lambda variant: sum(  # noqa: E731
         node.op_type == "LayerNormalization"
