@@ -1,0 +1,193 @@
+"""KServe's inference messages, from and to the pipeline's: parameters and tensors, each checked.
+
+Texts come in as `text`, BYTES (n,) or (n, 1); `embeddings` (n, d) and `token_count` (n, 1) go out, always
+as raw_output_contents.
+"""
+
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+
+from trimtab.errors import InvalidArgument
+from trimtab.vectors import DTYPES, STORAGE, check_dtype
+from trimtab_server.pipeline import EmbedRequest, EmbedResult, Role
+from trimtab_server.tokenization import Truncate
+
+TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
+DIGITS = 18  # of a whole number that comes as a string
+OUTPUTS = ("embeddings", "token_count")
+PARAMETERS = (
+    "input_type", "truncate", "dimensions", "embedding_type", "timeout", "priority", "space", "group",
+    "variant", "layers", "allow_brownout",
+)  # fmt: skip
+
+
+class Parameters:
+    """A request's parameters, typed; one that is not known is refused."""
+
+    def __init__(self, parameters: Any) -> None:
+        self._values: dict[str, Any] = {}
+        for name, value in parameters.items():
+            if name == "triton_enable_empty_final_response":  # a stream's own; see ModelStreamInfer
+                continue
+            if name not in PARAMETERS:
+                raise InvalidArgument(
+                    f"parameter {name!r} is not known; this server takes {', '.join(PARAMETERS)}"
+                )
+            kind = value.WhichOneof("parameter_choice")
+            self._values[name] = getattr(value, kind) if kind else None
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> Any:
+        """A string out of `choices`, in either case; None where it is absent."""
+        if name not in self._values:
+            return None
+        value = self._values[name]
+        if not isinstance(value, str) or value.lower() not in choices:
+            raise InvalidArgument(f"parameter {name} is {value!r}; choose one of {', '.join(choices)}")
+        return value.lower()
+
+    def string(self, name: str) -> str:
+        """Any string; "" where it is absent."""
+        value = self._values.get(name, "")
+        if not isinstance(value, str):
+            raise InvalidArgument(f"parameter {name} is {value!r}; it must be a string")
+        return value
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """True or false; the default where it is absent."""
+        value = self._values.get(name, default)
+        if not isinstance(value, bool):
+            raise InvalidArgument(f"parameter {name} is {value!r}; it must be true or false")
+        return value
+
+    def integer(self, name: str) -> int:
+        """A whole number from 1, also as a string; 0 where it is absent."""
+        if name not in self._values:
+            return 0
+        value = self._values[name]
+        if isinstance(value, str) and value.isdecimal() and len(value) <= DIGITS:
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidArgument(f"parameter {name} is {value!r}; it must be a whole number from 1")
+        return value
+
+
+def parse(request: Any, deadline: float | None, tenant: str) -> EmbedRequest:
+    """A ModelInferRequest as the pipeline takes it; InvalidArgument names what is wrong with it."""
+    parameters = Parameters(request.parameters)
+    _wanted(request)
+    timeout = parameters.integer("timeout")  # microseconds, as Triton's
+    space = parameters.string("space")
+    own = time.monotonic() + timeout / 1e6 if timeout else None
+    return EmbedRequest(
+        encoder=request.model_name,
+        version=request.model_version,
+        texts=_texts(request),
+        role=parameters.choice("input_type", get_args(Role)),
+        truncate=parameters.choice("truncate", get_args(Truncate)) or "end",
+        dimensions=parameters.integer("dimensions"),
+        dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
+        deadline=min((each for each in (deadline, own) if each is not None), default=None),
+        tenant=tenant,
+        # Triton's priorities: 1 is the highest, and what is left out is the default.
+        priority="bulk" if parameters.integer("priority") > 1 else "interactive",
+        spaces=(space,) if space else (),
+        group=parameters.string("group"),
+        variant=parameters.string("variant"),
+        layers=parameters.integer("layers"),
+        refuse_brownout=not parameters.boolean("allow_brownout", True),
+    )
+
+
+def _texts(request: Any) -> list[str]:
+    """The request's texts; InvalidArgument names what is wrong with which tensor or element."""
+    if len(request.inputs) != 1 or request.inputs[0].name != "text":
+        names = ", ".join(repr(tensor.name) for tensor in request.inputs) or "none"
+        raise InvalidArgument(f"the request has the inputs {names}; this encoder takes one, 'text'")
+    tensor = request.inputs[0]
+    if tensor.datatype != "BYTES":
+        raise InvalidArgument(f"input 'text' is {tensor.datatype}; it must be BYTES")
+    for name in tensor.parameters:
+        if name == "binary_data_size":  # KServe's client repeats what the content itself tells
+            continue
+        raise InvalidArgument(f"input parameter {name!r} is not supported: send the texts in the request")
+    shape = list(tensor.shape)
+    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or shape[0] < 0:
+        raise InvalidArgument(f"input 'text' has the shape {shape}; it must be [n] or [n, 1]")
+    if request.raw_input_contents:
+        if len(request.raw_input_contents) != 1:
+            raise InvalidArgument(
+                f"raw_input_contents has {len(request.raw_input_contents)} entries for one input"
+            )
+        elements = list(_elements(request.raw_input_contents[0]))
+    else:
+        elements = list(tensor.contents.bytes_contents)
+    if len(elements) != shape[0]:
+        raise InvalidArgument(f"input 'text' has {len(elements)} elements, its shape {shape} says {shape[0]}")
+    return [_decode(element, row) for row, element in enumerate(elements)]
+
+
+def _elements(data: bytes) -> Iterator[bytes]:
+    """The elements of a raw BYTES tensor: each with its length before it, four bytes little-endian."""
+    position, row = 0, 0
+    while position < len(data):
+        start = position + 4
+        end = start + struct.unpack_from("<I", data, position)[0] if start <= len(data) else -1
+        if not start <= end <= len(data):
+            raise InvalidArgument(f"input 'text': element {row} is cut off at byte {len(data)} of the tensor")
+        yield data[start:end]
+        position, row = end, row + 1
+
+
+def _decode(element: bytes, row: int) -> str:
+    try:
+        return element.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"text[{row}] is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _wanted(request: Any) -> list[str]:
+    """The names of the outputs asked for; all where none is named."""
+    if len(request.outputs) > len({output.name for output in request.outputs}):
+        # Each would be a copy of all vectors: a message of megabytes could ask for terabytes.
+        raise InvalidArgument("an output is named twice: name each of them once")
+    for output in request.outputs:
+        if output.name not in OUTPUTS:
+            raise InvalidArgument(f"output {output.name!r} is not known; there are {', '.join(OUTPUTS)}")
+        if output.parameters:
+            name = next(iter(output.parameters))
+            raise InvalidArgument(f"output parameter {name!r} is not supported")
+    return [output.name for output in request.outputs] or list(OUTPUTS)
+
+
+def respond(request: Any, result: EmbedResult) -> Any:
+    """The ModelInferResponse with the outputs that the request wanted."""
+    ((route, output),) = result.outputs
+    tensors = {
+        "embeddings": (TRITON_DTYPE[output.dtype], output.matrix.astype(STORAGE[output.dtype], copy=False)),
+        "token_count": ("INT32", np.array(result.token_counts, "<i4")[:, None]),
+    }
+    response = pb.ModelInferResponse(
+        id=request.id,
+        model_name=result.encoder.name,
+        model_version=str(result.encoder.version),
+    )
+    for name in _wanted(request):
+        datatype, array = tensors[name]
+        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        response.raw_output_contents.append(array.tobytes())
+    response.parameters["space"].string_param = route.space
+    response.parameters["variant"].string_param = result.encoder.variant.name
+    if result.browned_out:
+        response.parameters["browned_out"].bool_param = True
+    if route.hops:
+        response.parameters["adapters"].string_param = ",".join(route.names)
+    if output.dtype == "int8":
+        response.parameters["scale"].double_param = output.scale
+    for stage in ("tokenize", "queue", "compute", "output"):
+        response.parameters[f"{stage}_ns"].int64_param = round(getattr(result.times, stage) * 1e9)
+    return response
