@@ -109,21 +109,7 @@ def to_int8(graph: Path, batches: Iterable[Tokens], folder: Path) -> tuple[Path,
 
     Raises ExportError where the graph has no linear layers, or one of them reads values that are not finite.
     """
-    measured = ranges(graph, batches)
-    model = onnx.load(str(graph))
-    layers = linears(model.graph)
-    if not layers:
-        raise ExportError(f"{graph.name} has no MatMul with constant weights: there is nothing to quantise")
-    if bad := sorted(name for name, ends in measured.items() if not np.isfinite(ends).all()):
-        raise ExportError(
-            f"{graph.name} computes values that are not finite ({bad[0]}): its weights are broken"
-        )
-    writer = _Writer(model)
-    writer.replace(
-        {linear.product.output[0]: linear for linear in layers},
-        lambda linear: writer.integer(linear, measured[linear.input]),
-    )
-    return save(model, folder / GRAPH)
+    return _rewritten(graph, batches, folder, _Writer.integer)
 
 
 class _Writer:
@@ -176,11 +162,13 @@ class _Writer:
         ]
         return [*nodes, helper.make_node("MatMulIntegerToFloat", inputs, [linear.output], domain=CONTRIB)]
 
-    def explicit(self, linear: Linear, most: float) -> list[Any]:
+    def explicit(self, linear: Linear, ends: tuple[float, float]) -> list[Any]:
         """A product of dequantised tensors; before the first one of an input, its Q and DQ."""
         nodes = []
         if linear.input not in self._quantised:
-            scale = self._constant(f"{linear.input}/scale", np.float32(max(most, 1e-8) / MOST_SIGNED))
+            scale = self._constant(
+                f"{linear.input}/scale", np.float32(max(*map(abs, ends), 1e-8) / MOST_SIGNED)
+            )
             zero = self._constant(f"{linear.input}/zero", np.int8(0))
             names = (f"{PREFIX}/{linear.input}", scale, zero)
             nodes.append(helper.make_node("QuantizeLinear", [linear.input, *names[1:]], [names[0]]))
@@ -252,6 +240,16 @@ def to_qdq(graph: Path, batches: Iterable[Tokens], folder: Path) -> tuple[Path, 
     That is how TensorRT reads int8: symmetric, one scale for the input, one for each output of the weights.
     On a CPU it is slower than `to_int8`.
     """
+    return _rewritten(graph, batches, folder, _Writer.explicit)
+
+
+def _rewritten(
+    graph: Path,
+    batches: Iterable[Tokens],
+    folder: Path,
+    write: Callable[[_Writer, Linear, tuple[float, float]], list[Any]],
+) -> tuple[Path, ...]:
+    """The graph with each linear layer as `write` has it, given the measured range of the layer's input."""
     measured = ranges(graph, batches)
     model = onnx.load(str(graph))
     layers = linears(model.graph)
@@ -264,7 +262,7 @@ def to_qdq(graph: Path, batches: Iterable[Tokens], folder: Path) -> tuple[Path, 
     writer = _Writer(model)
     writer.replace(
         {linear.product.output[0]: linear for linear in layers},
-        lambda linear: writer.explicit(linear, max(map(abs, measured[linear.input]))),
+        lambda linear: write(writer, linear, measured[linear.input]),
     )
     return save(model, folder / GRAPH)
 
