@@ -26,7 +26,7 @@ check: $(INSTALLED)  ## the same, without the set-up
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0
 
 protos: $(INSTALLED)  ## regenerate the stubs of protos/ in client/
 	$(BIN)/python protos/generate.py client
