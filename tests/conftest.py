@@ -48,7 +48,7 @@ def export_minilm(minilm_source: Path, repository: Path) -> None:
     command = [sys.executable, "-c", code, str(minilm_source), str(partial)]
     # Threads that wait for each other in turns are many times slower beside a busy neighbour.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     partial.rename(repository)
 

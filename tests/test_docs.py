@@ -78,7 +78,7 @@ def test_snippet(
         command = [sys.executable, "-W", "error", "-c", text]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=240,
         env={**os.environ, "PATH": path, "ENCODER": str(minilm_source)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -26,11 +26,11 @@ class Sync:
     """Each call opens a Client, and closes it."""
 
     def call(self, url: str, method: str, *args: Any, tls: Any = False, **options: Any) -> Any:
-        with trimtab.Client(url, tls=tls, timeout=20, metadata={"authorization": "Bearer x"}) as client:
+        with trimtab.Client(url, tls=tls, timeout=100, metadata={"authorization": "Bearer x"}) as client:
             return getattr(client, method)(*args, **options)
 
     def stream(self, url: str, texts: Any, **options: Any) -> list[Any]:
-        with trimtab.Client(url, timeout=20) as client:
+        with trimtab.Client(url, timeout=100) as client:
             return list(client.embed_stream(texts, **options))
 
 
@@ -40,14 +40,14 @@ class Async:
     def call(self, url: str, method: str, *args: Any, tls: Any = False, **options: Any) -> Any:
         async def run() -> Any:
             metadata = {"authorization": "Bearer x"}
-            async with trimtab.AsyncClient(url, tls=tls, timeout=20, metadata=metadata) as client:
+            async with trimtab.AsyncClient(url, tls=tls, timeout=100, metadata=metadata) as client:
                 return await getattr(client, method)(*args, **options)
 
         return asyncio.run(run())
 
     def stream(self, url: str, texts: Any, **options: Any) -> list[Any]:
         async def run() -> list[Any]:
-            async with trimtab.AsyncClient(url, timeout=20) as client:
+            async with trimtab.AsyncClient(url, timeout=100) as client:
                 return [vector async for vector in client.embed_stream(texts, **options)]
 
         return asyncio.run(run())

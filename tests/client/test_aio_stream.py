@@ -15,7 +15,7 @@ from tests.client.fake_server import DIMENSIONS, FakeServer, vector, vectors
 
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[trimtab.AsyncClient]:
-    async with trimtab.AsyncClient(url, timeout=20) as client:
+    async with trimtab.AsyncClient(url, timeout=100) as client:
         yield client
 
 
@@ -24,7 +24,7 @@ def tasks() -> list[str]:
 
 
 async def ended(server: FakeServer) -> str:
-    return await asyncio.to_thread(server.ended.get, timeout=5)
+    return await asyncio.to_thread(server.ended.get, timeout=60)
 
 
 async def test_async_texts_leave_at_once(client: trimtab.AsyncClient) -> None:

@@ -52,7 +52,7 @@ def test_tls_with_credentials_of_grpc(either: Either, secure_url: str, roots: Pa
 
 def test_tls_refuses_an_authority_it_does_not_know(secure_url: str) -> None:
     with trimtab.Client(secure_url, tls=True) as client, pytest.raises(trimtab.Unavailable):
-        client.encoder(timeout=20)
+        client.encoder(timeout=100)
 
 
 def test_roots_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_each_line_of_standard_input_is_answered_at_once_and_an_interrupt_ends_i
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["row"] == index
         process.send_signal(signal.SIGINT)  # while its reader waits for the next line
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert errors == b""
 
@@ -202,7 +202,7 @@ def test_an_interrupt_keeps_every_row_and_says_so(
     partial = tmp_path / "out.npy.partial"
     until(lambda: partial.exists() and partial.stat().st_size > 60_000, 30)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=100)
     released.set()
     server.faults.gate = None
     assert process.returncode == 130

@@ -155,12 +155,12 @@ def test_on_ray(server: FakeServer, url: str, source: Path, tmp_path: Path) -> N
     folder = tmp_path / "out"
     command = [sys.executable, "-m", "trimtab.cli", "embed", "--url", url, str(source)]
     command += ["--output", f"{folder}/", "--block-rows", "100", "--ray"]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=240)
     assert np.array_equal(read(folder), vectors(many(1_000)))
     blocks(folder)[5].unlink()
     server.requests.clear()
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=240)
     assert sorted(server.texts()) == sorted(many(1_000)[500:600])
     write(source, [*many(999), "another"])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1 and "the texts from row 900 of the input on are not those" in done.stderr

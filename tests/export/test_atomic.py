@@ -46,7 +46,7 @@ def test_terminated(minilm_source: Path, tmp_path: Path) -> None:
     process = started(minilm_source, repository, until="[5/9]")
     assert (repository / "tiny" / ".1.partial" / "fp32" / "model.onnx").is_file()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode == 128 + signal.SIGTERM
     assert not repository.exists()
 
@@ -61,7 +61,7 @@ def test_another_at_the_same_time_and_killed(
             export(st_bert, repository=repository)
     finally:
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
     left = repository / "tiny" / ".1.partial"
     assert (left / "fp32" / "model.onnx").is_file()
     assert list(bundles.versions(repository)) == []

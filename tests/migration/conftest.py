@@ -23,7 +23,7 @@ def texts() -> list[str]:
 
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[trimtab.Client]:
-    with trimtab.Client(server.url) as opened:
+    with trimtab.Client(server.url, timeout=100) as opened:
         yield opened
 
 

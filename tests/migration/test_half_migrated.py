@@ -32,7 +32,7 @@ def world(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def client(world: World) -> Iterator[trimtab.Client]:
-    with trimtab.Client(world.url) as opened:
+    with trimtab.Client(world.url, timeout=100) as opened:
         yield opened
 
 
@@ -83,7 +83,7 @@ def test_every_stage(
             hits = exact.search(text, K)
             truth.check(text, hits)
             assert [hit.text for hit in hits] == [texts[int(hit.id)] for hit in hits]
-            found = calibrated.search(text, K, timeout=20)
+            found = calibrated.search(text, K, timeout=100)
             assert len({hit.id for hit in found}) == K
         documents = [Document(int(id), texts[id]) for id in moved]
         new.upsert(Rows(documents, vectors[moved]))
@@ -98,7 +98,7 @@ def test_for_asyncio(world: World, client: trimtab.Client, texts: list[str], tmp
          client.embed(texts[:half], encoder=world.new))  # fmt: skip
 
     async def search(**options: Any) -> list[list[Hit]]:
-        async with trimtab.AsyncClient(world.url) as client:
+        async with trimtab.AsyncClient(world.url, timeout=100) as client:
             search = trimtab.AsyncHalfMigrated(client, old=old, new=new, **options)
             return list(await asyncio.gather(*(search.search(text, K) for text in QUERIES)))
 

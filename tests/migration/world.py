@@ -60,7 +60,7 @@ def fill(
 def halves(world: World, folder: Path) -> None:
     """faiss:old with three documents in `folder`, and faiss:new with one of them."""
     texts = ["a trim tab cancels drift", "so nobody has to hold the wheel", "the cat sat on the mat"]
-    with trimtab.Client(world.url) as client:
+    with trimtab.Client(world.url, timeout=100) as client:
         for name, encoder, count in (("old", world.old, 3), ("new", world.new, 1)):
             vectors = client.embed(texts[:count], encoder=encoder)
             fill(f"faiss:{folder / name}", range(count), texts[:count], form_of(client, encoder), vectors)

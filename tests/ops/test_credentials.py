@@ -37,7 +37,7 @@ JSON = st.recursive(
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "trimtab.cli", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, input="a\n"
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment}, input="a\n"
     )
 
 

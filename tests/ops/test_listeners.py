@@ -23,12 +23,12 @@ def test_probes_need_no_tls(minilm_repository: Path, tmp_path: Path) -> None:
     with serve(minilm_repository, tmp_path, f'[server]\nhealth_address = "{probes}"\n{tls}'):
         with grpc.insecure_channel(probes) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
+            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status == SERVING
             with pytest.raises(grpc.RpcError) as caught:
-                stub.Check(health_pb2.HealthCheckRequest(service="nope"), timeout=10)
+                stub.Check(health_pb2.HealthCheckRequest(service="nope"), timeout=60)
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
             with pytest.raises(grpc.RpcError) as caught:
-                encoder_pb2_grpc.EncoderServiceStub(channel).Embed(pb.EmbedRequest(texts=["a"]), timeout=10)
+                encoder_pb2_grpc.EncoderServiceStub(channel).Embed(pb.EmbedRequest(texts=["a"]), timeout=60)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -47,7 +47,7 @@ async def test_connections_end_and_calls_of_one_are_bounded(minilm_repository: P
                 await health.Check(health_pb2.HealthCheckRequest(), timeout=0.2)
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             watches[0].cancel()
-            assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
+            assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=60)).status == SERVING
 
 
 def test_more_connections_than_allowed_are_closed_as_they_come(

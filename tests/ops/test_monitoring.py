@@ -28,7 +28,7 @@ Labels = dict[str, set[str]]
 @pytest.fixture(scope="module")
 def exported(server: ServerProcess) -> Labels:
     """The labels of every sample that the server exports, by its name."""
-    with trimtab.Client(server.url) as client:
+    with trimtab.Client(server.url, timeout=100) as client:
         client.embed(["a text"] * 3)
         with pytest.raises(trimtab.InvalidArgument):
             client.embed(["a text"], dimensions=10_000)

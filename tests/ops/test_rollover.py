@@ -40,7 +40,7 @@ async def test_no_call_fails_and_none_gets_anothers_vector(minilm_repository: Pa
     with ExitStack() as stack:
         replicas = [await asyncio.to_thread(start, 0, replica) for replica in (0, 1)]
         url = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
-        async with trimtab.AsyncClient(url) as client:
+        async with trimtab.AsyncClient(url, timeout=100) as client:
             expected = await client.embed(TEXTS)
             callers = [asyncio.create_task(call(client, expected, number)) for number in range(CALLERS)]
             for replica in (0, 1):

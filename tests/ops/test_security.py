@@ -94,7 +94,7 @@ def call(url: str, method: MethodDescriptor, authorization: str | None) -> tuple
     path = f"/{method.containing_service.full_name}/{method.name}"
     with grpc.insecure_channel(url) as channel:
         answers = channel.stream_stream(path)(
-            iter([message_for(method).SerializeToString()]), metadata=metadata, timeout=20
+            iter([message_for(method).SerializeToString()]), metadata=metadata, timeout=100
         )
         received = b""
         try:
@@ -163,7 +163,7 @@ def test_encoders_are_loaded_by_admins_at_their_own_port(guarded: Guarded) -> No
 
 def test_health_needs_no_credentials(guarded: Guarded) -> None:
     with grpc.insecure_channel(guarded.server.url) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -218,7 +218,7 @@ def test_a_link_out_of_the_repository_is_refused(minilm_repository: Path, tmp_pa
     (repository / "linked" / "2").symlink_to(outside / "linked" / "2")
     (repository / "inside").symlink_to(repository / NAME)  # not its own name, but no escape either
     with serve(repository, tmp_path) as server:
-        with trimtab.Client(server.url) as client:
+        with trimtab.Client(server.url, timeout=100) as client:
             assert [encoder.name for encoder in client.encoders()] == [NAME]
             for name in ("escaped", "linked"):
                 with pytest.raises(trimtab.FailedPrecondition, match="leads out of the repository"):

@@ -35,11 +35,11 @@ def test_a_server_that_asks_for_signatures(minilm_repository: Path, tmp_path: Pa
     adapters = repository / NAME / "adapters"
     command = [sys.executable, "-m", "trimtab.cli", "sign", "--key", str(private)]
     command += [str(made.v3.path), str(adapters / "to-turned")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout.count(".sig") == 2, done.stderr
     sign(made.v2.path, stranger)
     with serve(repository, tmp_path, f'[signatures]\nkeys = "{public}"\n') as server:
-        with trimtab.Client(server.url) as client:
+        with trimtab.Client(server.url, timeout=100) as client:
             assert [encoder.name for encoder in client.encoders()] == [NAME]
             for name, words in (("turned", "signed by nobody"), ("older", "is not signed")):
                 with pytest.raises(trimtab.FailedPrecondition, match=words):

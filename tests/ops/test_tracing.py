@@ -161,7 +161,10 @@ def test_without_a_share_of_its_own_the_server_sends_nothing_of_others(
     """share: of the calls that come without a traceparent. All spans are out when the server has ended."""
     seen = len(collector[0].spans)
     text = f'[tracing]\nendpoint = "{collector[1]}"\nshare = 1.0\n'
-    with serve(minilm_repository, tmp_path, text) as server, trimtab.Client(server.url) as client:
+    with (
+        serve(minilm_repository, tmp_path, text) as server,
+        trimtab.Client(server.url, timeout=100) as client,
+    ):
         stream = client.embed_stream(["a", "b"])
         assert len(list(stream)) == 2
         assert server.stop() == 0

@@ -22,7 +22,7 @@ from trimtab_server.devices.places import Place
 from trimtab_server.devices.process import PROGRAM
 
 # Long enough for any machine; only a test that fails waits for it.
-PATIENCE = 60.0
+PATIENCE = 150.0
 
 Behaviour = Callable[[str, Sequence[Ids]], None]
 

@@ -28,7 +28,7 @@ class ServerProcess:
 
     def scrape(self) -> str:
         """What Prometheus would read."""
-        with urllib.request.urlopen(self.metrics_url, timeout=10) as response:
+        with urllib.request.urlopen(self.metrics_url, timeout=60) as response:
             text: str = response.read().decode()
         return text
 
@@ -37,7 +37,7 @@ class ServerProcess:
         pairs = (line.rsplit(" ", 1) for line in self.scrape().splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
-    def stop(self, timeout: float = 60) -> int:
+    def stop(self, timeout: float = 120) -> int:
         """SIGTERM, and wait for the end; the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
@@ -74,7 +74,7 @@ def serve(repository: Path, folder: Path, config: str = "", *arguments: str) -> 
     stderr = process.stderr
     reader = threading.Thread(target=lambda: log.extend(stderr), daemon=True)
     reader.start()
-    killer = threading.Timer(90, process.kill)  # a server that never gets ready fails the test
+    killer = threading.Timer(240, process.kill)  # a server that never gets ready fails the test
     killer.start()
     try:
         match = READY.match(process.stdout.readline())
@@ -86,7 +86,7 @@ def serve(repository: Path, folder: Path, config: str = "", *arguments: str) -> 
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(60)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

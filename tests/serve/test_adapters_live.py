@@ -33,7 +33,7 @@ async def test_adapters_come_and_go_under_load(minilm_repository: Path, tmp_path
     inner = unit(made.states_rows(spaces, SOME) @ spaces.by_states)
     with serve(spaces.repository, tmp_path) as server:
         async with (
-            trimtab.AsyncClient(server.url) as client,
+            trimtab.AsyncClient(server.url, timeout=100) as client,
             tritonclient.grpc.aio.InferenceServerClient(server.url) as triton,
         ):
             own = await client.embed(SOME, encoder=NAME)
@@ -44,11 +44,11 @@ async def test_adapters_come_and_go_under_load(minilm_repository: Path, tmp_path
             async def hammer() -> None:
                 while not stop.is_set():
                     answer = await client.embed_detailed(
-                        SOME, encoder=NAME, space=spaces.v2.manifest.space, timeout=60
+                        SOME, encoder=NAME, space=spaces.v2.manifest.space, timeout=240
                     )
                     np.testing.assert_allclose(answer.vectors, expected, atol=TOLERANCE)
                     served.extend(answer.adapters)
-                    native = await client.embed(SOME, encoder=NAME, timeout=60)
+                    native = await client.embed(SOME, encoder=NAME, timeout=240)
                     np.testing.assert_allclose(native, own, atol=TOLERANCE)
 
             hammers = [asyncio.create_task(hammer()) for _ in range(4)]
@@ -99,7 +99,7 @@ async def test_adapters_come_and_go_under_load(minilm_repository: Path, tmp_path
 
 async def turns(served: list[str], wanted: Callable[[], str]) -> None:
     """Wait until the load goes through this adapter."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not served or served[-1] != wanted():
             await asyncio.sleep(0.01)
 
@@ -113,7 +113,7 @@ def test_states_are_there_from_the_start_where_an_adapter_wants_them(
     made.add_states_adapter(spaces)
     inner = unit(made.states_rows(spaces, SOME) @ spaces.by_states)
     with serve(spaces.repository, tmp_path, "[sharing]\ncache_bytes = 10000000\n") as server:
-        with trimtab.Client(server.url) as client:
+        with trimtab.Client(server.url, timeout=100) as client:
             for _ in range(2):  # computed, then remembered
                 got = client.embed(SOME, space=made.BY_STATES)
                 np.testing.assert_allclose(got, inner, atol=1e-4)

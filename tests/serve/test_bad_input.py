@@ -227,14 +227,14 @@ def test_one_bad_request_of_a_triton_stream_fails_alone(strict: ServerProcess) -
         client.start_stream(lambda result, error: answers.put((result, error)))
         for name in (NAME, "nope", NAME):
             client.async_stream_infer(name, [tensor])
-        outcomes = [answers.get(timeout=30) for _ in range(3)]
+        outcomes = [answers.get(timeout=120) for _ in range(3)]
         client.stop_stream()
     assert [error is None for _, error in outcomes] == [True, False, True]
     assert "'nope'" in str(outcomes[1][1])
 
 
 def test_the_sdk_raises_the_error_that_the_server_sent(strict: ServerProcess) -> None:
-    with trimtab.Client(strict.url) as client:
+    with trimtab.Client(strict.url, timeout=100) as client:
         with pytest.raises(trimtab.NotFound, match="nope"):
             client.embed(["a"], encoder="nope")
         with pytest.raises(trimtab.InvalidArgument, match="385"):

@@ -55,7 +55,7 @@ def busy(server: ServerProcess) -> Iterator[None]:
     over = threading.Event()
 
     def read() -> None:
-        with trimtab.Client(server.url) as client:
+        with trimtab.Client(server.url, timeout=100) as client:
             endless = (f"passage {number} " + "of many words " * 30 for number in itertools.count())
             with client.embed_stream(endless, window=256, priority="bulk") as stream:
                 for _ in stream:
@@ -73,7 +73,7 @@ def busy(server: ServerProcess) -> Iterator[None]:
 
 def until(client: trimtab.Client, pair: list[ServerProcess], low: float, high: float) -> float:
     """The share of the second server, once it is within these bounds; the last one seen after a minute."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 150
     while not low <= (share := share_of_second(client, pair)) <= high and time.monotonic() < end:
         pass
     return share
@@ -81,7 +81,10 @@ def until(client: trimtab.Client, pair: list[ServerProcess], low: float, high: f
 
 def test_calls_go_where_there_is_less_to_do_and_come_back(pair: list[ServerProcess]) -> None:
     url = target(pair)
-    with trimtab.Client(url) as turns, trimtab.Client(url, balancing="least_loaded") as client:
+    with (
+        trimtab.Client(url, timeout=100) as turns,
+        trimtab.Client(url, balancing="least_loaded", timeout=100) as client,
+    ):
         assert until(turns, pair, 0.45, 0.55) == pytest.approx(0.5, abs=0.05)
         with busy(pair[0]):
             assert until(client, pair, 0.75, 1.0) >= 0.75
@@ -92,10 +95,10 @@ async def test_one_that_is_killed_costs_no_call_and_is_found_again(
     pair: list[ServerProcess], minilm_repository: Path, tmp_path: Path
 ) -> None:
     killed = pair[0]
-    async with trimtab.AsyncClient(target(pair), balancing="least_loaded") as client:
+    async with trimtab.AsyncClient(target(pair), balancing="least_loaded", timeout=100) as client:
 
         async def call_until(over: Callable[[], bool]) -> None:
-            end = time.monotonic() + 60
+            end = time.monotonic() + 150
             while not over():
                 await asyncio.gather(*(client.embed([f"text number {number}"]) for number in range(8)))
                 assert time.monotonic() < end

@@ -21,13 +21,13 @@ from trimtab import variants
 from trimtab.bundle import Bundle
 
 TOLERANCE = 1e-5
-SECONDS = 40
+SECONDS = 120
 CONFIG = """
 devices = ["cpu"]
 [encoders.layered.brownout]
 variant = "{}"
 min_quality = 0.97
-above_seconds = 0.05
+above_seconds = 0.005
 calm_seconds = 0.5
 """
 WIDEN = adapters_made.rotation(32, 16, 3).T
@@ -73,8 +73,8 @@ def overload(url: str) -> Iterator[None]:
             yield " ".join(WORDS[(number + k * (number % 89 + 1)) % len(WORDS)] for k in range(30))
 
     def feed() -> None:
-        with trimtab.Client(url) as client:
-            for _ in client.embed_stream(passages(), role="passage", window=400, timeout=60):
+        with trimtab.Client(url, timeout=100) as client:
+            for _ in client.embed_stream(passages(), role="passage", window=2000, timeout=240):
                 pass
 
     thread = threading.Thread(target=feed)
@@ -100,7 +100,7 @@ def test_it_begins_says_so_spares_the_others_and_ends(world: World) -> None:
     whole, own = variants_made.rows(world.bundle, "fp32", TEXTS), world.bundle.manifest.space
     gauge = f'trimtab_brownout{{encoder="{NAME}",version="1"}}'
     counter = f'trimtab_brownout_texts_total{{encoder="{NAME}",variant="{world.stand_in}",version="1"}}'
-    with trimtab.Client(world.server.url) as client:
+    with trimtab.Client(world.server.url, timeout=100) as client:
         answer = client.embed_detailed(TEXTS, role="query")
         assert (answer.variant, answer.browned_out) == ("fp32", False)
         assert world.server.metrics()[gauge] == 0
@@ -134,7 +134,7 @@ def test_it_begins_says_so_spares_the_others_and_ends(world: World) -> None:
 
 def streams_and_tritonclient(world: World) -> None:
     async def read() -> list[np.ndarray]:
-        async with trimtab.AsyncClient(world.server.url) as client:
+        async with trimtab.AsyncClient(world.server.url, timeout=100) as client:
             stream = client.embed_stream(TEXTS, role="query", timeout=SECONDS)
             rows = [row async for row in stream]
             assert (stream.variant, stream.browned_out) == (world.stand_in, True)

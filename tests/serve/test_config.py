@@ -72,7 +72,7 @@ def test_the_command_names_an_unknown_key(tmp_path: Path) -> None:
         "--config",
         str(path),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and "max_wait_ms" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -126,7 +126,7 @@ def test_a_device_that_is_not_there_is_a_refusal_to_serve(
     path.write_text(f'devices = ["{device}"]\n')
     command = [sys.executable, "-m", "trimtab.cli", "serve", "--repository", str(minilm_repository)]
     command += ["--config", str(path), "--grpc-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and device in done.stderr and "ExecutionProvider" in done.stderr
 
 
@@ -146,7 +146,10 @@ def test_limits_and_addresses(minilm_repository: Path, tmp_path: Path) -> None:
         max_text_bytes = 500
         max_message_bytes = 10000
     """
-    with serve(minilm_repository, tmp_path, text) as server, trimtab.Client(server.url) as client:
+    with (
+        serve(minilm_repository, tmp_path, text) as server,
+        trimtab.Client(server.url, timeout=100) as client,
+    ):
         assert server.url == f"127.0.0.1:{grpc_port}"
         assert f":{metrics_port}/" in server.metrics_url
         limits = client.encoders()[0].limits
@@ -157,7 +160,7 @@ def test_limits_and_addresses(minilm_repository: Path, tmp_path: Path) -> None:
         for grpc_address, metrics_address in ((server.url, "127.0.0.1:0"), ("127.0.0.1:0", taken)):
             command = [sys.executable, "-m", "trimtab.cli", "serve", "--repository", str(minilm_repository)]
             command += ["--grpc-address", grpc_address, "--metrics-address", metrics_address]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=240)
             assert done.returncode == 1 and "cannot be used" in done.stderr
             assert (server.url if grpc_address == server.url else taken) in done.stderr
             assert "Traceback" not in done.stderr
@@ -179,8 +182,8 @@ async def test_tokens_in_flight(minilm_repository: Path, tmp_path: Path) -> None
         for error in refused:
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) >= 50
-        async with trimtab.AsyncClient(server.url, timeout=60) as client:
-            vectors = await client.embed(["word"] * 3, timeout=60)
+        async with trimtab.AsyncClient(server.url, timeout=240) as client:
+            vectors = await client.embed(["word"] * 3, timeout=240)
             assert vectors.shape == (3, 384)
             with pytest.raises(trimtab.InvalidArgument, match="max_tokens_in_flight"):
                 await client.embed(["word " * 300] * 100)
@@ -190,7 +193,7 @@ def test_batching_bounds(minilm_repository: Path, tmp_path: Path) -> None:
     with serve(
         minilm_repository, tmp_path, "[batching]\nmax_batch_texts = 2\nmax_batch_tokens = 12\n"
     ) as server:
-        with trimtab.Client(server.url) as client:
+        with trimtab.Client(server.url, timeout=100) as client:
             client.embed([f"{n}" for n in range(8)] + [f"{n} two three four five" for n in range(4)])
         batch = f'{{device="cpu",encoder="{NAME}",version="1"}}'
         metrics = server.metrics()
@@ -207,7 +210,7 @@ async def test_a_small_request_need_not_wait_behind_a_large_one(
     with serve(minilm_repository, tmp_path, text) as server:
         loud: dict[str, str] = {"x-tenant": "loud"} if by == "tenant" else {}
         async with (
-            trimtab.AsyncClient(server.url, metadata=loud, timeout=100) as large,
+            trimtab.AsyncClient(server.url, metadata=loud, timeout=240) as large,
             trimtab.AsyncClient(server.url, metadata={"x-tenant": "quiet"} if loud else {}) as small,
         ):
             priority = "interactive" if by == "tenant" else "bulk"

@@ -206,7 +206,7 @@ async def test_unloading_and_stopping_do_not_wait_for_what_hangs(minilm_reposito
         bad = client.embed("a text")
         await gate.arrival()
         assert rig.app is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await rig.app.repository.unload(NAME)
         await asyncio.wait([bad])
         assert code(bad) is grpc.StatusCode.UNAVAILABLE

@@ -183,7 +183,7 @@ class Gated(FakeSession):
 
 async def in_flight(app: App, wanted: int) -> None:
     """Wait until so many requests are at the server."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while sum(app.repository.in_flight().values()) < wanted:
             await asyncio.sleep(0)
 
@@ -248,7 +248,7 @@ async def test_unloading_waits_for_what_was_taken_up(minilm_repository: Path) ->
             Gated.gate.set()
             assert [answer.embeddings[0].vectors.rows for answer in await asyncio.gather(*calls)] == [1] * 5
             with pytest.raises(trimtab.FailedPrecondition, match="unloaded"):
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(120):
                     while True:
                         try:
                             app.repository.find("all-minilm-l6-v2")
@@ -271,7 +271,7 @@ async def test_a_load_that_its_caller_gives_up_is_finished(minilm_repository: Pa
                 await asyncio.sleep(0)
         loading.cancel()
         Gated.gate.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not app.repository.encoders():
                 await asyncio.sleep(0)
 
@@ -304,7 +304,7 @@ async def test_a_request_larger_than_any_batch_comes_back_whole(minilm_repositor
     async with running(minilm_repository) as app:
         async with trimtab.AsyncClient(f"127.0.0.1:{app.grpc_port}") as client:
             texts = [f"text {number} {'y ' * (number % 30)}" for number in range(3000)]
-            result = await client.embed_detailed(texts, timeout=60)
+            result = await client.embed_detailed(texts, timeout=240)
             assert result.vectors.shape == (3000, 384)
             # The fake vector's first components are the token ids, so each row tells its own text.
             alone = await client.embed([texts[2345]])

@@ -73,7 +73,10 @@ def isolated(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
 async def load(server: ServerProcess, trouble: Callable[[int], None], times: int) -> None:
     """Requests in flight while `trouble` befalls the device's process; each answer must be its own text's."""
     health: list[int] = []
-    async with trimtab.AsyncClient(server.url) as client, grpc.aio.insecure_channel(server.url) as channel:
+    async with (
+        trimtab.AsyncClient(server.url, timeout=100) as client,
+        grpc.aio.insecure_channel(server.url) as channel,
+    ):
         expected = await client.embed(TEXTS)
         assert np.abs(expected @ expected.T - np.eye(len(TEXTS))).max() > 1e-3, "texts can be told apart"
 

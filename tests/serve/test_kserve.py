@@ -77,7 +77,7 @@ def infer(client: tritonclient.grpc.InferenceServerClient, texts: list[str], **o
 
 
 def test_parameters(client: tritonclient.grpc.InferenceServerClient, server: ServerProcess) -> None:
-    with trimtab.Client(server.url) as sdk:
+    with trimtab.Client(server.url, timeout=100) as sdk:
         for dtype, triton in (
             ("float32", "FP32"),
             ("float16", "FP16"),
@@ -158,6 +158,6 @@ def test_kserves_own_client(server: ServerProcess, truth: np.ndarray, contents: 
     """In a process of its own: its stubs and tritonclient's cannot live in one."""
     texts = TEXTS[:6]
     command = [sys.executable, "-c", KSERVE_CLIENT, server.url, NAME, json.dumps(texts), contents]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), truth[:6], atol=1e-4)

@@ -85,7 +85,7 @@ def test_loading_unloading_and_watching(minilm_repository: Path, tmp_path: Path)
         while states[-1] != SERVING:
             states.append(next(watch).status)
         assert states == [NOT_SERVING, SERVING]
-        with trimtab.Client(server.url) as client:
+        with trimtab.Client(server.url, timeout=100) as client:
             assert [encoder.version for encoder in client.encoders()] == ["2", "1"]
             assert client.embed_detailed(["a"]).version == "2"
             assert client.embed_detailed(["a"], version="1").version == "1"
@@ -112,7 +112,7 @@ def test_unloading_under_load_fails_nothing_that_was_accepted(
     with serve(repository, tmp_path) as server:
 
         async def main() -> list[object]:
-            async with trimtab.AsyncClient(server.url, timeout=60) as client:
+            async with trimtab.AsyncClient(server.url, timeout=240) as client:
                 calls = [asyncio.create_task(client.embed([f"text {n}"] * 8)) for n in range(60)]
                 await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
                 triton = tritonclient.grpc.InferenceServerClient(server.url)
@@ -147,7 +147,7 @@ def test_a_bad_bundle_is_refused_and_the_others_serve(
     repository = tmp_path / "models"
     copy_bundle(minilm_repository, repository, "good")
     damage(copy_bundle(minilm_repository, repository, "bad"))
-    with serve(repository, tmp_path) as server, trimtab.Client(server.url) as client:
+    with serve(repository, tmp_path) as server, trimtab.Client(server.url, timeout=100) as client:
         with pytest.raises(trimtab.FailedPrecondition) as caught:
             client.embed(["a"], encoder="bad")
         for word in words:
@@ -172,7 +172,7 @@ def flip(path: Path) -> None:
 
 def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trimtab.cli", "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def test_a_server_without_a_single_encoder_does_not_start(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ BATCH = f'device="cpu",encoder="{NAME}",version="1"'
 
 
 def test_a_request_is_counted_in_every_stage(server: ServerProcess) -> None:
-    with trimtab.Client(server.url) as client:
+    with trimtab.Client(server.url, timeout=100) as client:
         client.embed(["warm"])
         before = server.metrics()
         client.embed(["one two three", "four", "five six"])
@@ -49,7 +49,7 @@ def test_failures_are_counted_by_reason_and_protocol(server: ServerProcess) -> N
     invalid = f"trimtab_failures_total{{{known % ('trimtab.v1', 'INVALID_ARGUMENT')}}}"
     missing = 'trimtab_failures_total{encoder="",protocol="kserve",reason="NOT_FOUND",version=""}'
     before = server.metrics()
-    with trimtab.Client(server.url) as client, pytest.raises(trimtab.InvalidArgument):
+    with trimtab.Client(server.url, timeout=100) as client, pytest.raises(trimtab.InvalidArgument):
         client.embed(["a"], encoder=NAME, dimensions=999)
     tensor = tritonclient.grpc.InferInput("text", [1], "BYTES")
     tensor.set_data_from_numpy(np.array([b"a"], object))
@@ -89,7 +89,7 @@ async def test_what_waits_is_seen_and_what_is_cancelled_is_not_computed(server: 
 
 
 async def test_a_deadline_takes_its_texts_out_of_the_queue(server: ServerProcess) -> None:
-    async with trimtab.AsyncClient(server.url) as client:
+    async with trimtab.AsyncClient(server.url, timeout=100) as client:
         # Behind nothing, it is let in; it is more than can be computed in the time.
         with pytest.raises(trimtab.DeadlineExceeded):
             await client.embed(distinct(1000, 40), timeout=0.5)

@@ -53,8 +53,8 @@ def watched(minilm_repository: Path, tmp_path: Path, server: ServerProcess) -> P
     """A repository with an adapter that was judged on 240 of the English questions."""
     repository = tmp_path / "models"
     bundle = adapters_made.copied(minilm_repository / NAME / "1", repository)
-    with trimtab.Client(server.url) as client:
-        queries = client.embed(questions()[0][:240], encoder=NAME, timeout=100)
+    with trimtab.Client(server.url, timeout=100) as client:
+        queries = client.embed(questions()[0][:240], encoder=NAME, timeout=240)
     adapters_made.adapter(
         repository, "watched", adapters_made.end(bundle.manifest), made.gone(),
         adapters_made.linear(adapters_made.rotation(384, 384, 1)), queries=queries,
@@ -71,7 +71,7 @@ def until(server: ServerProcess, windows: int) -> dict[str, float]:
 
 def test_german_after_english(watched: Path, tmp_path: Path) -> None:
     english, german = questions()
-    with serve(watched, tmp_path) as server, trimtab.Client(server.url, timeout=100) as client:
+    with serve(watched, tmp_path) as server, trimtab.Client(server.url, timeout=240) as client:
 
         def ask(texts: list[str], **options: object) -> None:
             client.embed(texts, encoder=NAME, **options)
@@ -102,6 +102,6 @@ def test_the_alert_rule_asks_for_metrics_that_there_are(server: ServerProcess) -
     asked = {name for rule in group["rules"] for name in re.findall(r"trimtab_\w+", rule["expr"])}
     import urllib.request
 
-    with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+    with urllib.request.urlopen(server.metrics_url, timeout=60) as response:
         known = set(re.findall(r"^# TYPE (\w+)", response.read().decode(), re.MULTILINE))
     assert asked and asked <= known | {f"{name}_total" for name in known}

@@ -34,9 +34,9 @@ class Library:
 
 @pytest.fixture
 def expected(server: ServerProcess) -> np.ndarray:
-    with trimtab.Client(server.url) as client:
-        query = client.embed([QUERY], timeout=60)[0]
-        return client.embed(CANDIDATES, timeout=60) @ query
+    with trimtab.Client(server.url, timeout=100) as client:
+        query = client.embed([QUERY], timeout=240)[0]
+        return client.embed(CANDIDATES, timeout=240) @ query
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +48,17 @@ def strict(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 async def test_texts(server: ServerProcess, expected: np.ndarray) -> None:
-    with trimtab.Client(server.url) as client:
-        scores = client.rescore(QUERY, CANDIDATES, timeout=60)
+    with trimtab.Client(server.url, timeout=100) as client:
+        scores = client.rescore(QUERY, CANDIDATES, timeout=240)
     assert scores.dtype == np.float32 and scores.shape == (len(CANDIDATES),)
     np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
-    async with trimtab.AsyncClient(server.url) as client:
+    async with trimtab.AsyncClient(server.url, timeout=100) as client:
         np.testing.assert_allclose(await client.rescore(QUERY, CANDIDATES), expected, atol=TOLERANCE)
 
 
 async def test_ids_are_sent_their_texts_once(server: ServerProcess, expected: np.ndarray) -> None:
     library = Library()
-    with trimtab.Client(server.url) as client:
+    with trimtab.Client(server.url, timeout=100) as client:
         for _ in range(2):
             np.testing.assert_allclose(
                 client.rescore(QUERY, IDS[:15], texts=library), expected[:15], atol=TOLERANCE
@@ -72,7 +72,7 @@ async def test_ids_are_sent_their_texts_once(server: ServerProcess, expected: np
             client.rescore(QUERY, ["unheard of"], texts=texts)
         with pytest.raises(trimtab.InvalidArgument, match="0 texts for 1 candidates"):
             client.rescore(QUERY, ["unheard of"], texts=lambda ids: [])
-    async with trimtab.AsyncClient(server.url) as client:
+    async with trimtab.AsyncClient(server.url, timeout=100) as client:
 
         async def fetch(ids: Sequence[str]) -> list[str]:
             return library(ids)
@@ -86,7 +86,7 @@ async def test_ids_are_sent_their_texts_once(server: ServerProcess, expected: np
 
 def test_only_the_query_is_computed_where_all_is_remembered(server: ServerProcess) -> None:
     count = f'trimtab_texts_total{{encoder="{NAME}",protocol="rescore",version="1"}}'
-    with trimtab.Client(server.url) as client:
+    with trimtab.Client(server.url, timeout=100) as client:
         client.rescore(QUERY, IDS, texts=Library())
         before = server.metrics()[count]
         client.rescore(QUERY, IDS, texts=Library())
@@ -128,7 +128,7 @@ def test_without_a_memory_texts_are_asked_for_each_time(strict: ServerProcess, e
     library = Library()
     short = [number for number, text in enumerate(CANDIDATES) if len(text.encode()) <= 300]
     ids = [IDS[number] for number in short]
-    with trimtab.Client(strict.url) as client:
+    with trimtab.Client(strict.url, timeout=100) as client:
         scores = client.rescore(QUERY, ids, texts=library)  # split: the server takes four at a time
         np.testing.assert_allclose(scores, expected[short], atol=TOLERANCE)
         client.rescore(QUERY, ids[:4], texts=library)
@@ -168,7 +168,7 @@ def test_bad_input(strict: ServerProcess, request_: dict, code: str, parts: list
 
 
 def test_a_deadline_that_cannot_be_met(server: ServerProcess) -> None:
-    with trimtab.Client(server.url) as client:
+    with trimtab.Client(server.url, timeout=100) as client:
         # Refused at the door, or given up later: it depends on who is first to see it.
         with pytest.raises((trimtab.DeadlineExceeded, trimtab.ResourceExhausted)):
             client.rescore("a query of its own " * 60, ["another text of its own " * 80] * 8, timeout=0.005)

@@ -11,20 +11,20 @@ TOLERANCE = 1e-4
 
 def test_order_and_neighbours_do_not_matter(server: ServerProcess) -> None:
     """A row computed among neighbours equals the row alone, wherever it stands."""
-    with trimtab.Client(server.url) as client:
-        alone = np.concatenate([client.embed([text], encoder=NAME, timeout=60) for text in TEXTS])
+    with trimtab.Client(server.url, timeout=100) as client:
+        alone = np.concatenate([client.embed([text], encoder=NAME, timeout=240) for text in TEXTS])
         for seed in range(3):
             order = np.random.default_rng(seed).permutation(len(TEXTS))
-            together = client.embed([TEXTS[index] for index in order], encoder=NAME, timeout=60)
+            together = client.embed([TEXTS[index] for index in order], encoder=NAME, timeout=240)
             np.testing.assert_allclose(together, alone[order], atol=1e-5)
 
 
 def test_cut_and_packed_vectors(server: ServerProcess, truth: np.ndarray) -> None:
     cut = truth[:, :128] / np.linalg.norm(truth[:, :128], axis=1, keepdims=True)
-    with trimtab.Client(server.url) as client:
+    with trimtab.Client(server.url, timeout=100) as client:
 
         def embed(dtype: str, dimensions: int = 128) -> trimtab.Embeddings:
-            return client.embed_detailed(TEXTS, encoder=NAME, dimensions=dimensions, dtype=dtype, timeout=60)
+            return client.embed_detailed(TEXTS, encoder=NAME, dimensions=dimensions, dtype=dtype, timeout=240)
 
         np.testing.assert_allclose(embed("float32").vectors, cut, atol=TOLERANCE)
         half = embed("float16").vectors

@@ -37,7 +37,7 @@ def running(spaces: Spaces, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def client(running: ServerProcess) -> Iterator[trimtab.Client]:
-    with trimtab.Client(running.url) as client:
+    with trimtab.Client(running.url, timeout=100) as client:
         yield client
 
 
@@ -85,13 +85,13 @@ def test_a_row_of_a_batch_is_the_row_alone(client: trimtab.Client, spaces: Space
 
 async def test_many_at_once_get_their_own_rows(running: ServerProcess, spaces: Spaces) -> None:
     wanted = [spaces.space, spaces.v2.manifest.space, spaces.v1.manifest.space]
-    async with trimtab.AsyncClient(running.url) as client:
+    async with trimtab.AsyncClient(running.url, timeout=100) as client:
         expected = {
-            space: await client.embed(TEXTS, encoder=NAME, space=space, timeout=60) for space in wanted
+            space: await client.embed(TEXTS, encoder=NAME, space=space, timeout=240) for space in wanted
         }
         calls = [(n % len(TEXTS), wanted[n % 3]) for n in range(150)]
         rows = await asyncio.gather(
-            *(client.embed([TEXTS[n]], encoder=NAME, space=space, timeout=60) for n, space in calls)
+            *(client.embed([TEXTS[n]], encoder=NAME, space=space, timeout=240) for n, space in calls)
         )
     for (n, space), row in zip(calls, rows, strict=True):
         np.testing.assert_allclose(row[0], expected[space][n], atol=TOLERANCE)
@@ -220,16 +220,16 @@ def test_tritonclient_names_a_space(running: ServerProcess, client: trimtab.Clie
 
 async def test_streams_name_a_space(running: ServerProcess, spaces: Spaces) -> None:
     space = spaces.v2.manifest.space
-    with trimtab.Client(running.url) as client:
-        own = client.embed(TEXTS, encoder="turned", timeout=60)
-        with client.embed_stream(TEXTS, encoder=NAME, space=space, timeout=60) as stream:
+    with trimtab.Client(running.url, timeout=100) as client:
+        own = client.embed(TEXTS, encoder="turned", timeout=240)
+        with client.embed_stream(TEXTS, encoder=NAME, space=space, timeout=240) as stream:
             np.testing.assert_allclose(np.stack(list(stream)), own, atol=TOLERANCE)
             assert stream.adapters == (f"{NAME}/to-turned",)
-    async with trimtab.AsyncClient(running.url) as client:
-        async with client.embed_stream(TEXTS, encoder=NAME, space=space, timeout=60) as stream:
+    async with trimtab.AsyncClient(running.url, timeout=100) as client:
+        async with client.embed_stream(TEXTS, encoder=NAME, space=space, timeout=240) as stream:
             np.testing.assert_allclose(np.stack([row async for row in stream]), own, atol=TOLERANCE)
             assert stream.adapters == (f"{NAME}/to-turned",)
-        both = await client.embed_spaces(TEXTS, [space, spaces.space], encoder=NAME, timeout=60)
+        both = await client.embed_spaces(TEXTS, [space, spaces.space], encoder=NAME, timeout=240)
         np.testing.assert_allclose(both[space].vectors, own, atol=TOLERANCE)
         assert {adapter.name for adapter in await client.adapters("turned")} == {"to-older"}
 
@@ -240,10 +240,10 @@ def test_the_command_names_a_space(running: ServerProcess, spaces: Spaces, tmp_p
     source.write_text("".join(f"{text}\n" for text in texts))
     command = [sys.executable, "-m", "trimtab.cli", "embed", str(source), "--url", running.url]
     command += ["--encoder", NAME, "--space", spaces.v1.manifest.space, "--output", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert spaces.v1.manifest.space in done.stderr
-    with trimtab.Client(running.url) as client:
+    with trimtab.Client(running.url, timeout=100) as client:
         np.testing.assert_allclose(np.load(out), client.embed(texts, encoder="older"), atol=TOLERANCE)
     described = json.loads((tmp_path / "vectors.npy.json").read_text())["vectors"]
     assert described["space"] == spaces.v1.manifest.space and described["columns"] == 128

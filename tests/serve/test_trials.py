@@ -44,7 +44,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def answer(stub: encoder_pb2_grpc.EncoderServiceStub, text: str, **wanted: object) -> pb.EmbedResponse:
     request = pb.EmbedRequest(texts=[text], **wanted)  # type: ignore[arg-type]
-    response: pb.EmbedResponse = stub.Embed(request, timeout=60)
+    response: pb.EmbedResponse = stub.Embed(request, timeout=240)
     return response
 
 
@@ -85,7 +85,7 @@ def test_the_canary_answers_its_share_of_the_queries_in_the_old_space(server: Se
 def test_the_shadow_is_compared_with_what_was_answered(server: ServerProcess) -> None:
     labels = f'{{encoder="{NAME}",shadow="2",version="1"}}'
     overlap, cosine = (f"trimtab_shadow_{each}" for each in ("neighbour_overlap", "cosine"))
-    with trimtab.Client(server.url) as client:
+    with trimtab.Client(server.url, timeout=100) as client:
         number = 0
         while not (counts := server.metrics()).get(f"{overlap}_count{labels}", 0) > 20:
             for text in distinct(10, 4):

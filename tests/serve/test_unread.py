@@ -48,7 +48,7 @@ def test_answers_that_nobody_reads_are_bounded(path: str, minilm_repository: Pat
                 received = connection.recv(1 << 16)
                 assert received, "the connection was closed"
                 said += received
-            with trimtab.Client(server.url) as client:
+            with trimtab.Client(server.url, timeout=100) as client:
                 assert client.embed(TEXTS).shape == (1000, 384)
 
 

@@ -50,7 +50,7 @@ def running(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def client(running: ServerProcess) -> Iterator[trimtab.Client]:
-    with trimtab.Client(running.url) as client:
+    with trimtab.Client(running.url, timeout=100) as client:
         yield client
 
 
@@ -64,9 +64,9 @@ def test_a_variant_alone_is_the_variant_in_a_mixed_batch(
     running: ServerProcess, bundle: Bundle, alone: dict[str, np.ndarray]
 ) -> None:
     async def ask() -> list[trimtab.Embeddings]:
-        async with trimtab.AsyncClient(running.url) as client:
+        async with trimtab.AsyncClient(running.url, timeout=100) as client:
             calls = (
-                client.embed_detailed([TEXTS[n % len(TEXTS)]], variant=names[n % 3], timeout=60)
+                client.embed_detailed([TEXTS[n % len(TEXTS)]], variant=names[n % 3], timeout=240)
                 for n in range(120)
             )
             return await asyncio.gather(*calls)
@@ -162,18 +162,18 @@ def test_small_queries_on_the_whole_index(
 
 
 def test_streams(running: ServerProcess, bundle: Bundle, alone: dict[str, np.ndarray]) -> None:
-    with trimtab.Client(running.url) as client:
-        with client.embed_stream(TEXTS, variant="small", timeout=60) as stream:
+    with trimtab.Client(running.url, timeout=100) as client:
+        with client.embed_stream(TEXTS, variant="small", timeout=240) as stream:
             np.testing.assert_allclose(np.stack(list(stream)), alone["small"], atol=TOLERANCE)
             assert (stream.variant, stream.browned_out) == ("small", False)
         with pytest.raises(trimtab.NotFound, match=r"no variant 'tiny'; it has fp32 \(8 layers\), small"):
-            client.embed_stream(TEXTS, variant="tiny", timeout=60)
+            client.embed_stream(TEXTS, variant="tiny", timeout=240)
         with pytest.raises(trimtab.FailedPrecondition, match="not loaded: name it in"):
-            list(client.embed_stream(TEXTS, variant="early", timeout=60))
+            list(client.embed_stream(TEXTS, variant="early", timeout=240))
 
     async def read() -> list[np.ndarray]:
-        async with trimtab.AsyncClient(running.url) as client:
-            stream = client.embed_stream(TEXTS, layers=2, timeout=60)
+        async with trimtab.AsyncClient(running.url, timeout=100) as client:
+            stream = client.embed_stream(TEXTS, layers=2, timeout=240)
             rows = [row async for row in stream]
             assert (stream.variant, stream.browned_out) == ("small", False)
             return rows
@@ -206,7 +206,7 @@ def test_the_commands(
 ) -> None:
     def trimtab_(*arguments: str) -> str:
         command = [sys.executable, "-m", "trimtab.cli", *arguments, "--url", running.url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -32,10 +32,10 @@ def hammer(server: ServerProcess, truth: np.ndarray) -> Iterator[None]:
         rng = random.Random(number)
         while not stop.is_set():
             texts = rng.sample(TEXTS, rng.choice([1, 1, 1, 2, 5]))
-            assert len(await sdk.embed(texts, encoder=NAME, timeout=60)) == len(texts)
+            assert len(await sdk.embed(texts, encoder=NAME, timeout=240)) == len(texts)
 
     async def clients() -> None:
-        async with trimtab.AsyncClient(server.url) as sdk:
+        async with trimtab.AsyncClient(server.url, timeout=100) as sdk:
             await asyncio.gather(*(client(number, sdk) for number in range(64)))
 
     def run() -> None:
@@ -84,7 +84,7 @@ def test_tritonclient_stream(server: ServerProcess, truth: np.ndarray) -> None:
         for number, text in enumerate(TEXTS):
             client.async_stream_infer(NAME, tensor([text]), request_id=str(number))
         for number in range(len(TEXTS)):
-            result, error = answers.get(timeout=60)
+            result, error = answers.get(timeout=240)
             assert error is None and result is not None
             assert result.get_response().id == str(number), "in the order of the requests"
             np.testing.assert_allclose(result.as_numpy("embeddings")[0], truth[number], atol=TOLERANCE)
@@ -92,19 +92,19 @@ def test_tritonclient_stream(server: ServerProcess, truth: np.ndarray) -> None:
 
 
 def test_sdk(server: ServerProcess, truth: np.ndarray) -> None:
-    with trimtab.Client(server.url) as client:
-        vectors = client.embed(TEXTS, encoder=NAME, timeout=60)
+    with trimtab.Client(server.url, timeout=100) as client:
+        vectors = client.embed(TEXTS, encoder=NAME, timeout=240)
         assert vectors.shape == truth.shape and vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, truth, atol=TOLERANCE)
-        stream = client.embed_stream(iter(TEXTS * 3), encoder=NAME, timeout=100)
+        stream = client.embed_stream(iter(TEXTS * 3), encoder=NAME, timeout=240)
         np.testing.assert_allclose(np.stack(list(stream)), np.tile(truth, (3, 1)), atol=TOLERANCE)
 
 
 async def test_sdk_async(server: ServerProcess, truth: np.ndarray) -> None:
-    async with trimtab.AsyncClient(server.url) as client:
-        vectors = await client.embed(TEXTS, encoder=NAME, timeout=60)
+    async with trimtab.AsyncClient(server.url, timeout=100) as client:
+        vectors = await client.embed(TEXTS, encoder=NAME, timeout=240)
         np.testing.assert_allclose(vectors, truth, atol=TOLERANCE)
-        rows = [row async for row in client.embed_stream(TEXTS, encoder=NAME, timeout=60)]
+        rows = [row async for row in client.embed_stream(TEXTS, encoder=NAME, timeout=240)]
         np.testing.assert_allclose(np.stack(rows), truth, atol=TOLERANCE)
 
 
@@ -113,6 +113,6 @@ def test_command(server: ServerProcess, truth: np.ndarray, tmp_path: Path) -> No
     source.write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
     command = [sys.executable, "-m", "trimtab.cli", "embed", str(source), "--column", "body"]
     command += ["--url", server.url, "--encoder", NAME, "--output", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(out), truth, atol=TOLERANCE)

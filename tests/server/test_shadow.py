@@ -82,7 +82,7 @@ class World:
         }
 
     async def until(self, name: str, texts: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while sum(self.outcomes(name).values()) < texts:
                 await asyncio.sleep(0)
 
