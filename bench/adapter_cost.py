@@ -76,7 +76,8 @@ def kinds(width: int, states: int) -> dict[str, Map]:
     rng = np.random.default_rng(0)
 
     def matrix(*shape: int) -> NDArray[np.float32]:
-        return (rng.normal(size=shape) / shape[0] ** 0.5).astype(np.float32)
+        drawn: NDArray[np.float64] = rng.normal(size=shape) / shape[0] ** 0.5
+        return drawn.astype(np.float32)
 
     plain: dict[str, Any] = {
         "width": width, "first": 0, "last": width, "unit_input": True, "unit_output": True,

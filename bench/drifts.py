@@ -93,7 +93,7 @@ def _tune(folder: Path, examples: Sequence[Example]) -> None:
         scores = queries @ documents.T / TEMPERATURE
         loss = torch.nn.functional.cross_entropy(scores, torch.arange(len(rows)))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     model.max_seq_length = 256
     model.eval().save(str(folder), create_model_card=False)

@@ -23,7 +23,7 @@ from bench import data, processes
 from bench.report import append
 from trimtab import bundle as bundles
 from trimtab_server.devices.session import OrtSession
-from trimtab_server.encoders.repository import _model
+from trimtab_server.encoders.encoder import model_of
 
 IN_FLIGHT = 8
 CONFIG = '[engine]\ncosts = ""\nisolation = "{}"\n'
@@ -83,7 +83,8 @@ def child_of(pid: int) -> int:
 
 def open_seconds(repository: Path) -> float:
     """What opening the repository's sessions takes, one after another."""
-    models = [_model(bundles.read(path), with_states=False) for *_, path in bundles.versions(repository)]
+    found = [bundles.read(path) for *_, path in bundles.versions(repository)]
+    models = [model_of(bundle, bundle.manifest.variants[0]) for bundle in found]
     times = []
     for _ in range(5):
         begun = time.perf_counter()
@@ -122,9 +123,9 @@ def main() -> None:
             for number in range(options.rounds + 1):
                 for each, running in servers.items():
                     before = running.cpu_seconds()
-                    seconds = asyncio.run(load(running.url, requests))
+                    took = asyncio.run(load(running.url, requests))
                     if number:  # the first warms up
-                        rates[each].append(len(texts) / seconds)
+                        rates[each].append(len(texts) / took)
                         spent[each].append((running.cpu_seconds() - before) / len(texts) * 1e3)
             rate = statistics.median(p / t for p, t in zip(rates["process"], rates["thread"], strict=True))
             cpu = statistics.median(p / t for p, t in zip(spent["process"], spent["thread"], strict=True))

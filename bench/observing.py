@@ -89,7 +89,7 @@ async def load(url: str, authorization: str, texts: list[str]) -> None:
     """Calls of one text each, so many in flight."""
     metadata = (("authorization", f"Bearer {authorization}"),) if authorization else ()
     async with grpc.aio.insecure_channel(url) as channel:
-        embed = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
+        embed: Any = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
         waiting = iter(texts)
 
         async def worker() -> None:
@@ -146,7 +146,7 @@ def main() -> None:
     cores = processes.cores()
     processes.LOGS.mkdir(exist_ok=True)
     collector, receiver = Collector(), grpc.server(futures.ThreadPoolExecutor(1))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, receiver)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, receiver)  # type: ignore[no-untyped-call]
     port = receiver.add_insecure_port("127.0.0.1:0")
     receiver.start()
     spent: dict[str, list[float]] = {}

@@ -86,7 +86,7 @@ def clusters(vectors: Vectors, count: int, rng: np.random.Generator) -> NDArray[
     """k-means by cosine: the cluster of each row."""
     centres = vectors[rng.choice(len(vectors), count, replace=False)]
     for _ in range(20):
-        nearest = (vectors @ centres.T).argmax(1)
+        nearest: NDArray[np.intp] = (vectors @ centres.T).argmax(1)
         for number in range(count):
             if (nearest == number).any():
                 centre = vectors[nearest == number].mean(0)

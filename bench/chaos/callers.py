@@ -263,7 +263,8 @@ class Callers:
                 yield pb.EmbedStreamRequest(id=number, request=request)
 
         answered: set[int] = set()
-        async for response in stub.EmbedStream(messages(), timeout=TIMEOUT):
+        stream: Any = stub.EmbedStream  # the generated stub says what a blocking channel would give
+        async for response in stream(messages(), timeout=TIMEOUT):
             if response.id in answered or response.id not in owed:
                 self.ledger.count("twice")
                 continue
@@ -313,8 +314,7 @@ class Callers:
 
         client = await stack.enter_async_context(trimtab.AsyncClient(self.url, tls=self.tls, timeout=TIMEOUT))
         options = [("grpc.service_config", json.dumps(POLICY)), ("grpc.max_reconnect_backoff_ms", 1000)]
-        if self.tls:
-            credentials = trimtab.channel.check_credentials(self.tls)
+        if credentials := trimtab.channel.check_credentials(self.tls):
             channel = grpc.aio.secure_channel(self.url, credentials, options)
         else:
             channel = grpc.aio.insecure_channel(self.url, options)

@@ -16,7 +16,7 @@ import atheris
 # Nothing else of the project before this, since what is imported earlier is not seen by the fuzzer.
 with atheris.instrument_imports(include=["trimtab", "trimtab_server", "trimtab_export"]):
     from bench import processes
-    from bench.chaos import known, targets
+    from bench.chaos import known, live, targets
 
 CORPUS = known.FOLDER / "corpus"
 MEMORY_MB = 2048
@@ -47,7 +47,7 @@ def main() -> None:
         atheris.Setup(
             [
                 sys.argv[0], str(corpus), f"-max_total_time={options.seconds}",
-                f"-timeout={round(2 * targets.HANG_SECONDS)}", f"-rss_limit_mb={MEMORY_MB}",
+                f"-timeout={round(2 * live.HANG_SECONDS)}", f"-rss_limit_mb={MEMORY_MB}",
                 f"-max_len={INPUT_BYTES}", f"-artifact_prefix={options.found}/", "-print_final_stats=1",
             ],
             target.run,

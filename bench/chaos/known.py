@@ -52,7 +52,8 @@ def vectors(numbers: Sequence[int]) -> NDArray[np.float32]:
         words = _ids(number)
         ids[row, : len(words)] = words
     rows: NDArray[np.float32] = (_E[ids] * _P[:longest]).sum(axis=1)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
 
 
 def bundle() -> Path:

@@ -69,9 +69,11 @@ class Live:
             return  # to load it anew at every input would take all the time, and without it nothing is left
         try:
             if not streaming:
-                self._channel.unary_unary(name)(content, timeout=HANG_SECONDS)
+                once: Any = self._channel.unary_unary(name)
+                once(content, timeout=HANG_SECONDS)
                 return
-            for answer in self._channel.stream_stream(name)(iter([content] * 2), timeout=HANG_SECONDS):
+            stream: Any = self._channel.stream_stream(name)
+            for answer in stream(iter([content] * 2), timeout=HANG_SECONDS):
                 if name.endswith("/EmbedStream"):
                     response = pb.EmbedStreamResponse.FromString(answer)
                     yield response.error.code, response.error.message
@@ -87,7 +89,13 @@ class Live:
         from trimtab.v1 import encoder_pb2 as pb
 
         text, encoder = self._known.text(1), self._known.NAME
-        request = pb.EmbedRequest(texts=[text, ""], encoder=encoder, dimensions=8, priority=2, truncate=2)
+        request = pb.EmbedRequest(
+            texts=[text, ""],
+            encoder=encoder,
+            dimensions=8,
+            priority=pb.PRIORITY_BULK,
+            truncate=pb.TRUNCATE_START,
+        )
         infer = service_pb2.ModelInferRequest(model_name=encoder, id="1")
         infer.inputs.add(name="text", datatype="BYTES", shape=[1, 1])
         infer.raw_input_contents.append(struct.pack("<I", 2) + b"w1")

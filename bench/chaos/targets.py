@@ -228,7 +228,7 @@ def credentials(folder: Path) -> Target:
             raise AssertionError("somebody was let in")
 
     claims = {"sub": "x", "iss": "i", "aud": "a", "exp": 4e9}
-    made = [jwt.encode(claims, theirs, "ES256"), jwt.encode(claims, None, "none"), "key"]
+    made = [jwt.encode(claims, theirs, "ES256"), jwt.encode(claims, "", "none"), "key"]
     return Target(run, [f"Bearer {each}".encode() for each in made])
 
 
@@ -255,7 +255,9 @@ def answers(folder: Path) -> Target:
     )
     point = pb.Endpoint(encoder="a", version="1", space="s", dimensions=8)
     mapped = pb.Adapter(encoder="a", name="b", source=point, target=point, verdict="bridge", rung="identity")
-    encoder = pb.Encoder(name="a", version="1", space="s", dimensions=8, dtypes=[1, 2])
+    encoder = pb.Encoder(
+        name="a", version="1", space="s", dimensions=8, dtypes=[pb.DATA_TYPE_FLOAT32, pb.DATA_TYPE_INT8]
+    )
     made = {b"r": embedded, b"a": mapped, b"e": encoder}
     return Target(run, [kind + each.SerializeToString() for kind, each in made.items()])
 
