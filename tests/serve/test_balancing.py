@@ -72,8 +72,8 @@ def busy(server: ServerProcess) -> Iterator[None]:
 
 
 def until(client: trimtab.Client, pair: list[ServerProcess], low: float, high: float) -> float:
-    """The share of the second server, once it is within these bounds; the last one seen after a minute."""
-    end = time.monotonic() + 150
+    """The share of the second server, once it is within these bounds; the last one seen after 90 seconds."""
+    end = time.monotonic() + 90
     while not low <= (share := share_of_second(client, pair)) <= high and time.monotonic() < end:
         pass
     return share
@@ -98,7 +98,7 @@ async def test_one_that_is_killed_costs_no_call_and_is_found_again(
     async with trimtab.AsyncClient(target(pair), balancing="least_loaded", timeout=100) as client:
 
         async def call_until(over: Callable[[], bool]) -> None:
-            end = time.monotonic() + 150
+            end = time.monotonic() + 90
             while not over():
                 await asyncio.gather(*(client.embed([f"text number {number}"]) for number in range(8)))
                 assert time.monotonic() < end
