@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ WINDOW = 40
 @contextmanager
 def replica(repository: Path, folder: Path, port: int) -> Iterator[ServerProcess]:
     """A server with one worker."""
-    config = f'devices = ["cpu:0"]\n[server]\ngrpc_address = "127.0.0.1:{port}"\n'
+    core = min(os.sched_getaffinity(0))
+    config = f'devices = ["cpu:{core}"]\n[server]\ngrpc_address = "127.0.0.1:{port}"\n'
     with serve(repository, folder, config) as server:
         yield server
 

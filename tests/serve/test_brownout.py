@@ -27,7 +27,7 @@ devices = ["cpu"]
 [encoders.layered.brownout]
 variant = "{}"
 min_quality = 0.97
-above_seconds = 0.005
+above_seconds = 0.02
 calm_seconds = 0.5
 """
 WIDEN = adapters_made.rotation(32, 16, 3).T
@@ -74,7 +74,7 @@ def overload(url: str) -> Iterator[None]:
 
     def feed() -> None:
         with trimtab.Client(url, timeout=100) as client:
-            for _ in client.embed_stream(passages(), role="passage", window=2000, timeout=240):
+            for _ in client.embed_stream(passages(), role="passage", window=1000, timeout=240):
                 pass
 
     thread = threading.Thread(target=feed)
