@@ -129,6 +129,7 @@ def counting() -> float:
             "a", 1, "trimtab.v1",
             texts=1, tokens=16, tokenize=0.001, queue=0.01, compute=0.01, output=0.001, total=0.02, now_ms=0,
         )  # fmt: skip
+        metrics.computed_by("a", 1, "fp32", 1, browned_out=False)
 
     return min(timeit.repeat(count, number=COUNTS, repeat=5)) / COUNTS * 1e3
 
