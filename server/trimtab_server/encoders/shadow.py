@@ -22,7 +22,7 @@ from trimtab_server.batching.engine import Engine
 from trimtab_server.encoders.comparing import Comparison
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.encoders.repository import Repository
-from trimtab_server.observing.metrics import SECONDS
+from trimtab_server.observing.families import SECONDS
 from trimtab_server.pipeline import EmbedRequest
 from trimtab_server.tokenization import Tokenization, Truncate
 

@@ -258,7 +258,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             raise NotFound(f"repository {name!r} is not known: this server has one, which has no name")
 
     def _statistics(self, encoder: Encoder) -> Any:
-        counted = self._metrics.statistics[encoder.name, encoder.version]
+        counted = self._metrics.statistics(encoder.name, encoder.version)
 
         def duration(count: Count) -> Any:
             return pb.StatisticDuration(count=count.count, ns=count.ns)

@@ -1,0 +1,185 @@
+"""The server's metrics, each declared once: its name, what it says, its labels. The registry is handed in.
+
+What each call adds to is of `counted`; the rest, prometheus_client's own.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import prometheus_client as prometheus
+from prometheus_client import CollectorRegistry
+
+from trimtab_server.observing.counted import Counter, Family, Gauge, Histogram
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+TOKENS = (8, 32, 128, 512, 2048, 8192, 32768)
+RATIOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+_REQUEST = ("encoder", "version", "protocol")
+_BATCH = ("encoder", "version", "device")
+
+
+class Families:
+    """Metrics by encoder, version and protocol (requests) or device (batches)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, what: str, labels: Sequence[str]) -> Family[Counter]:
+            return Family("counter", name, what, labels, Counter, registry)
+
+        def histogram(
+            name: str, what: str, labels: Sequence[str], bounds: Sequence[float]
+        ) -> Family[Histogram]:
+            return Family("histogram", name, what, labels, partial(Histogram, bounds), registry)
+
+        self.requests = histogram(
+            "trimtab_request_seconds",
+            "From a request's arrival until its answer is packed; answered requests only",
+            _REQUEST,
+            SECONDS,
+        )
+        self.tokenize = histogram(
+            "trimtab_tokenize_seconds", "Waiting for a tokenizer and tokenising, a request", _REQUEST, SECONDS
+        )
+        self.queue = histogram(
+            "trimtab_queue_seconds",
+            "From the end of tokenising until the first batch of a request begins",
+            _REQUEST,
+            SECONDS,
+        )
+        self.compute = histogram(
+            "trimtab_compute_seconds",
+            "From the first batch of a request until the end of its last",
+            _REQUEST,
+            SECONDS,
+        )
+        self.texts = counter("trimtab_texts", "Texts answered", _REQUEST)
+        self.tokens = counter("trimtab_tokens", "Tokens of the texts answered, padding left out", _REQUEST)
+        self.adapted = counter(
+            "trimtab_adapted_texts",
+            "Texts whose vectors passed through an adapter",
+            ("encoder", "version", "adapter"),
+        )
+        self.variants = counter(
+            "trimtab_variant_texts",
+            "Texts answered, by the variant of the encoder that computed them",
+            ("encoder", "version", "variant"),
+        )
+        self.browned_out = prometheus.Counter(
+            "trimtab_brownout_texts",
+            "Texts answered by a cheaper variant, because the queue was too long for the encoder itself",
+            ("encoder", "version", "variant"),
+            registry=registry,
+        )
+        self.brownout = prometheus.Gauge(
+            "trimtab_brownout",
+            "1 while a cheaper variant stands in for an encoder, for any tenant",
+            ("encoder", "version"),
+            registry=registry,
+        )
+        self.failures = prometheus.Counter(
+            "trimtab_failures",
+            "Requests not answered with vectors, by the gRPC code they were answered with",
+            (*_REQUEST, "reason"),
+            registry=registry,
+        )
+        self.refused = prometheus.Counter(
+            "trimtab_refused_calls",
+            "Calls that were not let in, by the gRPC code they were answered with",
+            ("reason",),
+            registry=registry,
+        )
+        self.not_admitted = prometheus.Counter(
+            "trimtab_not_admitted",
+            "Requests that were refused at the door with RESOURCE_EXHAUSTED: over the tenant's quota (rate, "
+            "in_flight), over its share of the room (share), no room (full), or no time (late). Tenants "
+            "without a quota of their own are `other`",
+            ("tenant", "reason"),
+            registry=registry,
+        )
+        self.canary = prometheus.Counter(
+            "trimtab_canary_requests",
+            "Requests that fell to a canary's share: given to it, or kept, because no bridge leads from it "
+            "into the space of the version that answers them",
+            ("encoder", "version", "outcome"),
+            registry=registry,
+        )
+        self.in_flight: Family[Gauge] = Family(
+            "gauge",
+            "trimtab_requests_in_flight",
+            "Requests that were taken up and not answered yet",
+            _REQUEST,
+            Gauge,
+            registry,
+        )
+        self.queued_texts = prometheus.Gauge(
+            "trimtab_queued_texts", "Texts that wait for a device, of all encoders", registry=registry
+        )
+        self.queued_tokens = prometheus.Gauge(
+            "trimtab_queued_tokens", "Tokens that wait for a device, of all encoders", registry=registry
+        )
+        self.batch_seconds = histogram("trimtab_batch_seconds", "One run of a graph", _BATCH, SECONDS)
+        self.batch_size = histogram("trimtab_batch_size", "Texts in a batch", _BATCH, SIZES)
+        self.batch_tokens = histogram(
+            "trimtab_batch_tokens", "Tokens that the linear layers computed of a batch", _BATCH, TOKENS
+        )
+        self.padding = histogram(
+            "trimtab_padding_ratio",
+            "Share of the tokens in trimtab_batch_tokens that were padding",
+            _BATCH,
+            RATIOS,
+        )
+        self.device_up = prometheus.Gauge(
+            "trimtab_device_up", "1 while a device is in service", ("device",), registry=registry
+        )
+        self.device_failures = prometheus.Counter(
+            "trimtab_device_failures",
+            "Why a device was taken out of service (raised, hung, lost, memory), or not put back (probe)",
+            ("device", "reason"),
+            registry=registry,
+        )
+        self.device_restarts = prometheus.Counter(
+            "trimtab_device_restarts",
+            "Processes of devices that were started in place of others",
+            ("device",),
+            registry=registry,
+        )
+        self.busy = counter(
+            "trimtab_device_busy_seconds", "Seconds of runs, of all workers of a device together", ("device",)
+        )
+        self.shared = counter(
+            "trimtab_shared_texts",
+            "Texts that were not computed, because the same text was on its way or remembered",
+            ("encoder", "version", "how"),
+        )
+        self.cached = prometheus.Gauge(
+            "trimtab_cache_bytes", "Size of the vectors remembered", registry=registry
+        )
+        self.start = prometheus.Gauge(
+            "trimtab_start_seconds",
+            "How long the server took to start: process (until its parts were made), encoders (until all "
+            "were loaded and warm) and ready (both)",
+            ("stage",),
+            registry=registry,
+        )
+        self.load = prometheus.Gauge(
+            "trimtab_load_seconds",
+            "How long the last load of an encoder version took: read (its hashes, too), tokenizer, graph "
+            "(opened and warmed on every device)",
+            ("encoder", "version", "stage"),
+            registry=registry,
+        )
+        self.ready = prometheus.Gauge(
+            "trimtab_encoder_ready",
+            "1 while an encoder version is warm and serves",
+            ("encoder", "version"),
+            registry=registry,
+        )
+
+        # Those that end with a version.
+        self.of_versions = (
+            self.requests, self.tokenize, self.queue, self.compute, self.texts, self.tokens,
+            self.adapted, self.failures, self.in_flight, self.batch_seconds, self.batch_size,
+            self.batch_tokens, self.padding, self.shared, self.canary, self.load, self.variants,
+            self.browned_out, self.brownout, self.ready,
+        )  # fmt: skip
