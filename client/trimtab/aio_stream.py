@@ -74,6 +74,14 @@ class AsyncEmbeddingStream(AsyncIterator[Vector]):
         """Whether a cheaper variant stood in for the encoder in any answer until now."""
         return self._pump is not None and self._pump.exchange.browned_out
 
+    @property
+    def suspicious(self) -> bool | None:
+        """Whether the last vector's passage comes near to far too many queries (see `Embeddings`).
+
+        None where the server did not look at it.
+        """
+        return self._pump.exchange.suspicious if self._pump else None
+
     async def __anext__(self) -> Vector:
         """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
         if self._closed:

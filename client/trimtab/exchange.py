@@ -41,6 +41,7 @@ _FIRST_BACKOFF = 0.2
 _MAX_BACKOFF = 5.0
 
 Vector = NDArray[Any]
+Row = tuple[Vector, bool | None]  # and whether it is suspicious
 
 
 class Exchange:
@@ -61,10 +62,11 @@ class Exchange:
         self.adapters: tuple[str, ...] = ()  # of the last answer
         self.variant = ""
         self.browned_out = False  # any answer until now
+        self.suspicious: bool | None = None  # the last vector taken; None: nobody looked
         self._options = options.pinned(encoder)
         self._timeout = timeout
         self._text_room = self._options.text_room(limits)
-        self._window = Window[Vector](
+        self._window = Window[Row](
             window, min(MESSAGE_TEXTS, limits.max_texts or MESSAGE_TEXTS), self._text_room
         )
         self._read = 0
@@ -152,8 +154,11 @@ class Exchange:
 
     def take(self, now: float) -> Vector | None:
         """The next vector in order; None where it is not there yet or all are out. Raises what failed."""
-        vector = self._window.take()
-        if vector is None and not self.finished:
+        row = self._window.take()
+        if row is not None:
+            vector, self.suspicious = row
+            return vector
+        if not self.finished:
             if self._failure is not None:
                 raise self._failure
             if self.patience(now) == 0:
@@ -161,7 +166,7 @@ class Exchange:
                     f"no answer from the stream for {self._timeout:g} s; pass a longer timeout, "
                     "or look at the server's load"
                 ) from self._refusal
-        return vector
+        return None
 
     def patience(self, now: float) -> float | None:
         """Seconds that an answer may still take; None where none is owed, or for ever."""
@@ -169,7 +174,7 @@ class Exchange:
             return None
         return max(self._since + self._timeout - now, 0.0)
 
-    def _accept(self, message: Message[Vector], response: pb.EmbedResponse, now: float) -> None:
+    def _accept(self, message: Message[Row], response: pb.EmbedResponse, now: float) -> None:
         (part,) = parse(response, len(message.texts))
         if self._origin is None:
             if self.space not in ("", part.origin.space):
@@ -183,10 +188,12 @@ class Exchange:
         self.adapters, self.variant = part.adapters, part.variant
         self.browned_out |= part.browned_out
         # Rows of their own: a view would keep the whole message alive for one vector.
-        self._window.answer(message, [row.copy() for row in part.vectors])
+        rows = [row.copy() for row in part.vectors]
+        flags = [None] * len(rows) if part.reach is None else part.suspicious.tolist()
+        self._window.answer(message, list(zip(rows, flags, strict=True)))
         self._since, self._breaks = now, 0
 
-    def _refuse(self, message: Message[Vector], refusal: pb.Error, now: float) -> None:
+    def _refuse(self, message: Message[Row], refusal: pb.Error, now: float) -> None:
         retry_after = refusal.retry_after_ms / 1000
         error = from_status(status(refusal.code), refusal.message, retry_after)
         # A version that one replica had when the stream began, another may be about to load.

@@ -33,16 +33,16 @@ class HubnessGuard:
         ordinary = _matrix(passages, "passages", self._queries.shape[1])
         if not 0 < false_alarms < 1:
             raise InvalidArgument(f"false_alarms is {false_alarms}; give a share above 0 and below 1")
-        half = len(ordinary) // 2
         needed = 2 * max(TOP, round(1 / false_alarms))
         if len(ordinary) < needed or not len(self._queries):
             raise InvalidArgument(
                 f"there are {len(self._queries)} queries and {len(ordinary)} passages; for false alarms of "
                 f"{false_alarms:g} give at least {needed} passages, and some hundreds of queries"
             )
-        shown = self._queries @ ordinary[:half].T
+        # Every other one: they may be in the order of their topics.
+        shown = self._queries @ ordinary[::2].T
         self._last_shown = np.partition(shown, -TOP, axis=1)[:, -TOP]
-        self.threshold = float(np.quantile(self.reach(ordinary[half:]), 1 - false_alarms, method="higher"))
+        self.threshold = float(np.quantile(self.reach(ordinary[1::2]), 1 - false_alarms, method="higher"))
 
     def reach(self, passages: ArrayLike) -> NDArray[np.float64]:
         """The share of the sentinel queries that would be shown each passage among the first ten: (k,)."""

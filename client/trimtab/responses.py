@@ -55,6 +55,8 @@ class Part:
     adapters: tuple[str, ...]
     variant: str
     browned_out: bool
+    reach: NDArray[np.float32] | None  # None: nobody looked
+    suspicious: NDArray[np.bool_]  # all False where nobody looked
 
 
 def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]:
@@ -101,8 +103,22 @@ def _part(
     )
     # A copy: the caller's own, writable, and in the machine's byte order.
     vectors = packed.astype(packed.dtype.newbyteorder("="))
+    reach, suspicious = None, np.zeros(texts, np.bool_)
+    if response.HasField("hubness"):
+        reach = np.array(response.hubness.reach, np.float32)
+        if len(reach) != texts:
+            raise InternalError(f"the server looked at {len(reach)} of {texts} passages")
+        suspicious = reach > response.hubness.threshold
     return Part(
-        origin, vectors, counts, times, tuple(embeddings.adapters), response.variant, response.browned_out
+        origin,
+        vectors,
+        counts,
+        times,
+        tuple(embeddings.adapters),
+        response.variant,
+        response.browned_out,
+        reach,
+        suspicious,
     )
 
 
@@ -112,6 +128,7 @@ def join(parts: Sequence[Part], space: str = "") -> Embeddings:
     InternalError where a `space` was asked for and they are of another.
     """
     origin = parts[0].origin
+    looked = any(part.reach is not None for part in parts)
     if space not in ("", origin.space):
         raise InternalError(f"the server answered in space {origin.space} instead of {space}")
     for part in parts:
@@ -134,7 +151,13 @@ def join(parts: Sequence[Part], space: str = "") -> Embeddings:
         # Where a brownout began or ended meanwhile, the variant that stood in is the one to know of.
         variant=next((part.variant for part in parts if part.browned_out), parts[0].variant),
         browned_out=any(part.browned_out for part in parts),
+        reach=np.concatenate([_reach(part) for part in parts]) if looked else None,
+        suspicious=np.concatenate([part.suspicious for part in parts]) if looked else None,
     )
+
+
+def _reach(part: Part) -> NDArray[np.float32]:
+    return np.full(len(part.vectors), np.nan, np.float32) if part.reach is None else part.reach
 
 
 def join_spaces(answers: Sequence[Sequence[Part]], spaces: Sequence[str]) -> dict[str, Embeddings]:

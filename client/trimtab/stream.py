@@ -76,6 +76,14 @@ class EmbeddingStream(Iterator[Vector]):
         """Whether a cheaper variant stood in for the encoder in any answer until now."""
         return self._pump.exchange.browned_out
 
+    @property
+    def suspicious(self) -> bool | None:
+        """Whether the last vector's passage comes near to far too many queries (see `Embeddings`).
+
+        None where the server did not look at it.
+        """
+        return self._pump.exchange.suspicious
+
     def __next__(self) -> Vector:
         """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
         try:

@@ -148,6 +148,10 @@ class Embeddings:
     variant: the variant of the encoder that computed them.
     browned_out: the server was overloaded, and `variant` stood in for the encoder itself for all rows or
         some: they are for searching an index of their space, not for filling one.
+    reach, suspicious: where the server looks at passages (role "passage") before they are indexed: (n,)
+        float32, the share of its sentinel queries that each would be shown for among the first ten, NaN
+        for those that it did not look at; and (n,) bool, whether that is far more than ordinary passages
+        reach. None where it looked at none of them.
     """
 
     vectors: Vectors
@@ -161,6 +165,8 @@ class Embeddings:
     adapters: tuple[str, ...] = ()
     variant: str = ""
     browned_out: bool = False
+    reach: NDArray[np.float32] | None = None
+    suspicious: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

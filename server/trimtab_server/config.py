@@ -175,11 +175,27 @@ class Brownout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     calm_seconds: float = 5.0
 
 
+class Guard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is done about passages that would be shown for far too many queries. Files of texts, one a line:
+    sentinel `queries`, and ordinary `passages`, of which `false_alarms` is the share that may be flagged."""
+
+    queries: Path
+    passages: Path
+    false_alarms: float = 0.01
+    action: Literal["flag", "refuse"] = "flag"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.false_alarms < 1:
+            raise ValueError(f"false_alarms is {self.false_alarms}; it is a part of 1, such as 0.01")
+
+
 class Encoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which variants of an encoder are loaded beside the first of its bundle; a brownout's always is."""
+    """Which variants of an encoder are loaded beside the first of its bundle (a brownout's always is), and
+    whether its passages are looked at."""
 
     variants: tuple[str, ...] = ()
     brownout: Brownout | None = None
+    guard: Guard | None = None
 
     @property
     def wanted(self) -> tuple[str, ...]:

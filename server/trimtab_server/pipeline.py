@@ -15,6 +15,7 @@ from trimtab_server.batching.engine import Engine
 from trimtab_server.batching.tickets import Computed
 from trimtab_server.config import Limits
 from trimtab_server.encoders.encoder import Encoder
+from trimtab_server.encoders.hubs import Hubness
 from trimtab_server.encoders.repository import Repository
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.outputs import Output
@@ -98,6 +99,7 @@ class EmbedResult:
     """The answer: row i of each output is the vector of texts[i], in the space where its route leads.
 
     `encoder` is the variant that computed them; `browned_out` says that it stood in for the encoder itself.
+    `hubness` is of passages, where they are looked at.
     """
 
     encoder: Encoder
@@ -105,6 +107,7 @@ class EmbedResult:
     token_counts: list[int]
     times: Times
     browned_out: bool
+    hubness: Hubness | None
 
 
 class Pipeline:
@@ -276,6 +279,11 @@ class Pipeline:
         vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
         if self._show is not None and encoder is itself:  # versions are compared, not their variants
             self._show(encoder, request, vectors)
+        hubness = None
+        if encoder.guard is not None and request.role == "passage":
+            hubness = await encoder.guard.look(vectors[:, :dimensions])
+            self._metrics.suspicious(encoder.name, encoder.version, len(hubness.suspicious))
+            encoder.guard.refuse(hubness)
         answers = []
         for route in routes:
             there = await self._applier.apply(route, vectors, dimensions, request.group)
@@ -289,7 +297,7 @@ class Pipeline:
             encoder.name, encoder.version, encoder.model.variant, len(vectors), browned_out=browned_out
         )
         times = self.answered(encoder, rows, protocol, begun)
-        return EmbedResult(encoder, answers, rows.counts, times, browned_out)
+        return EmbedResult(encoder, answers, rows.counts, times, browned_out, hubness)
 
     def _stand_in(self, encoder: Encoder, request: EmbedRequest) -> tuple[Encoder, list[Route]] | None:
         """The variant that answers instead, and the way into the encoder's space; None: there is no brownout.

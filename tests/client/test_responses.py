@@ -44,6 +44,20 @@ def test_parts_of_one_space_are_joined() -> None:
     assert (joined.encoder, joined.version, joined.space, joined.dtype) == ("fake", "1", "s", "float32")
 
 
+def test_what_is_suspicious_stays_with_its_row() -> None:
+    looked_at = response()
+    looked_at.hubness.CopyFrom(pb.Hubness(reach=[0.1, 0.5, 0.25], threshold=0.25))
+    joined = join([*parse(response(), 3), *parse(looked_at, 3)])
+    assert joined.reach is not None and joined.suspicious is not None
+    assert joined.suspicious.tolist() == [False, False, False, False, True, False]
+    np.testing.assert_array_equal(joined.reach, np.float32([np.nan] * 3 + [0.1, 0.5, 0.25]))
+    unseen = join(parse(response(), 3))
+    assert unseen.reach is None and unseen.suspicious is None
+    looked_at.hubness.reach.pop()
+    with pytest.raises(InternalError, match="looked at 2 of 3 passages"):
+        parse(looked_at, 3)
+
+
 @pytest.mark.parametrize("changes", [{"space": "other"}, {"version": "2"}, {"encoder": "another"}])
 def test_parts_of_two_spaces_never_are(changes: dict[str, str]) -> None:
     with pytest.raises(FailedPrecondition, match="must not be mixed"):

@@ -210,6 +210,7 @@ class EmbedResponse(_message.Message):
     TIMES_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     BROWNED_OUT_FIELD_NUMBER: _builtins.int
+    HUBNESS_FIELD_NUMBER: _builtins.int
     encoder: _builtins.str
     version: _builtins.str
     variant: _builtins.str
@@ -229,6 +230,12 @@ class EmbedResponse(_message.Message):
 
     @_builtins.property
     def times(self) -> Global___StageTimes: ...
+    @_builtins.property
+    def hubness(self) -> Global___Hubness:
+        """Where the server is configured to look at passages, and the texts are some: which are found everywhere.
+        Absent: nobody looked.
+        """
+
     def __init__(
         self,
         *,
@@ -239,14 +246,45 @@ class EmbedResponse(_message.Message):
         times: Global___StageTimes | None = ...,
         variant: _builtins.str = ...,
         browned_out: _builtins.bool = ...,
+        hubness: Global___Hubness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hubness", b"hubness", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["browned_out", b"browned_out", "embeddings", b"embeddings", "encoder", b"encoder", "times", b"times", "token_counts", b"token_counts", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["browned_out", b"browned_out", "embeddings", b"embeddings", "encoder", b"encoder", "hubness", b"hubness", "times", b"times", "token_counts", b"token_counts", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class Hubness(_message.Message):
+    """How much of a hub each passage is. Those that come near to far more queries than ordinary ones may have been
+    made for it, to be shown whatever is asked.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REACH_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    threshold: _builtins.float
+    """a text above it is suspicious"""
+    @_builtins.property
+    def reach(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For each text the share of the server's sentinel queries that would be shown it among the first ten."""
+
+    def __init__(
+        self,
+        *,
+        reach: _abc.Iterable[_builtins.float] | None = ...,
+        threshold: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reach", b"reach", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hubness: _TypeAlias = Hubness  # noqa: Y015
 
 @_typing.final
 class Embeddings(_message.Message):

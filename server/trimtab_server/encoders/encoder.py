@@ -8,6 +8,7 @@ from trimtab.bundle import Bundle, Manifest, Variant
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab_server.batching.batch import Model
 from trimtab_server.encoders.brownout import Brownout
+from trimtab_server.encoders.hubs import PassageGuard
 from trimtab_server.spaces.adapters import Route
 from trimtab_server.tokenization import Tokenizer
 
@@ -25,6 +26,7 @@ class Encoder:
     own: Route  # into its own space
     variants: Mapping[str, "Encoder"] = field(default_factory=dict)  # loaded beside the first, by name
     brownout: Brownout | None = None  # of the first, where it is configured
+    guard: PassageGuard | None = None  # the same
 
     @property
     def name(self) -> str:

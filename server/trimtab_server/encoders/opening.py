@@ -13,12 +13,13 @@ from trimtab.bundle import Bundle
 from trimtab.errors import BundleError
 from trimtab.signatures import Signers
 from trimtab_server import config
-from trimtab_server.batching.batch import Model
+from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.batching.engine import Engine
-from trimtab_server.encoders import brownout
+from trimtab_server.encoders import brownout, hubs
 from trimtab_server.encoders.brownout import Brownout
 from trimtab_server.encoders.encoder import Encoder, model_of, others
-from trimtab_server.spaces.adapters import Adapters, own
+from trimtab_server.encoders.hubs import PassageGuard
+from trimtab_server.spaces.adapters import Adapters, Vectors, own
 from trimtab_server.tokenization import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,16 @@ class Opener:
         tokenizer = await asyncio.to_thread(Tokenizer, bundle.file(manifest.tokenizer), manifest.max_tokens)
         tokenized = time.monotonic()
         await self._load_models(models)
-        ended = time.monotonic()
-        seconds = {"read": read - begun, "tokenizer": tokenized - read, "graph": ended - tokenized}
+        warm = time.monotonic()
+        seconds = {"read": read - begun, "tokenizer": tokenized - read, "graph": warm - tokenized}
+        guard = None
+        if settings.guard is not None:
+            try:
+                guard = await self._guard(settings.guard, bundle, tokenizer, first)
+            except Exception:
+                await self.close(models)
+                raise
+            seconds["guard"] = time.monotonic() - warm
         stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
         log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
         self._loaded(manifest.name, manifest.version, seconds)
@@ -87,6 +96,7 @@ class Opener:
             own(manifest),
             {model.variant: Encoder(alone, tokenizer, model, own(alone)) for alone, model in rest},
             Brownout(settings.brownout) if settings.brownout else None,
+            guard,
         )
 
     async def change_states(self, before: Encoder, path: Path) -> Encoder:
@@ -101,6 +111,20 @@ class Opener:
         """Unload graphs, after what they have accepted is answered."""
         for model in models:
             await self._engine.unload(model)
+
+    async def _guard(
+        self, settings: config.Guard, bundle: Bundle, tokenizer: Tokenizer, model: Model
+    ) -> PassageGuard:
+        async def embed(texts: list[str]) -> Vectors:
+            def tokenize() -> list[Ids]:
+                encoded = tokenizer.encode(texts, "end")
+                return [tokenizer.truncate(ids, "end", row) for row, ids in enumerate(encoded)]
+
+            ids = await asyncio.to_thread(tokenize)
+            computed = await self._engine.compute(model, ids, None, priority="bulk")
+            return computed.vectors[:, : bundle.manifest.dimensions]
+
+        return await hubs.guard(settings, bundle.manifest, embed)
 
     async def _load_models(self, models: Sequence[Model]) -> None:
         """Load all of them, or none."""

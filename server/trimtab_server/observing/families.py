@@ -71,6 +71,12 @@ class Families:
             ("encoder", "version", "variant"),
             registry=registry,
         )
+        self.suspicious = prometheus.Counter(
+            "trimtab_suspicious_texts",
+            "Passages flagged or refused, because they come near to far more queries than ordinary ones",
+            ("encoder", "version"),
+            registry=registry,
+        )
         self.brownout = prometheus.Gauge(
             "trimtab_brownout",
             "1 while a cheaper variant stands in for an encoder, for any tenant",
@@ -181,5 +187,5 @@ class Families:
             self.requests, self.tokenize, self.queue, self.compute, self.texts, self.tokens,
             self.adapted, self.failures, self.in_flight, self.batch_seconds, self.batch_size,
             self.batch_tokens, self.padding, self.shared, self.canary, self.load, self.variants,
-            self.browned_out, self.brownout, self.ready,
+            self.browned_out, self.brownout, self.ready, self.suspicious,
         )  # fmt: skip

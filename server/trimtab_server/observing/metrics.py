@@ -137,6 +137,10 @@ class Metrics:
         if browned_out:
             self._families.browned_out.labels(encoder, version, variant).inc(texts)
 
+    def suspicious(self, encoder: str, version: int, texts: int) -> None:
+        """So many passages of those just looked at were found suspicious."""
+        self._families.suspicious.labels(encoder, version).inc(texts)
+
     def watch_brownout(self, encoder: str, version: int, on: Callable[[], bool]) -> None:
         """How to know whether an encoder version is in a brownout; asked at each scrape."""
         self._families.brownout.labels(encoder, version).set_function(on)

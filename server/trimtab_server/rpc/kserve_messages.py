@@ -184,6 +184,8 @@ def respond(request: Any, result: EmbedResult) -> Any:
     response.parameters["variant"].string_param = result.encoder.variant.name
     if result.browned_out:
         response.parameters["browned_out"].bool_param = True
+    if result.hubness is not None:
+        response.parameters["suspicious"].string_param = ",".join(map(str, result.hubness.suspicious))
     if route.hops:
         response.parameters["adapters"].string_param = ",".join(route.names)
     if output.dtype == "int8":

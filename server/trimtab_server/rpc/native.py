@@ -12,6 +12,7 @@ from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.batching.batch import Priority
 from trimtab_server.callers import access
 from trimtab_server.encoders.encoder import Encoder
+from trimtab_server.encoders.hubs import Hubness
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
 from trimtab_server.rpc.boundary import (
     BYTES_A_TEXT,
@@ -246,7 +247,12 @@ def _response(result: EmbedResult) -> pb.EmbedResponse:
         times=_times(result.times),
         variant=encoder.variant.name,
         browned_out=result.browned_out,
+        hubness=_hubness(result.hubness),
     )
+
+
+def _hubness(found: Hubness | None) -> pb.Hubness | None:
+    return None if found is None else pb.Hubness(reach=found.reach, threshold=found.threshold)
 
 
 def _variants(encoder: Encoder) -> list[pb.Variant]:

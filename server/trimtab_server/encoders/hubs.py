@@ -1,0 +1,106 @@
+"""Passages that would be shown for far too many queries are flagged, or refused, where that is configured.
+
+The check is `trimtab.hubness`'s: what it finds of known attacks, and what not, stands in docs/security.md.
+The sentinel queries and the ordinary passages are texts, and embedded when a version is loaded, since each
+version has a space of its own.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab import variants
+from trimtab.bundle import Manifest
+from trimtab.errors import ConfigError, InvalidArgument
+from trimtab.hubness import HubnessGuard
+from trimtab_server import config
+
+Vectors = NDArray[np.float32]
+Embed = Callable[[list[str]], Awaitable[Vectors]]
+
+# More multiplications than this go to a thread: they take milliseconds, and the event loop serves others.
+INLINE = 10_000_000
+NAMED = 10  # rows in the message of a refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Hubness:
+    """Of each passage of a request the share of the sentinel queries that it would be shown for among the
+    first ten, float64 (n,); and the share that ordinary ones hardly ever exceed."""
+
+    reach: NDArray[np.float64]
+    threshold: float
+
+    @property
+    def suspicious(self) -> list[int]:
+        """The rows above the threshold."""
+        rows: list[int] = np.flatnonzero(self.reach > self.threshold).tolist()
+        return rows
+
+
+class PassageGuard:
+    """Looks at the passages of a version of an encoder; `queries` and `passages` are (m, d) of its space."""
+
+    def __init__(self, settings: config.Guard, queries: Vectors, passages: Vectors) -> None:
+        self._refuses = settings.action == "refuse"
+        self._hubness = HubnessGuard(queries, passages, false_alarms=settings.false_alarms)
+        self._size = queries.size
+
+    async def look(self, vectors: Vectors) -> Hubness:
+        """How much of a hub each of the passages is; whole vectors, (n, d), of the encoder's own space."""
+        if len(vectors) * self._size <= INLINE:
+            reach = self._hubness.reach(vectors)
+        else:
+            reach = await asyncio.to_thread(self._hubness.reach, vectors)
+        return Hubness(reach, self._hubness.threshold)
+
+    def refuse(self, found: Hubness) -> None:
+        """InvalidArgument, naming the rows that are suspicious, where such passages are to be refused."""
+        rows = found.suspicious
+        if not rows or not self._refuses:
+            return
+        listed = ", ".join(f"texts[{row}] ({found.reach[row]:.1%})" for row in rows[:NAMED])
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        raise InvalidArgument(
+            f"{listed}{more} would be shown for more of the sentinel queries than the {found.threshold:.1%} "
+            "that ordinary passages reach, as passages are that are made to be found everywhere: look at "
+            "them, and send the others without them"
+        )
+
+
+async def guard(settings: config.Guard, manifest: Manifest, embed: Embed) -> PassageGuard:
+    """The guard of an encoder whose whole vectors of texts, prompts before them, `embed` gives.
+
+    Raises ConfigError where a file cannot be read or holds too few texts, or where the vectors are not
+    compared by dot product.
+    """
+    if manifest.similarity != "dot" and not (manifest.similarity == "cosine" and manifest.normalized):
+        length = "" if manifest.normalized else " of vectors of any length"
+        raise ConfigError(
+            f"the guard compares by dot product, and {variants.title(manifest)} by {manifest.similarity}"
+            f"{length}: leave encoders.{manifest.name}.guard out"
+        )
+    prompts = manifest.prompts
+    queries = await asyncio.to_thread(_texts, settings.queries, prompts.query)
+    passages = await asyncio.to_thread(_texts, settings.passages, prompts.passage)
+    vectors = await embed(queries + passages)
+    try:
+        return PassageGuard(settings, vectors[: len(queries)], vectors[len(queries) :])
+    except InvalidArgument as error:
+        raise ConfigError(
+            f"encoders.{manifest.name}.guard with {settings.queries} and {settings.passages}: {error}"
+        ) from None
+
+
+def _texts(path: Path, prompt: str) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"the guard's file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the guard's file {path} is not UTF-8: {error.reason}") from None
+    return [prompt + line for line in lines if line.strip()]
