@@ -109,7 +109,6 @@ async def test_a_call_that_is_refused_brings_its_report_beside_the_pushback() ->
 
     with pytest.raises(grpc.aio.AbortError):
         await abort(Context(), ResourceExhausted("full", 0.5))  # type: ignore[arg-type]
-    assert sent == [
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        ((TRAILER, b"report"), ("grpc-retry-pushback-ms", "500")),
-    ]
+    code, trailers = sent
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert trailers[:2] == ((TRAILER, b"report"), ("grpc-retry-pushback-ms", "500"))  # type: ignore[index]

@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 
 from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError, Unavailable
 from trimtab_server.callers import access
@@ -28,6 +31,8 @@ TENANT_CHARACTERS = 128
 BYTES_A_TEXT = 4096
 # gRPC's headers hold 8 KiB by default, and a character may take 12 bytes in them.
 MESSAGE_CHARACTERS = 500
+# Where clients look for a google.rpc.Status.
+DETAILS = "grpc-status-details-bin"
 # What another server may not have answered with.
 OVERLOADED = frozenset(
     {
@@ -198,19 +203,33 @@ def as_trimtab_error(error: Exception) -> TrimtabError:
 
 
 async def abort(context: Context, error: TrimtabError) -> NoReturn:
-    """End a call with the error's status; overload carries gRPC's own retry pushback.
+    """End a call with the error's status; overload says when to try again.
 
-    Where that would end after the call's deadline, the pushback says not to try again: the caller should
-    hear of it now.
+    gRPC's own retries read that as a pushback; other code, and clients by other makers, as google.rpc's
+    RetryInfo. Where it would end after the call's deadline, the pushback says not to try again: the caller
+    should hear of it now.
     """
+    message = shorten(str(error))
     trailers = tuple(context.trailing_metadata() or ())
     if isinstance(error, ResourceExhausted):
         left = context.time_remaining()
         too_late = left is not None and error.retry_after >= left
         pushback = -1 if too_late else round(error.retry_after * 1000)
         trailers = (*trailers, ("grpc-retry-pushback-ms", str(pushback)))
-    await context.abort(error.code, shorten(str(error)), trailers)
+        if pushback > 0:
+            trailers = (*trailers, (DETAILS, _retry_info(error.code, message, pushback)))
+    await context.abort(error.code, message, trailers)
     raise AssertionError  # context.abort always raises
+
+
+def _retry_info(code: grpc.StatusCode, message: str, milliseconds: int) -> bytes:
+    """A google.rpc.Status; its code and message must be the call's own, or clients refuse to read it."""
+    delay = Duration()
+    delay.FromMilliseconds(milliseconds)
+    status = Status(code=code.value[0], message=message)
+    status.details.add().Pack(RetryInfo(retry_delay=delay))
+    packed: bytes = status.SerializeToString()
+    return packed
 
 
 def deadline_of(context: Context) -> float | None:
