@@ -22,7 +22,7 @@ from trimtab_server import config
 Vectors = NDArray[np.float32]
 Embed = Callable[[list[str]], Awaitable[Vectors]]
 
-# More multiplications than this go to a thread: they take milliseconds, and the event loop serves others.
+# More multiplications than this go to a thread: others would wait for them on the event loop.
 INLINE = 10_000_000
 NAMED = 10  # rows in the message of a refusal
 
