@@ -1,5 +1,7 @@
 """Passages that come near to far too many queries are flagged or refused by the server; others pass."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +116,17 @@ async def test_streams_and_tritonclient_say_it_too(guarded: ServerProcess) -> No
         assert result.get_response().parameters["suspicious"].string_param == "0,2"
         result = triton.infer(NAME, [tensor], parameters={"input_type": "query"})
         assert "suspicious" not in result.get_response().parameters
+
+
+def test_the_command_names_the_rows(guarded: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join([OTHERS[0], HUB, OTHERS[1], *[HUB] * 11]))
+    command = [sys.executable, "-m", "trimtab.cli", "embed", str(tmp_path / "texts.txt")]
+    command += ["--url", guarded.url, "--output", str(tmp_path / "vectors.npy"), "--role"]
+    for role in ("passage", "query"):
+        done = subprocess.run([*command, role, "--overwrite"], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        found = "rows 1, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more come near to far more queries"
+        assert (found in done.stderr) == (role == "passage")
 
 
 def test_a_server_may_refuse_them(minilm_repository: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from trimtab.requests import Options
 SUMMARY = "embed a file's texts into vectors"
 EXTRA = None
 INTERRUPTED = 130  # as shells count a stop by Ctrl-C
+NAMED = 10  # suspicious rows on standard error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -138,13 +139,39 @@ def _positive(value: str) -> int:
     return int(value)
 
 
+class Suspects:
+    """The rows that the server found suspicious, where it looks at passages; told when all are embedded."""
+
+    def __init__(self) -> None:
+        self._first: list[int] = []
+        self._count = 0
+
+    def note(self, row: int, suspicious: bool | None) -> None:
+        """Of a row, what the server said of it."""
+        if suspicious:
+            self._count += 1
+            if len(self._first) < NAMED:
+                self._first.append(row)
+
+    def tell(self) -> None:
+        """A line on standard error, where there were any."""
+        if self._count:
+            more = f" and {self._count - len(self._first):,} more" if self._count > len(self._first) else ""
+            sys.stderr.write(
+                f"trimtab embed: rows {', '.join(map(str, self._first))}{more} come near to far more queries "
+                "than ordinary passages do: look at these texts before they are indexed\n"
+            )
+
+
 def _to_standard_output(client: Client, wanted: Options, source: texts.Texts) -> int:
-    layout, output = layouts.Jsonl(), sys.stdout.buffer
+    layout, output, suspects = layouts.Jsonl(), sys.stdout.buffer, Suspects()
     try:
         with client.embed_stream(source.texts, **wanted.keywords()) as stream:
             for index, vector in enumerate(stream):
                 output.write(layout.row(index, vector))
                 output.flush()
+                suspects.note(index, stream.suspicious)
+        suspects.tell()
     except BrokenPipeError:
         # The reader has had enough. Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -158,7 +185,7 @@ def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path,
     encoder = _encoder(client, wanted, journal.vectors if journal else None, output)
     wanted = wanted.pinned(encoder)
     description = _describe(client, encoder, wanted)
-    file = vector_files.VectorFile(output, description, journal)
+    file, suspects = vector_files.VectorFile(output, description, journal), Suspects()
     try:
         file.skip(source.texts)
         read: deque[str] = deque()
@@ -172,10 +199,12 @@ def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path,
                         f"the adapters were {', '.join(description.adapters)} and now are "
                         f"{', '.join(stream.adapters)}: pass --restart to make all rows with these"
                     )
+                suspects.note(file.rows, stream.suspicious)
                 file.write(read.popleft(), vector, stream.scale)
                 progress.advance()
         file.finish()
     except BaseException as error:
+        suspects.tell()  # the next run does not see them again
         if rows := file.stop():
             sys.stderr.write(
                 f"trimtab embed: stopped after {rows:,} rows; the same command goes on from there\n"
@@ -183,6 +212,7 @@ def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path,
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED
         raise
+    suspects.tell()
     sys.stderr.write(f"{file.rows:,} vectors of space {description.space} are in {output}\n")
     return 0
 
