@@ -11,8 +11,8 @@ import torch
 from trimtab.errors import ExportError
 from trimtab_export import sentences
 from trimtab_export.load import load
-from trimtab_export.passes import anatomy, heal, prune
-from trimtab_export.passes.student import EarlyStudent, Student, buckets
+from trimtab_export.passes import anatomy, heal, products, prune
+from trimtab_export.passes.student import EarlyStudent, Student, buckets, watch
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
 from trimtab_export.tokens import Batcher
@@ -156,6 +156,45 @@ def test_an_exit_is_healed_with_the_head_behind_it(
     weight, bias = early.fitted
     assert not np.array_equal(weight, random[0])
     assert not np.array_equal(bias, random[1])
+
+
+@pytest.mark.parametrize("inputs_trained", [True, False])
+def test_products_of_bfloat16_are_near_those_of_float32(
+    inputs_trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer, inputs = torch.nn.Linear(24, 40), torch.randn(3, 5, 24, requires_grad=inputs_trained)
+
+    def gradients() -> list[torch.Tensor]:
+        layer.zero_grad()
+        inputs.grad = None
+        with products.fast():
+            outputs = layer(inputs)
+        assert outputs.dtype == torch.float32
+        outputs.square().sum().backward()
+        found = [outputs, layer.weight.grad, layer.bias.grad, inputs.grad]
+        return [each.detach().clone() for each in found if each is not None]
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    exact = gradients()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    fast = gradients()
+    assert len(exact) == len(fast) == 3 + inputs_trained
+    for one, other in zip(exact, fast, strict=True):
+        assert one.shape == other.shape
+        assert not torch.equal(one, other)
+        assert float((one - other).norm() / one.norm()) < 0.01
+
+
+def test_what_lies_behind_the_watched_layers_is_not_computed(made: Made) -> None:
+    blocks = anatomy.blocks(made.student.backbone)
+    ran: list[int] = []
+    for number, block in enumerate(blocks):
+        block.narrow.register_forward_hook(lambda *_, number=number: ran.append(number))
+    with torch.no_grad():
+        ((inputs, outputs),) = watch(made.student, made.batches[0], [blocks[0].narrow])
+    assert len(inputs) == len(outputs) == made.batches[0]["attention_mask"].sum()
+    assert ran == [0]
 
 
 def test_vectors_that_are_nan_stop_the_healing(made: Made, tmp_path: Path) -> None:

@@ -90,17 +90,24 @@ def _lasting_heads(whole: Student, batches: Sequence[Tokens], share: float) -> l
             columns.zero_()
             damages[layer, head] = _damage(whole, batches, wanted)
             columns.copy_(before)
-    best = {
-        max(((layer, head) for head in range(block.heads)), key=lambda place: damages[place])
-        for layer, block in enumerate(blocks)
-    }
-    count = max(len(blocks), round(share * len(damages)))
-    others = sorted(set(damages) - best, key=lambda place: -damages[place])
-    lasting = best | set(others[: count - len(best)])
-    return [
-        [head for head in range(block.heads) if (layer, head) in lasting]
-        for layer, block in enumerate(blocks)
-    ]
+    return lasting(
+        [[damages[layer, head] for head in range(block.heads)] for layer, block in enumerate(blocks)], share
+    )
+
+
+def lasting(worths: Sequence[Sequence[float]], share: float) -> list[list[int]]:
+    """For each layer the numbers of the heads that stay: the best of it, and the best of all others.
+
+    Args:
+        worths: for each layer, of each of its heads.
+        share: of all heads.
+    """
+    places = {(layer, head): worth for layer, row in enumerate(worths) for head, worth in enumerate(row)}
+    best = {(layer, row.index(max(row))) for layer, row in enumerate(worths)}
+    count = max(len(best), round(share * len(places)))
+    others = sorted(places.keys() - best, key=lambda place: (-places[place], place))
+    kept = best | set(others[: count - len(best)])
+    return [sorted(head for layer, head in kept if layer == number) for number in range(len(worths))]
 
 
 def _cut_heads(student: Student, lasting: list[list[int]]) -> None:
@@ -152,16 +159,33 @@ def _repair(student: Student, whole: Student, batches: Sequence[Tokens]) -> None
 
 
 def _fit(student: Student, whole: Student, linear: Any, wanted: Any, batches: Sequence[Tokens]) -> None:
-    """Change the matrix as little as it takes: the ridge is on the change, so that what is right stays."""
-    width = linear.in_features + 1
-    gram, cross = torch.zeros(width, width), torch.zeros(width, linear.out_features)
+    change = LeastChange(linear)
     for batch in batches:
         ((inputs, now),) = watch(student, batch, [linear])
         ((_, outputs),) = watch(whole, batch, [wanted])
+        change.add(inputs, outputs - now)
+    change.make()
+
+
+class LeastChange:
+    """Change a linear layer as little as it takes to give what its outputs lack, by least squares.
+
+    The ridge is on the change, so that what is right stays.
+    """
+
+    def __init__(self, linear: Any) -> None:
+        width = linear.in_features + 1
+        self._linear = linear
+        self._gram, self._cross = torch.zeros(width, width), torch.zeros(width, linear.out_features)
+
+    def add(self, inputs: torch.Tensor, lacking: torch.Tensor) -> None:
+        """Tokens that it reads, (tokens, in), and what is to be added to its outputs, (tokens, out)."""
         ones = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-        gram += ones.T @ ones
-        cross += ones.T @ (outputs - now)
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(width)
-    change = torch.linalg.solve(gram.double(), cross.double()).float()
-    linear.weight += change[:-1].T
-    linear.bias += change[-1]
+        self._gram += ones.T @ ones
+        self._cross += ones.T @ lacking
+
+    def make(self) -> None:
+        gram = self._gram + RIDGE * self._gram.diagonal().mean() * torch.eye(len(self._gram))
+        change = torch.linalg.solve(gram.double(), self._cross.double()).float()
+        self._linear.weight += change[:-1].T
+        self._linear.bias += change[-1]

@@ -6,6 +6,7 @@ An `EarlyStudent` is one that ends at an exit, behind a linear map of the pooled
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -110,19 +111,31 @@ def buckets(lengths: Sequence[int], size: int, rng: np.random.Generator) -> Iter
         yield groups[place]
 
 
-def watch(student: Student, batch: Tokens, linears: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What goes in and out of linear layers on the real tokens of a batch, (tokens, width) each."""
+class _AllSeenError(Exception):
+    """Ends a run whose rest nobody reads."""
+
+
+def watch(student: Student, batch: Tokens, modules: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What goes in and out of modules, each run once, on the real tokens of a batch: (tokens, width) each.
+
+    What the encoder computes behind the last of them is not computed.
+    """
     real = torch.from_numpy(batch["attention_mask"] == 1)
     seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def look(number: int, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen[number] = inputs[0][real], output[real]
+        if len(seen) == len(modules):
+            raise _AllSeenError
+
     handles = [
-        linear.register_forward_hook(
-            lambda _, inputs, output, number=number: seen.__setitem__(number, (inputs[0][real], output[real]))
-        )
-        for number, linear in enumerate(linears)
+        module.register_forward_hook(lambda _, inputs, output, number=number: look(number, inputs, output))
+        for number, module in enumerate(modules)
     ]
     try:
-        student(batch)
+        with suppress(_AllSeenError):
+            student(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return [seen[number] for number in range(len(linears))]
+    return [seen[number] for number in range(len(modules))]

@@ -51,8 +51,8 @@ class Yardstick:
 
 
 def embed(graph: Path, batcher: Batcher, texts: Sequence[str], prompt: str = "") -> Floats:
-    """float32 (texts, dimensions) by one thread, in batches of alike lengths."""
-    session = runtime.session(graph, threads=1)
+    """float32 (texts, dimensions), in batches of alike lengths."""
+    session = runtime.session(graph)
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     rows: list[Any] = [None] * len(texts)
     for start in range(0, len(order), BATCH):
