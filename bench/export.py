@@ -168,7 +168,9 @@ def linear_parameters(graph: Path) -> int:
     }
     total = 0
     for node in model.graph.node:
-        if node.op_type in ("MatMul", "MatMulIntegerToFloat"):
+        if node.op_type == "Cast" and node.input[0] in sizes:  # of bfloat16
+            sizes[node.output[0]] = sizes[node.input[0]]
+        elif node.op_type in ("MatMul", "MatMulIntegerToFloat"):
             total += sizes.get(node.input[1], 0)
         elif node.op_type == "MatMulNBits":
             shape = {attribute.name: attribute.i for attribute in node.attribute}

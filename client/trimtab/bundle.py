@@ -27,8 +27,9 @@ VERSION = re.compile(r"[1-9][0-9]{0,17}")
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Pooling = Literal["mean", "cls", "last", "max"]
 # int8: linear layers multiply bytes; int8-weights, int4-weights: weights in blocks; fp16: for GPUs;
+# bf16: weights in bfloat16, computed in float32;
 # int8-qdq: int8 as Q and DQ nodes around the products, for TensorRT
-Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16", "int8-qdq"]
+Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16", "bf16", "int8-qdq"]
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -130,6 +130,31 @@ def test_half_precision(real: Embedder, tmp_path: Path) -> None:
     assert cosines(vectors, run(graph_of(real), batch)).min() > 0.9999
 
 
+def test_weights_in_bfloat16_are_computed_in_float32(real: Embedder, tmp_path: Path) -> None:
+    files = half.to_bf16(graph_of(real), tmp_path / "bf16")
+    assert sum(path.stat().st_size for path in files) < 0.51 * 91e6
+    model = onnx.load(str(files[0]))
+    (word,) = [tensor for tensor in model.graph.initializer if "word_embeddings" in tensor.name]
+    assert word.data_type == TensorProto.BFLOAT16
+    batch = batcher_of(real)(TEXTS)
+    vectors = run(files[0], batch)
+    assert vectors.dtype == np.float32
+    exact = run(graph_of(real), batch)
+    assert cosines(vectors, exact).min() > 0.9999
+    assert not np.array_equal(vectors, exact)
+    left = [executed(path, tmp_path)["Cast"] for path in (files[0], graph_of(real))]
+    assert left[0] == left[1], "the casts of weights were done when the session was opened"
+
+
+def test_bfloat16_is_refused_where_the_opset_has_no_such_thing(tmp_path: Path) -> None:
+    graph = plain(tmp_path, np.ones((20, 20), np.float32))
+    model = onnx.load(str(graph))
+    model.opset_import[0].version = 12
+    save(model, graph)
+    with pytest.raises(ExportError, match=r"model\.onnx is of opset 12; bf16 needs 13 or later"):
+        half.to_bf16(graph, tmp_path / "bf16")
+
+
 def plain(tmp_path: Path, weight: Any) -> Path:
     """A graph of one product."""
     tensor = helper.make_tensor_value_info

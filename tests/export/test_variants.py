@@ -313,6 +313,14 @@ def test_a_variant_that_depends_on_its_batch_is_refused(
         export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
 
 
+def test_precisions_that_only_make_it_smaller_are_for_size() -> None:
+    assert set(search.precisions("size", "cpu")) - set(search.precisions("throughput", "cpu")) == {
+        "int4-weights",
+        "bf16",
+    }
+    assert search.precisions("size", "cuda") == ("fp16",)
+
+
 def test_each_floor_gets_the_deepest_cut_that_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quality falls along the plans; each is made once."""
     plans = search.cuts(6, [2, 3, 1, 0, 4], "int8", 1)

@@ -143,14 +143,14 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
             return folder / head.GRAPH, folder / head.WEIGHTS
         case "int8":
             return quantize.to_int8(graph, shop.calibration, folder)
-        case "int8-weights":
-            return quantize.to_blocks(graph, folder, bits=8)
-        case "int4-weights":
-            return quantize.to_blocks(graph, folder, bits=4)
+        case "int8-weights" | "int4-weights":
+            return quantize.to_blocks(graph, folder, bits=8 if passes.precision == "int8-weights" else 4)
         case "int8-qdq":
             return quantize.to_qdq(graph, shop.calibration, folder)
         case "fp16":
             return half.to_fp16(graph, folder)
+        case "bf16":
+            return half.to_bf16(graph, folder)
 
 
 def cuts(passes: Passes) -> bool:

@@ -15,7 +15,8 @@ from trimtab_export.source import Device, Graph, Target
 from trimtab_export.variants import fidelity
 from trimtab_export.variants.candidates import Bench, Candidate, summary
 
-SMALLEST: tuple[Precision, ...] = ("int4-weights",)  # slower than int8, and worth it for its size alone
+# Slower than int8, and worth it for their size alone: bf16 makes the table of words small, too.
+SMALLEST: tuple[Precision, ...] = ("int4-weights", "bf16")
 # The share of the layers that goes, and of the feed-forward neurons that stays; ever deeper.
 CUTS = ((0.0, 0.75), (0.0, 0.5), (1 / 6, 0.5), (1 / 3, 0.5), (1 / 3, 0.33), (1 / 2, 0.5), (1 / 2, 0.25))
 
