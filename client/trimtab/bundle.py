@@ -211,6 +211,7 @@ class Passes(Struct, frozen=True):
     layers: tuple[int, ...] | None = None  # the numbers of those that stay, from 0; None: all
     heads: float = 1.0
     ffn: float = 1.0  # neurons of the feed-forward blocks
+    shrp: float = 1.0  # heads; behind them one feed-forward block takes the place of all else in a layer
     low_rank: float = 1.0  # of the variance of each layer's outputs, where two thin layers are less work
     heal: int = 0  # how often the texts are gone through in training
     exit: int | None = None  # so many layers are computed, with a fitted head behind them; None: all

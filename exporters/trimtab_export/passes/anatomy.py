@@ -52,11 +52,11 @@ def blocks(backbone: Any) -> list[Block]:
 
 
 def check_heads(backbone: Any) -> None:
-    """Refuse an architecture whose layers cannot have heads of their own number."""
+    """Refuse an architecture whose layers cannot have heads of their own number; heads and shrp take some."""
     if architecture(backbone) == "mpnet":
         raise ExportError(
             "mpnet adds one position bias to the heads of all its layers, so that none of them can be taken "
-            "out: leave heads = 1, and prune neurons (ffn) or layers"
+            "out: leave heads and shrp out, and prune neurons (ffn) or layers"
         )
 
 

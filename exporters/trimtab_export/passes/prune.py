@@ -45,7 +45,7 @@ def prune(
         if heads < 1:
             _cut_heads(student, _lasting_heads(whole, batches, heads))
         if ffn < 1:
-            _cut_neurons(student, _lasting_neurons(whole, batches, ffn))
+            _cut_neurons(student, lasting_neurons(whole, batches, ffn))
         _repair(student, whole, batches)
 
 
@@ -117,8 +117,8 @@ def _cut_heads(student: Student, lasting: list[list[int]]) -> None:
             block.attention.prune_heads(gone)
 
 
-def _lasting_neurons(whole: Student, batches: Sequence[Tokens], share: float) -> list[torch.Tensor]:
-    """For each layer the numbers of the neurons that stay."""
+def lasting_neurons(whole: Student, batches: Sequence[Tokens], share: float) -> list[torch.Tensor]:
+    """For each layer the numbers of the neurons that stay, of all layers' the share."""
     blocks = anatomy.blocks(whole.backbone)
     energies = [torch.zeros(block.narrow.in_features) for block in blocks]
     for batch in batches:

@@ -19,7 +19,7 @@ from trimtab_export.graph import head, states, to_onnx, unpad
 from trimtab_export.passes import anatomy, exits, half, quantize
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import fidelity
+from trimtab_export.variants import fidelity, recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from trimtab_export.passes.student import Student
@@ -31,7 +31,9 @@ CALIBRATION = 256  # texts to choose, to repair and to take ranges by
 BATCH = 16
 RANKING = 4  # every so many of the calibration's batches rank the layers
 ROLES = 2
-VECTORS, STATES = "vectors.npy", "states.npy"  # what is kept between runs
+# What is kept between runs.
+VECTORS, STATES = "vectors.npy", "states.npy"
+HEALING = "healing.safetensors"
 
 
 @dataclass(frozen=True)
@@ -124,18 +126,11 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
 
     Raises ExportError where a pass cannot be done to this encoder, by name.
     """
-    leaves = passes.exit is not None or passes.width is not None
-    if passes.precision == "fp32" and not cuts(passes) and not leaves and not passes.heal:
-        raise ExportError(f"the variant {passes.name} would be the encoder as it is: give it a pass")
-    if cuts(passes) and leaves:
-        raise ExportError(
-            "exit and width leave the encoder itself early or narrow: they go with a precision, not with "
-            "layers, heads, ffn or low_rank"
-        )
+    recipe.check(passes)
     graph = shop.graph
-    if leaves:
+    if recipe.leaves(passes):
         graph = _exit(passes, shop, tell)
-    elif cuts(passes) or passes.heal:
+    elif recipe.cuts(passes) or passes.heal:
         graph = _cut(passes, shop, tell)
     match passes.precision:
         case "fp32":
@@ -153,14 +148,9 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
             return half.to_bf16(graph, folder)
 
 
-def cuts(passes: Passes) -> bool:
-    """Whether something is taken out of the encoder."""
-    whole = passes.layers is None and passes.heads == passes.ffn == passes.low_rank == 1
-    return not whole
-
-
 def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     """The float32 graph of the cut and healed encoder; kept in the scratch folder, by what was cut."""
+    from trimtab_export.passes import shrp
     from trimtab_export.passes.low_rank import low_rank
     from trimtab_export.passes.prune import prune
     from trimtab_export.passes.student import Student
@@ -173,20 +163,26 @@ def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     shutil.rmtree(folder / "making", ignore_errors=True)
     student = Student(shop.source.backbone, shop.source.head).copy()
     prune(student, shop.calibration, layers=passes.layers, heads=passes.heads, ffn=passes.ffn)
+    folder.mkdir(parents=True, exist_ok=True)
+    if passes.shrp != 1:
+        whole = student.copy()
+        shrp.replace(student, shop.calibration)
+        _train(student, 1, shop, folder / "routing.safetensors", tell)
+        kept = shrp.prune(student, whole, shop.calibration, passes.shrp)
+        tell(f"heads that stay, by layer: {', '.join(map(str, kept))}")
     if passes.low_rank != 1:
         ranks = low_rank(student, shop.calibration, passes.low_rank)
         tell(f"{len(ranks.thin)} layers are thin now, {ranks.whole} would cost more and stay whole")
-    folder.mkdir(parents=True, exist_ok=True)
     if passes.heal:
-        _heal(student, passes, shop, folder, tell)
+        _train(student, passes.heal, shop, folder / HEALING, tell)
     graph = _graph(student.backbone, shop, folder / "making")
     unpad.take_padding_out(graph, shop.mixed)
     (folder / "making").rename(folder / "graph")
     return finished
 
 
-def _heal(
-    student: "Student", passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], object]
+def _train(
+    student: "Student", epochs: int, shop: Workshop, progress: Path, tell: Callable[[str], object]
 ) -> None:
     from trimtab_export.passes.heal import heal
 
@@ -195,8 +191,8 @@ def _heal(
         shop.prompted,
         shop.vectors,
         shop.batcher,
-        epochs=passes.heal,
-        progress=folder / "healing.safetensors",
+        epochs=epochs,
+        progress=progress,
         tell=tell,
     )
 
@@ -256,7 +252,7 @@ def _healed_exit(
     student = EarlyStudent(backbone, shop.source.head, fitted)
     folder = shop.scratch / f"exit-{passes.exit}.heal-{passes.heal}"
     folder.mkdir(parents=True, exist_ok=True)
-    _heal(student, passes, shop, folder, tell)
+    _train(student, passes.heal, shop, folder / HEALING, tell)
     shutil.rmtree(folder / "layers", ignore_errors=True)
     graph = _graph(backbone, shop, folder / "layers")
     layers = states.hidden_states(graph, backbone, shop.mixed)
@@ -271,4 +267,4 @@ def label(passes: Passes) -> str:
     """What was cut and trained, as a name of a folder: variants of several precisions share it."""
     layers = "all" if passes.layers is None else "-".join(map(str, passes.layers))
     cut = f"layers-{layers}.heads-{passes.heads:g}.ffn-{passes.ffn:g}.rank-{passes.low_rank:g}"
-    return f"{cut}.heal-{passes.heal}.exit-{passes.exit}.width-{passes.width}"
+    return f"{cut}.shrp-{passes.shrp:g}.heal-{passes.heal}.exit-{passes.exit}.width-{passes.width}"

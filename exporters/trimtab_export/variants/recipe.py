@@ -50,6 +50,42 @@ def load(path: Path) -> tuple[Passes, ...]:
     return recipe.variants
 
 
+def check(passes: Passes) -> None:
+    """Refuse what contradicts itself, or asks for nothing: ExportError, which names the keys."""
+    if passes.precision == "fp32" and not cuts(passes) and not leaves(passes) and not passes.heal:
+        raise ExportError(f"the variant {passes.name} would be the encoder as it is: give it a pass")
+    if cuts(passes) and leaves(passes):
+        raise ExportError(
+            "exit and width leave the encoder itself early or narrow: they go with a precision, not with "
+            "layers, heads, ffn, shrp or low_rank"
+        )
+    if passes.shrp == 1:
+        return
+    if not 0 < passes.shrp < 1:
+        raise ExportError(f"shrp = {passes.shrp}: the share that stays is above 0 and at most 1")
+    if others := [name for name in ("heads", "ffn", "low_rank") if getattr(passes, name) != 1]:
+        raise ExportError(
+            f"shrp = {passes.shrp:g} chooses the heads itself and writes new feed-forward blocks: leave "
+            f"{' and '.join(others)} out, or shrp"
+        )
+    if not passes.heal:
+        raise ExportError(
+            f"shrp = {passes.shrp:g} puts new blocks behind the heads, which give nothing of use before "
+            "they are trained: give heal = 1 or more"
+        )
+
+
+def cuts(passes: Passes) -> bool:
+    """Whether something is taken out of the encoder."""
+    whole = passes.heads == passes.ffn == passes.shrp == passes.low_rank == 1
+    return passes.layers is not None or not whole
+
+
+def leaves(passes: Passes) -> bool:
+    """Whether the encoder is left early, or narrow."""
+    return passes.exit is not None or passes.width is not None
+
+
 def dump(variants: Iterable[Passes]) -> str:
     """The recipe file that asks for these variants."""
     parts = []
