@@ -5,10 +5,11 @@ projection and the old feed-forward block. A router lets each token through one 
 is trained. Then the heads that the fewest tokens went through are taken out and the router with them, so that
 what is left computes the same for every text: heads, expander, layer norm.
 
-Some things here are not of the paper. The expander reads the layer's input beside the heads, as the old block
-did by the residual, and is half as wide. It starts from a fit by least squares to what the layer gave before,
-and is fitted again to the heads that stay. What was pruned is healed without a router, since no head is alone
-any more. An expander that read the heads alone could not be fitted, and one pass of training did not mend it.
+Written after the paper's outline; what follows is ours. The expander reads the layer's input beside the
+heads, as the old block did by the residual, and is half as wide. It starts from a fit by least squares
+to what the layer gave before, and is fitted again to the heads that stay. What was pruned is healed
+without a router, since no head is alone any more. An expander that read the heads alone could not be
+fitted, and one pass of training did not mend it.
 """
 
 from collections.abc import Sequence
