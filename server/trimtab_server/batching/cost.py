@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import msgspec
 import numpy as np
@@ -27,15 +28,21 @@ CHECK = [32] * 4
 CHECK_FACTOR = 2.0
 
 
+LEAST = 1e-9  # seconds; a graph that costs nothing would make the batcher divide by it
+Some: TypeAlias = Annotated[float, msgspec.Meta(ge=LEAST)]
+SomeOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0)]
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Seconds of a run: of the run itself, of each token, of each position of padding, and of each pair of
-    positions that the attention compares. A graph without padding has almost nothing to pay for it."""
+    positions that the attention compares. A graph without padding has almost nothing to pay for it.
+    The bounds are for what is read from files."""
 
-    run_seconds: float
-    token_seconds: float
-    pad_seconds: float = 0.0
-    pair_seconds: float = 0.0
+    run_seconds: Some
+    token_seconds: Some
+    pad_seconds: SomeOrNone = 0.0
+    pair_seconds: SomeOrNone = 0.0
 
     def seconds(self, texts: int, tokens: int, longest: int) -> float:
         """What a run of so many texts takes, of `tokens` altogether, padded to `longest` each."""
@@ -141,5 +148,4 @@ def fit(samples: Sequence[tuple[Sequence[int], float]]) -> Cost:
             break
         used.pop(int(solution.argmin()))
     run, token, pad, pair = (float(figure) for figure in figures)
-    # A graph that costs nothing would make the batcher divide by it.
-    return Cost(max(run, 1e-9), max(token, 1e-9), pad, pair)
+    return Cost(max(run, LEAST), max(token, LEAST), pad, pair)
