@@ -14,6 +14,9 @@ from trimtab_server.spaces.watched import Watched
 PROBE_BYTES = 4096
 # gRPC's default, two minutes, lets whoever connects and says nothing hold a place for as long.
 HANDSHAKE_SECONDS = 20
+# What has come and was not taken up yet, because there is so much: after 30 s gRPC would cancel it, which
+# tells nobody to try elsewhere. Its own deadline ends it.
+UNREQUESTED_SECONDS = 24 * 3600
 
 
 def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
@@ -22,6 +25,7 @@ def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> 
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", config.limits.max_calls_per_connection),
+        ("grpc.server_max_unrequested_time_in_server", UNREQUESTED_SECONDS),
         *_connections(config),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
         # Clients may ping a connection this often; the SDK does each minute.
