@@ -1,12 +1,14 @@
 """Encoders that several files of tests export, made once."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_encoders
 from tiny_encoders import Export
 
+from trimtab.errors import ExportError
 from trimtab_export import cli
 from trimtab_export.export import export as export_source
 from trimtab_export.source import Settings
@@ -25,6 +27,19 @@ def export(tmp_path: Path) -> Export:
         return repository / name / "1"
 
     return run
+
+
+@pytest.fixture
+def refused(tmp_path: Path, export: Export) -> Callable[[Path, str, str], None]:
+    """Asserts that a recipe of these passes is refused with this message, and that nothing is exported."""
+
+    def check(source: Path, passes: str, message: str) -> None:
+        (tmp_path / "recipe.toml").write_text(f"[[variants]]\nname = 'odd'\n{passes}\n")
+        with pytest.raises(ExportError, match=f"the variant odd: .*{message}"):
+            export(source, "--recipe", str(tmp_path / "recipe.toml"))
+        assert not (tmp_path / "repository" / "tiny" / "1").exists()
+
+    return check
 
 
 @pytest.fixture(scope="session")

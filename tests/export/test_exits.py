@@ -1,5 +1,6 @@
 """Exits: the encoder left early, and narrower, with heads that are fitted."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from tiny_encoders import Export
 
 from trimtab import bundle as bundles
 from trimtab.cli import main as cli_main
-from trimtab.errors import ExportError
 from trimtab_export.passes import exits
 from trimtab_export.variants import cells, fidelity, material
 
@@ -87,11 +87,9 @@ def test_depth_and_width(
     ],
 )
 def test_cells_that_there_are_not(
-    passes: str, message: str, st_bert: Path, tmp_path: Path, export: Export
+    passes: str, message: str, st_bert: Path, refused: Callable[[Path, str, str], None]
 ) -> None:
-    (tmp_path / "recipe.toml").write_text(f"[[variants]]\nname = 'odd'\n{passes}\n")
-    with pytest.raises(ExportError, match=f"the variant odd: .*{message}"):
-        export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
+    refused(st_bert, passes, message)
 
 
 def test_every_depth_and_width_is_measured(

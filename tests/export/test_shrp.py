@@ -1,5 +1,6 @@
 """SHRP: heads that a router needed stay, with one feed-forward block behind them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,9 @@ def test_an_interrupted_training_goes_on(
     ],
 )
 def test_what_contradicts_it_is_refused(
-    passes: str, message: str, st_bert: Path, tmp_path: Path, export: Export
+    passes: str, message: str, st_bert: Path, refused: Callable[[Path, str, str], None]
 ) -> None:
-    (tmp_path / "recipe.toml").write_text(f"[[variants]]\nname = 'odd'\n{passes}\n")
-    with pytest.raises(ExportError, match=f"the variant odd: .*{message}"):
-        export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
+    refused(st_bert, passes, message)
 
 
 def test_mpnet_is_refused_by_name(tmp_path: Path, export: Export) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,9 @@ def test_a_recipe_that_cannot_be_followed(text: str, message: str, tmp_path: Pat
     ],
 )
 def test_a_pass_that_makes_no_sense(
-    passes: str, message: str, st_bert: Path, tmp_path: Path, export: Export
+    passes: str, message: str, st_bert: Path, refused: Callable[[Path, str, str], None]
 ) -> None:
-    (tmp_path / "recipe.toml").write_text(f"[[variants]]\nname = 'odd'\n{passes}\n")
-    with pytest.raises(ExportError, match=f"the variant odd: .*{message}"):
-        export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
-    assert not (tmp_path / "repository" / "tiny" / "1").exists()
+    refused(st_bert, passes, message)
 
 
 def test_an_onnx_source_is_quantised_but_not_cut(tiny_bundle: Path, tmp_path: Path, export: Export) -> None:

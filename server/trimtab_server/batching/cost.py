@@ -29,8 +29,8 @@ CHECK_FACTOR = 2.0
 
 
 LEAST = 1e-9  # seconds; a graph that costs nothing would make the batcher divide by it
-Some: TypeAlias = Annotated[float, msgspec.Meta(ge=LEAST)]
-SomeOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0)]
+Positive: TypeAlias = Annotated[float, msgspec.Meta(ge=LEAST)]
+NotNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class Cost:
     positions that the attention compares. A graph without padding has almost nothing to pay for it.
     The bounds are for what is read from files."""
 
-    run_seconds: Some
-    token_seconds: Some
-    pad_seconds: SomeOrNone = 0.0
-    pair_seconds: SomeOrNone = 0.0
+    run_seconds: Positive
+    token_seconds: Positive
+    pad_seconds: NotNegative = 0.0
+    pair_seconds: NotNegative = 0.0
 
     def seconds(self, texts: int, tokens: int, longest: int) -> float:
         """What a run of so many texts takes, of `tokens` altogether, padded to `longest` each."""

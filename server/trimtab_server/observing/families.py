@@ -32,6 +32,10 @@ class Families:
         ) -> Family[Histogram]:
             return Family("histogram", name, what, labels, partial(Histogram, bounds), registry)
 
+        # prometheus_client's own, for what not every call adds to.
+        rare_counter = partial(prometheus.Counter, registry=registry)
+        gauge = partial(prometheus.Gauge, registry=registry)
+
         self.requests = histogram(
             "trimtab_request_seconds",
             "From a request's arrival until its answer is packed; answered requests only",
@@ -65,50 +69,43 @@ class Families:
             "Texts answered, by the variant of the encoder that computed them",
             ("encoder", "version", "variant"),
         )
-        self.browned_out = prometheus.Counter(
+        self.browned_out = rare_counter(
             "trimtab_brownout_texts",
             "Texts answered by a cheaper variant, because the queue was too long for the encoder itself",
             ("encoder", "version", "variant"),
-            registry=registry,
         )
-        self.suspicious = prometheus.Counter(
+        self.suspicious = rare_counter(
             "trimtab_suspicious_texts",
             "Passages flagged or refused, because they come near to far more queries than ordinary ones",
             ("encoder", "version"),
-            registry=registry,
         )
-        self.brownout = prometheus.Gauge(
+        self.brownout = gauge(
             "trimtab_brownout",
             "1 while a cheaper variant stands in for an encoder, for any tenant",
             ("encoder", "version"),
-            registry=registry,
         )
-        self.failures = prometheus.Counter(
+        self.failures = rare_counter(
             "trimtab_failures",
             "Requests not answered with vectors, by the gRPC code they were answered with",
             (*_REQUEST, "reason"),
-            registry=registry,
         )
-        self.refused = prometheus.Counter(
+        self.refused = rare_counter(
             "trimtab_refused_calls",
             "Calls that were not let in, by the gRPC code they were answered with",
             ("reason",),
-            registry=registry,
         )
-        self.not_admitted = prometheus.Counter(
+        self.not_admitted = rare_counter(
             "trimtab_not_admitted",
             "Requests that were refused at the door with RESOURCE_EXHAUSTED: over the tenant's quota (rate, "
             "in_flight), over its share of the room (share), no room (full), or no time (late). Tenants "
             "without a quota of their own are `other`",
             ("tenant", "reason"),
-            registry=registry,
         )
-        self.canary = prometheus.Counter(
+        self.canary = rare_counter(
             "trimtab_canary_requests",
             "Requests that fell to a canary's share: given to it, or kept, because no bridge leads from it "
             "into the space of the version that answers them",
             ("encoder", "version", "outcome"),
-            registry=registry,
         )
         self.in_flight: Family[Gauge] = Family(
             "gauge",
@@ -118,12 +115,8 @@ class Families:
             Gauge,
             registry,
         )
-        self.queued_texts = prometheus.Gauge(
-            "trimtab_queued_texts", "Texts that wait for a device, of all encoders", registry=registry
-        )
-        self.queued_tokens = prometheus.Gauge(
-            "trimtab_queued_tokens", "Tokens that wait for a device, of all encoders", registry=registry
-        )
+        self.queued_texts = gauge("trimtab_queued_texts", "Texts that wait for a device, of all encoders")
+        self.queued_tokens = gauge("trimtab_queued_tokens", "Tokens that wait for a device, of all encoders")
         self.batch_seconds = histogram("trimtab_batch_seconds", "One run of a graph", _BATCH, SECONDS)
         self.batch_size = histogram("trimtab_batch_size", "Texts in a batch", _BATCH, SIZES)
         self.batch_tokens = histogram(
@@ -135,20 +128,16 @@ class Families:
             _BATCH,
             RATIOS,
         )
-        self.device_up = prometheus.Gauge(
-            "trimtab_device_up", "1 while a device is in service", ("device",), registry=registry
-        )
-        self.device_failures = prometheus.Counter(
+        self.device_up = gauge("trimtab_device_up", "1 while a device is in service", ("device",))
+        self.device_failures = rare_counter(
             "trimtab_device_failures",
             "Why a device was taken out of service (raised, hung, lost, memory), or not put back (probe)",
             ("device", "reason"),
-            registry=registry,
         )
-        self.device_restarts = prometheus.Counter(
+        self.device_restarts = rare_counter(
             "trimtab_device_restarts",
             "Processes of devices that were started in place of others",
             ("device",),
-            registry=registry,
         )
         self.busy = counter(
             "trimtab_device_busy_seconds", "Seconds of runs, of all workers of a device together", ("device",)
@@ -158,28 +147,23 @@ class Families:
             "Texts that were not computed, because the same text was on its way or remembered",
             ("encoder", "version", "how"),
         )
-        self.cached = prometheus.Gauge(
-            "trimtab_cache_bytes", "Size of the vectors remembered", registry=registry
-        )
-        self.start = prometheus.Gauge(
+        self.cached = gauge("trimtab_cache_bytes", "Size of the vectors remembered")
+        self.start = gauge(
             "trimtab_start_seconds",
             "How long the server took to start: process (until its parts were made), encoders (until all "
             "were loaded and warm) and ready (both)",
             ("stage",),
-            registry=registry,
         )
-        self.load = prometheus.Gauge(
+        self.load = gauge(
             "trimtab_load_seconds",
             "How long the last load of an encoder version took: read (its hashes, too), tokenizer, graph "
             "(opened and warmed on every device)",
             ("encoder", "version", "stage"),
-            registry=registry,
         )
-        self.ready = prometheus.Gauge(
+        self.ready = gauge(
             "trimtab_encoder_ready",
             "1 while an encoder version is warm and serves",
             ("encoder", "version"),
-            registry=registry,
         )
 
         # Those that end with a version.

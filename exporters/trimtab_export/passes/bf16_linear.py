@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # as torch calls what a processor can do
 
 
-def fast() -> AbstractContextManager[Any]:
+def where_faster() -> AbstractContextManager[Any]:
     """Linear layers run inside of it are faster on such a processor, and as ever on others."""
     can = torch.cpu.get_capabilities()
     return _Bfloat16() if any(can.get(name) for name in INSTRUCTIONS) else nullcontext()
