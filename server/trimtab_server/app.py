@@ -238,14 +238,14 @@ class App:
 
     def _boundaries(self, unread: Unread) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
-        config, refused = self.config, self._metrics.refused
+        config, refused, most = self.config, self._metrics.refused, self.config.limits.max_texts
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         load = Load(self._engine.pressure, time.monotonic)
         if not authenticator and not config.server.admin_address:
-            return Boundary(unread, load=load), Boundary(unread)
+            return Boundary(unread, most, load=load), Boundary(unread, most)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        return Boundary(unread, guards[0], load), Boundary(unread, guards[1])
+        return Boundary(unread, most, guards[0], load), Boundary(unread, most, guards[1])
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config

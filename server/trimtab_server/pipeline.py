@@ -147,6 +147,10 @@ class Pipeline:
         """
         if request.version or request.spaces or request.variant or request.layers or not request.texts:
             return request
+        if not self.repository.on_trial:
+            return request
+        # Who may not have the encoder, or asks for too much, is told so; neither counted nor hashed.
+        self.check_texts(self.repository.find(request.encoder), request.texts)
         canary = self.repository.canary(request.encoder, request.tenant, request.texts[0])
         if canary is None:
             return request
@@ -248,11 +252,7 @@ class Pipeline:
     def check_texts(self, encoder: Encoder, texts: Sequence[str], name: str = "texts") -> None:
         """Refuse as many texts, or as long ones, as the limits do not allow, naming the element."""
         limits = self.limits
-        if len(texts) > limits.max_texts:
-            raise InvalidArgument(
-                f"the request has {len(texts)} {name}, this server takes {limits.max_texts} "
-                "in one request: split it, or use a stream"
-            )
+        check_count(len(texts), limits.max_texts, name)
         for row, text in enumerate(texts):
             # A character has one to four bytes: only texts near the limit have to be encoded.
             if 4 * len(text) > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes:
@@ -355,6 +355,15 @@ class Pipeline:
         for route in routes:
             _check_output(route, encoder, request)
         return routes
+
+
+def check_count(given: int, most: int, name: str = "texts") -> None:
+    """Refuse more texts than one request may have. To be asked before anything looks at each of them."""
+    if given > most:
+        raise InvalidArgument(
+            f"the request has {given} {name}, this server takes {most} in one request: "
+            "split it, or use a stream"
+        )
 
 
 def _check_output(route: Route, encoder: Encoder, request: EmbedRequest) -> None:

@@ -121,12 +121,57 @@ def test_unknown_version(channel: grpc.Channel) -> None:
     check(native(channel, encoder=NAME, version="../1"), Code.INVALID_ARGUMENT, "whole number")
 
 
-@pytest.mark.parametrize("name", ["../../etc", "a/b", "", "\x00", "x" * 10_000])
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "", "\x00"])
 def test_a_name_that_is_a_path_loads_nothing(channel: grpc.Channel, name: str) -> None:
     stub = inference_grpc.GRPCInferenceServiceStub(channel)
     with pytest.raises(grpc.RpcError) as caught:
         stub.RepositoryModelLoad(inference.RepositoryModelLoadRequest(model_name=name))
     check(caught.value, Code.NOT_FOUND)
+
+
+SERVICE, KSERVE = "/trimtab.v1.EncoderService/", "/inference.GRPCInferenceService/"
+TENSOR = inference.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1, 1])
+INPUT = inference.ModelInferRequest(model_name=NAME, inputs=[TENSOR]).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (f"{SERVICE}Embed", b"\x3a\x00" * 32_000),
+        (f"{SERVICE}Embed", b"\x3a\x01a" + b"\x4a\x00" * 32_000),  # spaces
+        (f"{SERVICE}Embed", b"\x0a\x00" * 32_000),  # one field again and again
+        (f"{SERVICE}EmbedStream", b"\x12\xe0\xf3\x03" + b"\x3a\x00" * 31_984),
+        (f"{SERVICE}Rescore", b"\x22\x00" * 32_000),
+        (f"{KSERVE}ModelInfer", b"\x2a\x00" * 32_000),  # inputs
+        (f"{KSERVE}ModelInfer", b"\x2a\xe0\xf3\x03" + b"\x18\x01" * 31_984),  # a shape
+        (f"{KSERVE}ModelInfer", INPUT + b"\x32\x00" * 32_000),  # outputs
+        (f"{KSERVE}ModelInfer", INPUT + b"\x3a\x00" * 32_000),  # raw tensors
+        (f"{KSERVE}ModelInfer", INPUT + b"\x22\x00" * 32_000),  # parameters
+        (f"{KSERVE}ModelStreamInfer", b"\x2a\x00" * 32_000),
+        (f"{KSERVE}RepositoryModelLoad", b"\x1a\x00" * 32_000),
+        (f"{KSERVE}TraceSetting", b"\x0a\x00" * 32_000),
+    ],
+)
+def test_elements_of_nothing_are_refused_before_they_are_made(
+    channel: grpc.Channel, method: str, message: bytes
+) -> None:
+    """Each is two bytes of the message, and would be a hundred of memory."""
+    with pytest.raises(grpc.RpcError) as caught:
+        list(channel.stream_stream(method)(iter([message])))
+    check(caught.value, Code.INVALID_ARGUMENT, "more than 272 fields", "max_texts")
+
+
+def test_elements_of_a_raw_tensor_are_not_walked_beyond_what_the_shape_says(channel: grpc.Channel) -> None:
+    raw = element(b"") * 10_000
+    check(infer(channel, raw=raw, shape=(3,)), Code.INVALID_ARGUMENT, "more than 3 elements", "says 3")
+    check(infer(channel, raw=raw, shape=(10_000,)), Code.INVALID_ARGUMENT, "10000 texts", "takes 4")
+
+
+def test_a_name_of_many_bytes(channel: grpc.Channel) -> None:
+    long = "x" * 10_000
+    check(native(channel, encoder=long), Code.INVALID_ARGUMENT, "encoder has 10000 bytes", "1024")
+    check(infer(channel, model=long), Code.INVALID_ARGUMENT, "model_name has 10000 bytes", "1024")
+    check(infer(channel, group=long), Code.INVALID_ARGUMENT, "string_param has 10000 bytes", "1024")
 
 
 def test_more_dimensions_than_there_are(channel: grpc.Channel) -> None:

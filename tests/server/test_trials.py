@@ -1,13 +1,18 @@
 """Which version answers and which is shown what; and how far apart two versions are said to be."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_server.config import Trial
+from trimtab.errors import InvalidArgument, PermissionDenied, TrimtabError
+from trimtab_server.config import Limits, Trial
 from trimtab_server.encoders.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
 from trimtab_server.encoders.trials import Trials, falls_to
+from trimtab_server.pipeline import EmbedRequest, Pipeline
 
 NEWEST, THIRD = Trial(share=1.0), Trial(version=3, share=1.0)
 
@@ -85,3 +90,33 @@ def test_cosines_are_told_of_equal_widths_alone_and_a_text_that_comes_again_is_p
     assert comparison.add(2 * old, new) is None
     other = Comparison(2, 3).add(old, np.ones(3, np.float32))
     assert other is not None and other.cosine is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "denied", "error"),
+    [
+        (["a"], True, PermissionDenied),
+        (["a" * 2000], False, InvalidArgument),
+        (["a"] * 9, False, InvalidArgument),
+    ],
+)
+async def test_what_is_refused_is_no_request_of_the_canarys(
+    texts: list[str], denied: bool, error: type[TrimtabError]
+) -> None:
+    """It is neither counted nor hashed: whoever may not use an encoder would move its figures."""
+    asked: list[str] = []
+
+    def find(name: str, version: str = "") -> Any:
+        if denied:
+            raise PermissionDenied("another's")
+        return SimpleNamespace(name=name, version=1, manifest=SimpleNamespace(max_tokens=8))
+
+    repository = SimpleNamespace(
+        on_trial=True, find=find, canary=lambda name, tenant, text: asked.append(text), use=None
+    )
+    metrics = SimpleNamespace(failed=lambda *failure: None)
+    limits = Limits(max_texts=8, max_text_bytes=1000)
+    pipeline = Pipeline(limits, repository, None, None, None, metrics)  # type: ignore[arg-type]
+    with pytest.raises(error):
+        await pipeline.embed("test", lambda: EmbedRequest("a", "", texts))
+    assert not asked

@@ -148,10 +148,16 @@ class Repository:
             raise Unavailable(f"encoder {name} version {newest.version} is {newest.state.lower()}: try again")
         raise FailedPrecondition(f"encoder {name} version {newest.version} is not served: {newest.reason}")
 
+    @property
+    def on_trial(self) -> bool:
+        """Whether any version may be on trial."""
+        return bool(self._trials)
+
     def canary(self, name: str, tenant: str, text: str) -> Encoder | None:
-        """The version on trial to which a request of this first text is given; None: the others answer it."""
-        if not self._trials:
-            return None
+        """The version on trial to which a request of this first text is given; None: the others answer it.
+
+        Ask only for callers who may use the encoder, and for texts within the limits.
+        """
         name = name or self._only()
         version = self._trials.canary(name, self._versions(name), tenant, text)
         entry = self._entries.get((name, version)) if version else None

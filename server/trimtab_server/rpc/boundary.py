@@ -19,6 +19,7 @@ from google.rpc.status_pb2 import Status
 from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError, Unavailable
 from trimtab_server.callers import access
 from trimtab_server.observing.load import TRAILER, Load
+from trimtab_server.rpc.bounds import bounded
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.unread import Unread
 
@@ -27,8 +28,6 @@ log = logging.getLogger(__name__)
 # Calls that are no work of the server's: asking after its health, or what it serves.
 UNCOUNTED = ("/grpc.",)
 TENANT_CHARACTERS = 128
-# In the window of a stream, so many bytes of a request count as a text.
-BYTES_A_TEXT = 4096
 # gRPC's headers hold 8 KiB by default, and a character may take 12 bytes in them.
 MESSAGE_CHARACTERS = 500
 # Where clients look for a google.rpc.Status.
@@ -47,10 +46,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Malformed:
-    """A message whose bytes do not parse, kept until its call can be answered."""
+    """A message that is not taken, kept until its call can be answered: why."""
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    def __init__(self, error: InvalidArgument) -> None:
+        self.error = error
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -63,8 +62,11 @@ class Boundary(grpc.aio.ServerInterceptor):
     load is known, each call of one message is answered with a report of it; streams stay where they are.
     """
 
-    def __init__(self, unread: Unread, guard: Guard | None = None, load: Load | None = None) -> None:
+    def __init__(
+        self, unread: Unread, max_texts: int, guard: Guard | None = None, load: Load | None = None
+    ) -> None:
         self._unread = unread
+        self._max_texts = max_texts
         self._guard = guard
         self._load = load
         self._wrapped: dict[str, Any] = {}
@@ -99,7 +101,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
     def _wrap(self, handler: Any, *, counted: bool) -> Any:
-        parse = parse_with(handler.request_deserializer)
+        parse = parse_with(bounded(handler.request_deserializer, self._max_texts))
         if handler.request_streaming and handler.response_streaming:
             kind, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
         elif handler.response_streaming:
@@ -252,8 +254,15 @@ def parse_with(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def parse(data: bytes) -> Any:
         try:
             return deserialize(data)
+        except InvalidArgument as error:
+            return Malformed(error)
         except Exception as error:
-            return Malformed(str(error))
+            return Malformed(
+                InvalidArgument(
+                    f"the message is not the protobuf that this method takes ({error}): "
+                    "strings must be UTF-8, and the client's .proto the server's"
+                )
+            )
 
     return parse
 
@@ -261,34 +270,10 @@ def parse_with(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 def check(message: Any) -> Any:
     """`message`, where it parsed."""
     if isinstance(message, Malformed):
-        raise InvalidArgument(
-            f"the message is not the protobuf that this method takes ({message.reason}): "
-            "strings must be UTF-8, and the client's .proto the server's"
-        )
+        raise message.error
     return message
 
 
 async def _checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for message in messages:
         yield check(message)
-
-
-class Window:
-    """Bounds what is unanswered of one stream, in texts. A request of any size enters an empty window."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._texts = 0
-        self._left = asyncio.Event()
-
-    async def enter(self, texts: int) -> None:
-        """Wait until there is room for this many more."""
-        while self._texts and self._texts + texts > self._limit:
-            self._left.clear()
-            await self._left.wait()
-        self._texts += texts
-
-    def leave(self, texts: int) -> None:
-        """Make room again."""
-        self._texts -= texts
-        self._left.set()

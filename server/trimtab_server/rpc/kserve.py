@@ -16,17 +16,10 @@ from trimtab.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.observing.metrics import Count, Metrics
 from trimtab_server.pipeline import Pipeline
-from trimtab_server.rpc.boundary import (
-    BYTES_A_TEXT,
-    Context,
-    Tenants,
-    Window,
-    as_trimtab_error,
-    deadline_of,
-    shorten,
-)
-from trimtab_server.rpc.kserve_messages import parse, respond
+from trimtab_server.rpc.boundary import Context, Tenants, as_trimtab_error, deadline_of, shorten
+from trimtab_server.rpc.kserve_messages import parse, respond, rows
 from trimtab_server.rpc.unread import Unread
+from trimtab_server.rpc.window import Window, weight
 
 PROTOCOL = "kserve"
 EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
@@ -44,6 +37,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         serving: Callable[[], bool],
     ) -> None:
         self._pipeline = pipeline
+        self._max_texts = pipeline.limits.max_texts
         self._repository = pipeline.repository
         self._metrics = metrics
         self._tenants = tenants
@@ -189,19 +183,19 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         async def read(tasks: asyncio.TaskGroup) -> None:
             try:
                 async for message in request_iterator:
-                    weight = max(1, message.ByteSize() // BYTES_A_TEXT)
-                    await window.enter(weight)
-                    answers.put_nowait((tasks.create_task(answer(message)), weight))
+                    size = weight(min(rows(message), self._max_texts), message.ByteSize())
+                    await window.enter(size)
+                    answers.put_nowait((tasks.create_task(answer(message)), size))
             finally:
                 answers.put_nowait(None)
 
         async def write() -> None:
             while (next_answer := await answers.get()) is not None:
-                task, weight = next_answer
+                task, size = next_answer
                 outcome = await task
                 await context.write(outcome)
                 account.remove(outcome.ByteSize())
-                window.leave(weight)
+                window.leave(size)
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -222,7 +216,9 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             reader.cancel()
 
     async def _infer(self, request: Any, deadline: float | None, tenant: str) -> Any:
-        result = await self._pipeline.embed(PROTOCOL, lambda: parse(request, deadline, tenant))
+        result = await self._pipeline.embed(
+            PROTOCOL, lambda: parse(request, deadline, tenant, self._max_texts)
+        )
         return respond(request, result)
 
     # -- what this server has not --------------------------------------------------------------------

@@ -7,6 +7,7 @@ as raw_output_contents.
 import struct
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from trimtab.errors import InvalidArgument
 from trimtab.vectors import DTYPES, STORAGE, check_dtype
-from trimtab_server.pipeline import EmbedRequest, EmbedResult, Role
+from trimtab_server.pipeline import EmbedRequest, EmbedResult, Role, check_count
 from trimtab_server.tokenization import Truncate
 
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
@@ -76,7 +77,12 @@ class Parameters:
         return value
 
 
-def parse(request: Any, deadline: float | None, tenant: str) -> EmbedRequest:
+def rows(request: Any) -> int:
+    """How many texts a request says it has; `parse` refuses one that lies."""
+    return max((tensor.shape[0] for tensor in request.inputs[:1] if tensor.shape), default=0)
+
+
+def parse(request: Any, deadline: float | None, tenant: str, max_texts: int) -> EmbedRequest:
     """A ModelInferRequest as the pipeline takes it; InvalidArgument names what is wrong with it."""
     parameters = Parameters(request.parameters)
     _wanted(request)
@@ -86,7 +92,7 @@ def parse(request: Any, deadline: float | None, tenant: str) -> EmbedRequest:
     return EmbedRequest(
         encoder=request.model_name,
         version=request.model_version,
-        texts=_texts(request),
+        texts=_texts(request, max_texts),
         role=parameters.choice("input_type", get_args(Role)),
         truncate=parameters.choice("truncate", get_args(Truncate)) or "end",
         dimensions=parameters.integer("dimensions"),
@@ -103,31 +109,39 @@ def parse(request: Any, deadline: float | None, tenant: str) -> EmbedRequest:
     )
 
 
-def _texts(request: Any) -> list[str]:
-    """The request's texts; InvalidArgument names what is wrong with which tensor or element."""
-    if len(request.inputs) != 1 or request.inputs[0].name != "text":
-        names = ", ".join(repr(tensor.name) for tensor in request.inputs) or "none"
-        raise InvalidArgument(f"the request has the inputs {names}; this encoder takes one, 'text'")
+def _texts(request: Any, most: int) -> list[str]:
+    """The request's texts, `most` of them at most; InvalidArgument names the tensor or element at fault."""
+    if len(request.inputs) != 1:
+        raise InvalidArgument(f"the request has {len(request.inputs)} inputs; this encoder takes one, 'text'")
     tensor = request.inputs[0]
+    if tensor.name != "text":
+        raise InvalidArgument(f"the request has the input {tensor.name!r}; this encoder takes one, 'text'")
     if tensor.datatype != "BYTES":
         raise InvalidArgument(f"input 'text' is {tensor.datatype}; it must be BYTES")
     for name in tensor.parameters:
         if name == "binary_data_size":  # KServe's client repeats what the content itself tells
             continue
         raise InvalidArgument(f"input parameter {name!r} is not supported: send the texts in the request")
-    shape = list(tensor.shape)
-    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or shape[0] < 0:
-        raise InvalidArgument(f"input 'text' has the shape {shape}; it must be [n] or [n, 1]")
-    if request.raw_input_contents:
-        if len(request.raw_input_contents) != 1:
-            raise InvalidArgument(
-                f"raw_input_contents has {len(request.raw_input_contents)} entries for one input"
-            )
-        elements = list(_elements(request.raw_input_contents[0]))
+    if len(tensor.shape) not in (1, 2):
+        raise InvalidArgument(
+            f"the shape of input 'text' has {len(tensor.shape)} dimensions; it must be [n] or [n, 1]"
+        )
+    count, *columns = tensor.shape
+    if columns not in ([], [1]) or count < 0:
+        raise InvalidArgument(f"input 'text' has the shape {list(tensor.shape)}; it must be [n] or [n, 1]")
+    check_count(count, most)
+    if not request.raw_input_contents:
+        elements, there = tensor.contents.bytes_contents, len(tensor.contents.bytes_contents)
+    elif len(request.raw_input_contents) == 1:
+        elements = list(islice(_elements(request.raw_input_contents[0]), count + 1))
+        there = len(elements)
     else:
-        elements = list(tensor.contents.bytes_contents)
-    if len(elements) != shape[0]:
-        raise InvalidArgument(f"input 'text' has {len(elements)} elements, its shape {shape} says {shape[0]}")
+        raise InvalidArgument(
+            f"raw_input_contents has {len(request.raw_input_contents)} entries for one input"
+        )
+    if there != count:
+        given = f"{there} elements" if there < count else f"more than {count} elements"
+        raise InvalidArgument(f"input 'text' has {given}, its shape {list(tensor.shape)} says {count}")
     return [_decode(element, row) for row, element in enumerate(elements)]
 
 
@@ -152,6 +166,11 @@ def _decode(element: bytes, row: int) -> str:
 
 def _wanted(request: Any) -> list[str]:
     """The names of the outputs asked for; all where none is named."""
+    if len(request.outputs) > len(OUTPUTS):
+        raise InvalidArgument(
+            f"the request names {len(request.outputs)} outputs, and there are {len(OUTPUTS)}: "
+            f"{', '.join(OUTPUTS)}. Name each of them once"
+        )
     if len(request.outputs) > len({output.name for output in request.outputs}):
         # Each would be a copy of all vectors: a message of megabytes could ask for terabytes.
         raise InvalidArgument("an output is named twice: name each of them once")

@@ -14,16 +14,9 @@ from trimtab_server.callers import access
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.encoders.hubs import Hubness
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
-from trimtab_server.rpc.boundary import (
-    BYTES_A_TEXT,
-    Context,
-    Tenants,
-    Window,
-    as_trimtab_error,
-    deadline_of,
-    shorten,
-)
+from trimtab_server.rpc.boundary import Context, Tenants, as_trimtab_error, deadline_of, shorten
 from trimtab_server.rpc.unread import Unread
+from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
 from trimtab_server.spaces.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 from trimtab_server.spaces.routes import refusal
@@ -72,7 +65,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         writing = asyncio.Lock()
         account = self._unread.account(context.peer())
 
-        async def answer(message: pb.EmbedStreamRequest) -> None:
+        async def answer(message: pb.EmbedStreamRequest, taken: int) -> None:
             try:
                 response = await self._embed(message.request, deadline, tenant)
                 outcome = pb.EmbedStreamResponse(id=message.id, response=response)
@@ -85,12 +78,13 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             async with writing:
                 await context.write(outcome)
             account.remove(size)
-            window.leave(weight(message.request))
+            window.leave(taken)
 
         async def read(tasks: asyncio.TaskGroup) -> None:
             async for message in request_iterator:
-                await window.enter(weight(message.request))
-                tasks.create_task(answer(message))
+                taken = weight(len(message.request.texts), message.ByteSize())
+                await window.enter(taken)
+                tasks.create_task(answer(message, taken))
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -159,11 +153,6 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             shadow_share=shadow,
             variants=_variants(encoder),
         )
-
-
-def weight(request: pb.EmbedRequest) -> int:
-    """What a request takes of its stream's window: its texts, or its bytes where they are many more."""
-    return max(1, len(request.texts), request.ByteSize() // BYTES_A_TEXT)
 
 
 def _known(choices: Mapping[int, Choice], value: int, name: str, enum: str) -> Choice:
