@@ -60,11 +60,15 @@ def turned(bundle: Bundle, repository: Path, name: str, matrix: np.ndarray, vers
         manifest,
         name=name,
         version=version,
-        space=hashlib.sha256(f"{manifest.space} {name} {version}".encode()).hexdigest()[:16],
+        space_parts=msgspec.structs.replace(
+            manifest.space_parts,
+            weights_sha256=hashlib.sha256(f"{manifest.space} {name} {version}".encode()).hexdigest(),
+        ),
         dimensions=matrix.shape[1],
         int8_limit=0.5,
         variants=(msgspec.structs.replace(variant, files=files, states=None),),
     )
+    changed = msgspec.structs.replace(changed, space=bundles.space_of(changed))
     (folder / bundles.MANIFEST).unlink()
     (folder / bundles.MANIFEST).write_bytes(msgspec.json.encode(changed))
     return bundles.read(folder)

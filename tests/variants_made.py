@@ -34,12 +34,16 @@ def bundle(repository: Path, *, version: int = 1, small: float = 0.98, early: fl
     table = rng.normal(size=(len(WORDS) + 3, WIDTH)).astype(np.float32)
     layer = (rng.normal(size=(WIDTH, WIDTH)) * 1.5 / WIDTH**0.5).astype(np.float32)
     head = rng.normal(size=(WIDTH, DIMENSIONS)).astype(np.float32)
-    space = f"{version:016x}"
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", *WORDS])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A", None, [("[CLS]", 2)])
     tokenizer.save(str(folder / "tokenizer.json"))
+    parts = bundles.SpaceParts(weights_sha256=f"{version:064x}", structure={"layers": LAYERS})
+    space = bundles.space_digest(
+        parts, tokenizer_sha256=bundles.digest(folder / "tokenizer.json").sha256, prompts=bundles.Prompts(),
+        pooling="mean", normalized=True,
+    )  # fmt: skip
 
     def variant(name: str, layers: int, dimensions: int, quality: float) -> Variant:
         path = folder / name / "model.onnx"
@@ -61,7 +65,8 @@ def bundle(repository: Path, *, version: int = 1, small: float = 0.98, early: fl
         states=states,
     )  # fmt: skip
     manifest = bundles.Manifest(
-        name=NAME, version=version, created="2026-01-01T00:00:00+00:00", space=space, dimensions=DIMENSIONS,
+        name=NAME, version=version, created="2026-01-01T00:00:00+00:00", space=space, space_parts=parts,
+        dimensions=DIMENSIONS,
         max_tokens=TOKENS, similarity="cosine", pooling="mean", normalized=True, prompts=bundles.Prompts(),
         tokenizer=_entry(folder, folder / "tokenizer.json"), pad_id=0, int8_limit=0.6,
         variants=(
@@ -70,7 +75,7 @@ def bundle(repository: Path, *, version: int = 1, small: float = 0.98, early: fl
             variant("early-16", 4, 16, early),
         ),
         provenance=bundles.Provenance(
-            source="seeded", architecture="none", weights_sha256="0", recipe="none", libraries={}
+            source="seeded", architecture="none", recipe="none", libraries={}
         ),
     )  # fmt: skip
     (folder / bundles.MANIFEST).write_bytes(msgspec.json.encode(manifest))

@@ -21,7 +21,7 @@ from trimtab import bundle as bundles
 from trimtab.bundle import File, Struct
 from trimtab.errors import AdapterError
 
-FORMAT = 1
+FORMAT = 2  # 1: the names of its spaces left the architecture out
 MANIFEST = "adapter.json"
 FOLDER = "adapters"
 

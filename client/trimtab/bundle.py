@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from trimtab.errors import BundleError, InvalidArgument, TrimtabError
 
-FORMAT = 1
+FORMAT = 2  # 1: the space's name left the architecture out
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -42,6 +42,12 @@ class File(Struct, frozen=True):
     path: str
     sha256: str
     size: int
+
+
+class _Header(msgspec.Struct):
+    """What a manifest of any format has."""
+
+    format: int
 
 
 class Versioned(Protocol):
@@ -70,19 +76,20 @@ class Kind:
         """The manifest of the folder `path`; the kind's error where it cannot be read."""
         manifest_path = path / self.manifest_name
         try:
-            manifest = msgspec.json.decode(manifest_path.read_bytes(), type=type)
+            content = manifest_path.read_bytes()
+            found = msgspec.json.decode(content, type=_Header).format
+            if found != self.format:
+                raise self.error(
+                    f"{manifest_path} is of format {found}, this Trimtab reads format {self.format}: "
+                    f"{self.redo} with this version"
+                )
+            return msgspec.json.decode(content, type=type)
         except FileNotFoundError:
             raise self.error(
                 f"{path} is not {self.one}: it has no {self.manifest_name}. Make one with `{self.make}`"
             ) from None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise self.error(f"{manifest_path} cannot be read: {error}. Copy it, or {self.redo}") from None
-        if manifest.format != self.format:
-            raise self.error(
-                f"{manifest_path} is of format {manifest.format}, this Trimtab reads format {self.format}: "
-                f"{self.redo} with this version"
-            )
-        return manifest
 
     def check(self, folder: Path, file: File, verify: bool) -> None:
         """Raise the kind's error where a file that the manifest names is not there as it was written."""
@@ -254,23 +261,32 @@ class Variant(Struct, frozen=True):
     engines: tuple[File, ...] = ()  # of TensorRT, and its timing caches, for the GPUs that they were built on
 
 
+class SpaceParts(Struct, frozen=True):
+    """What places a vector and stands nowhere else in the manifest."""
+
+    weights_sha256: str  # of the tensors, and of the layers after the pooling
+    # What tensors do not show. Of torch: the class, and config.json without what places no vector; of an ONNX
+    # source: a digest of its nodes.
+    structure: dict[str, Any]
+
+
 class Provenance(Struct, frozen=True):
     """Where the bundle came from: enough to make it again."""
 
     source: str
     architecture: str
-    weights_sha256: str
     recipe: str
     libraries: dict[str, str]
 
 
 class Manifest(Struct, frozen=True):
-    """What a bundle is. `space` is a digest of all that places the vectors: see `space_digest`."""
+    """What a bundle is. `space` is a digest of all that places the vectors: see `space_of`."""
 
     name: str
     version: int
     created: str
     space: str
+    space_parts: SpaceParts
     dimensions: int
     max_tokens: int
     similarity: Similarity
@@ -309,25 +325,33 @@ BUNDLE = Kind(
 
 
 def space_digest(
-    *,
-    weights_sha256: str,
-    tokenizer_sha256: str,
-    prompts: Prompts,
-    pooling: str | None,
-    normalized: bool,
+    parts: SpaceParts, *, tokenizer_sha256: str, prompts: Prompts, pooling: str | None, normalized: bool
 ) -> str:
     """The name of a space: 16 hexadecimal digits over all that places a text's vector.
 
-    The graph's file is left out on purpose: another export of the same weights is the same space.
+    The graph's file is left out on purpose: another export of the same weights is the same space. So is
+    `max_tokens`: it says how much of a text is read, and what is read has the same place under any.
     """
-    parts = {
-        "weights": weights_sha256,
+    content = {
+        "weights": parts.weights_sha256,
+        "structure": parts.structure,
         "tokenizer": tokenizer_sha256,
         "prompts": msgspec.to_builtins(prompts),
         "pooling": pooling,
         "normalized": normalized,
     }
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:16]
+
+
+def space_of(manifest: Manifest) -> str:
+    """The name that a bundle's space has by what its manifest says."""
+    return space_digest(
+        manifest.space_parts,
+        tokenizer_sha256=manifest.tokenizer.sha256,
+        prompts=manifest.prompts,
+        pooling=manifest.pooling,
+        normalized=manifest.normalized,
+    )
 
 
 def variant_space(space: str, files: tuple[File, ...]) -> str:
@@ -360,9 +384,25 @@ def read(path: Path, *, verify: bool = True) -> Bundle:
     untouched bundle.
     """
     manifest = BUNDLE.manifest(path, Manifest)
+    _check_spaces(path, manifest)
     for file in files(manifest):
         BUNDLE.check(path, file, verify)
     return Bundle(path=path, manifest=manifest)
+
+
+def _check_spaces(path: Path, manifest: Manifest) -> None:
+    """Refuse a manifest whose spaces do not follow from what else it says: it was edited."""
+    rest = [
+        (f"space of variant {variant.name}", variant.space, variant_space(manifest.space, variant.files))
+        for variant in manifest.variants[1:]
+    ]
+    for whose, said, follows in [("space", manifest.space, space_of(manifest)), *rest]:
+        if said != follows:
+            raise BundleError(
+                f"{path / MANIFEST} names the {whose} {said}, and what it says of prompts, pooling, "
+                f"tokenizer, weights and graphs makes {follows}: it was edited. Copy it again, or export the "
+                "encoder with other options"
+            )
 
 
 def files(manifest: Manifest) -> Iterator[File]:

@@ -103,7 +103,7 @@ def export(
         tokenizer.write_text(source.tokenizer.json, "utf-8")
         tokenizer_entry = write.entry(stage.folder, tokenizer)
         space = bundles.space_digest(
-            weights_sha256=source.weights_sha256,
+            source.space_parts,
             tokenizer_sha256=tokenizer_entry.sha256,
             prompts=source.prompts,
             pooling=source.head.pooling,
@@ -130,6 +130,7 @@ def export(
                 version=stage.version,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 space=space,
+                space_parts=source.space_parts,
                 dimensions=source.dimensions,
                 max_tokens=source.max_tokens,
                 similarity=source.similarity,
@@ -143,7 +144,6 @@ def export(
                 provenance=bundles.Provenance(
                     source=public_name(settings.source),
                     architecture=source.architecture,
-                    weights_sha256=source.weights_sha256,
                     recipe=recipe(settings, name, stage.version),
                     libraries=libraries(),
                 ),

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Pooling, Prompts, Similarity
+from trimtab.bundle import Pooling, Prompts, Similarity, SpaceParts
 
 Activation = Literal["Identity", "Tanh", "ReLU", "Sigmoid"]
 # What a search wants more of, and what its variants are for.
@@ -91,6 +91,6 @@ class Source:
     dimensions: int
     similarity: Similarity
     normalized: bool
-    weights_sha256: str
+    space_parts: SpaceParts
     architecture: str
     embed: Embed

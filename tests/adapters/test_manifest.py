@@ -52,7 +52,7 @@ def test_a_changed_file_is_named(file: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"surprise": 1}, "surprise"),
-        ({"format": 2}, "fit it again with this version"),
+        ({"format": 1}, "fit it again with this version"),
         ({"verdict": "perfect"}, "Invalid enum value 'perfect'"),
         ({"calibrator": {"adapted": [0.0, 1.0], "target": [1.0, 0.0]}}, "strictly increasing"),
         ({"graph": {"path": "../adapter.onnx", "sha256": "", "size": 1}}, "lies outside the adapter"),

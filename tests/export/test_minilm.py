@@ -36,7 +36,7 @@ def test_manifest(minilm: Embedder, minilm_repository: Path) -> None:
     assert (manifest.similarity, manifest.pooling, manifest.normalized) == ("cosine", "mean", True)
     assert manifest.prompts == bundles.Prompts()
     assert manifest.space == bundles.space_digest(
-        weights_sha256=manifest.provenance.weights_sha256,
+        manifest.space_parts,
         tokenizer_sha256=manifest.tokenizer.sha256,
         prompts=manifest.prompts,
         pooling="mean",

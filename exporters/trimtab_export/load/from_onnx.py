@@ -10,10 +10,11 @@ import tokenizers
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from trimtab.bundle import SpaceParts
 from trimtab.errors import ExportError
 from trimtab_export import runtime, sentences, tokens
 from trimtab_export.graph import head, to_onnx
-from trimtab_export.load import declared, reference, weights
+from trimtab_export.load import declared, reference, structure, weights
 from trimtab_export.source import Graph, Head, Normalize, Settings, Source, Tokenizer
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -86,7 +87,10 @@ def load(settings: Settings, path: Path, home: Path) -> Source:
         dimensions=sample.shape[1],
         similarity=declared.similarity(st_config),
         normalized=normalized,
-        weights_sha256=weights.of_arrays(_initializers(model, path), layout),
+        space_parts=SpaceParts(
+            weights_sha256=weights.of_arrays(_initializers(model, path), layout),
+            structure=structure.of_graph(model, path, graph.output),
+        ),
         architecture=(config.get("architectures") or [config.get("model_type") or "unknown"])[0],
         embed=embed,
     )
@@ -162,12 +166,9 @@ def _positions(config: dict[str, Any]) -> int | None:
     return int(limit) - int(offset)
 
 
-def _initializers(model: Any, path: Path) -> list[tuple[str, NDArray[Any]]]:
-    arrays = [
-        (tensor.name, numpy_helper.to_array(tensor, base_dir=str(path.parent)))
-        for tensor in model.graph.initializer
-    ]
-    if not any(array.ndim > 1 for _, array in arrays):
+def _initializers(model: Any, path: Path) -> list[NDArray[Any]]:
+    arrays = [numpy_helper.to_array(tensor, base_dir=str(path.parent)) for tensor in model.graph.initializer]
+    if not any(array.ndim > 1 for array in arrays):
         raise ExportError(
             f"{path.name} keeps its weights in Constant nodes, where they cannot be told from other "
             "constants: export it again with weights as initializers"

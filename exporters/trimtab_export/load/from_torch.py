@@ -13,9 +13,10 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize as NormalizeModule
 from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
+from trimtab.bundle import SpaceParts
 from trimtab.errors import ExportError
 from trimtab_export import tokens
-from trimtab_export.load import declared, weights
+from trimtab_export.load import declared, structure, weights
 from trimtab_export.runtime import first_line
 from trimtab_export.source import Head, Normalize, Settings, Source
 
@@ -71,7 +72,9 @@ def load(settings: Settings) -> Source:
         dimensions=int(model.get_embedding_dimension()),
         similarity=declared.similarity(config),
         normalized=head.normalizes,
-        weights_sha256=weights.of_torch(backbone, head),
+        space_parts=SpaceParts(
+            weights_sha256=weights.of_torch(backbone, head), structure=structure.of_torch(backbone)
+        ),
         architecture=(backbone.config.architectures or [type(backbone).__name__])[0],
         embed=embed,
     )

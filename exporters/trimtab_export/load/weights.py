@@ -40,9 +40,10 @@ def of_torch(backbone: Any, head: Head) -> str:
     return digest([*entries, *_layers(head)])
 
 
-def of_arrays(arrays: Iterable[tuple[str, NDArray[Any]]], head: Head) -> str:
-    """SHA-256 of named arrays (a graph's initializers) and of the layers after the pooling."""
-    return digest([*((f"graph.{name}", array) for name, array in arrays), *_layers(head)])
+def of_arrays(arrays: Iterable[NDArray[Any]], head: Head) -> str:
+    """SHA-256 of a graph's initializers, whatever it calls them, and of the layers after the pooling."""
+    graph = sorted(digest([("", array)]) for array in arrays)
+    return hashlib.sha256(" ".join([*graph, digest(_layers(head))]).encode()).hexdigest()
 
 
 def digest(entries: Iterable[tuple[str, NDArray[Any]]]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from trimtab import bundle as bundles
 from trimtab.bundle import Passes
 from trimtab.errors import ExportError
@@ -120,8 +122,8 @@ def put(candidate: Candidate, folder: Path, space: str) -> bundles.Variant:
 def _key(source: Source, texts: material.Material) -> str:
     """A name for what was made of this encoder with these texts."""
     digest = hashlib.sha256()
-    for part in (source.weights_sha256, source.tokenizer.json, str(source.max_tokens), repr(source.prompts)):
-        digest.update(part.encode())
+    parts = (source.space_parts, source.tokenizer.json, source.max_tokens, source.prompts)
+    digest.update(msgspec.json.encode(parts, order="sorted"))
     for text in (*texts.pairs.queries, *texts.pairs.documents, *texts.texts):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:16]
