@@ -142,7 +142,7 @@ def bundles() -> Path:
     repository = WORK / "repository"
     for name, source in SOURCES.items():
         shutil.rmtree(repository / name / "adapters", ignore_errors=True)
-        if not (repository / name / "1" / "manifest.json").exists():
+        if not encoders.exported(repository / name / "1"):
             print(f"export {source}", flush=True)
             trimtab_command("export", encoders.source(source), "--name", name, "--repository", repository)
     return repository

@@ -19,6 +19,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab import bundle as bundles
+from trimtab.errors import BundleError
+
 FOLDER = Path(__file__).parent / ".data" / "encoders"
 L6, L3, E5 = "all-MiniLM-L6-v2", "paraphrase-MiniLM-L3-v2", "e5-small"
 Tensors: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -46,6 +49,16 @@ def source(name: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     return folder
+
+
+def exported(bundle: Path) -> bool:
+    """Whether this bundle is there; one that this Trimtab does not read any more is removed."""
+    try:
+        bundles.read(bundle, verify=False)
+    except BundleError:
+        shutil.rmtree(bundle, ignore_errors=True)
+        return False
+    return True
 
 
 def _file(package: str, suffix: str) -> Path:

@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from bench import data, draw_export
+from bench import data, draw_export, encoders
 from bench.processes import ROOT
 from trimtab import bundle as bundles
 from trimtab.bundle import Passes
@@ -91,7 +91,7 @@ def main() -> int:
         elsewhere_queries, elsewhere_documents = 20, 40
     done = work / "repository" / name / "1"
     with _minutes(work / "seconds") as minutes:
-        if not done.exists():
+        if not encoders.exported(done):
             export(Settings(source), name, work / "repository", wanted=wanted)
     bundle = bundles.read(done)
     others = retrieval.held_out("docstrings", docstrings.pairs(), elsewhere_queries, elsewhere_documents)

@@ -144,7 +144,7 @@ class Bench:
         if name not in self._encoders:
             base, kind = WRAPPERS.get(name, (name, Encoder))
             bundle = FOLDER / "repository" / base / "1"
-            if not bundle.exists():
+            if not encoders.exported(bundle):
                 folder = MADE[base](self.others)
                 export(Settings(str(folder)), base, FOLDER / "repository")
             self._encoders[name] = kind(bundles.read(bundle), FOLDER / "vectors", threads=1)

@@ -103,7 +103,7 @@ def adapter(folder: Path) -> Target:
         "rung": "identity", "reads": "embeddings", "graph": file,
         "queries": {"path": "queries.npy", "sha256": "0" * 64, "size": size},
         "calibrator": {"adapted": [0.0, 1.0], "target": [0.0, 2.0]}, "verdict": "bridge",
-        "provisional": False, "reasons": [], "groups": ["en"], "format": 1,
+        "provisional": False, "reasons": [], "groups": ["en"], "format": adapters.FORMAT,
         "report": {
             "truth": "pairs", "counts": dict.fromkeys(
                 ("fit_texts", "fit_queries", "select_queries", "test_queries", "documents"), 1
