@@ -19,7 +19,7 @@ from trimtab.aio import AsyncClient
 from trimtab.client import Client
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.rescoring import Scores
-from trimtab.stores.base import Hit, Id, Matrix, Store, scores
+from trimtab.stores.base import Hit, Id, Matrix, Store, check_apart, scores
 from trimtab.types import Embeddings, EmbedOptions, Encoder
 
 CANDIDATES = 200
@@ -51,6 +51,7 @@ class _Halves:
                 )
         if old.form.space == new.form.space:
             raise ConfigError(f"{old.name} and {new.name} are of one space: there is nothing to migrate")
+        check_apart(old, new)
         if merge not in {"rescore", "calibrate"}:
             raise InvalidArgument(f"merge {merge!r} is not known; choose rescore or calibrate")
         if candidates < 1:

@@ -30,6 +30,7 @@ from trimtab.stores.base import (
     Matrix,
     Rows,
     Store,
+    check_apart,
     check_form,
     normalised,
 )
@@ -107,7 +108,7 @@ def check_source(
     if bad.any():
         raise FailedPrecondition(
             f"{source.name}: the vector of document {rows.documents[int(bad.argmax())].id!r} holds NaN or "
-            f"infinity, and {int(bad.sum())} of {len(rows)} sampled do; mend or delete those documents"
+            f"infinity, and {int(bad.sum())} of {len(rows)} sampled do; embed those documents again"
         )
     if claimed is None:
         return f"{source.name} does not name the space of its vectors, which were not checked"
@@ -162,8 +163,7 @@ class Reindex:
         rate: float | None = None,
         batch: int = BATCH,
     ) -> None:
-        if source.name == target.name:
-            raise ConfigError(f"{source.name} cannot be re-indexed into itself; name another store")
+        check_apart(source, target)
         check_form(target.form, target_form(encoder), target.name)
         if batch < 1:
             raise InvalidArgument(f"batch is {batch}; give at least 1")
@@ -211,7 +211,8 @@ class Reindex:
             first = rows.ids[int(same.argmin())]
             raise FailedPrecondition(
                 f"{self._target.name}: {int((~same).sum())} of {len(rows)} sampled vectors are not those "
-                f"of their texts, such as that of document {first!r}. Delete the store, and re-index anew"
+                f"of their texts, such as that of document {first!r}. Was it filled with other prompts, or "
+                "by another program? Re-index into a store of another name"
             )
         return len(rows)
 

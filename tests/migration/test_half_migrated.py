@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -221,6 +221,9 @@ class Memory(Store):
     def get(self, ids: Sequence[Id]) -> Rows:
         kept = [int(id) for id in ids if id in self.ids]
         return Rows([ALL[id] for id in kept], self.vectors[kept])
+
+    def identity(self) -> frozenset[Hashable]:
+        return frozenset([self.name])
 
     count = page = sample = None  # type: ignore[assignment]  # a search needs none of these
 

@@ -1,7 +1,9 @@
 """`trimtab reindex` and what it is made of: real stores, a real server, and processes that are killed."""
 
+import ast
 import math
 import random
+import re
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import psycopg
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -261,6 +264,58 @@ def test_stores_that_cannot_be_the_target(
     ):
         assert run("--from", old, "--to", target, "--url", server.url) == 1
         assert complaint in capsys.readouterr().err
+
+
+def test_a_store_is_not_re_indexed_into_itself(
+    server: ServerProcess,
+    client: trimtab.Client,
+    old: str,
+    texts: list[str],
+    database: PostgresProcess,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # As bad as it can be: the old vectors have the new ones' dimensions, and nothing names their space.
+    space = client.encoder().space
+    table = f"{database.url}#of_the_application"
+    fill(table, list(range(20)), texts[:20], Form(space="x", dimensions=client.encoder().dimensions))
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        connection.execute("COMMENT ON TABLE of_the_application IS 'precious'")
+        connection.execute("CREATE VIEW seen_by_the_search AS SELECT * FROM of_the_application")
+    lines = [msgspec.json.encode({"id": id, "text": f"another {texts[id]}"}) for id in range(20)]
+    (tmp_path / "texts.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    with open_store(table) as store:
+        before = store.get(list(range(20)))
+    schema = table.replace("#", "#public.").replace("127.0.0.1", "localhost")
+    view = table.replace("of_the_application", "seen_by_the_search")
+    for source, target in (
+        (table, f"{schema}?space={space}"),
+        (table, f"{schema}?space={space}&vector=embedding"),
+        (view, f"{table}?space={space}"),
+        (old, f"faiss:{tmp_path / 'link'}"),
+        (f"faiss:{tmp_path / 'link'}/.", old),
+    ):
+        command = ["--from", source, "--to", target, "--url", server.url]
+        if source != old and "faiss" not in source:
+            command += ["--texts", str(tmp_path / "texts.jsonl")]
+        assert run(*command) == 1
+        said = capsys.readouterr().err
+        assert "are one place" in said and "elete" not in said, said
+    with open_store(table) as store:
+        after = store.get(list(range(20)))
+    assert after.documents == before.documents
+    np.testing.assert_array_equal(after.vectors, before.vectors)
+
+
+def test_nobody_is_told_to_delete() -> None:
+    # Trimtab does not know what else a store, a table or a folder holds.
+    advice = re.compile(r"(?i)[;:.,] (or |then |and )?(delete|drop|remove|empty) (the|this|that|it|those)")
+    for module in (Path(trimtab.__file__).parent).rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Raise):
+                found = advice.search(ast.unparse(node))
+                assert found is None, f"{module.name}, line {node.lineno}: {found}"
 
 
 @pytest.fixture

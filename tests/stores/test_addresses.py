@@ -175,7 +175,7 @@ def test_a_server_that_comes_back(database: PostgresProcess) -> None:
 )  # qdrant-client leaves its lock open
 def test_a_folder_of_qdrant_opens_once(tmp_path: Path) -> None:
     url = f"qdrant:{tmp_path / 'q'}#docs"
-    with create_store(url, FORM), pytest.raises(trimtab.FailedPrecondition, match="open in another"):
+    with create_store(url, FORM), pytest.raises(trimtab.FailedPrecondition, match="open already"):
         open_store(url)
     with pytest.raises(trimtab.NotFound, match="folder above it"):
         create_store(f"qdrant:{tmp_path / 'a' / 'b'}#docs", FORM)

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         first = source.page(None, 1)
         form = migration.target_form(encoder)
         example = first[0].id if first else None
-        with stores.create_store(options.target, form, example=example) as target:
+        with stores.create_store(options.target, form, example=example, source=source) as target:
             work = migration.Reindex(
                 client,
                 source,

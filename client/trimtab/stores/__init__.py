@@ -15,7 +15,7 @@ from pathlib import Path
 from trimtab.errors import ConfigError, NotFound
 from trimtab.stores import address as addresses
 from trimtab.stores.address import Address
-from trimtab.stores.base import Document, Form, Hit, Id, Matrix, Rows, Store
+from trimtab.stores.base import Document, Form, Hit, Id, Matrix, Rows, Store, check_apart, check_form
 
 __all__ = ["Document", "Form", "Hit", "Id", "Matrix", "Rows", "Store", "create_store", "open_store"]
 
@@ -41,20 +41,29 @@ def open_store(url: str) -> Store:
         raise _missing(error, address) from None
 
 
-def create_store(url: str, form: Form, *, example: Id | None = None) -> Store:
+def create_store(url: str, form: Form, *, example: Id | None = None, source: Store | None = None) -> Store:
     """The store at `url`, made where there is none.
 
     form: the space, dimensions and similarity of the vectors that it will hold. FailedPrecondition where it
         exists and holds others: vectors of two spaces are never mixed.
     example: an id like those that will come; where the ids of a store have a type, it is this one's.
+    source: a store that this must not be, by any name; ConfigError where it is.
     """
     address = addresses.parse(url)
     if form.space is None:
         raise ConfigError(f"{address.name} is to be made without naming the space of its vectors")
     try:
-        return _create(address, form, example)
+        store = _create(address, form, example)
     except ModuleNotFoundError as error:
         raise _missing(error, address) from None
+    try:
+        if source is not None:
+            check_apart(source, store)
+        check_form(store.form, form, store.name)
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def _open(address: Address) -> Store:

@@ -6,8 +6,9 @@ given.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias, get_args
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.bundle import Similarity
-from trimtab.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, Unimplemented
 
 Id: TypeAlias = int | str
 Matrix: TypeAlias = NDArray[np.float32]
@@ -80,6 +81,13 @@ class Store(ABC):
 
     name: str
     form: Form
+
+    @abstractmethod
+    def identity(self) -> frozenset[Hashable]:
+        """What this store is made of, by names that hold whatever its address says.
+
+        Two stores that have one of them in common are one place, at least in part.
+        """
 
     @abstractmethod
     def count(self) -> int:
@@ -179,6 +187,12 @@ def check_query(store: Store, vector: Matrix, k: int) -> Matrix:
     return query
 
 
+def files_identity(*paths: Path) -> frozenset[Hashable]:
+    """Of those of these files and folders that are there, through links of either kind: device and inode."""
+    found = [path.stat() for path in paths if path.exists()]
+    return frozenset(("file", each.st_dev, each.st_ino) for each in found)
+
+
 def check_id(id: object, where: str) -> Id:
     """`id` where it can be one."""
     if isinstance(id, bool) or not isinstance(id, int | str):
@@ -191,12 +205,21 @@ def check_form(found: Form, wanted: Form, name: str) -> None:
     if found.space != wanted.space:
         raise FailedPrecondition(
             f"{name} holds vectors of space {found.space or 'unknown'}, and those of space {wanted.space} "
-            "must not be mixed with them; name another store, or delete this one"
+            "must not be mixed with them; name another store"
         )
     if found != wanted:
         raise FailedPrecondition(
             f"{name} holds {found.dimensions} dimensions compared by {found.similarity}, the vectors have "
             f"{wanted.dimensions} and are compared by {wanted.similarity}; name another store"
+        )
+
+
+def check_apart(source: Store, target: Store) -> None:
+    """ConfigError where writing into the target would change the source, whatever both are called."""
+    if source.identity() & target.identity():
+        raise ConfigError(
+            f"{target.name} and {source.name} are one place, or share a part: what is written into the one "
+            "would change the other. Nothing was written; name another store for the new vectors"
         )
 
 

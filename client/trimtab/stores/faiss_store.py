@@ -8,7 +8,7 @@ and when the store is closed, both become a new index of the same kind.
 
 import errno
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -28,9 +28,9 @@ from trimtab.stores.base import (
     Rows,
     Store,
     best,
-    check_form,
     check_query,
     check_rows,
+    files_identity,
     normalised,
     order,
 )
@@ -59,7 +59,7 @@ class FaissStore(Store):
 
     @classmethod
     def create(cls, folder: Path, name: str, form: Form) -> "FaissStore":
-        """The store in `folder`, made where there is none; FailedPrecondition where it has another form."""
+        """The store in `folder`, made with this form where there is none."""
         import faiss
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +78,13 @@ class FaissStore(Store):
                         rows="rows-0.jsonl",
                     ),
                 )
-        store = cls(folder, name)
-        check_form(store.form, form, name)
-        return store
+        return cls(folder, name)
+
+    def identity(self) -> frozenset[Hashable]:
+        with self._current():
+            catalogue = self._catalogue
+            names = (files.CATALOGUE, catalogue.index, catalogue.rows, self._log_path.name)
+        return files_identity(self._folder, *(self._folder / name for name in names))
 
     def count(self) -> int:
         with self._current():

@@ -7,7 +7,7 @@ others: `docs.parquet#?id=doc&text=body&vector=embedding`. Its key-value metadat
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from trimtab.stores.base import (
     best,
     check_id,
     check_query,
+    files_identity,
     order,
     scores,
     space_of,
@@ -57,7 +58,7 @@ class FileStore(Store):
         vectors: NDArray[np.floating[Any]],
         space: str | None,
     ) -> None:
-        self.name = address.name
+        self.name, self._path = address.name, Path(address.location)
         self._ids, self._texts, self._vectors = ids, texts, vectors
         similarity = address.options.get("similarity", "cosine")
         if similarity not in SIMILARITIES:
@@ -76,6 +77,9 @@ class FileStore(Store):
             self._ordered: Sequence[Id] = sorted(ids, key=order)
         else:
             self._ordered = ids
+
+    def identity(self) -> frozenset[Hashable]:
+        return files_identity(self._path)
 
     def count(self) -> int:
         return len(self._ids)

@@ -7,7 +7,7 @@ thousand rows, best once all of them are there.
 """
 
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING, Any, LiteralString
@@ -27,7 +27,6 @@ from trimtab.stores.base import (
     Matrix,
     Rows,
     Store,
-    check_form,
     check_query,
     check_rows,
     space_of,
@@ -48,6 +47,23 @@ _OPERATORS: dict[Similarity, LiteralString] = {
     "euclidean": "<->",
     "manhattan": "<+>",
 }
+
+
+# A relation with all that it consists of: the tables behind a view, the partitions and heirs of a table.
+_TABLES = """
+    WITH RECURSIVE part(oid) AS (
+        SELECT to_regclass(%s)::oid
+        UNION
+        SELECT edge.below FROM part JOIN (
+            SELECT ev_class AS above, refobjid AS below FROM pg_rewrite JOIN pg_depend
+            ON classid = 'pg_rewrite'::regclass AND objid = pg_rewrite.oid
+            AND refclassid = 'pg_class'::regclass
+            UNION ALL
+            SELECT inhparent, inhrelid FROM pg_inherits
+        ) AS edge ON edge.above = part.oid
+    )
+    SELECT (SELECT oid FROM pg_database WHERE datname = current_database()), oid FROM part
+"""
 
 
 class _Comment(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,11 +99,21 @@ class PostgresStore(Store):
                 self._create(form, example)
             self.form = self._describe(names, options)
             self._operator = _OPERATORS[self.form.similarity]
-            if form is not None:
-                check_form(self.form, form, self.name)
         except BaseException:
             self.close()
             raise
+
+    def identity(self) -> frozenset[Hashable]:
+        import psycopg
+
+        table = self._table.as_string(None)
+        with self._reaching() as connection:
+            try:
+                found = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()
+            except psycopg.Error:  # some services withhold it
+                found = connection.execute("SELECT pg_postmaster_start_time()").fetchone()
+            tables = connection.execute(_TABLES, (table,)).fetchall()
+        return frozenset(("postgresql", found, *each) for each in tables)
 
     def count(self) -> int:
         found: int = self._rows("SELECT count(*) FROM {table}")[0][0]

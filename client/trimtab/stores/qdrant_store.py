@@ -7,12 +7,14 @@ are compared by cosine. One process at a time can open a folder.
 """
 
 import os
+import socket
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -27,9 +29,9 @@ from trimtab.stores.base import (
     Matrix,
     Rows,
     Store,
-    check_form,
     check_query,
     check_rows,
+    files_identity,
     space_of,
 )
 
@@ -40,6 +42,7 @@ OPTIONS = ("text", "vector", "space")
 _SPACE = "trimtab_space"
 _ID = "_id"
 _LARGEST = 2**64
+_PORT = 6333  # where an address names none
 _MOST_POINTS = 100  # points in one upload: a few megabytes at most
 _DISTANCES: dict[str, Similarity] = {
     "Cosine": "cosine",
@@ -67,11 +70,15 @@ class QdrantStore(Store):
                 if form is not None and not self._client.collection_exists(self._collection):
                     self._create(form)
                 self.form = self._describe(options.get("space"))
-            if form is not None:
-                check_form(self.form, form, self.name)
         except BaseException:
             self.close()
             raise
+
+    def identity(self) -> frozenset[Hashable]:
+        with self._reaching():
+            aliases = {each.alias_name: each.collection_name for each in self._client.get_aliases().aliases}
+            place = self._place()
+        return frozenset((part, aliases.get(self._collection, self._collection)) for part in place)
 
     def count(self) -> int:
         with self._reaching():
@@ -149,6 +156,21 @@ class QdrantStore(Store):
     def close(self) -> None:
         with self._guard:
             self._client.close()
+
+    def _place(self) -> frozenset[Hashable]:
+        """The folder, or the server: by what it says of itself, or by its addresses where it says nothing."""
+        from qdrant_client.http.exceptions import ApiException
+
+        if self._address.kind == "qdrant":
+            return files_identity(Path(self._address.location))
+        try:
+            told: Any = self._client.http.service_api.telemetry(details_level=0).result
+            peers = getattr(self._client.cluster_status(), "peers", {})
+            return frozenset([("qdrant", told.id), *(("qdrant-peer", peer) for peer in peers)])
+        except ApiException:  # a key for one collection may not ask
+            url = urlsplit(self._address.location)
+            found = socket.getaddrinfo(url.hostname, url.port or _PORT, type=socket.SOCK_STREAM)
+            return frozenset(("address", each[4][0], each[4][1]) for each in found)
 
     def _create(self, form: Form) -> None:
         models = self._models
@@ -258,6 +280,6 @@ def _connect(address: Address) -> "QdrantClient":
         return QdrantClient(path=address.location, force_disable_check_same_thread=True)
     except RuntimeError:
         raise FailedPrecondition(
-            f"{address.name} is open in another process, and Qdrant in a folder serves one; "
-            "close that one, or run a Qdrant server"
+            f"{address.name} is open already, in this process or in another, and Qdrant in a folder serves "
+            "one at a time; close that one, or run a Qdrant server"
         ) from None
