@@ -4,28 +4,26 @@ The order of the steps is what keeps documents from being lost or shown twice. T
 document until the end, so it is searched first. Then the new store tells which of those candidates it has
 by now: their vectors there are better, and the search of the new store, which comes last, finds them if
 they belong among the best. A document that arrives between these steps is found in both, and its new place
-counts.
+counts. How the halves become one list stands in trimtab.merging.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, Unpack
-
-import numpy as np
 
 from trimtab.aio import AsyncClient
 from trimtab.client import Client
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
+from trimtab.merging import one_list
+from trimtab.requests import unfit
 from trimtab.rescoring import Scores
-from trimtab.stores.base import Hit, Id, Matrix, Store, check_apart, scores
+from trimtab.stores.base import Hit, Matrix, Store, check_apart
 from trimtab.types import Embeddings, EmbedOptions, Encoder
 
 CANDIDATES = 200
 Merge = Literal["rescore", "calibrate"]
-# Fewer documents than this in both halves say nothing about how their scores compare.
-FEWEST_PAIRS = 8
 
 
 class SearchOptions(TypedDict, total=False):
@@ -37,6 +35,23 @@ class SearchOptions(TypedDict, total=False):
 
     group: str
     timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What both halves know of a query: the old half's candidates, which of them wait to be moved, and the
+    new half's best."""
+
+    near: list[Hit]
+    waiting: list[Hit]
+    fresh: list[Hit]
+    k: int
+
+    def merged(self, scored: Sequence[Hit] = ()) -> list[Hit]:
+        """The hits, with those of the waiting documents that were scored in the new space."""
+        known = {hit.id for hit in scored}
+        unknown = {hit.id for hit in self.waiting if hit.id not in known}
+        return one_list(self.near, [*scored, *self.fresh], unknown, self.k)
 
 
 class _Halves:
@@ -72,64 +87,30 @@ class _Halves:
             )
         return self.encoder
 
-    def fetch(self, native: Matrix, adapted: Matrix, k: int) -> tuple[list[Hit], list[Hit]]:
-        """Candidates: those that are not in the new store yet, and those of the new store."""
+    def fetch(self, native: Matrix, adapted: Matrix, k: int) -> "_Found":
+        """What both halves know of the query that embeds to these rows."""
         # In this order: see the head of the module.
         near = self.old.search(adapted, max(self._candidates, k))
         there = self.new.texts([hit.id for hit in near])
-        waiting = [hit for hit in near if hit.id not in there]
-        if self.merge == "calibrate":
-            waiting = self._calibrated(native, waiting, [hit for hit in near if hit.id in there])
-        return waiting, self.new.search(native, k)
+        fresh = self.new.search(native, k)
+        arrived = {*there, *(hit.id for hit in fresh)}
+        return _Found(near, [hit for hit in near if hit.id not in arrived], fresh, k)
 
     def rows(self, embedded: dict[str, Embeddings]) -> tuple[Matrix, Matrix]:
         """The query in the new space, and in the old one."""
         native, adapted = (embedded[space].vectors[0] for space in self.spaces)
         return native, adapted
 
-    def texts(self, waiting: Sequence[Hit]) -> tuple[list[str], dict[str, str]]:
-        """The names by which the server remembers the vectors of these texts, and each name's text.
-
-        A name is a digest of the text, so that a text that changed has another.
-        """
-        names, texts = [], {}
-        for hit in waiting:
-            if hit.text is None:
-                raise FailedPrecondition(
-                    f"{self.old.name} has no text for document {hit.id!r}, so it cannot be scored again; "
-                    "keep texts in the store, or pass merge='calibrate'"
-                )
-            names.append(hashlib.sha256(hit.text.encode()).hexdigest()[:32])
-            texts[names[-1]] = hit.text
-        return names, texts
-
-    def _calibrated(self, native: Matrix, waiting: Sequence[Hit], moved: Sequence[Hit]) -> list[Hit]:
-        adapted = {hit.id: hit.score for hit in moved}
-        rows = self.new.get(list(adapted))
-        known = np.array([adapted[id] for id in rows.ids], np.float32)
-        return on_one_scale(waiting, known, scores(native, rows.vectors, self.new.form.similarity))
-
-
-def on_one_scale(hits: Sequence[Hit], adapted: Scores, native: Scores) -> list[Hit]:
-    """Bring scores of the old half onto the new half's scale, in their order.
-
-    adapted, native: (n,), both scores of the candidates of this search that are in both halves. Afterwards
-    these would have the same mean and the same spread on either scale. A least-squares line would press the
-    scores together instead, by as much as the two disagree, and leave the old half behind. Where n is small,
-    the scores stay as they are.
-    """
-    if len(adapted) < FEWEST_PAIRS or not np.std(adapted):
-        return list(hits)
-    slope = float(np.std(native) / np.std(adapted))
-    start = float(np.mean(native) - slope * np.mean(adapted))
-    return [replace(hit, score=slope * hit.score + start) for hit in hits]
-
-
-def merged(waiting: Sequence[Hit], fresh: Sequence[Hit], k: int) -> list[Hit]:
-    """The k best of both halves, each document once; one that is in both counts as it is in `fresh`."""
-    found: dict[Id, Hit] = {hit.id: hit for hit in waiting}
-    found.update((hit.id, hit) for hit in fresh)
-    return sorted(found.values(), key=lambda hit: -hit.score)[:k]
+    def scorable(self, waiting: Sequence[Hit], encoder: Encoder) -> list[Hit]:
+        """Those of these hits that the new encoder can score by their texts; none to calibrate."""
+        if self.merge == "calibrate":
+            return []
+        if waiting and all(hit.text is None for hit in waiting):
+            raise FailedPrecondition(
+                f"{self.old.name} has no text for document {waiting[0].id!r}, nor for any other candidate: "
+                "they cannot be scored again; keep texts in the store, or pass merge='calibrate'"
+            )
+        return [hit for hit in waiting if not unfit(hit.text, encoder.limits)]
 
 
 class HalfMigrated:
@@ -140,9 +121,10 @@ class HalfMigrated:
         documents are written to the old store or to both, and deleted from the old one first.
     encoder: the new encoder's name; left out, the one that is served with the new store's space.
     merge: how candidates of the old half get scores that compare with the new half's. "rescore": the new
-        encoder embeds their texts, as good as it gets, and the server remembers them. "calibrate": their
-        adapted scores get the mean and the spread that candidates in both halves have in the new space; no
-        texts, no further call.
+        encoder embeds their texts, as good as it gets, and the server remembers them; a candidate without a
+        text, or with one that is too long for the server, is treated as by "calibrate". "calibrate": they
+        keep the places that the old half gives them, and what has moved is ordered by the new space on the
+        other places (see `trimtab.merging`); no texts, no further call.
     candidates: how many documents the old store is asked for, before those that have moved are left out.
 
     Threads may share it.
@@ -164,7 +146,9 @@ class HalfMigrated:
         """The k documents nearest to a query, the best first, wherever they are by now.
 
         One pass through the encoder gives the query in both spaces. A hit's score is the similarity in the
-        new space. Raises FailedPrecondition where no adapter leads to the old store's space.
+        new space, or an estimate of it that keeps the order; while nothing of what was found has moved, to
+        calibrate leaves the adapted scores. Raises FailedPrecondition where no adapter leads to the old
+        store's space.
         """
         halves, timeout = self._halves, options.get("timeout")
         encoder = halves.encoder or halves.choose(self._client.encoders(timeout=timeout))
@@ -177,12 +161,13 @@ class HalfMigrated:
             embedded = self._client.embed_spaces(
                 [text], halves.spaces, timeout=timeout, **_query(encoder, options)
             )
-        waiting, fresh = halves.fetch(*halves.rows(embedded), k)
-        if halves.merge == "calibrate" or not waiting:
-            return merged(waiting, fresh, k)
-        names, texts = halves.texts(waiting)
+        found = halves.fetch(*halves.rows(embedded), k)
+        again = halves.scorable(found.waiting, encoder)
+        if not again:
+            return found.merged()
+        names, texts = _named(again)
         near = self._client.rescore(text, names, texts=texts, timeout=timeout, **_pinned(encoder))
-        return merged(_scored(waiting, near), fresh, k)
+        return found.merged(_scored(again, near))
 
 
 class AsyncHalfMigrated:
@@ -213,12 +198,13 @@ class AsyncHalfMigrated:
             embedded = await self._client.embed_spaces(
                 [text], halves.spaces, timeout=timeout, **_query(encoder, options)
             )
-        waiting, fresh = await asyncio.to_thread(halves.fetch, *halves.rows(embedded), k)
-        if halves.merge == "calibrate" or not waiting:
-            return merged(waiting, fresh, k)
-        names, texts = halves.texts(waiting)
+        found = await asyncio.to_thread(halves.fetch, *halves.rows(embedded), k)
+        again = halves.scorable(found.waiting, encoder)
+        if not again:
+            return found.merged()
+        names, texts = _named(again)
         near = await self._client.rescore(text, names, texts=texts, timeout=timeout, **_pinned(encoder))
-        return merged(_scored(waiting, near), fresh, k)
+        return found.merged(_scored(again, near))
 
 
 def _query(encoder: Encoder, options: SearchOptions) -> EmbedOptions:
@@ -239,6 +225,15 @@ class _Pin(TypedDict):
 
 def _pinned(encoder: Encoder) -> _Pin:
     return {"encoder": encoder.name, "version": encoder.version}
+
+
+def _named(hits: Sequence[Hit]) -> tuple[list[str], dict[str, str]]:
+    """The names by which the server remembers the vectors of these hits' texts, and each name's text.
+
+    A name is a digest of the text, so that a text that changed has another.
+    """
+    names = [hashlib.sha256((hit.text or "").encode()).hexdigest()[:32] for hit in hits]
+    return names, {name: hit.text or "" for name, hit in zip(names, hits, strict=True)}
 
 
 def _scored(hits: Sequence[Hit], near: Scores) -> list[Hit]:

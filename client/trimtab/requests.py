@@ -25,6 +25,8 @@ _UINT32 = 2**32
 # A text's tag and length, and what EmbedStreamRequest puts around a request: the most they can take.
 _TEXT_OVERHEAD = 6
 _MESSAGE_OVERHEAD = 24
+# What a request of one text takes beside it, at the most: names, options, a query's text.
+_REQUEST_MOST = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +166,19 @@ def text_size(text: str, index: int, room: int) -> int:
             f"and a message to this server holds {max(room - _TEXT_OVERHEAD, 0):,}; shorten the text"
         )
     return size
+
+
+def unfit(text: str | None, limits: Limits) -> str:
+    """What keeps a text from a server of these limits, as what follows "the text"; "" where nothing does."""
+    if text is None:
+        return "is missing"
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        return f"holds half of a surrogate pair at character {error.start}, which UTF-8 cannot carry"
+    room = (limits.max_message_bytes or 2**31 - 1) - _REQUEST_MOST
+    most = min(limits.max_text_bytes or room, room)
+    return f"has {size:,} bytes, and the server takes {most:,}" if size > most else ""
 
 
 def check_spaces(spaces: Iterable[str], options: Options) -> tuple[str, ...]:

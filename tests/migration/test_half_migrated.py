@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 import trimtab
 from tests.migration.conftest import address
 from tests.migration.world import World, fill, form_of, two_encoders
-from trimtab import half_migrated
+from trimtab.bundle import Similarity
 from trimtab.stores import Document, Form, Hit, Id, Matrix, Rows, Store, create_store, open_store
 from trimtab.stores.base import scores
+from trimtab.types import Limits
 
 QUERIES = ["how do I get my password back?", "a dish with tomatoes", "flights"]
 K = 10
@@ -190,7 +191,12 @@ class KnownClient:
         self._query = query
 
     def encoders(self, timeout: float | None = None) -> list[Any]:
-        return [SimpleNamespace(name="new", version="1", space="new", query_prompt="", passage_prompt="")]
+        limits = Limits(max_texts=100, max_text_bytes=1000, max_message_bytes=100_000)
+        return [
+            SimpleNamespace(
+                name="new", version="1", space="new", query_prompt="", passage_prompt="", limits=limits
+            )
+        ]
 
     def embed_spaces(self, texts: Sequence[str], spaces: Sequence[str], **options: Any) -> dict[str, Any]:
         both = {"new": self._query, "old": self._query @ TURN}
@@ -204,15 +210,25 @@ class KnownClient:
 class Memory(Store):
     """A store in memory that lets others act before each call."""
 
-    def __init__(self, name: str, vectors: Matrix, ids: Collection[int], before: Callable[[], None]) -> None:
-        self.name, self.form = name, Form(space=name, dimensions=vectors.shape[1])
+    def __init__(
+        self,
+        name: str,
+        vectors: Matrix,
+        ids: Collection[int],
+        before: Callable[[], None],
+        similarity: Similarity = "cosine",
+    ) -> None:
+        self.name = name
+        self.form = Form(space=name, dimensions=vectors.shape[1], similarity=similarity)
         self.vectors, self.ids, self._before = vectors, sorted(ids), before
+        self.documents = ALL
 
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         self._before()
-        near = scores(vector, self.vectors[self.ids], "cosine") if self.ids else np.empty(0, np.float32)
+        there = self.vectors[self.ids]
+        near = scores(vector, there, self.form.similarity) if self.ids else np.empty(0, np.float32)
         order = np.argsort(-near, kind="stable")[:k]
-        return [Hit(self.ids[at], ALL[self.ids[at]].text, float(near[at])) for at in order]
+        return [Hit(self.ids[at], self.documents[self.ids[at]].text, float(near[at])) for at in order]
 
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
         self._before()
@@ -253,14 +269,49 @@ def test_documents_that_move_during_the_search(query: int, moves: list[set[int]]
         assert found == np.argsort(-scores(vector, NEW, "cosine"), kind="stable")[:k].tolist()
 
 
-def test_scores_are_brought_onto_one_scale() -> None:
-    hits = [Hit(1, None, 0.4), Hit(2, None, 0.2)]
-    adapted = np.linspace(0, 1, 50, dtype=np.float32)
-    found = half_migrated.on_one_scale(hits, adapted, 0.5 * adapted + 0.1)
-    assert [hit.score for hit in found] == pytest.approx([0.3, 0.2])
-    noise = np.random.default_rng(0).standard_normal(50).astype(np.float32)
-    found = half_migrated.on_one_scale(hits, adapted, noise)
-    assert found[0].score > found[1].score, "their order stays"
-    few = half_migrated.FEWEST_PAIRS - 1
-    assert half_migrated.on_one_scale(hits, adapted[:few], noise[:few]) == hits
-    assert half_migrated.on_one_scale(hits, np.ones_like(adapted), noise) == hits
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, COUNT + 1),
+    similarity=st.sampled_from(["cosine", "dot", "euclidean"]),
+    k=st.integers(1, COUNT),
+)
+def test_calibrated_it_is_never_worse_than_the_old_half(
+    seed: int, count: int, similarity: Similarity, k: int
+) -> None:
+    random = np.random.default_rng(seed)
+    vector = random.standard_normal(D).astype(np.float32)
+    # Scores of the halves on scales that have nothing in common, and an adapter that is far from exact.
+    vectors = (100 * NEW @ TURN + random.standard_normal((COUNT, 4)) * 50 + 300).astype(np.float32)
+    old = Memory("old", vectors, range(COUNT), lambda: None, similarity)
+    new = Memory("new", NEW, random.permutation(COUNT)[: count - 1].tolist(), lambda: None)
+    search = trimtab.HalfMigrated(KnownClient(vector), old=old, new=new, merge="calibrate")  # type: ignore[arg-type]
+    hits = search.search("the query", k)
+    alone = [hit.id for hit in old.search(vector @ TURN, k)]
+    found = [hit.id for hit in hits]
+    nearest = np.argsort(-scores(vector, NEW, "cosine"), kind="stable").tolist()
+    for depth in range(1, k + 1):
+        for right in range(1, COUNT + 1):
+            truth = set(nearest[:right])
+            assert len(truth & set(found[:depth])) >= len(truth & set(alone[:depth]))
+    assert len(set(found)) == k
+    if count == 1:
+        assert found == alone
+    else:
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    if count == COUNT + 1:
+        assert found == nearest[:k]
+
+
+@pytest.mark.parametrize("text", [None, "x" * 2000, "\ud800"])
+def test_candidates_that_cannot_be_scored_keep_their_places(text: str | None) -> None:
+    vector = np.random.default_rng(1).standard_normal(D).astype(np.float32)
+    old = Memory("old", NEW @ TURN, range(COUNT), lambda: None)
+    new = Memory("new", NEW, [], lambda: None)
+    first = int(old.search(vector @ TURN, 1)[0].id)
+    old.documents = [Document(id, text if id == first else ALL[id].text) for id in range(COUNT)]
+    search = trimtab.HalfMigrated(KnownClient(vector), old=old, new=new)  # type: ignore[arg-type]
+    hits = search.search("the query", COUNT)
+    nearest = np.argsort(-scores(vector, NEW, "cosine"), kind="stable").tolist()
+    nearest.remove(first)
+    assert [hit.id for hit in hits] == [first, *nearest]
