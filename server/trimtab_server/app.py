@@ -13,7 +13,6 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -43,7 +42,7 @@ from trimtab_server.observing.load import Load
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.pipeline import Pipeline
-from trimtab_server.rpc import listeners
+from trimtab_server.rpc import listeners, reflection
 from trimtab_server.rpc.boundary import Boundary, Tenants
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.health import Health
@@ -255,7 +254,7 @@ class App:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
+        reflection.add_to(server, SERVICES)
         ports = config.server
         self.grpc_port = listeners.bind(server, ports.grpc_address, ports.tls)
         servers = [server]

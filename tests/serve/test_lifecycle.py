@@ -13,7 +13,7 @@ import pytest
 import tritonclient.grpc
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 import trimtab
 from tests.serve.server_process import NAME, ServerProcess, serve
@@ -44,16 +44,27 @@ def test_health_check(server: ServerProcess) -> None:
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_reflection_lists_what_is_served(server: ServerProcess) -> None:
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_lists_what_is_served(version: str, server: ServerProcess) -> None:
+    """grpcurl asks v1 first; the messages of both are the same."""
     with grpc.insecure_channel(server.url) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        requests = [
-            reflection_pb2.ServerReflectionRequest(list_services=""),
-            reflection_pb2.ServerReflectionRequest(file_containing_symbol="trimtab.v1.EncoderService"),
-        ]
-        listed, described = stub.ServerReflectionInfo(iter(requests))
-    names = {service.name for service in listed.list_services_response.service}
-    assert {"trimtab.v1.EncoderService", "inference.GRPCInferenceService", "grpc.health.v1.Health"} <= names
+        ask = channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
+        (listed,) = ask(iter(requests), timeout=60)
+        names = [service.name for service in listed.list_services_response.service]
+        symbols = ["trimtab.v1.EncoderService", *names]
+        requests = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in symbols]
+        described, *others = ask(iter(requests), timeout=60)
+    assert {"trimtab.v1.EncoderService", "inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(
+        names
+    )
+    assert f"grpc.reflection.{version}.ServerReflection" in names
+    # Whatever is listed can be described.
+    assert not [other.error_response for other in others if other.HasField("error_response")]
     file = descriptor_pb2.FileDescriptorProto.FromString(
         described.file_descriptor_response.file_descriptor_proto[0]
     )
