@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ _METHODS = {
         "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
     },
 }
+# The variables that gRPC reads, in its order.
+_PROXY = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXY = ("no_grpc_proxy", "no_proxy")
 _ROUND_ROBIN: dict[str, Any] = {"round_robin": {}}
 # gRPC's own policy for this (gRFC A58): it weighs servers by the reports that come with their answers, once
 # they have come for a second. Who is not heard of for half a minute is weighed like the others again.
@@ -148,8 +152,22 @@ def from_rpc(error: grpc.RpcError, url: str, timeout: float = math.inf) -> Trimt
             f"no answer from {url} within {timeout:g} s; pass a longer timeout, or fewer texts at once"
         )
     if code is grpc.StatusCode.UNAVAILABLE:
-        details = f"{url}: {details}"
+        details = f"{url}: {details}{_proxied(url)}"
     return from_status(code, details, _pushback(error))
+
+
+def _proxied(url: str) -> str:
+    """What to say of a proxy that gRPC goes through: its own message gives the address that refused alone."""
+    proxy = next((name for name in _PROXY if os.environ.get(name)), None)
+    without = next((value for name in _NO_PROXY if (value := os.environ.get(name))), "")
+    host = url.rpartition("/")[2].rpartition(":")[0]
+    excepted = any(host.endswith(entry.strip()) for entry in without.split(",") if entry.strip())
+    if proxy is None or excepted or url.startswith("unix:"):
+        return ""
+    return (
+        f" ({proxy} is set, so gRPC connects through that proxy: where the server is reached without one, "
+        "put its host into no_proxy)"
+    )
 
 
 def from_break(error: grpc.RpcError, url: str) -> TrimtabError:

@@ -1,6 +1,7 @@
 """Addresses, credentials, and servers that are not there."""
 
 import math
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -128,3 +129,38 @@ def test_outside_a_loop_there_is_no_async_client() -> None:
 
 def test_the_certificates_of_these_tests_are_real(roots: Path) -> None:
     assert ssl.create_default_context(cafile=roots).get_ca_certs()
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"http_proxy": "PROXY"}, "http_proxy"),
+        ({"https_proxy": "PROXY", "http_proxy": "http://other.test"}, "https_proxy"),
+        ({"http_proxy": "PROXY", "no_proxy": "localhost,.test"}, None),
+        ({}, None),
+    ],
+)
+def test_an_unreachable_server_behind_a_proxy_names_the_variable(
+    variables: dict[str, str], named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC says which address refused, which is the proxy's, and not that it is one."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        proxy = f"http://user:secret@127.0.0.1:{nobody.getsockname()[1]}"
+        for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value.replace("PROXY", proxy))
+        url = "encoder.test:8001"
+        with (
+            grpc.insecure_channel(url) as made,
+            pytest.raises(trimtab.Unavailable) as caught,
+            channel.translated(url, channel.Deadline(30)),
+        ):
+            made.unary_unary("/a.Service/Method")(b"", timeout=30)
+    message = str(caught.value)
+    assert (f"({named} is set, so gRPC connects through that proxy" in message) == (named is not None), (
+        message
+    )
+    assert "no_proxy" in message or named is None
+    assert "secret" not in message
