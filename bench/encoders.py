@@ -159,7 +159,7 @@ def _e5(folder: Path) -> None:
         positions=positions,
         tokens=512,
         normalise=True,
-        prompts={"query": "query: ", "passage": "passage: "},
+        prompts={"query": "query: ", "document": "passage: "},
         heads=heads,
         pad=pad,
     )

@@ -3,8 +3,10 @@
 SOURCE is a sentence-transformers folder, a Hugging Face folder or an id of its hub (owner/name), or an ONNX
 graph with its tokenizer.json: the .onnx file, or a folder with model.onnx or onnx/model.onnx and no torch
 weights. Pooling, further layers, prompts, the length of texts and the similarity are read from the source;
-what it does not say has to be given, and what cannot be exported faithfully is refused. The graph's vectors
-are compared with the source's own over texts of many languages before anything appears in the repository.
+what it does not say has to be given, and what cannot be exported faithfully is refused. A query's prompt is
+what encode_query of sentence-transformers puts before a text, a passage's what encode_document does; prompts
+of no role are named. The graph's vectors are compared with the source's own over texts of many languages
+before anything appears in the repository.
 
     trimtab export ./all-MiniLM-L6-v2 --name minilm --repository ./repository
     trimtab export intfloat/e5-small-v2 --name e5 --repository ./repository \\
@@ -65,6 +67,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         metavar="N",
         help="how many tokens of a text are read (default: as declared, and no more than the positions)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="NAME",
+        help="the output of an ONNX graph that is the vectors or token states (default: the one called "
+        "sentence_embedding, last_hidden_state or the like)",
     )
     more = parser.add_argument_group(
         "smaller and faster variants", "each a space of its own, with a report card in the manifest"
@@ -131,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
         query_prompt=options.query_prompt,
         passage_prompt=options.passage_prompt,
         max_tokens=options.max_tokens,
+        output=options.output,
     )
     wanted = Wanted(
         recipe=recipe.load(options.recipe) if options.recipe else (),

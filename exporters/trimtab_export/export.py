@@ -54,9 +54,11 @@ def export(
     runtime.require()
     steps = Steps(total=9 + wanted.anything + wanted.tensorrt)
     with write.staged(repository, name, version) as stage, quiet():
-        with steps(f"reading {settings.source}"):
+        with steps(f"reading {settings.source}") as say:
             no_progress_bars()
             source = load(settings)
+            for note in source.notes:
+                say(f"\n  {note}")
             weights.check_finite(source.backbone)
             batcher = Batcher(source.tokenizer, source.max_tokens)
         with steps("converting to ONNX"):
@@ -206,6 +208,8 @@ def recipe(settings: Settings, name: str, version: int) -> str:
         words += [f"--query-prompt={settings.query_prompt}"]
     if settings.passage_prompt is not None:
         words += [f"--passage-prompt={settings.passage_prompt}"]
+    if settings.output is not None:
+        words += ["--output", settings.output]
     if settings.max_tokens is not None:
         words += ["--max-tokens", str(settings.max_tokens)]
     return shlex.join(words)

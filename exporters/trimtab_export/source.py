@@ -27,6 +27,7 @@ class Settings:
     query_prompt: str | None = None
     passage_prompt: str | None = None
     max_tokens: int | None = None
+    output: str | None = None  # of a graph
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Source:
 
     `backbone` is a torch module of transformers, or a graph that exists already. `embed(texts, prompt)` is
     the source's own answer, float32 (n, dimensions), computed without anything that the exporter makes.
+    `notes` are lines for the user about what the source declares and a bundle does not have.
     """
 
     backbone: Any
@@ -94,3 +96,4 @@ class Source:
     space_parts: SpaceParts
     architecture: str
     embed: Embed
+    notes: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """Tokenizers: what a source's tokenizer must be to serve from a bundle, and batches of ids from one."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,26 +20,52 @@ def from_transformers(tokenizer: Any) -> Tokenizer:
             f"the tokenizer {name} is a slow one, written in Python: a bundle holds a tokenizer.json. "
             "Convert it with AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)"
         )
-    check_sides(name, tokenizer.padding_side, tokenizer.truncation_side)
-    if tokenizer.pad_token_id is None:
+    if not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):
         raise ExportError(
-            f"the tokenizer {name} has no padding token: set `pad_token` in tokenizer_config.json"
+            f"the tokenizer {name} has no vocabulary: put the tokenizer.json of the encoder beside its "
+            "config.json"
         )
-    return plain(tokenizer.backend_tokenizer.to_str(), int(tokenizer.pad_token_id))
-
-
-def check_sides(name: str, padding: str, truncation: str) -> None:
-    """Refuse a tokenizer that pads or cuts on the left: the server pads and cuts on the right."""
-    for what, side in (("pads", padding), ("cuts", truncation)):
+    for what, side in (("pads", tokenizer.padding_side), ("cuts", tokenizer.truncation_side)):
         if side != "right":
             raise ExportError(
                 f"the tokenizer {name} {what} on the {side}; Trimtab serves encoders that do it on the right"
             )
+    if tokenizer.pad_token_id is None:
+        raise ExportError(
+            f"the tokenizer {name} has no padding token: give `pad_token` in tokenizer_config.json"
+        )
+    if "attention_mask" not in tokenizer.model_input_names:
+        raise ExportError(
+            f"the tokenizer {name} makes no attention mask (model_input_names in tokenizer_config.json), so "
+            "that a text's vector depends on its neighbours in a batch"
+        )
+    if tokenizer.split_special_tokens:
+        raise ExportError(
+            f"the tokenizer {name} splits special tokens that stand in a text (split_special_tokens in "
+            "tokenizer_config.json), which a tokenizer.json cannot hold"
+        )
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    if content["model"].get("dropout"):
+        raise ExportError(
+            f"the tokenizer {name} drops merges at random (dropout in tokenizer.json), so that a text has "
+            "another vector each time: set it to null"
+        )
+    if "token_type_ids" not in tokenizer.model_input_names:
+        _forget_types(content["post_processor"])
+    return plain(json.dumps(content, ensure_ascii=False), int(tokenizer.pad_token_id))
 
 
-def plain(json: str, pad_id: int) -> Tokenizer:
-    """`json` without truncation and padding, after a look at the one thing that the server relies on."""
-    tokenizer = tokenizers.Tokenizer.from_str(json)
+def _forget_types(part: Any) -> None:
+    """Let a template give the token type 0 alone: the encoder is not told of another."""
+    for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        _forget_types(each)
+    if isinstance(part, dict) and "type_id" in part:
+        part["type_id"] = 0
+
+
+def plain(content: str, pad_id: int) -> Tokenizer:
+    """A `tokenizers` file without truncation and padding; it must have tokens for an empty text."""
+    tokenizer = tokenizers.Tokenizer.from_str(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if not tokenizer.encode("").ids:

@@ -1,6 +1,5 @@
 """Encoders that several files of tests export, made once."""
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import tiny_encoders
 from tiny_encoders import Export
 
 from trimtab.errors import ExportError
-from trimtab_export import cli
 from trimtab_export.export import export as export_source
 from trimtab_export.source import Settings
 
@@ -19,12 +17,9 @@ def export(tmp_path: Path) -> Export:
     """Runs the command as `trimtab export SOURCE OPTIONS` and returns the folder of version 1 of `tiny`."""
 
     def run(source: Path | str, *options: str, name: str = "tiny", repository: Path | None = None) -> Path:
-        repository = repository or tmp_path / "repository"
-        parser = argparse.ArgumentParser()
-        cli.configure(parser)
-        words = [str(source), "--name", name, "--repository", str(repository), *options]
-        assert cli.run(parser.parse_args(words)) == 0
-        return repository / name / "1"
+        return tiny_encoders.export(
+            source, *options, name=name, repository=repository or tmp_path / "repository"
+        )
 
     return run
 

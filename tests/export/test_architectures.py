@@ -73,7 +73,7 @@ def test_dense(activation: type[torch.nn.Module], normalize: bool, tmp_path: Pat
 
 def test_prompts_are_part_of_the_texts_and_of_the_space(tmp_path: Path, export: Export) -> None:
     source = tiny_encoders.sentence_transformers(
-        "xlm-roberta", tmp_path, prompts={"query": "query: ", "passage": "passage: "}
+        "xlm-roberta", tmp_path, prompts={"query": "query: ", "document": "passage: "}
     )
     manifest = Embedder(export(source)).bundle.manifest
     assert (manifest.prompts.query, manifest.prompts.passage) == ("query: ", "passage: ")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import head_reference as reference
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.errors import ExportError
 from trimtab_export.graph import head
-from trimtab_export.load import reference
 from trimtab_export.source import Dense, Graph, Head, Normalize
 
 RANDOM = np.random.default_rng(3)

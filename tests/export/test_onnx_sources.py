@@ -93,7 +93,7 @@ def test_file_in_a_folder_called_onnx(states: Path, tmp_path: Path, export: Expo
 
 def test_states_without_pooling_are_refused(states: Path, export: Export) -> None:
     with pytest.raises(
-        ExportError, match=r"no modules.json says how .* give --pooling mean, cls, last or max"
+        ExportError, match=r"does not declare how token states .* give --pooling mean, cls, last or max"
     ):
         export(states)
 
@@ -138,10 +138,12 @@ def test_pooled_graph_of_other_lengths(pooled: Path, export: Export) -> None:
         model.graph.output[0].name = "doubled"
 
     change(pooled, double)
-    embed = Embedder(export(pooled))
+    with pytest.raises(ExportError, match=r"outputs doubled, and none of them is called .* with --output"):
+        export(pooled)
+    embed = Embedder(export(pooled, "--output", "doubled"))
     assert not embed.bundle.manifest.normalized
     assert np.linalg.norm(embed(["text"])) == pytest.approx(2, abs=1e-4)
-    scaled = Embedder(export(pooled, "--normalize", name="scaled"))
+    scaled = Embedder(export(pooled, "--output", "doubled", "--normalize", name="scaled"))
     assert scaled.bundle.manifest.normalized
     assert np.linalg.norm(scaled(["text"])) == pytest.approx(1, abs=1e-4)
 
@@ -229,7 +231,7 @@ def test_half_precision_output_is_refused(copy: Path, export: Export) -> None:
         model.graph.output.append(helper.make_tensor_value_info("half", TensorProto.FLOAT16, None))
 
     with pytest.raises(ExportError, match=r"output half of model.onnx is float16 with 3 dimensions"):
-        export(change(copy, halve), "--pooling", "mean")
+        export(change(copy, halve), "--output", "half", "--pooling", "mean")
 
 
 def test_quantised_graph_is_refused(copy: Path, export: Export) -> None:
@@ -253,11 +255,11 @@ def test_a_graph_whose_vectors_depend_on_the_batch_is_refused(copy: Path, export
         model.graph.output.append(helper.make_tensor_value_info("centred", TensorProto.FLOAT, None))
 
     with pytest.raises(ExportError, match=r"changes with its neighbours in the batch"):
-        export(change(copy, subtract_the_largest), "--pooling", "mean")
+        export(change(copy, subtract_the_largest), "--output", "centred", "--pooling", "mean")
 
 
 def test_no_length_anywhere(copy: Path, export: Export) -> None:
-    edit_json(copy / "config.json", max_position_embeddings=None)
+    edit_json(copy / "config.json", model_type="mine", max_position_embeddings=None)
     edit_json(copy / "tokenizer_config.json", model_max_length=10**30)
     with pytest.raises(ExportError, match=r"give --max-tokens"):
         export(copy, "--pooling", "mean")
@@ -265,7 +267,7 @@ def test_no_length_anywhere(copy: Path, export: Export) -> None:
 
 
 def test_a_length_beyond_the_graph(copy: Path, export: Export) -> None:
-    edit_json(copy / "config.json", max_position_embeddings=None)
+    edit_json(copy / "config.json", model_type="mine", max_position_embeddings=None)
     with pytest.raises(
         ExportError, match=r"the graph fails on .* texts of [0-9]+ tokens.*smaller --max-tokens"
     ):
@@ -279,16 +281,16 @@ def test_left_padding_is_refused(copy: Path, export: Export) -> None:
 
 
 def test_no_padding_token(copy: Path, export: Export) -> None:
-    edit_json(copy / "tokenizer_config.json", pad_token=None)
-    edit_json(copy / "config.json", pad_token_id=None)
+    edit_json(copy / "tokenizer_config.json", pad_token=None, tokenizer_class="PreTrainedTokenizerFast")
     edit_json(copy / "tokenizer.json", padding=None)
     with pytest.raises(ExportError, match=r"give `pad_token`"):
         export(copy, "--pooling", "mean")
 
 
 def test_no_tokenizer(copy: Path, export: Export) -> None:
-    (copy / "tokenizer.json").unlink()
-    with pytest.raises(ExportError, match=r"no tokenizer.json beside"):
+    for name in ("tokenizer.json", "vocab.txt"):
+        (copy / name).unlink()
+    with pytest.raises(ExportError, match=r"has no tokenizer.json: put the one of its source there"):
         export(copy, "--pooling", "mean")
 
 

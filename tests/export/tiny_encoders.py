@@ -1,5 +1,6 @@
 """Real architectures, very small and seeded, with tokenizers trained on the shipped sentences."""
 
+import argparse
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ with warnings.catch_warnings():
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense, Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from trimtab_export import sentences
+from trimtab_export import cli, sentences
 
 # Two threads that wait for each other in turns are many times slower beside a busy neighbour.
 torch.set_num_threads(1)
@@ -155,6 +156,15 @@ def sentence_transformers(
         model = SentenceTransformer(modules=modules, device="cpu", prompts=prompts)
         model.save(str(folder / "st"), create_model_card=False)
     return folder / "st"
+
+
+def export(source: Path | str, *options: str, name: str, repository: Path) -> Path:
+    """Run the command as `trimtab export SOURCE OPTIONS`; the folder of the encoder's version 1."""
+    parser = argparse.ArgumentParser()
+    cli.configure(parser)
+    words = [str(source), "--name", name, "--repository", str(repository), *options]
+    assert cli.run(parser.parse_args(words)) == 0
+    return repository / name / "1"
 
 
 def encode(folder: Path, texts: list[str], prompt: str = "", max_tokens: int | None = None) -> Any:

@@ -13,41 +13,51 @@ TORCH_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 def load(settings: Settings) -> Source:
     """Read the source; ExportError, which names what is in the way, where it cannot be exported."""
-    graph = find_graph(settings.source)
-    if graph is not None:
-        from trimtab_export.load import from_onnx
-
-        return from_onnx.load(settings, graph, home_of(graph))
-    if not Path(settings.source).exists() and not HUB_ID.fullmatch(settings.source):
+    path = Path(settings.source)
+    if path.is_file() and path.suffix != ".onnx":
+        raise ExportError(f"{settings.source} is a file, but not an .onnx: give the encoder's folder")
+    if path.suffix == ".onnx" and not path.is_file():
+        raise ExportError(f"{settings.source} is not a file")
+    if not path.exists() and not HUB_ID.fullmatch(settings.source):
         raise ExportError(
             f"{settings.source} does not exist, and is no id of the Hugging Face hub (owner/name) either"
         )
+    from trimtab_export.load import declared, refused
+
+    home = home_of(path) if path.is_file() else path
+    location = str(home) if path.exists() else settings.source
+    says = declared.read(location)
+    refused.check(location, says)
+    graph = path if path.is_file() else find_graph(path, says.transformer_folder if says else "")
+    if graph is not None:
+        from trimtab_export.load import from_onnx
+
+        return from_onnx.load(settings, graph, home, says)
+    if settings.output is not None:
+        raise ExportError(f"--output names an output of a graph, and {settings.source} has torch weights")
     from trimtab_export.load import from_torch
 
-    return from_torch.load(settings)
+    return from_torch.load(settings, says)
 
 
-def find_graph(source: str) -> Path | None:
-    """The ONNX file that the source means; None for a source of torch weights."""
-    path = Path(source)
-    if path.suffix == ".onnx":
-        if not path.is_file():
-            raise ExportError(f"{source} is not a file")
-        return path
-    if path.is_file():
-        raise ExportError(f"{source} is a file, but not an .onnx: give the encoder's folder")
-    if any(next(path.glob(pattern), None) for pattern in TORCH_WEIGHTS):
+def find_graph(folder: Path, transformer: str) -> Path | None:
+    """The ONNX file that a folder means; None where it has torch weights, which come first as in the library.
+
+    Args:
+        transformer: the subfolder of the weights, by modules.json.
+    """
+    homes = (folder / transformer, folder)
+    if any(next(home.glob(pattern), None) for home in homes for pattern in TORCH_WEIGHTS):
         return None
-    return next((path / name for name in GRAPHS if (path / name).is_file()), None)
+    return next((home / name for home in homes for name in GRAPHS if (home / name).is_file()), None)
 
 
 def home_of(graph: Path) -> Path:
-    """The folder with the graph's tokenizer.json: its own, or that above a folder called onnx."""
-    homes = [
-        graph.parent,
-        *([graph.absolute().parent.parent] if graph.absolute().parent.name == "onnx" else []),
+    """The folder with the graph's other files: its own, or that above a folder called onnx."""
+    own = graph.absolute().parent
+    homes = [own.parent, own] if own.name == "onnx" else [own]
+    # A modules.json is about all below it. Without one, the nearest tokenizer belongs to the graph.
+    declaring = [home for home in homes if (home / "modules.json").is_file()]
+    return (declaring or [home for home in reversed(homes) if (home / "tokenizer.json").is_file()] or [own])[
+        0
     ]
-    for home in homes:
-        if (home / "tokenizer.json").is_file():
-            return home
-    raise ExportError(f"there is no tokenizer.json beside {graph}: put the one of its source there")

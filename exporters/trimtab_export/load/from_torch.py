@@ -1,110 +1,86 @@
 """Sources of torch weights: a sentence-transformers folder, a Hugging Face folder, an id of the hub.
 
-Weights are read by the libraries only, safetensors before anything else; code of the source is never run.
+Weights are read by the libraries only, safetensors alone; code of the source is never run.
 """
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize as NormalizeModule
-from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
 from trimtab.bundle import SpaceParts
 from trimtab.errors import ExportError
 from trimtab_export import tokens
-from trimtab_export.load import declared, structure, weights
+from trimtab_export.load import declared, library, refused, structure, weights
 from trimtab_export.runtime import first_line
-from trimtab_export.source import Head, Normalize, Settings, Source
+from trimtab_export.source import Settings, Source
 
-REFERENCE_BATCH = 8
 NO_CODE = {"trust_remote_code": False}
-# The names of Trimtab's pooling modes in sentence-transformers.
-MODES = {pooling: mode for mode, pooling in declared.POOLINGS.items()}
+NO_PICKLE = {**NO_CODE, "use_safetensors": True}
 
 
-def load(settings: Settings) -> Source:
+def load(settings: Settings, says: declared.Declared | None) -> Source:
     """Read the source; its `embed` is SentenceTransformer.encode."""
     source = settings.source
+    refused.check_weights(source, says)
     try:
-        says = declared.read(source)
         if says is None:
-            model, head = _bare(settings)
+            model = _bare(settings)
         else:
-            head = declared.head(source, says)
-            declared.check_not_overridden(source, settings, head)
-            model = SentenceTransformer(source, device="cpu", trust_remote_code=False)
-        _check_weights(source, says.transformer_folder if says else "", model[0].auto_model)
+            model = SentenceTransformer(
+                source, device="cpu", trust_remote_code=False, model_kwargs=dict(NO_PICKLE)
+            )
+        library.check(source, model)
+        backbone = model[0].auto_model
+        _check_weights(source, says.transformer_folder if says else "", backbone)
     except ExportError:
         raise
     except Exception as error:  # whatever the libraries raise, the user gets its first line
         raise ExportError(f"{source} cannot be loaded: {first_line(error)}") from error
-    model = model.eval().float()
-    _check_text_only(source, model[0])
-
+    model = model.eval()
+    head = library.head(model)
+    if says is not None:
+        declared.check_not_overridden(source, settings, head)
     tokenizer = tokens.from_transformers(model.tokenizer)
-    backbone = model[0].auto_model
-    max_tokens = declared.max_tokens(settings.max_tokens, [model.max_seq_length], positions(backbone))
-    model.max_seq_length = max_tokens  # of the reference, too
-    config = says.config if says else {}
-
-    def embed(texts: list[str], prompt: str) -> NDArray[np.float32]:
-        try:
-            vectors: NDArray[np.float32] = model.encode(
-                texts, prompt=prompt, batch_size=REFERENCE_BATCH, show_progress_bar=False
-            )
-        except Exception as error:
-            raise ExportError(
-                f"{source} itself fails on the texts of the comparison: {first_line(error)}. "
-                "Do its tokenizer and its weights belong together?"
-            ) from error
-        return vectors
-
+    max_tokens = library.max_tokens(settings.max_tokens, model, positions(backbone))
+    prompts, notes = library.prompts(model, settings)
+    embed = library.embed_with(source, model)
     return Source(
         backbone=backbone,
         head=head,
         tokenizer=tokenizer,
-        prompts=declared.prompts(config, settings),
+        prompts=prompts,
         max_tokens=max_tokens,
-        dimensions=int(model.get_embedding_dimension()),
-        similarity=declared.similarity(config),
+        dimensions=embed(["one text"], "").shape[1],
+        similarity=declared.similarity(says.config if says else {}),
         normalized=head.normalizes,
         space_parts=SpaceParts(
             weights_sha256=weights.of_torch(backbone, head), structure=structure.of_torch(backbone)
         ),
         architecture=(backbone.config.architectures or [type(backbone).__name__])[0],
         embed=embed,
+        notes=notes,
     )
 
 
-def _bare(settings: Settings) -> tuple[Any, Head]:
-    """A Hugging Face folder says nothing about pooling: the user does."""
-    if settings.pooling is None:
-        raise ExportError(
-            f"{settings.source} does not declare how token states become one vector (it has no "
-            "modules.json): give --pooling mean, cls, last or max, as its authors say, and --normalize where "
-            "they do that"
-        )
+def _bare(settings: Settings) -> Any:
+    """The model of a Hugging Face folder, with the head that the user gives."""
+    pooling = library.given_pooling(settings.source, settings)
     transformer = Transformer(
         settings.source,
-        model_kwargs=dict(NO_CODE),
+        model_kwargs=dict(NO_PICKLE),
         processor_kwargs=dict(NO_CODE),
         config_kwargs=dict(NO_CODE),
     )
-    modules = [transformer, PoolingModule(transformer.get_embedding_dimension(), MODES[settings.pooling])]
-    if settings.normalize:
-        modules.append(NormalizeModule())
-    head = Head(settings.pooling, (Normalize(),) if settings.normalize else ())
-    return SentenceTransformer(modules=modules, device="cpu"), head
+    behind = library.given_head(pooling, settings, transformer.get_embedding_dimension())
+    return SentenceTransformer(modules=[transformer, *behind], device="cpu")
 
 
 def _check_weights(source: str, folder: str, backbone: Any) -> None:
     """Refuse a checkpoint that lacks weights: transformers fills them with random numbers, and only warns."""
     _, info = type(backbone).from_pretrained(
-        source, subfolder=folder, config=backbone.config, output_loading_info=True, **NO_CODE
+        source, subfolder=folder, config=backbone.config, output_loading_info=True, **NO_PICKLE
     )
     missing = sorted(name for name in info["missing_keys"] if not weights.is_idle(name))
     if missing:
@@ -112,22 +88,6 @@ def _check_weights(source: str, folder: str, backbone: Any) -> None:
             f"the checkpoint of {source} lacks {len(missing)} weights of {type(backbone).__name__}, "
             f"the first of them {missing[0]}: they would be random. Is it of another architecture?"
         )
-
-
-def _check_text_only(source: str, transformer: Any) -> None:
-    modalities = [str(modality) for modality in transformer.modalities]
-    if modalities != ["text"] or transformer.module_output_name != "token_embeddings":
-        raise ExportError(
-            f"{source} takes {', '.join(modalities)} and gives {transformer.module_output_name}; "
-            "an encoder that can be exported takes text and gives token_embeddings"
-        )
-    if transformer.processing_kwargs:
-        raise ExportError(
-            f"{source} sets processing_kwargs ({', '.join(transformer.processing_kwargs)}) for "
-            "its tokenizer, which a tokenizer.json cannot hold"
-        )
-    if transformer.config.is_encoder_decoder:
-        raise ExportError(f"{source} has a decoder; an encoder that can be exported has none")
 
 
 def positions(backbone: Any) -> int | None:

@@ -1,0 +1,116 @@
+"""A graph in the place of the torch model that sentence-transformers would load.
+
+So its library reads all the other files as it does for weights, and its own code makes ids of texts and a
+vector of the graph's output: the reference of the comparison shares nothing with the bundle but the graph.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from trimtab.errors import ExportError
+from trimtab_export import runtime
+from trimtab_export.load import files, library
+from trimtab_export.load.declared import Declared
+from trimtab_export.source import Settings
+
+NO_CODE = {"trust_remote_code": False}
+# transformers' name of a kind of models whose tokenizer is a tokenizer.json and nothing else.
+PLAIN_TOKENIZER = "modernbert"
+
+
+class Backbone(torch.nn.Module):
+    """The graph; `config` is what is known of the model it was made of."""
+
+    def __init__(self, session: Any, output: str) -> None:
+        super().__init__()
+        self.output = output
+        self.config = PretrainedConfig()
+        self._session = session
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> dict[str, torch.Tensor]:
+        """The output under the name that the library's Transformer asks for."""
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": types}
+        arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+        return {"last_hidden_state": torch.from_numpy(runtime.run(self._session, self.output, arrays))}
+
+    def of_ones(self) -> NDArray[Any]:
+        """What the graph gives for two texts of three tokens."""
+        ones = np.ones((2, 3), dtype=np.int64)
+        batch = {"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)}
+        return runtime.run(self._session, self.output, batch)
+
+
+def model(
+    settings: Settings, name: str, home: str, says: Declared | None, backbone: Backbone, *, pooled: bool
+) -> Any:
+    """The library's model of the files in `home`, with the graph called `name` as its backbone.
+
+    Args:
+        pooled: the graph gives vectors: of the modules behind it, only a Normalize is left to do.
+    """
+    folder = says.transformer_folder if says else ""
+    backbone.config, processor = _config(home, folder)
+
+    class OfGraph(Transformer):  # type: ignore[misc]
+        def _load_config(self, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+            return backbone.config, False
+
+        def _load_model(self, *args: Any, **kwargs: Any) -> Any:
+            return backbone
+
+    class OfFiles(SentenceTransformer):  # type: ignore[misc]
+        def _load_module_class_from_ref(self, *args: Any, **kwargs: Any) -> Any:
+            kind = super()._load_module_class_from_ref(*args, **kwargs)
+            return OfGraph if issubclass(kind, Transformer) else kind
+
+    if says is not None:
+        made: Any = OfFiles(home, device="cpu", processor_kwargs=processor)
+        if pooled:
+            _leave_to_the_graph(name, made)
+    else:
+        transformer = OfGraph(home, processor_kwargs={**NO_CODE, **processor})
+        if pooled:
+            behind = [Normalize()] if settings.normalize else []
+        else:
+            pooling = library.given_pooling(name, settings)
+            behind = library.given_head(pooling, settings, backbone.of_ones().shape[-1])
+        made = SentenceTransformer(modules=[transformer, *behind], device="cpu")
+    if pooled:
+        made[0].module_output_name = "sentence_embedding"
+    return made
+
+
+def _config(home: str, folder: str) -> tuple[Any, dict[str, Any]]:
+    """The configuration, and what the library has to be told to find the tokenizer where that is unknown."""
+    content = files.mapping(home, "config.json", folder)
+    if content.get("model_type") in CONFIG_MAPPING:
+        return AutoConfig.from_pretrained(home, subfolder=folder, **NO_CODE), {}
+    config = PretrainedConfig.from_dict(content)
+    named = files.mapping(home, "tokenizer_config.json", folder).get("tokenizer_class")
+    return config, {"config": config, **({} if named else {"tokenizer_type": PLAIN_TOKENIZER})}
+
+
+def _leave_to_the_graph(name: str, made: Any) -> None:
+    """Take out what a graph with ready vectors has done; a second Normalize changes nothing."""
+    if any(isinstance(module, Dense) for module in made):
+        raise ExportError(
+            f"{name} gives ready vectors, and modules.json beside it has a Dense layer, of which nobody can "
+            "tell whether the graph holds it: give a graph with token states (last_hidden_state)"
+        )
+    for number in reversed(range(1, len(made))):
+        if isinstance(made[number], Pooling):
+            del made[number]

@@ -1,0 +1,142 @@
+"""What an export cannot be faithful to, found in the source's files before anything is loaded.
+
+The libraries are lenient: code that they are not allowed to run is replaced by other code, pickles are read,
+and files that nothing reads are passed over. Here they are refused, with the cure.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import ExportError
+from trimtab_export.load import files
+from trimtab_export.load.declared import Declared
+
+# Each may name classes of the source's own, under auto_map.
+MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+# Only read where a modules.json says what they belong to.
+OF_MODULES = ("config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json")
+SAFE = ("model.safetensors", "model.safetensors.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Read by transformers, which does not say which of them is broken.
+OF_TOKENS = ("special_tokens_map.json", "added_tokens.json")
+LENGTHS = ("model_max_length", "max_seq_length")
+VOCABULARIES = ("tokenizer.json", "tokenizer.*.json", "vocab*", "merges*", "*.model", "*.tiktoken")
+SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "spm.model")
+# A checkpoint of these has a head that the token states do not show.
+OTHER_TASKS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+)
+
+
+def check(location: str, declared: Declared | None) -> None:
+    """Refuse a source of torch weights or of a graph for what its files say."""
+    folder = declared.transformer_folder if declared else ""
+    _check_code(location, folder)
+    _check_adapter(location, folder)
+    _check_numbers(location, folder)
+    _check_tokenizer(location, folder)
+    if declared is None:
+        _check_orphans(location)
+        _check_task(location)
+
+
+def check_weights(location: str, declared: Declared | None) -> None:
+    """Refuse torch weights that are pickled, or quantised."""
+    config = files.mapping(location, "config.json", declared.transformer_folder if declared else "")
+    if config.get("quantization_config"):
+        raise ExportError(
+            f"the weights of {location} are quantised (quantization_config in config.json): give the "
+            "checkpoint that they were made of, in float32, float16 or bfloat16"
+        )
+    folders = [declared.transformer_folder, *declared.folders("Dense")] if declared else [""]
+    for folder in folders if Path(location).is_dir() else []:
+        here = Path(location, folder)
+        if any((here / name).is_file() for name in SAFE):
+            continue
+        if pickled := next((name for name in PICKLES if (here / name).is_file()), None):
+            raise ExportError(
+                f"{location} has its weights only in {Path(folder, pickled)}, a pickle, which can hold code "
+                "and is never read: where you trust it, write safetensors with "
+                f"SentenceTransformer({location!r}).save({location!r})"
+            )
+
+
+def _check_code(location: str, folder: str) -> None:
+    for name in MAY_NAME_CODE:
+        if code := files.mapping(location, name, folder).get("auto_map"):
+            named = ", ".join(map(str, code)) if isinstance(code, dict) else str(code)
+            raise ExportError(
+                f"{name} of {location} names code of its own (auto_map: {named}). Code of a source is "
+                "never run, and other code would make other vectors: an ONNX made by its authors can be the "
+                "SOURCE, in a folder without auto_map"
+            )
+    settings = files.mapping(location, "sentence_bert_config.json", folder)
+    for where, values in [("", settings), *((key, settings.get(key)) for key in settings)]:
+        if isinstance(values, dict) and values.get("trust_remote_code"):
+            raise ExportError(
+                f"sentence_bert_config.json of {location} asks for trust_remote_code"
+                f"{f' in {where}' if where else ''}: code of a source is never run. Where it has none, take "
+                "that out"
+            )
+
+
+def _check_adapter(location: str, folder: str) -> None:
+    if files.find(location, "adapter_config.json", folder) is not None:
+        raise ExportError(
+            f"{location} holds an adapter to another checkpoint (adapter_config.json): merge them first, "
+            "with merge_and_unload() of peft, and save the result"
+        )
+
+
+def _check_numbers(location: str, folder: str) -> None:
+    for name, keys in (
+        ("config.json", ("max_position_embeddings", "pad_token_id", "vocab_size")),
+        ("tokenizer_config.json", ("model_max_length",)),
+        ("sentence_bert_config.json", ("max_seq_length",)),
+    ):
+        content = files.mapping(location, name, folder)
+        files.whole_numbers(location, name, content, keys)
+        for key in keys:
+            if key in LENGTHS and content.get(key) is not None and content[key] < 1:
+                raise ExportError(f"{key} in {name} of {location} is {content[key]}: no text can be read")
+
+
+def _check_tokenizer(location: str, folder: str) -> None:
+    for name in OF_TOKENS:
+        files.mapping(location, name, folder)
+    here = Path(location, folder)
+    if not here.is_dir() or (here / "tokenizer.json").is_file():
+        return
+    if not any(next(here.glob(pattern), None) for pattern in VOCABULARIES):
+        raise ExportError(f"{location} has no tokenizer.json: put the one of its source there")
+    model = next((name for name in SENTENCEPIECE if (here / name).is_file()), None)
+    if model and importlib.util.find_spec("sentencepiece") is None:
+        raise ExportError(
+            f"{location} has no tokenizer.json, only {model}: make one with pip install sentencepiece "
+            f"protobuf, and AutoTokenizer.from_pretrained({location!r}).save_pretrained({location!r})"
+        )
+
+
+def _check_orphans(location: str) -> None:
+    for name in OF_MODULES:
+        if files.find(location, name) is not None:
+            raise ExportError(
+                f"{location} has a {name} but no modules.json, without which nothing reads it: put the "
+                "modules.json of the same encoder there, or take the file out and give --pooling, "
+                "--query-prompt and the like"
+            )
+
+
+def _check_task(location: str) -> None:
+    names: Any = files.mapping(location, "config.json").get("architectures") or []
+    for name in names if isinstance(names, list) else [names]:
+        if str(name).endswith(OTHER_TASKS):
+            raise ExportError(
+                f"{location} is a {name}, which gives scores of a text and no vector: give the checkpoint of "
+                "an encoder"
+            )
