@@ -237,7 +237,7 @@ def main() -> None:
         bundle, spaces = repository(options.bundle, folder)
         tokenizer = tokenizers.Tokenizer.from_file(str(bundle.file(bundle.manifest.tokenizer)))
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-        loaded = Adapters(Watch(CollectorRegistry())).read(folder, bundle.manifest.name)
+        loaded = asyncio.run(Adapters(Watch(CollectorRegistry())).read(folder, bundle.manifest.name))
         encoder, *figures = sessions(bundle, loaded, ids, options.times)
         rows = {each.manifest.name: found for each, found in zip(loaded, figures, strict=True)}
         for kind, found in server(folder, spaces, texts[: options.times]).items():

@@ -118,23 +118,26 @@ class App:
             ],
             self._metrics,
             hang_seconds=config.engine.hang_seconds,
+            load_seconds=config.engine.load_seconds,
             serving=self._devices_changed,
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
         signers = _signers(config.signatures.keys)
-        adapters = Adapters(self._watch, signers)
+        adapters = Adapters(self._watch, signers, config.engine.load_seconds)
         opener = Opener(
             repository, self._engine, adapters,
             signers=signers, settings=config.encoders, loaded=self._metrics.loaded,
+            load_seconds=config.engine.load_seconds,
         )  # fmt: skip
         self.repository = Repository(
             repository, opener, adapters, self._changed,
             newest=config.versions.newest, trials=Trials(config.canary, config.shadow),
+            load_seconds=config.engine.load_seconds,
         )  # fmt: skip
         figures = Figures(self._registry)
         self._shadow = Shadow(self.repository, self._tokenization, self._engine, figures)
-        self._poller = Poller(self.repository, config.versions.poll_seconds)
+        self._poller = Poller(self.repository, config.versions.poll_seconds, config.engine.load_seconds)
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         pipeline = Pipeline(
             config.limits,

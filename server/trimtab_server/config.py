@@ -104,17 +104,22 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a run may take, at least, before its device counts as hung (and 20 times as predicted);
-    the folder in which measured costs are kept for the next start (empty: none are kept); where graphs run:
-    on threads of the server, or in a process for each device, which is replaced where it holds more than
-    `max_resident_bytes` (0: whatever it holds)."""
+    """How graphs are run. `hang_seconds`: what a run may take, at least, before it counts as hung (and 20
+    times as predicted); `load_seconds`: what a step of a load may take, such as reading the files, opening a
+    graph or one run. `costs`: the folder in which measured costs are kept for the next start (empty: none are
+    kept). `isolation`: graphs run on threads of the server, or in a process for each device, which is
+    replaced where it holds more than `max_resident_bytes` (0: whatever it holds)."""
 
     hang_seconds: float = 10.0
+    load_seconds: float = 60.0
     costs: str = "~/.cache/trimtab/costs"
     isolation: Literal["thread", "process"] = "thread"
     max_resident_bytes: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("hang_seconds", "load_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"engine.{name} must be more than 0")
         if self.max_resident_bytes < 0:
             raise ValueError("max_resident_bytes must not be negative; 0 is no limit")
         if self.max_resident_bytes and self.isolation != "process":
@@ -277,8 +282,6 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: server.drain_seconds must not be negative")
     if config.server.max_connection_age_seconds < 0:
         raise ConfigError(f"{source}: server.max_connection_age_seconds must not be negative; 0 is no limit")
-    if not config.engine.hang_seconds > 0:
-        raise ConfigError(f"{source}: engine.hang_seconds must be more than 0")
     if config.versions.newest < 0 or config.versions.poll_seconds < 0:
         raise ConfigError(
             f"{source}: versions.newest and versions.poll_seconds must not be negative; "

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 from grpc_health.v1 import health_pb2
 
 from tests.serve.fingerprint import fingerprint
-from tests.serve.misbehaving import PATIENCE, Gate, running
-from trimtab_server.batching.batch import Ids
+from tests.serve.misbehaving import PATIENCE, FakeSession, Gate, running
+from tests.serve.test_lifecycle import copy_bundle
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.config import Engine
-from trimtab_server.devices.devices import PROBE_TOKENS
+from trimtab_server.devices.devices import PROBE_TOKENS, InThreads
+from trimtab_server.devices.places import Place
 
 IMPATIENT = Engine(hang_seconds=0.05)
 NAME = "all-minilm-l6-v2"
@@ -347,3 +351,84 @@ async def test_watchers_hear_of_it(minilm_repository: Path) -> None:
         watch.cancel()
         response = health_pb2.HealthCheckResponse
         assert statuses == [response.SERVING, response.NOT_SERVING, response.SERVING]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [[np.zeros(384, np.float32)], None, np.zeros((1, 384), np.int64), np.zeros((2, 384), np.float32)],
+    ids=["sequence", "nothing", "int64", "rows"],
+)
+async def test_a_worker_survives_whatever_a_session_brings(minilm_repository: Path, result: object) -> None:
+    """One device with one worker: were it gone, nothing would be answered any more."""
+    odd = threading.Event()
+
+    async with running(minilm_repository, "one") as (rig, client):
+        run = FakeSession.run
+
+        def misbehave(session: FakeSession, ids: Sequence[Ids]) -> object:
+            if odd.is_set() and not probe(ids):
+                return result
+            return run(session, ids)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeSession, "run", misbehave)
+            odd.set()
+            bad = client.embed("a text")
+            await asyncio.wait([bad])
+            assert code(bad) is grpc.StatusCode.INTERNAL
+            odd.clear()
+            await client.embed("the next one")
+        assert rig.metric("trimtab_device_up", device="one:0") == 1
+
+
+async def test_a_worker_survives_what_is_no_exception(minilm_repository: Path) -> None:
+    """As a panic of a library's."""
+
+    def behave(device: str, ids: Sequence[Ids]) -> None:
+        if any(len(each) == 50 for each in ids):
+            raise SystemExit
+
+    async with running(minilm_repository, "one") as (rig, client):
+        rig.behave = behave
+        bad = client.embed("a " * 47 + "a")
+        await asyncio.wait([bad])
+        assert code(bad) is grpc.StatusCode.INTERNAL
+        await client.embed("the next one")
+
+
+async def test_a_load_that_hangs_holds_up_no_other_and_no_end(
+    minilm_repository: Path, tmp_path: Path
+) -> None:
+    """Nor is it waited for longer than engine.load_seconds, here by a graph that never opens."""
+    copy_bundle(minilm_repository, tmp_path)
+    gate = threading.Event()
+    async with running(tmp_path, "one", engine=Engine(load_seconds=5.0)) as (rig, client):
+        assert rig.app is not None
+        repository, opened = rig.app.repository, rig.open
+        hanging = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def open_session(model: Model, place: Place) -> FakeSession:
+            if model.encoder == "hangs":
+                loop.call_soon_threadsafe(hanging.set)
+                gate.wait(PATIENCE)
+            return opened(model, place)
+
+        rig.app._engine._workers._devices[0].home = InThreads(open_session, Place("one", 0, 1))
+        for name in ("fine", "hangs"):
+            copy_bundle(minilm_repository, tmp_path, name)
+        load = asyncio.create_task(repository.load("hangs"))
+        await hanging.wait()
+        await repository.load("fine")
+        await repository.unload("fine")
+        await client.stub.Embed(pb.EmbedRequest(encoder=NAME, texts=["a text"]), timeout=PATIENCE)
+        assert not load.done()
+        await load
+        (entry,) = [each for each in repository.index() if each.name == "hangs"]
+        assert entry.state == "UNAVAILABLE" and "did not get on for 5 s" in entry.reason
+        hanging.clear()
+        load = asyncio.create_task(repository.load("hangs"))
+        await hanging.wait()
+    with pytest.raises(asyncio.CancelledError):  # the server has stopped meanwhile
+        await load
+    gate.set()

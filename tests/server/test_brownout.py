@@ -1,5 +1,6 @@
 """When a brownout begins and ends, and what may answer in it; by a clock of the test's own."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def adapter(
         repository, "widen", made.end(alone(whole, "early-16")), made.end(whole),
         made.linear(made.rotation(32, 16, 1).T), report=report, **changes,
     )  # fmt: skip
-    mapped.put(whole.name, mapped.read(repository, whole.name))
+    mapped.put(whole.name, asyncio.run(mapped.read(repository, whole.name)))
     mapped.publish([(whole, 0)])
     return mapped.usable(whole.name)
 

@@ -45,6 +45,7 @@ class Engine:
         metrics: Metrics,
         *,
         hang_seconds: float,
+        load_seconds: float,
         serving: Callable[[bool], None],
     ) -> None:
         self._batcher = batcher
@@ -57,7 +58,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         metrics.watch(lambda: len(batcher), lambda: batcher.tokens, lambda: sharing.bytes)
         self._workers = Workers(
-            devices, self._lock, hang_seconds, metrics,
+            devices, self._lock, hang_seconds, metrics, load_seconds=load_seconds,
             pop=self._pop,
             answer=self._answer,
             tell=self._tell,
@@ -186,7 +187,7 @@ class Engine:
     def _wait_idle(self, model: Model) -> None:
         with self._lock:
             self._workers.idle.wait_for(
-                lambda: not self._batcher.waiting(model) and not self._workers.busy(model)
+                lambda: self._stopping or not (self._batcher.waiting(model) or self._workers.busy(model))
             )
 
     # -- on any thread, with the lock held ---------------------------------------------------------------

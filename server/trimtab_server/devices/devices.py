@@ -16,7 +16,7 @@ from trimtab.errors import ConfigError
 from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.batching.cost import Cost, Measured, measure
 from trimtab_server.devices.places import Place, hardware
-from trimtab_server.devices.session import OrtSession, Session, UnusableError
+from trimtab_server.devices.session import OrtSession, Session, UnusableError, checked
 
 log = logging.getLogger(__name__)
 
@@ -123,19 +123,28 @@ class Device:
         """Whether its home has to begin anew."""
         return self.home.lost or self.too_large
 
-    def load(self, model: Model) -> None:
-        """Open a session, warm it and measure its cost. Blocks; call it off the event loop."""
+    def load(self, model: Model, step: Callable[[], None] = lambda: None) -> None:
+        """Open a session, warm it and measure its cost. Blocks.
+
+        `step` is called before each run and at the end; where it raises, nothing is loaded.
+        """
         session = self._open(model)
+
+        def run(ids: Sequence[Ids]) -> object:
+            step()
+            return session.run(ids)
+
         try:
             if self._measured is None:
-                cost = measure(session.run, model.pad_id, model.max_tokens)
+                cost = measure(run, model.pad_id, model.max_tokens)
             else:
                 # Numbers that go to another process and back take their time, too.
                 kind = f"{self.place.kind} in a process" if self.home.restarts else self.place.kind
                 cost = self._measured.measure(
-                    session.run, model.pad_id, model.max_tokens,
+                    run, model.pad_id, model.max_tokens,
                     model.digest, kind, hardware(self.place), ort.__version__,
                 )  # fmt: skip
+            step()
         except BaseException:
             self.home.close(session)
             raise
@@ -172,13 +181,11 @@ class Device:
     def run(self, model: Model, ids: Sequence[Ids]) -> NDArray[np.float32] | Exception:
         """The vectors of texts, or what their run has raised: that is for the caller to judge."""
         try:
-            vectors = self._sessions[model].run(ids)
+            return checked(self._sessions[model].run(ids), (len(ids), model.dimensions))
         except Exception as error:
             return error
-        expected = (len(ids), model.dimensions)
-        if vectors.shape != expected:
-            return ValueError(f"the graph gave vectors of shape {vectors.shape} instead of {expected}")
-        return vectors
+        except BaseException as error:  # whatever a library raises, the thread goes on
+            return RuntimeError(f"{type(error).__name__}: {error}")
 
     def probe(self, model: Model) -> Exception | None:
         """What is wrong with this device, if anything: run a text that it has run while it warmed up."""

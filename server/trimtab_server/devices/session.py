@@ -1,6 +1,6 @@
 """Running a graph: the Session protocol, and ONNX Runtime behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -8,7 +8,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab_server.batching.batch import Ids, Model
+from trimtab_server.devices import runtime
 
+OUTPUT = "embeddings"
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider",),
@@ -38,6 +40,10 @@ class UnusableError(Exception):
     """The device that a configuration names cannot be used; the message says why, and what to do."""
 
 
+class GraphError(Exception):
+    """A graph that is not what its manifest says; the message says how, and what to do."""
+
+
 class DeviceLostError(Exception):
     """The process that ran the sessions of a device is gone, and with it what it was doing."""
 
@@ -54,11 +60,7 @@ class OrtSession:
 
     def __init__(self, model: Model, kind: str, index: int = 0) -> None:
         self.model = model
-        options = ort.SessionOptions()
-        # One thread a run: parallelism comes from several workers, which do not collapse beside a
-        # busy neighbour as several threads of one run do.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options = runtime.options()
         # Batches differ in shape from run to run, so there is no memory pattern to reuse.
         options.enable_mem_pattern = False
         wanted = PROVIDERS[kind]
@@ -80,6 +82,7 @@ class OrtSession:
                 f"{self._session.get_providers()[0]}. Check the driver, CUDA and cuDNN, or choose "
                 "device 'cpu'"
             )
+        _check_signature(model, self._session)
 
     def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
@@ -89,5 +92,44 @@ class OrtSession:
         feeds = {"input_ids": tokens, "attention_mask": mask.astype(np.int64)}
         if "token_type_ids" in self.model.inputs:
             feeds["token_type_ids"] = np.zeros_like(tokens)
-        vectors: NDArray[np.float32] = self._session.run(["embeddings"], feeds)[0]
-        return vectors
+        return checked(runtime.run(self._session, [OUTPUT], feeds)[0], (len(ids), self.model.dimensions))
+
+
+def checked(result: object, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """What a graph gave, where it is float32 of this shape; GraphError, which names both, where it is not."""
+    if not isinstance(result, np.ndarray):
+        raise GraphError(f"the graph gave {_kind(result)} instead of a tensor")
+    if result.dtype != np.float32 or result.shape != shape:
+        raise GraphError(f"the graph gave {result.dtype} {result.shape} instead of float32 {shape}")
+    return result
+
+
+def _kind(result: object) -> str:
+    return "nothing" if result is None else f"a {type(result).__name__}"
+
+
+def _check_signature(model: Model, session: ort.InferenceSession) -> None:
+    """Refuse a graph that declares other inputs or outputs than its manifest; its runs are checked, too."""
+    given = {each.name: (each.type, len(each.shape)) for each in session.get_inputs()}
+    wanted = dict.fromkeys(model.inputs, ("tensor(int64)", 2))
+    if given != wanted:
+        raise GraphError(
+            f"the graph takes {_described(given)}, and its manifest says {_described(wanted)}: "
+            "export it again"
+        )
+    outputs = {each.name: each for each in session.get_outputs()}
+    if OUTPUT not in outputs:
+        raise GraphError(f"the graph has no output {OUTPUT!r}, but {', '.join(outputs)}: export it again")
+    kind, shape = outputs[OUTPUT].type, outputs[OUTPUT].shape
+    if kind != "tensor(float)":
+        raise GraphError(f"the output {OUTPUT!r} of the graph is {kind}, not tensor(float): export it again")
+    width = shape[-1] if shape else None
+    if len(shape) not in (0, 2) or (isinstance(width, int) and width != model.dimensions):
+        raise GraphError(
+            f"the output {OUTPUT!r} of the graph is of shape {shape}, and its manifest says "
+            f"{model.dimensions} dimensions: export it again"
+        )
+
+
+def _described(inputs: Mapping[str, tuple[str, int]]) -> str:
+    return ", ".join(f"{name} {kind} of rank {rank}" for name, (kind, rank) in sorted(inputs.items()))

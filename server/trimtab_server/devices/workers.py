@@ -15,7 +15,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from trimtab.errors import BundleError, DeadlineExceeded, FailedPrecondition, TrimtabError, Unavailable
+from trimtab_server import limited
 from trimtab_server.batching.batch import Batch, Item, Model
 from trimtab_server.batching.cost import Cost
 from trimtab_server.batching.fleet import Failed, Fleet, Flight, Job, Reason
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # How long `stop` waits for threads that have nothing to do any more: all but those that hang.
 JOIN_SECONDS = 1.0
+# How long it waits for what runs: what is still unanswered after the drain.
+STOP_SECONDS = 5.0
 # A graph at whose loading the process ends so often is not loaded.
 LOSSES = 3
 # The watchdog looks at least this often.
@@ -53,6 +56,7 @@ class Workers:
         hang_seconds: float,
         metrics: Metrics,
         *,
+        load_seconds: float,
         pop: Callable[[float, Mapping[Model, Cost]], Batch | None],
         answer: Callable[[Sequence[Item], NDArray[np.float32] | Exception, float], None],
         tell: Callable[[], None],
@@ -65,6 +69,7 @@ class Workers:
         self._watched = threading.Condition(lock)  # the watchdog may have no one to watch any more
         self._devices = devices
         self._hang_seconds = hang_seconds
+        self._load_seconds = load_seconds
         self._metrics = metrics
         self._pop = pop
         self._answer = answer
@@ -131,7 +136,7 @@ class Workers:
         """Load a model on every device in service; its cost on the slowest.
 
         A device that is out of service loads it on its way back. FailedPrecondition where its process ends
-        each time that it loads it.
+        each time that it loads it, or it does not get on; BundleError where it cannot be opened or run.
         """
         losses = 0
         try:
@@ -149,7 +154,7 @@ class Workers:
                     await asyncio.to_thread(self._wait_for_a_device)
                 for device in missing:
                     try:
-                        await asyncio.to_thread(device.load, model)
+                        await self._load(device, model)
                     except DeviceLostError:
                         self._ended(device)
                         losses += 1
@@ -161,6 +166,18 @@ class Workers:
         except BaseException:
             self.unload(model)
             raise
+
+    async def _load(self, device: Device, model: Model) -> None:
+        progress = limited.Progress()
+        what = f"loading {model.encoder} version {model.version} on device {device.name}"
+        try:
+            await limited.run(self._load_seconds, what, partial(device.load, model, progress.step), progress)
+        except (TrimtabError, DeviceLostError):
+            if progress.given_up:
+                device.home.end()  # where it can be ended, it is rid of what hangs
+            raise
+        except Exception as error:
+            raise BundleError(f"{model.graph} cannot be run on device {device.name}: {error}") from error
 
     def unload(self, model: Model) -> None:
         """Forget a model; no batch of it may come any more."""
@@ -176,7 +193,10 @@ class Workers:
             self._work.notify_all()
             self._recovery.notify_all()
             self.idle.notify_all()
-            self.idle.wait_for(lambda: not self._fleet.flying)
+            self.idle.wait_for(lambda: not self._fleet.flying, STOP_SECONDS)
+            for flight in list(self._fleet.flights):  # nobody waits for them any more
+                self._fleet.land(flight)
+            self.idle.notify_all()
             self._watched.notify()
         for device in self._devices:
             device.home.stop()
@@ -188,8 +208,11 @@ class Workers:
 
     def _worker(self, device: Device) -> None:
         while (task := self._take(device)) is not None:
-            task()
-            self._tell()
+            try:
+                task()
+                self._tell()
+            except Exception:  # the watchdog answers what was not; the place keeps its worker
+                log.exception("a worker of device %s failed", device.name)
 
     def _take(self, device: Device) -> Callable[[], None] | None:
         """What a worker of this device does next; None: nothing, ever."""

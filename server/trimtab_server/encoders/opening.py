@@ -5,14 +5,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from trimtab import bundle as bundles
 from trimtab import variants
 from trimtab.bundle import Bundle
 from trimtab.errors import BundleError
 from trimtab.signatures import Signers
-from trimtab_server import config
+from trimtab_server import config, limited
 from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.batching.engine import Engine
 from trimtab_server.encoders import brownout, hubs
@@ -23,6 +25,8 @@ from trimtab_server.spaces.adapters import Adapters, Vectors, own
 from trimtab_server.tokenization import Tokenizer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Opener:
@@ -40,6 +44,7 @@ class Opener:
         *,
         signers: Signers | None = None,
         settings: Mapping[str, config.Encoder] | None = None,
+        load_seconds: float = 60.0,
         loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
     ) -> None:
         self.settings = settings or {}
@@ -47,7 +52,9 @@ class Opener:
         self._engine = engine
         self._adapters = adapters
         self._signers = signers
+        self._load_seconds = load_seconds
         self._loaded = loaded
+        self._turns = limited.Turns()
 
     async def open(self, name: str, version: int, path: Path) -> Encoder:
         """The encoder in the folder `path`, loaded and warm, and the variants of it that are configured.
@@ -55,8 +62,12 @@ class Opener:
         Raises BundleError where it cannot be read, or is another than NAME/VERSION; ConfigError where it
         cannot be loaded as it is configured.
         """
+        async with self._turns.take():
+            return await self._open(name, version, path)
+
+    async def _open(self, name: str, version: int, path: Path) -> Encoder:
         begun = time.monotonic()
-        bundle = await asyncio.to_thread(self._read, path)
+        bundle = await self._step(f"reading {path}", partial(self._read, path))
         manifest, read = bundle.manifest, time.monotonic()
         if (manifest.name, manifest.version) != (name, version):
             raise BundleError(
@@ -69,7 +80,8 @@ class Opener:
             brownout.way(settings.brownout, manifest, self._adapters.of(name))
         first = model_of(bundle, manifest.variants[0], with_states=self._adapters.wants_states(manifest))
         models = [first, *(model_of(bundle, variant) for variant in beside)]
-        tokenizer = await asyncio.to_thread(Tokenizer, bundle.file(manifest.tokenizer), manifest.max_tokens)
+        file = bundle.file(manifest.tokenizer)
+        tokenizer = await self._step(f"loading {file}", partial(Tokenizer, file, manifest.max_tokens))
         tokenized = time.monotonic()
         await self._load_models(models)
         warm = time.monotonic()
@@ -78,7 +90,7 @@ class Opener:
         if settings.guard is not None:
             try:
                 guard = await self._guard(settings.guard, bundle, tokenizer, first)
-            except Exception:
+            except BaseException:
                 await self.close(models)
                 raise
             seconds["guard"] = time.monotonic() - warm
@@ -101,7 +113,7 @@ class Opener:
 
     async def change_states(self, before: Encoder, path: Path) -> Encoder:
         """The same encoder by the graph with or without inner states, whichever its adapters want now."""
-        bundle = await asyncio.to_thread(self._read, path)
+        bundle = await self._step(f"reading {path}", partial(self._read, path))
         first = bundle.manifest.variants[0]
         model = model_of(bundle, first, with_states=self._adapters.wants_states(bundle.manifest))
         await self._engine.load(model)
@@ -136,6 +148,9 @@ class Opener:
         except Exception:
             await self.close(loaded)
             raise
+
+    async def _step(self, what: str, work: Callable[[], T]) -> T:
+        return await limited.run(self._load_seconds, what, work)
 
     def _read(self, path: Path) -> Bundle:
         if not path.resolve().is_relative_to(self._path.resolve()):

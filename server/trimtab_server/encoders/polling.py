@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from trimtab.errors import TrimtabError
+from trimtab_server import limited
 from trimtab_server.encoders.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -20,8 +22,9 @@ class Poller:
     A version that could not be loaded, or that a client unloaded, is left alone until somebody changes it.
     """
 
-    def __init__(self, repository: Repository, seconds: float) -> None:
+    def __init__(self, repository: Repository, seconds: float, load_seconds: float = 60.0) -> None:
         self._repository = repository
+        self._load_seconds = load_seconds
         self._seconds = seconds
         self._task: asyncio.Task[None] | None = None
 
@@ -36,16 +39,21 @@ class Poller:
             self._task.cancel()
 
     async def _run(self, known: dict[str, Contents]) -> None:
+        path = self._repository.path
         while True:
             await asyncio.sleep(self._seconds)
             try:
-                found = await asyncio.to_thread(contents, self._repository.path)
-            except OSError as error:  # a volume that is away for a while takes no encoder with it
+                found = await limited.run(self._load_seconds, f"reading {path}", partial(contents, path))
+            except (
+                OSError,
+                TrimtabError,
+            ) as error:  # a volume that is away for a while takes no encoder with it
                 log.warning("the repository cannot be read, and stays as it is: %s", error)
                 continue
-            for name in sorted(known.keys() | found.keys()):
-                if known.get(name) != found.get(name):
-                    await self._load(name)
+            names = [
+                name for name in sorted(known.keys() | found.keys()) if known.get(name) != found.get(name)
+            ]
+            await asyncio.gather(*map(self._load, names))
             known = found
 
     async def _load(self, name: str) -> None:

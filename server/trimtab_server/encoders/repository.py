@@ -9,6 +9,7 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from trimtab import adapter as adapters
 from trimtab import bundle as bundles
@@ -20,6 +21,7 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
+from trimtab_server import limited
 from trimtab_server.admission import memory
 from trimtab_server.batching.batch import Model
 from trimtab_server.callers import access
@@ -54,8 +56,9 @@ class Repository:
 
     `changed` is called with each entry whose state changed; `newest` versions of an encoder are served, or
     all where it is 0. Versions that are on trial, by `trials`, answer only what names them or is given to
-    them. Loads and unloads are the repository's own tasks, one at a time: a caller that gives up waiting
-    leaves nothing half done.
+    them. Loads and unloads are the repository's own tasks, one at a time of each encoder, so that what hangs
+    holds up no other: a caller that gives up waiting leaves nothing half done. No step of them takes longer
+    than `load_seconds`.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Repository:
         *,
         newest: int = 0,
         trials: Trials | None = None,
+        load_seconds: float = 60.0,
     ) -> None:
         self.path = path
         self.adapters = mapped
@@ -77,7 +81,8 @@ class Repository:
         self._misconfigured: dict[tuple[str, int], str] = {}
         self._stand_ins: dict[Encoder, tuple[Encoder, Route]] = {}
         self._entries: dict[tuple[str, int], Entry] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._load_seconds = load_seconds
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by encoder
         self._tasks: set[asyncio.Task[None]] = set()
         self._users: Counter[Encoder] = Counter()  # requests that have found it and are not answered
         self._left = asyncio.Condition()
@@ -205,12 +210,18 @@ class Repository:
 
         Raises ConfigError where one cannot be loaded as it is configured.
         """
-        found = self._found()
+        found = await self._look()
         for name, version in found:  # so that whoever asks meanwhile is told to wait
             self._put(Entry(name, version, "LOADING"))
         # An encoder that is gone may have left adapters, and routes lead through them.
-        for name in sorted({name for name, _ in found} | set(adapters.encoders(self.path))):
-            await self.load(name)
+        beside = await limited.run(self._load_seconds, f"reading {self.path}", self._with_adapters)
+        wanted = sorted({name for name, _ in found} | beside)
+        outcomes = await asyncio.gather(*map(self.load, wanted), return_exceptions=True)
+        for name, outcome in zip(wanted, outcomes, strict=True):
+            if isinstance(outcome, TrimtabError):
+                log.error("%s: %s", self.path / name, outcome)
+            elif outcome is not None:
+                raise outcome
         if self._misconfigured:
             raise ConfigError("\n".join(self._misconfigured.values()))
         for table, names in {"encoders": set(self._opener.settings), **self._trials.configured}.items():
@@ -238,6 +249,12 @@ class Repository:
         for task in self._tasks:
             task.cancel()
 
+    async def _look(self) -> dict[tuple[str, int], Path]:
+        return await limited.run(self._load_seconds, f"reading {self.path}", self._found)
+
+    def _with_adapters(self) -> set[str]:
+        return set(adapters.encoders(self.path))
+
     def _found(self) -> dict[tuple[str, int], Path]:
         """The versions on disk that are to be served, by name and version."""
         versions: dict[str, dict[int, Path]] = {}  # of each name the oldest first
@@ -257,14 +274,17 @@ class Repository:
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
 
+    def _one_at_a_time(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
     async def _synchronise(self, name: str) -> None:
-        async with self._one_at_a_time:
-            if not bundles.NAME.fullmatch(name):
-                raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
-            found = {key: path for key, path in self._found().items() if key[0] == name}
+        if not bundles.NAME.fullmatch(name):
+            raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
+        async with self._one_at_a_time(name):
+            found = {key: path for key, path in (await self._look()).items() if key[0] == name}
             served = [key for key, entry in self._entries.items() if key[0] == name and not entry.retired]
             gone = [key for key in served if key not in found]
-            mapped = await asyncio.to_thread(self.adapters.read, self.path, name)
+            mapped = await self.adapters.read(self.path, name)
             if not (found or gone or mapped or self.adapters.of(name)):
                 raise NotFound(f"the repository has no encoder {name!r} with a version in it")
             self.adapters.put(name, mapped)
@@ -286,7 +306,7 @@ class Repository:
             self._publish()
 
     async def _unload_all(self, name: str) -> None:
-        async with self._one_at_a_time:
+        async with self._one_at_a_time(name):
             entries = [entry for key, entry in self._entries.items() if key[0] == name]
             if not entries:
                 raise NotFound(f"encoder {name!r} is not served here")

@@ -7,9 +7,11 @@ the repository are there, whichever encoder they belong to: a request's route ma
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -22,12 +24,16 @@ from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
 from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
 from trimtab.signatures import Signers
+from trimtab_server import limited
 from trimtab_server.callers import access
+from trimtab_server.devices import runtime
+from trimtab_server.devices.session import checked
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.watching import Watch, Watched
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Vectors = NDArray[np.float32]
 
 # The rows that a graph is tried with when it is opened, as many as a batch may bring.
@@ -40,9 +46,7 @@ class AdapterSession:
 
     def __init__(self, adapter: Adapter) -> None:
         manifest = adapter.manifest
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options = runtime.options()
         path = adapter.file(manifest.graph)
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -63,14 +67,13 @@ class AdapterSession:
                 f"{manifest.reads} of an encoder of {manifest.source.dimensions}. Fit the adapter again"
             )
         self.states_width = more
+        self._dimensions = manifest.target.dimensions
         self._groups = {name: number for number, name in enumerate(manifest.groups, start=1)}
         rows = np.full((TRIAL_ROWS, width), width**-0.5, np.float32)
-        trial = self.run(rows, [""] * TRIAL_ROWS)
-        if trial.shape != (TRIAL_ROWS, manifest.target.dimensions) or trial.dtype != np.float32:
-            raise AdapterError(
-                f"{path} gives {trial.dtype} of shape {trial.shape} for {TRIAL_ROWS} vectors, not "
-                f"{manifest.target.dimensions} components of float32 each. Fit the adapter again"
-            )
+        try:
+            self.run(rows, [""] * TRIAL_ROWS)
+        except Exception as error:  # as above
+            raise AdapterError(f"{path} cannot be run: {error}. Fit the adapter again") from None
         seconds = []
         for _ in range(TRIALS):
             begun = time.perf_counter()
@@ -86,8 +89,7 @@ class AdapterSession:
         feeds: dict[str, NDArray[np.generic]] = {"vectors": np.ascontiguousarray(vectors)}
         if self._groups:
             feeds["group"] = np.array([self._groups.get(group, 0) for group in groups], np.int64)
-        adapted: Vectors = self._session.run(["adapted"], feeds)[0]
-        return adapted
+        return checked(runtime.run(self._session, ["adapted"], feeds)[0], (len(vectors), self._dimensions))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -151,8 +153,9 @@ class Route:
 class Adapters:
     """All adapters of a repository, and the routes through them. For one event loop."""
 
-    def __init__(self, watch: Watch, signers: Signers | None = None) -> None:
+    def __init__(self, watch: Watch, signers: Signers | None = None, load_seconds: float = 60.0) -> None:
         self._watch = watch
+        self._load_seconds = load_seconds
         self._signers = signers  # None: anybody's adapters are used
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
         self._links: tuple[Loaded, ...] = ()  # as requests see them
@@ -198,30 +201,37 @@ class Adapters:
         """The encoder's adapters, as requests see them, whoever asks."""
         return [loaded for loaded in self._links if loaded.encoder == encoder]
 
-    def read(self, repository: Path, encoder: str) -> tuple[Loaded, ...]:
+    async def read(self, repository: Path, encoder: str) -> tuple[Loaded, ...]:
         """The encoder's adapters as they are on disk now; those that are known already are not opened again.
 
-        Blocks: call it off the event loop. Nothing changes for requests until `put` and `publish`.
+        One that cannot be read or opened keeps no other from it. Nothing changes for requests until `put` and
+        `publish`.
         """
         if not bundles.NAME.fullmatch(encoder):  # no encoder, and perhaps a path that leads elsewhere
             return ()
-        known = {loaded.name: loaded for loaded in self._read.get(encoder, ())}
+        listed = await self._step(f"reading {repository / encoder}", partial(_listed, repository, encoder))
         found = []
-        for path in adapters.adapters(repository, encoder):
+        for path in listed:
             try:
-                if not path.resolve().is_relative_to(repository.resolve()):
-                    raise AdapterError(
-                        "it is a link that leads out of the repository: put the adapter into it"
-                    )
-                sha256 = hashlib.sha256((path / adapters.MANIFEST).read_bytes()).hexdigest()
-                before = known.get(f"{encoder}/{path.name}")
-                if before is not None and before.sha256 == sha256 and before.session is not None:
-                    found.append(before)
-                else:
-                    found.append(self._open(repository, encoder, path, sha256))
-            except (OSError, TrimtabError) as error:  # without a manifest there is nothing to show for it
+                work = partial(self._read_one, repository, encoder, path)
+                found.append(await self._step(f"loading adapter {path}", work))
+            except TrimtabError as error:  # without a manifest there is nothing to show for it
                 log.error("%s: %s", path, error)
+            except Exception as error:  # whatever a foreign file made of it
+                log.error("%s cannot be read: %s: %s", path, type(error).__name__, error)
         return tuple(found)
+
+    async def _step(self, what: str, work: Callable[[], T]) -> T:
+        return await limited.run(self._load_seconds, what, work)
+
+    def _read_one(self, repository: Path, encoder: str, path: Path) -> Loaded:
+        if not path.resolve().is_relative_to(repository.resolve()):
+            raise AdapterError("it is a link that leads out of the repository: put the adapter into it")
+        sha256 = hashlib.sha256((path / adapters.MANIFEST).read_bytes()).hexdigest()
+        for before in self._read.get(encoder, ()):
+            if before.name == f"{encoder}/{path.name}" and before.sha256 == sha256 and before.session:
+                return before
+        return self._open(repository, encoder, path, sha256)
 
     def put(self, encoder: str, found: tuple[Loaded, ...]) -> None:
         """These are the encoder's adapters from now on: `wants_states` knows them, requests not yet."""
@@ -276,9 +286,10 @@ class Adapters:
                 self._signers.check(adapters.KIND, path, manifest)
             session = AdapterSession(adapter)
             watched = self._watched(adapter)
-        except TrimtabError as error:
-            log.error("%s: %s", path, error)
-            session, problem = None, str(error)
+        except Exception as error:  # whatever a foreign file made of it
+            problem = str(error) if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
+            log.error("%s: %s", path, problem)
+            session = None
         target = _target(repository, manifest.target, self._signers)
         return Loaded(encoder, manifest, sha256, session, problem, target, watched)
 
@@ -296,6 +307,10 @@ class Adapters:
         except AdapterError as error:  # it can do its work all the same
             log.warning("%s: %s", adapter.path, error)
             return None
+
+
+def _listed(repository: Path, encoder: str) -> list[Path]:
+    return list(adapters.adapters(repository, encoder))
 
 
 def own(encoder: Manifest) -> Route:

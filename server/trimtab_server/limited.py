@@ -1,0 +1,126 @@
+"""Work on a thread of its own, which is given up when it takes too long: reading foreign files may hang.
+
+asyncio.to_thread will not do for it: its threads are few, and the process would wait for them at its end.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from trimtab.errors import FailedPrecondition, Unavailable
+from trimtab_server.devices import runtime
+
+T = TypeVar("T")
+# Threads that were given up and have not come back; beyond so many nothing more is begun.
+MOST_GIVEN_UP = 32
+# How long work may take to end after it was stopped.
+STOP_SECONDS = 2.0
+
+_given_up: set[threading.Thread] = set()
+
+
+class Progress:
+    """When work last got on. Steps of it are limited, not the whole, which may be large."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self.given_up = False
+
+    def step(self) -> None:
+        """It gets on; from any thread. Raises where it was given up: its result would be kept by nobody."""
+        if self.given_up:
+            raise RuntimeError("it was given up")
+        self.at = time.monotonic()
+
+
+async def run(seconds: float, what: str, work: Callable[[], T], progress: Progress | None = None) -> T:
+    """What `work` returns or raises, on a thread of its own.
+
+    FailedPrecondition, which names `what` it is, where it does not get on for so many seconds: a run in ONNX
+    Runtime is stopped then, anything else is given up. Unavailable where too much was given up before.
+    """
+    _given_up.intersection_update([thread for thread in _given_up if thread.is_alive()])
+    if len(_given_up) >= MOST_GIVEN_UP:
+        raise Unavailable(
+            f"{what} is not begun: {len(_given_up)} others hang, and are given up. Restart the server"
+        )
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    progress = progress or Progress()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def body() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        except BaseException as raised:  # a panic of a library's, which asyncio would not take
+            error = RuntimeError(f"{type(raised).__name__}: {raised}")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(deliver, result, error)
+
+    thread = threading.Thread(target=body, name=what, daemon=True)
+    thread.start()
+    try:
+        while True:
+            left = progress.at + seconds - time.monotonic()
+            await asyncio.wait([future], timeout=max(0.0, left))
+            if future.done():
+                return future.result()
+            if progress.at + seconds <= time.monotonic():
+                break
+        progress.given_up = True
+        runtime.stop(thread.ident)
+        await asyncio.wait([future], timeout=min(seconds, STOP_SECONDS))
+    except asyncio.CancelledError:
+        progress.given_up = True
+        runtime.stop(thread.ident)
+        future.cancel()
+        raise
+    if future.done():
+        future.exception()  # it was seen
+    else:
+        future.cancel()
+        _given_up.add(thread)
+    raise FailedPrecondition(f"{what} did not get on for {seconds:g} s, and was given up")
+
+
+class Turns:
+    """One at a time, so that what is measured is not disturbed; but who takes longer than `patience` seconds
+    keeps nobody waiting any more, until there are `most`."""
+
+    def __init__(self, patience: float = 2.0, most: int = 16) -> None:
+        self._patience = patience
+        self._turn = asyncio.Semaphore(1)
+        self._most = asyncio.Semaphore(most)
+
+    @contextlib.asynccontextmanager
+    async def take(self) -> AsyncIterator[None]:
+        """Wait for one's turn, and have it."""
+        async with self._most:
+            await self._turn.acquire()
+            given_on = False
+
+            def give_on() -> None:
+                nonlocal given_on
+                if not given_on:
+                    given_on = True
+                    self._turn.release()
+
+            timer = asyncio.get_running_loop().call_later(self._patience, give_on)
+            try:
+                yield
+            finally:
+                timer.cancel()
+                give_on()

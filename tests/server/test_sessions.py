@@ -1,0 +1,80 @@
+"""Graphs that are not what their manifest says are refused by name, and runs bring nothing but vectors."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import hostile
+from trimtab_server.batching.batch import Model
+from trimtab_server.devices import runtime
+from trimtab_server.devices.session import GraphError, OrtSession
+
+IDS = [np.array([2, 5, 6, 3], np.int32), np.array([2, 7, 3], np.int32)]
+
+
+def session(
+    folder: Path, graph: bytes, *, dimensions: int = hostile.DIMENSIONS, **changes: object
+) -> OrtSession:
+    path = folder / "model.onnx"
+    path.write_bytes(graph)
+    inputs = ("input_ids", "attention_mask")
+    settings = {"inputs": inputs, "unpadded": False, "max_tokens": 64, "pad_id": 0, **changes}
+    return OrtSession(Model("a", 1, "fp32", path, "", dimensions=dimensions, **settings), "cpu")  # type: ignore[arg-type]
+
+
+WRONG = {
+    "sequence": (hostile.sequence(), {}, r"seq\(tensor\(float\)\)"),
+    "optional": (hostile.optional(), {}, r"optional\(tensor\(float\)\)"),
+    "string": (hostile.of_type(hostile.TensorProto.STRING), {}, r"tensor\(string\)"),
+    "int64": (hostile.of_type(hostile.INT64), {}, r"tensor\(int64\)"),
+    "bool": (hostile.of_type(hostile.BOOL), {}, r"tensor\(bool\)"),
+    "float16": (hostile.of_type(hostile.TensorProto.FLOAT16), {}, r"tensor\(float16\)"),
+    "rank": (hostile.rank_three(), {}, "'n', 1, 16"),
+    "width": (hostile.encoder(), {"dimensions": 17}, "says 17 dimensions"),
+    "output": (hostile.encoder(name="logits"), {}, "no output 'embeddings', but logits"),
+    "inputs": (hostile.encoder(), {"inputs": ("input_ids",)}, "the graph takes attention_mask"),
+}
+
+
+@pytest.mark.parametrize(("graph", "changes", "words"), WRONG.values(), ids=WRONG)
+def test_a_graph_is_what_its_manifest_says(tmp_path: Path, graph: bytes, changes: dict, words: str) -> None:
+    with pytest.raises(GraphError, match=words):
+        session(tmp_path, graph, **changes)
+
+
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (hostile.one_row_more(), r"\(3, 16\) instead of float32 \(2, 16\)"),
+        (hostile.encoder(output=hostile.value("embeddings", hostile.FLOAT, None)), ""),
+    ],
+)
+def test_what_a_run_gives_is_looked_at(tmp_path: Path, graph: bytes, words: str) -> None:
+    opened = session(tmp_path, graph)
+    if words:
+        with pytest.raises(GraphError, match=words):
+            opened.run(IDS)
+    else:  # a graph need not declare the shape that it gives
+        expected = hostile.vectors(["w1 w2", "w3"])
+        np.testing.assert_allclose(opened.run(IDS), expected, atol=1e-6)
+
+
+def test_a_loop_without_end_can_be_stopped(tmp_path: Path) -> None:
+    opened = session(tmp_path, hostile.looping())
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            opened.run(IDS)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        runtime.stop(thread.ident)  # from its first turn on
+        thread.join(0.01)
+    assert "terminate" in str(raised[0])
+    runtime.stop(thread.ident)
