@@ -1,6 +1,7 @@
 """How stores are named, what is missing, and that no message tells a secret."""
 
 import builtins
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -88,6 +89,8 @@ def test_a_package_that_is_missing(
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *arguments, **keywords)
 
+    for module in ("faiss_store", "faiss_index"):  # as if none had asked for it yet
+        monkeypatch.delitem(sys.modules, f"trimtab.stores.{module}", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(trimtab.ConfigError, match=rf"needs the package '{package}'.*trimtab\[{extra}\]"):
         create_store(url.format(tmp_path), FORM)

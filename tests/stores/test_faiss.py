@@ -19,11 +19,16 @@ from tests.stores.test_contract import FORM, D, rows
 from trimtab.stores import Document, Form, Id, Rows, create_store, faiss_store, folder, open_store
 
 
+def log_of(store: Path) -> Path:
+    """The log that is written now."""
+    return store / folder.read_catalogue(store).current.logs[-1]
+
+
 def test_a_log_cut_off_at_any_byte(tmp_path: Path) -> None:
     """Whatever a crash left of the log, whole writes are there, others are not, and writing goes on."""
     whole = tmp_path / "whole"
     store = create_store(f"faiss:{whole}", FORM)
-    ends, log = [0], whole / "log-0"
+    ends, log = [0], log_of(whole)
     for number in range(4):
         store.upsert(rows([number], seed=number))
         ends.append(log.stat().st_size)
@@ -34,7 +39,7 @@ def test_a_log_cut_off_at_any_byte(tmp_path: Path) -> None:
     cut = tmp_path / "cut"
     for length in range(0, len(data) + 1, 7):
         shutil.copytree(whole, cut)
-        (cut / "log-0").write_bytes(data[:length])
+        (cut / log.name).write_bytes(data[:length])
         expected = counts[max(place for place, end in enumerate(ends) if end <= length)]
         with open_store(f"faiss:{cut}") as found:
             assert found.count() == expected
@@ -50,7 +55,7 @@ def test_a_log_that_is_damaged_within(tmp_path: Path) -> None:
     with create_store(f"faiss:{tmp_path}", FORM) as store:
         store.upsert(rows([1]))
         store.upsert(rows([2]))
-        log = tmp_path / "log-0"
+        log = log_of(tmp_path)
         data = bytearray(log.read_bytes())
         data[20] ^= 1
         log.write_bytes(data)
@@ -73,8 +78,8 @@ def test_the_log_becomes_part_of_the_index(tmp_path: Path, monkeypatch: pytest.M
             query = rows([number], seed=number).vectors[0]
             assert reader.search(query, 5) == store.search(query, 5)
         assert len(generations) >= 3, "it grew by itself"
-    assert not (tmp_path / f"log-{folder.read_catalogue(tmp_path).generation}").stat().st_size
-    assert len(list(tmp_path.glob("index-*"))) == len(list(tmp_path.glob("rows-*"))) == 1
+    assert not log_of(tmp_path).stat().st_size
+    assert len(list(tmp_path.glob("index-*"))) == len(list(tmp_path.glob("rows-*"))) == 2, "one for safety"
     with open_store(f"faiss:{tmp_path}") as store:
         assert [document.id for page in store.pages(9) for document in page] == [
             number for number in range(60) if number % 3
@@ -101,11 +106,14 @@ def test_a_crash_while_the_index_is_written(tmp_path: Path, monkeypatch: pytest.
             store = open_store(f"faiss:{tmp_path}")
         store.upsert(rows([1]))
     store.close()
-    (tmp_path / "index-0.faiss").write_text("of another generation, left by a crash")
+    left = [tmp_path / folder.index_name(99, folder.read_catalogue(tmp_path).key)]
+    left.append(tmp_path / f".trimtab-{'0' * 32}.partial")
+    for path in left:
+        path.write_text("of another generation, left by a crash")
     with open_store(f"faiss:{tmp_path}") as store:
         assert store.get([3, 2, 1]).ids == [3, 2, 1]
         store.delete([1])
-        assert not (tmp_path / "index-0.faiss").exists()
+        assert not any(path.exists() for path in left)
 
 
 def _write_until_killed(url: str, started: "multiprocessing.synchronize.Event") -> None:
@@ -172,7 +180,8 @@ def test_an_index_from_elsewhere(tmp_path: Path, factory: str, metric: int) -> N
         store.upsert(rows([7, 300], seed=1))
     with open_store(f"faiss:{tmp_path}") as store:
         assert store.count() == 201
-        assert type(faiss.read_index(str(next(tmp_path.glob("index-*"))))) is type(index), "of the same kind"
+        written = faiss.read_index(str(tmp_path / str(folder.read_catalogue(tmp_path).index)))
+        assert type(written) is type(index), "of the same kind"
         assert store.search(rows([7, 300], seed=1).vectors[0], 1)[0].id == 7
 
 
@@ -206,7 +215,7 @@ def test_folders_that_are_no_store(tmp_path: Path) -> None:
     refused("same folder", rows="/etc/passwd")
     refused("has 8 dimensions", dimensions=9)
     refused("length 2.83", similarity="cosine")
-    refused("format 2", format=2)
+    refused("format 3", format=3)
     refused("unknown field", colour="red")
     refused("Invalid enum value", similarity="nearness")
     (tmp_path / "store.json").write_bytes(msgspec.json.encode(good))

@@ -68,10 +68,9 @@ def create_store(url: str, form: Form, *, example: Id | None = None, source: Sto
 
 def _open(address: Address) -> Store:
     if address.kind == "faiss":
-        from trimtab.stores.faiss_store import FaissStore
+        from trimtab.stores.faiss_store import FaissStore, effort_of
 
-        address.take()
-        return FaissStore(Path(address.location), address.name)
+        return FaissStore(Path(address.location), address.name, effort_of(address))
     if address.kind in {"qdrant", "qdrant-server"}:
         from trimtab.stores.qdrant_store import QdrantStore
 
@@ -89,10 +88,9 @@ def _open(address: Address) -> Store:
 
 def _create(address: Address, form: Form, example: Id | None) -> Store:
     if address.kind == "faiss":
-        from trimtab.stores.faiss_store import FaissStore
+        from trimtab.stores.faiss_store import FaissStore, effort_of
 
-        address.take()
-        return FaissStore.create(Path(address.location), address.name, form)
+        return FaissStore.create(Path(address.location), address.name, form, effort_of(address))
     if address.kind in {"qdrant", "qdrant-server"}:
         from trimtab.stores.qdrant_store import QdrantStore
 

@@ -1,6 +1,6 @@
 """Where a store is, as one string:
 
-    faiss:FOLDER
+    faiss:FOLDER                          options behind `#?`
     qdrant:FOLDER#COLLECTION              Qdrant embedded in its client
     qdrant+http://HOST:PORT#COLLECTION    a server; qdrant+https with TLS
     postgresql://USER@HOST/DATABASE#TABLE
@@ -22,6 +22,7 @@ _QDRANT_SERVERS = {"qdrant+http": "http", "qdrant+https": "https"}
 _POSTGRES = {"postgresql", "postgres"}
 KEY_VARIABLE = "QDRANT_API_KEY"
 SECRET_VARIABLES = (KEY_VARIABLE, "PGPASSWORD")
+_LARGEST = 1_000_000  # of a whole number in an option
 _SECRETS = re.compile(r"(?i)(password|passwd|api[-_]?key|token|secret)=[^&\s'\"]*")
 KINDS = "faiss:FOLDER, qdrant:FOLDER#COLLECTION, qdrant+http://HOST:PORT#COLLECTION, "
 KINDS += "postgresql://USER@HOST/DATABASE#TABLE, FILE.npy or FILE.parquet"
@@ -80,6 +81,13 @@ def parse(url: str) -> Address:
         return _folder(kind, body, item, options, needs_item=False)
     shown = f"{scheme}:..." if colon else body
     raise ConfigError(f"{shown!r} is no store; a store is {KINDS}")
+
+
+def whole(value: str, what: str) -> int:
+    """An option that is a whole number from 1; ConfigError says what it belongs to."""
+    if not (value.isascii() and value.isdecimal() and 1 <= int(value) <= _LARGEST):
+        raise ConfigError(f"{what} is {value!r}; give a whole number from 1 to {_LARGEST:,}")
+    return int(value)
 
 
 def _folder(kind: str, path: str, item: str, options: dict[str, str], *, needs_item: bool) -> Address:

@@ -7,18 +7,23 @@ and when the store is closed, both become a new index of the same kind.
 """
 
 import errno
+import logging
 from bisect import bisect_right
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import IO, Any
+from typing import IO
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab import durable
+from trimtab.durable import Sum
 from trimtab.errors import FailedPrecondition, NotFound, Unavailable
 from trimtab.stores import folder as files
+from trimtab.stores.address import Address, whole
 from trimtab.stores.base import (
     Document,
     Form,
@@ -34,8 +39,10 @@ from trimtab.stores.base import (
     normalised,
     order,
 )
-from trimtab.stores.folder import Catalogue, Record, Row
+from trimtab.stores.faiss_index import LEFT_TO_THE_INDEX, Effort, Index, flat, last_line, read
+from trimtab.stores.folder import Catalogue, Generation, Record, Row
 
+_log = logging.getLogger(__name__)
 LEAST_COMPACTED = 1024  # rows in the log before it is worth writing the index anew
 _TRIES = 10
 
@@ -43,48 +50,39 @@ _TRIES = 10
 class FaissStore(Store):
     """A folder with a FAISS index."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        import faiss
-
-        self.name, self._folder, self._faiss = name, folder, faiss
+    def __init__(self, folder: Path, name: str, effort: Effort = LEFT_TO_THE_INDEX) -> None:
+        self.name, self._folder, self._effort = name, folder, effort
         self._guard = RLock()
         self._lock: IO[bytes] | None = None  # while this process is the writer
         self._log: files.LogWriter | None = None
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: files.Stamp | None = None
         self._ordered: list[Id] | None = None  # all ids in order, once somebody asks
-        self._log_path = folder
-        self._end = 0  # of what was read of the log
+        self._log_path, self._end = folder, 0  # what was read of the log
+        self._log_stamp: files.Stamp | None = None
         with self._reaching():
             self._refresh()
 
     @classmethod
-    def create(cls, folder: Path, name: str, form: Form) -> "FaissStore":
-        """The store in `folder`, made with this form where there is none."""
-        import faiss
+    def create(cls, folder: Path, name: str, form: Form, effort: Effort = LEFT_TO_THE_INDEX) -> "FaissStore":
+        """The store in `folder`, made with this form where there is none.
 
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / files.CATALOGUE).exists():
-            with files.lock(folder, name):
-                faiss.write_index(_flat(faiss, form), str(folder / "index-0.faiss"))
-                files.sync(folder / "index-0.faiss")
-                files.write_rows(folder / "rows-0.jsonl", [])
-                files.write_catalogue(
-                    folder,
-                    Catalogue(
-                        space=form.space,
-                        dimensions=form.dimensions,
-                        similarity=form.similarity,
-                        index="index-0.faiss",
-                        rows="rows-0.jsonl",
-                    ),
-                )
-        return cls(folder, name)
+        FailedPrecondition where there is none, but files of such names.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / files.CATALOGUE).exists():
+                files.check_vacant(folder, name)
+                with files.lock(folder, name):
+                    if not (folder / files.CATALOGUE).exists():  # again: who had the lock may have made it
+                        files.write_catalogue(folder, files.empty(form))
+        except OSError as error:
+            raise _unusable(name, error) from None
+        return cls(folder, name, effort)
 
     def identity(self) -> frozenset[Hashable]:
         with self._current():
-            catalogue = self._catalogue
-            names = (files.CATALOGUE, catalogue.index, catalogue.rows, self._log_path.name)
-        return files_identity(self._folder, *(self._folder / name for name in names))
+            names = set().union(*(each.files for each in self._catalogue.generations))
+        return files_identity(self._folder, *(self._folder / name for name in (files.CATALOGUE, *names)))
 
     def count(self) -> int:
         with self._current():
@@ -115,7 +113,10 @@ class FaissStore(Store):
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         query = check_query(self, vector, k)
         with self._current():
-            halves = [self._search(self._index, query, k, 0), self._search(self._tail, query, k, self._base)]
+            halves = [
+                self._search(self._index, query, k + self._dead["index"], 0),
+                self._search(self._tail, query, k + self._dead["tail"], self._base),
+            ]
             near, places = (np.concatenate(part) for part in zip(*halves, strict=True))
             found = [(self._documents[places[at]], float(near[at])) for at in best(near, k)]
         return [Hit(document.id, document.text, score) for document, score in found]
@@ -155,18 +156,23 @@ class FaissStore(Store):
             yield
 
     def _refresh(self) -> None:
-        missing: FileNotFoundError | None = None
+        path, missing = self._folder / files.CATALOGUE, None
         for _ in range(_TRIES):
             try:
-                stamp = self._look()
+                stamp = files.stamp(path)
+                if stamp is None:
+                    raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
                 if stamp != self._stamp:
                     self._stamp = None
                     self._load(files.read_catalogue(self._folder))
                     self._stamp = stamp
-                for record, end in files.read_log(self._log_path, self._end):
-                    self._apply(record)
-                    self._end = end
-                if self._look() == stamp:  # otherwise a writer began a new generation meanwhile
+                log_stamp = files.stamp(self._log_path)
+                if log_stamp != self._log_stamp:
+                    for record, end in files.read_log(self._log_path, self._end):
+                        self._apply(record)
+                        self._end = end
+                    self._log_stamp = log_stamp
+                if files.stamp(path) == stamp:  # otherwise a writer began a new generation meanwhile
                     return
             except FileNotFoundError as error:
                 missing = error
@@ -174,32 +180,57 @@ class FaissStore(Store):
             raise NotFound(f"{self.name} is no store: {missing.filename} is missing")
         raise Unavailable(f"{self.name} is written anew faster than it can be read; try again")
 
-    def _look(self) -> tuple[int, int]:
-        found = (self._folder / files.CATALOGUE).stat()
-        return found.st_ino, found.st_mtime_ns
-
     def _load(self, catalogue: Catalogue) -> None:
+        """The newest generation that is whole, without what the last log says."""
         self._catalogue = catalogue
         self.form = Form(
             space=catalogue.space, dimensions=catalogue.dimensions, similarity=catalogue.similarity
         )
-        self._index = _read(self._faiss, self._folder / catalogue.index, self.form)
-        self._tail = _flat(self._faiss, self.form)
-        rows = files.read_rows(self._folder / catalogue.rows)
-        if len(rows) != self._index.ntotal:
+        wrong: FileNotFoundError | files.DamagedError | None = None
+        for generation in catalogue.generations:
+            try:
+                self._load_generation(generation)
+            except (FileNotFoundError, files.DamagedError) as error:
+                wrong = wrong or error
+                continue
+            if wrong is not None:
+                _log.warning("%s: %s; the generation before it is read instead", self.name, wrong)
+            return
+        if wrong is not None:
+            raise wrong
+
+    def _load_generation(self, generation: Generation) -> None:
+        sums: dict[str, Sum] = dict(generation.sums)
+        rows: list[Row] = []
+        if generation.index is None or generation.rows is None:
+            self._index = Index(flat(self.form), self.form)
+        else:
+            with files.checked(self._folder / generation.index, sums) as stream:
+                self._index = read(stream, self.form, self._effort)
+            with files.checked(self._folder / generation.rows, sums) as stream:
+                rows = files.read_rows(stream)
+        if len(rows) != self._index.count:
             raise FailedPrecondition(
-                f"{self.name}: {catalogue.rows} has {len(rows):,} lines for the {self._index.ntotal:,} rows "
-                f"of {catalogue.index}; each row needs one line, in the same order"
+                f"{self.name}: {generation.rows} has {len(rows):,} lines for the {self._index.count:,} rows "
+                f"of {generation.index}; each row needs one line, in the same order"
             )
+        self._generation = msgspec.structs.replace(generation, sums=sums)
+        self._tail = Index(flat(self.form), self.form)
         self._base = len(rows)
         self._documents = [Document(row.id, row.text) for row in rows]
         self._place: dict[Id, int] = {row.id: place for place, row in enumerate(rows)}
         if len(self._place) != len(rows):
-            raise FailedPrecondition(f"{self.name}: {catalogue.rows} has an id twice; give each id once")
+            raise FailedPrecondition(f"{self.name}: {generation.rows} has an id twice; give each id once")
         self._dead = {"index": 0, "tail": 0}
         self._ordered = None
-        self._log_path = files.log_path(self._folder, catalogue.generation)
-        self._end = 0
+        *closed, last = generation.logs
+        for name in closed:
+            if not (self._folder / name).exists():
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(self._folder / name))
+            for record, _ in files.read_log(self._folder / name, 0):
+                self._apply(record)
+        self._log_path, self._end = self._folder / last, 0
+        self._log_stamp = None
 
     def _apply(self, record: Record) -> None:
         for id in record.deleted:
@@ -218,25 +249,19 @@ class FaissStore(Store):
 
     def _vectors(self, places: Sequence[int]) -> Matrix:
         vectors = np.empty((len(places), self.form.dimensions), np.float32)
-        for row, place in enumerate(places):
-            in_index = place < self._base
-            vectors[row] = (self._index if in_index else self._tail).reconstruct(
-                place if in_index else place - self._base
-            )
+        wanted = np.asarray(places, np.intp)
+        old = wanted < self._base
+        vectors[old] = self._index.vectors(wanted[old].tolist())
+        vectors[~old] = self._tail.vectors((wanted[~old] - self._base).tolist())
         return vectors
 
     def _search(
-        self, index: Any, query: Matrix, k: int, first: int
+        self, index: Index, query: Matrix, k: int, first: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and places of the k nearest rows of an index, whose rows begin at place `first`."""
-        asked = min(k + self._dead["index" if index is self._index else "tail"], index.ntotal)
-        if asked == 0:
-            return np.empty(0, np.float32), np.empty(0, np.int64)
-        row = normalised(query[None]) if self.form.similarity == "cosine" else query[None]
-        distances, rows = (found[0] for found in index.search(row, asked))
-        places = np.where(rows < 0, -1, rows + first)
-        kept = [place >= 0 and self._counts(place) for place in places.tolist()]
-        return _as_scores(self._faiss, index, distances[kept], self.form), places[kept]
+        near, rows = index.search(query, k)
+        kept = [self._counts(place) for place in (rows + first).tolist()]
+        return near[kept], (rows + first)[kept]
 
     def _counts(self, place: int) -> bool:
         """Whether a row is its document's latest."""
@@ -249,17 +274,21 @@ class FaissStore(Store):
             log = self._log or self._become_writer()
             try:
                 self._end = log.append(record)
-            except OSError:
+            except BaseException:
                 self._release()  # the next write cuts off what there is of this one
                 raise
             self._apply(record)
-            if self._tail.ntotal > max(LEAST_COMPACTED, self._base):
+            if self._tail.count > max(LEAST_COMPACTED, self._base):
                 self._compact(log)
 
     def _become_writer(self) -> files.LogWriter:
         lock = files.lock(self._folder, self.name)
         try:
             self._refresh()
+            if not self._catalogue.key:  # the first write into a folder that somebody else made
+                catalogue = files.taken_over(self._folder, self._catalogue, self._generation)
+                files.write_catalogue(self._folder, catalogue)
+                self._refresh()
             files.sweep(self._folder, self._catalogue)
             log = files.LogWriter(self._log_path, self._end)
         except BaseException:
@@ -276,90 +305,58 @@ class FaissStore(Store):
 
     def _compact(self, log: files.LogWriter) -> None:
         """Write index and log as the next generation."""
-        former, generation = self._catalogue, self._catalogue.generation + 1
+        try:
+            self._write_generation()
+            log.close()
+            self._stamp = None
+            self._refresh()
+            self._log = files.LogWriter(self._log_path, self._end)
+            files.sweep(self._folder, self._catalogue)
+        except BaseException:
+            # What the catalogue says by now is for the next write to see: nothing more goes into this log.
+            self._stamp = None
+            self._release()
+            raise
+
+    def _write_generation(self) -> None:
+        number, key = self._catalogue.generation + 1, self._catalogue.key
         places = sorted(self._place.values())
-        index = self._faiss.clone_index(self._index)
-        index.reset()  # keeps what it was trained to
-        index.add(self._vectors(places))
-        catalogue = Catalogue(
-            space=self.form.space,
-            dimensions=self.form.dimensions,
-            similarity=self.form.similarity,
-            index=f"index-{generation}.faiss",
-            rows=f"rows-{generation}.jsonl",
-            generation=generation,
-        )
-        self._faiss.write_index(index, str(self._folder / catalogue.index))
-        files.sync(self._folder / catalogue.index)
+        index = self._index.with_vectors(self._vectors(places))
+        index_name, rows_name = files.index_name(number, key), files.rows_name(number, key)
+        with durable.replacing(self._folder / index_name) as stream:
+            index.write(stream)
         documents = [self._documents[place] for place in places]
-        files.write_rows(
-            self._folder / catalogue.rows, [Row(document.id, document.text) for document in documents]
+        rows_sum = files.write_rows(
+            self._folder / rows_name, [Row(document.id, document.text) for document in documents]
+        )
+        catalogue = msgspec.structs.replace(
+            self._catalogue,
+            index=index_name,
+            rows=rows_name,
+            logs=(files.log_name(number, key),),
+            sums={index_name: stream.sum, rows_name: rows_sum},
+            generation=number,
+            former=self._generation,
         )
         files.write_catalogue(self._folder, catalogue)
-        for stale in (former.index, former.rows, files.log_path(self._folder, former.generation).name):
-            (self._folder / stale).unlink(missing_ok=True)
-        log.close()
-        self._load(catalogue)
-        self._stamp = self._look()
-        self._log = files.LogWriter(self._log_path, 0)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            cure = "make room on the disk" if error.errno == errno.ENOSPC else "see to the disk"
-            raise Unavailable(
-                f"{self.name} cannot be used: {error.strerror or error}; {cure}, and go on"
-            ) from None
+            raise _unusable(self.name, error) from None
         except RuntimeError as error:  # FAISS's word for everything
-            raise Unavailable(f"{self.name} cannot be used: FAISS says: {_last_line(error)}") from None
+            raise Unavailable(f"{self.name} cannot be used: FAISS says: {last_line(error)}") from None
 
 
-def _flat(faiss: Any, form: Form) -> Any:
-    metric = {
-        "cosine": faiss.METRIC_INNER_PRODUCT,
-        "dot": faiss.METRIC_INNER_PRODUCT,
-        "euclidean": faiss.METRIC_L2,
-        "manhattan": faiss.METRIC_L1,
-    }[form.similarity]
-    return faiss.IndexFlat(form.dimensions, metric)
+def effort_of(address: Address) -> Effort:
+    """What an address says of how much of an approximate index is searched."""
+    options = address.take("nprobe", "ef_search")
+    return Effort(**{name: whole(value, f"{address.name}: {name}") for name, value in options.items()})
 
 
-def _read(faiss: Any, path: Path, form: Form) -> Any:
-    """The index of a file; FailedPrecondition where it is not what the catalogue says."""
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-    try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise FailedPrecondition(f"{path} is no FAISS index: {_last_line(error)}") from None
-    if index.d != form.dimensions:
-        raise FailedPrecondition(f"{path} has {index.d} dimensions, {files.CATALOGUE} says {form.dimensions}")
-    if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
-        raise FailedPrecondition(
-            f"{path} numbers its rows by an IndexIDMap; write the index inside it, and its ids as rows"
-        )
-    if isinstance(index, faiss.IndexIVF):
-        index.make_direct_map()  # without it, no vector can be read back
-    if form.similarity == "cosine" and index.ntotal:
-        length = float(np.linalg.norm(index.reconstruct(0)))
-        if abs(length - 1) > 0.1:
-            raise FailedPrecondition(
-                f"{path} holds a vector of length {length:.3g}: FAISS knows no cosine, only the dot product "
-                f"of vectors of length 1. Normalise them, or name another similarity in {files.CATALOGUE}"
-            )
-    return index
-
-
-def _as_scores(faiss: Any, index: Any, distances: NDArray[np.float32], form: Form) -> NDArray[np.float32]:
-    if index.metric_type == faiss.METRIC_INNER_PRODUCT:
-        return distances
-    if form.similarity == "cosine":  # of vectors of length 1, from their squared distance
-        return np.asarray(1 - distances / 2, np.float32)
-    squared = index.metric_type == faiss.METRIC_L2
-    return np.asarray(-np.sqrt(distances) if squared else -distances, np.float32)
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+def _unusable(name: str, error: OSError) -> Unavailable:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    cure = "make room on the disk" if full else "see to the disk"
+    return Unavailable(f"{name} cannot be used: {error.strerror or error}; {cure}, and go on")

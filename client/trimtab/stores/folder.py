@@ -1,45 +1,97 @@
-"""How a FAISS store lies on the disk, so that no crash at any moment loses or halves a write.
+"""How a FAISS store lies on the disk, so that no crash and no failed write loses or halves what was written.
 
     FOLDER/
-        store.json      the catalogue: the space, the similarity, the generation N and the two files below
-        index-N.faiss   any FAISS index that can reconstruct its vectors
-        rows-N.jsonl    {"id": ..., "text": ...}: a line for each row of the index
-        log-N           what was written since, record by record
-        lock            held by the process that writes
+        store.json         the catalogue: the space, the similarity, and the files of the generation N
+        index-N-KEY.faiss  a FAISS index that keeps its vectors as they are
+        rows-N-KEY.jsonl   {"id": ..., "text": ...}: a line for each row of the index
+        log-N-KEY          what was written since, record by record
+        lock               held by the process that writes
 
 A write is one record at the end of the log, and on the disk before the call returns. A record that a crash
-cut off counts for nothing, and the next writer cuts it away. A new generation is written whole beside the
-old one before store.json, replaced as a whole, names it.
+cut off counts for nothing, and the next writer cuts it away. A new generation is written beside the old one
+and read back before store.json, replaced as a whole, names it. The generation before it stays until the next:
+where the current index does not match its checksum any more, the former one and its log take its place.
+
+The KEY is made at random when Trimtab first writes into a folder, and stands in the catalogue. Only files
+that carry it are ever written over or deleted. All others, an index that was taken over among them, are the
+user's.
 """
 
 import fcntl
+import mmap
 import os
+import re
+import secrets
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
+from trimtab import durable
 from trimtab.bundle import Similarity
+from trimtab.durable import Sum
 from trimtab.errors import ConfigError, FailedPrecondition
-from trimtab.stores.base import Id
+from trimtab.stores.base import Form, Id
 
-FORMAT = 1
+FORMAT = 2
 CATALOGUE = "store.json"
 _FRAME = 8  # a record's length and CRC-32, four bytes each, little-endian
+_BEGINNING = b"\x83\xa4rows"  # of every record: a map of three, the first key `rows`
+_KEY = re.compile(r"[0-9a-f]{16}")
+_LIKE_OURS = re.compile(r"index-.*\.faiss|rows-.*\.jsonl|log-.*")
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Files that are all documents together. Without an index, there are only logs, in their order."""
+
+    index: str | None = None
+    rows: str | None = None
+    logs: tuple[str, ...] = ()
+    sums: dict[str, Sum] = {}
+
+    @property
+    def files(self) -> set[str]:
+        """The names of all files."""
+        return {name for name in (self.index, self.rows, *self.logs) if name is not None}
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """store.json. `index` and `rows` are files of the same folder."""
+    """store.json. All names are of files in the same folder.
+
+    index, rows: left out where there is none yet. logs: in the order in which they were written.
+    sums: length and checksum of the files that Trimtab wrote.
+    key: in the names of Trimtab's own files; empty before it wrote any.
+    former: what to go back to where index or rows are damaged; with `logs` behind it, it is as complete.
+    """
 
     space: str | None = None
     dimensions: int
     similarity: Similarity = "cosine"
-    index: str
-    rows: str
+    index: str | None = None
+    rows: str | None = None
+    logs: tuple[str, ...] | None = None
+    sums: dict[str, Sum] = {}
     generation: int = 0
-    format: int = FORMAT
+    key: str = ""
+    former: Generation | None = None
+    format: int = 1
+
+    @property
+    def current(self) -> Generation:
+        """The files that count."""
+        logs = (f"log-{self.generation}",) if self.logs is None else self.logs
+        return Generation(index=self.index, rows=self.rows, logs=logs, sums=self.sums)
+
+    @property
+    def generations(self) -> list[Generation]:
+        """The ways to read all documents, the best first."""
+        if self.former is None:
+            return [self.current]
+        logs = self.former.logs + self.current.logs
+        return [self.current, msgspec.structs.replace(self.former, logs=logs)]
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -57,6 +109,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     deleted: list[Id] = []
 
 
+class DamagedError(FailedPrecondition):
+    """A file is not what was written into it."""
+
+
 def read_catalogue(folder: Path) -> Catalogue:
     """store.json. FileNotFoundError where there is none, ConfigError where it cannot be used."""
     path = folder / CATALOGUE
@@ -64,78 +120,173 @@ def read_catalogue(folder: Path) -> Catalogue:
         found = msgspec.json.decode(path.read_bytes(), type=Catalogue)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    if found.format != FORMAT:
-        raise ConfigError(f"{path} is of format {found.format}, this Trimtab reads format {FORMAT}")
-    for file in (found.index, found.rows):
-        if Path(file).name != file:
-            raise ConfigError(f"{path} names {file!r}, which is no file of the same folder")
+    if not 1 <= found.format <= FORMAT:
+        raise ConfigError(f"{path} is of format {found.format}, this Trimtab reads formats up to {FORMAT}")
+    if (found.index is None) != (found.rows is None) or (found.index is None and not found.key):
+        raise ConfigError(f"{path} must name an index and its rows")
+    if found.key and not _KEY.fullmatch(found.key):
+        raise ConfigError(f"{path} has the key {found.key!r}, which Trimtab did not make; leave it out")
+    for each in found.generations:
+        for file in each.files:
+            if Path(file).name != file:
+                raise ConfigError(f"{path} names {file!r}, which is no file of the same folder")
     return found
 
 
 def write_catalogue(folder: Path, catalogue: Catalogue) -> None:
     """Replace store.json as a whole: whatever happens, it is the old one or the new one."""
-    fresh = folder / f"{CATALOGUE}.new"
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(catalogue), indent=2) + b"\n")
-    sync(fresh)
-    fresh.replace(folder / CATALOGUE)
-    sync(folder)
+    durable.replace(folder / CATALOGUE, msgspec.json.format(msgspec.json.encode(catalogue), indent=2) + b"\n")
+
+
+def check_vacant(folder: Path, name: str) -> None:
+    """FailedPrecondition where a folder without a catalogue has files that could be a store's."""
+    there = sorted(path.name for path in folder.iterdir() if _LIKE_OURS.fullmatch(path.name))
+    if there:
+        raise FailedPrecondition(
+            f"{name} has no {CATALOGUE}, but a file {there[0]!r}, which Trimtab did not make: name a new or "
+            f"empty folder; to take over an index, write a {CATALOGUE} that names it"
+        )
+
+
+def empty(form: Form) -> Catalogue:
+    """The catalogue of a store without documents."""
+    key = secrets.token_hex(8)
+    return Catalogue(
+        space=form.space,
+        dimensions=form.dimensions,
+        similarity=form.similarity,
+        logs=(log_name(0, key),),
+        key=key,
+        format=FORMAT,
+    )
+
+
+def taken_over(folder: Path, catalogue: Catalogue, current: Generation) -> Catalogue:
+    """The catalogue with which Trimtab begins to write beside files that it does not own."""
+    key, number = secrets.token_hex(8), catalogue.generation + 1
+    # Earlier versions wrote a log without a key. One of that name may as well be somebody else's.
+    logs = [name for name in current.logs if next(read_log(folder / name, 0), None) is not None]
+    return msgspec.structs.replace(
+        catalogue,
+        logs=(*logs, log_name(number, key)),
+        sums=current.sums,
+        generation=number,
+        key=key,
+        format=FORMAT,
+    )
+
+
+def index_name(generation: int, key: str) -> str:
+    """The index of a generation."""
+    return f"index-{generation}-{key}.faiss"
+
+
+def rows_name(generation: int, key: str) -> str:
+    """The rows of a generation."""
+    return f"rows-{generation}-{key}.jsonl"
+
+
+def log_name(generation: int, key: str) -> str:
+    """The log that follows on a generation."""
+    return f"log-{generation}-{key}"
 
 
 def sweep(folder: Path, catalogue: Catalogue) -> None:
-    """Delete the files of other generations that a crash left behind. Only for who holds the lock."""
-    named = {catalogue.index, catalogue.rows, log_path(folder, catalogue.generation).name}
-    for pattern in ("index-*.faiss", "rows-*.jsonl", "log-*"):
-        for path in folder.glob(pattern):
-            if path.name not in named:
-                path.unlink()
+    """Delete Trimtab's own files of generations that count no more. Only for who holds the lock."""
+    durable.sweep(folder)
+    if not catalogue.key:
+        return
+    key = re.escape(catalogue.key)
+    ours = re.compile(rf"index-\d+-{key}\.faiss|rows-\d+-{key}\.jsonl|log-\d+-{key}")
+    named: set[str] = set().union(*(each.files for each in catalogue.generations))
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and path.name not in named:
+            path.unlink()
 
 
-def read_rows(path: Path) -> list[Row]:
+Stamp = tuple[int, int, int]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Inode, length and last change of a file, which tell one from another. None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def checked(path: Path, sums: dict[str, Sum]) -> Iterator[IO[bytes]]:
+    """A file, open at its beginning; DamagedError where `sums` has another sum for it. A new one is added."""
+    with path.open("rb") as stream:
+        found = durable.sum_of(stream.fileno())
+        if sums.setdefault(path.name, found) != found:
+            raise DamagedError(
+                f"{path} is damaged, or was exchanged: it is not what it was when {CATALOGUE} was written. "
+                "Bring it back from a copy"
+            )
+        yield stream
+
+
+def read_rows(stream: IO[bytes]) -> list[Row]:
     """The lines of a file of rows; ConfigError names the one that is none."""
     decoder = msgspec.json.Decoder(Row)
     rows = []
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                rows.append(decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path}, line {number}: {error}") from None
+    for number, line in enumerate(stream, 1):
+        try:
+            rows.append(decoder.decode(line))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{stream.name}, line {number}: {error}") from None
     return rows
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write a file of rows, and bring it to the disk."""
+def write_rows(path: Path, rows: list[Row]) -> Sum:
+    """Write a file of rows, and bring it to the disk. Returns its sum."""
     encoder = msgspec.json.Encoder()
-    with path.open("wb") as stream:
-        stream.writelines(encoder.encode(row) + b"\n" for row in rows)
-    sync(path)
-
-
-def log_path(folder: Path, generation: int) -> Path:
-    """Where the log of a generation lies."""
-    return folder / f"log-{generation}"
+    with durable.replacing(path) as stream:
+        for row in rows:
+            stream.write(encoder.encode(row) + b"\n")
+    return stream.sum
 
 
 def read_log(path: Path, start: int) -> Iterator[tuple[Record, int]]:
-    """The records from byte `start` on, each with the place where it ends. One that is cut off is none."""
-    if not path.exists():
+    """The records from byte `start` on, each with the place where it ends.
+
+    What a crash left at the end is no record: one that is cut off, or zeros where its bytes should be.
+    DamagedError where something else than a record stands before one.
+    """
+    if not path.is_file() or (size := path.stat().st_size) <= start:
         return
     with path.open("rb") as stream:
         stream.seek(start)
-        while len(frame := stream.read(_FRAME)) == _FRAME:
-            length, checksum = int.from_bytes(frame[:4], "little"), int.from_bytes(frame[4:], "little")
-            body = stream.read(length)
-            if len(body) < length:
-                return
-            if zlib.crc32(body) != checksum:
-                if stream.read(1):
-                    raise FailedPrecondition(
-                        f"{path} is damaged at byte {start:,}: its checksum is wrong. "
-                        "Bring it back from a copy"
-                    )
-                return
-            start += _FRAME + length
+        while (body := _record(stream, size)) is not None:
+            start += _FRAME + len(body)
             yield msgspec.msgpack.decode(body, type=Record), start
+        if start < size and _record_behind(stream, start, size):
+            raise DamagedError(f"{path} is damaged at byte {start:,}. Bring it back from a copy")
+
+
+def _record(stream: IO[bytes], size: int) -> bytes | None:
+    """The record at this place of a log, undecoded; None where there is none that is whole."""
+    frame = stream.read(_FRAME)
+    length, checksum = int.from_bytes(frame[:4], "little"), int.from_bytes(frame[4:], "little")
+    if len(frame) < _FRAME or length > size - stream.tell():
+        return None
+    body = stream.read(length)
+    # The CRC-32 of nothing is 0: without a look at how it begins, zeros would be a record.
+    return body if body.startswith(_BEGINNING) and zlib.crc32(body) == checksum else None
+
+
+def _record_behind(stream: IO[bytes], start: int, size: int) -> bool:
+    """Whether a whole record begins anywhere behind this place of a log."""
+    with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as whole:
+        place = start + _FRAME
+        while (place := whole.find(_BEGINNING, place + 1)) >= 0:
+            stream.seek(place - _FRAME)
+            if _record(stream, size) is not None:
+                return True
+    return False
 
 
 class LogWriter:
@@ -145,7 +296,7 @@ class LogWriter:
         self._stream: IO[bytes] = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", 0)
         self._stream.truncate(end)
         self._stream.seek(end)
-        sync(path.parent)
+        durable.sync(path.parent)
 
     def append(self, record: Record) -> int:
         """Write a record and bring it to the disk. Returns where it ends."""
@@ -171,12 +322,3 @@ def lock(folder: Path, name: str) -> IO[bytes]:
         stream.close()
         raise FailedPrecondition(f"another process is writing {name}; wait for its end") from None
     return stream
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,150 @@
+"""How one file takes another's place: written beside it, brought to the disk, read back, then renamed.
+
+A write that failed is not always told: some libraries print the error and go on, and a full disk may have
+room again by the time it is looked at. So the file is read from the disk and compared, by length and sum,
+while the old one still stands. Temporary files are called `.trimtab-HEX.partial`, and locked while they are
+written: one that nobody holds was left by a crash.
+"""
+
+import errno
+import fcntl
+import io
+import os
+import re
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+PARTIAL = re.compile(r"\.trimtab-[0-9a-f]{32}\.partial")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The length of a file in bytes, and the CRC-32 of its content."""
+
+    bytes: int
+    crc32: int
+
+
+class Replacement(io.RawIOBase):
+    """A file being written from its beginning to its end, with the sum of what was written so far."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._bytes = self._crc32 = 0
+
+    @property
+    def sum(self) -> Sum:
+        """The length and checksum of what was written."""
+        return Sum(self._bytes, self._crc32)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write all of `data`."""
+        view = memoryview(data).cast("B")
+        self._stream.write(view)
+        self._bytes += len(view)
+        self._crc32 = zlib.crc32(view, self._crc32)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def flush(self) -> None:
+        if not self._stream.closed:
+            self._stream.flush()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Replacement]:
+    """Write a file that takes the place of `path`, where there is one, when the block ends.
+
+    Whatever happens, `path` is the old file or the new one, whole. Raises OSError where the disk does not
+    take the new one; the old one stands then.
+    """
+    fresh, stream = _open_partial(path.parent)
+    try:
+        with stream:
+            written = Replacement(stream)
+            yield written
+            stream.flush()
+            settle(stream.fileno(), path, written.sum)
+            fresh.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def replace(path: Path, content: bytes) -> Sum:
+    """`replacing` with all of the content at once. Returns its sum."""
+    with replacing(path) as stream:
+        stream.write(content)
+    return stream.sum
+
+
+def settle(descriptor: int, path: Path, expected: Sum) -> None:
+    """Bring an open file to the disk, and read it from there; OSError where it is not what was written."""
+    os.fsync(descriptor)
+    if hasattr(os, "posix_fadvise"):  # otherwise what is read may be the cache, not the disk
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    found = sum_of(descriptor)
+    if found != expected:
+        raise OSError(
+            errno.EIO,
+            f"{expected.bytes:,} bytes were written, but reading them back gives "
+            + ("others" if found.bytes == expected.bytes else f"{found.bytes:,}"),
+            str(path),
+        )
+
+
+def sum_of(descriptor: int) -> Sum:
+    """The length and checksum of an open file; its position stays."""
+    length = crc32 = 0
+    while chunk := os.pread(descriptor, _CHUNK, length):
+        length += len(chunk)
+        crc32 = zlib.crc32(chunk, crc32)
+    return Sum(length, crc32)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files that crashes left in a folder; those that are being written stay."""
+    for path in folder.iterdir():
+        if PARTIAL.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _open_partial(folder: Path) -> tuple[Path, IO[bytes]]:
+    """A new temporary file, locked."""
+    while True:
+        path = folder / f".trimtab-{uuid.uuid4().hex}.partial"
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "r+b")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(stream.fileno()).st_nlink:
+                return path, stream
+        except BlockingIOError:
+            pass
+        stream.close()  # a sweep came between, and took it for one that a crash left
