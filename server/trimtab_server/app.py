@@ -9,11 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from trimtab.errors import ConfigError
@@ -40,6 +39,7 @@ from trimtab_server.encoders.trials import Trials
 from trimtab_server.observing import uptime
 from trimtab_server.observing.load import Load
 from trimtab_server.observing.metrics import Metrics
+from trimtab_server.observing.scrapes import Scrapes
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.rpc import listeners, reflection
@@ -92,7 +92,7 @@ class App:
         self._metrics = Metrics(self._registry)
         self._health = Health()
         self._ready = False
-        self._scrapes: WSGIServer | None = None
+        self._scrapes = Scrapes(self._registry)
         self._served = True  # while any device is in service
         quotas = Quotas(config.quota, config.tenants)
         batcher = Batcher(config.batching.max_batch_tokens, config.batching.max_batch_texts, quotas.weight)
@@ -167,10 +167,9 @@ class App:
         process = uptime.seconds()
         host, port = split_address(self.config.server.metrics_address)
         try:
-            self._scrapes, _ = start_http_server(port, host, self._registry)
+            self.metrics_port = await self._scrapes.start(host, port)
         except OSError as error:
             raise ConfigError(f"metrics address {host}:{port} cannot be used: {error.strerror}") from None
-        self.metrics_port = self._scrapes.server_port
         self._engine.start()
         for server in self._servers:
             await server.start()
@@ -208,9 +207,7 @@ class App:
         await asyncio.to_thread(self._watch.stop)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
-        if self._scrapes is not None:
-            self._scrapes.shutdown()
-            self._scrapes.server_close()
+        self._scrapes.stop()
 
     def _changed(self, entry: Entry) -> None:
         log.info("%s version %s is %s %s", entry.name, entry.version, entry.state, entry.reason)

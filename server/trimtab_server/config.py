@@ -49,6 +49,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     health_address: str = ""  # grpc.health.v1 alone, in plain text, for probes; empty: not there
     drain_seconds: float = 30.0
     max_connection_age_seconds: float = 0.0  # then clients are told to connect anew; 0: never
+    max_idle_seconds: float = 600.0  # a connection without a call is closed after this; 0: never
+    keepalive_seconds: float = 60.0  # a client that says nothing for so long is asked whether it is there
     admin_address: str = ""  # where encoders are loaded and unloaded; empty: at grpc_address
     tenant_header: str = ""  # metadata key that names a call's tenant; empty: all calls are of one
     tls: Tls | None = None
@@ -61,7 +63,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_text_bytes: int = 1 << 18
     max_message_bytes: int = 16 << 20
     max_connections: int = 4096  # of each port; more are closed as they come
-    max_calls_per_connection: int = 1 << 16
+    max_calls_per_connection: int = 128
     max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
     max_unread_bytes: int = 256 << 20  # of answers that clients have not read; a quarter by one connection
@@ -278,10 +280,7 @@ def check(config: Config, source: str) -> None:
         for field in section.__struct_fields__:
             if getattr(section, field) < 1:
                 raise ConfigError(f"{source}: {name}.{field} must be at least 1")
-    if config.server.drain_seconds < 0:
-        raise ConfigError(f"{source}: server.drain_seconds must not be negative")
-    if config.server.max_connection_age_seconds < 0:
-        raise ConfigError(f"{source}: server.max_connection_age_seconds must not be negative; 0 is no limit")
+    _check_server(config.server, source)
     if config.versions.newest < 0 or config.versions.poll_seconds < 0:
         raise ConfigError(
             f"{source}: versions.newest and versions.poll_seconds must not be negative; "
@@ -299,6 +298,15 @@ def check(config: Config, source: str) -> None:
     _check_encoders(config.encoders, source)
     if not config.devices:
         raise ConfigError(f"{source}: devices is empty; leave it out for 'auto'")
+
+
+def _check_server(server: Server, source: str) -> None:
+    for name in ("drain_seconds", "max_connection_age_seconds", "max_idle_seconds"):
+        if getattr(server, name) < 0:
+            no_limit = "" if name == "drain_seconds" else "; 0 is no limit"
+            raise ConfigError(f"{source}: server.{name} must not be negative{no_limit}")
+    if not server.keepalive_seconds > 0:
+        raise ConfigError(f"{source}: server.keepalive_seconds must be more than 0")
 
 
 def _check_encoders(encoders: dict[str, Encoder], source: str) -> None:

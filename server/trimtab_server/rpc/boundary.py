@@ -16,7 +16,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from trimtab.errors import InternalError, InvalidArgument, ResourceExhausted, TrimtabError, Unavailable
+from trimtab.errors import (
+    InternalError,
+    InvalidArgument,
+    ResourceExhausted,
+    TrimtabError,
+    Unavailable,
+    Unimplemented,
+)
 from trimtab_server.callers import access
 from trimtab_server.observing.load import TRAILER, Load
 from trimtab_server.rpc.bounds import bounded
@@ -30,6 +37,8 @@ UNCOUNTED = ("/grpc.",)
 TENANT_CHARACTERS = 128
 # gRPC's headers hold 8 KiB by default, and a character may take 12 bytes in them.
 MESSAGE_CHARACTERS = 500
+# How gzip's output begins, which is never a protobuf, and zlib's, which next to never is.
+COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 # Where clients look for a google.rpc.Status.
 DETAILS = "grpc-status-details-bin"
 # What another server may not have answered with.
@@ -48,7 +57,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Malformed:
     """A message that is not taken, kept until its call can be answered: why."""
 
-    def __init__(self, error: InvalidArgument) -> None:
+    def __init__(self, error: TrimtabError) -> None:
         self.error = error
 
 
@@ -254,17 +263,24 @@ def parse_with(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def parse(data: bytes) -> Any:
         try:
             return deserialize(data)
-        except InvalidArgument as error:
-            return Malformed(error)
         except Exception as error:
-            return Malformed(
-                InvalidArgument(
-                    f"the message is not the protobuf that this method takes ({error}): "
-                    "strings must be UTF-8, and the client's .proto the server's"
-                )
-            )
+            return Malformed(_refused(data, error))
 
     return parse
+
+
+def _refused(data: bytes, error: Exception) -> TrimtabError:
+    if data.startswith(COMPRESSED):
+        return Unimplemented(
+            "the message is compressed, and this server takes none that are: call without compression "
+            "(compression= in gRPC, compression_algorithm= in tritonclient)"
+        )
+    if isinstance(error, InvalidArgument):
+        return error
+    return InvalidArgument(
+        f"the message is not the protobuf that this method takes ({error}): "
+        "strings must be UTF-8, and the client's .proto the server's"
+    )
 
 
 def check(message: Any) -> Any:

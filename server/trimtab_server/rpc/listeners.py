@@ -14,6 +14,13 @@ from trimtab_server.spaces.watched import Watched
 PROBE_BYTES = 4096
 # gRPC's default, two minutes, lets whoever connects and says nothing hold a place for as long.
 HANDSHAKE_SECONDS = 20
+# Clients may ping a connection this often, with calls on it or without; the SDK does each minute.
+PING_SECONDS = 20
+# A client that does not answer a ping for so long is gone; sooner where it is asked more often.
+PING_ANSWER_SECONDS = 20
+# Of HTTP/2: what a call may send before the server asks for its message. gRPC's own estimate of the network
+# would let every call send 4 MiB that nobody asked for.
+CALL_WINDOW_BYTES = 65_535
 # What has come and was not taken up yet, because there is so much: after 30 s gRPC would cancel it, which
 # tells nobody to try elsewhere. Its own deadline ends it.
 UNREQUESTED_SECONDS = 24 * 3600
@@ -24,12 +31,8 @@ def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> 
     options = [
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", config.limits.max_calls_per_connection),
         ("grpc.server_max_unrequested_time_in_server", UNREQUESTED_SECONDS),
         *_connections(config),
-        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
-        # Clients may ping a connection this often; the SDK does each minute.
-        ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ]
     if config.server.max_connection_age_seconds:
         # What is on its way may take as long as it may when the server stops.
@@ -46,18 +49,33 @@ def make_probed(config: Config, interceptors: Sequence[grpc.aio.ServerIntercepto
         interceptors=interceptors,
         options=[
             ("grpc.max_receive_message_length", PROBE_BYTES),
-            ("grpc.so_reuseport", 0),
             *_connections(config),
         ],
     )
 
 
 def _connections(config: Config) -> list[tuple[str, int]]:
-    """What bounds the connections of a port, and the time of those that never become clients."""
-    return [
-        ("grpc.max_allowed_incoming_connections", config.limits.max_connections),
+    """What every port allows a connection, and how long it keeps one that is of no use."""
+    server, limits = config.server, config.limits
+    answer = round(min(PING_ANSWER_SECONDS, server.keepalive_seconds) * 1000)
+    options = [
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+        # gRPC inflates whatever size a message says that it has; as it came, the boundary refuses it.
+        ("grpc.per_message_decompression", 0),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", CALL_WINDOW_BYTES),
+        ("grpc.keepalive_time_ms", round(server.keepalive_seconds * 1000)),
+        ("grpc.http2.ping_timeout_ms", answer),
+        ("grpc.keepalive_timeout_ms", answer),
+        ("grpc.keepalive_permit_without_calls", 1),  # both ways: the server's pings, and the clients'
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_SECONDS * 1000),
     ]
+    if server.max_idle_seconds:
+        options.append(("grpc.max_connection_idle_ms", round(server.max_idle_seconds * 1000)))
+    return options
 
 
 def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:

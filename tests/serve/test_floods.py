@@ -1,0 +1,160 @@
+"""One caller without credentials floods the server: it costs bounded memory, and nobody else's calls."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import trimtab
+from bench.chaos import attacks, known
+from bench.chaos.attacks import END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST, SETTINGS, frame
+from tests.serve.server_process import ServerProcess, serve
+from trimtab_server.config import Config, Server
+from trimtab_server.rpc import listeners
+from trimtab_server.rpc.health import Health
+
+CHECK = "/grpc.health.v1.Health/Check"
+ACKNOWLEDGED = 1
+CANCEL = (8).to_bytes(4, "big")
+
+
+@pytest.fixture(scope="module")
+def flooded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with serve(known.bundle().parent.parent, tmp_path_factory.mktemp("floods")) as running:
+        with trimtab.Client(running.url, timeout=100) as client:
+            client.embed(["w1"])
+        yield running
+
+
+@contextlib.contextmanager
+def costing_less_than(megabytes: float, server: ServerProcess) -> Iterator[None]:
+    """What happens here costs the server less memory than this at any time, and others are answered."""
+    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # the peak is counted from now on
+    before = resident(server, "VmRSS")
+    yield
+    with trimtab.Client(server.url, timeout=100) as client:
+        assert client.embed(["w1"]).shape == (1, known.WIDTH)
+    assert resident(server, "VmHWM") - before < megabytes
+
+
+def resident(server: ServerProcess, which: str) -> float:
+    """Megabytes, now (VmRSS) or at most (VmHWM)."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith(which))
+
+
+@pytest.mark.parametrize(
+    ("path", "algorithm"),
+    [
+        (CHECK, grpc.Compression.Gzip),
+        (CHECK, grpc.Compression.Deflate),
+        (attacks.EMBED, grpc.Compression.Gzip),
+        (attacks.STREAM, grpc.Compression.Gzip),
+        (attacks.INFER, grpc.Compression.Gzip),
+    ],
+)
+def test_a_compressed_message_is_refused_before_it_is_inflated(
+    flooded: ServerProcess, path: str, algorithm: grpc.Compression
+) -> None:
+    said = len(flooded.log)
+    with (
+        costing_less_than(32, flooded),
+        grpc.insecure_channel(flooded.url, [("grpc.max_send_message_length", -1)]) as channel,
+    ):
+        call: Any = channel.unary_unary(path)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(bytes(64 << 20), timeout=60, compression=algorithm)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "without compression" in str(caught.value.details())
+    assert not flooded.log[said:]  # a line for each would fill the disk
+
+
+@pytest.mark.parametrize("path", [CHECK, "/no/such", attacks.EMBED])
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_calls_by_the_thousand_on_one_connection(
+    flooded: ServerProcess, path: str, reset: bool, acknowledged: bool
+) -> None:
+    """max_calls_per_connection: what is more is refused before it becomes a call."""
+    head = attacks.headers(path)
+    begin = PREFACE + frame(SETTINGS, 0, 0) + (frame(SETTINGS, ACKNOWLEDGED, 0) if acknowledged else b"")
+    with costing_less_than(32, flooded):
+        with socket.create_connection(("127.0.0.1", int(flooded.url.rpartition(":")[2])), 30) as connection:
+            connection.sendall(begin)
+            for first in range(1, 40_000, 200):
+                calls = (
+                    frame(HEADERS, END_HEADERS | END_STREAM, number, head)
+                    + (frame(RST, 0, number, CANCEL) if reset else b"")
+                    for number in range(first, first + 200, 2)
+                )
+                with contextlib.suppress(TimeoutError):  # once too many are refused, the server reads no more
+                    connection.settimeout(1)
+                    connection.sendall(b"".join(calls))
+
+
+@contextlib.asynccontextmanager
+async def listening(config: Server) -> AsyncIterator[int]:
+    """A port for clients, which serves nothing but health."""
+    server = listeners.make(Config(server=config), [])
+    health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
+    port = listeners.bind(server, "127.0.0.1:0", None)
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(0)
+
+
+async def until_closed(reader: asyncio.StreamReader) -> None:
+    async with asyncio.timeout(60):
+        with contextlib.suppress(ConnectionResetError):
+            while await reader.read(1 << 16):
+                pass
+
+
+async def test_a_client_that_is_gone_without_a_word_is_forgotten() -> None:
+    """keepalive_seconds: no call is on the connection, and nobody answers the server's ping."""
+    async with listening(Server(keepalive_seconds=0.2, max_idle_seconds=0)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGED, 0))
+        await until_closed(reader)
+        writer.close()
+
+
+async def test_a_connection_without_calls_is_closed() -> None:
+    """max_idle_seconds; its client connects again when it calls."""
+    async with listening(Server(max_idle_seconds=0.2)) as port:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await channel.channel_ready()
+            async with asyncio.timeout(60):
+                await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            assert await stub.Check(health_pb2.HealthCheckRequest(), timeout=60)
+
+
+async def test_a_client_without_calls_may_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as one with calls: gRPC's own rule for it is once in two hours."""
+    monkeypatch.setattr(listeners, "PING_SECONDS", 0)
+    async with listening(Server()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGED, 0))
+        answered = 0
+        async with asyncio.timeout(60):
+            for number in range(10):
+                writer.write(frame(PING, 0, 0, number.to_bytes(8, "big")))
+                while True:
+                    head = await reader.readexactly(9)
+                    content = await reader.readexactly(int.from_bytes(head[:3], "big"))
+                    assert head[3] != GOAWAY, content
+                    if head[3] == PING and head[4] & ACKNOWLEDGED:
+                        assert int.from_bytes(content, "big") == number
+                        answered += 1
+                        break
+        assert answered == 10
+        writer.close()
