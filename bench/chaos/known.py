@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.encoders import exported
 from bench.processes import PYTHON, ROOT
 
 FOLDER = ROOT / "bench" / ".data" / "chaos"
@@ -59,7 +60,7 @@ def vectors(numbers: Sequence[int]) -> NDArray[np.float32]:
 def bundle() -> Path:
     """The encoder's bundle; exported where it is not there yet."""
     folder = FOLDER / "models" / NAME / "1"
-    if not folder.exists():
+    if not exported(folder):
         source = FOLDER / "source"
         shutil.rmtree(source, ignore_errors=True)
         source.mkdir(parents=True)
