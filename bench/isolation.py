@@ -22,6 +22,7 @@ import trimtab
 from bench import data, processes
 from bench.report import append
 from trimtab import bundle as bundles
+from trimtab.inputs import TokenTypes
 from trimtab_server.devices.session import OrtSession
 from trimtab_server.encoders.encoder import model_of
 
@@ -84,7 +85,7 @@ def child_of(pid: int) -> int:
 def open_seconds(repository: Path) -> float:
     """What opening the repository's sessions takes, one after another."""
     found = [bundles.read(path) for *_, path in bundles.versions(repository)]
-    models = [model_of(bundle, bundle.manifest.variants[0]) for bundle in found]
+    models = [model_of(bundle, bundle.manifest.variants[0], TokenTypes()) for bundle in found]
     times = []
     for _ in range(5):
         begun = time.perf_counter()

@@ -10,44 +10,13 @@
 `AsyncClient` is the same for asyncio. Every error is a TrimtabError; arrays are NumPy's.
 """
 
-from trimtab.adapter import Calibrator, Endpoint
-from trimtab.aio import AsyncClient
-from trimtab.aio_stream import AsyncEmbeddingStream
-from trimtab.bundle import Fidelity
-from trimtab.client import Client
-from trimtab.errors import (
-    AdapterError,
-    BundleError,
-    Cancelled,
-    ConfigError,
-    DeadlineExceeded,
-    ExportError,
-    FailedPrecondition,
-    InternalError,
-    InvalidArgument,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    TrimtabError,
-    Unauthenticated,
-    Unavailable,
-    Unimplemented,
-)
-from trimtab.half_migrated import AsyncHalfMigrated, HalfMigrated
-from trimtab.stream import EmbeddingStream
-from trimtab.types import (
-    Adapter,
-    Embeddings,
-    EmbedOptions,
-    Encoder,
-    Limits,
-    Priority,
-    Role,
-    StageTimes,
-    Truncate,
-    Variant,
-)
-from trimtab.vectors import Dtype
+# ruff: noqa: F405 (the names come from trimtab.public)
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.public import *  # noqa: F403
 
 __all__ = [
     "Adapter",
@@ -87,3 +56,15 @@ __all__ = [
     "Unimplemented",
     "Variant",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """A public name, imported at first use: a device's own process needs modules of ours, and no gRPC."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module("trimtab.public"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

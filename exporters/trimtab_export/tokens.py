@@ -8,7 +8,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from trimtab.errors import ExportError
+from trimtab import inputs, tokens
+from trimtab.errors import BundleError, ExportError
 from trimtab_export.source import Tokenizer
 
 
@@ -77,28 +78,23 @@ def plain(content: str, pad_id: int) -> Tokenizer:
 
 
 class Batcher:
-    """Makes padded batches of ids as the server does: prompt and text in one string, cut at the end."""
+    """Makes padded batches by the server's own code: prompt and text in one string, cut at the end.
+
+    Raises ExportError where the server could not read this tokenizer.
+    """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
-        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.json)
-        self._tokenizer.enable_truncation(max_tokens)
+        try:
+            self._tokenizer = tokens.Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), max_tokens)
+        except BundleError as error:
+            raise ExportError(str(error)) from None
         self._pad_id = tokenizer.pad_id
 
     def count(self, text: str) -> int:
         """How many tokens are read of a text."""
-        return len(self._tokenizer.encode(text).ids)
+        return len(self._tokenizer.read([text], "end")[0].ids)
 
     def __call__(self, texts: Sequence[str], prompt: str = "") -> dict[str, NDArray[np.int64]]:
         """input_ids, attention_mask and token_type_ids of the texts, int64 (n, the longest one's tokens)."""
-        rows = self._tokenizer.encode_batch([prompt + text for text in texts])
-        shape = len(rows), max(len(row.ids) for row in rows)
-        batch = {
-            "input_ids": np.full(shape, self._pad_id, dtype=np.int64),
-            "attention_mask": np.zeros(shape, dtype=np.int64),
-            "token_type_ids": np.zeros(shape, dtype=np.int64),
-        }
-        for number, row in enumerate(rows):
-            batch["input_ids"][number, : len(row.ids)] = row.ids
-            batch["attention_mask"][number, : len(row.ids)] = 1
-            batch["token_type_ids"][number, : len(row.ids)] = row.type_ids
-        return batch
+        read = self._tokenizer.read([prompt + text for text in texts], "end")
+        return inputs.feeds([each.ids for each in read], self._pad_id, self._tokenizer.types)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
+from trimtab.types import Truncate
 from trimtab.vectors import Dtype
 from trimtab_server import outputs
 from trimtab_server.admission.admission import Admission
@@ -21,7 +22,7 @@ from trimtab_server.observing.metrics import Metrics
 from trimtab_server.outputs import Output
 from trimtab_server.spaces.adapters import Route, Vectors
 from trimtab_server.spaces.applying import Applier
-from trimtab_server.tokenization import Tokenization, Truncate
+from trimtab_server.tokenization import Tokenization
 
 Role = Literal["query", "passage"]
 

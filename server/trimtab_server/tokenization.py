@@ -7,16 +7,11 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import tokenizers
-
-from trimtab.errors import BundleError, InternalError, InvalidArgument
+from trimtab.errors import InternalError, InvalidArgument
+from trimtab.tokens import Tokenizer, Tokens
+from trimtab.types import Truncate
 from trimtab_server.batching.batch import Ids
-
-Truncate = Literal["end", "start", "none"]
 
 # Parallelism comes from the threads of this module, as many as configured; the library's own would take
 # every core.
@@ -30,64 +25,6 @@ INLINE_CHARACTERS = 256
 STOP_SECONDS = 1.0
 # Jobs that a thread takes at once, where they are small.
 JOBS_AT_ONCE = 16
-# Of a long text only so many characters a token are read at first, and more where they were not enough.
-CHARACTERS_A_TOKEN = 16
-# Tokens near a cut may be others than in the whole text: that many more have to be there.
-MARGIN = 16
-
-
-class Tokenizer:
-    """A bundle's tokenizer, with its own truncation, so that a text that is too long is known as such.
-
-    Raises BundleError where the tokenizer gives no token for an empty text: there would be no vector.
-    """
-
-    def __init__(self, path: Path, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        if not self._tokenizer.encode("").ids:
-            raise BundleError(
-                f"{path} gives no token for an empty text: it lacks the encoder's special tokens"
-            )
-        # How many special tokens stand before and after a text: they survive truncation.
-        mask = self._tokenizer.encode("a").special_tokens_mask
-        self._head = next((i for i, special in enumerate(mask) if not special), len(mask))
-        self._tail = next((i for i, special in enumerate(reversed(mask)) if not special), 0)
-
-    def encode(self, texts: Sequence[str], how: Truncate) -> list[list[int]]:
-        """The ids of each text, special tokens included, at least as far as `how` will keep them.
-
-        Of a text of a megabyte the first pages are tokenised (the last ones for "start"), and the rest
-        only where those are not enough. Releases the GIL.
-        """
-        return self._encode(texts, how, CHARACTERS_A_TOKEN * self.max_tokens)
-
-    def _encode(self, texts: Sequence[str], how: Truncate, characters: int) -> list[list[int]]:
-        parts = [text[-characters:] if how == "start" else text[:characters] for text in texts]
-        if len(parts) == 1:
-            encoded = [self._tokenizer.encode(parts[0]).ids]
-        else:
-            encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(parts)]
-        for row, text in enumerate(texts):
-            if len(text) > characters and len(encoded[row]) < self.max_tokens + MARGIN:
-                encoded[row] = self._encode([text], how, 4 * characters)[0]
-        return encoded
-
-    def truncate(self, ids: list[int], how: Truncate, row: int) -> Ids:
-        """Cut ids to `max_tokens`; InvalidArgument names the text `row` where `how` is "none"."""
-        if len(ids) > self.max_tokens:
-            if how == "none":
-                raise InvalidArgument(
-                    f"texts[{row}] has {len(ids)} tokens or more, this encoder reads {self.max_tokens}: "
-                    "shorten it, or let it be cut with truncate=END or START"
-                )
-            body = ids[self._head : len(ids) - self._tail]
-            room = self.max_tokens - self._head - self._tail
-            kept = body[:room] if how == "end" else body[len(body) - room :]
-            ids = ids[: self._head] + kept + ids[len(ids) - self._tail :]
-        return np.array(ids, np.int32)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -95,7 +32,7 @@ class _Job:
     tokenizer: Tokenizer
     texts: Sequence[str]
     how: Truncate
-    future: asyncio.Future[list[list[int]]]
+    future: asyncio.Future[list[Tokens]]
 
     @property
     def characters(self) -> int:
@@ -164,18 +101,18 @@ class Tokenization:
         """
         if len(texts) == 1 and len(texts[0]) <= INLINE_CHARACTERS:
             try:
-                ids = tokenizer.encode(texts, how)[0]
+                read = tokenizer.read(texts, how)
             except BaseException as error:  # as on the threads below
                 raise _failure(error) from error
-            return [tokenizer.truncate(ids, how, 0)]
+            return _fitting(read, tokenizer, how)
         jobs = [_Job(tokenizer, part, how, self._loop.create_future()) for part in _parts(texts)]
         self._jobs.put(flow, jobs)
         try:
-            encoded = [ids for job in jobs for ids in await job.future]
+            read = [tokens for job in jobs for tokens in await job.future]
         finally:
             for job in jobs:
                 job.future.cancel()
-        return [tokenizer.truncate(ids, how, row) for row, ids in enumerate(encoded)]
+        return _fitting(read, tokenizer, how)
 
     @property
     def waiting(self) -> int:
@@ -197,14 +134,26 @@ class Tokenization:
 
     def _encode(self, tokenizer: Tokenizer, how: Truncate, jobs: list[_Job]) -> None:
         try:
-            encoded = iter(tokenizer.encode([text for job in jobs for text in job.texts], how))
-            results: list[list[list[int]]] = [[next(encoded) for _ in job.texts] for job in jobs]
+            read = iter(tokenizer.read([text for job in jobs for text in job.texts], how))
+            results = [[next(read) for _ in job.texts] for job in jobs]
         except (
             BaseException
         ) as error:  # a panic of the library's is no Exception, and must not end the thread
             self._loop.call_soon_threadsafe(_fail, jobs, error)
         else:
             self._loop.call_soon_threadsafe(_deliver, jobs, results)
+
+
+def _fitting(read: Sequence[Tokens], tokenizer: Tokenizer, how: Truncate) -> list[Ids]:
+    """The ids; InvalidArgument names the first text that is too long, where none may be cut."""
+    if how == "none":
+        for row, tokens in enumerate(read):
+            if tokens.count > tokenizer.max_tokens:
+                raise InvalidArgument(
+                    f"texts[{row}] has {tokens.count} tokens, this encoder reads {tokenizer.max_tokens}: "
+                    "shorten it, or let it be cut with truncate=END or START"
+                )
+    return [tokens.ids for tokens in read]
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -218,7 +167,7 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     yield texts[start:]
 
 
-def _deliver(jobs: list[_Job], results: list[list[list[int]]]) -> None:
+def _deliver(jobs: list[_Job], results: list[list[Tokens]]) -> None:
     for job, result in zip(jobs, results, strict=True):
         if not job.future.done():
             job.future.set_result(result)

@@ -4,6 +4,8 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import trimtab
 
 
@@ -87,3 +89,26 @@ def test_the_import_brings_only_what_the_base_requires() -> None:
     siblings = {"typing_extensions", "grpc_health", "grpc_reflection", "grpc_tools", "grpc_status"}
     loaded = {name for name in done.stdout.split() if "cython" not in name}
     assert loaded - siblings <= packages
+
+
+def test_a_module_alone_brings_no_more_than_it_needs() -> None:
+    """A device's own process reads these, and shall not hold gRPC."""
+    script = (
+        "import sys, trimtab.inputs; assert not {'grpc', 'tokenizers', 'trimtab.public'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("first", ["adapter", "bundle", "client", "public", "tokens", "types"])
+def test_any_module_may_be_imported_first(first: str) -> None:
+    script = (
+        f"import trimtab.{first}, trimtab; assert set(trimtab.__all__) <= set(dir(trimtab)); trimtab.Client"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    script = f"from trimtab import {first}, AsyncClient; from trimtab import *; Client"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_is_not_there_is_told_as_usual() -> None:
+    with pytest.raises(AttributeError, match="module 'trimtab' has no attribute 'Nothing'"):
+        trimtab.Nothing  # noqa: B018

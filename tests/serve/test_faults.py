@@ -105,7 +105,7 @@ async def test_vectors_that_are_no_numbers_or_of_another_shape(minilm_repository
 
 async def test_thousands_of_calls_each_get_their_own_vectors(minilm_repository: Path) -> None:
     """10,000 calls at once on a connection, some cancelled, some poisoned: each answer is its own text's."""
-    from trimtab_server.tokenization import Tokenizer
+    from trimtab.tokens import Tokenizer
 
     tokenizer = Tokenizer(minilm_repository / "all-minilm-l6-v2/1/tokenizer.json", 256)
     async with running(minilm_repository, max_tokens_in_flight=1 << 24) as app:
@@ -130,7 +130,7 @@ async def test_thousands_of_calls_each_get_their_own_vectors(minilm_repository: 
                     assert error.code() is grpc.StatusCode.INTERNAL
                     return "failed"
                 got = np.frombuffer(response.embeddings[0].vectors.data, "<f4").reshape(len(texts), 384)
-                expected = [fingerprint(np.array(ids, np.int32)) for ids in tokenizer.encode(texts, "end")]
+                expected = [fingerprint(read.ids) for read in tokenizer.read(texts, "end")]
                 np.testing.assert_array_equal(got, np.stack(expected))
                 return "answered"
 

@@ -18,6 +18,7 @@ from trimtab import variants
 from trimtab.adapter import Interval
 from trimtab.bundle import Manifest
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
+from trimtab.inputs import TokenTypes
 from trimtab_server import config
 from trimtab_server.encoders import brownout
 from trimtab_server.encoders.brownout import Brownout
@@ -175,7 +176,7 @@ def test_of_several_variants_of_a_depth_the_narrowest_that_is_enough(tmp_path: P
     loaded = {}
     for variant in whole.variants:
         manifest = variants.alone(whole, variant)
-        loaded[variant.name] = Encoder(manifest, None, model_of(bundle, variant), own(manifest))  # type: ignore[arg-type]
+        loaded[variant.name] = Encoder(manifest, None, model_of(bundle, variant, TokenTypes()), own(manifest))  # type: ignore[arg-type]
     first = loaded.pop("fp32")
     encoder = Encoder(whole, first.tokenizer, first.model, own(whole), loaded)
     names = {

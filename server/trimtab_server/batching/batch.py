@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.inputs import TokenTypes
+
 Ids = NDArray[np.int32]
 Priority = Literal["interactive", "bulk"]
 
@@ -25,6 +27,7 @@ class Model:
     dimensions: int
     max_tokens: int
     pad_id: int
+    types: TokenTypes = field(default_factory=TokenTypes)
     precision: str = "fp32"  # a bundle.Precision; that module brings gRPC into a device's own process
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from trimtab.inputs import feeds
 from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.devices import runtime
 
@@ -85,14 +86,8 @@ class OrtSession:
         _check_signature(model, self._session)
 
     def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        tokens = np.full(mask.shape, self.model.pad_id, np.int64)
-        tokens[mask] = np.concatenate(ids)
-        feeds = {"input_ids": tokens, "attention_mask": mask.astype(np.int64)}
-        if "token_type_ids" in self.model.inputs:
-            feeds["token_type_ids"] = np.zeros_like(tokens)
-        return checked(runtime.run(self._session, [OUTPUT], feeds)[0], (len(ids), self.model.dimensions))
+        made = feeds(ids, self.model.pad_id, self.model.types, self.model.inputs)
+        return checked(runtime.run(self._session, [OUTPUT], made)[0], (len(ids), self.model.dimensions))
 
 
 def checked(result: object, shape: tuple[int, int]) -> NDArray[np.float32]:

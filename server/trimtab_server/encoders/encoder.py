@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from trimtab import variants
 from trimtab.bundle import Bundle, Manifest, Variant
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
+from trimtab.inputs import TokenTypes
+from trimtab.tokens import Tokenizer
 from trimtab_server.batching.batch import Model
 from trimtab_server.encoders.brownout import Brownout
 from trimtab_server.encoders.hubs import PassageGuard
 from trimtab_server.spaces.adapters import Route
-from trimtab_server.tokenization import Tokenizer
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -92,8 +93,11 @@ class Encoder:
         return ", ".join(f"{name} ({depth} layers)" if depth else name for name, depth in depths)
 
 
-def model_of(bundle: Bundle, variant: Variant, *, with_states: bool = False) -> Model:
-    """The graph of a variant, or what gives its inner states, too, as devices load it."""
+def model_of(bundle: Bundle, variant: Variant, types: TokenTypes, *, with_states: bool = False) -> Model:
+    """The graph of a variant, or what gives its inner states, too, as devices load it.
+
+    `types` are those that the bundle's tokenizer gives.
+    """
     manifest, states = variants.alone(bundle.manifest, variant), variant.states if with_states else None
     graph = states.file if states else variant.files[0]
     return Model(
@@ -107,6 +111,7 @@ def model_of(bundle: Bundle, variant: Variant, *, with_states: bool = False) -> 
         dimensions=manifest.dimensions + (states.width if states else 0),
         max_tokens=manifest.max_tokens,
         pad_id=manifest.pad_id,
+        types=types,
         precision=variant.precision,
     )
 

@@ -14,6 +14,7 @@ from trimtab import variants
 from trimtab.bundle import Bundle
 from trimtab.errors import BundleError
 from trimtab.signatures import Signers
+from trimtab.tokens import Tokenizer
 from trimtab_server import config, limited
 from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.batching.engine import Engine
@@ -22,7 +23,6 @@ from trimtab_server.encoders.brownout import Brownout
 from trimtab_server.encoders.encoder import Encoder, model_of, others
 from trimtab_server.encoders.hubs import PassageGuard
 from trimtab_server.spaces.adapters import Adapters, Vectors, own
-from trimtab_server.tokenization import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,11 @@ class Opener:
         beside = others(manifest, settings.wanted)
         if settings.brownout is not None:
             brownout.way(settings.brownout, manifest, self._adapters.of(name))
-        first = model_of(bundle, manifest.variants[0], with_states=self._adapters.wants_states(manifest))
-        models = [first, *(model_of(bundle, variant) for variant in beside)]
         file = bundle.file(manifest.tokenizer)
         tokenizer = await self._step(f"loading {file}", partial(Tokenizer, file, manifest.max_tokens))
+        with_states = self._adapters.wants_states(manifest)
+        first = model_of(bundle, manifest.variants[0], tokenizer.types, with_states=with_states)
+        models = [first, *(model_of(bundle, variant, tokenizer.types) for variant in beside)]
         tokenized = time.monotonic()
         await self._load_models(models)
         warm = time.monotonic()
@@ -114,8 +115,8 @@ class Opener:
     async def change_states(self, before: Encoder, path: Path) -> Encoder:
         """The same encoder by the graph with or without inner states, whichever its adapters want now."""
         bundle = await self._step(f"reading {path}", partial(self._read, path))
-        first = bundle.manifest.variants[0]
-        model = model_of(bundle, first, with_states=self._adapters.wants_states(bundle.manifest))
+        first, with_states = bundle.manifest.variants[0], self._adapters.wants_states(bundle.manifest)
+        model = model_of(bundle, first, before.tokenizer.types, with_states=with_states)
         await self._engine.load(model)
         return replace(before, model=model)
 
@@ -129,8 +130,7 @@ class Opener:
     ) -> PassageGuard:
         async def embed(texts: list[str]) -> Vectors:
             def tokenize() -> list[Ids]:
-                encoded = tokenizer.encode(texts, "end")
-                return [tokenizer.truncate(ids, "end", row) for row, ids in enumerate(encoded)]
+                return [tokens.ids for tokens in tokenizer.read(texts, "end")]
 
             ids = await asyncio.to_thread(tokenize)
             computed = await self._engine.compute(model, ids, None, priority="bulk")

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from trimtab.errors import TrimtabError
+from trimtab.types import Truncate
 from trimtab_server.batching.engine import Engine
 from trimtab_server.encoders.comparing import Comparison
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.encoders.repository import Repository
 from trimtab_server.observing.families import SECONDS
 from trimtab_server.pipeline import EmbedRequest
-from trimtab_server.tokenization import Tokenization, Truncate
+from trimtab_server.tokenization import Tokenization
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from trimtab.errors import InvalidArgument
+from trimtab.types import Truncate
 from trimtab.vectors import DTYPES, STORAGE, check_dtype
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Role, check_count
-from trimtab_server.tokenization import Truncate
 
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
 DIGITS = 18  # of a whole number that comes as a string

@@ -7,6 +7,7 @@ from typing import TypeVar
 from trimtab import variants, vectors
 from trimtab.bundle import Fidelity, Interval
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
+from trimtab.types import Truncate
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.batching.batch import Priority
@@ -20,7 +21,6 @@ from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
 from trimtab_server.spaces.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 from trimtab_server.spaces.routes import refusal
-from trimtab_server.tokenization import Truncate
 
 PROTOCOL = "trimtab.v1"
 Choice = TypeVar("Choice")

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import InvalidArgument
+from trimtab.types import Truncate
 from trimtab_server import outputs
 from trimtab_server.batching.batch import Priority
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.pipeline import Pipeline, Times
-from trimtab_server.tokenization import Truncate
 
 # By this name the metrics know it, beside the protocols of embedding.
 PROTOCOL = "rescore"

@@ -1,0 +1,144 @@
+"""Text to the token ids that an encoder reads, by its bundle's tokenizer, for the server and the exporter.
+
+Needs the package `tokenizers`, which the client alone does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import models
+
+from trimtab.errors import BundleError
+from trimtab.inputs import TokenTypes
+from trimtab.types import Truncate
+
+# Texts that the template is tried with, when a tokenizer is loaded.
+_TRIALS = (
+    "",
+    "a",
+    "the quick brown fox, and 12 more of them",
+    "Größe, élan & señor",
+    "如何恢复已删除的文件",
+    "Как восстановить файл",
+    "كيف أستعيد ملفا",
+    "फ़ाइल कैसे वापस लाएँ",
+    "ok 👩‍👩‍👧 \u200d\n\t...",
+)
+# How many tokens of a text are left where the trials are cut.
+_TRIAL_ROOM = 3
+# Stands for a text's only token: no vocabulary reaches that far.
+_TEXT = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What is read of a text: int32 ids, special tokens included, and how many tokens the whole of it has."""
+
+    ids: NDArray[np.int32]
+    count: int
+
+
+class Tokenizer:
+    """A bundle's tokenizer, which cuts what is too long as the `tokenizers` library itself does.
+
+    `source` is the file, or its content as a `tokenizers.Tokenizer`, whose truncation and padding are
+    switched off. Raises BundleError where it cannot be read, gives no token for an empty text (there would be
+    no vector), adds more than `max_tokens` leave room for, or treats special tokens in a way of its own.
+    """
+
+    def __init__(self, source: Path | tokenizers.Tokenizer, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self._name = str(source) if isinstance(source, Path) else "the tokenizer"
+        self._tokenizer = _read(source) if isinstance(source, Path) else source
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._head, self._tail, self.types = self._template()
+        if not self._tokenizer.encode("").ids:
+            raise BundleError(
+                f"{self._name} gives no token for an empty text: it lacks the encoder's special tokens"
+            )
+        if self.special_tokens >= max_tokens:
+            raise BundleError(
+                f"{self._name} adds {self.special_tokens} special tokens to a text, and the encoder reads "
+                f"{max_tokens} tokens altogether: nothing of a text is left. Export it with more max_tokens"
+            )
+        self._try()
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens stand before and after each text."""
+        return len(self._head) + len(self._tail)
+
+    def read(self, texts: Sequence[str], how: Truncate) -> list[Tokens]:
+        """The ids of each text, at most `max_tokens`: its first ones ("end", "none"), or its last ("start").
+
+        The whole of each text is tokenised, since what stands behind a cut may change the tokens before it.
+        Releases the GIL, but for some 50 ns a token.
+        """
+        # Not `encode`, which holds the GIL throughout, and counts offsets that nobody needs.
+        rows = self._tokenizer.encode_batch_fast(texts)
+        return [self._cut(row.ids, self.max_tokens, how) for row in rows]
+
+    def _cut(self, ids: list[int], most: int, how: Truncate) -> Tokens:
+        count = len(ids)
+        if count > most:
+            head, tail = len(self._head), len(self._tail)
+            room = most - head - tail
+            start = head if how != "start" else count - tail - room
+            ids = ids[:head] + ids[start : start + room] + ids[count - tail :]
+        return Tokens(np.array(ids, np.int32), count)
+
+    def _template(self) -> tuple[tuple[int, ...], tuple[int, ...], TokenTypes]:
+        """The special tokens before and after a text, and all token types.
+
+        The template is shown a text of one token that no text can have: any other probe may have no token in
+        this vocabulary.
+        """
+        bare = tokenizers.Tokenizer(models.WordLevel({"text": _TEXT}, "text"))
+        if self._tokenizer.post_processor is not None:
+            bare.post_processor = self._tokenizer.post_processor
+        shown: Any = bare.encode("text")
+        ids, types = shown.ids, shown.type_ids
+        if ids.count(_TEXT) != 1:
+            raise BundleError(
+                f"{self._name} puts a text {ids.count(_TEXT)} times into what the encoder reads: its "
+                "post-processor must hold the text, $A, once"
+            )
+        at = ids.index(_TEXT)
+        after = at + 1
+        return (
+            tuple(ids[:at]),
+            tuple(ids[after:]),
+            TokenTypes(tuple(types[:at]), types[at], tuple(types[after:])),
+        )
+
+    def _try(self) -> None:
+        """Compare what is cut here with the library's own truncation, on a few texts."""
+        most = self.special_tokens + _TRIAL_ROOM
+        whole = self._tokenizer.encode_batch_fast(_TRIALS)
+        hows: tuple[Truncate, ...] = ("end", "start")
+        for how in hows:
+            self._tokenizer.enable_truncation(most, direction="right" if how == "end" else "left")
+            cut = self._tokenizer.encode_batch_fast(_TRIALS)
+            self._tokenizer.no_truncation()
+            for text, one, other in zip(_TRIALS, whole, cut, strict=True):
+                ours = self._cut(one.ids, most, how)
+                lengths = np.array([len(ours.ids)])
+                types = self.types.rows(lengths, len(ours.ids))[0]
+                if ours.ids.tolist() != other.ids or types.tolist() != other.type_ids:
+                    raise BundleError(
+                        f"{self._name} gives other tokens or token types for {text!r} than its template "
+                        "says: its post-processor cannot be served"
+                    )
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other type
+        raise BundleError(f"{path} cannot be read as a tokenizer: {error}") from None
