@@ -5,6 +5,7 @@ Each gives seeds, from which the fuzzer begins, and says which errors are right 
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,22 @@ from trimtab import errors
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A function to fuzz, and inputs to begin with."""
+    """A function to fuzz, and inputs to begin with, of which the first `right` ones must not be refused."""
 
     run: Callable[[bytes], None]
     seeds: Sequence[bytes]
+    right: int = 0
+
+
+class Refusing(contextlib.suppress):
+    """Errors that are right answers to wrong input. They are counted: to right input they are wrong ones."""
+
+    count = 0
+
+    def __exit__(self, *raised: Any) -> bool:
+        refused = bool(super().__exit__(*raised))
+        Refusing.count += refused
+        return refused
 
 
 def config(folder: Path) -> Target:
@@ -31,7 +44,7 @@ def config(folder: Path) -> Target:
 
     def run(data: bytes) -> None:
         path.write_bytes(data[1:])
-        with contextlib.suppress(errors.TrimtabError):
+        with Refusing(errors.TrimtabError):
             match data[:1]:
                 case b"k":
                     auth.Authenticator(configs.Auth(keys=path))
@@ -46,7 +59,8 @@ def config(folder: Path) -> Target:
 
     documented = (ROOT / "docs" / "configuration.md").read_text().split("```toml\n")
     seeds = [b"c" + part.partition("```")[0].encode() for part in documented[1:]]
-    return Target(run, [*seeds, b"k" + keys.encode(), b"r" + wanted.encode()])
+    seeds += [b"k" + keys.encode(), b"r" + wanted.encode()]
+    return Target(run, seeds, right=len(seeds))
 
 
 def manifest(folder: Path) -> Target:
@@ -55,19 +69,16 @@ def manifest(folder: Path) -> Target:
     from trimtab import bundle
 
     source, copy = known.bundle(), folder / "bundle"
-    copy.mkdir()
-    for entry in source.iterdir():
-        (copy / entry.name).symlink_to(entry)
-    (copy / "manifest.json").unlink()
+    shutil.copytree(source, copy)
 
     def run(data: bytes) -> None:
         (copy / "manifest.json").write_bytes(data)
-        with contextlib.suppress(errors.TrimtabError):
+        with Refusing(errors.TrimtabError):
             read = bundle.read(copy, verify=False)
             for file in bundle.files(read.manifest):
-                assert read.file(file).resolve().is_relative_to(source.resolve()), "out of the bundle"
+                assert read.file(file).resolve().is_relative_to(copy.resolve()), "out of the bundle"
 
-    return Target(run, [(source / "manifest.json").read_bytes()])
+    return Target(run, [(source / "manifest.json").read_bytes()], right=1)
 
 
 def adapter(folder: Path) -> Target:
@@ -86,7 +97,7 @@ def adapter(folder: Path) -> Target:
             (copy / "queries.npy").write_bytes(data)
             data = seed
         (copy / "adapter.json").write_bytes(data)
-        with contextlib.suppress(errors.TrimtabError):
+        with Refusing(errors.TrimtabError):
             read = adapters.read(copy, verify=False)
             for file in adapters.files(read.manifest):
                 assert read.file(file).resolve().is_relative_to(copy.resolve()), "out of the adapter"
@@ -97,6 +108,7 @@ def adapter(folder: Path) -> Target:
     file = {"path": "adapter.onnx", "sha256": "0" * 64, "size": 5}
     size = (copy / "queries.npy").stat().st_size
     interval = {"value": 1.0, "low": 1.0, "high": 1.0}
+    quality = dict.fromkeys(("recall_1", "recall_10", "recall_100", "ndcg_10"), 1.0)
     point = {"encoder": "a", "version": 1, "space": "0" * 16, "dimensions": 4}
     written = {
         "name": "a", "created": "", "source": point, "target": point | {"space": "1" * 16},
@@ -108,7 +120,8 @@ def adapter(folder: Path) -> Target:
             "truth": "pairs", "counts": dict.fromkeys(
                 ("fit_texts", "fit_queries", "select_queries", "test_queries", "documents"), 1
             ),
-            "arms": {}, "against_old": interval, "against_reindexed": interval,
+            "arms": dict.fromkeys(("old_on_old", "naive", "adapted", "cascade", "reindexed"), quality),
+            "against_old": interval, "against_reindexed": interval,
             "cascade_against_reindexed": interval, "cascade_depth": 1, "rungs": [], "checks": [],
             "microseconds_alone": 1.0, "microseconds_batched": 1.0, "machine": "",
         },
@@ -118,7 +131,7 @@ def adapter(folder: Path) -> Target:
         },
     }  # fmt: skip
     seed = json.dumps(written).encode()
-    return Target(run, [seed, (copy / "queries.npy").read_bytes()])
+    return Target(run, [seed, (copy / "queries.npy").read_bytes()], right=2)
 
 
 def tokens(folder: Path) -> Target:
@@ -178,7 +191,7 @@ def addresses(folder: Path) -> Target:
     def run(data: bytes) -> None:
         text = data.decode("utf-8", "replace")
         for parse in (address.parse, channel.check_target, configs.split_address):
-            with contextlib.suppress(errors.TrimtabError):
+            with Refusing(errors.TrimtabError):
                 parse(text)
         url = f"postgresql://u:hunter2secret@{text}"
         try:
@@ -212,15 +225,15 @@ def signatures(folder: Path) -> Target:
     def run(data: bytes) -> None:
         if data[:1] == b"p":
             other.write_bytes(data[1:])
-            with contextlib.suppress(errors.ConfigError):
+            with Refusing(errors.ConfigError):
                 Signers(other)
             return
         (signed / "manifest.json.sig").write_bytes(data[1:])
-        with contextlib.suppress(errors.BundleError):
+        with Refusing(errors.BundleError):
             signers.check(bundle.BUNDLE, signed, manifest)
             raise AssertionError("a signature was believed that nobody made")
 
-    return Target(run, [b"p" + pem, b"s" + b"A" * 86 + b"==\n"])
+    return Target(run, [b"p" + pem, b"s" + b"A" * 86 + b"==\n"], right=1)
 
 
 def credentials(folder: Path) -> Target:
@@ -241,7 +254,7 @@ def credentials(folder: Path) -> Target:
     authenticator = Authenticator(Auth(keys=keys, jwt=tokens))
 
     def run(data: bytes) -> None:
-        with contextlib.suppress(errors.Unauthenticated):
+        with Refusing(errors.Unauthenticated):
             authenticator.identify([("authorization", data.decode("latin-1"))])
             raise AssertionError("somebody was let in")
 
@@ -258,7 +271,7 @@ def answers(folder: Path) -> Target:
     from trimtab.v1 import encoder_pb2 as pb
 
     def run(data: bytes) -> None:
-        with contextlib.suppress(errors.TrimtabError):
+        with Refusing(errors.TrimtabError):
             match data[:1]:
                 case b"e":
                     responses.describe(_parsed(pb.Encoder, data[1:]))
@@ -277,7 +290,7 @@ def answers(folder: Path) -> Target:
         name="a", version="1", space="s", dimensions=8, dtypes=[pb.DATA_TYPE_FLOAT32, pb.DATA_TYPE_INT8]
     )
     made = {b"r": embedded, b"a": mapped, b"e": encoder}
-    return Target(run, [kind + each.SerializeToString() for kind, each in made.items()])
+    return Target(run, [kind + each.SerializeToString() for kind, each in made.items()], right=len(made))
 
 
 def costs(folder: Path) -> Target:
@@ -308,6 +321,10 @@ def wire(folder: Path) -> Target:
     from bench.chaos.live import Live
 
     live = Live(folder)
+    status = grpc.StatusCode
+    # A caller who is alone is never refused for what others do; what it left behind would do that.
+    wrong = {each.value[0] for each in (status.INTERNAL, status.UNKNOWN, status.RESOURCE_EXHAUSTED)}
+    wrong |= {each.value[0] for each in (status.UNAVAILABLE, status.UNAUTHENTICATED, status.DATA_LOSS)}
 
     def run(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data[1:])
@@ -315,14 +332,16 @@ def wire(folder: Path) -> Target:
         raw = provider.ConsumeBool()
         content = provider.ConsumeBytes(1 << 14) if raw else live.built(name, provider)
         for code, message in live.call(name, content):
-            if code in (grpc.StatusCode.INTERNAL.value[0], grpc.StatusCode.UNKNOWN.value[0]):
+            if code in wrong:
                 raise AssertionError(f"{name}: {code} {message}")
-            if code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0] and "queue" not in message:
+            if code == status.DEADLINE_EXCEEDED.value[0] and "queue" not in message:
                 raise AssertionError(f"{name} hangs: {message}")
 
     seeds = []
     for row, name in enumerate(live.methods):
         for content in live.examples(name):
+            for code, message in live.call(name, content):
+                assert not code, f"{name} refuses what is as it should be: {code} {message}"
             # The provider takes its bools and integers from the end, bytes from the beginning.
             seeds.append(bytes((row,)) + content + b"\x01")
         seeds += [bytes((row,)) + bytes(range(40)) * 3 + b"\x00", bytes((row,)) + b"\x00"]

@@ -47,7 +47,9 @@ def test_a_bar_that_is_missed_is_shown() -> None:
 @pytest.mark.parametrize("name", sorted(set(targets.TARGETS) - {"wire"}))
 def test_what_the_fuzzer_begins_with_fails_nothing(name: str, tmp_path: Path) -> None:
     target = targets.TARGETS[name](tmp_path)
-    for seed in target.seeds:
+    for number, seed in enumerate(target.seeds):
+        before = targets.Refusing.count
         target.run(seed)
+        assert number >= target.right or targets.Refusing.count == before, f"refused: {seed!r}"
         target.run(seed[: len(seed) // 2])
     target.run(b"")
