@@ -85,6 +85,12 @@ class _Halves:
                 f"no encoder{f' {self._name!r}' if self._name else ''} of space {self.spaces[0]}, that of "
                 f"{self.new.name}, is served; load it, or open the store that belongs to the encoder"
             )
+        if self.new.form.similarity != self.encoder.similarity:
+            raise FailedPrecondition(
+                f"{self.new.name} compares vectors by {self.new.form.similarity}, and {self.encoder.name} "
+                f"scores candidates by {self.encoder.similarity}: the two halves' scores would not compare. "
+                f"Open or make the new store with similarity {self.encoder.similarity}"
+            )
         return self.encoder
 
     def fetch(self, native: Matrix, adapted: Matrix, k: int) -> "_Found":

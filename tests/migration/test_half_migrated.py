@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import trimtab
 from tests.migration.conftest import address
 from tests.migration.world import World, fill, form_of, two_encoders
+from trimtab import half_migrated
 from trimtab.bundle import Similarity
 from trimtab.stores import Document, Form, Hit, Id, Matrix, Rows, Store, create_store, open_store
 from trimtab.stores.base import scores
@@ -182,6 +183,7 @@ COUNT, D = 12, 6
 NEW = np.random.default_rng(7).standard_normal((COUNT, D)).astype(np.float32)
 TURN = np.linalg.qr(np.random.default_rng(8).standard_normal((D, D)))[0][:, :4].astype(np.float32)
 ALL = [Document(id, f"text {id}") for id in range(COUNT)]
+LIMITS = Limits(max_texts=100, max_text_bytes=1000, max_message_bytes=100_000)
 
 
 class KnownClient:
@@ -191,10 +193,15 @@ class KnownClient:
         self._query = query
 
     def encoders(self, timeout: float | None = None) -> list[Any]:
-        limits = Limits(max_texts=100, max_text_bytes=1000, max_message_bytes=100_000)
         return [
             SimpleNamespace(
-                name="new", version="1", space="new", query_prompt="", passage_prompt="", limits=limits
+                name="new",
+                version="1",
+                space="new",
+                similarity="cosine",
+                query_prompt="",
+                passage_prompt="",
+                limits=limits,
             )
         ]
 
@@ -242,6 +249,21 @@ class Memory(Store):
         return frozenset([self.name])
 
     count = page = sample = None  # type: ignore[assignment]  # a search needs none of these
+
+
+@pytest.mark.parametrize("similarity", ["euclidean", "dot", "manhattan"])
+def test_a_new_store_that_compares_otherwise_than_its_encoder(similarity: Similarity) -> None:
+    """Its distances would be merged with the cosines by which the server scores candidates."""
+    vectors = np.eye(COUNT, D, dtype=np.float32)
+    old = Memory("old", vectors, range(COUNT), lambda: None)
+    new = Memory("new", vectors, [], lambda: None, similarity)
+    halves = half_migrated._Halves(old, new, "", "rescore", 10)
+    encoder = trimtab.Encoder(
+        name="e", version="1", space="new", dimensions=D, max_tokens=8, similarity="cosine", pooling="mean",
+        normalized=True, query_prompt="", passage_prompt="", dtypes=("float32",), limits=LIMITS,
+    )  # fmt: skip
+    with pytest.raises(trimtab.FailedPrecondition, match=f"new compares vectors by {similarity}.*by cosine"):
+        halves.choose([encoder])
 
 
 @settings(max_examples=200, deadline=None)

@@ -99,7 +99,7 @@ class Index:
             return
         wrong, first, length = 0, 0, 0.0
         for start, vectors in self.chunks():
-            lengths = np.linalg.norm(vectors, axis=1)
+            lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
             self._zeros = self._zeros or not lengths.all()
             bad = (np.abs(lengths - 1) > _LENGTH) & (lengths > 0)
             if bad.any() and not wrong:

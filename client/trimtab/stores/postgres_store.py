@@ -3,9 +3,10 @@
 A table made here has the columns `id` (bigint or text, as the first ids are), `text` and `embedding`, and its
 comment names the space. Options name the columns of another table: `#docs?id=doc&text=body&vector=embedding`.
 `vector` and `halfvec` columns are read; bring an index of your own (HNSW, IVFFlat) for more than some ten
-thousand rows, best once all of them are there.
+thousand rows, best once all of them are there. `probes` and `ef_search` say how far these are searched.
 """
 
+import math
 import uuid
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 
 from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from trimtab.stores.address import Address
+from trimtab.stores.address import Address, whole
 from trimtab.stores.base import (
     SIMILARITIES,
     Document,
@@ -34,13 +35,37 @@ from trimtab.stores.base import (
 
 if TYPE_CHECKING:
     import psycopg
+    from pgvector import Vector
     from psycopg import sql
 
-OPTIONS = ("id", "text", "vector", "space", "similarity")
+OPTIONS = ("id", "text", "vector", "space", "similarity", "probes", "ef_search")
 _WHOLE = {"smallint", "integer", "bigint"}
 _CONNECT_SECONDS = 10
-_MOST_CANDIDATES = 1000  # the largest hnsw.ef_search
-# How each similarity orders rows, and how a distance becomes a score.
+# How far an approximate index is searched: as the address says, or as the database does, but at least as far
+# as FAISS is. Both kinds go on where that gives too few rows. Without such an index, this does nothing.
+_SETTINGS = """
+    SELECT
+        set_config('hnsw.ef_search', coalesce(%s::int, greatest(
+            least(%s::int, 1000), 64, nullif(current_setting('hnsw.ef_search', true), '')::int
+        ))::text, true),
+        set_config('hnsw.iterative_scan', 'strict_order', true),
+        set_config('ivfflat.probes', coalesce(%s::int, greatest(
+            16, nullif(current_setting('ivfflat.probes', true), '')::int, (
+                SELECT ceil(sqrt(max(option_value::int)))::int
+                FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid, pg_options_to_table(reloptions)
+                WHERE indrelid = to_regclass(%s) AND option_name = 'lists'
+            )
+        ))::text, true),
+        set_config('ivfflat.iterative_scan', 'relaxed_order', true)
+"""
+# The metrics of the indexes on a column, as the names of their operator classes say.
+_CLASSES = """
+    SELECT DISTINCT opcname FROM pg_index
+    JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
+    JOIN pg_opclass ON pg_opclass.oid = ANY(indclass)
+    WHERE indrelid = to_regclass(%s) AND attname = %s
+"""
+# How each similarity orders rows.
 _OPERATORS: dict[Similarity, LiteralString] = {
     "cosine": "<=>",
     "dot": "<#>",
@@ -64,13 +89,19 @@ _TABLES = """
     )
     SELECT (SELECT oid FROM pg_database WHERE datname = current_database()), oid FROM part
 """
+_CLASS_WORDS: dict[str, Similarity] = {
+    "cosine": "cosine",
+    "ip": "dot",
+    "l2": "euclidean",
+    "l1": "manhattan",
+}
 
 
 class _Comment(msgspec.Struct, frozen=True, kw_only=True):
     """The comment of a table that Trimtab made."""
 
     trimtab_space: str | None = None
-    similarity: Similarity = "cosine"
+    similarity: Similarity | None = None
 
 
 class PostgresStore(Store):
@@ -85,6 +116,11 @@ class PostgresStore(Store):
         self._guard = RLock()
         self._connection: psycopg.Connection | None = None
         self._closed = False
+        self._effort = {
+            name: whole(options[name], f"{self.name}: {name}")
+            for name in ("probes", "ef_search")
+            if name in options
+        }
         self._id_type: LiteralString = "text"
         self._operator: LiteralString = ""
         self._table = sql.Identifier(*address.item.split("."))
@@ -148,20 +184,42 @@ class PostgresStore(Store):
 
         query = Vector(check_query(self, vector, k))
         with self._reaching() as connection, connection.transaction():
-            # An HNSW index gives no more than this by itself; without one, these settings do nothing.
-            connection.execute(
-                "SELECT set_config('hnsw.ef_search', %s, true), "
-                "set_config('hnsw.iterative_scan', 'strict_order', true)",
-                (str(min(max(k, 40), _MOST_CANDIDATES)),),
+            told = (self._effort.get("ef_search"), k, self._effort.get("probes"), self._table.as_string(None))
+            connection.execute(_SETTINGS, told)
+            hits = self._nearest(query, k)
+            if len(hits) < k and len(hits) < self._available(k):
+                # An approximate index left some out, and there are more.
+                connection.execute("SET LOCAL enable_indexscan = off")
+                hits = self._nearest(query, k)
+        return hits
+
+    def _nearest(self, query: "Vector", k: int) -> list[Hit]:
+        found = self._rows(
+            "SELECT {id}, {text}, {vector} {operator} %s AS distance FROM {table} "
+            "WHERE {vector} IS NOT NULL ORDER BY distance LIMIT %s",
+            query,
+            k,
+        )
+        cosine = self.form.similarity == "cosine"
+        one = 1.0 if cosine else 0.0
+        hits = [
+            Hit(_id(id), text, one - distance) for id, text, distance in found if not math.isnan(distance)
+        ]
+        if cosine and (len(hits) < k or min(hit.score for hit in hits) < 0):
+            # A vector of length 0 is at cosine 0. PostgreSQL says NaN, behind all others, and indexes none.
+            zeros = self._rows(
+                "SELECT {id}, {text} FROM {table} WHERE {vector} {operator} %s = 'NaN' LIMIT %s", query, k
             )
-            rows = self._rows(
-                "SELECT {id}, {text}, {vector} {operator} %s AS distance FROM {table} "
-                "ORDER BY distance LIMIT %s",
-                query,
-                k,
-            )
-        one = 1.0 if self.form.similarity == "cosine" else 0.0
-        return [Hit(_id(id), text, one - distance) for id, text, distance in rows]
+            hits += [Hit(_id(id), text, 0.0) for id, text in zeros]
+        # Iterative scans of IVFFlat keep the order only nearly.
+        return sorted(hits, key=lambda hit: -hit.score)[:k]
+
+    def _available(self, most: int) -> int:
+        """How many documents with a vector there are, up to `most`."""
+        found: int = self._rows(
+            "SELECT count(*) FROM (SELECT FROM {table} WHERE {vector} IS NOT NULL LIMIT %s) AS few", most
+        )[0][0]
+        return found
 
     def upsert(self, rows: Rows) -> None:
         from pgvector import Vector
@@ -284,12 +342,25 @@ class PostgresStore(Store):
                 f"column {names['vector']!r} of {self.name} has no fixed dimensions; alter it to {type}(N)"
             )
         comment = _read_comment(found[0][3])
-        similarity = options.get("similarity", comment.similarity)
+        similarity = options.get("similarity", comment.similarity) or self._indexed(names["vector"])
         if similarity not in SIMILARITIES:
             raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
         space = space_of(comment.trimtab_space, options.get("space"), self.name)
         self._id_type = columns[names["id"]][0]
         return Form(space=space, dimensions=dimensions, similarity=similarity)
+
+    def _indexed(self, column: str) -> Similarity:
+        """The similarity for which the column has an index; cosine where it has none."""
+        with self._reaching() as connection:
+            classes = connection.execute(_CLASSES, (self._table.as_string(None), column)).fetchall()
+        words = {word for (name,) in classes for word in name.split("_")}
+        found = [similarity for word, similarity in _CLASS_WORDS.items() if word in words]
+        if len(found) > 1:
+            raise ConfigError(
+                f"{self.name} has indexes for {' and '.join(found)}; say by which vectors are compared: "
+                f"#{self._address.item}?similarity={found[0]}"
+            )
+        return found[0] if found else "cosine"
 
     def _connect(self) -> "psycopg.Connection":
         import psycopg

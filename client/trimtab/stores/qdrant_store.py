@@ -3,7 +3,8 @@
 A point's payload holds its text under `text` (option `text=NAME`). Qdrant's own ids are whole numbers and
 UUIDs; any other id becomes a UUID made from it, and the payload keeps the id under `_id`. The space stands
 in the collection's metadata, which servers know from 1.16 on. Qdrant keeps vectors at length 1 where they
-are compared by cosine. One process at a time can open a folder.
+are compared by cosine. `ef_search` says how far its index is searched. One process at a time can open a
+folder.
 """
 
 import os
@@ -20,7 +21,7 @@ import numpy as np
 
 from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound, Unavailable
-from trimtab.stores.address import KEY_VARIABLE, Address
+from trimtab.stores.address import KEY_VARIABLE, Address, whole
 from trimtab.stores.base import (
     Document,
     Form,
@@ -38,7 +39,7 @@ from trimtab.stores.base import (
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-OPTIONS = ("text", "vector", "space")
+OPTIONS = ("text", "vector", "space", "ef_search")
 _SPACE = "trimtab_space"
 _ID = "_id"
 _LARGEST = 2**64
@@ -62,6 +63,9 @@ class QdrantStore(Store):
         self.name, self._address, self._collection = address.name, address, address.item
         self._models = models
         self._text, self._using = options.get("text", "text"), options.get("vector")
+        self._ef_search: int | None = None
+        if "ef_search" in options:
+            self._ef_search = whole(options["ef_search"], f"{self.name}: ef_search")
         # The embedded client is not made for threads; a server's is, and waiting in turn costs it little.
         self._guard = RLock()
         self._client: QdrantClient = _connect(address)
@@ -123,19 +127,25 @@ class QdrantStore(Store):
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         query = check_query(self, vector, k)
         with self._reaching():
-            found = self._client.query_points(
-                self._collection,
-                query=query.tolist(),
-                using=self._using,
-                limit=k,
-                with_payload=self._fields(),
-            ).points
+            found = self._nearest(query, k, exact=False)
+            if len(found) < k and len(found) < self.count():  # the graph of an index did not reach all
+                found = self._nearest(query, k, exact=True)
         sign = -1.0 if self.form.similarity in {"euclidean", "manhattan"} else 1.0
         documents = [self._document(point) for point in found]
         return [
             Hit(document.id, document.text, sign * point.score)
             for document, point in zip(documents, found, strict=True)
         ]
+
+    def _nearest(self, query: Matrix, k: int, *, exact: bool) -> list[Any]:
+        return self._client.query_points(
+            self._collection,
+            query=query.tolist(),
+            using=self._using,
+            limit=k,
+            with_payload=self._fields(),
+            search_params=self._models.SearchParams(hnsw_ef=self._ef_search, exact=exact),
+        ).points
 
     def upsert(self, rows: Rows) -> None:
         vectors = check_rows(self, rows)
@@ -204,6 +214,11 @@ class QdrantStore(Store):
             parameters = parameters[self._using]
         elif self._using is not None:
             raise ConfigError(f"{self.name} has no named vectors; leave out vector={self._using}")
+        if parameters.multivector_config is not None or parameters.datatype == self._models.Datatype.UINT8:
+            raise ConfigError(
+                f"{self.name} keeps several vectors a point, or vectors of whole numbers (uint8); "
+                "Trimtab needs one vector of floats a document"
+            )
         return Form(
             space=space_of(self._metadata().get(_SPACE), claimed, self.name),
             dimensions=parameters.size,
