@@ -201,7 +201,7 @@ class KnownClient:
                 similarity="cosine",
                 query_prompt="",
                 passage_prompt="",
-                limits=limits,
+                limits=LIMITS,
             )
         ]
 
