@@ -123,7 +123,7 @@ def _truth(row: Folder, folder: Path) -> dict[str | None, Any]:
         model = SentenceTransformer(str(folder), device="cpu")
     else:
         transformer = Transformer(str(folder))
-        pooling = Pooling(transformer.get_embedding_dimension(), given["--pooling"])
+        pooling = Pooling(transformer.get_embedding_dimension(), given.get("--pooling", "mean"))
         model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
 
     def by(encode: Any, option: str) -> Any:

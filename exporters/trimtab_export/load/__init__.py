@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from trimtab.errors import ExportError
+from trimtab_export.runtime import first_line
 from trimtab_export.source import Settings, Source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -13,6 +14,15 @@ TORCH_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 def load(settings: Settings) -> Source:
     """Read the source; ExportError, which names what is in the way, where it cannot be exported."""
+    try:
+        return _load(settings)
+    except ExportError:
+        raise
+    except Exception as error:  # whatever the libraries raise, the user gets its first line
+        raise ExportError(f"{settings.source} cannot be loaded: {first_line(error)}") from error
+
+
+def _load(settings: Settings) -> Source:
     path = Path(settings.source)
     if path.is_file() and path.suffix != ".onnx":
         raise ExportError(f"{settings.source} is a file, but not an .onnx: give the encoder's folder")

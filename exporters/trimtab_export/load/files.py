@@ -1,7 +1,6 @@
 """The JSON files of a source, from a folder or the hub: one that is broken is refused by its name."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,12 @@ def mapping(location: str, name: str, subfolder: str = "") -> dict[str, Any]:
     return read(location, name, dict, subfolder) or {}
 
 
-def whole_numbers(location: str, name: str, content: dict[str, Any], keys: Iterable[str]) -> None:
-    """Refuse a value of these keys that is no whole number; null, and no such key, are allowed."""
-    for key in keys:
-        value = content.get(key)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        # Tokenizers without a limit say 1e30, which some write as a float.
-        if value is not None and not whole and not (isinstance(value, float) and value >= UNLIMITED):
-            raise ExportError(f"{key} in {name} of {location} is {_brief(value)}; a whole number is needed")
+def check_whole(location: str, key: str, value: object) -> None:
+    """Refuse a value that is neither a whole number nor null."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    # Tokenizers without a limit say 1e30, which some write as a float.
+    if value is not None and not whole and not (isinstance(value, float) and value >= UNLIMITED):
+        raise ExportError(f"{key} of {location} is {_brief(value)}; a whole number is needed")
 
 
 UNLIMITED = 1_000_000  # tokens

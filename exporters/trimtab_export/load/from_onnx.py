@@ -43,19 +43,20 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
     pooled = _is_pooled(path.name, backbone)
     if pooled and settings.pooling is not None:
         raise ExportError(f"{path.name} pools already, its output is (n, dimensions): leave --pooling out")
-    try:
-        model = graph_model.model(settings, path.name, str(home), says, backbone, pooled=pooled)
-    except ExportError:
-        raise
-    except Exception as error:  # whatever the libraries raise, the user gets its first line
-        raise ExportError(f"the files of {path.name} cannot be read: {runtime.first_line(error)}") from error
-    library.check(path.name, model)
+    if pooled and says is not None:
+        raise ExportError(
+            f"{path.name} gives ready vectors ({output}), and nothing shows which of the modules in "
+            "modules.json it has been through: give a graph with token states (last_hidden_state), or, where "
+            "its vectors are the encoder's, a folder without sentence-transformers' files"
+        )
+    model = graph_model.model(settings, path.name, str(home), says, backbone, pooled=pooled)
+    library.check(path.name, model, gives="sentence_embedding" if pooled else "token_embeddings")
     layout = library.head(model)
     if says is not None:
         declared.check_not_overridden(path.name, settings, layout)
     tokenizer = tokens.from_transformers(model.tokenizer)
     config = model[0].config
-    max_tokens = library.max_tokens(settings.max_tokens, model, _positions(config))
+    max_tokens = library.max_tokens(path.name, settings.max_tokens, model, _positions(config))
     prompts, notes = library.prompts(model, settings)
     embed = library.embed_with(path.name, model)
     sample = embed(sentences.load(), prompts.passage)

@@ -13,7 +13,6 @@ from trimtab.bundle import SpaceParts
 from trimtab.errors import ExportError
 from trimtab_export import tokens
 from trimtab_export.load import declared, library, refused, structure, weights
-from trimtab_export.runtime import first_line
 from trimtab_export.source import Settings, Source
 
 NO_CODE = {"trust_remote_code": False}
@@ -24,26 +23,21 @@ def load(settings: Settings, says: declared.Declared | None) -> Source:
     """Read the source; its `embed` is SentenceTransformer.encode."""
     source = settings.source
     refused.check_weights(source, says)
-    try:
-        if says is None:
-            model = _bare(settings)
-        else:
-            model = SentenceTransformer(
-                source, device="cpu", trust_remote_code=False, model_kwargs=dict(NO_PICKLE)
-            )
-        library.check(source, model)
-        backbone = model[0].auto_model
-        _check_weights(source, says.transformer_folder if says else "", backbone)
-    except ExportError:
-        raise
-    except Exception as error:  # whatever the libraries raise, the user gets its first line
-        raise ExportError(f"{source} cannot be loaded: {first_line(error)}") from error
-    model = model.eval()
+    if says is None:
+        model = _bare(settings)
+    else:
+        model = SentenceTransformer(
+            source, device="cpu", trust_remote_code=False, model_kwargs=dict(NO_PICKLE)
+        )
+    model.eval()
+    library.check(source, model, gives="token_embeddings")
+    backbone = model[0].auto_model
+    _check_weights(source, says.transformer_folder if says else "", backbone)
     head = library.head(model)
     if says is not None:
         declared.check_not_overridden(source, settings, head)
     tokenizer = tokens.from_transformers(model.tokenizer)
-    max_tokens = library.max_tokens(settings.max_tokens, model, positions(backbone))
+    max_tokens = library.max_tokens(source, settings.max_tokens, model, positions(backbone))
     prompts, notes = library.prompts(model, settings)
     embed = library.embed_with(source, model)
     return Source(

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from trimtab.errors import ExportError
 from trimtab_export import runtime
 from trimtab_export.load import files, library
 from trimtab_export.load.declared import Declared
@@ -60,7 +59,7 @@ def model(
     """The library's model of the files in `home`, with the graph called `name` as its backbone.
 
     Args:
-        pooled: the graph gives vectors: of the modules behind it, only a Normalize is left to do.
+        pooled: the graph gives vectors, and no modules.json says otherwise.
     """
     folder = says.transformer_folder if says else ""
     backbone.config, processor = _config(home, folder)
@@ -78,20 +77,15 @@ def model(
             return OfGraph if issubclass(kind, Transformer) else kind
 
     if says is not None:
-        made: Any = OfFiles(home, device="cpu", processor_kwargs=processor)
-        if pooled:
-            _leave_to_the_graph(name, made)
-    else:
-        transformer = OfGraph(home, processor_kwargs={**NO_CODE, **processor})
-        if pooled:
-            behind = [Normalize()] if settings.normalize else []
-        else:
-            pooling = library.given_pooling(name, settings)
-            behind = library.given_head(pooling, settings, backbone.of_ones().shape[-1])
-        made = SentenceTransformer(modules=[transformer, *behind], device="cpu")
+        return OfFiles(home, device="cpu", processor_kwargs=processor)
+    transformer = OfGraph(home, processor_kwargs={**NO_CODE, **processor})
     if pooled:
-        made[0].module_output_name = "sentence_embedding"
-    return made
+        transformer.module_output_name = "sentence_embedding"
+        behind = [Normalize()] if settings.normalize else []
+    else:
+        pooling = library.given_pooling(name, settings)
+        behind = library.given_head(pooling, settings, backbone.of_ones().shape[-1])
+    return SentenceTransformer(modules=[transformer, *behind], device="cpu")
 
 
 def _config(home: str, folder: str) -> tuple[Any, dict[str, Any]]:
@@ -102,15 +96,3 @@ def _config(home: str, folder: str) -> tuple[Any, dict[str, Any]]:
     config = PretrainedConfig.from_dict(content)
     named = files.mapping(home, "tokenizer_config.json", folder).get("tokenizer_class")
     return config, {"config": config, **({} if named else {"tokenizer_type": PLAIN_TOKENIZER})}
-
-
-def _leave_to_the_graph(name: str, made: Any) -> None:
-    """Take out what a graph with ready vectors has done; a second Normalize changes nothing."""
-    if any(isinstance(module, Dense) for module in made):
-        raise ExportError(
-            f"{name} gives ready vectors, and modules.json beside it has a Dense layer, of which nobody can "
-            "tell whether the graph holds it: give a graph with token states (last_hidden_state)"
-        )
-    for number in reversed(range(1, len(made))):
-        if isinstance(made[number], Pooling):
-            del made[number]

@@ -82,18 +82,15 @@ def _dense(module: Any) -> Dense:
     return Dense(array(module.linear.weight), None if bias is None else array(bias), activation)
 
 
-def check(source: str, model: Any) -> None:
-    """Refuse a model whose way from text to token states is another than a bundle's."""
+def check(source: str, model: Any, gives: str) -> None:
+    """Refuse a model whose way from text to what the backbone `gives` is another than a bundle's."""
     transformer = model[0]
     text = transformer.modality_config.get("text", {})
-    if list(transformer.modality_config) != ["text"] or transformer.module_output_name not in (
-        "token_embeddings",
-        "sentence_embedding",  # of a graph that pools
-    ):
+    if list(transformer.modality_config) != ["text"] or transformer.module_output_name != gives:
         modalities = ", ".join(str(modality) for modality in transformer.modality_config)
         raise ExportError(
             f"{source} takes {modalities} and gives {transformer.module_output_name}; "
-            "an encoder that can be exported takes text and gives token_embeddings"
+            f"an encoder that can be exported takes text and gives {gives}"
         )
     if text != {"method": "forward", "method_output_name": "last_hidden_state"}:
         raise ExportError(
@@ -117,10 +114,11 @@ def check(source: str, model: Any) -> None:
         )
 
 
-def max_tokens(asked: int | None, model: Any, positions: int | None) -> int:
+def max_tokens(source: str, asked: int | None, model: Any, positions: int | None) -> int:
     """How many tokens of a text are read, by the model from now on, too.
 
     Args:
+        source: as messages call it.
         asked: --max-tokens.
         model: says what the source's files do; an absurdly large number means that they do not.
         positions: the texts' length that the backbone has positions for; None where it has no such limit.
@@ -130,6 +128,7 @@ def max_tokens(asked: int | None, model: Any, positions: int | None) -> int:
             raise ExportError(f"--max-tokens {asked} is more than the encoder's {positions} positions")
         most = asked
     else:
+        files.check_whole(source, "model_max_length", model.max_seq_length)
         known = [
             limit
             for limit in (model.max_seq_length, positions)

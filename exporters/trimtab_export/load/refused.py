@@ -100,8 +100,8 @@ def _check_numbers(location: str, folder: str) -> None:
         ("sentence_bert_config.json", ("max_seq_length",)),
     ):
         content = files.mapping(location, name, folder)
-        files.whole_numbers(location, name, content, keys)
         for key in keys:
+            files.check_whole(location, f"{key} in {name}", content.get(key))
             if key in LENGTHS and content.get(key) is not None and content[key] < 1:
                 raise ExportError(f"{key} in {name} of {location} is {content[key]}: no text can be read")
 
