@@ -69,4 +69,7 @@ def run(running: Any, output: str, tokens: Mapping[str, NDArray[np.int64]]) -> N
 
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, on one line and without its stack."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    if first.endswith(":") and rest:  # a heading says nothing by itself
+        first = f"{first} {rest[0].strip()}"
+    return first.rstrip(".")

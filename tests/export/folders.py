@@ -197,6 +197,16 @@ def graph_and_tokenizer(folder: Path) -> None:
             path.unlink()
 
 
+def no_latin(folder: Path) -> None:
+    """A tokenizer that has no letter a: it is skipped, as by a BPE of another script."""
+
+    def edit(content: Any) -> None:
+        content["normalizer"] = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
+
+    tokenizer_json(edit)(folder)
+    put(folder / TOKENIZER, {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
 ROLES = {"query": "query: ", "document": "passage: "}
 PLAIN = {TOKENIZER: {"tokenizer_class": "PreTrainedTokenizerFast"}}
 RUN = "is never run"
@@ -218,6 +228,9 @@ TORCH = (
     Folder("prefix-space", base="roberta", files={TOKENIZER: {"add_prefix_space": True}}),
     Folder("limits-in-the-tokenizer-file", change=tokenizer_json(pads)),
     Folder("word-as-a-token", change=word_as_a_token),
+    Folder("types-cls-1", change=template(cls=1, body=0)),
+    Folder("types-body-1", change=template(cls=0, body=1)),
+    Folder("no-latin-a", change=no_latin),
     Folder("types-not-asked-for", files={TOKENIZER: {"model_input_names": ["input_ids", "attention_mask"]}},
            change=template(cls=1, body=1)),
     Folder("chat-template", files={TOKENIZER: {"chat_template": "{{ messages }}"}}),
@@ -331,6 +344,7 @@ GRAPHS = (
     Folder("onnx-vocab-txt", graph="states", change=vocabulary_only),
     Folder("onnx-length-100", graph="states", files={TRANSFORMER: {"max_seq_length": 100}, TOKENIZER: {"model_max_length": 40}}),
     Folder("onnx-prompts", graph="states", files={ST: {"prompts": ROLES}}),
+    Folder("onnx-types-body-1", graph="states", change=template(cls=0, body=1)),
     Folder("onnx-types-not-asked-for", graph="states", change=template(cls=1, body=1),
            files={TOKENIZER: {"model_input_names": ["input_ids", "attention_mask"]}}),
     Folder("onnx-pad-null", graph="states", change=nulls(BERT_CONFIG, "pad_token_id")),

@@ -180,7 +180,7 @@ def client(
         yield client
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("row", [row for row in folders.FOLDERS if row.refused], ids=lambda row: row.name)
 def test_refused_by_name(row: Folder, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[row.name]
@@ -191,7 +191,7 @@ def test_refused_by_name(row: Folder, outcomes: dict[str, Outcome]) -> None:
     assert outcome.left == []
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("row", [row for row in folders.FOLDERS if not row.refused], ids=lambda row: row.name)
 def test_served_as_the_library_has_it(
     row: Folder, outcomes: dict[str, Outcome], client: trimtab.Client

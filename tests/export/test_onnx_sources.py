@@ -141,6 +141,7 @@ def test_pooled_graph_of_other_lengths(pooled: Path, export: Export) -> None:
     with pytest.raises(ExportError, match=r"outputs doubled, and none of them is called .* with --output"):
         export(pooled)
     embed = Embedder(export(pooled, "--output", "doubled"))
+    assert "--output doubled" in embed.bundle.manifest.provenance.recipe
     assert not embed.bundle.manifest.normalized
     assert np.linalg.norm(embed(["text"])) == pytest.approx(2, abs=1e-4)
     scaled = Embedder(export(pooled, "--output", "doubled", "--normalize", name="scaled"))

@@ -51,7 +51,9 @@ def read(location: str) -> Declared | None:
     _check_config(location, config)
     for folder in (*declared.folders("Pooling"), *declared.folders("Dense")):
         if not files.mapping(location, "config.json", folder):
-            raise ExportError(f"{location} has no {folder}/config.json, which its modules.json names")
+            raise ExportError(
+                f"{location} has no {folder}/config.json, or nothing in it, and its modules.json names it"
+            )
     for folder in declared.folders("Dense"):
         _check_dense(location, folder, files.mapping(location, "config.json", folder))
     return declared
