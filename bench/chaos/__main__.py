@@ -1,6 +1,6 @@
 """What becomes of requests when things go wrong: faults, rollovers, long runs, and input of every wrong kind.
 
-    python -m bench.chaos                       everything but an hour of fuzzing: some twenty minutes
+    python -m bench.chaos                       everything but an hour of fuzzing: some forty minutes
     python -m bench.chaos --quick               a trial of a few minutes
     python -m bench.chaos --parts fuzz --minutes 60
 
@@ -13,6 +13,7 @@ faults     Clients of every kind call two servers behind client-side balancing, 
 rollover   Versions are swapped under load, by polling and by the repository's calls, and both servers are
            replaced one after the other: no request fails.
 soak       Resident memory after a million requests and a hundred reloads, over what it was after the warm-up.
+stores     A thousand runs over vector stores that end badly: what is lost or changed.
 fuzz       Coverage-guided fuzzing of what parses input, and of a live server: crashes, hangs, INTERNAL: none.
 
 Every part ends by itself. What it needs, it makes: an encoder of a few kilobytes, servers on free ports of
@@ -28,11 +29,11 @@ import time
 from collections.abc import Callable
 
 from bench import processes
-from bench.chaos import faults, fuzz, rollover, soak
+from bench.chaos import faults, fuzz, rollover, soak, stores
 from bench.chaos.table import Part, table
 from bench.report import append
 
-PARTS = ("faults", "rollover", "soak", "fuzz")
+PARTS = ("faults", "rollover", "soak", "stores", "fuzz")
 
 
 def main() -> None:
@@ -61,6 +62,7 @@ def main() -> None:
         ),
         "rollover": lambda: rollover.run(folder / "rollover", 10 if quick else 50),
         "soak": lambda: soak.run(folder / "soak", options.requests or (20_000 if quick else 1_000_000)),
+        "stores": lambda: stores.run(folder / "stores", 40 if quick else 1000),
         "fuzz": lambda: fuzz.run(folder / "fuzz", options.minutes or (1 if quick else 60)),
     }  # fmt: skip
     parts = {}

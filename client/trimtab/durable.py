@@ -11,6 +11,7 @@ import fcntl
 import io
 import os
 import re
+import sys
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -94,12 +95,17 @@ def replace(path: Path, content: bytes) -> Sum:
     return stream.sum
 
 
-def settle(descriptor: int, path: Path, expected: Sum) -> None:
-    """Bring an open file to the disk, and read it from there; OSError where it is not what was written."""
+def settle(descriptor: int, path: Path, expected: Sum, head: bytes = b"") -> None:
+    """Bring an open file to the disk, and read it from there; OSError where it is not what was written.
+
+    expected: the sum of what stands behind `head`.
+    """
     os.fsync(descriptor)
     if hasattr(os, "posix_fadvise"):  # otherwise what is read may be the cache, not the disk
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    found = sum_of(descriptor)
+    if os.pread(descriptor, len(head), 0) != head:
+        raise OSError(errno.EIO, "its head was written, but does not read back", str(path))
+    found = sum_of(descriptor, len(head))
     if found != expected:
         raise OSError(
             errno.EIO,
@@ -109,10 +115,11 @@ def settle(descriptor: int, path: Path, expected: Sum) -> None:
         )
 
 
-def sum_of(descriptor: int) -> Sum:
-    """The length and checksum of an open file; its position stays."""
+def sum_of(descriptor: int, start: int = 0, end: int | None = None) -> Sum:
+    """The length and checksum of an open file, or of its bytes from `start` to `end`; its position stays."""
     length = crc32 = 0
-    while chunk := os.pread(descriptor, _CHUNK, length):
+    most = sys.maxsize if end is None else end - start
+    while chunk := os.pread(descriptor, min(_CHUNK, most - length), start + length):
         length += len(chunk)
         crc32 = zlib.crc32(chunk, crc32)
     return Sum(length, crc32)

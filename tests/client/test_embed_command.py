@@ -174,7 +174,7 @@ def test_killed_at_any_moment_the_next_run_gives_the_same_file(
     released = threading.Event()
     server.faults.gate = lambda asked: "text 12000" in asked and released.wait(60) and None
     process = subprocess.Popen(command(url, source, "--output", output, *short), stderr=subprocess.PIPE)
-    until(journal.exists, 30)
+    until(lambda: journal.exists() and json.loads(journal.read_text())["rows"] > 0, 30)
     process.kill()
     process.communicate()
     server.faults.gate = None
@@ -296,8 +296,49 @@ def test_a_spoilt_journal_or_rows_are_said(
     os.truncate(partial, 1_000)
     assert "is shorter than the" in refused(run, capsys, source, "--output", begun)
     begun.with_name("out.npy.partial.json").write_text("{")
-    assert "cannot be read" in refused(run, capsys, source, "--output", begun)
+    for more in ((), ("--restart",)):  # it may be somebody else's
+        assert "cannot be read" in refused(run, capsys, source, "--output", begun, *more)
+    begun.with_name("out.npy.partial.json").unlink()
+    assert "exists without its journal" in refused(run, capsys, source, "--output", begun)
+    partial.unlink()
+    assert run(source, "--output", begun) == 0
+
+
+@pytest.mark.parametrize("name", ["out.npy.json", "out.npy.partial", "out.npy.partial.json"])
+@pytest.mark.parametrize("more", [(), ("--restart",), ("--overwrite",)])
+def test_files_of_somebody_else_beside_the_output_stay(
+    run: Run,
+    source: Path,
+    tmp_path: Path,
+    name: str,
+    more: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / name).write_text('{"of": "the application"}')
+    assert name in refused(run, capsys, source, "--output", tmp_path / "out.npy", *more)
+    assert (tmp_path / name).read_text() == '{"of": "the application"}'
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_rows_that_changed_on_the_disk_are_noticed(
+    run: Run, begun: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partial = begun.with_name("out.npy.partial")
+    content = bytearray(partial.read_bytes())
+    content[500:508] = bytes(8)
+    partial.write_bytes(content)
+    assert "is damaged: its rows are not those" in refused(run, capsys, source, "--output", begun)
     assert run(source, "--output", begun, "--restart") == 0
+    assert np.array_equal(np.load(begun), vectors(many(1_000), "1"))
+
+
+def test_a_crash_before_the_description_is_made_good(run: Run, source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npy"
+    assert run(source, "--output", output) == 0
+    described = output.with_name("out.npy.json")
+    described.rename(tmp_path / "out.npy.partial.json")  # as it is between the last two steps
+    assert run(source, "--output", output) == 1, "it exists"
+    assert described.exists() and not (tmp_path / "out.npy.partial.json").exists()
 
 
 def test_two_runs_do_not_write_one_file(

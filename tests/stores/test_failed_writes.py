@@ -223,3 +223,37 @@ def test_temporary_files_that_are_being_written_are_not_swept(tmp_path: Path) ->
         durable.sweep(tmp_path)
         assert not left.exists()
     assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+def test_a_folder_of_qdrant_that_is_not(tmp_path: Path) -> None:
+    for content in ("{}", "not JSON", "[]", '{"collections": 3}'):
+        (tmp_path / "meta.json").write_text(content)
+        with pytest.raises(trimtab.ConfigError, match=r"meta\.json is not what Qdrant writes"):
+            create_store(f"qdrant:{tmp_path}#docs", FORM)
+        assert (tmp_path / "meta.json").read_text() == content
+    (tmp_path / "meta.json").write_bytes(b"")  # what a kill at the very beginning leaves
+    with create_store(f"qdrant:{tmp_path}#docs", FORM) as store:
+        assert store.count() == 0
+
+
+def test_qdrant_on_a_full_disk(tmp_path: Path) -> None:
+    url = f"qdrant:{tmp_path / 'store'}#docs"
+    with create_store(url, FORM, example=0) as store:
+        store.upsert(rows([1, 2]))
+
+    def write() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            with open_store(url) as store:
+                store.upsert(rows(list(range(10, 200))))
+        except trimtab.Unavailable as error:
+            os._exit(7 if "see to the disk" in str(error) else 8)
+
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 7
+    with open_store(url) as store:
+        assert store.get([1, 2]).ids == [1, 2]
+        store.upsert(rows([3]))

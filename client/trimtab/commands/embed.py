@@ -111,6 +111,8 @@ def run(options: argparse.Namespace) -> int:
         return _to_folder(wanted, options, output)
     if options.ray or options.workers or options.block_rows:
         raise ConfigError("--ray, --workers and --block-rows go with a folder: --output NAME/")
+    if output is not None:
+        vector_files.complete(output)
     if output is not None and output.exists() and not options.overwrite:
         raise ConfigError(f"{output} exists; pass --overwrite to replace it")
     source = texts.open_texts(options.file, options.format, options.column)

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from trimtab import durable
 from trimtab.commands.texts import Block
 from trimtab.commands.vector_files import Description, difference
 from trimtab.errors import ConfigError, FailedPrecondition
@@ -29,9 +29,7 @@ from trimtab.types import Vectors
 from trimtab.vectors import STORAGE
 
 MANIFEST = "vectors.json"
-_BESIDE = ("lock", f"{MANIFEST}.new")
 _SHARD = re.compile(r"(\d{12})-([0-9a-f]{32})\.parquet")
-_OURS = re.compile(rf"{_SHARD.pattern}(\.[0-9a-f]{{32}}\.new)?")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +48,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Pass --restart to begin again") from None
+        raise ConfigError(
+            f"{path} cannot be read as one that `trimtab embed` wrote: {error}. Name another folder"
+        ) from None
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def begin(folder: Path, manifest: Manifest) -> None:
     """Claim a folder for these vectors; FailedPrecondition where it has others, or strange files."""
     before = read_manifest(folder)
     if before is None:
-        if strangers := [path.name for path in folder.iterdir() if path.name not in _BESIDE]:
+        if strangers := [path.name for path in folder.iterdir() if not _beside(path.name)]:
             raise FailedPrecondition(
                 f"{folder} has no {MANIFEST}, but {strangers[0]!r}: name a folder that is empty, or new"
             )
@@ -101,15 +101,19 @@ def finish(folder: Path, manifest: Manifest, blocks: Sequence[Block]) -> int:
             "input? Pass --restart to begin again"
         )
     _write_manifest(folder, msgspec.structs.replace(manifest, rows=rows))
+    durable.sweep(folder)
     return rows
 
 
 def clear(folder: Path) -> None:
-    """Delete what was begun, and nothing else."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    """Delete what was begun, and nothing else; ConfigError where the manifest is somebody else's."""
+    if read_manifest(folder) is None:
+        return
     for path in folder.iterdir():
-        if _OURS.fullmatch(path.name):
+        if _SHARD.fullmatch(path.name):
             path.unlink()
+    (folder / MANIFEST).unlink()
+    durable.sweep(folder)
 
 
 def shard_path(folder: Path, block: Block, texts: Iterable[str]) -> Path:
@@ -151,16 +155,13 @@ def write(path: Path, first: int, vectors: Vectors, scale: float, description: D
         metadata["trimtab_scale"] = repr(scale)
     table = pyarrow.table(columns).replace_schema_metadata(metadata)
     # Two workers may make the same block, such as one that was taken for dead: each has a file of its own.
-    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
-    try:
-        with fresh.open("wb") as stream:
-            parquet.write_table(table, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    with durable.replacing(path) as stream:
+        parquet.write_table(table, stream)
+
+
+def _beside(name: str) -> bool:
+    """Whether a file may be in a folder in which nothing was begun yet."""
+    return name == "lock" or durable.PARTIAL.fullmatch(name) is not None
 
 
 def _shards(folder: Path) -> dict[int, str]:
@@ -169,9 +170,4 @@ def _shards(folder: Path) -> dict[int, str]:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    fresh = folder / f"{MANIFEST}.new"
-    with fresh.open("wb") as stream:
-        stream.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(folder / MANIFEST)
+    durable.replace(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")

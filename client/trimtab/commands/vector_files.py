@@ -5,14 +5,16 @@
     OUT               the finished file: the renamed OUT.partial
     OUT.json          what its vectors are: encoder, version, space, scale
 
-The journal is replaced as a whole, after the rows it counts are on the disk. Rows after those it counts are
-cut off by the next run and made again, so a file is the same however often its making was stopped.
+The journal is there before the rows, and replaced as a whole after those that it counts are on the disk. Rows
+after those it counts are cut off by the next run and made again, so a file is the same however often its
+making was stopped. Files of such names that are not Trimtab's are neither written nor deleted.
 """
 
 import fcntl
 import hashlib
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ from typing import IO, Any
 
 import msgspec
 
+from trimtab import durable
 from trimtab.commands.layouts import LAYOUTS
+from trimtab.durable import Sum
 from trimtab.errors import ConfigError, FailedPrecondition, InternalError
 from trimtab.requests import Options
 from trimtab.types import Encoder, Vectors
@@ -54,6 +58,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     bytes: int
     inputs_sha256: str  # over the texts of these rows
+    crc32: int | None = None  # of these rows, behind the header
 
 
 def describe(
@@ -86,17 +91,42 @@ class _State:
     rows: int
     bytes: int
     inputs: Any  # a running SHA-256
+    crc32: int = 0
 
 
 def read_journal(output: Path) -> Journal | None:
     """The journal of an unfinished file, where there is one to go on with."""
     partial, path = partial_paths(output)
-    if not partial.exists() or not path.exists():
-        return None
+    return _read(path) if partial.exists() else None
+
+
+def complete(output: Path) -> None:
+    """Write what was yet to be written where a run was stopped after OUT had got its name."""
+    partial, path = partial_paths(output)
+    if output.exists() and not partial.exists() and (journal := _read(path)) is not None:
+        with output.open("rb") as stream:
+            head = len(LAYOUTS[output.suffix](journal.vectors.dtype, journal.vectors.columns).header(0))
+            found = durable.sum_of(stream.fileno(), head)
+        if (found.bytes + head, found.crc32) == (journal.bytes, journal.crc32):
+            durable.replace(_beside(output), path.read_bytes())
+            path.unlink()
+
+
+def _read(path: Path) -> Journal | None:
+    """A journal, or what stands beside a finished file; ConfigError where the file is somebody else's."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Journal)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Pass --restart to begin again") from None
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as one that `trimtab embed` wrote: {error}. Move it away, or name "
+            "another --output"
+        ) from None
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f"{output.name}.json")
 
 
 def partial_paths(output: Path) -> tuple[Path, Path]:
@@ -113,22 +143,29 @@ class VectorFile:
         self._output, self._vectors, self._journal = output, vectors, journal
         self._layout = LAYOUTS[output.suffix](vectors.dtype, vectors.columns)
         self._partial, self._journal_path = partial_paths(output)
-        if journal is not None and self._partial.stat().st_size < journal.bytes:
+        _read(_beside(output))
+        begun = _read(self._journal_path) is not None
+        if not begun and self._partial.exists() and self._partial.stat().st_size:
             raise FailedPrecondition(
-                f"{self._partial} is shorter than the {journal.bytes:,} bytes that its journal counts; "
-                "pass --restart to begin again"
+                f"{self._partial} exists without its journal, so `trimtab embed` did not write it; move it "
+                "away, or name another --output"
             )
         self.scale = journal.scale if journal else 0.0
-        self._file = _open_locked(self._partial)
         header = self._layout.header(0)
         self._state = _State(0, len(header), hashlib.sha256())
-        if journal is None:
-            self._journal_path.unlink(missing_ok=True)
-            self._file.truncate(0)
-            self._file.write(header)
-        else:
-            self._file.truncate(journal.bytes)
-            self._file.seek(journal.bytes)
+        self._file = _open_locked(self._partial)
+        try:
+            if journal is None:
+                durable.replace(self._journal_path, self._describe())
+                self._file.truncate(0)
+                self._file.write(header)
+            else:
+                self._crc32 = self._checked(journal, len(header))
+                self._file.truncate(journal.bytes)
+                self._file.seek(journal.bytes)
+        except BaseException:
+            self._file.close()
+            raise
         self._saved, self._saved_at = self._state, time.monotonic()
 
     @property
@@ -154,7 +191,7 @@ class VectorFile:
                 f"the first {self._journal.rows:,} texts of the input are not those whose vectors are in "
                 f"{self._partial}: another input, or one that was changed? Pass --restart to begin again"
             )
-        self._state = self._saved = _State(self._journal.rows, self._journal.bytes, inputs)
+        self._state = self._saved = _State(self._journal.rows, self._journal.bytes, inputs, self._crc32)
 
     def write(self, text: str, vector: Vectors, scale: float) -> None:
         """Write the vector of the next text."""
@@ -173,7 +210,8 @@ class VectorFile:
         _hash(inputs, text)
         self._file.write(data)
         # One assignment: whenever an interrupt comes, rows, bytes and inputs belong together.
-        self._state = _State(self.rows + 1, self._state.bytes + len(data), inputs)
+        crc32 = zlib.crc32(data, self._state.crc32)
+        self._state = _State(self.rows + 1, self._state.bytes + len(data), inputs, crc32)
         if (
             self.rows - self._saved.rows >= CHECKPOINT_ROWS
             or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
@@ -184,7 +222,7 @@ class VectorFile:
         """Bring the rows so far to the disk, then the journal that counts them."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        _replace(self._journal_path, self._describe())
+        durable.replace(self._journal_path, self._describe())
         self._saved, self._saved_at = self._state, time.monotonic()
 
     def stop(self) -> int:
@@ -193,22 +231,42 @@ class VectorFile:
             with suppress(OSError):  # a full disk: the last checkpoint stands
                 self.checkpoint()
         elif self._journal is None:
+            self._journal_path.unlink(missing_ok=True)
             self._partial.unlink()
         with suppress(OSError):
             self._file.close()
         return self._saved.rows
 
     def finish(self) -> None:
-        """Write the final header and give the file its name."""
+        """Write the final header, read the whole back, and give the file its name."""
+        header = self._layout.header(self.rows)
         self._file.seek(0)
-        self._file.write(self._layout.header(self.rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        _replace(self._output.with_name(f"{self._output.name}.json"), self._describe())
+        self._file.write(header)
+        self.checkpoint()
+        rows = Sum(self._state.bytes - len(header), self._state.crc32)
+        durable.settle(self._file.fileno(), self._partial, rows, header)
+        # In this order no file ever has another's description beside it. `complete` ends what a crash left.
+        _beside(self._output).unlink(missing_ok=True)
         self._partial.replace(self._output)
-        _sync_folder(self._output)
+        durable.sync(self._output.parent)
+        durable.replace(_beside(self._output), self._describe())
         self._journal_path.unlink(missing_ok=True)
         self._file.close()
+
+    def _checked(self, journal: Journal, head: int) -> int:
+        """The checksum of the rows that the journal counts; FailedPrecondition where they are others."""
+        found = durable.sum_of(self._file.fileno(), head, journal.bytes)
+        if found.bytes < journal.bytes - head:
+            raise FailedPrecondition(
+                f"{self._partial} is shorter than the {journal.bytes:,} bytes that its journal counts; "
+                "pass --restart to begin again"
+            )
+        if journal.crc32 not in {None, found.crc32}:
+            raise FailedPrecondition(
+                f"{self._partial} is damaged: its rows are not those that its journal counts; "
+                "pass --restart to begin again"
+            )
+        return found.crc32
 
     def _describe(self) -> bytes:
         state = self._state
@@ -218,6 +276,7 @@ class VectorFile:
             rows=state.rows,
             bytes=state.bytes,
             inputs_sha256=state.inputs.hexdigest(),
+            crc32=state.crc32,
         )
         return msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n"
 
@@ -246,25 +305,6 @@ def _open_locked(path: Path) -> IO[bytes]:
         stream.close()
         raise FailedPrecondition(f"another `trimtab embed` is writing {path}; wait for its end") from None
     return stream
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace the file as a whole: whatever happens, it is the old one or the new one."""
-    fresh = path.with_name(f"{path.name}.new")
-    with fresh.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(path)
-    _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _hash(inputs: Any, text: str) -> None:

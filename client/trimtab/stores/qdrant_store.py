@@ -9,6 +9,7 @@ folder.
 
 import os
 import socket
+import sqlite3
 import uuid
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -261,6 +262,11 @@ class QdrantStore(Store):
         with self._guard:
             try:
                 yield
+            except sqlite3.Error as error:  # in which the embedded client keeps its points
+                raise Unavailable(
+                    f"{self.name} cannot be used: {self._address.scrub(error)[:400]}; see to the disk and "
+                    "its room, and go on"
+                ) from None
             except (ApiException, OSError, ValueError, RuntimeError) as error:
                 raise Unavailable(
                     f"{self.name} does not answer as it should: {self._address.scrub(error)[:400]}"
@@ -291,8 +297,23 @@ def _connect(address: Address) -> "QdrantClient":
         )
     if not Path(address.location).parent.is_dir():
         raise NotFound(f"{address.name}: the folder above it does not exist")
+    folder = Path(address.location)
+    described = folder / "meta.json"
+    if described.exists() and not described.stat().st_size and not (folder / "collection").exists():
+        described.unlink()  # the client was stopped between making it and writing the first word
     try:
         return QdrantClient(path=address.location, force_disable_check_same_thread=True)
+    except OSError as error:
+        raise Unavailable(f"{address.name} cannot be used: {error.strerror}; see to the disk") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{described} is not what Qdrant writes into a folder of its own; name another folder"
+        ) from None
+    except sqlite3.Error as error:
+        raise Unavailable(
+            f"{address.name} cannot be opened: {address.scrub(error)[:400]}; see to the disk and its room, "
+            "and go on"
+        ) from None
     except RuntimeError:
         raise FailedPrecondition(
             f"{address.name} is open already, in this process or in another, and Qdrant in a folder serves "
