@@ -239,15 +239,17 @@ def bundle(
     )  # fmt: skip
     prompts = bundles.Prompts()
     tokens = entry(folder, "tokenizer.json")
+    parts = bundles.SpaceParts(weights_sha256="0", structure={})
     space = bundles.space_digest(
-        weights_sha256="0", tokenizer_sha256=tokens.sha256, prompts=prompts, pooling="mean", normalized=True
+        parts, tokenizer_sha256=tokens.sha256, prompts=prompts, pooling="mean", normalized=True
     )
     manifest = bundles.Manifest(
-        name=name, version=version, created="2026-01-01T00:00:00+00:00", space=space, dimensions=DIMENSIONS,
+        name=name, version=version, created="2026-01-01T00:00:00+00:00", space=space, space_parts=parts,
+        dimensions=DIMENSIONS,
         max_tokens=MOST_TOKENS, similarity="cosine", pooling="mean", normalized=True, prompts=prompts,
         tokenizer=tokens, pad_id=0, int8_limit=0.6, variants=(variant,),
         provenance=bundles.Provenance(
-            source="seeded", architecture="none", weights_sha256="0", recipe="none", libraries={}
+            source="seeded", architecture="none", recipe="none", libraries={}
         ),
     )  # fmt: skip
     manifest = msgspec.structs.replace(manifest, **changes)
@@ -260,3 +262,84 @@ def bundle(
 def entry(folder: Path, path: str) -> File:
     """A file as a manifest names it."""
     return msgspec.structs.replace(bundles.digest(folder / path), path=path)
+
+
+# -- adapters' graphs: `vectors` float (n, DIMENSIONS) to `adapted`, the same -------------------------------
+
+
+def adapter(
+    nodes: Sequence[Node] = (),
+    *,
+    result: str = "vectors",
+    kind: int = FLOAT,
+    shape: Any = ("n", DIMENSIONS),
+    output: Any = None,
+    constants: dict[str, Any] | None = None,
+) -> bytes:
+    """The identity, or what `nodes` make of `vectors` as `result`."""
+    inputs = [value("vectors", kind, list(shape))]
+    outputs = [output or value("adapted", FLOAT, ["n", DIMENSIONS])]
+    return model(
+        [*nodes, helper.make_node("Identity", [result], ["adapted"])], inputs, outputs, constants or {}
+    )
+
+
+def any_below(limit: float) -> tuple[list[Node], dict[str, Any]]:
+    """The bool `below`: whether the first component of the first row is below a limit."""
+    nodes = [
+        helper.make_node("Gather", ["vectors", "first"], ["row"], axis=0),
+        helper.make_node("Gather", ["row", "first"], ["component"], axis=0),
+        helper.make_node("Less", ["component", "limit"], ["below"]),
+    ]
+    return nodes, {"first": np.array(0), "limit": np.array(limit, np.float32)}
+
+
+def looping_adapter(limit: float = 1e9) -> bytes:
+    nodes, constants = any_below(limit)
+    return adapter([*nodes, *endless("below", "vectors", "end")], result="end", constants=constants)
+
+
+def raising_adapter(limit: float = 1e9) -> bytes:
+    nodes, constants = any_below(limit)
+    more = [*nodes, *failing_if("below", "vectors", "end")]
+    return adapter(more, result="end", constants={**constants, **SINGLE})
+
+
+def nan_adapter() -> bytes:
+    nodes = [
+        helper.make_node("Sub", ["vectors", "vectors"], ["nothing"]),
+        helper.make_node("Div", ["nothing", "nothing"], ["end"]),
+    ]
+    return adapter(nodes, result="end")
+
+
+def huge_adapter() -> bytes:
+    nodes = [
+        helper.make_node("Expand", ["single", "large"], ["filled"]),
+        helper.make_node("ReduceSum", ["filled"], ["total"], keepdims=0),
+        helper.make_node("Add", ["vectors", "total"], ["end"]),
+    ]
+    return adapter(nodes, result="end", constants={"large": np.array([HUGE // 4]), **SINGLE})
+
+
+def first_row_adapter() -> bytes:
+    nodes = [
+        helper.make_node("Gather", ["vectors", "first"], ["top"], axis=0),
+        helper.make_node("Sub", ["vectors", "vectors"], ["nothing"]),
+        helper.make_node("Add", ["top", "nothing"], ["end"]),
+    ]
+    return adapter(nodes, result="end", constants={"first": np.array([0])})
+
+
+def sequence_adapter() -> bytes:
+    output = helper.make_tensor_sequence_value_info("adapted", FLOAT, ["n", DIMENSIONS])
+    return adapter([helper.make_node("SequenceConstruct", ["vectors"], ["end"])], result="end", output=output)
+
+
+def scalar_adapter() -> bytes:
+    return adapter(shape=())
+
+
+def half_adapter() -> bytes:
+    nodes = [helper.make_node("Cast", ["vectors"], ["end"], to=FLOAT)]
+    return adapter(nodes, result="end", kind=TensorProto.FLOAT16)

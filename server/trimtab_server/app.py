@@ -28,8 +28,10 @@ from trimtab_server.callers.auth import Authenticator
 from trimtab_server.callers.quotas import Quotas
 from trimtab_server.config import Auth, Config, split_address
 from trimtab_server.devices.devices import Device, Home, InThreads, Open, open_ort
+from trimtab_server.devices.mapping import IsolatedMaps, Maps
 from trimtab_server.devices.places import Place, parse
 from trimtab_server.devices.process import PROGRAM, InProcess
+from trimtab_server.devices.stage import Stage
 from trimtab_server.encoders.brownout import Brownout
 from trimtab_server.encoders.opening import Opener
 from trimtab_server.encoders.polling import Poller
@@ -101,20 +103,22 @@ class App:
             across_tenants=config.sharing.across_tenants,
             cache_bytes=config.sharing.cache_bytes,
         )
-        # What other sessions cost than ONNX Runtime's is not to be taken for theirs.
-        keeps = bool(config.engine.costs) and open_session is open_ort and program is PROGRAM
-        folder = _folder(config.engine.costs) if keeps else None
+        # What other sessions cost than ONNX Runtime's is not to be taken for theirs, nor are they rehearsed.
+        real = open_session is open_ort and program is PROGRAM
+        folder = _folder(config.engine.costs) if real and config.engine.costs else None
         measured = Measured(folder) if folder else None
 
         def home(place: Place) -> Home:
             isolated = config.engine.isolation == "process"
             return InProcess(place, program) if isolated else InThreads(open_session, place)
 
+        places = places or parse(config.devices)
+        self._stage = Stage(places[0], config.engine.load_seconds) if real else None
         self._engine = Engine(
             batcher, sharing,
             [
                 Device(place, home(place), measured, config.engine.max_resident_bytes)
-                for place in places or parse(config.devices)
+                for place in places
             ],
             self._metrics,
             hang_seconds=config.engine.hang_seconds,
@@ -123,12 +127,13 @@ class App:
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
+        self._maps = IsolatedMaps() if config.engine.isolation == "process" else Maps()
         signers = _signers(config.signatures.keys)
-        adapters = Adapters(self._watch, signers, config.engine.load_seconds)
+        adapters = Adapters(self._watch, signers, config.engine.load_seconds, self._stage, self._maps)
         opener = Opener(
             repository, self._engine, adapters,
             signers=signers, settings=config.encoders, loaded=self._metrics.loaded,
-            load_seconds=config.engine.load_seconds,
+            load_seconds=config.engine.load_seconds, stage=self._stage,
         )  # fmt: skip
         self.repository = Repository(
             repository, opener, adapters, self._changed,
@@ -148,6 +153,7 @@ class App:
             self._metrics,
             self._tracing.answered if self._tracing else None,
             self._shadow.see if config.shadow else None,
+            config.engine.hang_seconds,
         )
         unread = Unread(config.limits.max_unread_bytes)
         self._boundary, self._admin_boundary = self._boundaries(unread)
@@ -170,6 +176,8 @@ class App:
             self.metrics_port = await self._scrapes.start(host, port)
         except OSError as error:
             raise ConfigError(f"metrics address {host}:{port} cannot be used: {error.strerror}") from None
+        if self._stage is not None:
+            self._stage.start()
         self._engine.start()
         for server in self._servers:
             await server.start()
@@ -201,6 +209,9 @@ class App:
         self._poller.stop()
         await self._shadow.stop()
         await self.repository.stop()
+        if self._stage is not None:
+            await asyncio.to_thread(self._stage.stop)
+        await asyncio.to_thread(self._maps.stop)
         await asyncio.gather(*(server.stop(FLUSH_SECONDS) for server in self._servers))
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._tokenization.stop)

@@ -1,4 +1,4 @@
-"""Work on a thread of its own, which is given up when it takes too long: reading foreign files may hang.
+"""Work on a thread of its own, which is given up when it takes too long: foreign files and graphs may hang.
 
 asyncio.to_thread will not do for it: its threads are few, and the process would wait for them at its end.
 """
@@ -8,7 +8,8 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from trimtab.errors import FailedPrecondition, Unavailable
 from trimtab_server.devices import runtime
@@ -18,8 +19,8 @@ T = TypeVar("T")
 MOST_GIVEN_UP = 32
 # How long work may take to end after it was stopped.
 STOP_SECONDS = 2.0
-
-_given_up: set[threading.Thread] = set()
+# Threads that wait for more work: to begin one takes longer than the run of an adapter.
+MOST_IDLE = 8
 
 
 class Progress:
@@ -36,13 +37,48 @@ class Progress:
         self.at = time.monotonic()
 
 
-async def run(seconds: float, what: str, work: Callable[[], T], progress: Progress | None = None) -> T:
+class _Thread:
+    """A thread that does one work after the other, while there is any for it."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="limited", daemon=True)
+        self._thread.start()
+
+    @property
+    def ident(self) -> int | None:
+        return self._thread.ident
+
+    def do(self, work: Callable[[], None]) -> None:
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while True:
+            self._work.get()()
+            _given_up.discard(self)
+            if len(_idle) >= MOST_IDLE:
+                return
+            _idle.append(self)
+
+
+_local = threading.local()
+_idle: list[_Thread] = []
+_given_up: set[_Thread] = set()
+
+
+async def run(
+    seconds: float,
+    what: str,
+    work: Callable[[], T],
+    progress: Progress | None = None,
+    stop: Callable[[], None] | None = None,
+) -> T:
     """What `work` returns or raises, on a thread of its own.
 
-    FailedPrecondition, which names `what` it is, where it does not get on for so many seconds: a run in ONNX
-    Runtime is stopped then, anything else is given up. Unavailable where too much was given up before.
+    FailedPrecondition, which names `what` it is, where it does not get on for so many seconds: `stop` is
+    called, a run in ONNX Runtime is stopped, anything else is given up. Unavailable where too much was given
+    up before.
     """
-    _given_up.intersection_update([thread for thread in _given_up if thread.is_alive()])
     if len(_given_up) >= MOST_GIVEN_UP:
         raise Unavailable(
             f"{what} is not begun: {len(_given_up)} others hang, and are given up. Restart the server"
@@ -51,16 +87,10 @@ async def run(seconds: float, what: str, work: Callable[[], T], progress: Progre
     future: asyncio.Future[T] = loop.create_future()
     progress = progress or Progress()
 
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
     def body() -> None:
-        result, error = None, None
+        result: Any = None
+        error: Exception | None = None
+        _local.progress = progress
         try:
             result = work()
         except Exception as raised:
@@ -68,32 +98,50 @@ async def run(seconds: float, what: str, work: Callable[[], T], progress: Progre
         except BaseException as raised:  # a panic of a library's, which asyncio would not take
             error = RuntimeError(f"{type(raised).__name__}: {raised}")
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(deliver, result, error)
+            loop.call_soon_threadsafe(_deliver, future, result, error)
 
-    thread = threading.Thread(target=body, name=what, daemon=True)
-    thread.start()
     try:
-        while True:
-            left = progress.at + seconds - time.monotonic()
-            await asyncio.wait([future], timeout=max(0.0, left))
-            if future.done():
-                return future.result()
-            if progress.at + seconds <= time.monotonic():
-                break
+        thread = _idle.pop()
+    except IndexError:
+        thread = _Thread()
+    thread.do(body)
+    try:
+        while not future.done() and (left := progress.at + seconds - time.monotonic()) > 0:
+            await asyncio.wait([future], timeout=left)
+        if future.done():
+            return future.result()
         progress.given_up = True
+        if stop is not None:
+            stop()
         runtime.stop(thread.ident)
         await asyncio.wait([future], timeout=min(seconds, STOP_SECONDS))
     except asyncio.CancelledError:
         progress.given_up = True
         runtime.stop(thread.ident)
-        future.cancel()
         raise
-    if future.done():
-        future.exception()  # it was seen
-    else:
-        future.cancel()
-        _given_up.add(thread)
+    finally:
+        if future.done():
+            future.exception()  # it was seen
+        else:
+            future.cancel()
+            _given_up.add(thread)
     raise FailedPrecondition(f"{what} did not get on for {seconds:g} s, and was given up")
+
+
+def step() -> None:
+    """What runs on this thread gets on."""
+    progress: Progress | None = getattr(_local, "progress", None)
+    if progress is not None:
+        progress.step()
+
+
+def _deliver(future: "asyncio.Future[Any]", result: object, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 class Turns:

@@ -124,6 +124,7 @@ class Pipeline:
         metrics: Metrics,
         trace: Callable[[str, Encoder, Sequence[int], Times], None] | None = None,
         show: Callable[[Encoder, EmbedRequest, Vectors], None] | None = None,
+        hang_seconds: float = 10.0,
     ) -> None:
         self.limits = limits
         self.repository = repository
@@ -131,7 +132,7 @@ class Pipeline:
         self._tokenization = tokenization
         self._engine = engine
         self._metrics = metrics
-        self._applier = Applier()
+        self._applier = Applier(repository.adapters.retire, hang_seconds)
         self._show = show  # told of each answer, before it is sent: its encoder, request and vectors
         self._trace = trace  # told of each answer: its protocol, encoder, token counts and times
 

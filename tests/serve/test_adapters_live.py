@@ -29,6 +29,7 @@ async def test_adapters_come_and_go_under_load(minilm_repository: Path, tmp_path
     asked without a break.
     """
     spaces = made.make(minilm_repository, tmp_path / "models")
+    shutil.rmtree(spaces.repository / NAME / adapters.FOLDER / "tampered")  # a load would say so each time
     own = states = None
     inner = unit(made.states_rows(spaces, SOME) @ spaces.by_states)
     with serve(spaces.repository, tmp_path) as server:

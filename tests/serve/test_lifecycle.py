@@ -252,7 +252,7 @@ def test_sigterm_while_loading_ends_at_once(minilm_repository: Path, tmp_path: P
     command += ["--grpc-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        assert "LOADING" in line
+        while "LOADING" not in (line := process.stderr.readline()):
+            assert line, "the server has ended"
         process.terminate()
         assert process.wait(60) == 0

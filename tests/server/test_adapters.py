@@ -57,9 +57,9 @@ def cut(path: Path) -> None:
 WRONG: list[tuple[str, dict, Callable[[Path], None] | None, str]] = [
     ("cut off", {}, cut, "bytes"),
     ("no graph", {"graph": b"no graph"}, None, "cannot be loaded"),
-    ("input", {"graph": renamed(GRAPH, "vectors", "rows")}, None, "takes rows"),
+    ("input", {"graph": renamed(GRAPH, "vectors", "rows")}, None, "takes 'rows'"),
     ("output", {"graph": renamed(GRAPH, "adapted", "result")}, None, "gives 'adapted'"),
-    ("groups", {"groups": ("de",)}, None, "group and vectors"),
+    ("groups", {"groups": ("de",)}, None, "takes 'group' tensor"),
     ("width", {"graph": made.linear(np.eye(5, 4))}, None, "vectors of 5 components"),
     ("states", {"reads": "states"}, None, "reads the states"),
     ("embeddings", {"graph": made.linear(np.eye(9, 4))}, None, "reads the embeddings"),

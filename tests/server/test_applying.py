@@ -1,16 +1,18 @@
 """Adapters applied to what comes from a device together."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from trimtab.errors import InternalError
-from trimtab_server.spaces import applying
+from trimtab.errors import FailedPrecondition, InternalError
 from trimtab_server.spaces.adapters import Route
 from trimtab_server.spaces.applying import Applier
+
+PATIENCE = 60.0
 
 
 @dataclass(eq=False)
@@ -22,11 +24,20 @@ class Hop:
     row_seconds: float = 1e-6
     runs: list[int] = field(default_factory=list)
     broken: bool = False
+    refuses: float | None = None
+    gate: threading.Event | None = None
+    ended: bool = False
+    name: str = "a/b"
+
+    def end(self) -> None:
+        self.ended = True
 
     def run(self, rows: np.ndarray, groups: Sequence[str]) -> np.ndarray:
         assert len(rows) == len(groups)
         self.runs.append(len(rows))
-        if self.broken:
+        if self.gate is not None:
+            self.gate.wait(PATIENCE)
+        if self.broken or (self.refuses is not None and self.refuses in rows):
             raise InternalError("adapter a/b failed")
         more = np.array([100.0 if group == "more" else 0.0 for group in groups], np.float32)
         return rows + np.float32(self.add) + more[:, None]
@@ -67,15 +78,48 @@ async def test_routes_run_each_for_itself_and_own_spaces_not_at_all() -> None:
     assert one.runs == other.runs == [1]
 
 
-async def test_long_runs_leave_the_event_loop() -> None:
-    applier, slow = Applier(), Hop(1, row_seconds=applying.INLINE_SECONDS)
-    got = await asyncio.gather(*(applier.apply(route(slow), rows(n), 4, "") for n in range(3)))
-    np.testing.assert_array_equal(np.concatenate(got), rows(1, 2, 3))
+async def test_what_comes_while_a_route_runs_is_its_next_run() -> None:
+    applier, gate = Applier(), threading.Event()
+    slow = Hop(1, gate=gate)
+    first = asyncio.create_task(applier.apply(route(slow), rows(0), 4, ""))
+    async with asyncio.timeout(PATIENCE):
+        while not slow.runs:
+            await asyncio.sleep(0.001)
+    later = [asyncio.create_task(applier.apply(route(slow), rows(n), 4, "")) for n in (1, 2)]
+    other = Hop(5)
+    np.testing.assert_array_equal(await applier.apply(route(other), rows(0), 4, ""), rows(5))
+    gate.set()
+    np.testing.assert_array_equal(np.concatenate(await asyncio.gather(first, *later)), rows(1, 2, 3))
+    assert slow.runs == [1, 2]
 
 
-@pytest.mark.parametrize("row_seconds", [1e-6, 1.0])
-async def test_each_request_gets_its_own_error(row_seconds: float) -> None:
-    applier, broken, whole = Applier(), Hop(1, broken=True, row_seconds=row_seconds), Hop(1)
+async def test_an_adapter_that_hangs_is_retired_and_holds_up_no_other() -> None:
+    retired: list[tuple[object, str]] = []
+    gate = threading.Event()
+    applier = Applier(lambda loaded, why: retired.append((loaded, why)), hang_seconds=0.2)
+    hanging, whole = Hop(1, gate=gate), Hop(1)
+    bad = asyncio.create_task(applier.apply(route(whole, hanging), rows(1), 4, ""))
+    np.testing.assert_array_equal(await applier.apply(route(whole), rows(2), 4, ""), rows(3))
+    with pytest.raises(FailedPrecondition, match=r"a/b is not used any more: .* did not get on for 0\.2 s"):
+        await bad
+    gate.set()
+    assert [loaded for loaded, _ in retired] == [hanging] and hanging.ended
+
+
+async def test_only_what_fails_alone_fails() -> None:
+    applier, picky = Applier(), Hop(1, refuses=7.0)
+    good, bad, other = await asyncio.gather(
+        applier.apply(route(picky), rows(1), 4, ""),
+        applier.apply(route(picky), rows(7), 4, ""),
+        applier.apply(route(picky), rows(2), 4, ""),
+        return_exceptions=True,
+    )
+    np.testing.assert_array_equal(np.concatenate([good, other]), rows(2, 3))
+    assert isinstance(bad, InternalError)
+
+
+async def test_each_request_gets_its_own_error() -> None:
+    applier, broken, whole = Applier(), Hop(1, broken=True), Hop(1)
     failed = await asyncio.gather(
         applier.apply(route(broken), rows(1), 4, ""),
         applier.apply(route(broken), rows(2), 4, ""),

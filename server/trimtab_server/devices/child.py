@@ -17,10 +17,12 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trimtab_server.batching.batch import Model
 from trimtab_server.devices import frames
-from trimtab_server.devices.session import OrtSession, Session
+from trimtab_server.devices.maps import Map, MapSession
+from trimtab_server.devices.session import OrtSession, Session, checked
 
 Open = Callable[[Model, str, int], Session]
 
@@ -31,6 +33,7 @@ class Sessions:
     def __init__(self, open_session: Open) -> None:
         self._open = open_session
         self._sessions: dict[int, tuple[Session, int]] = {}  # and the length of a vector
+        self._maps: dict[int, MapSession] = {}
 
     def serve(self, sock: socket.socket) -> None:
         """Do what is asked over a socket, until it is closed."""
@@ -41,7 +44,17 @@ class Sessions:
                     if what == frames.RUN:
                         self._run(sock, number, size)
                     elif what == frames.OPEN:
-                        self._load(sock, number, frames.opening(bytes(frames.receive(sock, size))))
+                        self._load(sock, number, frames.decode(frames.receive(sock, size), frames.Opening))
+                    elif what == frames.TRY:
+                        _rehearse(sock, frames.receive(sock, size))
+                    elif what == frames.OPEN_MAP:
+                        self._load_map(sock, number, frames.decode(frames.receive(sock, size), Map))
+                    elif what == frames.MAP:
+                        self._run_map(sock, number, size)
+                    elif what == frames.READY:
+                        sock.sendall(frames.REPLY.pack(frames.OK, 0, 0))
+                    elif what == frames.CLOSE_MAP:
+                        self._maps.pop(number, None)
                     else:
                         self._sessions.pop(number, None)
             except (EOFError, OSError):
@@ -50,7 +63,7 @@ class Sessions:
     def _load(self, sock: socket.socket, number: int, asked: frames.Opening) -> None:
         try:
             session = self._open(asked.model, asked.kind, asked.index)
-        except Exception as error:
+        except BaseException as error:
             _tell(sock, error)
             return
         self._sessions[number] = session, asked.model.dimensions
@@ -60,19 +73,51 @@ class Sessions:
         ids = frames.receive_ids(sock, texts)
         try:
             session, dimensions = self._sessions[number]
-            vectors = np.ascontiguousarray(session.run(ids), np.float32)
-            if vectors.shape != (texts, dimensions):
-                raise ValueError(
-                    f"the graph gave vectors of shape {vectors.shape} instead of {(texts, dimensions)}"
-                )
-        except Exception as error:
+            vectors = np.ascontiguousarray(checked(session.run(ids), (texts, dimensions)))
+        except BaseException as error:  # whatever a library raises, this is its answer
             _tell(sock, error)
             return
-        sock.sendall(frames.REPLY.pack(frames.OK, *vectors.shape))
-        sock.sendall(vectors.data.cast("B"))
+        _send(sock, vectors)
+
+    def _load_map(self, sock: socket.socket, number: int, asked: Map) -> None:
+        try:
+            opened = self._maps[number] = MapSession(asked)
+        except BaseException as error:
+            _tell(sock, error)
+            return
+        _send(sock, np.array([[opened.width]], np.float32))
+
+    def _run_map(self, sock: socket.socket, number: int, texts: int) -> None:
+        opened = self._maps[number]
+        rows = frames.array(sock, (texts, opened.width), np.float32)
+        groups = frames.array(sock, (texts,), np.int64)
+        try:
+            adapted = np.ascontiguousarray(opened.run(rows, groups))
+        except BaseException as error:
+            _tell(sock, error)
+            return
+        _send(sock, adapted)
 
 
-def _tell(sock: socket.socket, error: Exception) -> None:
+def _send(sock: socket.socket, vectors: NDArray[np.float32]) -> None:
+    sock.sendall(frames.REPLY.pack(frames.OK, *vectors.shape))
+    sock.sendall(vectors.data.cast("B"))
+
+
+def _rehearse(sock: socket.socket, data: bytearray) -> None:
+    from trimtab_server.devices import rehearsal  # only where it is asked for: it brings the tokenizers along
+
+    try:
+        piece: rehearsal.Piece = frames.decode(data, rehearsal.Piece)  # type: ignore[arg-type]
+        found = rehearsal.rehearse(piece, lambda: sock.sendall(frames.REPLY.pack(frames.STEP, 0, 0)))
+    except BaseException as error:
+        _tell(sock, error)
+        return
+    reply = frames.encode(found)
+    sock.sendall(frames.REPLY.pack(frames.OK, len(reply), 0) + reply)
+
+
+def _tell(sock: socket.socket, error: BaseException) -> None:
     data = frames.encode(frames.Raised(type(error).__name__, str(error)))
     sock.sendall(frames.REPLY.pack(frames.RAISED, len(data), 0) + data)
 

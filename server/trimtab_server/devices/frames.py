@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from trimtab_server.batching.batch import Ids, Model
 
-OPEN, CLOSE, RUN = 1, 2, 3
-OK, RAISED = 0, 1
+T = TypeVar("T")
+OPEN, CLOSE, RUN, TRY, OPEN_MAP, MAP, CLOSE_MAP, READY = range(1, 9)
+OK, RAISED, STEP = 0, 1, 2
 # What is asked, of which session, of how many texts or bytes.
 REQUEST = struct.Struct("=III")
-# What became of it; rows and columns of vectors, or the bytes of what was raised.
+# What became of it; rows and columns of vectors, or the bytes of what was raised or found.
 REPLY = struct.Struct("=III")
 
 
@@ -42,13 +43,13 @@ def encode(value: msgspec.Struct) -> bytes:
     return msgspec.json.encode(value, enc_hook=str)  # of paths
 
 
-def opening(data: bytes) -> Opening:
+def decode(data: bytes | bytearray, type: type[T]) -> T:
     """What `encode` made of it."""
 
-    def path(kind: type, value: Any) -> Any:
+    def path(kind: Any, value: Any) -> Any:
         return Path(value)
 
-    return msgspec.json.decode(data, type=Opening, dec_hook=path)
+    return msgspec.json.decode(data, type=type, dec_hook=path)
 
 
 def receive(sock: socket.socket, size: int) -> bytearray:
@@ -56,6 +57,12 @@ def receive(sock: socket.socket, size: int) -> bytearray:
     data = bytearray(size)
     _fill(sock, memoryview(data))
     return data
+
+
+def reply(sock: socket.socket) -> tuple[int, int, int]:
+    """The head of what became of something."""
+    what, first, second = REPLY.unpack(receive(sock, REPLY.size))
+    return what, first, second
 
 
 def array(sock: socket.socket, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from trimtab.errors import ConfigError
 from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.devices import cores, frames
 from trimtab_server.devices.places import Place
-from trimtab_server.devices.session import DeviceLostError, Session, UnusableError
+from trimtab_server.devices.session import DeviceLostError, GraphError, Session, UnusableError
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,11 @@ class Process:
     """
 
     def __init__(
-        self, program: Sequence[str], place: Place, usable: Sequence[int], ended: Callable[[], None]
+        self, program: Sequence[str], name: str, usable: Sequence[int], ended: Callable[[], None]
     ) -> None:
-        self._name = str(place)
+        self._name = name
+        self._status: int | None = None
+        self._ready = False
         self._ended = ended
         self._lock = threading.Lock()  # guards the fields below
         self._idle: list[socket.socket] = []
@@ -66,7 +68,7 @@ class Process:
         self.pid = self._popen.pid
         self._reaper = threading.Thread(target=self._reap, name=f"{self._name}-process", daemon=True)
         self._reaper.start()
-        log.info("device %s: process %d started", self._name, self.pid)
+        log.info("%s: process %d started", self._name, self.pid)
 
     @property
     def lost(self) -> bool:
@@ -80,6 +82,23 @@ class Process:
             return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE
         except (OSError, IndexError):
             return 0
+
+    @property
+    def how(self) -> str:
+        """How it has ended."""
+        self._reaper.join()
+        return self._how()
+
+    def wait_ready(self, seconds: float) -> None:
+        """Until it answers: an interpreter takes a while to start. DeviceLostError where it does not."""
+        if self._ready:
+            return
+        with self.channel() as sock:
+            sock.settimeout(seconds)
+            sock.sendall(frames.REQUEST.pack(frames.READY, 0, 0))
+            reply(sock, (0, 0))
+            sock.settimeout(None)
+        self._ready = True
 
     def kill(self) -> None:
         """End it, whatever it does: its calls raise DeviceLostError. Does not wait."""
@@ -112,9 +131,12 @@ class Process:
                     socket.send_fds(self._control, [b"c"], [theirs.fileno()])
             yield sock
             whole = True
+        except (RemoteError, GraphError, ConfigError):  # an answer, too
+            whole = True
+            raise
         except (EOFError, OSError):
             self.kill()
-            raise DeviceLostError(f"process {self.pid} of device {self._name} is gone") from None
+            raise DeviceLostError(f"process {self.pid} of {self._name} is gone") from None
         finally:
             if sock is not None:
                 with self._lock:
@@ -125,14 +147,17 @@ class Process:
                     sock.close()
 
     def _reap(self) -> None:
-        status = self._popen.wait()
+        self._status = self._popen.wait()
         self.kill()
         self._control.close()
         os.close(self._lifeline)
         if self._wanted:
-            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-            log.warning("device %s: process %d %s", self._name, self.pid, how)
+            log.warning("%s: process %d %s", self._name, self.pid, self._how())
             self._ended()
+
+    def _how(self) -> str:
+        status = self._status or 0
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
 
 
 class RemoteSession:
@@ -145,17 +170,12 @@ class RemoteSession:
         data = frames.encode(frames.Opening(model, place.kind, place.index))
         with process.channel() as sock:
             sock.sendall(frames.REQUEST.pack(frames.OPEN, number, len(data)) + data)
-            _, raised = _reply(sock, (0, 0))
-        if raised is not None and raised.kind == UnusableError.__name__:
-            raise ConfigError(raised.text)
-        _check(raised)
+            reply(sock, (0, 0))
 
     def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
         with self._process.channel() as sock:
             frames.send_ids(sock, self._number, ids)
-            vectors, raised = _reply(sock, (len(ids), self._dimensions))
-        _check(raised)
-        return vectors
+            return reply(sock, (len(ids), self._dimensions))
 
     def close(self) -> None:
         """Let the process forget it, sooner or later."""
@@ -163,21 +183,23 @@ class RemoteSession:
             sock.sendall(frames.REQUEST.pack(frames.CLOSE, self._number, 0))
 
 
-def _reply(
-    sock: socket.socket, expected: tuple[int, int]
-) -> tuple[NDArray[np.float32], frames.Raised | None]:
-    what, *shape = frames.REPLY.unpack(frames.receive(sock, frames.REPLY.size))
+def reply(sock: socket.socket, expected: tuple[int, int]) -> NDArray[np.float32]:
+    """The vectors that a call has brought, or what it has raised."""
+    what, *shape = frames.reply(sock)
     if what == frames.RAISED:
-        data = frames.receive(sock, shape[0])
-        return np.empty((0, 0), np.float32), msgspec.json.decode(data, type=frames.Raised)
+        raise raised_by(msgspec.json.decode(frames.receive(sock, shape[0]), type=frames.Raised))
     if tuple(shape) != expected:
         raise EOFError("an answer to another question")
-    return frames.array(sock, expected, np.float32), None
+    return frames.array(sock, expected, np.float32)
 
 
-def _check(raised: frames.Raised | None) -> None:
-    if raised is not None:
-        raise RemoteError(f"{raised.kind}: {raised.text}")
+def raised_by(raised: frames.Raised) -> Exception:
+    """What the other side has raised, as an error of this one."""
+    if raised.kind == UnusableError.__name__:
+        return ConfigError(raised.text)
+    if raised.kind == GraphError.__name__:
+        return GraphError(raised.text)
+    return RemoteError(f"{raised.kind}: {raised.text}")
 
 
 class InProcess:
@@ -214,7 +236,7 @@ class InProcess:
                 raise DeviceLostError(f"device {self._place} is stopped")
             if self._process is not None:
                 self._process.close()
-            self._process = Process(self._program, self._place, self._usable, self._ended)
+            self._process = Process(self._program, f"device {self._place}", self._usable, self._ended)
 
     def open(self, model: Model) -> Session:
         if self._process is None:

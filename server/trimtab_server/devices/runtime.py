@@ -10,6 +10,8 @@ from typing import Any
 
 import onnxruntime as ort
 
+MOST_TOLD = 500
+
 _running: dict[int, ort.RunOptions] = {}  # by thread
 
 
@@ -29,6 +31,12 @@ def stop(thread: int | None) -> None:
     options = _running.get(thread or 0)
     if options is not None:
         options.terminate = True
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in one line that is not endless: libraries write several."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= MOST_TOLD else f"{line[:MOST_TOLD]}..."
 
 
 def options() -> ort.SessionOptions:

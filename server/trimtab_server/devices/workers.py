@@ -20,6 +20,7 @@ from trimtab_server import limited
 from trimtab_server.batching.batch import Batch, Item, Model
 from trimtab_server.batching.cost import Cost
 from trimtab_server.batching.fleet import Failed, Fleet, Flight, Job, Reason
+from trimtab_server.devices import runtime
 from trimtab_server.devices.devices import Device
 from trimtab_server.devices.session import DeviceLostError
 from trimtab_server.observing.metrics import Metrics
@@ -177,7 +178,9 @@ class Workers:
                 device.home.end()  # where it can be ended, it is rid of what hangs
             raise
         except Exception as error:
-            raise BundleError(f"{model.graph} cannot be run on device {device.name}: {error}") from error
+            raise BundleError(
+                f"{model.graph} cannot be run on device {device.name}: {runtime.told(error)}"
+            ) from error
 
     def unload(self, model: Model) -> None:
         """Forget a model; no batch of it may come any more."""

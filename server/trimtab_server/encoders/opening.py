@@ -18,6 +18,9 @@ from trimtab.tokens import Tokenizer
 from trimtab_server import config, limited
 from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.batching.engine import Engine
+from trimtab_server.devices.rehearsal import Finding, Piece, Tokens
+from trimtab_server.devices.session import GraphError
+from trimtab_server.devices.stage import Stage
 from trimtab_server.encoders import brownout, hubs
 from trimtab_server.encoders.brownout import Brownout
 from trimtab_server.encoders.encoder import Encoder, model_of, others
@@ -33,7 +36,8 @@ class Opener:
     """Loads the bundles of the repository `path` into the engine.
 
     Where `signers` are given, only what they signed. `settings` says by encoder which variants are loaded
-    beside the first. `loaded` is told of each load, and the seconds of its stages.
+    beside the first. Tokenizers and graphs are rehearsed on a `stage`, where there is
+    one. `loaded` is told of each load, and the seconds of its stages.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Opener:
         signers: Signers | None = None,
         settings: Mapping[str, config.Encoder] | None = None,
         load_seconds: float = 60.0,
+        stage: Stage | None = None,
         loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
     ) -> None:
         self.settings = settings or {}
@@ -53,6 +58,7 @@ class Opener:
         self._adapters = adapters
         self._signers = signers
         self._load_seconds = load_seconds
+        self._stage = stage
         self._loaded = loaded
         self._turns = limited.Turns()
 
@@ -79,14 +85,20 @@ class Opener:
         if settings.brownout is not None:
             brownout.way(settings.brownout, manifest, self._adapters.of(name))
         file = bundle.file(manifest.tokenizer)
+        found = await self._rehearse_tokens(file)
         tokenizer = await self._step(f"loading {file}", partial(Tokenizer, file, manifest.max_tokens))
         with_states = self._adapters.wants_states(manifest)
         first = model_of(bundle, manifest.variants[0], tokenizer.types, with_states=with_states)
         models = [first, *(model_of(bundle, variant, tokenizer.types) for variant in beside)]
         tokenized = time.monotonic()
+        await self._rehearse(models, found)
+        rehearsed = time.monotonic()
         await self._load_models(models)
         warm = time.monotonic()
-        seconds = {"read": read - begun, "tokenizer": tokenized - read, "graph": warm - tokenized}
+        seconds = {
+            "read": read - begun, "tokenizer": tokenized - read, "rehearsal": rehearsed - tokenized,
+            "graph": warm - rehearsed,
+        }  # fmt: skip
         guard = None
         if settings.guard is not None:
             try:
@@ -117,6 +129,7 @@ class Opener:
         bundle = await self._step(f"reading {path}", partial(self._read, path))
         first, with_states = bundle.manifest.variants[0], self._adapters.wants_states(bundle.manifest)
         model = model_of(bundle, first, before.tokenizer.types, with_states=with_states)
+        await self._rehearse([model], await self._rehearse_tokens(bundle.file(bundle.manifest.tokenizer)))
         await self._engine.load(model)
         return replace(before, model=model)
 
@@ -137,6 +150,26 @@ class Opener:
             return computed.vectors[:, : bundle.manifest.dimensions]
 
         return await hubs.guard(settings, bundle.manifest, embed)
+
+    async def _rehearse_tokens(self, path: Path) -> Finding:
+        """Have a tokenizer tried in a process of its own. BundleError where that fails."""
+        return await self._try(self._stage, path, Tokens(path)) if self._stage else Finding()
+
+    async def _rehearse(self, models: Sequence[Model], tokens: Finding) -> None:
+        """The same of graphs, with ids of a tokenizer of which this was found."""
+        if self._stage is None:
+            return
+        for model in models:
+            await self._try(self._stage, model.graph, self._stage.graph(model, tokens))
+
+    async def _try(self, stage: Stage, path: Path, piece: Piece) -> Finding:
+        progress = limited.Progress()
+        work = partial(stage.rehearse, piece, progress.step)
+        try:
+            # The stage limits the steps; this is for where even its processes cannot be had.
+            return await limited.run(2 * self._load_seconds, f"rehearsing {path}", work, progress)
+        except GraphError as error:
+            raise BundleError(f"{path}: {error}") from None
 
     async def _load_models(self, models: Sequence[Model]) -> None:
         """Load all of them, or none."""

@@ -25,6 +25,7 @@ from trimtab_server import limited
 from trimtab_server.admission import memory
 from trimtab_server.batching.batch import Model
 from trimtab_server.callers import access
+from trimtab_server.devices import runtime
 from trimtab_server.encoders import brownout
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.encoders.opening import Opener
@@ -238,6 +239,13 @@ class Repository:
         access.check_encoder(name)
         await self._finish(self._synchronise(name))
 
+    def problems(self, name: str) -> dict[str, str]:
+        """What on disk belongs to an encoder and could not be loaded, and why."""
+        of_name = [entry for key, entry in self._entries.items() if key[0] == name and not entry.retired]
+        versions = {f"version {each.version}": each.reason for each in of_name if each.state == "UNAVAILABLE"}
+        found = self.adapters.problems(name)
+        return versions | {f"adapter {adapter}": found[adapter] for adapter in sorted(found)}
+
     async def unload(self, name: str) -> None:
         """Stop serving every version of an encoder, after what they have accepted is answered."""
         access.check_admin()
@@ -319,13 +327,14 @@ class Repository:
         try:
             encoder = await self._opener.open(entry.name, entry.version, path)
         except TrimtabError as error:
-            log.error("%s: %s", path, error)
+            reason = runtime.told(error)
+            log.error("%s: %s", path, reason)
             if isinstance(error, ConfigError):
                 self._misconfigured[entry.name, entry.version] = f"{entry.name}/{entry.version}: {error}"
-            self._put(replace(entry, state="UNAVAILABLE", reason=str(error)))
+            self._put(replace(entry, state="UNAVAILABLE", reason=reason))
         except Exception as error:
             log.exception("%s cannot be loaded", path)
-            self._put(replace(entry, state="UNAVAILABLE", reason=f"{type(error).__name__}: {error}"))
+            self._put(replace(entry, state="UNAVAILABLE", reason=runtime.told(error)))
         else:
             self._put(replace(entry, state="READY", encoder=encoder))
 

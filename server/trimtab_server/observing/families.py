@@ -156,8 +156,8 @@ class Families:
         )
         self.load = gauge(
             "trimtab_load_seconds",
-            "How long the last load of an encoder version took: read (its hashes, too), tokenizer, graph "
-            "(opened and warmed on every device)",
+            "How long the last load of an encoder version took: read (its hashes, too), tokenizer, rehearsal "
+            "(graphs tried in a process of their own), graph (opened and warmed on every device)",
             ("encoder", "version", "stage"),
         )
         self.ready = gauge(

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2 as mc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from trimtab.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
+from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.observing.metrics import Count, Metrics
 from trimtab_server.pipeline import Pipeline
@@ -136,8 +136,15 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             )
         await self._repository.load(request.model_name)
         entries = [entry for entry in self._repository.index() if entry.name == request.model_name]
-        if not any(entry.state == "READY" for entry in entries):
+        ready = [str(entry.version) for entry in entries if entry.state == "READY"]
+        problems = self._repository.problems(request.model_name)
+        if not ready:
             self._repository.find(request.model_name)  # says why
+        if problems:
+            raise FailedPrecondition(
+                f"{request.model_name} version {', '.join(ready)} is served, but not {', '.join(problems)}: "
+                + "; ".join(problems.values())
+            )
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:

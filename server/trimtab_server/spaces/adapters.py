@@ -4,17 +4,15 @@ An adapter is an ONNX graph, whatever kind of map it is, and so the server knows
 the repository are there, whichever encoder they belong to: a request's route may lead through several.
 """
 
+import asyncio
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab import adapter as adapters
@@ -26,70 +24,20 @@ from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotF
 from trimtab.signatures import Signers
 from trimtab_server import limited
 from trimtab_server.callers import access
-from trimtab_server.devices import runtime
-from trimtab_server.devices.session import checked
+from trimtab_server.devices import rehearsal, runtime
+from trimtab_server.devices.mapping import Maps, OpenMap
+from trimtab_server.devices.maps import Map
+from trimtab_server.devices.session import DeviceLostError, GraphError
+from trimtab_server.devices.stage import Stage
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.watching import Watch, Watched
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Vectors = NDArray[np.float32]
 
-# The rows that a graph is tried with when it is opened, as many as a batch may bring.
-TRIAL_ROWS = 32
-TRIALS = 3
-
-
-class AdapterSession:
-    """An adapter's graph in ONNX Runtime, on the CPU: a row is too little work for the way to a GPU."""
-
-    def __init__(self, adapter: Adapter) -> None:
-        manifest = adapter.manifest
-        options = runtime.options()
-        path = adapter.file(manifest.graph)
-        try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors share no base
-            raise AdapterError(f"{path} cannot be loaded: {error}. Fit the adapter again") from None
-        inputs = {each.name: each for each in self._session.get_inputs()}
-        wanted = {"vectors", "group"} if manifest.groups else {"vectors"}
-        if set(inputs) != wanted or [each.name for each in self._session.get_outputs()] != ["adapted"]:
-            raise AdapterError(
-                f"{path} takes {', '.join(inputs)}; the graph of this adapter takes "
-                f"{' and '.join(sorted(wanted))}, and gives 'adapted'. Fit the adapter again"
-            )
-        width = inputs["vectors"].shape[-1]
-        more = width - manifest.source.dimensions if isinstance(width, int) else -1
-        if more < 0 or (more > 0) != (manifest.reads == "states"):
-            raise AdapterError(
-                f"{path} takes vectors of {width} components, and its manifest says that it reads the "
-                f"{manifest.reads} of an encoder of {manifest.source.dimensions}. Fit the adapter again"
-            )
-        self.states_width = more
-        self._dimensions = manifest.target.dimensions
-        self._groups = {name: number for number, name in enumerate(manifest.groups, start=1)}
-        rows = np.full((TRIAL_ROWS, width), width**-0.5, np.float32)
-        try:
-            self.run(rows, [""] * TRIAL_ROWS)
-        except Exception as error:  # as above
-            raise AdapterError(f"{path} cannot be run: {error}. Fit the adapter again") from None
-        seconds = []
-        for _ in range(TRIALS):
-            begun = time.perf_counter()
-            self.run(rows, [""] * TRIAL_ROWS)
-            seconds.append(time.perf_counter() - begun)
-        self.row_seconds = min(seconds) / TRIAL_ROWS
-
-    def run(self, vectors: Vectors, groups: Sequence[str]) -> Vectors:
-        """Rows of the source space in, float32 (n, d_in), their places in the target space out.
-
-        groups[i] is the group of row i; one that the adapter does not know is none of its groups.
-        """
-        feeds: dict[str, NDArray[np.generic]] = {"vectors": np.ascontiguousarray(vectors)}
-        if self._groups:
-            feeds["group"] = np.array([self._groups.get(group, 0) for group in groups], np.int64)
-        return checked(runtime.run(self._session, ["adapted"], feeds)[0], (len(vectors), self._dimensions))
+# Adapters of one encoder that are opened at a time.
+AT_ONCE = 4
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -99,8 +47,10 @@ class Loaded:
     encoder: str  # in whose folder it lies
     manifest: AdapterManifest
     sha256: str  # of the manifest, and through it of every file
-    session: AdapterSession | None
+    session: OpenMap | None
     problem: str
+    row_seconds: float  # about what a row costs
+    maps: Maps  # where its session lives
     target: Manifest | None  # of the bundle whose space the adapter leads to, where the repository has it
     watched: Watched | None  # where it has the calibration queries that live ones are compared with
 
@@ -112,24 +62,32 @@ class Loaded:
     @property
     def states_width(self) -> int:
         """How many components it reads beside the embedding."""
-        return self.session.states_width if self.session else 0
-
-    @property
-    def row_seconds(self) -> float:
-        """About what a row costs."""
-        return self.session.row_seconds if self.session else 0.0
+        return self.session.width - self.manifest.source.dimensions if self.session else 0
 
     def see(self, rows: Vectors) -> None:
         """These rows, in its source space, are live queries on their way through it."""
         if self.watched is not None:
             self.watched.see(rows)
 
+    def end(self) -> None:
+        """End what hangs in it, where that can be."""
+        if self.session is not None:
+            self.maps.end(self.session)
+
     def run(self, vectors: Vectors, groups: Sequence[str]) -> Vectors:
-        """As the session does. Raises InternalError where that fails, or where there is none."""
+        """Rows of the source space, float32 (n, d_in), as float32 (n, d_out) of the target space.
+
+        groups[i] is the group of row i; one that the adapter does not know is none of its groups. Raises
+        InternalError where that fails, or where there is no session.
+        """
         if self.session is None:
             raise InternalError(f"adapter {self.name} is in a route, and cannot be used: {self.problem}")
         try:
-            return self.session.run(vectors, groups)
+            known = {name: number for number, name in enumerate(self.manifest.groups, start=1)}
+            numbers = np.array([known.get(group, 0) for group in groups], np.int64)
+            return self.session.run(vectors, numbers)
+        except DeviceLostError:
+            raise
         except Exception as error:
             raise InternalError(f"adapter {self.name} failed: {type(error).__name__}") from error
 
@@ -153,11 +111,23 @@ class Route:
 class Adapters:
     """All adapters of a repository, and the routes through them. For one event loop."""
 
-    def __init__(self, watch: Watch, signers: Signers | None = None, load_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        watch: Watch,
+        signers: Signers | None = None,
+        load_seconds: float = 60.0,
+        stage: Stage | None = None,
+        maps: Maps | None = None,
+    ) -> None:
         self._watch = watch
+        self._maps = maps or Maps()
+        self._stage = stage
         self._load_seconds = load_seconds
         self._signers = signers  # None: anybody's adapters are used
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
+        self._retired: dict[Loaded, str] = {}  # those that have failed while they were used, and why
+        self._served: dict[tuple[str, int], tuple[bundles.Manifest, int]] = {}
+        self._unread: dict[str, dict[str, str]] = {}  # by encoder and name, those without a manifest; and why
         self._links: tuple[Loaded, ...] = ()  # as requests see them
         self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
         self._routes: dict[tuple[str, int, str, tuple[str, ...]], tuple[Loaded, ...]] = {}
@@ -209,37 +179,64 @@ class Adapters:
         """
         if not bundles.NAME.fullmatch(encoder):  # no encoder, and perhaps a path that leads elsewhere
             return ()
-        listed = await self._step(f"reading {repository / encoder}", partial(_listed, repository, encoder))
-        found = []
-        for path in listed:
-            try:
-                work = partial(self._read_one, repository, encoder, path)
-                found.append(await self._step(f"loading adapter {path}", work))
-            except TrimtabError as error:  # without a manifest there is nothing to show for it
-                log.error("%s: %s", path, error)
-            except Exception as error:  # whatever a foreign file made of it
-                log.error("%s cannot be read: %s: %s", path, type(error).__name__, error)
+        what = f"reading {repository / encoder}"
+        listed = await limited.run(self._load_seconds, what, partial(_listed, repository, encoder))
+        unread: dict[str, str] = {}
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def one(path: Path) -> Loaded | None:
+            progress = limited.Progress()
+            work = partial(self._read_one, repository, encoder, path, progress.step)
+            async with at_once:  # one that hangs keeps no other waiting
+                try:
+                    # The stage limits its steps by itself.
+                    what = f"loading adapter {path}"
+                    return await limited.run(2 * self._load_seconds, what, work, progress)
+                except Exception as error:  # whatever a foreign file made of it
+                    log.error("%s: %s", path, runtime.told(error))
+                    unread[path.name] = runtime.told(error)
+                    return None
+
+        found = [loaded for loaded in await asyncio.gather(*map(one, listed)) if loaded is not None]
+        self._unread[encoder] = unread
         return tuple(found)
 
-    async def _step(self, what: str, work: Callable[[], T]) -> T:
-        return await limited.run(self._load_seconds, what, work)
+    def problems(self, encoder: str) -> dict[str, str]:
+        """What is wrong with those of the encoder's adapters that could not be read or opened, by name."""
+        found = {each.manifest.name: self._problem(each) for each in self.of(encoder) if self._problem(each)}
+        return found | self._unread.get(encoder, {})
 
-    def _read_one(self, repository: Path, encoder: str, path: Path) -> Loaded:
+    def _read_one(self, repository: Path, encoder: str, path: Path, step: Callable[[], None]) -> Loaded:
         if not path.resolve().is_relative_to(repository.resolve()):
             raise AdapterError("it is a link that leads out of the repository: put the adapter into it")
         sha256 = hashlib.sha256((path / adapters.MANIFEST).read_bytes()).hexdigest()
         for before in self._read.get(encoder, ()):
-            if before.name == f"{encoder}/{path.name}" and before.sha256 == sha256 and before.session:
+            same = before.name == f"{encoder}/{path.name}" and before.sha256 == sha256
+            if same and before.session is not None and before not in self._retired:
                 return before
-        return self._open(repository, encoder, path, sha256)
+        return self._open(repository, encoder, path, sha256, step)
+
+    def _problem(self, loaded: Loaded) -> str:
+        return loaded.problem or self._retired.get(loaded, "")
 
     def put(self, encoder: str, found: tuple[Loaded, ...]) -> None:
         """These are the encoder's adapters from now on: `wants_states` knows them, requests not yet."""
         gone = set(self.of(encoder)) - set(found)
         self._read[encoder] = found
         for loaded in gone:
+            self._retired.pop(loaded, None)
             if loaded.watched is not None:
                 loaded.watched.close()
+            if loaded.session is not None:
+                self._maps.close(loaded.session)
+
+    def retire(self, loaded: Loaded, why: str) -> None:
+        """Use an adapter no more, until it is loaded again."""
+        known = [each for each in self.of(loaded.encoder) if each.session is loaded.session]
+        for each in known:
+            log.error("adapter %s is not used any more: %s", each.name, why)
+            self._retired[each] = f"{why}. Load the encoder again to try it"
+        self._show()
 
     def of(self, encoder: str) -> tuple[Loaded, ...]:
         """The encoder's adapters, as they were put."""
@@ -260,21 +257,26 @@ class Adapters:
 
         Of each version its bundle's manifest comes first, then those of other variants that are loaded.
         """
-        served: dict[tuple[str, int], tuple[Manifest, int]] = {}
+        served = self._served = {}
         self._own = {}
         for manifest, width in encoders:
             served.setdefault((manifest.name, manifest.version), (manifest, width))
             self._own[manifest.space] = manifest
+        self._show()
+
+    def _show(self) -> None:
         self._links = tuple(
-            replace(loaded, problem=loaded.problem or _mismatch(loaded, served))
+            replace(loaded, problem=self._problem(loaded) or _mismatch(loaded, self._served))
             for encoder in sorted(self._read)
             for loaded in self._read[encoder]
         )
         self._routes = {}
 
-    def _open(self, repository: Path, encoder: str, path: Path, sha256: str) -> Loaded:
+    def _open(
+        self, repository: Path, encoder: str, path: Path, sha256: str, step: Callable[[], None]
+    ) -> Loaded:
         manifest = adapters.KIND.manifest(path, AdapterManifest)
-        session, watched, problem = None, None, ""
+        session, watched, problem, row_seconds = None, None, "", 0.0
         try:
             if (manifest.name, manifest.source.encoder) != (path.name, encoder):
                 raise AdapterError(
@@ -284,14 +286,29 @@ class Adapters:
             adapter = adapters.read(path)
             if self._signers is not None:
                 self._signers.check(adapters.KIND, path, manifest)
-            session = AdapterSession(adapter)
+            session, row_seconds = self._session(adapter, step)
             watched = self._watched(adapter)
         except Exception as error:  # whatever a foreign file made of it
-            problem = str(error) if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
+            problem = str(error) if isinstance(error, TrimtabError) else runtime.told(error)
             log.error("%s: %s", path, problem)
             session = None
         target = _target(repository, manifest.target, self._signers)
-        return Loaded(encoder, manifest, sha256, session, problem, target, watched)
+        return Loaded(encoder, manifest, sha256, session, problem, row_seconds, self._maps, target, watched)
+
+    def _session(self, adapter: Adapter, step: Callable[[], None]) -> tuple[OpenMap, float]:
+        """The map of an adapter, and what a row costs; it is rehearsed before, where there is a stage."""
+        manifest = adapter.manifest
+        map = Map(
+            adapter.file(manifest.graph), manifest.groups, manifest.source.dimensions,
+            manifest.target.dimensions, manifest.reads == "states",
+        )  # fmt: skip
+        piece = rehearsal.Adapter(map)
+        try:
+            stage = self._stage
+            found = stage.rehearse(piece, step) if stage else rehearsal.rehearse_map(map, step)
+            return self._maps.open(map), found.row_seconds
+        except GraphError as error:
+            raise AdapterError(f"{map.graph}: {error}. Fit the adapter again") from None
 
     def _watched(self, adapter: Adapter) -> Watched | None:
         queries, source = adapter.baseline(), adapter.manifest.source

@@ -1,21 +1,24 @@
 """Adapters applied to the rows of requests: those whose rows come from a device together go through together.
 
 When a batch has run, the event loop wakes every request that waited for a row of it, and each asks for its
-route. What asks in one turn of the loop is one run of the adapters in the next: a map's weights are read once
-for all of its rows, and there is no time to wait and nothing to tune.
+route. What asks in one turn of the loop is one run of the adapters, on a thread; what comes while it runs is
+the route's next run. So a map's weights are read once for all of its rows, and there is no time to wait and
+nothing to tune. The thread is watched: a graph that hangs holds up its own route, and is not used any more.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from trimtab.errors import InternalError
+from trimtab.errors import FailedPrecondition, InternalError, TrimtabError
+from trimtab_server import limited
+from trimtab_server.devices.session import DeviceLostError
 from trimtab_server.spaces.adapters import Loaded, Route, Vectors
 
-# A run that should take longer than this, in seconds, goes to a thread: the event loop has others to serve.
-INLINE_SECONDS = 0.004
+# A run hangs that takes so many times as long as the rows were measured to take, and `hang_seconds`.
+HANG_FACTOR = 20.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,17 +29,25 @@ class _Waiting:
 
 
 class Applier:
-    """Applies routes to rows. For one event loop."""
+    """Applies routes to rows. For one event loop.
 
-    def __init__(self) -> None:
+    `retire` is told of an adapter that hung for `hang_seconds`, or ended its process, and why it is not
+    to be used any more.
+    """
+
+    def __init__(
+        self, retire: Callable[[Loaded, str], None] = lambda loaded, why: None, hang_seconds: float = 10.0
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._retire = retire
+        self._hang_seconds = hang_seconds
         self._waiting: dict[tuple[Loaded, ...], list[_Waiting]] = {}
-        self._runs: set[asyncio.Task[None]] = set()
+        self._runs: dict[tuple[Loaded, ...], asyncio.Task[None]] = {}
 
     async def apply(self, route: Route, rows: Vectors, dimensions: int, group: str) -> Vectors:
         """Rows of an encoder's graph, embedding first, float32 (n, d), as vectors of the route's space.
 
-        Raises InternalError where an adapter fails on them.
+        Raises InternalError where an adapter fails on them; FailedPrecondition where one hangs.
         """
         hops = route.hops
         if not hops:
@@ -50,40 +61,61 @@ class Applier:
         return await waiting.future
 
     def _flush(self) -> None:
-        everything, self._waiting = self._waiting, {}
-        for hops, waiting in everything.items():
-            wanted = [each for each in waiting if not each.future.done()]
-            if not wanted:
-                continue
-            try:
-                self._run(hops, wanted)
-            except Exception as error:  # nobody else would tell those who wait
-                _fail(wanted, error)
+        for hops in [hops for hops in self._waiting if hops not in self._runs]:
+            waiting = self._waiting.pop(hops)
+            self._runs[hops] = asyncio.create_task(self._run(hops, waiting))
 
-    def _run(self, hops: tuple[Loaded, ...], wanted: Sequence[_Waiting]) -> None:
+    async def _run(self, hops: tuple[Loaded, ...], waiting: Sequence[_Waiting]) -> None:
+        try:
+            wanted = [each for each in waiting if not each.future.done()]
+            if wanted:
+                await self._apply(hops, wanted)
+        finally:
+            del self._runs[hops]
+            if self._waiting:
+                self._loop.call_soon(self._flush)
+
+    async def _apply(self, hops: tuple[Loaded, ...], wanted: Sequence[_Waiting]) -> None:
         rows = np.concatenate([each.rows for each in wanted]) if len(wanted) > 1 else wanted[0].rows
         groups = [each.group for each in wanted for _ in range(len(each.rows))]
-        if len(rows) * sum(hop.row_seconds for hop in hops) <= INLINE_SECONDS:
-            _deliver(wanted, run(hops, rows, groups))
-            return
-        task = asyncio.create_task(self._in_thread(hops, rows, groups, wanted))
-        self._runs.add(task)
-        task.add_done_callback(self._runs.discard)
-
-    async def _in_thread(
-        self, hops: tuple[Loaded, ...], rows: Vectors, groups: Sequence[str], wanted: Sequence[_Waiting]
-    ) -> None:
+        predicted = len(rows) * sum(hop.row_seconds for hop in hops)
+        run = Run(hops, rows, groups)
+        names = ", ".join(hop.name for hop in hops)
         try:
-            _deliver(wanted, await asyncio.to_thread(run, hops, rows, groups))
-        except Exception as error:  # as above
-            _fail(wanted, error)
+            seconds = max(self._hang_seconds, HANG_FACTOR * predicted)
+            vectors = await limited.run(seconds, f"adapter {names}", run, stop=run.end)
+        except (FailedPrecondition, DeviceLostError) as error:
+            at = run.at
+            self._retire(at, str(error))
+            _fail(wanted, FailedPrecondition(f"adapter {at.name} is not used any more: {error}"))
+        except Exception as error:  # nobody else would tell those who wait
+            if len(wanted) == 1:
+                _fail(wanted, error)
+            for each in wanted if len(wanted) > 1 else ():
+                await self._apply(hops, [each])  # so that only those fail that fail alone
+        else:
+            _deliver(wanted, vectors)
 
 
-def run(hops: Sequence[Loaded], rows: Vectors, groups: Sequence[str]) -> Vectors:
-    """The rows, float32 (n, d), through one adapter after the other; groups[i] is the group of row i."""
-    for hop in hops:
-        rows = hop.run(rows, groups)
-    return rows
+class Run:
+    """Rows, float32 (n, d), on their way through one adapter after the other; groups[i] is row i's group."""
+
+    def __init__(self, hops: Sequence[Loaded], rows: Vectors, groups: Sequence[str]) -> None:
+        self.at = hops[0]  # where they are
+        self._hops = hops
+        self._rows = rows
+        self._groups = groups
+
+    def __call__(self) -> Vectors:
+        rows = self._rows
+        for hop in self._hops:
+            self.at = hop
+            rows = hop.run(rows, self._groups)
+        return rows
+
+    def end(self) -> None:
+        """End the adapter that hangs, where that can be."""
+        self.at.end()
 
 
 def _deliver(waiting: Sequence[_Waiting], vectors: Vectors) -> None:
@@ -99,8 +131,7 @@ def _fail(waiting: Sequence[_Waiting], error: Exception) -> None:
     for each in waiting:
         if not each.future.done():
             # To each its own: an error collects where it was raised.
-            own = InternalError(
-                str(error) if isinstance(error, InternalError) else f"adapters failed: {error!r}"
-            )
+            known = isinstance(error, TrimtabError)
+            own = type(error)(str(error)) if known else InternalError(f"adapters failed: {error!r}")
             own.__cause__ = error
             each.future.set_exception(own)
