@@ -100,9 +100,7 @@ def settle(descriptor: int, path: Path, expected: Sum, head: bytes = b"") -> Non
 
     expected: the sum of what stands behind `head`.
     """
-    os.fsync(descriptor)
-    if hasattr(os, "posix_fadvise"):  # otherwise what is read may be the cache, not the disk
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    _to_disk(descriptor)
     if os.pread(descriptor, len(head), 0) != head:
         raise OSError(errno.EIO, "its head was written, but does not read back", str(path))
     found = sum_of(descriptor, len(head))
@@ -125,6 +123,16 @@ def sum_of(descriptor: int, start: int = 0, end: int | None = None) -> Sum:
     return Sum(length, crc32)
 
 
+def settle_all(folder: Path) -> None:
+    """Bring all files under a folder to the disk, and forget them, so that they are read from there next."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _to_disk(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -141,6 +149,12 @@ def sweep(folder: Path) -> None:
             with suppress(OSError), path.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+def _to_disk(descriptor: int) -> None:
+    os.fsync(descriptor)
+    if hasattr(os, "posix_fadvise"):  # otherwise what is read next may be the cache, not the disk
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _open_partial(folder: Path) -> tuple[Path, IO[bytes]]:

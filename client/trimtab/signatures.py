@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from trimtab import adapter, bundle
+from trimtab import adapter, bundle, durable
 from trimtab.bundle import AnyManifest, Kind
 from trimtab.errors import ConfigError
 
@@ -48,9 +48,7 @@ def sign(folder: Path, key: Path) -> Path:
     if not isinstance(private, Ed25519PrivateKey):
         raise ConfigError(f"{key} is not of Ed25519: make one with `openssl genpkey -algorithm ed25519`")
     target = manifest.with_name(manifest.name + SUFFIX)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(base64.b64encode(private.sign(manifest.read_bytes())) + b"\n")
-    partial.replace(target)
+    durable.replace(target, base64.b64encode(private.sign(manifest.read_bytes())) + b"\n")
     return target
 
 

@@ -9,7 +9,7 @@ next export replaces what a killed one left.
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from trimtab import bundle as bundles
-from trimtab.errors import ExportError, TrimtabError
+from trimtab import durable
+from trimtab.errors import AdapterError, BundleError, ExportError, TrimtabError
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def staged(repository: Path, name: str, version: int | None) -> Iterator[Staged]
             try:
                 yield Staged(folder=folder, work=work, target=target, version=number)
                 shutil.rmtree(work)
-                publish(folder, target)
+                publish(folder, target, bundles.read)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -85,13 +86,15 @@ def manifest(folder: Path, content: bundles.Manifest) -> None:
     (folder / bundles.MANIFEST).write_bytes(text + b"\n")
 
 
-def publish(folder: Path, target: Path) -> None:
-    """Give a finished folder its name, when everything in it is on the disk."""
-    for path in folder.rglob("*"):
-        _sync_one(path)
-    _sync_one(folder)
+def publish(folder: Path, target: Path, read: Callable[[Path], object]) -> None:
+    """Give a finished folder its name, when everything in it is on the disk and was read back by `read`."""
+    durable.settle_all(folder)
+    try:
+        read(folder)
+    except (BundleError, AdapterError) as error:
+        raise ExportError(f"what was written does not read back, see to the disk: {error}") from None
     folder.rename(target)
-    _sync_one(target.parent)
+    durable.sync(target.parent)
 
 
 def _refuse_existing(encoder: Path, number: int) -> None:
@@ -123,12 +126,4 @@ def lock(path: Path, busy: TrimtabError) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
         os.close(handle)

@@ -11,7 +11,7 @@ import pytest
 from tiny_encoders import Export
 
 from trimtab import bundle as bundles
-from trimtab.errors import ExportError
+from trimtab.errors import BundleError, ExportError
 from trimtab_export import evaluate, write
 
 COMMAND = (
@@ -140,6 +140,7 @@ def test_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path, monkeypatch: 
         return handle
 
     monkeypatch.setattr(write.os, "open", remove_first)
+    monkeypatch.setattr(bundles, "read", lambda folder: None)  # there is none in it
     with write.staged(tmp_path, "tiny", 1) as stage:
         assert len(opened) == 2
         with (
@@ -162,3 +163,30 @@ def test_repository_is_made_only_for_a_bundle(tmp_path: Path) -> None:
         raise RuntimeError
     assert list(repository.iterdir()) == []
     shutil.rmtree(repository)
+
+
+def test_a_folder_that_does_not_read_back_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses what it was given is noticed before the folder has its name."""
+    folder, target = tmp_path / ".1.partial", tmp_path / "1"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"whole")
+    fsync = os.fsync
+
+    def losing(descriptor: int) -> None:
+        (folder / "weights").write_bytes(b"")
+        fsync(descriptor)
+
+    def read(path: Path) -> None:
+        if (path / "weights").read_bytes() != b"whole":
+            raise BundleError("weights: not what the manifest says")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", losing)
+        with pytest.raises(ExportError, match="does not read back, see to the disk: weights"):
+            write.publish(folder, target, read)
+    assert not target.exists()
+    (folder / "weights").write_bytes(b"whole")
+    write.publish(folder, target, read)
+    assert (target / "weights").read_bytes() == b"whole"

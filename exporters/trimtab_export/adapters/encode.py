@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -10,6 +11,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from trimtab import durable
 from trimtab.bundle import Bundle
 from trimtab.errors import AdapterError
 from trimtab.progress import Progress
@@ -114,7 +116,11 @@ class Encoder:
 def _mapped(file: Path, known: bool, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
     if not shape[1]:
         return np.empty(shape, dtype)  # nothing cannot be mapped
-    return np.lib.format.open_memmap(file, "r+" if known else "w+", dtype, None if known else shape)
+    mapped = np.lib.format.open_memmap(file, "r+" if known else "w+", dtype, None if known else shape)
+    # A mapped file that the disk has no room for would end the process at whatever page is the first.
+    with file.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    return mapped
 
 
 class _Store:
@@ -150,9 +156,7 @@ class _Store:
             for array in self._arrays:
                 if isinstance(array, np.memmap):
                     array.flush()
-            fresh = self._journal.with_suffix(".new")
-            fresh.write_text(json.dumps({"rows": done}))
-            fresh.replace(self._journal)
+            durable.replace(self._journal, json.dumps({"rows": done}).encode())
 
     def finish(self) -> tuple[Floats, Halves]:
         vectors, states = self._arrays

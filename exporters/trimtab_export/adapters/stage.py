@@ -30,7 +30,7 @@ class Stage:
         """Write the manifest, and give the folder its name."""
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
         (self.folder / adapters.MANIFEST).write_bytes(text + b"\n")
-        write.publish(self.folder, self.target)
+        write.publish(self.folder, self.target, adapters.read)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from trimtab import durable
 from trimtab.errors import ExportError
 from trimtab_export.passes import bf16_linear
 from trimtab_export.passes.student import Student, buckets
@@ -122,6 +123,7 @@ def _save(
                 tensors[f"{key}.{name}"] = optimiser.state[weight][key].contiguous()
     partial = path.with_suffix(".partial")
     save_file(tensors, str(partial), metadata={"progress": json.dumps({"step": step})})
+    durable.sync(partial)
     partial.replace(path)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from trimtab import durable
 from trimtab.bundle import Fidelity, Passes, ReportCard
 from trimtab_export.variants import fidelity, make, packed
 from trimtab_export.variants.fidelity import Yardstick
@@ -68,9 +69,7 @@ class Bench:
         )
         axes = self.shop.axes(passes.width) if passes.width is not None else None
         report = fidelity.measure(files, self.yardstick, self.int8_limit(files[0]), axes)
-        partial = folder / f"{MEASURED}.partial"
-        partial.write_bytes(msgspec.json.encode(report))
-        partial.rename(measured)
+        durable.replace(measured, msgspec.json.encode(report))
         candidate = Candidate(passes, files, report)
         self.tell(f"{passes.name}: {summary(candidate.fidelity)}, {time.monotonic() - started:.0f} s")
         return candidate

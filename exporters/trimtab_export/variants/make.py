@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab import durable
 from trimtab.bundle import Passes
 from trimtab.errors import ExportError
 from trimtab_export.graph import head, states, to_onnx, unpad
@@ -102,9 +103,8 @@ class Workshop:
             kept: Floats = np.load(path, allow_pickle=False)
             return kept
         vectors = fidelity.embed(graph, self.batcher, self.prompted)
-        partial = self.scratch / f".{name}"
-        np.save(partial, vectors)
-        partial.replace(path)
+        with durable.replacing(path) as stream:
+            np.save(stream, vectors)
         return vectors
 
     def layer_order(self) -> list[int]:
