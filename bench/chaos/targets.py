@@ -184,13 +184,13 @@ def tokens(folder: Path) -> Target:
 
 def addresses(folder: Path) -> Target:
     """Addresses of stores and of servers; a password in them is never shown."""
-    from trimtab import channel
+    from trimtab import target
     from trimtab.stores import address
     from trimtab_server import config as configs
 
     def run(data: bytes) -> None:
         text = data.decode("utf-8", "replace")
-        for parse in (address.parse, channel.check_target, configs.split_address):
+        for parse in (address.parse, target.check_target, configs.split_address):
             with Refusing(errors.TrimtabError):
                 parse(text)
         url = f"postgresql://u:hunter2secret@{text}"

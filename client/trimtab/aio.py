@@ -14,19 +14,53 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from trimtab import channel, requests, responses
+from trimtab import channel, forks, requests, responses
 from trimtab.aio_stream import AsyncEmbeddingStream
 from trimtab.credentials import CallMetadata
-from trimtab.errors import InvalidArgument, NotFound
+from trimtab.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    TrimtabError,
+)
 from trimtab.exchange import DEFAULT_WINDOW, Exchange
 from trimtab.requests import Options
 from trimtab.rescoring import AsyncTexts, Missing, Scores, look_up, rescoring
 from trimtab.responses import Part
+from trimtab.target import check_target, target
 from trimtab.types import Adapter, Embeddings, EmbedOptions, Encoder, Limits, Priority, Truncate, Vectors
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1.encoder_pb2_grpc import EncoderServiceStub
 
 Answer = TypeVar("Answer")
+
+
+class _Home:
+    """The event loop and the process of a client: gRPC's objects are of no use in others."""
+
+    def __init__(self) -> None:
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise FailedPrecondition(
+                "an AsyncClient belongs to a running event loop, and here is none: make it in a coroutine, "
+                "or use trimtab.Client"
+            ) from None
+        self._generation = forks.generation()
+
+    def check(self) -> None:
+        """Raise FailedPrecondition elsewhere."""
+        if forks.generation() != self._generation:
+            raise FailedPrecondition(
+                "this AsyncClient was made in the parent of this process, whose connections are its own: "
+                "make one here"
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise FailedPrecondition(
+                "this AsyncClient was made in another event loop: make one in each (each asyncio.run has its "
+                "own), or use trimtab.Client, which any thread may share"
+            )
 
 
 class AsyncClient:
@@ -45,22 +79,27 @@ class AsyncClient:
         token: str | Path | None = None,
         balancing: channel.Balancing = "round_robin",
     ) -> None:
-        asyncio.get_running_loop()  # gRPC would take another loop than the one that runs later
-        self._url = channel.check_target(url)
         self._timeout = channel.Deadline(timeout).seconds
         credentials = channel.check_credentials(tls)
-        self._sent = CallMetadata(metadata, token, url=url, secure=credentials is not None)
+        encrypted = credentials is not None
+        self._sent = CallMetadata(metadata, token, url=check_target(url), secure=encrypted)
+        self._target = target(url, encrypted=encrypted, credentials=self._sent.secret)
+        self._home = _Home()
         self._channels = tuple(
             grpc.aio.insecure_channel(url, options)
             if credentials is None
             else grpc.aio.secure_channel(url, credentials, options)
-            for options in (channel.call_options(balancing), channel.stream_options())
+            for options in (
+                channel.call_options(self._target, balancing),
+                channel.stream_options(self._target),
+            )
         )
         self._stub, self._stream_stub = (EncoderServiceStub(opened) for opened in self._channels)
         self._limits: dict[tuple[str, str], Limits] = {}
 
     async def close(self) -> None:
         """Close the connection; open streams end."""
+        self._home.check()
         for opened in self._channels:
             await opened.close()
 
@@ -126,10 +165,11 @@ class AsyncClient:
             return Exchange(wanted, encoder, window, seconds)
 
         return AsyncEmbeddingStream(
+            self._home.check,
             start,
             texts,
             lambda messages: self._stream_stub.EmbedStream(messages, metadata=self._sent.get()),
-            lambda error: channel.from_break(error, self._url),
+            lambda error: channel.from_break(error, self._target),
         )
 
     async def rescore(
@@ -150,19 +190,23 @@ class AsyncClient:
         """
         options = Options(encoder=encoder, version=version, truncate=truncate, priority=priority)
         deadline, key = self._deadline(timeout), (encoder, version)
-        limits = self._limits.get(key) or (await self._describe(*key, deadline)).limits
-        steps = rescoring(query, candidates, texts is not None, options, limits)
-        answer: pb.RescoreResponse | Sequence[str] | None = None
-        while True:
-            try:
-                step = steps.send(answer) if answer is not None else next(steps)
-            except StopIteration as end:
-                scores: Scores = end.value
-                return scores
-            if isinstance(step, Missing):
-                answer = await _fetch(texts, step.ids)
-            else:
-                answer = await self._call(self._stub.Rescore, step, deadline)
+        given = list(candidates) if not isinstance(candidates, str | bytes) else candidates
+
+        async def attempt(limits: Limits) -> Scores:
+            steps = rescoring(query, given, texts is not None, options, limits)
+            answer: pb.RescoreResponse | Sequence[str] | None = None
+            while True:
+                try:
+                    step = steps.send(answer) if answer is not None else next(steps)
+                except StopIteration as end:
+                    scores: Scores = end.value
+                    return scores
+                if isinstance(step, Missing):
+                    answer = await _fetch(texts, step.ids)
+                else:
+                    answer = await self._call(self._stub.Rescore, step, deadline)
+
+        return await self._within_limits(key, deadline, attempt)
 
     async def encoders(self, *, timeout: float | None = None) -> list[Encoder]:
         """Every version of every encoder that is ready to serve, by name, the newest version first."""
@@ -193,20 +237,41 @@ class AsyncClient:
         """The answers to all texts in order, each with a part for every space (none named: one)."""
         checked, deadline = requests.check_texts(texts), self._deadline(timeout)
         key = (wanted.encoder, wanted.version)
-        limits = self._limits.get(key) or (await self._describe(*key, deadline)).limits
-        parts = requests.split(checked, wanted, limits, spaces)
-        if len(parts) == 1:
-            try:
+
+        async def attempt(limits: Limits) -> list[list[Part]]:
+            parts = requests.split(checked, wanted, limits, spaces)
+            if len(parts) == 1:
                 response = await self._call(self._stub.Embed, wanted.request(checked, spaces), deadline)
-            except InvalidArgument:
-                self._limits.pop(key, None)  # in case the server's limits are others by now
+                return [responses.parse(response, len(checked), len(spaces) or 1)]
+            # Pinned to the version that is the newest now, so that all parts are of one space.
+            encoder = await self._describe(*key, deadline)
+            parts = requests.split(checked, wanted, encoder.limits, spaces)
+            pinned = wanted.pinned(encoder)
+            return [part async for part in self._embed_parts(parts, pinned, spaces, deadline)]
+
+        return await self._within_limits(key, deadline, attempt)
+
+    async def _within_limits(
+        self,
+        key: tuple[str, str],
+        deadline: channel.Deadline,
+        attempt: Callable[[Limits], Awaitable[Answer]],
+    ) -> Answer:
+        """What `attempt` gives within the server's limits; once more where they were others by now."""
+        known = self._limits.get(key)
+        try:
+            return await attempt(known or (await self._describe(*key, deadline)).limits)
+        except (InvalidArgument, ResourceExhausted) as error:
+            if known is None or not channel.may_be_limits(error):
                 raise
-            return [responses.parse(response, len(checked), len(spaces) or 1)]
-        # Pinned to the version that is the newest now, so that all parts are of one space.
-        encoder = await self._describe(*key, deadline)
-        parts = requests.split(checked, wanted, encoder.limits, spaces)
-        pinned = wanted.pinned(encoder)
-        return [part async for part in self._embed_parts(parts, pinned, spaces, deadline)]
+            self._limits.pop(key, None)
+            try:
+                limits = (await self._describe(*key, deadline)).limits
+            except TrimtabError:
+                limits = known  # what was wrong says more than that it cannot be looked into
+            if limits == known:
+                raise
+        return await attempt(limits)
 
     def _deadline(self, timeout: float | None) -> channel.Deadline:
         return channel.Deadline(self._timeout if timeout is None else timeout)
@@ -223,7 +288,8 @@ class AsyncClient:
         request: Message,
         deadline: channel.Deadline,
     ) -> Answer:
-        with channel.translated(self._url, deadline):
+        self._home.check()
+        with forks.Calling(), channel.translated(self._target, deadline):
             return await method(request, timeout=deadline.left(), metadata=self._sent.get())
 
     async def _embed_parts(
@@ -236,9 +302,11 @@ class AsyncClient:
         """The answers to all parts in order, a few of them on their way at a time."""
         calls: deque[tuple[int, grpc.aio.UnaryUnaryCall[pb.EmbedRequest, pb.EmbedResponse]]] = deque()
         unsent = iter(parts)
+        calling = forks.Calling()
+        calling.begin()
         try:
             while True:
-                with channel.translated(self._url, deadline):
+                with channel.translated(self._target, deadline):
                     for part in islice(unsent, channel.PARTS_IN_FLIGHT - len(calls)):
                         call = self._stub.Embed(
                             pinned.request(part, spaces), timeout=deadline.left(), metadata=self._sent.get()
@@ -253,6 +321,7 @@ class AsyncClient:
         except NotFound as error:
             raise responses.unloaded(error, pinned.encoder, pinned.version) from error
         finally:
+            calling.end()
             for _, call in calls:
                 call.cancel()
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 
 import grpc
 
+from trimtab import forks
 from trimtab.errors import Cancelled, TrimtabError
 from trimtab.exchange import GRACE, Exchange, Vector
 from trimtab.types import Encoder
@@ -39,12 +40,13 @@ class AsyncEmbeddingStream(AsyncIterator[Vector]):
 
     def __init__(
         self,
+        check: Callable[[], None],
         start: Callable[[], Awaitable[Exchange]],
         texts: Iterable[str] | AsyncIterable[str],
         open_call: AsyncOpen,
         translate: Callable[[grpc.RpcError], TrimtabError],
     ) -> None:
-        self._start, self._texts = start, texts
+        self._check, self._start, self._texts = check, start, texts
         self._open, self._translate = open_call, translate
         self._pump: _Pump | None = None
         self._closed = False
@@ -84,6 +86,7 @@ class AsyncEmbeddingStream(AsyncIterator[Vector]):
 
     async def __anext__(self) -> Vector:
         """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
+        self._check()
         if self._closed:
             raise StopAsyncIteration
         try:
@@ -101,6 +104,7 @@ class AsyncEmbeddingStream(AsyncIterator[Vector]):
 
     async def aclose(self) -> None:
         """End the call; texts on their way are not embedded any more. Closing again does nothing."""
+        self._check()
         self._closed = True
         if self._pump is not None:
             await self._pump.aclose()
@@ -137,6 +141,7 @@ class _Pump:
         self._closed = False
         self._call: AsyncCall | None = None
         self._connection = 0
+        self._calling = forks.Calling()
         self._loop = asyncio.get_running_loop()
         self._tasks = (
             asyncio.create_task(self._feed(texts), name="trimtab-stream-feeder"),
@@ -203,10 +208,15 @@ class _Pump:
         return not self._closed
 
     async def _converse(self) -> None:
-        delay: float | None = 0.0
-        while delay is not None and not self._closed:
-            await asyncio.sleep(delay)
-            delay = await self._connect()
+        with self._calling:
+            try:
+                delay: float | None = 0.0
+                while delay is not None and not self._closed:
+                    await asyncio.sleep(delay)
+                    delay = await self._connect()
+            except Exception as error:  # whatever it was, nobody shall wait for this task for ever
+                self.exchange.fail(error)
+                self._ring()
 
     async def _connect(self) -> float | None:
         """Carry the exchange over one connection. Returns the seconds until the next one, None for none."""
@@ -219,6 +229,8 @@ class _Pump:
                 self._sendable.set()
         except grpc.RpcError as caught:
             error = self._translate(caught)
+        except TrimtabError as caught:  # the token's file cannot be read
+            error = caught
         except (grpc.aio.UsageError, asyncio.CancelledError):
             # gRPC's words for a channel that was closed, unless this task itself was cancelled.
             if self._closed:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,10 +15,13 @@ from trimtab.errors import (
     ConfigError,
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
     TrimtabError,
     Unavailable,
     from_status,
 )
+from trimtab.target import Target
 
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_TIMEOUT = 30.0
@@ -48,9 +50,6 @@ _METHODS = {
         "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
     },
 }
-# The variables that gRPC reads, in its order.
-_PROXY = ("grpc_proxy", "https_proxy", "http_proxy")
-_NO_PROXY = ("no_grpc_proxy", "no_proxy")
 _ROUND_ROBIN: dict[str, Any] = {"round_robin": {}}
 # gRPC's own policy for this (gRFC A58): it weighs servers by the reports that come with their answers, once
 # they have come for a second. Who is not heard of for half a minute is weighed like the others again.
@@ -81,21 +80,21 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def call_options(balancing: Balancing) -> tuple[tuple[str, int | str], ...]:
+def call_options(target: Target, balancing: Balancing) -> tuple[tuple[str, int | str], ...]:
     """gRPC's options for the connections of calls."""
     if balancing not in _POLICIES:
         raise ConfigError(f"balancing {balancing!r} is not known; choose of {', '.join(_POLICIES)}")
-    return (*_OPTIONS, _service_config(balancing))
+    return (*_OPTIONS, *target.options, _service_config(balancing))
 
 
-def stream_options() -> tuple[tuple[str, int | str], ...]:
+def stream_options(target: Target) -> tuple[tuple[str, int | str], ...]:
     """gRPC's options for the connections of streams, which have their own, without gRPC's retries.
 
     An Exchange knows better what to send again, and where a server goes away, gRPC's machinery for retries
     (1.81) now and then leaves a stream's read pending for ever although its status is there. New streams go
     round the servers: a report of load comes with the end of a call, too late to place the next stream.
     """
-    return (*_OPTIONS, _service_config("round_robin"), ("grpc.enable_retries", 0))
+    return (*_OPTIONS, *target.options, _service_config("round_robin"), ("grpc.enable_retries", 0))
 
 
 def _service_config(balancing: Balancing) -> tuple[str, str]:
@@ -117,19 +116,6 @@ class Deadline:
         return None if math.isinf(self.seconds) else max(self._end - time.monotonic(), 0.0)
 
 
-def check_target(url: str) -> str:
-    """`url` as gRPC takes it: HOST:PORT, dns:///HOST:PORT, ipv4:..., unix:PATH."""
-    if "://" in url and not url.startswith(("dns://", "unix://", "xds://", "ipv4://", "ipv6://")):
-        scheme, rest = url.split("://", 1)
-        cure = "with tls=True" if scheme in {"https", "grpcs"} else "without a scheme"
-        raise ConfigError(
-            f"url {url!r}: a gRPC address is written HOST:PORT; pass {rest.strip('/')!r} {cure}"
-        )
-    if not url:
-        raise ConfigError("url is empty; pass HOST:PORT")
-    return url
-
-
 def check_credentials(tls: Tls) -> grpc.ChannelCredentials | None:
     """The credentials of the channel; None for plain text."""
     if isinstance(tls, grpc.ChannelCredentials):
@@ -143,34 +129,26 @@ def check_credentials(tls: Tls) -> grpc.ChannelCredentials | None:
     return grpc.ssl_channel_credentials(roots)
 
 
-def from_rpc(error: grpc.RpcError, url: str, timeout: float = math.inf) -> TrimtabError:
+def from_rpc(error: grpc.RpcError, target: Target, timeout: float = math.inf) -> TrimtabError:
     """Trimtab's error for a failed call of gRPC, with the server's pushback where it names one."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":
         # gRPC's own words for a deadline that passed on this side name neither the limit nor the cure.
         return DeadlineExceeded(
-            f"no answer from {url} within {timeout:g} s; pass a longer timeout, or fewer texts at once"
+            f"no answer from {target.url} within {timeout:g} s; pass a longer timeout, or fewer texts at once"
         )
     if code is grpc.StatusCode.UNAVAILABLE:
-        details = f"{url}: {details}{_proxied(url)}"
+        details = f"{target.url}: {details}{target.proxied}"
     return from_status(code, details, _pushback(error))
 
 
-def _proxied(url: str) -> str:
-    """What to say of a proxy that gRPC goes through: its own message gives the address that refused alone."""
-    proxy = next((name for name in _PROXY if os.environ.get(name)), None)
-    without = next((value for name in _NO_PROXY if (value := os.environ.get(name))), "")
-    host = url.rpartition("/")[2].rpartition(":")[0]
-    excepted = any(host.endswith(entry.strip()) for entry in without.split(",") if entry.strip())
-    if proxy is None or excepted or url.startswith("unix:"):
-        return ""
-    return (
-        f" ({proxy} is set, so gRPC connects through that proxy: where the server is reached without one, "
-        "put its host into no_proxy)"
-    )
+def may_be_limits(error: TrimtabError) -> bool:
+    """Whether a request that was within the limits of which the client knows may be beyond the server's."""
+    # gRPC refuses a message that is too large before the server sees it, in these words.
+    return isinstance(error, InvalidArgument) or "larger than max" in str(error)
 
 
-def from_break(error: grpc.RpcError, url: str) -> TrimtabError:
+def from_break(error: grpc.RpcError, target: Target) -> TrimtabError:
     """Trimtab's error for a stream that broke; Unavailable where another connection may cure it."""
     # A server that is stopped cancels its calls. A client that was closed does so too, and then has no
     # further connection to offer.
@@ -179,23 +157,30 @@ def from_break(error: grpc.RpcError, url: str) -> TrimtabError:
     # (grpc/grpc#36066). Whatever it was, the next connection brings it to light.
     forgotten = error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
     if cut or forgotten:
-        return Unavailable(f"{url}: the connection broke ({error.details()})")
-    return from_rpc(error, url)
+        return Unavailable(f"{target.url}: the connection broke ({error.details()})")
+    translated = from_rpc(error, target)
+    if isinstance(translated, ResourceExhausted) and may_be_limits(translated):
+        return FailedPrecondition(
+            f"{target.url} takes smaller messages than it did when this stream began: open the stream again "
+            f"({translated})"
+        )
+    return translated
 
 
 def _pushback(error: grpc.RpcError) -> float:
     """The seconds the server asks to wait; 0 where it names none, or says not to try again."""
     trailers = cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ())
     pushback = str(dict(trailers).get("grpc-retry-pushback-ms", ""))
-    return int(pushback) / 1000 if pushback.isdecimal() else 0.0
+    # No server waits for months; one that says so may be none of ours.
+    return int(pushback) / 1000 if pushback.isdecimal() and len(pushback) < 10 else 0.0
 
 
 @contextmanager
-def translated(url: str, deadline: Deadline) -> Iterator[None]:
+def translated(target: Target, deadline: Deadline) -> Iterator[None]:
     """Raise gRPC's errors as Trimtab's."""
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc(error, url, deadline.seconds) from error
+        raise from_rpc(error, target, deadline.seconds) from error
     except (ValueError, grpc.aio.UsageError) as error:  # gRPC's words for a channel that was closed
-        raise FailedPrecondition(f"the client of {url} is closed; make a new one") from error
+        raise FailedPrecondition(f"the client of {target.url} is closed; make a new one") from error

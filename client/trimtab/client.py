@@ -10,14 +10,15 @@ from typing import Any, Protocol, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from trimtab import channel, requests, responses
+from trimtab import channel, forks, requests, responses
 from trimtab.credentials import CallMetadata
-from trimtab.errors import InvalidArgument, NotFound
+from trimtab.errors import InvalidArgument, NotFound, ResourceExhausted, TrimtabError
 from trimtab.exchange import DEFAULT_WINDOW, Exchange
 from trimtab.requests import Options
 from trimtab.rescoring import Missing, Scores, Texts, look_up, rescoring
 from trimtab.responses import Part
 from trimtab.stream import EmbeddingStream
+from trimtab.target import Target, check_target, target
 from trimtab.types import Adapter, Embeddings, EmbedOptions, Encoder, Limits, Priority, Truncate, Vectors
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1.encoder_pb2_grpc import EncoderServiceStub
@@ -28,6 +29,54 @@ Answer = TypeVar("Answer")
 class _Pending(Protocol):
     def result(self) -> pb.EmbedResponse: ...
     def cancel(self) -> Any: ...
+
+
+class _Connections:
+    """One channel for calls and one for streams, of the process that uses them: a child opens its own."""
+
+    def __init__(
+        self, to: Target, credentials: grpc.ChannelCredentials | None, balancing: channel.Balancing
+    ) -> None:
+        self._to, self._credentials = to, credentials
+        self._options = channel.call_options(to, balancing), channel.stream_options(to)
+        self._left: list[grpc.Channel] = []  # a parent's: to end them would touch what is the parent's
+        self._closed = False
+        self._open()
+
+    @property
+    def calls(self) -> EncoderServiceStub:
+        """For calls."""
+        return self._stubs()[0]
+
+    @property
+    def streams(self) -> EncoderServiceStub:
+        """For streams."""
+        return self._stubs()[1]
+
+    def close(self) -> None:
+        """Close both."""
+        self._closed = True
+        if forks.generation() == self._generation:
+            for opened in self._channels:
+                opened.close()
+
+    def _stubs(self) -> tuple[EncoderServiceStub, EncoderServiceStub]:
+        if forks.generation() != self._generation and not self._closed:
+            self._left.extend(self._channels)
+            self._open()
+        return self._both
+
+    def _open(self) -> None:
+        generation = forks.generation()
+        to, credentials = self._to.url, self._credentials
+        first, second = self._channels = tuple(
+            grpc.insecure_channel(to, options)
+            if credentials is None
+            else grpc.secure_channel(to, credentials, options)
+            for options in self._options
+        )
+        self._both = EncoderServiceStub(first), EncoderServiceStub(second)
+        self._generation = generation  # at last, since another thread of the child goes by it
 
 
 class Client:
@@ -43,11 +92,15 @@ class Client:
         answer while one is owed. math.inf for no limit. Each call may name its own.
     metadata: sent with every call.
     token: the API key or token that the server asks for; a Path is read, and again once the file has changed.
-        It is sent over TLS, or within this machine, and refused otherwise.
+        It is sent over TLS, or within this machine, and refused otherwise. In plain text it goes through no
+        proxy, whatever the environment names, nor does anything that stays within this machine.
     balancing: where a call goes of several addresses: to each in turn, or more of them to servers that have
         less to do ("least_loaded"), by the reports that come with their answers. It takes a second or two of
         calls to tell, and a server of which nothing is known yet gets its even share. Streams go to each in
         turn, and stay with their server.
+
+    A child of this process opens connections of its own when it first uses the client, and is refused
+    (FailedPrecondition) where a call or a stream was on its way while the process was forked.
 
     Calls that find the server away or full are tried up to five times, with growing delays or the one the
     server asks for; they do not wait for a server that refuses connections longer than those few seconds.
@@ -64,23 +117,17 @@ class Client:
         token: str | Path | None = None,
         balancing: channel.Balancing = "round_robin",
     ) -> None:
-        self._url = channel.check_target(url)
         self._timeout = channel.Deadline(timeout).seconds
         credentials = channel.check_credentials(tls)
-        self._sent = CallMetadata(metadata, token, url=url, secure=credentials is not None)
-        self._channels = tuple(
-            grpc.insecure_channel(url, options)
-            if credentials is None
-            else grpc.secure_channel(url, credentials, options)
-            for options in (channel.call_options(balancing), channel.stream_options())
-        )
-        self._stub, self._stream_stub = (EncoderServiceStub(opened) for opened in self._channels)
+        encrypted = credentials is not None
+        self._sent = CallMetadata(metadata, token, url=check_target(url), secure=encrypted)
+        self._target = target(url, encrypted=encrypted, credentials=self._sent.secret)
+        self._connections = _Connections(self._target, credentials, balancing)
         self._limits: dict[tuple[str, str], Limits] = {}
 
     def close(self) -> None:
         """Close the connection; open streams end."""
-        for opened in self._channels:
-            opened.close()
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -150,12 +197,12 @@ class Client:
         wanted, deadline = Options(**options), self._deadline(timeout)
         encoder = self._describe(wanted.encoder, wanted.version, deadline)
         exchange = Exchange(wanted, encoder, window, deadline.seconds)
-        url, stub, sent = self._url, self._stream_stub, self._sent
+        target, connections, sent = self._target, self._connections, self._sent
         return EmbeddingStream(
             exchange,
             texts,
-            lambda messages: stub.EmbedStream(messages, metadata=sent.get()),
-            lambda error: channel.from_break(error, url),
+            lambda messages: connections.streams.EmbedStream(messages, metadata=sent.get()),
+            lambda error: channel.from_break(error, target),
         )
 
     def rescore(
@@ -181,19 +228,23 @@ class Client:
         """
         options = Options(encoder=encoder, version=version, truncate=truncate, priority=priority)
         deadline, key = self._deadline(timeout), (encoder, version)
-        limits = self._limits.get(key) or self._describe(*key, deadline).limits
-        steps = rescoring(query, candidates, texts is not None, options, limits)
-        answer: pb.RescoreResponse | Sequence[str] | None = None
-        while True:
-            try:
-                step = steps.send(answer) if answer is not None else next(steps)
-            except StopIteration as end:
-                scores: Scores = end.value
-                return scores
-            if isinstance(step, Missing):
-                answer = _fetch(texts, step.ids)
-            else:
-                answer = self._call(self._stub.Rescore, step, deadline)
+        given = list(candidates) if not isinstance(candidates, str | bytes) else candidates
+
+        def attempt(limits: Limits) -> Scores:
+            steps = rescoring(query, given, texts is not None, options, limits)
+            answer: pb.RescoreResponse | Sequence[str] | None = None
+            while True:
+                try:
+                    step = steps.send(answer) if answer is not None else next(steps)
+                except StopIteration as end:
+                    scores: Scores = end.value
+                    return scores
+                if isinstance(step, Missing):
+                    answer = _fetch(texts, step.ids)
+                else:
+                    answer = self._call(self._stub.Rescore, step, deadline)
+
+        return self._within_limits(key, deadline, attempt)
 
     def encoders(self, *, timeout: float | None = None) -> list[Encoder]:
         """Every version of every encoder that is ready to serve, by name, the newest version first."""
@@ -224,19 +275,41 @@ class Client:
         """The answers to all texts in order, each with a part for every space (none named: one)."""
         checked, deadline = requests.check_texts(texts), self._deadline(timeout)
         key = (wanted.encoder, wanted.version)
-        limits = self._limits.get(key) or self._describe(*key, deadline).limits
-        parts = requests.split(checked, wanted, limits, spaces)
-        if len(parts) == 1:
-            try:
+
+        def attempt(limits: Limits) -> list[list[Part]]:
+            parts = requests.split(checked, wanted, limits, spaces)
+            if len(parts) == 1:
                 response = self._call(self._stub.Embed, wanted.request(checked, spaces), deadline)
-            except InvalidArgument:
-                self._limits.pop(key, None)  # in case the server's limits are others by now
+                return [responses.parse(response, len(checked), len(spaces) or 1)]
+            # Pinned to the version that is the newest now, so that all parts are of one space.
+            encoder = self._describe(*key, deadline)
+            parts = requests.split(checked, wanted, encoder.limits, spaces)
+            return list(self._embed_parts(parts, wanted.pinned(encoder), spaces, deadline))
+
+        return self._within_limits(key, deadline, attempt)
+
+    def _within_limits(
+        self, key: tuple[str, str], deadline: channel.Deadline, attempt: Callable[[Limits], Answer]
+    ) -> Answer:
+        """What `attempt` gives within the server's limits; once more where they were others by now."""
+        known = self._limits.get(key)
+        try:
+            return attempt(known or self._describe(*key, deadline).limits)
+        except (InvalidArgument, ResourceExhausted) as error:
+            if known is None or not channel.may_be_limits(error):
                 raise
-            return [responses.parse(response, len(checked), len(spaces) or 1)]
-        # Pinned to the version that is the newest now, so that all parts are of one space.
-        encoder = self._describe(*key, deadline)
-        parts = requests.split(checked, wanted, encoder.limits, spaces)
-        return list(self._embed_parts(parts, wanted.pinned(encoder), spaces, deadline))
+            self._limits.pop(key, None)
+            try:
+                limits = self._describe(*key, deadline).limits
+            except TrimtabError:
+                limits = known  # what was wrong says more than that it cannot be looked into
+            if limits == known:
+                raise
+        return attempt(limits)
+
+    @property
+    def _stub(self) -> EncoderServiceStub:
+        return self._connections.calls
 
     def _deadline(self, timeout: float | None) -> channel.Deadline:
         return channel.Deadline(self._timeout if timeout is None else timeout)
@@ -253,7 +326,7 @@ class Client:
         request: Message,
         deadline: channel.Deadline,
     ) -> Answer:
-        with channel.translated(self._url, deadline):
+        with forks.Calling(), channel.translated(self._target, deadline):
             return method(request, timeout=deadline.left(), metadata=self._sent.get())
 
     def _embed_parts(
@@ -266,9 +339,11 @@ class Client:
         """The answers to all parts in order, a few of them on their way at a time."""
         calls: deque[tuple[int, _Pending]] = deque()
         unsent = iter(parts)
+        calling = forks.Calling()
+        calling.begin()
         try:
             while True:
-                with channel.translated(self._url, deadline):
+                with channel.translated(self._target, deadline):
                     for part in islice(unsent, channel.PARTS_IN_FLIGHT - len(calls)):
                         pending: _Pending = self._stub.Embed.future(
                             pinned.request(part, spaces), timeout=deadline.left(), metadata=self._sent.get()
@@ -283,6 +358,7 @@ class Client:
         except NotFound as error:
             raise responses.unloaded(error, pinned.encoder, pinned.version) from error
         finally:
+            calling.end()
             for _, call in calls:
                 call.cancel()
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trimtab.errors import ConfigError
+from trimtab.target import is_local
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 # Seconds between two looks at a token's file.
 _INTERVAL = 1.0
-_LOCAL = ("localhost:", "127.", "[::1]:", "unix:")
+# What else may say who calls, in metadata that the caller gave.
+_SECRET = {"authorization", "proxy-authorization", "cookie", "x-api-key"}
 
 
 class CallMetadata:
@@ -32,7 +34,7 @@ class CallMetadata:
         if token is None:
             self._all = self._fixed
             return
-        if not secure and not url.removeprefix("dns:///").startswith(_LOCAL):
+        if not secure and not is_local(url):
             raise ConfigError(
                 f"token: it would travel to {url} in plain text, for everybody on the way to read. Pass "
                 "tls=True or a CA; where something else encrypts, pass it in metadata as 'authorization'"
@@ -41,6 +43,11 @@ class CallMetadata:
             self._all = self._with(token)
         else:
             self._read(token)
+
+    @property
+    def secret(self) -> bool:
+        """Whether credentials are among it."""
+        return any(key in _SECRET for key, _ in self._all)
 
     def get(self) -> Metadata:
         """The metadata of the next call."""

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trimtab.errors import (
+    ConfigError,
     DeadlineExceeded,
     FailedPrecondition,
     InternalError,
@@ -74,7 +75,7 @@ class Exchange:
         self._origin: Origin | None = None
         self._breaks = 0  # without an answer in between
         self._refusal: TrimtabError | None = None  # the last one, of a request or of a connection
-        self._failure: TrimtabError | None = None
+        self._failure: BaseException | None = None
 
     @property
     def room(self) -> int:
@@ -133,6 +134,10 @@ class Exchange:
             except TrimtabError as error:
                 self._window.fail(message, error)
 
+    def fail(self, error: BaseException) -> None:
+        """End the stream: `error` is raised in place of the vectors that are not there."""
+        self._failure = error
+
     def broke(self, error: TrimtabError | None) -> float | None:
         """The connection ended with `error`, or without one although answers are owed.
 
@@ -144,10 +149,12 @@ class Exchange:
         if error is None:
             error = Unavailable("the server ended the stream before it had answered every request")
         self._refusal = error
-        if error.retryable and not self._window.owed:
+        # A token's file may be away while it is renewed.
+        again = error.retryable or isinstance(error, ConfigError)
+        if again and not self._window.owed:
             return _backoff(_IDLE_ATTEMPT)  # the next text finds a connection, however often this happens
         self._breaks += 1
-        if not error.retryable or self._breaks >= ATTEMPTS:
+        if not again or self._breaks >= ATTEMPTS:
             self._failure = error
             return None
         return max(_backoff(self._breaks), getattr(error, "retry_after", 0.0))
@@ -162,9 +169,10 @@ class Exchange:
             if self._failure is not None:
                 raise self._failure
             if self.patience(now) == 0:
+                last = f". The last error was: {self._refusal}" if self._refusal else ""
                 raise DeadlineExceeded(
                     f"no answer from the stream for {self._timeout:g} s; pass a longer timeout, "
-                    "or look at the server's load"
+                    f"or look at the server's load{last}"
                 ) from self._refusal
         return None
 

@@ -16,7 +16,8 @@ from typing import Any, Protocol, Self
 
 import grpc
 
-from trimtab.errors import Cancelled, TrimtabError
+from trimtab import forks
+from trimtab.errors import Cancelled, FailedPrecondition, TrimtabError
 from trimtab.exchange import GRACE, Exchange, Vector
 from trimtab.types import Encoder
 from trimtab.v1 import encoder_pb2 as pb
@@ -122,6 +123,9 @@ class _Pump:
     ) -> None:
         self.exchange = exchange
         self._open, self._translate = open_call, translate
+        self._generation = forks.generation()
+        self._calling = forks.Calling()
+        self._calling.begin()
         lock = threading.RLock()
         # One lock, and one bell for each thread that may wait for a change.
         self._lock = threading.Condition(lock)
@@ -137,6 +141,10 @@ class _Pump:
         self._conversation.start()
 
     def take(self) -> Vector | None:
+        if self._elsewhere:
+            raise FailedPrecondition(
+                "this stream was opened by the parent of this process, whose threads carry it: open one here"
+            )
         with self._lock:
             while True:
                 if self._closed:
@@ -152,10 +160,17 @@ class _Pump:
 
     def join(self) -> None:
         """Let the server end a stream that is through: cancelled, it would count there as a failure."""
-        if threading.current_thread() is not self._conversation:
+        if threading.current_thread() is not self._conversation and not self._elsewhere:
             self._conversation.join(GRACE)
 
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether this is a child's copy, whose locks may be held by threads that the child does not have."""
+        return forks.generation() != self._generation
+
     def close(self) -> None:
+        if self._elsewhere:
+            return
         with self._lock:
             self._closed = True
             call = self._call
@@ -192,9 +207,16 @@ class _Pump:
             return not self._closed
 
     def _converse(self) -> None:
-        delay: float | None = 0.0
-        while delay is not None and self._sleep(delay):
-            delay = self._connect()
+        try:
+            delay: float | None = 0.0
+            while delay is not None and self._sleep(delay):
+                delay = self._connect()
+        except BaseException as error:  # whatever it was, nobody shall wait for this thread for ever
+            with self._lock:
+                self.exchange.fail(error)
+                self._ring()
+        finally:
+            self._calling.end()
 
     def _sleep(self, seconds: float) -> bool:
         with self._lock:
@@ -205,25 +227,31 @@ class _Pump:
         """Carry the exchange over one connection. Returns the seconds until the next one, None for none."""
         error: TrimtabError | None = None
         try:
-            call = self._open(self._requests(self._connection))
-            with self._lock:
-                self._call = call
-                if self._closed:
-                    call.cancel()
-            for answer in call:
-                with self._lock:
-                    self.exchange.receive(answer, time.monotonic())
-                    self._ready.notify()
-                    self._sendable.notify()
+            self._read(self._open(self._requests(self._connection)))
         except grpc.RpcError as caught:
             error = self._translate(caught)
-        except ValueError:  # gRPC's word for a channel that was closed
+        except TrimtabError as caught:  # the token's file cannot be read
+            error = caught
+        except ValueError as caught:
+            if not str(caught).startswith("Cannot invoke RPC"):  # gRPC's words for a channel that was closed
+                raise
             error = Cancelled("the client was closed while the stream was open")
         with self._lock:
             self._connection += 1
             delay = None if self._closed else self.exchange.broke(error)
             self._ring()
         return delay
+
+    def _read(self, call: Call) -> None:
+        with self._lock:
+            self._call = call
+            if self._closed:
+                call.cancel()
+        for answer in call:
+            with self._lock:
+                self.exchange.receive(answer, time.monotonic())
+                self._ready.notify()
+                self._sendable.notify()
 
     def _requests(self, connection: int) -> Iterator[pb.EmbedStreamRequest]:
         while True:

@@ -16,6 +16,7 @@ import trimtab
 from tests.client.conftest import Async, Sync
 from tests.client.fake_server import FakeServer, vectors
 from trimtab import channel
+from trimtab.target import Target, check_target
 
 Either = Sync | Async
 
@@ -76,7 +77,7 @@ def test_an_address_that_is_none_is_corrected(url: str, cure: str) -> None:
 
 @pytest.mark.parametrize("url", ["localhost:8001", "dns:///localhost:8001", "unix:/run/s", "unix:///run/s"])
 def test_targets_of_grpc_are_taken_as_they_are(url: str) -> None:
-    assert channel.check_target(url) == url
+    assert check_target(url) == url
 
 
 def test_a_unix_socket_will_do(either: Either, server: FakeServer, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ async def test_an_async_client_belongs_to_a_loop() -> None:
 
 
 def test_outside_a_loop_there_is_no_async_client() -> None:
-    with pytest.raises(RuntimeError, match="no running event loop"):
+    with pytest.raises(trimtab.FailedPrecondition, match="make it in a coroutine"):
         trimtab.AsyncClient()
 
 
@@ -155,7 +156,7 @@ def test_an_unreachable_server_behind_a_proxy_names_the_variable(
         with (
             grpc.insecure_channel(url) as made,
             pytest.raises(trimtab.Unavailable) as caught,
-            channel.translated(url, channel.Deadline(30)),
+            channel.translated(Target(url, direct=False), channel.Deadline(30)),
         ):
             made.unary_unary("/a.Service/Method")(b"", timeout=30)
     message = str(caught.value)

@@ -1,8 +1,10 @@
 """`embed` of both clients against a real gRPC server: what comes back, what is split, what is tried again."""
 
+import asyncio
 import threading
 import time
 from collections import deque
+from typing import Any
 
 import grpc
 import numpy as np
@@ -125,9 +127,59 @@ def test_limits_are_asked_for_once_and_again_after_a_refusal(server: FakeServer,
             client.embed(TEXTS)
         assert server.describes == 1
         server.limits.max_texts = 3  # the server came back with another configuration
-        with pytest.raises(trimtab.InvalidArgument, match="the limit is 3"):
-            client.embed(TEXTS)
         assert np.array_equal(client.embed(TEXTS), vectors(TEXTS))
+        with pytest.raises(trimtab.InvalidArgument, match="20000 bytes is too long"):
+            client.embed(["x" * 20_000])  # which no other limits would allow
+
+
+TOO_LARGE = Abort(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "SERVER: Received message larger than max (9000 vs. 1000)",
+    pushback_ms=-1,
+)
+
+
+@pytest.mark.parametrize("kind", [Sync, Async])
+def test_a_server_that_takes_smaller_messages_than_it_did_gets_them(
+    kind: type[Sync | Async], server: FakeServer, url: str
+) -> None:
+    texts, calls = ["x" * 400] * 8, Kept(kind, url)
+    assert np.array_equal(calls("embed", texts), vectors(texts))
+    assert len(calls("rescore", "query", texts)) == 8
+    for method, args in (("embed", (texts,)), ("rescore", ("query", texts))):
+        server.limits.max_message_bytes = 4_000_000
+        calls("encoder")  # what it said before
+        server.limits.max_message_bytes = 1_000
+        server.faults.embeds, server.faults.rescores = deque([TOO_LARGE]), deque([TOO_LARGE])
+        server.requests.clear()
+        assert len(calls(method, *args)) == 8
+        sent = server.requests if method == "embed" else server.rescores[-4:]
+        assert len(sent) == 4 and max(message.ByteSize() for message in sent) <= 1_000
+    calls.close()
+
+
+class Kept:
+    """One client for several calls, of either kind."""
+
+    def __init__(self, kind: type[Sync | Async], url: str) -> None:
+        self._runner = asyncio.Runner() if kind is Async else None
+        if self._runner is None:
+            self._client: Any = trimtab.Client(url)
+        else:
+            self._client = self._runner.run(self._made(url))
+
+    async def _made(self, url: str) -> trimtab.AsyncClient:
+        return trimtab.AsyncClient(url)
+
+    def __call__(self, method: str, *args: Any) -> Any:
+        result = getattr(self._client, method)(*args)
+        return result if self._runner is None else self._runner.run(result)
+
+    def close(self) -> None:
+        closed = self._client.close()
+        if self._runner is not None:
+            self._runner.run(closed)
+            self._runner.close()
 
 
 @pytest.mark.parametrize("text", ["short", "a document " * 100_000])

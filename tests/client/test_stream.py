@@ -2,11 +2,14 @@
 
 import gc
 import itertools
+import math
 import queue
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import numpy as np
@@ -15,6 +18,11 @@ import pytest
 import trimtab
 from tests.client.conftest import Async, Sync
 from tests.client.fake_server import SCALE, Abort, FakeServer, vector, vectors
+from trimtab.credentials import CallMetadata, Metadata
+from trimtab.exchange import Exchange
+from trimtab.requests import Options
+from trimtab.responses import describe
+from trimtab.stream import EmbeddingStream
 from trimtab.v1 import encoder_pb2 as pb
 
 Either = Sync | Async
@@ -114,6 +122,94 @@ def test_a_break_for_good_is_not_tried_again(either: Either, server: FakeServer,
     with pytest.raises(trimtab.PermissionDenied, match="not you"):
         either.stream(url, many(100))
     assert len(server.faults.breaks) == 19 or isinstance(either, Async)
+
+
+def test_a_message_that_became_too_large_is_not_sent_again(
+    either: Either, server: FakeServer, url: str
+) -> None:
+    words = "SERVER: Received message larger than max (9000 vs. 1000)"
+    server.faults.breaks = deque([(1, Abort(grpc.StatusCode.RESOURCE_EXHAUSTED, words))] * 20)
+    with pytest.raises(trimtab.FailedPrecondition, match="open the stream again"):
+        either.stream(url, many(100))
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_token_file_that_is_away_when_a_stream_reconnects(
+    back: bool, server: FakeServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renewed in two steps, it is read again; where it stays away, the stream ends and says so."""
+    monkeypatch.setattr("trimtab.exchange._MAX_BACKOFF", 0.01)
+    monkeypatch.setattr("trimtab.credentials._INTERVAL", 0.0)
+    token = tmp_path / "token"
+    token.write_text("first")
+    looked = 0
+    read = CallMetadata.get
+
+    def get(self: CallMetadata) -> Metadata:
+        nonlocal looked
+        looked += not token.exists()
+        if back and looked == 3:
+            token.write_text("second")
+        return read(self)
+
+    monkeypatch.setattr(CallMetadata, "get", get)
+    server.faults.breaks = deque([(2, GONE)])
+    with trimtab.Client(url, token=token, timeout=math.inf) as client:
+        stream = client.embed_stream(many(100))
+        got = [next(stream)]
+        token.unlink()
+        if back:
+            got.extend(stream)
+            assert np.array_equal(got, vectors(many(100)))
+            assert server.metadata[-1]["authorization"] == "Bearer second"
+        else:
+            with pytest.raises(trimtab.ConfigError, match=r"token: the file .* cannot be read"):
+                got.extend(stream)
+    until(lambda: not stream_threads())
+
+
+async def test_the_same_of_an_async_stream(
+    server: FakeServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimtab.exchange._MAX_BACKOFF", 0.01)
+    monkeypatch.setattr("trimtab.credentials._INTERVAL", 0.0)
+    token = tmp_path / "token"
+    token.write_text("first")
+    server.faults.breaks = deque([(2, GONE)])
+    async with trimtab.AsyncClient(url, token=token, timeout=math.inf) as client:
+        stream = client.embed_stream(many(100))
+        await anext(stream)
+        token.unlink()
+        with pytest.raises(trimtab.ConfigError, match=r"token: the file .* cannot be read"):
+            async for _ in stream:
+                pass
+
+
+def test_a_timeout_says_what_went_wrong_last(server: FakeServer, url: str) -> None:
+    server.faults.breaks = deque([(0, GONE)] * 50)
+    with trimtab.Client(url) as client:
+        with pytest.raises(trimtab.DeadlineExceeded, match=r"The last error was: .*going away"):
+            list(client.embed_stream(many(3), timeout=0.3))
+
+
+@pytest.mark.parametrize("where", ["open", "translate"])
+def test_a_fault_in_the_streams_own_thread_is_raised(where: str) -> None:
+    """Nobody waits for ever for a thread that is gone."""
+
+    def fails(*_: object) -> NoReturn:
+        raise ZeroDivisionError("a defect")
+
+    class Broken(grpc.RpcError):
+        pass
+
+    def breaks(_: object) -> NoReturn:
+        raise Broken
+
+    exchange = Exchange(Options(), describe(FakeServer().describe("1")), 4, math.inf)
+    stream = EmbeddingStream(exchange, many(3), fails if where == "open" else breaks, fails)
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+    until(lambda: not stream_threads())
 
 
 def test_a_refused_request_is_sent_again_when_the_server_says(

@@ -1,0 +1,71 @@
+"""What a fork leaves of gRPC, whose threads and locks the child does not get.
+
+Where no call was on its way at the fork, gRPC can be used in the child, over new connections: the old ones
+are the parent's, and two processes that write to one would break it for both. Where one was, the child may
+hang, abort, or write into its parent's connection, so that it is refused.
+"""
+
+import os
+import threading
+from types import TracebackType
+
+from trimtab.errors import FailedPrecondition
+
+
+class _State:
+    """Of this process."""
+
+    def __init__(self, generation: int, *, broken: bool) -> None:
+        self.generation = generation
+        self.broken = broken
+        self.calls = 0
+        self.lock = threading.Lock()
+
+
+_state = _State(0, broken=False)
+
+
+def generation() -> int:
+    """A number that is another one in a child than in its parent."""
+    return _state.generation
+
+
+class Calling:
+    """Counts a call, or a stream, that is on its way; `with` it, or begin and end.
+
+    Raises FailedPrecondition where this process was forked while another was.
+    """
+
+    def begin(self) -> None:
+        """It is on its way from now on."""
+        state = _state
+        if state.broken:
+            raise FailedPrecondition(
+                "this process was forked while calls of gRPC were on their way, which gRPC does not survive: "
+                "start processes by 'spawn' or 'forkserver' (multiprocessing.set_start_method), or fork "
+                "while no call and no stream is open"
+            )
+        with state.lock:
+            state.calls += 1
+
+    def end(self) -> None:
+        """It is through."""
+        state = _state
+        with state.lock:
+            state.calls = max(state.calls - 1, 0)
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+def _forked() -> None:
+    global _state  # noqa: PLW0603 (the lock may be held by a thread that is not here)
+    _state = _State(_state.generation + 1, broken=_state.broken or _state.calls > 0)
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,117 @@
+"""A server's address: what gRPC takes, what is this machine's, and when a proxy may be on the way."""
+
+import ipaddress
+import os
+import re
+import socket
+from dataclasses import dataclass
+
+from trimtab.errors import ConfigError
+
+_SCHEMES = ("dns://", "unix://", "xds://", "ipv4://", "ipv6://")
+# The variables that gRPC reads, in its order.
+_PROXY = ("grpc_proxy", "https_proxy", "http_proxy")
+_NO_PROXY = ("no_grpc_proxy", "no_proxy")
+# gRPC's two ways to a proxy: by the name of the target, and by the address that it has.
+_DIRECT: tuple[tuple[str, int | str], ...] = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.address_http_proxy_enabled_addresses", ""),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a client connects to. `direct`: through no proxy, whatever the environment says."""
+
+    url: str
+    direct: bool
+
+    @property
+    def options(self) -> tuple[tuple[str, int | str], ...]:
+        """gRPC's options for this."""
+        return _DIRECT if self.direct else ()
+
+    @property
+    def proxied(self) -> str:
+        """What to say of a proxy on the way: gRPC's own message has only the address that refused."""
+        proxy = next((name for name in _PROXY if os.environ.get(name)), None)
+        without = next((value for name in _NO_PROXY if (value := os.environ.get(name))), "")
+        host = self.url.rpartition("/")[2].rpartition(":")[0]
+        excepted = any(host.endswith(entry.strip()) for entry in without.split(",") if entry.strip())
+        if proxy is None or excepted or self.url.startswith("unix:"):
+            return ""
+        if self.direct:
+            return (
+                f" ({proxy} is set, and not used: credentials in plain text go through no proxy, and nothing "
+                "for this machine does)"
+            )
+        return (
+            f" ({proxy} is set, so gRPC connects through that proxy: where the server is reached without "
+            "one, put its host into no_proxy)"
+        )
+
+
+def target(url: str, *, encrypted: bool, credentials: bool) -> Target:
+    """The target of a client that sends `credentials` or none over a connection that is encrypted or not.
+
+    A proxy would read what is not encrypted, and has no business with what stays within this machine. Raises
+    ConfigError where gRPC would not take the address.
+    """
+    checked = check_target(url)
+    return Target(checked, direct=(credentials and not encrypted) or is_local(checked, resolve=False))
+
+
+def check_target(url: str) -> str:
+    """`url` as gRPC takes it: HOST:PORT, dns:///HOST:PORT, ipv4:..., unix:PATH."""
+    if "://" in url and not url.startswith(_SCHEMES):
+        scheme, rest = url.split("://", 1)
+        cure = "with tls=True" if scheme in {"https", "grpcs"} else "without a scheme"
+        raise ConfigError(
+            f"url {url!r}: a gRPC address is written HOST:PORT; pass {rest.strip('/')!r} {cure}"
+        )
+    if not url:
+        raise ConfigError("url is empty; pass HOST:PORT")
+    return url
+
+
+def is_local(url: str, *, resolve: bool = True) -> bool:
+    """Whether everything that the target can mean is this machine: a socket file, or loopback addresses.
+
+    A name that only begins like an address is none. Of names, "localhost" alone is believed, and, with
+    `resolve`, only where it leads to loopback addresses.
+    """
+    if url.startswith(("unix:", "unix-abstract:")):
+        return True
+    for scheme in ("ipv4:", "ipv6:"):
+        if url.startswith(scheme):
+            return all(_is_loopback(each) for each in url.removeprefix(scheme).lstrip("/").split(","))
+    if url.startswith("dns://") and not url.startswith("dns:///"):
+        return False  # it names a server to be asked, which may say anything
+    rest = url.removeprefix("dns:").removeprefix("///")
+    if _host(rest).lower() in {"localhost", "localhost."}:
+        return not resolve or _resolves_to_loopback()
+    return _is_loopback(rest)
+
+
+def _host(address: str) -> str:
+    """The host of HOST:PORT or HOST; brackets around an IPv6 address are taken off."""
+    bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.%\w]+)\](:\d+)?", address)
+    if bracketed:
+        return bracketed[1]
+    host, colon, _ = address.rpartition(":")
+    return host if colon and ":" not in host else address
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(_host(address)).is_loopback
+    except ValueError:
+        return False
+
+
+def _resolves_to_loopback() -> bool:
+    try:
+        found = socket.getaddrinfo("localhost", None)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(each[4][0]).partition("%")[0]).is_loopback for each in found)
