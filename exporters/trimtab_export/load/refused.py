@@ -5,6 +5,7 @@ and files that nothing reads are passed over. Here they are refused, with the cu
 """
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,18 @@ from trimtab_export.load.declared import Declared
 
 # Each may name classes of the source's own, under auto_map.
 MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+# What the library's Transformer is made with: the first of these that is there.
+SETTINGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
 # Only read where a modules.json says what they belong to.
-OF_MODULES = ("config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json")
+OF_MODULES = ("config_sentence_transformers.json", "1_Pooling/config.json", *SETTINGS)
 SAFE = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Read by transformers, which does not say which of them is broken.
@@ -40,49 +51,71 @@ def check(location: str, declared: Declared | None) -> None:
     _check_adapter(location, folder)
     _check_numbers(location, folder)
     _check_tokenizer(location, folder)
+    for dense in declared.folders("Dense") if declared else []:
+        _check_pickles(location, dense, SAFE, f"SentenceTransformer({location!r}).save({location!r})")
     if declared is None:
         _check_orphans(location)
         _check_task(location)
 
 
 def check_weights(location: str, declared: Declared | None) -> None:
-    """Refuse torch weights that are pickled, or quantised."""
-    config = files.mapping(location, "config.json", declared.transformer_folder if declared else "")
+    """Refuse a backbone of torch weights that are pickled, or quantised."""
+    folder = declared.transformer_folder if declared else ""
+    config = files.mapping(location, "config.json", folder)
+    if not config:
+        raise ExportError(f"{location} cannot be loaded: it has no config.json, or nothing in it")
     if config.get("quantization_config"):
         raise ExportError(
             f"the weights of {location} are quantised (quantization_config in config.json): give the "
             "checkpoint that they were made of, in float32, float16 or bfloat16"
         )
-    folders = [declared.transformer_folder, *declared.folders("Dense")] if declared else [""]
-    for folder in folders if Path(location).is_dir() else []:
-        here = Path(location, folder)
-        if any((here / name).is_file() for name in SAFE):
-            continue
-        if pickled := next((name for name in PICKLES if (here / name).is_file()), None):
-            raise ExportError(
-                f"{location} has its weights only in {Path(folder, pickled)}, a pickle, which can hold code "
-                "and is never read: where you trust it, write safetensors with "
-                f"SentenceTransformer({location!r}).save({location!r})"
-            )
+    cure = (
+        f"SentenceTransformer({location!r}).save({location!r})"
+        if declared
+        else f"AutoModel.from_pretrained({location!r}).save_pretrained({location!r})"
+    )
+    _check_pickles(location, folder, (*SAFE, config.get("transformers_weights") or SAFE[0]), cure)
+
+
+def _check_pickles(location: str, folder: str, safe: tuple[str, ...], cure: str) -> None:
+    if not any(files.find(location, name, folder) for name in safe):
+        pickled = next((name for name in PICKLES if Path(location, folder, name).is_file()), PICKLES[0])
+        raise ExportError(
+            f"{location} has no {Path(folder, SAFE[0])}. Pickles ({pickled}) can hold code and are never "
+            f"read: where you trust one, write safetensors with {cure}"
+        )
 
 
 def _check_code(location: str, folder: str) -> None:
-    for name in MAY_NAME_CODE:
-        if code := files.mapping(location, name, folder).get("auto_map"):
-            named = ", ".join(map(str, code)) if isinstance(code, dict) else str(code)
-            raise ExportError(
-                f"{name} of {location} names code of its own (auto_map: {named}). Code of a source is "
-                "never run, and other code would make other vectors: an ONNX made by its authors can be the "
-                "SOURCE, in a folder without auto_map"
-            )
-    settings = files.mapping(location, "sentence_bert_config.json", folder)
-    for where, values in [("", settings), *((key, settings.get(key)) for key in settings)]:
-        if isinstance(values, dict) and values.get("trust_remote_code"):
-            raise ExportError(
-                f"sentence_bert_config.json of {location} asks for trust_remote_code"
-                f"{f' in {where}' if where else ''}: code of a source is never run. Where it has none, take "
-                "that out"
-            )
+    """Refuse what asks for code of the source: the libraries, not allowed to, would run other code."""
+    for name in (*MAY_NAME_CODE, *SETTINGS):
+        content = files.mapping(location, name, folder)
+        for key, value in _nested(content):
+            if key == "auto_map" and value:
+                named = ", ".join(map(str, value)) if isinstance(value, dict) else str(value)
+                raise ExportError(
+                    f"{name} of {location} names code of its own (auto_map: {named}). Code of a source is "
+                    "never run, and other code would make other vectors: an ONNX made by its authors can be "
+                    "the SOURCE, in a folder without auto_map"
+                )
+            if key == "trust_remote_code" and value:
+                raise ExportError(
+                    f"{name} of {location} asks for trust_remote_code: code of a source is never run. Where "
+                    "it has none, take that out"
+                )
+            if key == "tokenizer_name_or_path" and value and name in SETTINGS:
+                raise ExportError(
+                    f"{name} of {location} takes the tokenizer from elsewhere (tokenizer_name_or_path): put "
+                    "its files into the folder, and take that out"
+                )
+
+
+def _nested(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each key with its value, at any depth."""
+    for key, value in content.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _nested(value)
 
 
 def _check_adapter(location: str, folder: str) -> None:
@@ -97,7 +130,7 @@ def _check_numbers(location: str, folder: str) -> None:
     for name, keys in (
         ("config.json", ("max_position_embeddings", "pad_token_id", "vocab_size")),
         ("tokenizer_config.json", ("model_max_length",)),
-        ("sentence_bert_config.json", ("max_seq_length",)),
+        *((name, ("max_seq_length",)) for name in SETTINGS),
     ):
         content = files.mapping(location, name, folder)
         for key in keys:
