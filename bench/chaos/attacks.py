@@ -74,6 +74,17 @@ def _say(port: int, parts: Iterable[bytes], *, listen: float = 0.2) -> None:
             pass
 
 
+def call(port: int, path: str, content: bytes = b"") -> None:
+    """A call of any path, to its end or to that of its connection."""
+    _say(
+        port,
+        [
+            PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, headers(path)),
+            frame(DATA, END_STREAM, 1, message(content)),
+        ],
+    )
+
+
 def conversations(rng: random.Random) -> dict[str, list[bytes]]:
     """What malformed clients say, by what is wrong with it."""
     begun = PREFACE + frame(SETTINGS, 0, 0)
@@ -199,7 +210,7 @@ def huge(port: int, seconds: float) -> int:
     until, count = time.monotonic() + seconds, 0
     options = [("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]
     requests = [
-        ["w1 " * 80_000] * 60,  # near the message's limit
+        ["w1 " * 80_000] * 17,  # near the message's limit
         ["w1 " * 400_000],  # beyond a text's
         ["w1"] * 5000,  # beyond the number of texts
         ["w1 " * 20_000] * 500,  # beyond the message's

@@ -44,7 +44,7 @@ from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.scrapes import Scrapes
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.pipeline import Pipeline
-from trimtab_server.rpc import listeners, reflection
+from trimtab_server.rpc import listeners, reflection, sockets
 from trimtab_server.rpc.boundary import Boundary, Tenants
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.health import Health
@@ -59,12 +59,14 @@ from trimtab_server.tokenization import Tokenization
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # While nothing is in flight any more: calls that are on their way are told to go elsewhere. gRPC's own stop
 # would cancel them, and a client may not try those again.
 LATE_SECONDS = 0.3
 # After the calls have been answered: time for the last bytes to leave.
 FLUSH_SECONDS = 1.0
+# Between two looks at who does not take answers.
+UNREAD_SECONDS = 1.0
 SERVICES = (
     encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
     service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
@@ -155,9 +157,12 @@ class App:
             self._shadow.see if config.shadow else None,
             config.engine.hang_seconds,
         )
-        unread = Unread(config.limits.max_unread_bytes)
-        self._boundary, self._admin_boundary = self._boundaries(unread)
+        self._unread = unread = Unread(
+            config.limits.max_unread_bytes, config.limits.max_unread_seconds, sockets.hang_up
+        )
+        self._watching: asyncio.Task[None] | None = None
         tenants = Tenants(config.server.tenant_header)
+        self._boundary, self._admin_boundary = self._boundaries(unread, tenants)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
         self._native = NativeServicer(pipeline, rescorer, tenants, unread)
         self._kserve = KServeServicer(
@@ -196,6 +201,7 @@ class App:
         self._ready = True
         self._announce()
         self._poller.start()
+        self._watching = asyncio.create_task(self._watch_unread())
 
     async def stop(self) -> None:
         """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
@@ -207,6 +213,8 @@ class App:
         await asyncio.gather(self._boundary.drain(seconds), self._admin_boundary.drain(seconds))
         await asyncio.sleep(min(LATE_SECONDS, seconds))
         self._poller.stop()
+        if self._watching is not None:
+            self._watching.cancel()
         await self._shadow.stop()
         await self.repository.stop()
         if self._stage is not None:
@@ -219,6 +227,11 @@ class App:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
         self._scrapes.stop()
+
+    async def _watch_unread(self) -> None:
+        while True:
+            await asyncio.sleep(UNREAD_SECONDS)
+            self._unread.end_slow()
 
     def _changed(self, entry: Entry) -> None:
         log.info("%s version %s is %s %s", entry.name, entry.version, entry.state, entry.reason)
@@ -246,16 +259,17 @@ class App:
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)
 
-    def _boundaries(self, unread: Unread) -> tuple[Boundary, Boundary]:
+    def _boundaries(self, unread: Unread, tenants: Tenants) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
-        config, refused, most = self.config, self._metrics.refused, self.config.limits.max_texts
+        config, refused = self.config, self._metrics.refused
+        every = (unread, tenants, config.limits.max_texts)
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         load = Load(self._engine.pressure, time.monotonic)
         if not authenticator and not config.server.admin_address:
-            return Boundary(unread, most, load=load), Boundary(unread, most)
+            return Boundary(*every, load=load), Boundary(*every)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        return Boundary(unread, most, guards[0], load), Boundary(unread, most, guards[1])
+        return Boundary(*every, guards[0], load), Boundary(*every, guards[1])
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config
@@ -281,16 +295,19 @@ class App:
 
 
 async def serve(config: Config, repository: Path, ready: Callable[[App], None]) -> None:
-    """Run a server until SIGTERM or SIGINT; call `ready` once it serves."""
+    """Run a server until one of SIGNALS, but for those that whoever started it has ignored, as nohup does
+    with SIGHUP; call `ready` once it serves."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
     def stop() -> None:
         stopping.set()
-        for number in SIGNALS:  # a second one ends the process at once
+        for number in heeded:  # a second one ends the process at once
             loop.remove_signal_handler(number)
 
-    for number in SIGNALS:
+    for number in heeded:
         loop.add_signal_handler(number, stop)
     app = App(config, repository)
     try:

@@ -61,12 +61,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     max_texts: int = 1024
     max_text_bytes: int = 1 << 18
-    max_message_bytes: int = 16 << 20
+    max_message_bytes: int = 4 << 20  # gRPC's own default; 16 MiB would hold others up for 20 ms each
     max_connections: int = 4096  # of each port; more are closed as they come
     max_calls_per_connection: int = 128
     max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
     max_unread_bytes: int = 256 << 20  # of answers that clients have not read; a quarter by one connection
+    max_unread_seconds: float = 120.0  # a connection that takes an answer no faster is closed
 
     def __post_init__(self) -> None:
         if self.max_stream_texts < self.max_texts:

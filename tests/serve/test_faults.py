@@ -286,7 +286,7 @@ async def test_a_stream_of_requests_without_texts_is_bounded_too(minilm_reposito
 
             async def flood() -> None:
                 for number in range(2000):
-                    request = pb.EmbedRequest(encoder="x" * 10_000)
+                    request = pb.EmbedRequest(encoder="x" * 1000)
                     await stream.write(pb.EmbedStreamRequest(id=number, request=request))
                 await stream.done_writing()
 

@@ -175,7 +175,7 @@ def test_spaces_that_make_no_sense_are_refused(running: ServerProcess, client: t
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert "8 at most" in caught.value.details()
         with pytest.raises(grpc.RpcError) as caught:
-            stub.Embed(pb.EmbedRequest(encoder=NAME, texts=["a"], spaces=["x" * 100_000]))
+            stub.Embed(pb.EmbedRequest(encoder=NAME, texts=["a"], spaces=["x" * 1000]))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as inference
 
 from trimtab.errors import InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.rpc.bounds import FIELDS_A_TEXT, FIELDS_BESIDE, LONG, NAME_BYTES, bounded
+from trimtab_server.rpc.bounds import FIELDS_A_TEXT, FIELDS_BESIDE, LENGTH, LONG, NAME_BYTES, bounded
 
 FILES = (pb, inference, health_pb2, reflection_pb2)
 REQUESTS = {
@@ -25,7 +25,6 @@ REQUESTS = {
 }
 MOST = 8  # texts
 FIELDS = FIELDS_A_TEXT * MOST + FIELDS_BESIDE
-LENGTH = 2  # the wire type of what has a length
 
 
 def paths(described: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

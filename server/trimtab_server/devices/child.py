@@ -128,7 +128,7 @@ def main(open_session: Open = OrtSession) -> None:
     faulthandler.enable()  # a crash leaves the stack in the server's log
     _die_with(int(lifeline))
     # Signals to the process group or to the container are for the server, which drains first.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.sched_setaffinity(0, set(map(int, usable.split(","))))
     sessions = Sessions(open_session)

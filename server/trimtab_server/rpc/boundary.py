@@ -54,11 +54,22 @@ OVERLOADED = frozenset(
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class Malformed:
-    """A message that is not taken, kept until its call can be answered: why."""
+class Received:
+    """A message, or why it is none, and its size. It is taken out once: gRPC keeps what it was handed until
+    the answer has been read."""
 
-    def __init__(self, error: TrimtabError) -> None:
-        self.error = error
+    def __init__(self, message: Any, size: int, error: TrimtabError | None = None) -> None:
+        self._message = message
+        self._error = error
+        self.size = size
+
+    def take(self) -> Any:
+        """The message; the error where it was not taken."""
+        message, error = self._message, self._error
+        self._message = self._error = None
+        if error is not None:
+            raise error
+        return message
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -72,9 +83,15 @@ class Boundary(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, unread: Unread, max_texts: int, guard: Guard | None = None, load: Load | None = None
+        self,
+        unread: Unread,
+        tenants: "Tenants",
+        max_texts: int,
+        guard: Guard | None = None,
+        load: Load | None = None,
     ) -> None:
         self._unread = unread
+        self._tenants = tenants
         self._max_texts = max_texts
         self._guard = guard
         self._load = load
@@ -111,6 +128,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Any, *, counted: bool) -> Any:
         parse = parse_with(bounded(handler.request_deserializer, self._max_texts))
+        serialize = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
             kind, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
         elif handler.response_streaming:
@@ -131,17 +149,18 @@ class Boundary(grpc.aio.ServerInterceptor):
             try:
                 if self._guard is not None and not access.entered():
                     raise InternalError("the call's credentials were not looked at")
-                messages = _checked(request) if handler.request_streaming else check(request)
-                answered = inner(messages, context)
+                answered = inner(_taken(request) if handler.request_streaming else request.take(), context)
                 if hasattr(answered, "__aiter__"):  # a servicer that yields its answers, such as reflection
                     async for each in answered:
                         await context.write(each)
                     return None
                 response = await answered
                 if response is not None:  # otherwise they were written, and counted, one by one
-                    account = self._unread.account(context.peer())
-                    account.add(response.ByteSize())
+                    response = serialize(response)
+                    account = self._unread.account(self._tenants.of(context), context.peer())
                     context.add_done_callback(lambda _: account.close())  # type: ignore[arg-type]
+                    account.add(len(response), request.size)
+                    account.send()
                 report(context)
                 return response
             except grpc.aio.AbortError:
@@ -151,8 +170,8 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if context.done() or isinstance(error, grpc.aio.InternalError):
                     return None
                 known = as_trimtab_error(error)
-                report(context, known)
-                await abort(context, known)
+            report(context, known)
+            await abort(context, known)
 
         async def call(request: Any, context: Context) -> Any:
             if self._draining:
@@ -169,7 +188,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         return kind(
             call if counted else answer,
             request_deserializer=parse,
-            response_serializer=handler.response_serializer,
+            response_serializer=lambda each: each if isinstance(each, bytes) else serialize(each),
         )
 
 
@@ -195,8 +214,9 @@ class Tenants:
 
     def of(self, context: Context) -> str:
         """The call's tenant; "" where it names none."""
-        if name := access.current().name:
-            return name
+        caller = access.current()
+        if caller is not access.ANYONE:
+            return caller.name
         if not self._header:
             return ""
         metadata = context.invocation_metadata() or ()
@@ -204,13 +224,19 @@ class Tenants:
 
 
 def as_trimtab_error(error: Exception) -> TrimtabError:
-    """`error` itself where it is ours; otherwise it is logged, and an InternalError names its id."""
-    if isinstance(error, InternalError) or not isinstance(error, TrimtabError):
+    """`error` itself where it is ours; otherwise it is logged, and an InternalError names its id.
+
+    Where it was raised, and from what, is forgotten: that holds the request, and often in a cycle, which
+    Python looks for when hundreds of megabytes may have come together.
+    """
+    known = error if isinstance(error, TrimtabError) else None
+    if known is None or isinstance(known, InternalError):
         number = uuid.uuid4().hex[:12]
         log.error("internal error %s", number, exc_info=error)
         what = str(error) if isinstance(error, InternalError) else "a fault of the server"
-        return InternalError(f"{what} (error {number}; the server's log tells more)")
-    return error
+        known = InternalError(f"{what} (error {number}; the server's log tells more)")
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return known
 
 
 async def abort(context: Context, error: TrimtabError) -> NoReturn:
@@ -257,39 +283,34 @@ def shorten(message: str) -> str:
     return message if len(message) <= MESSAGE_CHARACTERS else message[:MESSAGE_CHARACTERS] + "..."
 
 
-def parse_with(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """`deserialize`, giving Malformed instead of raising, which gRPC would answer as its own fault."""
+def parse_with(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Received]:
+    """`deserialize`, keeping what it raises, which gRPC would answer as its own fault."""
 
-    def parse(data: bytes) -> Any:
+    def parse(data: bytes) -> Received:
         try:
-            return deserialize(data)
+            return Received(deserialize(data), len(data))
         except Exception as error:
-            return Malformed(_refused(data, error))
+            refusal = _refused(data, error)
+        return Received(None, len(data), refusal)
 
     return parse
 
 
 def _refused(data: bytes, error: Exception) -> TrimtabError:
+    """Why a message is not taken: never the error itself, since where that was raised holds the data."""
     if data.startswith(COMPRESSED):
         return Unimplemented(
             "the message is compressed, and this server takes none that are: call without compression "
             "(compression= in gRPC, compression_algorithm= in tritonclient)"
         )
     if isinstance(error, InvalidArgument):
-        return error
+        return InvalidArgument(str(error))
     return InvalidArgument(
         f"the message is not the protobuf that this method takes ({error}): "
         "strings must be UTF-8, and the client's .proto the server's"
     )
 
 
-def check(message: Any) -> Any:
-    """`message`, where it parsed."""
-    if isinstance(message, Malformed):
-        raise message.error
-    return message
-
-
-async def _checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _taken(messages: AsyncIterator[Received]) -> AsyncIterator[Any]:
     async for message in messages:
-        yield check(message)
+        yield message.take()

@@ -17,6 +17,7 @@ from google.protobuf.descriptor import Descriptor
 
 from trimtab.errors import InvalidArgument
 
+LENGTH = 2  # the wire type of what has a length before it
 FIELDS_A_TEXT = 4
 FIELDS_BESIDE = 256
 # Of what names something. Encoders' own names are shorter; callers choose ids and groups.
@@ -75,39 +76,49 @@ def _count(data: bytes, position: int, end: int, shape: Shape, left: int) -> int
         left -= 1
         if left < 0:
             return left
-        key, position = _number(data, position, end)
-        kind = key & 7
-        if kind == 2:
-            size, position = _number(data, position, end)
-            after = position + size
-            if after > end:
-                raise ValueError("a field is longer than its message")
-            known = shape.get(key >> 3)
-            if isinstance(known, str):
-                if size > NAME_BYTES:
-                    raise InvalidArgument(
-                        f"{known} has {size} bytes, and this server takes {NAME_BYTES}: send less"
-                    )
-            elif known is not None:
-                left = _count(data, position, after, known, left)
-                if left < 0:
-                    return left
-            position = after
-        elif kind == 0:
-            _, position = _number(data, position, end)
-        elif kind in (1, 5):
-            position += 8 if kind == 1 else 4
-            if position > end:
-                raise ValueError("a field is longer than its message")
+        key = data[position]  # nearly all are of one byte, and a call for each would be most of the time
+        if key < 128:
+            position += 1
         else:
-            raise ValueError(f"a field is of the wire type {kind}, which no message of ours has")
+            key, position = _number(data, position, end)
+        if key & 7 != LENGTH:
+            position = _behind(key & 7, data, position, end)
+            continue
+        if position < end and data[position] < 128:
+            size, position = data[position], position + 1
+        else:
+            size, position = _number(data, position, end)
+        after = position + size
+        if after > end:
+            raise ValueError("a field is longer than its message")
+        known = shape.get(key >> 3)
+        if isinstance(known, str):
+            if size > NAME_BYTES:
+                raise InvalidArgument(
+                    f"{known} has {size} bytes, and this server takes {NAME_BYTES}: send less"
+                )
+        elif known is not None:
+            left = _count(data, position, after, known, left)
+            if left < 0:
+                return left
+        position = after
     return left
+
+
+def _behind(kind: int, data: bytes, position: int, end: int) -> int:
+    """Where a number ends that begins at `position`."""
+    if kind == 0:
+        return _number(data, position, end)[1]
+    if kind not in (1, 5):
+        raise ValueError(f"a field is of the wire type {kind}, which no message of ours has")
+    position += 8 if kind == 1 else 4
+    if position > end:
+        raise ValueError("a field is longer than its message")
+    return position
 
 
 def _number(data: bytes, position: int, end: int) -> tuple[int, int]:
     """The varint at `position`, and where it ends."""
-    if position < end and data[position] < 128:
-        return data[position], position + 1
     number = 0
     for place in range(10):
         if position + place >= end:

@@ -164,12 +164,12 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         """Answers in the order of the requests, as Triton does for models like these."""
         deadline, tenant = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
-        account = self._unread.account(context.peer())
-        answers: asyncio.Queue[tuple[asyncio.Task[Any], int] | None] = asyncio.Queue()
+        account = self._unread.account(tenant, context.peer())
+        answers: asyncio.Queue[tuple[asyncio.Task[bytes], int] | None] = asyncio.Queue()
 
-        async def answer(message: Any) -> Any:
-            outcome = await infer(message)
-            account.add(outcome.ByteSize())
+        async def answer(message: Any) -> bytes:
+            outcome: bytes = (await infer(message)).SerializeToString()
+            account.add(len(outcome))
             return outcome
 
         async def infer(message: Any) -> Any:
@@ -200,8 +200,8 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             while (next_answer := await answers.get()) is not None:
                 task, size = next_answer
                 outcome = await task
-                await context.write(outcome)
-                account.remove(outcome.ByteSize())
+                with account.sending(len(outcome)):
+                    await context.write(outcome)
                 window.leave(size)
 
         try:

@@ -63,22 +63,26 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         deadline, tenant = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
         writing = asyncio.Lock()
-        account = self._unread.account(context.peer())
+        account = self._unread.account(tenant, context.peer())
 
         async def answer(message: pb.EmbedStreamRequest, taken: int) -> None:
+            outcome = await embed(message)
+            del message
+            account.add(len(outcome))
+            # The window opens only after the answer is written: a client that does not read what it
+            # asked for fills its own window, and nobody else's.
+            async with writing:
+                with account.sending(len(outcome)):
+                    await context.write(outcome)
+            window.leave(taken)
+
+        async def embed(message: pb.EmbedStreamRequest) -> bytes:
             try:
                 response = await self._embed(message.request, deadline, tenant)
                 outcome = pb.EmbedStreamResponse(id=message.id, response=response)
             except Exception as error:
                 outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
-            # The window opens only after the answer is written: a client that does not read what it
-            # asked for fills its own window, and nobody else's.
-            size = outcome.ByteSize()
-            account.add(size)
-            async with writing:
-                await context.write(outcome)
-            account.remove(size)
-            window.leave(taken)
+            return outcome.SerializeToString()
 
         async def read(tasks: asyncio.TaskGroup) -> None:
             async for message in request_iterator:

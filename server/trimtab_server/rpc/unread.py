@@ -1,63 +1,190 @@
-"""Bounds the answers that clients have not read yet: gRPC keeps each in memory for as long as that takes."""
+"""Bounds the answers that clients have not read yet: gRPC keeps each in memory for as long as that takes.
 
+Room is shared as at the door (admission.py): a tenant may hold some times what is left, and each of its
+connections a part of that, so that there is room for whoever comes. Who does not take an answer within a time
+is hung up on; where there is no room, the slowest are, after a second. Sans-IO.
+"""
+
+import logging
+import time
 from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from trimtab.errors import ResourceExhausted
 
-# One connection may hold a part of the whole, so that a client that does not read harms itself first.
-CONNECTIONS = 4
+log = logging.getLogger(__name__)
+
+# Bytes held for each byte of an answer: as it was serialised, and gRPC's copy of that.
+COPIES = 2
+# What one may hold, as times the room that is left: a tenant alone gets to 8/9 of it all, a connection
+# alone to a quarter.
+TENANT, CONNECTION = 8, 1 / 3
+# Who has not taken an answer for as long is hung up on, where others find no room.
+PATIENCE_SECONDS = 1.0
+# To find a connection's socket takes a look at each of them: so much is made free at a time.
+FREE = 0.5
 RETRY_SECONDS = 1.0
 
 
-class Unread:
-    """Counts bytes, of all answers and by connection. One answer alone may have any size."""
+class _Connection:
+    """What one connection has not been read of for one tenant."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    __slots__ = ("accounts", "bytes", "gone", "lost", "peer", "tenant", "writes")
+
+    def __init__(self, tenant: str, peer: str) -> None:
+        self.tenant = tenant
+        self.peer = peer
+        self.accounts = 0  # that are open
         self.bytes = 0
-        self.by_peer: Counter[str] = Counter()
+        self.writes: dict[Account, float] = {}  # answers on their way, and since when; the oldest first
+        self.gone = False  # hung up on: nothing of it counts any more
+        self.lost = False  # it cannot be hung up on
 
-    def account(self, peer: str) -> "Account":
+    def waits(self, now: float) -> float:
+        """Seconds since its oldest answer is on its way; 0 where there is nothing to be done about it."""
+        return 0.0 if self.lost else now - next(iter(self.writes.values()), now)
+
+
+class Unread:
+    """Counts bytes, of all answers, by tenant and by connection. One answer alone may have any size.
+
+    `hang_up` closes the connections of some peers, and returns those of them that it found.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        seconds: float,
+        hang_up: Callable[[Collection[str]], Collection[str]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self.bytes = 0
+        self.clock = clock
+        self._hang_up = hang_up
+        self._tenants: Counter[str] = Counter()
+        self._connections: dict[tuple[str, str], _Connection] = {}
+
+    def account(self, tenant: str, peer: str) -> "Account":
         """For the answers of one call of a connection; to be closed when the call is over."""
-        return Account(self, peer)
+        connection = self._connections.get((tenant, peer))
+        if connection is None:
+            connection = self._connections[tenant, peer] = _Connection(tenant, peer)
+        connection.accounts += 1
+        return Account(self, connection)
+
+    def end_slow(self) -> None:
+        """Hang up on who has not taken an answer within the time. To be called now and then."""
+        now = self.clock()
+        self._end([each for each in self._connections.values() if each.waits(now) > self.seconds])
+
+    def admit(self, connection: _Connection, size: int) -> None:
+        """ResourceExhausted where so many bytes more are too many: all in all, of the tenant, or of the
+        connection."""
+        if self._full(connection.tenant, size):
+            self._make_room(connection.tenant, size)
+        left, held = self.limit - self.bytes - size, connection.bytes
+        if self._full(connection.tenant, size):
+            whose = "all connections" if left < 0 else "your tenant's connections"
+        elif held and held + size > CONNECTION * left:
+            whose = "this connection"
+        else:
+            return
+        raise ResourceExhausted(
+            f"too many answers to {whose} were not read yet: this server keeps {self.limit} bytes of them "
+            "(limits.max_unread_bytes), some of these for others. Read them, then try again",
+            RETRY_SECONDS,
+        )
+
+    def count(self, connection: _Connection, size: int) -> None:
+        """So many bytes more are held, or fewer."""
+        if connection.gone:
+            return
+        connection.bytes += size
+        self.bytes += size
+        self._tenants[connection.tenant] += size
+        if not self._tenants[connection.tenant]:
+            del self._tenants[connection.tenant]
+
+    def leave(self, connection: _Connection) -> None:
+        """One of its accounts is closed."""
+        connection.accounts -= 1
+        if not connection.accounts and not connection.gone:
+            del self._connections[connection.tenant, connection.peer]
+
+    def _full(self, tenant: str, size: int) -> bool:
+        if not self.bytes:
+            return False
+        left, held = self.limit - self.bytes - size, self._tenants[tenant]
+        return left < 0 or (held > 0 and held + size > TENANT * left)
+
+    def _make_room(self, tenant: str, size: int) -> None:
+        """Hang up on the slowest, of the tenant that has the most first; of this one alone where that is it
+        that has too much."""
+        now, others = self.clock(), self.bytes + size > self.limit
+        slow = [
+            each
+            for each in self._connections.values()
+            if each.waits(now) > PATIENCE_SECONDS and (others or each.tenant == tenant)
+        ]
+        slow.sort(key=lambda each: (self._tenants[each.tenant], each.waits(now)), reverse=True)
+        after, chosen = self.bytes + size, []
+        for each in slow:
+            # No more than room for this one is made at other tenants' cost.
+            if after <= FREE * self.limit or (after <= self.limit and each.tenant != slow[0].tenant):
+                break
+            chosen.append(each)
+            after -= each.bytes
+        self._end(chosen)
+
+    def _end(self, connections: Collection[_Connection]) -> None:
+        if not connections:
+            return
+        gone = set(self._hang_up([each.peer for each in connections]))
+        for each in connections:
+            each.lost = True
+        for each in [each for each in self._connections.values() if each.peer in gone]:
+            log.warning("hung up on %s, which does not read: %d bytes wait for it", each.peer, each.bytes)
+            self.count(each, -each.bytes)
+            each.gone = True
+            del self._connections[each.tenant, each.peer]
 
 
 class Account:
     """What one call has not been read of."""
 
-    def __init__(self, unread: Unread, peer: str) -> None:
+    def __init__(self, unread: Unread, connection: _Connection) -> None:
         self._unread = unread
-        self._peer = peer
+        self._connection = connection
         self._bytes = 0
 
-    def add(self, size: int) -> None:
-        """An answer is about to be written; ResourceExhausted where too much is unread already."""
-        unread = self._unread
-        own, others = unread.by_peer[self._peer], unread.bytes
-        for whose, held, limit in (
-            ("this connection", own, unread.limit // CONNECTIONS),
-            ("all connections", others, unread.limit),
-        ):
-            if held and held + size > limit:
-                raise ResourceExhausted(
-                    f"{held} bytes of answers to {whose} were not read yet, and this server keeps {limit} "
-                    "(by limits.max_unread_bytes): read them, then try again",
-                    RETRY_SECONDS,
-                )
-        self._count(size)
+    def add(self, size: int, beside: int = 0) -> None:
+        """An answer is about to be written, and so many bytes beside it are kept until it is taken;
+        ResourceExhausted where too much is unread already."""
+        held = COPIES * size + beside
+        self._unread.admit(self._connection, held)
+        self._count(held)
 
-    def remove(self, size: int) -> None:
-        """An answer has left."""
-        self._count(-size)
+    def send(self) -> None:
+        """An answer is on its way, until the call is over."""
+        self._connection.writes[self] = self._unread.clock()
+
+    @contextmanager
+    def sending(self, size: int) -> Iterator[None]:
+        """While an answer is on its way, which then has left."""
+        self.send()
+        yield
+        del self._connection.writes[self]
+        self._count(-COPIES * size)
 
     def close(self) -> None:
         """The call is over, and nothing of it is kept."""
+        self._connection.writes.pop(self, None)
         self._count(-self._bytes)
+        self._unread.leave(self._connection)
 
     def _count(self, size: int) -> None:
-        unread, peer = self._unread, self._peer
         self._bytes += size
-        unread.bytes += size
-        unread.by_peer[peer] += size
-        if not unread.by_peer[peer]:
-            del unread.by_peer[peer]
+        self._unread.count(self._connection, size)
