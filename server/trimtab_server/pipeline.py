@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
@@ -29,8 +30,10 @@ Role = Literal["query", "passage"]
 # Each space asked for holds a matrix of its own until the answer is sent.
 MAX_SPACES = 8
 
-# A text that waits also holds memory: so many of its characters are charged as a token.
-CHARACTERS_A_TOKEN = 64
+# What is in flight also holds memory: so many bytes of texts and vectors are charged as a token.
+BYTES_A_TOKEN = 128
+# A text has no more tokens than bytes, and these.
+SPECIAL_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,26 +218,35 @@ class Pipeline:
             if reason:
                 self._metrics.failed(name, version, protocol, reason, time.monotonic() - begun)
 
-    async def compute(self, encoder: Encoder, request: Request, texts: Sequence[str], begun: float) -> Rows:
-        """The rows of texts whose prompts stand before them already: admit, tokenise, compute."""
+    @asynccontextmanager
+    async def compute(
+        self, encoder: Encoder, request: Request, texts: Sequence[str], begun: float, others: int = 0
+    ) -> AsyncIterator[Rows]:
+        """The rows of texts whose prompts stand before them already: admit, tokenise, compute.
+
+        What is held for them, with `others` components a row beside the model's own, is in flight until the
+        answer is made of them.
+        """
         most, model = encoder.manifest.max_tokens, encoder.model
-        held = sum(map(len, texts)) // CHARACTERS_A_TOKEN
-        estimate = held + sum(min(_most_tokens(text), most) for text in texts)
+        size = sum(map(_most_bytes, texts)) + 4 * len(texts) * (model.dimensions + others)
+        estimate = sum(min(_most_bytes(text) + SPECIAL_TOKENS, most) for text in texts)
 
         def queue_seconds(coming: float) -> float:
             return self._engine.queue_seconds(model, request.tenant, request.priority, coming)
 
-        with self._admission.admit(estimate, queue_seconds, request.deadline, request.tenant) as share:
+        with self._admission.admit(
+            estimate, queue_seconds, request.deadline, request.tenant, size // BYTES_A_TOKEN
+        ) as share:
             ids = await self._tokenization.encode(
                 encoder.tokenizer, texts, request.truncate, (request.tenant, request.priority)
             )
             tokenized = time.monotonic()
             counts = [len(each) for each in ids]
-            share.settle(held + sum(counts))
+            share.settle(sum(counts))
             computed = await self._engine.compute(
                 model, ids, request.deadline, tenant=request.tenant, priority=request.priority
             )
-        return Rows(computed, counts, tokenized - begun, time.monotonic())
+            yield Rows(computed, counts, tokenized - begun, time.monotonic())
 
     def answered(self, encoder: Encoder, rows: Rows, protocol: str, begun: float) -> Times:
         """Count an answered request; where its time went."""
@@ -277,29 +289,37 @@ class Pipeline:
         if request.role is not None:
             prompt = prompts.query if request.role == "query" else prompts.passage
         texts = [prompt + text for text in request.texts] if prompt else request.texts
-        rows = await self.compute(encoder, request, texts, begun)
-        vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
-        if self._show is not None and encoder is itself:  # versions are compared, not their variants
-            self._show(encoder, request, vectors)
-        hubness = None
-        if encoder.guard is not None and request.role == "passage":
-            hubness = await encoder.guard.look(vectors[:, :dimensions])
-            self._metrics.suspicious(encoder.name, encoder.version, len(hubness.suspicious))
-            encoder.guard.refuse(hubness)
+        others = sum(route.dimensions for route in routes if route.hops)
+        async with self.compute(encoder, request, texts, begun, others) as rows:
+            vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
+            outputs.check_finite(vectors[:, :dimensions])  # before anybody learns anything of them
+            if self._show is not None and encoder is itself:  # versions are compared, not their variants
+                self._show(encoder, request, vectors)
+            hubness = None
+            if encoder.guard is not None and request.role == "passage":
+                hubness = await encoder.guard.look(vectors[:, :dimensions])
+                self._metrics.suspicious(encoder.name, encoder.version, len(hubness.suspicious))
+                encoder.guard.refuse(hubness)
+            answers = await self._outputs(encoder, request, routes, vectors)
+            browned_out = stand_in is not None
+            self._metrics.computed_by(
+                encoder.name, encoder.version, encoder.model.variant, len(vectors), browned_out=browned_out
+            )
+            times = self.answered(encoder, rows, protocol, begun)
+            return EmbedResult(encoder, answers, rows.counts, times, browned_out, hubness)
+
+    async def _outputs(
+        self, encoder: Encoder, request: EmbedRequest, routes: Sequence[Route], vectors: Vectors
+    ) -> list[tuple[Route, Output]]:
         answers = []
         for route in routes:
-            there = await self._applier.apply(route, vectors, dimensions, request.group)
+            there = await self._applier.apply(route, vectors, encoder.manifest.dimensions, request.group)
             answers.append((route, _finish(route, request, there)))
             for hop in route.hops:
                 self._metrics.adapted(encoder.name, encoder.version, hop.name, len(vectors))
             if route.hops and request.role != "passage":
                 route.hops[0].see(vectors)
-        browned_out = stand_in is not None
-        self._metrics.computed_by(
-            encoder.name, encoder.version, encoder.model.variant, len(vectors), browned_out=browned_out
-        )
-        times = self.answered(encoder, rows, protocol, begun)
-        return EmbedResult(encoder, answers, rows.counts, times, browned_out, hubness)
+        return answers
 
     def _stand_in(self, encoder: Encoder, request: EmbedRequest) -> tuple[Encoder, list[Route]] | None:
         """The variant that answers instead, and the way into the encoder's space; None: there is no brownout.
@@ -410,6 +430,6 @@ def _finish(route: Route, request: EmbedRequest, vectors: Vectors) -> Output:
     )
 
 
-def _most_tokens(text: str) -> int:
-    """More tokens than a text can have: one a byte, four bytes a character, and the special ones."""
-    return (1 if text.isascii() else 4) * len(text) + 4
+def _most_bytes(text: str) -> int:
+    """As many bytes as a text may have, in UTF-8 or as Python keeps it; and no more of its tokens."""
+    return (1 if text.isascii() else 4) * len(text)

@@ -1,11 +1,16 @@
 """The door: what is in flight stays bounded, and what leaves makes room."""
 
+import asyncio
+import contextlib
 import time
 
 import pytest
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
 from trimtab_server.admission.admission import Admission
+from trimtab_server.admission.margin import START
+from trimtab_server.callers.quotas import Quotas
+from trimtab_server.config import Quota
 
 
 def test_it_refuses_what_has_no_room_and_says_when_to_come_back() -> None:
@@ -56,3 +61,81 @@ def test_a_request_that_fails_leaves_nothing_behind() -> None:
     with pytest.raises(RuntimeError), door.admit(50, lambda coming: 0.0):
         raise RuntimeError
     assert door.tokens == 0
+
+
+class Clock:
+    """A test turns it. `call`: a request near the limit of what may wait, ten seconds from its deadline."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.quotas = Quotas(Quota(), {})
+        self.door = Admission(1000, self.quotas, clock=lambda: self.now)
+
+    def margin(self, tenant: str) -> float:
+        return self.quotas.account(tenant, self.now).margin.part
+
+    def call(self, tenant: str, seconds: float, error: BaseException | None = None) -> None:
+        with (
+            contextlib.suppress(asyncio.CancelledError, RuntimeError),
+            self.door.admit(1, lambda coming: 3.9, self.now + 10, tenant),
+        ):
+            self.now += seconds
+            if error is not None:
+                raise error
+
+
+def test_calls_that_are_given_up_or_fail_teach_nothing() -> None:
+    clock = Clock()
+    for _ in range(100):
+        clock.call("a", 0.001, asyncio.CancelledError())
+        clock.call("a", 1.0, RuntimeError())
+    assert clock.margin("a") == START
+    for _ in range(100):
+        clock.call("a", 1.0)
+    assert clock.margin("a") > START
+    # By its deadline: gRPC's own timer may be a little earlier than ours.
+    clock.call("b", 9.9, asyncio.CancelledError())
+    assert clock.margin("b") < START
+
+
+def test_one_tenants_calls_move_nobody_elses_margin() -> None:
+    clock = Clock()
+    clock.call("slow", 11.0)
+    assert clock.margin("slow") < START == clock.margin("other")
+    for _ in range(100):
+        clock.call("quick", 0.1)
+    assert clock.margin("quick") > START == clock.margin("other")
+
+
+def test_what_a_tenants_texts_hold_of_their_estimates_is_its_own() -> None:
+    """Ten tokens of a hundred that were estimated are no news about another tenant's."""
+    coming: list[float] = []
+    door = Admission(10_000)
+
+    def queue_seconds(tokens: float) -> float:
+        coming.append(tokens)
+        return 0.0
+
+    for _ in range(200):
+        with door.admit(100, queue_seconds, None, "short") as share:
+            share.settle(10)
+    for tenant in ("short", "other"):
+        deadline = time.monotonic() + 60
+        with door.admit(100, queue_seconds, deadline, tenant), door.admit(1, queue_seconds, deadline, tenant):
+            pass
+    assert coming[1] < 15 and coming[3] == 100
+
+
+def test_what_is_held_beside_the_tokens_is_in_flight_and_not_charged() -> None:
+    quotas = Quotas(Quota(tokens_per_second=1, burst_tokens=100), {})
+    door = Admission(1000, quotas, clock=lambda: 0.0)
+    for _ in range(9):
+        with door.admit(10, lambda coming: 0.0, None, "a", 700) as share:
+            assert door.tokens == 710
+            share.settle(5)
+            assert door.tokens == 705
+            with pytest.raises(ResourceExhausted, match="705 of 1000"):
+                door.admit(10, lambda coming: 0.0, None, "b", 400).__enter__()
+    assert door.tokens == 0
+    with pytest.raises(InvalidArgument, match="up to 1010 tokens"):
+        door.admit(10, lambda coming: 0.0, None, "a", 1000).__enter__()

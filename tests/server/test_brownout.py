@@ -54,6 +54,15 @@ def test_after_a_silence_the_first_look_ends_it() -> None:
     assert not it.look(0.0, 1000.0)
 
 
+def test_names_that_callers_make_up_fill_no_memory() -> None:
+    it = Brownout(SETTINGS)
+    assert all(it.look(1.0, 1.0, f"made-up-{number}") for number in range(3 * brownout.MOST_TENANTS))
+    assert len(it._long) == brownout.MOST_TENANTS
+    assert not it.look(0.0, 1.0, f"made-up-{2 * brownout.MOST_TENANTS}")  # its queue is short
+    assert it.look(1.0, 100.0, "another")
+    assert list(it._long) == ["another"]
+
+
 def test_who_asks_whether_it_lasts_changes_nothing() -> None:
     it = Brownout(SETTINGS)
     assert not it.lasts(1.0) and not it.look(0.0, 1.0)
@@ -72,7 +81,7 @@ def test_tenants_who_come_once_are_forgotten() -> None:
     it = Brownout(SETTINGS)
     for number in range(1000):
         assert it.look(1.0, number / 10, f"tenant {number}")
-    assert len(it._long) <= 10 * SETTINGS.calm_seconds
+    assert len(it._long) <= 10 * (SETTINGS.calm_seconds + brownout.LATELY)
 
 
 @given(

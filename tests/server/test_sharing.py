@@ -90,6 +90,17 @@ def test_a_vector_larger_than_the_cache_is_not_remembered() -> None:
     assert shared.recall(key) is None and shared.bytes == 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_vector_is_not_remembered(bad: float) -> None:
+    """It fails its request, and must not fail those that come after."""
+    one, shared = model(), sharing(cache=10_000)
+    key = shared.key(one, ids(1), "")
+    vector = np.ones(4, np.float32)
+    vector[2] = bad
+    shared.finish(join(shared, key)[0], vector)
+    assert shared.recall(key) is None and shared.bytes == 0
+
+
 CACHE = 4 * ENTRY_BYTES
 
 

@@ -2,8 +2,8 @@
 
 What cannot be answered before its deadline is refused at once, while that costs next to nothing: under
 overload a server that takes up everything answers nothing in time. How near to its deadline a request may
-come is learnt (margin.py). What one tenant has in flight is bounded by its quota, and by the room that is
-left: there is always some for others.
+come is learnt, for each tenant from its own requests (margin.py). What one tenant has in flight is bounded by
+its quota, and by the room that is left: there is always some for others.
 """
 
 import time
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
-from trimtab_server.admission.margin import Margin
+from trimtab_server.admission.margin import late
 from trimtab_server.callers.quotas import Account, Quotas
 from trimtab_server.config import Quota
 
@@ -21,28 +21,28 @@ from trimtab_server.config import Quota
 ROOM = 8
 # How soon it may be worth while to come again, at least and at most, in seconds.
 SOON, LATE = 0.05, 10.0
-# How much of what is known of texts and their tokens each request replaces.
-STEP = 0.05
 
 Reason = Literal["rate", "in_flight", "share", "full", "late"]
 
 
 class Pass:
-    """One admitted request's share of the tokens in flight."""
+    """One admitted request's share of the tokens in flight; `held` of them are for the memory that it takes,
+    and are not charged to the tenant's rate."""
 
-    def __init__(self, admission: "Admission", account: Account, tokens: int) -> None:
+    def __init__(self, admission: "Admission", account: Account, tokens: int, held: int) -> None:
         self._admission = admission
         self._account = account
+        self._held = held
         self.tokens = tokens
         self.settled = False
         account.use(tokens)
         account.uncounted += tokens
-        self._change(tokens)
+        self._change(tokens + held)
 
     def settle(self, tokens: int) -> None:
         """Replace the estimate made at the door by the true count."""
         self.settled = True
-        self._admission.counted(self.tokens, tokens)
+        self._account.counted(self.tokens, tokens)
         self._account.uncounted -= self.tokens
         self._account.use(tokens - self.tokens)
         self._change(tokens - self.tokens)
@@ -53,7 +53,7 @@ class Pass:
         if not self.settled:
             self._account.use(-self.tokens)
             self._account.uncounted -= self.tokens
-        self._change(-self.tokens)
+        self._change(-self.tokens - self._held)
 
     def _change(self, tokens: int) -> None:
         self._admission.tokens += tokens
@@ -64,7 +64,8 @@ class Admission:
     """Counts the tokens of all requests in flight, and says no beyond a limit, or where it is too late.
 
     At the door only the length of a text is known. A text has no more tokens than bytes, nor than its
-    encoder reads: that is what it is charged until the tokenizer has counted, and a little for its length.
+    encoder reads: that is what it is charged until the tokenizer has counted, and for the memory that it and
+    its vectors take until they are answered.
     `refused` is told of each that is refused: its tenant, as metrics call it, and the reason.
     """
 
@@ -77,8 +78,6 @@ class Admission:
     ) -> None:
         self.limit = max_tokens_in_flight
         self.tokens = 0
-        self.margin = Margin()
-        self._true = 1.0  # tokens, of those that are estimated at the door
         self._quotas = quotas or Quotas(Quota(), {})
         self._refused = refused
         self._clock = clock
@@ -90,8 +89,10 @@ class Admission:
         queue_seconds: Callable[[float], float],
         deadline: float | None = None,
         tenant: str = "",
+        held: int = 0,
     ) -> Iterator[Pass]:
-        """Hold a share for as long as the request is in flight.
+        """Hold a share, of `tokens` to be counted and what is `held` beside them, for as long as the request
+        is in flight.
 
         `queue_seconds`: how long the queue is likely to be, where so many tokens of the tenant's are on
         their way to it and not in it yet. `deadline` is on the clock. Raises
@@ -100,28 +101,28 @@ class Admission:
         """
         now = self._clock()
         account = self._quotas.account(tenant, now)
-        self._check_size(tokens, account)
-        needed = queue_seconds(account.uncounted * self._true) if deadline is not None else 0.0
+        size = tokens + held
+        self._check_size(size, account)
+        needed = queue_seconds(account.uncounted * account.true) if deadline is not None else 0.0
         refusal = (
-            self._over_quota(tokens, account, now)
-            or self._no_room(tokens, account, queue_seconds)
-            or self._too_late(needed, deadline, now)
+            self._over_quota(size, account, now)
+            or self._no_room(size, account, queue_seconds)
+            or self._too_late(needed, account, deadline, now)
         )
         if refusal is not None:
             reason, message, wait = refusal
             self._refused(self._quotas.label(tenant), reason)
             raise ResourceExhausted(message, wait)
-        granted = Pass(self, account, tokens)
+        granted, answered = Pass(self, account, tokens, held), False
         try:
             yield granted
+            answered = True
         finally:
             granted.close()
-            if deadline is not None:
-                self.margin.ended(now, needed, deadline, self._clock())
-
-    def counted(self, estimate: int, tokens: int) -> None:
-        """The tokenizer has counted a request."""
-        self._true += STEP * (tokens / max(estimate, 1) - self._true)
+            ended = self._clock()
+            # What was given up before its time, or failed, says nothing about how long the queue was.
+            if deadline is not None and (answered or late(now, deadline, ended)):
+                account.margin.ended(now, needed, deadline, ended)
 
     def _check_size(self, tokens: int, account: Account) -> None:
         own = account.quota.max_tokens_in_flight
@@ -174,12 +175,12 @@ class Admission:
         return None
 
     def _too_late(
-        self, needed: float, deadline: float | None, now: float
+        self, needed: float, account: Account, deadline: float | None, now: float
     ) -> tuple[Reason, str, float] | None:
         if deadline is None:
             return None
         left = deadline - now
-        if self.margin.allows(needed, left):
+        if account.margin.allows(needed, left):
             return None
         return (
             "late",

@@ -15,6 +15,11 @@ NEAR = 0.5
 LAST = 0.05
 
 
+def late(admitted: float, deadline: float, now: float) -> bool:
+    """Whether a request that ends now, and was admitted then, is too late for its deadline."""
+    return now > deadline - LAST * (deadline - admitted)
+
+
 class Margin:
     """The part, between LEAST and MOST."""
 
@@ -31,11 +36,11 @@ class Margin:
         return needed <= max(self.part * left, 0.0)
 
     def ended(self, admitted: float, needed: float, deadline: float, now: float) -> None:
-        """A request ended that was admitted at a time when so many seconds of waiting were predicted."""
+        """A request ran to its end, or to its deadline; so many seconds of waiting were predicted for it."""
         left = deadline - admitted
         if needed <= NEAR * self.part * left:
             return
-        if now > deadline - LAST * left:
+        if late(admitted, deadline, now):
             # What was let in before the last fall says nothing about the part since.
             if admitted > self._fell:
                 self.part = max(LEAST, self.part * FALL)

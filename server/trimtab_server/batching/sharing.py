@@ -85,7 +85,8 @@ class Sharing(Generic[W]):
     def finish(self, item: Item, vector: Vector | None) -> dict[W, list[int]]:
         """An item is computed, or has failed (None): nobody can join it any more. Who waits for it."""
         self._land(item)
-        if vector is not None and self._cache_bytes:
+        # What is no vector fails its request, and would fail every later one.
+        if vector is not None and self._cache_bytes and np.isfinite(vector).all():
             self._remember(item.key, vector)
         return item.waiters
 

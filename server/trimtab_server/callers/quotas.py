@@ -7,6 +7,7 @@ no request is too large for a bucket, and what was used too much is waited for b
 
 from collections.abc import Mapping
 
+from trimtab_server.admission.margin import Margin
 from trimtab_server.config import Quota
 
 # Tenants without a quota of their own that are told apart at a time; the others of them are one.
@@ -15,18 +16,23 @@ MOST_UNNAMED = 4096
 BURST_SECONDS = 10.0
 # What tenants without a quota of their own are called in metrics, all of them together.
 OTHER = "other"
+# How much of what is known of a tenant's texts and their tokens each request replaces.
+STEP = 0.05
 
 
 class Account:
-    """What one tenant has in flight, and may still use."""
+    """What one tenant has in flight, what it may still use, and what its requests have taught, which others
+    need not bear."""
 
-    __slots__ = ("_filled", "_level", "in_flight", "name", "quota", "uncounted")
+    __slots__ = ("_filled", "_level", "in_flight", "margin", "name", "quota", "true", "uncounted")
 
     def __init__(self, name: str, quota: Quota, now: float) -> None:
         self.name = name  # "" for all those that are one
         self.quota = quota
         self.in_flight = 0  # tokens, as Admission counts them
         self.uncounted = 0  # of these, what the tokenizer has not counted yet
+        self.true = 1.0  # tokens, of those that are estimated at the door
+        self.margin = Margin()
         self._level = self.burst
         self._filled = now
 
@@ -48,6 +54,10 @@ class Account:
         """Take tokens out of the bucket, or, where they are negative, put some back."""
         if self.quota.tokens_per_second:
             self._level = min(self.burst, self._level - tokens)
+
+    def counted(self, estimate: int, tokens: int) -> None:
+        """The tokenizer has counted one of its requests."""
+        self.true += STEP * (tokens / max(estimate, 1) - self.true)
 
     def idle(self, now: float) -> bool:
         """Whether it is like one that was never seen."""

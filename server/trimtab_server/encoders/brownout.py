@@ -19,6 +19,9 @@ from trimtab_server.spaces.adapters import Loaded, Route, own
 SHORT = 0.5
 # However short the calm is, a brownout can be seen for so many seconds.
 LATELY = 1.0
+# Tenants that are remembered at a time: callers may make up any number of names. Those beyond have a brownout
+# for as long as their queue is long.
+MOST_TENANTS = 4096
 
 
 class Brownout:
@@ -31,6 +34,7 @@ class Brownout:
 
     def __init__(self, settings: config.Brownout) -> None:
         self.settings = settings
+        self._swept = float("-inf")
         self._long: dict[str, float] = {}  # the tenants in one: when the queue was last seen not to be short
 
     def look(self, queue_seconds: float, now: float, tenant: str = "") -> bool:
@@ -42,8 +46,12 @@ class Brownout:
             elif now - self._long[tenant] >= calm:
                 del self._long[tenant]
         elif queue_seconds > above:
-            # Those who ask no more would stay for ever.
-            self._long = {each: at for each, at in self._long.items() if now - at < calm}
+            if now - self._swept >= LATELY:
+                # Those who ask no more would stay for ever.
+                self._swept = now
+                self._long = {each: at for each, at in self._long.items() if now - at < calm}
+            if len(self._long) >= MOST_TENANTS:
+                return True
             self._long[tenant] = now
         return tenant in self._long
 

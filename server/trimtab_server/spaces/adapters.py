@@ -38,6 +38,8 @@ Vectors = NDArray[np.float32]
 
 # Adapters of one encoder that are opened at a time.
 AT_ONCE = 4
+# Ways into spaces that are remembered, by what a caller may use, too: tokens may name anything.
+MOST_ROUTES = 4096
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -142,6 +144,8 @@ class Adapters:
         key = (encoder.space, states_width, wanted, access.current().encoders)
         hops = self._routes.get(key)
         if hops is None:  # only what there is is kept: a caller may ask for anything
+            if len(self._routes) >= MOST_ROUTES:
+                self._routes.clear()
             hops = self._routes[key] = self._find(encoder, states_width, wanted)
         last = hops[-1]
         there = own(last.target) if last.target else None

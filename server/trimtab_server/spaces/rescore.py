@@ -117,18 +117,18 @@ class Rescorer:
             return RescoreResult(encoder, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
         texts = [prompts.query + request.query]
         texts += [prompts.passage + (candidates[place].text or "") for place in wanted]
-        rows = await self._pipeline.compute(encoder, request, texts, begun)
-        computed = rows.computed.vectors[:, : encoder.manifest.dimensions]
-        outputs.check_finite(computed[:1], "query")
-        outputs.check_finite(computed[1:], "candidates")
-        for place, vector in zip(wanted, computed[1:], strict=True):
-            vectors[place] = vector
-            if candidates[place].id:
-                self.memory.remember(keys[place], vector.copy())  # a view would keep all the rows
-        matrix = np.array(vectors, np.float32)
-        scores = outputs.scores(computed[0], matrix, encoder.manifest.similarity)
-        times = self._pipeline.answered(encoder, rows, protocol, begun)
-        return RescoreResult(encoder, scores, [], times)
+        async with self._pipeline.compute(encoder, request, texts, begun) as rows:
+            computed = rows.computed.vectors[:, : encoder.manifest.dimensions]
+            outputs.check_finite(computed[:1], "query")
+            outputs.check_finite(computed[1:], "candidates")
+            for place, vector in zip(wanted, computed[1:], strict=True):
+                vectors[place] = vector
+                if candidates[place].id:
+                    self.memory.remember(keys[place], vector.copy())  # a view would keep all the rows
+            matrix = np.array(vectors, np.float32)
+            scores = outputs.scores(computed[0], matrix, encoder.manifest.similarity)
+            times = self._pipeline.answered(encoder, rows, protocol, begun)
+            return RescoreResult(encoder, scores, [], times)
 
     def _check(self, encoder: Encoder, request: RescoreRequest) -> None:
         if not request.candidates:
