@@ -59,7 +59,8 @@ def test_a_key_is_made_and_known_by_its_hash_alone(tmp_path: Path) -> None:
     now += 3 * 24 * 3600
     with pytest.raises(Unauthenticated):
         authenticator.identify(bearer(key))
-    assert run("key", "--name", 'a"b').returncode == 1
+    for name in ('a"b', "", "jwt:a", "a\nb", "a" * 256):
+        assert run("key", "--name", name).returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,10 @@ def test_a_key_is_made_and_known_by_its_hash_alone(tmp_path: Path) -> None:
         ("[[key]]\nname = 'a'", "sha256"),
         ("[[keys]]", "keys"),
         ("[[key]", "keys.toml"),
+        (f"[[key]]\nname=''\nsha256='{'0' * 64}'\nencoders=['*']", "1 to 255 printable"),
+        (f"[[key]]\nname='{'a' * 256}'\nsha256='{'0' * 64}'\nencoders=['*']", "1 to 255 printable"),
+        (f'[[key]]\nname="a\\nb"\nsha256="{"0" * 64}"\nencoders=["*"]', "1 to 255 printable"),
+        (f"[[key]]\nname='jwt:a'\nsha256='{'0' * 64}'\nencoders=['*']", "not begin with 'jwt:'"),
         (f"[[key]]\nname='a'\nsha256='{'0' * 64}'\nencoders=['*']\nexpires=2027-01-01T00:00:00", "time zone"),
     ],
 )
@@ -90,7 +95,7 @@ def test_tokens_by_a_key_in_pem_and_by_a_set_that_changes(tmp_path: Path) -> Non
         settings = Jwt(keys=path, issuer=ISSUER, audience=AUDIENCE)
         authenticator = Authenticator(Auth(jwt=settings))
         caller = authenticator.identify(bearer(credentials.token(trimtab_encoders=["a"], trimtab_admin=True)))
-        assert (caller.name, caller.encoders, caller.admin) == ("a-service", ("a",), True)
+        assert (caller.name, caller.encoders, caller.admin) == ("jwt:a-service", ("a",), True)
         # Without a claim to encoders, a token opens none.
         assert not authenticator.identify(bearer(credentials.token(trimtab_encoders=None))).may_use("a")
     pem.write_text("neither")
@@ -99,6 +104,19 @@ def test_tokens_by_a_key_in_pem_and_by_a_set_that_changes(tmp_path: Path) -> Non
     only = Jwt(keys=credentials.jwks_file, issuer=ISSUER, audience=AUDIENCE, algorithms=("RS256",))
     with pytest.raises(Unauthenticated):
         Authenticator(Auth(jwt=only)).identify(bearer(credentials.token()))
+
+
+def test_who_comes_with_a_token_is_never_who_comes_with_a_key(tmp_path: Path) -> None:
+    """A `sub` is its provider's, or its user's, to choose; a tenant, with its quota and cache, is not."""
+    credentials = Credentials(tmp_path)
+    key = credentials.key("search")
+    jwt = Jwt(keys=credentials.jwks_file, issuer=ISSUER, audience=AUDIENCE)
+    authenticator = Authenticator(Auth(keys=credentials.keys_file, jwt=jwt))
+    names = {authenticator.identify(bearer(each)).name for each in (key, credentials.token(sub="search"))}
+    assert names == {"search", "jwt:search"}
+    for sub in ("", "a\nb", "\u2028", "a" * 256):
+        with pytest.raises(Unauthenticated):
+            authenticator.identify(bearer(credentials.token(sub=sub)))
 
 
 SEGMENT = st.one_of(
@@ -133,7 +151,7 @@ def test_a_token_that_was_remembered_ends_with_its_time_and_with_its_signer(tmp_
     now = time.time()
     authenticator = Authenticator(Auth(jwt=settings), lambda: now)
     token = credentials.token(exp=now - 10)  # over, but within the leeway
-    assert authenticator.identify(bearer(token)).name == "a-service"
+    assert authenticator.identify(bearer(token)).name == "jwt:a-service"
     lasting = credentials.token()
     authenticator.identify(bearer(lasting))
     credentials.write_jwks([])

@@ -198,11 +198,12 @@ def test_a_caller_with_a_key_is_its_own_tenant() -> None:
     tenants: Any = Tenants("X-Tenant")
     assert tenants.of(Context()) == "somebody else"
 
-    def entered() -> str:
-        access.enter(access.Caller("search", ("*",)))
+    def entered(name: str) -> str:
+        access.enter(access.Caller(name, ("*",)))
         return str(tenants.of(Context()))
 
-    assert copy_context().run(entered) == "search"
+    for name in ("search", ""):  # who has credentials chooses nothing
+        assert copy_context().run(entered, name) == name
 
 
 def test_a_link_out_of_the_repository_is_refused(minilm_repository: Path, tmp_path: Path) -> None:

@@ -9,6 +9,21 @@ from fnmatch import fnmatchcase
 
 from trimtab.errors import PermissionDenied
 
+# What callers with tokens are called begins so, and no key's name does: they share no tenant, quota or cache.
+TOKENS = "jwt:"
+NAME_CHARACTERS = 255  # OpenID Connect's bound of a `sub`
+KEY_NAMES = f"1 to {NAME_CHARACTERS} printable characters, and not begin with {TOKENS!r}"
+
+
+def is_name(name: str) -> bool:
+    """Whether a caller can be called so, in logs and by quotas."""
+    return 0 < len(name) <= NAME_CHARACTERS and name.isprintable()
+
+
+def is_key_name(name: str) -> bool:
+    """Whether a key's caller can be called so."""
+    return is_name(name) and not name.startswith(TOKENS)
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

@@ -16,7 +16,14 @@ from typing import Any
 import msgspec
 
 from trimtab.errors import ConfigError, Unauthenticated
-from trimtab_server.callers.access import Caller
+from trimtab_server.callers.access import (
+    KEY_NAMES,
+    NAME_CHARACTERS,
+    TOKENS,
+    Caller,
+    is_key_name,
+    is_name,
+)
 from trimtab_server.config import Auth, Jwt
 from trimtab_server.spaces.watched import Watched
 
@@ -40,6 +47,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     expires: datetime | None = None
 
     def __post_init__(self) -> None:
+        if not is_key_name(self.name):
+            raise ValueError(f"the name of key {self.name[:NAME_CHARACTERS]!r} must be {KEY_NAMES}")
         if not SHA256.fullmatch(self.sha256):
             raise ValueError(f"the sha256 of key {self.name!r} is not 64 lower-case hexadecimal digits")
         if self.expires is not None and self.expires.tzinfo is None:
@@ -141,7 +150,7 @@ class _Tokens:
         claims = self._verified(token, keys)
         if claims is None:
             return None
-        caller = Caller(claims.sub, claims.trimtab_encoders, claims.trimtab_admin)
+        caller = Caller(f"{TOKENS}{claims.sub}", claims.trimtab_encoders, claims.trimtab_admin)
         if len(self._remembered) >= REMEMBERED:
             self._remembered.clear()
         self._remembered[token] = (caller, claims.exp, keys)
@@ -158,6 +167,7 @@ class _Tokens:
                 algorithms=list(settings.algorithms), issuer=settings.issuer, audience=settings.audience,
                 leeway=LEEWAY_SECONDS, options={"require": ["exp", "sub", "iss", "aud"]},
             )  # fmt: skip
-            return msgspec.convert(claims, _Claims)
+            found = msgspec.convert(claims, _Claims)
+            return found if is_name(found.sub) else None
         except (self._jwt.PyJWTError, msgspec.ValidationError, ValueError, TypeError):
             return None

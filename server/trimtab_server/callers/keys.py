@@ -14,6 +14,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 from trimtab.errors import InvalidArgument
+from trimtab_server.callers.access import KEY_NAMES, is_key_name
 
 SUMMARY = "make an API key for callers of a server"
 EXTRA = None
@@ -35,10 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if not options.name.isprintable() or any(
-        sign in "".join([options.name, *options.encoders]) for sign in '"\\'
-    ):
-        raise InvalidArgument("names are printable, without quotation marks and backslashes")
+    given = "".join([options.name, *options.encoders])
+    if not is_key_name(options.name) or not given.isprintable() or any(sign in given for sign in '"\\'):
+        raise InvalidArgument(f"a name must be {KEY_NAMES}, and have no quotation marks and backslashes")
     key = PREFIX + secrets.token_urlsafe(BYTES)
     encoders = ", ".join(f'"{name}"' for name in options.encoders)
     lines = [
