@@ -1,4 +1,4 @@
-"""Serve every bundle of a repository over gRPC, until SIGTERM or Ctrl-C.
+"""Serve every bundle of a repository over gRPC, until SIGTERM, SIGHUP or Ctrl-C.
 
   trimtab serve --repository models
   trimtab serve --repository models --config trimtab.toml --grpc-address 0.0.0.0:8001
@@ -10,6 +10,7 @@ http://METRICS_ADDRESS/metrics. Port 0 takes any free port; the line printed at 
 
 import argparse
 import asyncio
+import logging
 import resource
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ import msgspec
 
 if TYPE_CHECKING:
     from trimtab_server.app import App
+
+log = logging.getLogger(__name__)
 
 SUMMARY = "serve the encoders of a repository over gRPC"
 EXTRA = "server"
@@ -72,8 +75,20 @@ def _announce(app: "App") -> None:
         try_it += f" --encoder {encoders[0].name}"
     if server.tls is not None:
         try_it += f" --ca {server.tls.certificate}"
-    sys.stdout.write(
+    _say(
         f"trimtab serves {names} on {url}, metrics on http://{metrics_host}:{app.metrics_port}/metrics; "
         f"try: {try_it}\n"
     )
-    sys.stdout.flush()
+
+
+def _say(line: str) -> None:
+    """Write to standard output. Whoever started the server may have closed it, or the disk may be full, which
+    is no reason not to serve."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        log.warning("standard output cannot be written to: %s", error)
+        # What could not be written would be tried again at the end of the process, and fail it.
+        sys.stdout = None

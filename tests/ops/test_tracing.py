@@ -172,6 +172,24 @@ def test_without_a_share_of_its_own_the_server_sends_nothing_of_others(
     assert "trimtab.v1.EncoderService/EmbedStream" in names and f"embed {NAME}" in names
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x1c", "\x85", "\u2028", "\x1b[2K", "\ud800"])
+def test_what_a_caller_sends_ends_no_line_of_the_log(end: str) -> None:
+    """Neither in a message nor in an error; not for those either that take more than newlines for one."""
+    import logging
+
+    from trimtab_server.observing import logs
+
+    forged = f"a name{end}2026-11-27 12:00:00,000 ERROR trimtab_server: forged"
+    error = ValueError(forged)
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "%s failed", (forged,), (ValueError, error, None))
+    first, *others = logs.Text().format(record).splitlines()
+    assert "forged" in first and others and all(line.startswith("    ") for line in others)
+    written = logs.Json().format(record)
+    assert len(written.splitlines()) == 1 and written.isascii()
+    assert json.loads(written)["message"] == f"{forged} failed"
+    assert "\x1b" not in first + written and first.isprintable()
+
+
 def test_lines_for_people_name_the_request() -> None:
     import logging
 

@@ -1,7 +1,9 @@
 """Readiness, health, loading and unloading, draining: what an orchestrator relies on."""
 
 import asyncio
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 import trimtab
-from tests.serve.server_process import NAME, ServerProcess, serve
+from bench.chaos import attacks
+from tests.serve.server_process import NAME, ServerProcess, free_port, serve
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 
@@ -237,6 +240,53 @@ def test_sigterm_under_load_answers_what_was_accepted(minilm_repository: Path, t
     assert all(each.code() is grpc.StatusCode.UNAVAILABLE for each in failed), failed
     assert len(outcomes) - len(failed) > 0
     assert not any("Traceback" in line for line in server.log), server.log
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_an_output_that_takes_nothing_ends_no_server_and_a_hang_up_drains_it(
+    nohup: bool, minilm_repository: Path, tmp_path: Path
+) -> None:
+    """A full disk and a closed pipe; a SIGHUP that is ignored, as by nohup, stays so. And no caller writes
+    lines of the log: this one has no credentials, and a path with a newline."""
+    config, log, port = tmp_path / "trimtab.toml", tmp_path / "log", free_port()
+    (tmp_path / "keys.toml").write_text("")
+    config.write_text(
+        f'[server]\ngrpc_address = "127.0.0.1:{port}"\nmetrics_address = "127.0.0.1:0"\n'
+        f'[logging]\ncalls = true\n[auth]\nkeys = "{tmp_path / "keys.toml"}"\n'
+    )
+    serve = f"{sys.executable} -m trimtab.cli serve --repository {minilm_repository} --config {config}"
+    reading, closed = os.pipe()
+    os.close(reading)
+    ignore = "trap '' HUP; " if nohup else ""
+    with log.open("wb") as errors, Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"{ignore}exec {serve}"],
+            stdout=closed if nohup else full,
+            stderr=errors,
+        )
+    os.close(closed)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub, state = health_pb2_grpc.HealthStub(channel), NOT_SERVING
+            while state != SERVING:
+                assert process.poll() is None, log.read_text()
+                with contextlib.suppress(grpc.RpcError):
+                    state = stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=1).status
+            forged = "2026-11-27 12:00:00,000 ERROR trimtab_server: forged"
+            attacks.call(port, f"/trimtab.v1.EncoderService/Embed\n{forged}")
+            while "forged" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+            process.send_signal(signal.SIGHUP)
+            if nohup:
+                assert stub.Check(health_pb2.HealthCheckRequest()).status == SERVING
+                process.terminate()
+            assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    written = log.read_text()
+    assert "standard output cannot be written to" in written and "Traceback" not in written
+    assert not any(line.startswith(forged) for line in written.splitlines())
 
 
 def test_sigterm_while_loading_ends_at_once(minilm_repository: Path, tmp_path: Path) -> None:

@@ -101,6 +101,29 @@ async def test_what_a_client_unloaded_stays_so_until_it_changes(
         await rig.until(lambda: [each.version for each in served.encoders()] == [1])
 
 
+@pytest.mark.parametrize("emptied", ["", NAME])
+async def test_a_mount_point_that_is_emptied_takes_no_encoder_with_it(
+    minilm_repository: Path, tmp_path: Path, emptied: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the repository, or of one encoder: neither the looking nor a call to load it unloads anything."""
+    repository, away = tmp_path / "models", tmp_path / "away"
+    put(minilm_repository, repository, 1)
+    mount = repository / emptied
+    async with running(repository, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
+        assert rig.app is not None
+        served = rig.app.repository
+        mount.rename(away)
+        mount.mkdir()
+        await rig.until(lambda: "what is served stays" in caplog.text)
+        with pytest.raises(FailedPrecondition, match="as where a volume is not mounted"):
+            await served.load(NAME)
+        assert [each.version for each in served.encoders()] == [1]
+        mount.rmdir()
+        away.rename(mount)
+        put(minilm_repository, repository, 2)  # it goes on looking
+        await rig.until(lambda: [each.version for each in served.encoders()] == [2, 1])
+
+
 async def test_looking_goes_on_after_an_error_that_nobody_foresaw(
     minilm_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import FailedPrecondition, TrimtabError
 from trimtab_server import limited
 from trimtab_server.encoders.repository import Repository
 
@@ -59,6 +59,8 @@ class Poller:
     async def _load(self, name: str) -> None:
         try:
             await self._repository.load(name)
+        except FailedPrecondition as error:
+            log.warning("%s: %s", name, error)
         except TrimtabError as error:  # a folder that is no encoder, perhaps
             log.info("%s: %s", name, error)
         except Exception:  # nothing on disk may end the looking: nobody would notice

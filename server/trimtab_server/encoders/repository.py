@@ -3,10 +3,11 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -289,9 +290,12 @@ class Repository:
         if not bundles.NAME.fullmatch(name):
             raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
         async with self._one_at_a_time(name):
-            found = {key: path for key, path in (await self._look()).items() if key[0] == name}
+            everything = await self._look()
+            found = {key: path for key, path in everything.items() if key[0] == name}
             served = [key for key, entry in self._entries.items() if key[0] == name and not entry.retired]
             gone = [key for key in served if key not in found]
+            if gone:
+                await self._check_there(name, everything)
             mapped = await self.adapters.read(self.path, name)
             if not (found or gone or mapped or self.adapters.of(name)):
                 raise NotFound(f"the repository has no encoder {name!r} with a version in it")
@@ -312,6 +316,18 @@ class Repository:
             for key in gone:
                 await self._unload(self._entries[key], _why_gone(self.path, *key), retired=True)
             self._publish()
+
+    async def _check_there(self, name: str, everything: Collection[object]) -> None:
+        """FailedPrecondition where a folder is empty, and so none of its encoders is gone on purpose."""
+        folder = self.path / name
+        if not everything:
+            folder = self.path
+        elif not await limited.run(self._load_seconds, f"reading {folder}", partial(_is_empty, folder)):
+            return
+        raise FailedPrecondition(
+            f"there is nothing any more in {folder}, as where a volume is not mounted: what is served stays. "
+            f"Unload {name} where that is meant"
+        )
 
     async def _unload_all(self, name: str) -> None:
         async with self._one_at_a_time(name):
@@ -385,6 +401,11 @@ class Repository:
     def _put(self, entry: Entry) -> None:
         self._entries[entry.name, entry.version] = entry
         self._changed(entry)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether there is such a folder with nothing in it."""
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _why_gone(repository: Path, name: str, version: int) -> str:

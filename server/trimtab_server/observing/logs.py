@@ -1,12 +1,14 @@
 """What the server writes to standard error: lines for people, or an object a line for machines.
 
-Neither texts nor vectors nor metadata are ever written.
+Neither texts nor vectors nor metadata are ever written. Names that callers send may be part of a message, and
+of an error's: nothing in them ends a line, or passes for another one.
 """
 
 import json
 import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 from trimtab_server.config import Logging
 
@@ -32,18 +34,37 @@ class Json(logging.Formatter):
         }
         if record.exc_info:
             written["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(written, ensure_ascii=False, default=str)
+        return json.dumps(written, default=str)
 
 
 class Text(logging.Formatter):
-    """A record as a line, with the id of its call."""
+    """A record as a line, with the id of its call; behind it a traceback, indented."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
         number = call.get({}).get("request_id")
-        return super().format(record) + (f" [request {number}]" if number else "")
+        record.message = printable(record.message) + (f" [request {number}]" if number else "")
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(f"    {printable(line)}" for line in lines)
+
+
+def printable(text: str) -> str:
+    """`text` with what is no printable character written as Python would: line ends, escapes, surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
+    )
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """gRPC tells of each call whose connection ended while its answer was on its way, with a traceback."""
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")
 
 
 def configure(settings: Logging, *, verbose: bool) -> None:
@@ -51,5 +72,6 @@ def configure(settings: Logging, *, verbose: bool) -> None:
     level = LEVELS[settings.level]
     logging.getLogger("trimtab_server").setLevel(min(level, logging.INFO) if verbose else level)
     calls.setLevel(logging.INFO if settings.calls else logging.CRITICAL)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_telling)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(Json() if settings.format == "json" else Text())
