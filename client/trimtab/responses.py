@@ -63,6 +63,10 @@ def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]
     """The answer to a request of so many texts, a part a space. InternalError where it does not fit."""
     if len(response.embeddings) != spaces:
         raise InternalError(f"the server answered for {len(response.embeddings)} spaces instead of {spaces}")
+    if len(response.token_counts) != texts:  # before anything looks at each of them
+        raise InternalError(
+            f"the server answered {texts} texts with {len(response.token_counts)} token counts"
+        )
     counts = np.array(response.token_counts, np.uint32)
     stages = stage_times(response.times)
     return [_part(response, each, texts, counts, stages) for each in response.embeddings]
@@ -89,10 +93,8 @@ def _part(
         packed = unpack(embeddings.vectors)
     except InvalidArgument as error:
         raise InternalError(f"the server's answer cannot be read: {error}") from None
-    if len(packed) != texts or len(counts) != texts:
-        raise InternalError(
-            f"the server answered {texts} texts with {len(packed)} vectors and {len(counts)} token counts"
-        )
+    if len(packed) != texts:
+        raise InternalError(f"the server answered {texts} texts with {len(packed)} vectors")
     origin = Origin(
         response.encoder,
         response.version,
@@ -105,9 +107,9 @@ def _part(
     vectors = packed.astype(packed.dtype.newbyteorder("="))
     reach, suspicious = None, np.zeros(texts, np.bool_)
     if response.HasField("hubness"):
+        if len(response.hubness.reach) != texts:
+            raise InternalError(f"the server looked at {len(response.hubness.reach)} of {texts} passages")
         reach = np.array(response.hubness.reach, np.float32)
-        if len(reach) != texts:
-            raise InternalError(f"the server looked at {len(reach)} of {texts} passages")
         suspicious = reach > response.hubness.threshold
     return Part(
         origin,

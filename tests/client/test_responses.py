@@ -21,6 +21,8 @@ def response(**changes: object) -> pb.EmbedResponse:
         version="1",
         times=pb.StageTimes(tokenize=2_000_000_000, queue=1, compute=500_000_000, output=0),
     )
+    if "token_counts_of" in changes:
+        del message.token_counts[int(str(changes.pop("token_counts_of"))) :]
     for name, value in changes.items():
         setattr(message.embeddings[0] if name == "space" else message, name, value)
     return message
@@ -65,8 +67,10 @@ def test_parts_of_two_spaces_never_are(changes: dict[str, str]) -> None:
 
 
 def test_an_answer_that_does_not_fit_the_texts_is_a_fault_of_the_server() -> None:
-    with pytest.raises(InternalError, match="2 texts with 3 vectors"):
+    with pytest.raises(InternalError, match="2 texts with 3 token counts"):
         parse(response(), 2)
+    with pytest.raises(InternalError, match="2 texts with 3 vectors"):
+        parse(response(token_counts_of=2), 2)
     short = response()
     short.embeddings[0].vectors.data = short.embeddings[0].vectors.data[:-1]
     with pytest.raises(InternalError, match="cannot be read"):
