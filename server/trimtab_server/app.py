@@ -99,7 +99,8 @@ class App:
         self._scrapes = Scrapes(self._registry)
         self._served = True  # while any device is in service
         quotas = Quotas(config.quota, config.tenants)
-        batcher = Batcher(config.batching.max_batch_tokens, config.batching.max_batch_texts, quotas.weight)
+        batching = config.batching
+        batcher = Batcher(batching.max_batch_tokens, batching.max_batch_texts, quotas.weight, config.tenants)
         sharing: Sharing[Ticket] = Sharing(
             single_flight=config.sharing.single_flight,
             across_tenants=config.sharing.across_tenants,

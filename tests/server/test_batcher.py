@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trimtab_server.batching.batch import Batch, Item, Model, Priority
-from trimtab_server.batching.batcher import Batcher
+from trimtab_server.batching.batcher import CROWD, MOST_FLOWS, Batcher
 from trimtab_server.batching.cost import Cost
 from trimtab_server.batching.lane import AHEAD, EXACT, WEIGHTS
 
@@ -243,6 +243,21 @@ def test_riders_are_of_each_tenant_by_its_share() -> None:
             left -= sum(each.tenant == "b" for each in pop(batcher).items)
             pops += 1
         assert pops <= most + AHEAD
+
+
+def test_tenants_that_callers_make_up_are_one_beyond_so_many() -> None:
+    """Each flow is looked at for each call: thousands of them would hold up everybody."""
+    batcher, one = Batcher(16384, 20, known={"known"}), model("a")
+    batcher.open(one, Cost(0.01, 0.001))
+    for number in range(10 * MOST_FLOWS):
+        batcher.add(item(one, 10, tenant=batcher.tenant(f"made-up-{number}")))
+    assert len(batcher._backlog) == MOST_FLOWS + 1
+    assert batcher.tenant("made-up-7") == "made-up-7" and batcher.tenant("another") == CROWD
+    assert batcher.ahead("another", "interactive") == batcher.ahead(CROWD, "interactive") > 0
+    assert batcher.tenant("known") == "known" and batcher.ahead("known", "interactive") == 0
+    while batcher.tokens:
+        pop(batcher)
+    assert batcher.tenant("another") == "another"
 
 
 def test_what_is_ahead_is_what_a_flow_has_waiting_and_what_others_get_meanwhile() -> None:

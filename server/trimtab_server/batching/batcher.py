@@ -20,7 +20,7 @@ interrupted, and whoever arrives meanwhile waits for its end.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -33,6 +33,10 @@ WORTHWHILE = 0.02
 # The same for a bulk batch while interactive work ran less than so many seconds ago.
 BESIDE_INTERACTIVE = 0.1
 LATELY = 1.0
+# Each flow is looked at for each call, and callers may make up any number of tenants: beyond so many that
+# have something waiting, those who come are one tenant, but for those that are known.
+MOST_FLOWS = 256
+CROWD = ""
 
 Flow: TypeAlias = tuple[str, Priority]
 
@@ -56,16 +60,21 @@ class _Waiting:
 class Batcher:
     """Holds items until a device asks. Not thread-safe: its owner keeps it under one lock.
 
-    `weight`: a tenant's share of the devices beside others.
+    `weight`: a tenant's share of the devices beside others; `known`: those whose names nobody made up.
     """
 
     def __init__(
-        self, max_batch_tokens: int, max_batch_texts: int, weight: Callable[[str], float] = lambda tenant: 1.0
+        self,
+        max_batch_tokens: int,
+        max_batch_texts: int,
+        weight: Callable[[str], float] = lambda tenant: 1.0,
+        known: Container[str] = (),
     ) -> None:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_texts = max_batch_texts
         self.tokens = 0  # of all items that wait
         self._weight = weight
+        self._known = known
         self._lanes: dict[tuple[Model, Priority], Lane] = {}
         self._numbers: dict[Item, int] = {}
         self._deadlines: list[tuple[float, int, Item]] = []
@@ -97,10 +106,21 @@ class Batcher:
             del self._lanes[model, priority]
         return left
 
+    def tenant(self, name: str) -> str:
+        """Whose an item of this tenant is to be called, if it is queued now."""
+        backlog = self._backlog
+        if (
+            len(backlog) < MOST_FLOWS
+            or name in self._known
+            or any((name, each) in backlog for each in WEIGHTS)
+        ):
+            return name
+        return CROWD
+
     def ahead(self, tenant: str, priority: Priority) -> float:
         """Seconds of computing before the turn of an item that this flow would queue now: all that the flow
         has waiting, and of the others what they get meanwhile."""
-        flow = (tenant, priority)
+        flow = (self.tenant(tenant), priority)
         span = max(0.0, self._flows.get(flow, 0.0) - self._now)
         return sum(
             waiting.seconds if each == flow else min(waiting.seconds, span * self._share(each))

@@ -158,6 +158,7 @@ class Engine:
     ) -> int:
         """Queue what is neither remembered nor on its way; how many texts that are."""
         sharing, batcher, queued = self._sharing, self._batcher, 0
+        flow = batcher.tenant(tenant)
         for row, ids in enumerate(texts):
             key = sharing.key(model, ids, tenant)
             vector = sharing.recall(key)
@@ -166,7 +167,7 @@ class Engine:
                 continue
             item = sharing.flying(key, priority)
             if item is None:
-                item = sharing.begin(ticket, row, key, ids, tenant, priority)
+                item = sharing.begin(ticket, row, key, ids, flow, priority)
                 batcher.add(item)
                 queued += 1
             elif sharing.join(ticket, row, item):
