@@ -112,7 +112,11 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
         return SimpleNamespace(name=name, version=1, manifest=SimpleNamespace(max_tokens=8))
 
     repository = SimpleNamespace(
-        on_trial=True, find=find, canary=lambda name, tenant, text: asked.append(text), use=None
+        on_trial=True,
+        find=find,
+        canary=lambda name, tenant, text: asked.append(text),
+        use=None,
+        adapters=SimpleNamespace(retire=None),
     )
     metrics = SimpleNamespace(failed=lambda *failure: None)
     limits = Limits(max_texts=8, max_text_bytes=1000)
