@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from trimtab.errors import TrimtabError
 
-SECONDS = 60.0  # that a child may take
+SECONDS = 300.0  # that a child may take
 DONE, REFUSED, CRASHED = 0, 3, 4
 
 

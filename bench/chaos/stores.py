@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,6 +220,7 @@ def delete(target: Place, ids: list[int]) -> None:
 
 def compare(run: Run, source: Place, target: Place, texts: Mapping[int, str], deleted: list[int]) -> None:
     """Everything that must be there is, and nothing else."""
+    moves_along(source, target, texts)
     for place in (source, target):
         try:
             run.wrong += different(place.kind, place.contents(), texts, place.vectors)
@@ -227,6 +228,12 @@ def compare(run: Run, source: Place, target: Place, texts: Mapping[int, str], de
             run.wrong.append(f"{place.kind} cannot be read: {error!r:.400}")
             continue
         run.wrong += place.strange(deleted)
+
+
+def moves_along(source: Place, target: Place, ids: Collection[int]) -> None:
+    """The payload of these documents is in the new store by now, too, where both are Qdrant's."""
+    if source.kind == target.kind == "qdrant":
+        target.kept = {id: found for id, found in source.kept.items() if id in ids}
 
 
 def different(name: str, found: Contents, texts: Mapping[int, str], vectors: places.Vectors) -> list[str]:
@@ -298,6 +305,7 @@ def run_search(run: Run, measured: Measured) -> None:
     run.wrong += different(target.kind, target.contents(), {id: texts[id] for id in there}, target.vectors)
     if [places_bytes(place) for place in (source, target)] != before:
         run.wrong.append("a search changed files")
+    moves_along(source, target, there)
     run.wrong += source.strange() + target.strange()
 
 
@@ -573,6 +581,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--restart", action="store_true", help="forget the runs that were done")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the database ends, too
     folder = processes.LOGS / "stores"
     if options.restart:
         shutil.rmtree(folder, ignore_errors=True)
