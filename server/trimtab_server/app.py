@@ -45,9 +45,11 @@ from trimtab_server.observing.scrapes import Scrapes
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.rpc import listeners, reflection, sockets
+from trimtab_server.rpc.arriving import Arriving
 from trimtab_server.rpc.boundary import Boundary, Tenants
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.health import Health
+from trimtab_server.rpc.intake import Intake
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.rpc.observed import Observed
@@ -97,6 +99,7 @@ class App:
         self._health = Health()
         self._ready = False
         self._scrapes = Scrapes(self._registry)
+        self._watching: list[asyncio.Task[None]] = []
         self._served = True  # while any device is in service
         quotas = Quotas(config.quota, config.tenants)
         batching = config.batching
@@ -158,10 +161,10 @@ class App:
             self._shadow.see if config.shadow else None,
             config.engine.hang_seconds,
         )
-        self._unread = unread = Unread(
-            config.limits.max_unread_bytes, config.limits.max_unread_seconds, sockets.hang_up
-        )
-        self._watching: asyncio.Task[None] | None = None
+        limits = config.limits
+        self._arriving = Arriving(limits.max_received_bytes)
+        self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
+        self._unread = unread = Unread(limits.max_unread_bytes, limits.max_unread_seconds, sockets.hang_up)
         tenants = Tenants(config.server.tenant_header)
         self._boundary, self._admin_boundary = self._boundaries(unread, tenants)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
@@ -185,6 +188,8 @@ class App:
         if self._stage is not None:
             self._stage.start()
         self._engine.start()
+        watches = (self._arriving.watch(), self._watch_unread())
+        self._watching = [asyncio.create_task(each) for each in watches]
         for server in self._servers:
             await server.start()
         await self.repository.load_all()
@@ -202,7 +207,6 @@ class App:
         self._ready = True
         self._announce()
         self._poller.start()
-        self._watching = asyncio.create_task(self._watch_unread())
 
     async def stop(self) -> None:
         """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
@@ -214,8 +218,8 @@ class App:
         await asyncio.gather(self._boundary.drain(seconds), self._admin_boundary.drain(seconds))
         await asyncio.sleep(min(LATE_SECONDS, seconds))
         self._poller.stop()
-        if self._watching is not None:
-            self._watching.cancel()
+        for watching in self._watching:
+            watching.cancel()
         await self._shadow.stop()
         await self.repository.stop()
         if self._stage is not None:
@@ -263,7 +267,7 @@ class App:
     def _boundaries(self, unread: Unread, tenants: Tenants) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
         config, refused = self.config, self._metrics.refused
-        every = (unread, tenants, config.limits.max_texts)
+        every = (self._intake, unread, tenants, config.limits.max_texts)
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         load = Load(self._engine.pressure, time.monotonic)
         if not authenticator and not config.server.admin_address:

@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     memory.share_heaps()
     from trimtab_server import app, config
     from trimtab_server.observing import logs
+    from trimtab_server.rpc import listeners
 
     settings = config.read(options.config) if options.config else config.Config()
     given = {
@@ -52,15 +53,16 @@ def run(options: argparse.Namespace) -> int:
     }
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     logs.configure(settings.logging, verbose=options.verbose)
-    _allow_connections()
+    settings = listeners.within(settings, _allow_files())
     asyncio.run(app.serve(settings, options.repository, _announce))
     return 0
 
 
-def _allow_connections() -> None:
+def _allow_files() -> int:
     """Take as many open files as the system gives: each connection is one, and few are the default."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def _announce(app: "App") -> None:

@@ -63,7 +63,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_text_bytes: int = 1 << 18
     max_message_bytes: int = 4 << 20  # gRPC's own default; 16 MiB would hold others up for 20 ms each
     max_connections: int = 4096  # of each port; more are closed as they come
+    max_calls: int = 4096  # at a time, altogether
     max_calls_per_connection: int = 128
+    max_received_bytes: int = 256 << 20  # of messages on their way, and as many of those being answered
     max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
     max_unread_bytes: int = 256 << 20  # of answers that clients have not read; a quarter by one connection
@@ -72,6 +74,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         if self.max_stream_texts < self.max_texts:
             raise ValueError("max_stream_texts must be at least max_texts, or the largest request never fits")
+        if self.max_received_bytes < self.max_message_bytes:
+            raise ValueError(
+                "max_received_bytes must be at least max_message_bytes, or the largest message never fits"
+            )
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,9 +9,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.ops.certificates import Certificates
 from tests.serve.server_process import free_port, serve
+from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
+from trimtab_server.config import Config, Server
 from trimtab_server.devices import cores
+from trimtab_server.rpc import listeners
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -77,6 +80,18 @@ def test_more_connections_than_allowed_are_closed_as_they_come(
                     assert well(first, 10)  # those who are there stay
                     second.close()
                     assert well(third, 30)  # there is room again
+
+
+def test_a_port_takes_no_more_connections_than_there_are_files(caplog: pytest.LogCaptureFixture) -> None:
+    config = Config()
+    assert listeners.within(config, 1 << 20) is listeners.within(config, resource.RLIM_INFINITY) is config
+    assert not caplog.messages
+    assert listeners.within(config, 1256).limits.max_connections == 1000
+    assert "raise it to 4352" in caplog.messages[0]
+    ports = Server(admin_address="127.0.0.1:1", health_address="127.0.0.1:2")
+    assert listeners.within(Config(server=ports), 1256).limits.max_connections == 333
+    with pytest.raises(ConfigError, match="the limit of open files is 256"):
+        listeners.within(config, 256)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,16 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serve(repository: Path, folder: Path, config: str = "", *arguments: str) -> Iterator[ServerProcess]:
-    """Start a server and wait for its ready line; end it by its own process id."""
+def serve(
+    repository: Path, folder: Path, config: str = "", *arguments: str, under: Sequence[str] = ()
+) -> Iterator[ServerProcess]:
+    """Start a server and wait for its ready line; end it by its own process id.
+
+    `under`: a command that becomes the one behind it, such as `nice`.
+    """
     path = folder / "trimtab.toml"
     path.write_text(config)
-    command = [sys.executable, "-m", "trimtab.cli", "serve", "--repository", str(repository)]
+    command = [*under, sys.executable, "-m", "trimtab.cli", "serve", "--repository", str(repository)]
     command += ["--config", str(path), *arguments]
     if "grpc_address" not in config:
         command += ["--grpc-address", "127.0.0.1:0"]

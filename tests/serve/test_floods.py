@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,95 @@ def test_calls_by_the_thousand_on_one_connection(
                 with contextlib.suppress(TimeoutError):  # once too many are refused, the server reads no more
                     connection.settimeout(1)
                     connection.sendall(b"".join(calls))
+
+
+NAMES = {
+    "/grpc.health.v1.Health/Watch": 1,
+    "/grpc.health.v1.Health/Check": 1,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": 3,
+    "/trimtab.v1.EncoderService/ListAdapters": 1,
+    "/trimtab.v1.EncoderService/GetEncoder": 1,
+    "/inference.GRPCInferenceService/ModelMetadata": 1,
+    "/inference.GRPCInferenceService/RepositoryIndex": 1,
+    "/inference.GRPCInferenceService/RepositoryModelLoad": 2,
+    "/inference.GRPCInferenceService/SystemSharedMemoryRegister": 1,
+}
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_calls_that_need_no_large_message_take_none_and_keep_none(flooded: ServerProcess, path: str) -> None:
+    """60 calls with names of 3 MiB, which stay open as long as they may: none is kept."""
+    name = bytes((NAMES[path] << 3 | 2,)) + varint(3 << 20) + b"a" * (3 << 20)
+    with (
+        costing_less_than(100, flooded),
+        grpc.insecure_channel(flooded.url, [("grpc.max_send_message_length", -1)]) as channel,
+    ):
+        call: Any = channel.stream_stream(path)
+        for _ in range(60):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call(iter([name]), timeout=60))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "bytes" in str(caught.value.details())
+
+
+def varint(number: int) -> bytes:
+    return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14 & 127 | 128, number >> 21))
+
+
+def test_a_message_is_not_taken_whole_to_find_that_it_is_too_long(
+    flooded: ServerProcess,
+) -> None:
+    """limits.max_received_bytes: gRPC itself would keep up to 4 GiB of one message."""
+    program = (
+        "import grpc, sys\n"
+        "with grpc.insecure_channel(sys.argv[1], [('grpc.max_send_message_length', -1)]) as channel:\n"
+        "    channel.unary_unary(sys.argv[2])(bytes(1 << 30), timeout=120)\n"
+    )
+    with costing_less_than(400, flooded):
+        command = [sys.executable, "-c", program, flooded.url, CHECK]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert "RESOURCE_EXHAUSTED" in done.stderr
+
+
+def test_open_calls_are_bounded_and_whoever_has_most_makes_room(tmp_path: Path) -> None:
+    """max_calls: of connections, where callers show no credentials."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    request = health_pb2.HealthCheckRequest()
+    with (
+        serve(known.bundle().parent.parent, tmp_path, "[limits]\nmax_calls = 4\n") as server,
+        grpc.insecure_channel(server.url, options) as many,
+        grpc.insecure_channel(server.url, options) as few,
+    ):
+        stub: Any = health_pb2_grpc.HealthStub(many)
+        watches = [stub.Watch(request, timeout=100) for _ in range(4)]
+        for watch in watches:
+            next(watch)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(request, timeout=60)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "limits.max_calls" in str(caught.value.details())
+        other: Any = health_pb2_grpc.HealthStub(few)
+        assert other.Check(request, timeout=60).status
+        with pytest.raises(grpc.RpcError) as caught:
+            next(watches[-1])
+        assert "limits.max_calls" in str(caught.value.details())
+        assert all(watch.is_active() for watch in watches[:-1])
+
+
+def test_open_files_bound_the_connections(tmp_path: Path) -> None:
+    """More come than there are files: those who are there are served, by both ports."""
+    files = ("sh", "-c", 'ulimit -n 320; exec "$@"', "sh")
+    with serve(known.bundle().parent.parent, tmp_path, under=files) as server:
+        assert "64 connections" in server.log[0] and "limits.max_connections" in server.log[0]
+        with trimtab.Client(server.url, timeout=100) as client, contextlib.ExitStack() as stack:
+            client.embed(["w1"])
+            for port in (server.url, server.metrics_url.removesuffix("/metrics")):
+                address = ("127.0.0.1", int(port.rpartition(":")[2]))
+                for _ in range(400):
+                    with contextlib.suppress(ConnectionError):
+                        stack.enter_context(socket.create_connection(address, 60))
+            assert "trimtab_encoder_ready" in server.scrape()
+            assert client.embed(["w2"]).shape == (1, known.WIDTH)
 
 
 @contextlib.asynccontextmanager

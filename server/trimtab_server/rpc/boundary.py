@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -28,6 +28,7 @@ from trimtab_server.callers import access
 from trimtab_server.observing.load import TRAILER, Load
 from trimtab_server.rpc.bounds import bounded
 from trimtab_server.rpc.guard import Guard
+from trimtab_server.rpc.intake import Call, Intake
 from trimtab_server.rpc.unread import Unread
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,17 @@ log = logging.getLogger(__name__)
 # Calls that are no work of the server's: asking after its health, or what it serves.
 UNCOUNTED = ("/grpc.",)
 TENANT_CHARACTERS = 128
+# The calls whose messages hold texts; those of all others have room in this.
+LARGE = frozenset(
+    {
+        "/trimtab.v1.EncoderService/Embed",
+        "/trimtab.v1.EncoderService/EmbedStream",
+        "/trimtab.v1.EncoderService/Rescore",
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+    }
+)
+SMALL_BYTES = 16 << 10
 # gRPC's headers hold 8 KiB by default, and a character may take 12 bytes in them.
 MESSAGE_CHARACTERS = 500
 # How gzip's output begins, which is never a protobuf, and zlib's, which next to never is.
@@ -54,24 +66,6 @@ OVERLOADED = frozenset(
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class Received:
-    """A message, or why it is none, and its size. It is taken out once: gRPC keeps what it was handed until
-    the answer has been read."""
-
-    def __init__(self, message: Any, size: int, error: TrimtabError | None = None) -> None:
-        self._message = message
-        self._error = error
-        self.size = size
-
-    def take(self) -> Any:
-        """The message; the error where it was not taken."""
-        message, error = self._message, self._error
-        self._message = self._error = None
-        if error is not None:
-            raise error
-        return message
-
-
 class Boundary(grpc.aio.ServerInterceptor):
     """Turns trimtab.errors into gRPC statuses, and anything else into INTERNAL with an id of the log.
 
@@ -84,12 +78,14 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def __init__(
         self,
+        intake: Intake,
         unread: Unread,
         tenants: "Tenants",
         max_texts: int,
         guard: Guard | None = None,
         load: Load | None = None,
     ) -> None:
+        self._intake = intake
         self._unread = unread
         self._tenants = tenants
         self._max_texts = max_texts
@@ -123,20 +119,19 @@ class Boundary(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None  # an unknown method: UNIMPLEMENTED, and not remembered
-            self._wrapped[method] = self._wrap(handler, counted=not method.startswith(UNCOUNTED))
+            self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
 
-    def _wrap(self, handler: Any, *, counted: bool) -> Any:
-        parse = parse_with(bounded(handler.request_deserializer, self._max_texts))
+    def _wrap(self, method: str, handler: Any) -> Any:
+        counted = not method.startswith(UNCOUNTED)
         serialize = handler.response_serializer
-        if handler.request_streaming and handler.response_streaming:
-            kind, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-        elif handler.response_streaming:
-            kind, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        elif handler.request_streaming:
-            kind, inner = grpc.stream_unary_rpc_method_handler, handler.stream_unary
+        most = None if method in LARGE else SMALL_BYTES
+        parse = parse_with(bounded(handler.request_deserializer, self._max_texts), most)
+        # As handlers of streams, which are called before a message is read.
+        if handler.response_streaming:
+            kind, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream or handler.unary_stream
         else:
-            kind, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+            kind, inner = grpc.stream_unary_rpc_method_handler, handler.stream_unary or handler.unary_unary
         single = not (handler.request_streaming or handler.response_streaming)
         load = self._load if counted and single else None
 
@@ -145,51 +140,62 @@ class Boundary(grpc.aio.ServerInterceptor):
                 load.called(overloaded=error is not None and error.code in OVERLOADED)
                 context.set_trailing_metadata(((TRAILER, load.report()),))
 
-        async def answer(request: Any, context: Context) -> Any:
+        async def answer(call: Call, context: Context) -> Any:
+            if self._guard is not None and not access.entered():
+                raise InternalError("the call's credentials were not looked at")
+            # Nothing here keeps a message: a call that watches needs it no longer than it is looked at.
+            if handler.request_streaming:
+                answered = inner(_messages(call, context, parse), context)
+            else:
+                answered = inner(await _message(call, context, parse), context)
+            if hasattr(answered, "__aiter__"):  # a servicer that yields its answers, such as reflection
+                async for each in answered:
+                    await context.write(each)
+                return None
+            response = await answered
+            if response is not None:  # otherwise they were written, and counted, one by one
+                response = serialize(response)
+                account = self._unread.account(self._tenants.of(context), context.peer())
+                context.add_done_callback(lambda _: account.close())  # type: ignore[arg-type]
+                account.add(len(response))
+                account.send()
+            report(context)
+            return response
+
+        async def called(requests: Any, context: Context) -> Any:
             try:
-                if self._guard is not None and not access.entered():
-                    raise InternalError("the call's credentials were not looked at")
-                answered = inner(_taken(request) if handler.request_streaming else request.take(), context)
-                if hasattr(answered, "__aiter__"):  # a servicer that yields its answers, such as reflection
-                    async for each in answered:
-                        await context.write(each)
-                    return None
-                response = await answered
-                if response is not None:  # otherwise they were written, and counted, one by one
-                    response = serialize(response)
-                    account = self._unread.account(self._tenants.of(context), context.peer())
-                    context.add_done_callback(lambda _: account.close())  # type: ignore[arg-type]
-                    account.add(len(response), request.size)
-                    account.send()
-                report(context)
-                return response
+                with self._open(context.peer(), counted) as call:
+                    return await answer(call, context)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
                 # A client that has gone, or is going while it is written to: nobody to tell, nothing to mend.
                 if context.done() or isinstance(error, grpc.aio.InternalError):
                     return None
-                known = as_trimtab_error(error)
-            report(context, known)
-            await abort(context, known)
-
-        async def call(request: Any, context: Context) -> Any:
-            if self._draining:
-                await abort(context, Unavailable("the server is draining: try another one"))
-            self._calls += 1
-            self._idle.clear()
-            try:
-                return await answer(request, context)
-            finally:
-                self._calls -= 1
-                if not self._calls:
-                    self._idle.set()
+                # No local of this frame may name the error, whose traceback names the frame, and all that the
+                # call holds: that would stay until the next collection.
+                error = as_trimtab_error(error)
+                report(context, error)
+                await abort(context, error)
 
         return kind(
-            call if counted else answer,
-            request_deserializer=parse,
-            response_serializer=lambda each: each if isinstance(each, bytes) else serialize(each),
+            called, response_serializer=lambda each: each if isinstance(each, bytes) else serialize(each)
         )
+
+    @contextlib.contextmanager
+    def _open(self, peer: str, counted: bool) -> Iterator[Call]:
+        """A call is open: Unavailable while the server drains, ResourceExhausted where it has no room."""
+        if self._draining and counted:
+            raise Unavailable("the server is draining: try another one")
+        with self._intake.opened(access.current().name or peer, peer) as call:
+            self._calls += counted
+            self._idle.clear()
+            try:
+                yield call
+            finally:
+                self._calls -= counted
+                if not self._calls:
+                    self._idle.set()
 
 
 def _refusal(error: TrimtabError) -> Any:
@@ -283,15 +289,19 @@ def shorten(message: str) -> str:
     return message if len(message) <= MESSAGE_CHARACTERS else message[:MESSAGE_CHARACTERS] + "..."
 
 
-def parse_with(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Received]:
-    """`deserialize`, keeping what it raises, which gRPC would answer as its own fault."""
+def parse_with(deserialize: Callable[[bytes], Any], most: int | None) -> Callable[[bytes], Any]:
+    """`deserialize`, raising an error of ours for what it does not take, or has more bytes than `most`."""
 
-    def parse(data: bytes) -> Received:
+    def parse(data: bytes) -> Any:
         try:
-            return Received(deserialize(data), len(data))
+            if most is not None and len(data) > most:
+                raise InvalidArgument(
+                    f"the message has {len(data)} bytes, and this call takes {most}: send less"
+                )
+            return deserialize(data)
         except Exception as error:
             refusal = _refused(data, error)
-        return Received(None, len(data), refusal)
+        raise refusal
 
     return parse
 
@@ -311,6 +321,27 @@ def _refused(data: bytes, error: Exception) -> TrimtabError:
     )
 
 
-async def _taken(messages: AsyncIterator[Received]) -> AsyncIterator[Any]:
-    async for message in messages:
-        yield message.take()
+async def _message(call: Call, context: Context, parse: Callable[[bytes], Any]) -> Any:
+    """The message of a call that has one, which it holds until it is over."""
+    data = await call.read(context)
+    if data is None:
+        raise InvalidArgument("the call ended without a message: send one")
+    try:
+        call.hold(len(data))
+        return parse(data)
+    except TrimtabError as error:
+        raise error.with_traceback(None) from None  # whose frames would keep the bytes
+    finally:
+        del data
+
+
+async def _messages(call: Call, context: Context, parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    while (data := await call.read(context)) is not None:
+        try:
+            message = parse(data)
+        except TrimtabError as error:
+            raise error.with_traceback(None) from None  # whose frames would keep the bytes
+        finally:
+            del data
+        yield message
+        del message  # not while the next one is waited for

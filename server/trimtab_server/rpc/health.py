@@ -45,13 +45,14 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        changed = asyncio.Event()
+        service, changed = request.service, asyncio.Event()
+        del request
         self._watchers.add(changed)
         last = None
         try:
             while True:
                 changed.clear()
-                status = self._status(request.service)
+                status = self._status(service)
                 if status != last:
                     await context.write(Status(status=status))
                     last = status

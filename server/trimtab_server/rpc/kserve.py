@@ -165,7 +165,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         deadline, tenant = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
         account = self._unread.account(tenant, context.peer())
-        answers: asyncio.Queue[tuple[asyncio.Task[bytes], int] | None] = asyncio.Queue()
+        answers: asyncio.Queue[tuple[asyncio.Task[bytes], tuple[int, int]] | None] = asyncio.Queue()
 
         async def answer(message: Any) -> bytes:
             outcome: bytes = (await infer(message)).SerializeToString()
@@ -190,19 +190,20 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         async def read(tasks: asyncio.TaskGroup) -> None:
             try:
                 async for message in request_iterator:
-                    size = weight(min(rows(message), self._max_texts), message.ByteSize())
-                    await window.enter(size)
-                    answers.put_nowait((tasks.create_task(answer(message)), size))
+                    size = message.ByteSize()
+                    taken = weight(min(rows(message), self._max_texts), size), size
+                    await window.enter(*taken)
+                    answers.put_nowait((tasks.create_task(answer(message)), taken))
             finally:
                 answers.put_nowait(None)
 
         async def write() -> None:
             while (next_answer := await answers.get()) is not None:
-                task, size = next_answer
+                task, taken = next_answer
                 outcome = await task
                 with account.sending(len(outcome)):
                     await context.write(outcome)
-                window.leave(size)
+                window.leave(*taken)
 
         try:
             async with asyncio.TaskGroup() as tasks:

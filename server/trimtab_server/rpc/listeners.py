@@ -1,15 +1,23 @@
 """The ports: how gRPC servers are made, where they listen, and what a connection may ask of them."""
 
+import logging
+import resource
 import ssl
 from collections.abc import Sequence
 
 import grpc
 import grpc.aio
+import msgspec
 
 from trimtab.errors import ConfigError
 from trimtab_server.config import Config, Tls, split_address
 from trimtab_server.spaces.watched import Watched
 
+log = logging.getLogger(__name__)
+
+# Open files that are no clients: the metrics' connections, gRPC's own, bundles while they are loaded.
+FILES_BESIDE = 256
+LEAST_CONNECTIONS = 16
 # A probe is a few bytes.
 PROBE_BYTES = 4096
 # gRPC's default, two minutes, lets whoever connects and says nothing hold a place for as long.
@@ -24,6 +32,28 @@ CALL_WINDOW_BYTES = 65_535
 # What has come and was not taken up yet, because there is so much: after 30 s gRPC would cancel it, which
 # tells nobody to try elsewhere. Its own deadline ends it.
 UNREQUESTED_SECONDS = 24 * 3600
+
+
+def within(config: Config, files: int) -> Config:
+    """The configuration, with no more connections than so many open files allow beside everything else.
+
+    A port that takes a connection and has no file for it cannot serve those that it has. ConfigError where
+    there is no room for any.
+    """
+    ports = 1 + bool(config.server.admin_address) + bool(config.server.health_address)
+    room = (files - FILES_BESIDE) // ports
+    if files == resource.RLIM_INFINITY or config.limits.max_connections <= room:
+        return config
+    cure = f"raise it to {FILES_BESIDE + ports * config.limits.max_connections} (ulimit -n, LimitNOFILE)"
+    if room < LEAST_CONNECTIONS:
+        raise ConfigError(f"the limit of open files is {files}, which leaves none for clients: {cure}")
+    log.warning(
+        "the limit of open files is %d: %d connections at a time are taken instead of the %d of "
+        "limits.max_connections; %s",
+        files, room, config.limits.max_connections, cure,
+    )  # fmt: skip
+    limits = msgspec.structs.replace(config.limits, max_connections=room)
+    return msgspec.structs.replace(config, limits=limits)
 
 
 def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:

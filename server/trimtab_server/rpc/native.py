@@ -65,7 +65,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         writing = asyncio.Lock()
         account = self._unread.account(tenant, context.peer())
 
-        async def answer(message: pb.EmbedStreamRequest, taken: int) -> None:
+        async def answer(message: pb.EmbedStreamRequest, taken: tuple[int, int]) -> None:
             outcome = await embed(message)
             del message
             account.add(len(outcome))
@@ -74,7 +74,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             async with writing:
                 with account.sending(len(outcome)):
                     await context.write(outcome)
-            window.leave(taken)
+            window.leave(*taken)
 
         async def embed(message: pb.EmbedStreamRequest) -> bytes:
             try:
@@ -86,8 +86,9 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
         async def read(tasks: asyncio.TaskGroup) -> None:
             async for message in request_iterator:
-                taken = weight(len(message.request.texts), message.ByteSize())
-                await window.enter(taken)
+                size = message.ByteSize()
+                taken = weight(len(message.request.texts), size), size
+                await window.enter(*taken)
                 tasks.create_task(answer(message, taken))
 
         try:

@@ -1,6 +1,7 @@
-"""Hangs up on a peer, which gRPC's servers cannot: its socket is shut down beneath them.
+"""What gRPC's servers neither do nor tell of their connections: their sockets are found beneath them.
 
-gRPC then sees a connection that has ended, gives up its calls, and frees what it kept for them.
+One that is shut down is to gRPC a connection that has ended: it gives up its calls, and frees what it kept
+for them.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import ipaddress
 import os
 import socket
 import stat
+import struct
 from collections.abc import Collection
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +18,48 @@ from urllib.parse import unquote
 # Every open file of this process, on Linux and elsewhere.
 FILES = Path("/dev/fd")
 
+# Of Linux's tcp_info: its bytes, and where it has the number of those received.
+TCP_INFO_BYTES, RECEIVED_AT = 192, 128
+
 Address: TypeAlias = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
+
+
+class Connections:
+    """Which open files are the connections of which peers, as far as somebody has asked."""
+
+    def __init__(self) -> None:
+        self._files: dict[Address, int] = {}
+
+    def received(self, peers: Collection[str]) -> dict[str, int]:
+        """The bytes that each peer's connection has received since it began.
+
+        Left out: who cannot be found, and all where the system does not tell.
+        """
+        if not hasattr(socket, "TCP_INFO"):
+            return {}
+        wanted = {peer: address for peer in peers if (address := _named(peer)) is not None}
+        if not self._files.keys() >= set(wanted.values()):
+            self._find()
+        found = {peer: self._received(address) for peer, address in wanted.items()}
+        return {peer: count for peer, count in found.items() if count is not None}
+
+    def _received(self, address: Address) -> int | None:
+        file = self._files.get(address)
+        with contextlib.suppress(OSError):
+            if file is not None:
+                with _duplicate(file) as connection:
+                    if _address(*connection.getpeername()[:2]) == address:  # and not another's by now
+                        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+                        return int(struct.unpack_from("Q", info, RECEIVED_AT)[0])
+        self._files.pop(address, None)
+        return None
+
+    def _find(self) -> None:
+        self._files.clear()
+        for file in FILES.iterdir():
+            with contextlib.suppress(OSError), _duplicate(int(file.name)) as connection:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    self._files[_address(*connection.getpeername()[:2])] = int(file.name)
 
 
 def hang_up(peers: Collection[str]) -> set[str]:

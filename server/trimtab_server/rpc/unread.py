@@ -160,12 +160,10 @@ class Account:
         self._connection = connection
         self._bytes = 0
 
-    def add(self, size: int, beside: int = 0) -> None:
-        """An answer is about to be written, and so many bytes beside it are kept until it is taken;
-        ResourceExhausted where too much is unread already."""
-        held = COPIES * size + beside
-        self._unread.admit(self._connection, held)
-        self._count(held)
+    def add(self, size: int) -> None:
+        """An answer is about to be written; ResourceExhausted where too much is unread already."""
+        self._unread.admit(self._connection, COPIES * size)
+        self._count(COPIES * size)
 
     def send(self) -> None:
         """An answer is on its way, until the call is over."""

@@ -1,0 +1,161 @@
+"""What clients have sent and the server is not done with: open calls, and the messages that they hold.
+
+gRPC bounds the calls of one connection; here all of them are bounded together, and their bytes. Where there
+is no room, whoever holds most makes it: the latest call of the largest caller is ended (longest queue drop),
+so that nobody is refused for what others hold.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import grpc.aio
+
+from trimtab.errors import ResourceExhausted
+from trimtab_server.rpc.arriving import Arriving
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+RETRY_SECONDS = 1.0
+
+
+_current: ContextVar["Call | None"] = ContextVar("call", default=None)
+
+
+def current() -> "Call | None":
+    """The call that the current task works on."""
+    return _current.get()
+
+
+class Caller:
+    """Whoever shares one part of the room: a tenant that has shown who it is, or else a connection."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.calls: dict[Call, None] = {}  # in the order in which they came
+        self.bytes = 0
+
+
+class Call:
+    """One open call, and what it holds."""
+
+    def __init__(self, intake: "Intake", caller: Caller, peer: str, task: "asyncio.Task[Any] | None") -> None:
+        self.caller = caller
+        self.bytes = 0
+        self.error: ResourceExhausted | None = None  # why it was ended
+        self._peer = peer
+        self.task = task
+        self._intake = intake
+
+    async def read(self, context: Context) -> bytes | None:
+        """The next message as it came; None where there is none."""
+        self._intake.arriving.began(self._peer, self)
+        size = 0
+        try:
+            data = await context.read()
+            if data is grpc.aio.EOF:
+                return None
+            size = len(data)
+            return bytes(data)
+        finally:
+            self._intake.arriving.ended(self._peer, self, size)
+
+    def hold(self, size: int) -> None:
+        """It holds a message of so many bytes; ResourceExhausted where there is no room for that."""
+        self._intake.hold(self, size)
+
+    def release(self, size: int) -> None:
+        """It holds so many bytes less; nothing, where it was ended."""
+        self._intake.count(self, -min(size, self.bytes))
+
+    def end(self, error: ResourceExhausted) -> None:
+        """Cancel its task, which answers with the error."""
+        if self.error is None:
+            self.error = error
+            if self.task is not None:
+                self.task.cancel()
+
+
+class Intake:
+    """Counts calls and bytes, by caller and altogether."""
+
+    def __init__(self, max_calls: int, max_bytes: int, arriving: Arriving) -> None:
+        self.max_calls, self.max_bytes = max_calls, max_bytes
+        self.calls = self.bytes = 0
+        self.arriving = arriving
+        self._callers: dict[str, Caller] = {}
+
+    @contextlib.contextmanager
+    def opened(self, name: str, peer: str) -> Iterator[Call]:
+        """The current task works on a call of the caller `name`.
+
+        ResourceExhausted where there is no room for it, or none any more.
+        """
+        call = self.open(name, peer, asyncio.current_task())
+        _current.set(call)
+        try:
+            yield call
+        except asyncio.CancelledError:
+            if call.error is None:
+                raise
+            if call.task is not None:
+                call.task.uncancel()
+            raise call.error from None
+        finally:
+            self.close(call)
+
+    def open(self, name: str, peer: str, task: "asyncio.Task[Any] | None") -> Call:
+        """A call of the caller `name`, which a task works on; ResourceExhausted where there is no room."""
+        caller = self._callers.get(name) or Caller(name)
+        if self.calls >= self.max_calls:
+            why = f"{self.calls} calls are open, and this server takes {self.max_calls} (limits.max_calls)"
+            self._end_one(lambda each: len(each.calls), len(caller.calls) + 1, lambda call: True, why)
+        call = Call(self, caller, peer, task)
+        caller.calls[call] = None
+        self._callers[name] = caller
+        self.calls += 1
+        return call
+
+    def close(self, call: Call) -> None:
+        """The call is over, and holds nothing."""
+        caller = call.caller
+        if call in caller.calls:
+            call.release(call.bytes)
+            del caller.calls[call]
+            self.calls -= 1
+            if not caller.calls:
+                del self._callers[caller.name]
+
+    def hold(self, call: Call, size: int) -> None:
+        """The call holds a message of so many bytes; ResourceExhausted where there is no room for it."""
+        while self.bytes + size > self.max_bytes:
+            why = (
+                f"messages of {self.bytes} bytes are being answered, and this server keeps {self.max_bytes} "
+                "(limits.max_received_bytes)"
+            )
+            self._end_one(
+                lambda each: each.bytes, call.caller.bytes + size, lambda other: other.bytes > 0, why
+            )
+        self.count(call, size)
+
+    def count(self, call: Call, size: int) -> None:
+        """The call holds so many bytes more, or less."""
+        call.bytes += size
+        call.caller.bytes += size
+        self.bytes += size
+
+    def _end_one(
+        self, size: Callable[[Caller], int], own: int, counts: Callable[[Call], bool], why: str
+    ) -> None:
+        """End the latest call that counts of the largest caller.
+
+        ResourceExhausted where that is no larger than the one who asks for room would be.
+        """
+        error = ResourceExhausted(f"{why}: send less at once, and try again", RETRY_SECONDS)
+        largest = max(self._callers.values(), key=size, default=None)
+        if largest is None or size(largest) <= own:
+            raise error
+        last = next(call for call in reversed(largest.calls) if counts(call))
+        last.end(error)
+        self.close(last)
