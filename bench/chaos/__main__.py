@@ -13,6 +13,8 @@ faults     Clients of every kind call two servers behind client-side balancing, 
 rollover   Versions are swapped under load, by polling and by the repository's calls, and both servers are
            replaced one after the other: no request fails.
 soak       Resident memory after a million requests and a hundred reloads, over what it was after the warm-up.
+floods     One who floods a server, ten times over, with and without credentials: the server's memory against
+           what docs/configuration.md derives from its limits, and how long others wait.
 stores     A thousand runs over vector stores that end badly: what is lost or changed.
 fuzz       Coverage-guided fuzzing of what parses input, and of a live server: crashes, hangs, INTERNAL: none.
 
@@ -29,11 +31,11 @@ import time
 from collections.abc import Callable
 
 from bench import processes
-from bench.chaos import faults, fuzz, rollover, soak, stores
+from bench.chaos import faults, flooding, floods, fuzz, rollover, soak, stores
 from bench.chaos.table import Part, table
 from bench.report import append
 
-PARTS = ("faults", "rollover", "soak", "stores", "fuzz")
+PARTS = ("faults", "rollover", "soak", "floods", "stores", "fuzz")
 
 
 def main() -> None:
@@ -49,6 +51,10 @@ def main() -> None:
         "--faults", nargs="+", choices=faults.FAULTS, default=(), metavar="FAULT",
         help="some of the schedule alone: " + ", ".join(faults.FAULTS),
     )  # fmt: skip
+    parser.add_argument(
+        "--floods", nargs="+", choices=flooding.FLOODS, default=(), metavar="FLOOD",
+        help="some of them alone: " + ", ".join(flooding.FLOODS),
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, help="of fuzz, all targets together (default: 60)")
     parser.add_argument("--quick", action="store_true", help="a trial: every part, small")
     options = parser.parse_args()
@@ -62,6 +68,7 @@ def main() -> None:
         ),
         "rollover": lambda: rollover.run(folder / "rollover", 10 if quick else 50),
         "soak": lambda: soak.run(folder / "soak", options.requests or (20_000 if quick else 1_000_000)),
+        "floods": lambda: floods.run(folder / "floods", 2.0 if quick else 6.0, tuple(options.floods)),
         "stores": lambda: stores.run(folder / "stores", 40 if quick else 1000),
         "fuzz": lambda: fuzz.run(folder / "fuzz", options.minutes or (1 if quick else 60)),
     }  # fmt: skip

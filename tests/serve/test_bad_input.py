@@ -148,8 +148,8 @@ INPUT = inference.ModelInferRequest(model_name=NAME, inputs=[TENSOR]).SerializeT
         (f"{KSERVE}ModelInfer", INPUT + b"\x3a\x00" * 32_000),  # raw tensors
         (f"{KSERVE}ModelInfer", INPUT + b"\x22\x00" * 32_000),  # parameters
         (f"{KSERVE}ModelStreamInfer", b"\x2a\x00" * 32_000),
-        (f"{KSERVE}RepositoryModelLoad", b"\x1a\x00" * 32_000),
-        (f"{KSERVE}TraceSetting", b"\x0a\x00" * 32_000),
+        (f"{KSERVE}RepositoryModelLoad", b"\x1a\x00" * 8_000),
+        (f"{KSERVE}TraceSetting", b"\x0a\x00" * 8_000),
     ],
 )
 def test_elements_of_nothing_are_refused_before_they_are_made(

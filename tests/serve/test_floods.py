@@ -158,9 +158,10 @@ def test_open_calls_are_bounded_and_whoever_has_most_makes_room(tmp_path: Path) 
         grpc.insecure_channel(server.url, options) as few,
     ):
         stub: Any = health_pb2_grpc.HealthStub(many)
-        watches = [stub.Watch(request, timeout=100) for _ in range(4)]
-        for watch in watches:
-            next(watch)
+        watches = []
+        for _ in range(4):  # one after the other: the last is the one that will go
+            watches.append(stub.Watch(request, timeout=100))
+            next(watches[-1])
         with pytest.raises(grpc.RpcError) as caught:
             stub.Check(request, timeout=60)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

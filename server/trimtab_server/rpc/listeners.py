@@ -92,6 +92,8 @@ def _connections(config: Config) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
+        # Beside those that are over for the client, and whose memory the server has not got round to freeing.
+        ("grpc.http2.max_deallocating_streams", limits.max_calls_per_connection),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         # gRPC inflates whatever size a message says that it has; as it came, the boundary refuses it.
         ("grpc.per_message_decompression", 0),

@@ -1,0 +1,150 @@
+"""Callers who flood a server, each ten times what once took a gigabyte or froze it: what it costs the others.
+
+Memory is compared with the figure that docs/configuration.md derives from the limits. A well-behaved caller,
+on a connection of its own and with a key of its own, is timed without and with each flood.
+"""
+
+import hashlib
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import processes
+from bench.chaos import flooding, known, replicas
+from bench.chaos.replicas import Replica
+from bench.chaos.table import Bar, Part
+from trimtab_server.config import Limits
+
+CONNECTIONS = (1, 10)
+# With what they show: nothing, to a server that asks for nothing; nothing, to one that does; a tenant's key.
+CREDENTIALS = ("open", "refused", "tenant")
+MIB = 1 << 20
+# What docs/configuration.md says that each costs.
+CONNECTION_BYTES = 100 << 10
+CALL_BYTES = (64 << 10) + (48 << 10)
+WAITING_CALL_BYTES = 20 << 10
+TOKEN_BYTES = 256
+MOST_MEMORY, MOST_TIME = 1.5, 3.0
+# Without any limit but these, a server has room in so much.
+SERVER_BYTES = 4 << 30
+
+
+def bound(base: int, limits: Limits, connections: int) -> int:
+    """The most memory of a server that has `base` when it is idle, with so many connections."""
+    calls = min(limits.max_calls, connections * limits.max_calls_per_connection)
+    waiting = connections * limits.max_calls_per_connection
+    return (
+        base
+        + connections * CONNECTION_BYTES
+        + waiting * WAITING_CALL_BYTES
+        + calls * CALL_BYTES
+        + 2 * limits.max_received_bytes
+        + limits.max_unread_bytes
+        + limits.max_tokens_in_flight * TOKEN_BYTES
+    )
+
+
+def _key(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """A key for each of these, in folder/keys.toml."""
+    keys = {name: secrets.token_urlsafe(32) for name in names}
+    entries = (
+        f'[[key]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\nencoders = ["*"]\n'
+        for name, key in keys.items()
+    )
+    (folder / "keys.toml").write_text("\n".join(entries))
+    return keys
+
+
+def _well(url: str, seconds: float, token: str) -> "subprocess.Popen[str]":
+    """A well-behaved caller, for so long."""
+    command = [processes.PYTHON, "-m", "bench.chaos.well", url, str(seconds), *([token] if token else [])]
+    return subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def _heard(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    said, _ = process.communicate(timeout=120)
+    told: dict[str, Any] = json.loads(said)
+    return told
+
+
+def _flooded(
+    replica: Replica, name: str, connections: int, seconds: float, token: str, own: str
+) -> dict[str, Any]:
+    """The well-behaved caller without the flood, then with it; what the server had at most."""
+    calm = _heard(_well(replica.url, seconds, own))
+    before = replica.resident()
+    Path(f"/proc/{replica.pid}/clear_refs").write_text("5")  # the peak is counted from now on
+    ports = [str(replica.port), replica.metrics_url.partition("://")[2].partition("/")[0].rpartition(":")[2]]
+    command = [
+        processes.PYTHON,
+        "-m",
+        "bench.chaos.flooding",
+        name,
+        *ports,
+        str(seconds + 2),
+        str(connections),
+    ]
+    attacker = subprocess.Popen(
+        [*command, *([token] if token else [])], cwd=processes.ROOT, stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(1)
+    well = _heard(_well(replica.url, seconds, own))
+    sent = _heard(attacker)
+    time.sleep(1)
+    return {
+        "flood": name, "connections": connections,
+        "before_mb": before // MIB, "peak_mb": replica.peak() // MIB, "after_mb": replica.resident() // MIB,
+        "calm_ms": calm["p99_ms"], "p99_ms": well["p99_ms"], "calls": well["calls"],
+        "refused": well["refused"] + calm["refused"], "sent": sent,
+    }  # fmt: skip
+
+
+def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> Part:
+    """Every flood, from one connection and from ten, with and without credentials."""
+    bundle, repository = known.bundle(), folder / "models"
+    repository.mkdir(parents=True)
+    replicas.copy_of(bundle, repository)
+    keys = _key(folder, ("flood", "well"))
+    rows: list[dict[str, Any]] = []
+    limits = Limits()
+    for credentials in CREDENTIALS:
+        auth = "" if credentials == "open" else f'[auth]\nkeys = "{folder / "keys.toml"}"\n'
+        config = f'devices = ["cpu"]\n[engine]\ncosts = "{folder / "costs"}"\n{auth}'
+        replica = Replica(credentials, folder / credentials, repository, config)
+        token = keys["flood"] if credentials == "tenant" else ""
+        with replicas.running(replica):
+            _heard(_well(replica.url, seconds, keys["well"] if auth else ""))
+            base = replica.resident()
+            for name in only or flooding.FLOODS:
+                for connections in CONNECTIONS:
+                    row = _flooded(replica, name, connections, seconds, token, keys["well"] if auth else "")
+                    most = bound(base, limits, 1 + row["sent"]["connections"])
+                    rows.append({"credentials": credentials, "bound_mb": most // MIB, **row})
+                    print(_line(rows[-1]), flush=True)
+    return Part(
+        {"seconds": seconds, "floods": rows, "limit_mb": bound(0, limits, limits.max_connections) // MIB},
+        [
+            Bar("memory / the limits' figure", max(r["peak_mb"] / r["bound_mb"] for r in rows), MOST_MEMORY),
+            Bar("peak memory, MB", max(r["peak_mb"] for r in rows), SERVER_BYTES // MIB),
+            Bar("p99 of others / without, one connection", _worst(rows, 1), MOST_TIME),
+            Bar("p99 of others / without, ten", _worst(rows, 10), MOST_TIME),
+            Bar("refused of others", sum(r["refused"] for r in rows), 0),
+        ],
+    )  # fmt: skip
+
+
+def _worst(rows: Sequence[dict[str, Any]], connections: int) -> float:
+    ratios = [float(r["p99_ms"]) / float(r["calm_ms"]) for r in rows if r["connections"] == connections]
+    return round(max(ratios), 2)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"  {row['credentials']:8}{row['flood']:11}x{row['connections']:<3} memory {row['before_mb']:5} "
+        f"-> {row['peak_mb']:5} -> {row['after_mb']:5} of {row['bound_mb']:5} MB   "
+        f"p99 {row['calm_ms']:6.1f} -> {row['p99_ms']:7.1f} ms   refused {row['refused']}   {row['sent']}"
+    )
