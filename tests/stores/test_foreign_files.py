@@ -68,9 +68,7 @@ def test_an_index_that_was_taken_over_and_all_beside_it_stay(
 @pytest.mark.parametrize("name", ["index-0.faiss", "index-1-0123456789abcdef.faiss", "rows-3.jsonl", "log-0"])
 def test_a_store_is_not_made_among_files_of_such_names(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"of the application")
-    with pytest.raises(
-        trimtab.FailedPrecondition, match=rf"file '{name}', which Trimtab did not make.*empty"
-    ):
+    with pytest.raises(trimtab.FailedPrecondition, match=rf"file '{name}', which is not overwritten.*empty"):
         create_store(f"faiss:{tmp_path}", FORM)
     assert contents(tmp_path) == {name: b"of the application"}, "and nothing is beside it"
 

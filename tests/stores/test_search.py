@@ -129,6 +129,12 @@ def test_indexes_that_do_not_keep_their_vectors_are_refused(tmp_path: Path, fact
         open_store(store_of(tmp_path, index))
 
 
+def test_an_index_that_was_not_trained_is_refused(tmp_path: Path) -> None:
+    index = faiss.index_factory(D, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+    with pytest.raises(trimtab.FailedPrecondition, match="not trained"):
+        open_store(store_of(tmp_path, index))
+
+
 def test_how_far_an_ivf_index_is_searched(tmp_path: Path) -> None:
     vectors, queries = clustered(4000), clustered(50, seed=9)
     index = faiss.index_factory(D, "IVF64,Flat", faiss.METRIC_INNER_PRODUCT)

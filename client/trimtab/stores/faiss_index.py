@@ -226,6 +226,10 @@ def _check_kind(name: str, index: Any, effort: Effort) -> None:
             f"{name} is an {kind}, from which vectors do not come back as they were; Flat, HNSW and IVF "
             "indexes over flat vectors are taken over (such as Flat, HNSW32, IVF100,Flat). Build one of these"
         )
+    if not index.is_trained:
+        raise FailedPrecondition(
+            f"{name} is an {kind} that was not trained, so that nothing can be added to it; train it first"
+        )
     fits = {"nprobe": isinstance(index, faiss.IndexIVF), "ef_search": hnsw}
     for option, wanted in asdict(effort).items():
         if wanted is not None and not fits[option]:

@@ -143,7 +143,7 @@ def check_vacant(folder: Path, name: str) -> None:
     there = sorted(path.name for path in folder.iterdir() if _LIKE_OURS.fullmatch(path.name))
     if there:
         raise FailedPrecondition(
-            f"{name} has no {CATALOGUE}, but a file {there[0]!r}, which Trimtab did not make: name a new or "
+            f"{name} has no {CATALOGUE}, but a file {there[0]!r}, which is not overwritten: name a new or "
             f"empty folder; to take over an index, write a {CATALOGUE} that names it"
         )
 
