@@ -206,9 +206,16 @@ class Adapter(Struct, frozen=True):
             return None
         path = self.file(self.manifest.queries)
         try:
-            vectors: NDArray[np.float16] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            # Mapped, so that a header may announce what it likes: only what is in the file is read. Whatever
+            # NumPy's parser of headers raises (it is Python's own tokenizer), the file is none.
+            vectors: NDArray[np.float16] = np.array(np.lib.format.open_memmap(path, mode="r"))
+        except Exception as error:
             raise AdapterError(f"{path} cannot be read: {error}. Fit the adapter again") from None
+        if vectors.dtype != np.float16 or vectors.ndim != 2:
+            raise AdapterError(
+                f"{path} holds {vectors.dtype} of shape {vectors.shape} and not float16 (m, dimensions): "
+                "fit the adapter again"
+            )
         return vectors
 
 

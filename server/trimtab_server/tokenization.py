@@ -149,9 +149,10 @@ def _fitting(read: Sequence[Tokens], tokenizer: Tokenizer, how: Truncate) -> lis
     if how == "none":
         for row, tokens in enumerate(read):
             if tokens.count > tokenizer.max_tokens:
+                more = "" if tokens.whole else " or more"
                 raise InvalidArgument(
-                    f"texts[{row}] has {tokens.count} tokens, this encoder reads {tokenizer.max_tokens}: "
-                    "shorten it, or let it be cut with truncate=END or START"
+                    f"texts[{row}] has {tokens.count} tokens{more}, this encoder reads "
+                    f"{tokenizer.max_tokens}: shorten it, or let it be cut with truncate=END or START"
                 )
     return [tokens.ids for tokens in read]
 

@@ -1,5 +1,6 @@
 """Adapters on disk: read whole, or refused by the name of the file; and the calibrator they carry."""
 
+import io
 import json
 from pathlib import Path
 
@@ -64,6 +65,42 @@ def test_a_wrong_manifest_is_refused(change: dict[str, object], message: str, tm
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(AdapterError, match=message):
         adapters.read(tmp_path / "a")
+
+
+def npy(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def npz() -> bytes:
+    content = io.BytesIO()
+    np.savez(content, queries=np.zeros((2, 4), np.float16))
+    return content.getvalue()
+
+
+HALVES = npy(np.zeros((3, 4), np.float16))
+BASELINES = {
+    "nothing": b"",
+    "an archive": npz(),
+    "strings": npy(np.array([["a"]])),
+    "float32": npy(np.zeros((3, 4), np.float32)),
+    "a row": npy(np.zeros(4, np.float16)),
+    "cut off": HALVES[:-1],
+    "more rows than memory holds": HALVES.replace(b"(3, 4)", b"(9" + b"0" * 12 + b", 4)").replace(
+        b" " * 12, b"", 1
+    ),
+    "a header that Python's tokenizer breaks on": HALVES.replace(b"'fortran_order'", b"'frtaro'n_order'"),
+    "a header without an end": HALVES.replace(b"}", b"("),
+}
+
+
+@pytest.mark.parametrize("content", BASELINES.values(), ids=BASELINES)
+def test_a_baseline_that_is_none_is_named(content: bytes, tmp_path: Path) -> None:
+    found = adapters.Adapter(path=tmp_path / "a", manifest=samples.write(tmp_path / "a"))
+    (tmp_path / "a" / "queries.npy").write_bytes(content)
+    with pytest.raises(AdapterError, match=r"queries\.npy .*(cannot be read|not float16)"):
+        found.baseline()
 
 
 def test_no_adapter(tmp_path: Path) -> None:

@@ -2,19 +2,21 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 
 from bench.chaos.vocabularies import MADE
 from trimtab.errors import BundleError
 from trimtab.inputs import feeds
 from trimtab.tokens import Tokenizer
 from trimtab.types import Truncate
+from trimtab.words import acts_by_words, beginning, end
 
 LIMIT = 16
 DIRECTIONS: dict[Truncate, str] = {"end": "right", "start": "left"}
@@ -58,7 +60,8 @@ def check(json: str, text: str) -> None:
         (read,) = ours(json).read([text], how)
         expected = library(json, how).encode(text)
         made = feeds([read.ids], 0, ours(json).types)
-        assert (read.count, read.ids.tolist()) == (count, expected.ids)
+        assert read.ids.tolist() == expected.ids
+        assert read.count == count if read.whole else LIMIT < read.count <= count
         assert made["input_ids"].tolist() == [expected.ids]
         assert made["token_type_ids"].tolist() == [expected.type_ids]
 
@@ -70,6 +73,62 @@ def test_what_is_read_is_what_the_library_reads(kind: str, text: str) -> None:
     check(_json(kind), text)
 
 
+BY_WORDS = {kind: kind != "words" and not kind.endswith(("of whole texts", "of two words")) for kind in MADE}
+
+
+@pytest.mark.parametrize("kind", [kind for kind, known in BY_WORDS.items() if known])
+@settings(deadline=None, max_examples=80)
+@given(text=st.lists(PIECES | st.sampled_from([" the fox", " a b", "s 12 "]), max_size=60).map("".join))
+def test_a_text_that_is_cut_between_words_begins_as_it_did(kind: str, text: str) -> None:
+    """As for long texts, at every place where one may be cut."""
+    bare = library(_json(kind), "none")
+    whole = bare.encode(text, add_special_tokens=False).ids
+    for characters in (1, 2, 3, 5, 8, 13, 21, 34, 55, 89):
+        first = bare.encode(beginning(text, characters), add_special_tokens=False).ids
+        assert first == whole[: len(first)]
+        last = bare.encode(end(text, characters), add_special_tokens=False).ids
+        assert last == whole[len(whole) - len(last) :]
+
+
+def test_which_tokenizers_act_on_words(minilm: str) -> None:
+    found = {kind: acts_by_words(tokenizers.Tokenizer.from_str(_json(kind))) for kind in MADE}
+    assert found == BY_WORDS
+    assert acts_by_words(tokenizers.Tokenizer.from_str(minilm))
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit"),
+    [
+        ("wordpiece", lambda made: made.add_tokens(["the fox"])),
+        ("wordpiece", lambda made: made.add_tokens(["a\u00a8"])),  # which NFKC makes a space and an accent
+        ("words", lambda made: None),  # its normalizer strips what stands at the left
+        ("wordpiece", lambda made: made.add_tokens([AddedToken("w", rstrip=True)])),
+        ("words", lambda made: setattr(made, "normalizer", normalizers.Replace("a b", "ab"))),
+        ("words", lambda made: setattr(made, "normalizer", normalizers.Replace(" ", ""))),
+        (
+            "words",
+            lambda made: setattr(made, "pre_tokenizer", pre_tokenizers.Split(Regex("the .*"), "isolated")),
+        ),
+        ("words", lambda made: setattr(made, "pre_tokenizer", pre_tokenizers.Digits())),
+        ("bytes", lambda made: setattr(made, "pre_tokenizer", pre_tokenizers.ByteLevel(use_regex=False))),
+        ("bytes", lambda made: setattr(made.model, "dropout", 0.5)),
+    ],
+    ids=range(10),
+)
+def test_what_is_not_known_to_act_on_words_is_read_whole(kind: str, edit: Any) -> None:
+    made = MADE[kind]()
+    edit(made)
+    assert not acts_by_words(made)
+
+
+@pytest.mark.parametrize("how", ["end", "start", "none"])
+def test_of_a_long_text_only_as_much_is_tokenised_as_it_takes(minilm: str, how: Truncate) -> None:
+    (read,) = ours(minilm).read(["word " * 50_000 + "end"], how)
+    assert LIMIT < read.count < 100 and not read.whole
+    (read,) = ours(minilm).read(["x" * 3000 + " word" + "\t" * 3000], how)
+    assert (read.count, read.whole) == (4, True)
+
+
 @cache
 def _json(kind: str) -> str:
     return str(MADE[kind]().to_str())
@@ -78,7 +137,7 @@ def _json(kind: str) -> str:
 # Shortcuts that were once taken cut these at some number of characters, where each reads otherwise.
 LONG = {
     "a long word where a cut may fall": "word " * 30 + "x" * 101 + " word" * 400,
-    "words of almost the longest length": ("x" * 99 + " ") * 300,
+    "words of almost the longest length": ("x" * 99 + " ") * 40,
     "padding before a blob": ("cell" + " " * 300 + "\n") * 14 + "q1w2e3" * 3000,
     "spaces before": " " * 5000 + "words after a flood of spaces " * 40,
     "spaces behind": "words before a flood of spaces " * 40 + " " * 5000,
