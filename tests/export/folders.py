@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -197,6 +198,39 @@ def graph_and_tokenizer(folder: Path) -> None:
             path.unlink()
 
 
+def graph_below(folder: Path) -> None:
+    """As sentence-transformers keeps graphs."""
+    (folder / "onnx").mkdir()
+    (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
+
+
+def output(name: str) -> Change:
+    """Another name for a graph's output."""
+
+    def change(folder: Path) -> None:
+        model = onnx.load(str(folder / "model.onnx"))
+        (given,) = model.graph.output
+        model.graph.node.append(onnx.helper.make_node("Identity", [given.name], [name]))
+        given.name = name
+        onnx.save(model, str(folder / "model.onnx"))
+
+    return change
+
+
+def special_tokens(*names: str) -> Change:
+    """A template of these, A standing for the text."""
+    ids = {"[CLS]": 2, "[SEP]": 3}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    single = [text if name == "A" else {"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    tokens = {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names if name != "A"}
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    made = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+    return several(
+        tokenizer_json(lambda content: content.update(post_processor=made)),
+        lambda folder: put(folder / TOKENIZER, PLAIN[TOKENIZER]),
+    )
+
+
 def no_latin(folder: Path) -> None:
     """A tokenizer that has no letter a: it is skipped, as by a BPE of another script."""
 
@@ -230,6 +264,8 @@ TORCH = (
     Folder("word-as-a-token", change=word_as_a_token),
     Folder("types-cls-1", change=template(cls=1, body=0)),
     Folder("types-body-1", change=template(cls=0, body=1)),
+    Folder("no-token-before", change=special_tokens("A", "[SEP]"), files={POOLING: {"pooling_mode": "lasttoken"}}),
+    Folder("no-token-behind", change=special_tokens("[CLS]", "A"), files={POOLING: {"pooling_mode": "cls"}}),
     Folder("no-latin-a", change=no_latin),
     Folder("types-not-asked-for", files={TOKENIZER: {"model_input_names": ["input_ids", "attention_mask"]}},
            change=template(cls=1, body=1)),
@@ -265,6 +301,7 @@ TORCH = (
            refused=r"'same: ' before every text \(default_prompt_name sts\).* give --query-prompt and --passage-prompt"),
     Folder("default-given", files={ST: {"prompts": {"sts": "same: "}, "default_prompt_name": "sts"}},
            options=("--query-prompt", "same: ", "--passage-prompt", "same: ")),
+    Folder("prompts-that-join-the-text", base="xlm-roberta", files={ST: {"prompts": {"query": "re", "document": "  un"}}}),
     Folder("prompts-null", change=lambda folder: put(folder / ST, json.dumps({"prompts": {"query": None}}))),
     Folder("prompts-a-list", files={ST: {"prompts": ["query: "]}}, refused="prompts in .* an object of names and texts"),
     Folder("prompt-left-out", files={POOLING: {"include_prompt": False}}, refused="include_prompt = false"),
@@ -356,6 +393,12 @@ GRAPHS = (
     Folder("onnx-pad-null", graph="states", change=nulls(BERT_CONFIG, "pad_token_id")),
     Folder("onnx-dense", base="dense", graph="states"),
     Folder("onnx-in-a-folder", graph="states", change=transformer_in_a_folder),
+    Folder("onnx-below", graph="states", after=graph_below),
+    Folder("onnx-token-embeddings", graph="states", after=output("token_embeddings")),
+    Folder("onnx-output-given", graph="states", after=output("output_0"), options=("--output", "output_0")),
+    Folder("onnx-output-unknown", graph="states", after=output("output_0"), refused="has the outputs output_0, .* name it with --output"),
+    Folder("onnx-vectors-of-three-dimensions", graph="states", change=bare, after=output("sentence_embedding"),
+           refused="sentence_embedding of model.onnx is float32 with 3 dimensions"),
     Folder("onnx-bare", graph="states", change=bare, options=("--pooling", "cls", "--normalize")),
     Folder("onnx-and-a-tokenizer-alone", graph="states", change=several(bare, tokenizer_json(pads)),
            files=PLAIN, after=graph_and_tokenizer,
