@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench import data, drifts, encoders, processes
+from trimtab import artifact
 from trimtab import bundle as bundles
 from trimtab_export import runtime
 from trimtab_export.adapters import metrics
@@ -113,7 +114,7 @@ class Quantised(Encoder):
         super().__init__(bundle, cache, threads)
         self._states = None
         self._graph = drifts.made(drifts.INT8, data.examples()[DOCUMENTS:]) / "model.onnx"
-        self._graph_file = bundles.digest(self._graph)
+        self._graph_file = artifact.digest(self._graph)
 
     def _run(self, texts: list[str], prompt: str) -> Floats:
         if self._session is None:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.adapters import samples
 from trimtab import adapter as adapters
+from trimtab import artifact
 from trimtab import bundle as bundles
 from trimtab.adapter import Endpoint
 from trimtab.bundle import Bundle, Manifest
@@ -145,5 +146,5 @@ def _unit_length(source: str, matrix: str, result: str, between: str) -> list[on
     ]
 
 
-def _entry(folder: Path, path: str) -> bundles.File:
-    return msgspec.structs.replace(bundles.digest(folder / path), path=path)
+def _entry(folder: Path, path: str) -> artifact.File:
+    return msgspec.structs.replace(artifact.digest(folder / path), path=path)

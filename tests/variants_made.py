@@ -10,9 +10,10 @@ import onnxruntime as ort
 import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
+from trimtab import artifact, variants
 from trimtab import bundle as bundles
-from trimtab import variants
-from trimtab.bundle import Bundle, File, Passes, Variant
+from trimtab.artifact import File
+from trimtab.bundle import Bundle, Passes, Variant
 
 NAME = "layered"
 LAYERS = 8
@@ -41,7 +42,7 @@ def bundle(repository: Path, *, version: int = 1, small: float = 0.98, early: fl
     tokenizer.save(str(folder / "tokenizer.json"))
     parts = bundles.SpaceParts(weights_sha256=f"{version:064x}", structure={"layers": LAYERS})
     space = bundles.space_digest(
-        parts, tokenizer_sha256=bundles.digest(folder / "tokenizer.json").sha256, prompts=bundles.Prompts(),
+        parts, tokenizer_sha256=artifact.digest(folder / "tokenizer.json").sha256, prompts=bundles.Prompts(),
         pooling="mean", normalized=True,
     )  # fmt: skip
 
@@ -84,8 +85,8 @@ def bundle(repository: Path, *, version: int = 1, small: float = 0.98, early: fl
 
 def card(quality: float) -> bundles.ReportCard:
     """A report card that says so of queries alone, and less of nothing else."""
-    kept = bundles.Interval(value=quality, low=quality - 0.01, high=quality + 0.01)
-    own = bundles.Interval(value=0.99, low=0.98, high=1.0)
+    kept = artifact.Interval(value=quality, low=quality - 0.01, high=quality + 0.01)
+    own = artifact.Interval(value=0.99, low=0.98, high=1.0)
     return bundles.ReportCard(
         parity=bundles.Parity(texts=1, max_abs_diff=0.0, min_cosine=1.0, batch_max_abs_diff=0.0),
         speed=(), machine="none",
@@ -157,4 +158,4 @@ def space(bundle: Bundle, variant: str) -> str:
 
 
 def _entry(folder: Path, path: Path) -> File:
-    return msgspec.structs.replace(bundles.digest(path), path=path.relative_to(folder).as_posix())
+    return msgspec.structs.replace(artifact.digest(path), path=path.relative_to(folder).as_posix())

@@ -10,20 +10,25 @@ ENCODER is the encoder whose vectors the adapter maps. Like a bundle the folder 
 changed, and every file is named in the manifest with its SHA-256 and its size.
 """
 
+import io
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import ArrayLike, NDArray
 
 from trimtab import bundle as bundles
-from trimtab.bundle import File, Struct
+from trimtab import ranges
+from trimtab.artifact import File, Interval, Kind, Struct, Trusted
 from trimtab.errors import AdapterError
 
 FORMAT = 2  # 1: the names of its spaces left the architecture out
 MANIFEST = "adapter.json"
 FOLDER = "adapters"
+MOST_QUERIES_BYTES = 256 << 20
 
 Verdict = Literal["bridge", "cascade", "re-index", "stay"]
 Reads = Literal["embeddings", "states"]
@@ -31,7 +36,7 @@ Reads = Literal["embeddings", "states"]
 SERVED: tuple[Verdict, ...] = ("bridge", "cascade")
 """The verdicts with which the server may use an adapter."""
 
-KIND = bundles.Kind(
+KIND = Kind(
     one="an adapter",
     noun="the adapter",
     manifest_name=MANIFEST,
@@ -45,10 +50,10 @@ KIND = bundles.Kind(
 class Endpoint(Struct, frozen=True):
     """One end of an adapter: an encoder's version, and the space that its vectors lie in."""
 
-    encoder: str
-    version: int
-    space: str
-    dimensions: int
+    encoder: ranges.Name
+    version: ranges.Version
+    space: ranges.Space
+    dimensions: ranges.Dimensions
 
 
 class Calibrator(Struct, frozen=True):
@@ -58,8 +63,8 @@ class Calibrator(Struct, frozen=True):
     the last slope go on.
     """
 
-    adapted: tuple[float, ...]
-    target: tuple[float, ...]
+    adapted: Annotated[tuple[float, ...], Meta(max_length=100_000)]
+    target: Annotated[tuple[float, ...], Meta(max_length=100_000)]
 
     def __post_init__(self) -> None:
         knots = np.array([self.adapted, self.target]) if len(self.adapted) == len(self.target) else None
@@ -82,21 +87,13 @@ class Calibrator(Struct, frozen=True):
         return result
 
 
-class Interval(Struct, frozen=True):
-    """A figure with the 95% interval of its bootstrap."""
-
-    value: float
-    low: float
-    high: float
-
-
 class Quality(Struct, frozen=True):
     """Retrieval over the test queries: the mean of each measure."""
 
-    recall_1: float
-    recall_10: float
-    recall_100: float
-    ndcg_10: float
+    recall_1: ranges.Quality
+    recall_10: ranges.Quality
+    recall_100: ranges.Quality
+    ndcg_10: ranges.Quality
 
 
 class Arms(Struct, frozen=True):
@@ -117,9 +114,9 @@ class Rung(Struct, frozen=True):
     """
 
     name: str
-    recall_10: float
+    recall_10: ranges.Quality
     behind: Interval
-    seconds: float  # what the fit took
+    seconds: ranges.Duration  # what the fit took
 
 
 class Check(Struct, frozen=True):
@@ -133,12 +130,12 @@ class Check(Struct, frozen=True):
 class Counts(Struct, frozen=True):
     """How much there was to learn from and to judge by. The three sets of queries share no text."""
 
-    fit_texts: int
-    fit_queries: int
-    select_queries: int
-    test_queries: int
-    documents: int  # that were searched
-    fit_pairs: int = 0  # queries whose right documents were learned from
+    fit_texts: ranges.Count
+    fit_queries: ranges.Count
+    select_queries: ranges.Count
+    test_queries: ranges.Count
+    documents: ranges.Count  # that were searched
+    fit_pairs: ranges.Count = 0  # queries whose right documents were learned from
 
 
 class AdapterReport(Struct, frozen=True):
@@ -150,11 +147,11 @@ class AdapterReport(Struct, frozen=True):
     against_old: Interval  # Recall@10 of adapted / old on old
     against_reindexed: Interval  # Recall@10 of adapted / new re-indexed
     cascade_against_reindexed: Interval
-    cascade_depth: int
+    cascade_depth: ranges.Some
     rungs: tuple[Rung, ...]
     checks: tuple[Check, ...]
-    microseconds_alone: float  # of the map for one query
-    microseconds_batched: float  # for one query of a batch of 64
+    microseconds_alone: ranges.Duration  # of the map for one query
+    microseconds_batched: ranges.Duration  # for one query of a batch of 64
     machine: str
 
 
@@ -172,7 +169,7 @@ class AdapterProvenance(Struct, frozen=True):
 class AdapterManifest(Struct, frozen=True):
     """What an adapter is: the two spaces, the map, the gate's verdict and why."""
 
-    name: str
+    name: ranges.Name
     created: str
     source: Endpoint
     target: Endpoint
@@ -186,7 +183,9 @@ class AdapterManifest(Struct, frozen=True):
     reasons: tuple[str, ...]
     report: AdapterReport
     provenance: AdapterProvenance
-    groups: tuple[str, ...] = ()  # group i + 1 of the graph's input is groups[i]; 0 is none of them
+    groups: Annotated[
+        tuple[str, ...], Meta(max_length=4096)
+    ] = ()  # group i + 1 of the graph's input is groups[i]; 0 is none of them
     format: int = FORMAT
 
 
@@ -201,34 +200,59 @@ class Adapter(Struct, frozen=True):
         return self.path / file.path
 
     def baseline(self) -> NDArray[np.float16] | None:
-        """The calibration queries in the source space, float16 (m, dimensions); None: none were given."""
-        if self.manifest.queries is None:
+        """The calibration queries in the source space, float16 (m, dimensions); None: none were given.
+
+        Raises AdapterError where the file holds anything else.
+        """
+        file = self.manifest.queries
+        if file is None:
             return None
-        path = self.file(self.manifest.queries)
-        try:
-            # Mapped, so that a header may announce what it likes: only what is in the file is read. Whatever
-            # NumPy's parser of headers raises (it is Python's own tokenizer), the file is none.
-            vectors: NDArray[np.float16] = np.array(np.lib.format.open_memmap(path, mode="r"))
-        except Exception as error:
-            raise AdapterError(f"{path} cannot be read: {error}. Fit the adapter again") from None
-        if vectors.dtype != np.float16 or vectors.ndim != 2:
+        path, dimensions = self.file(file), self.manifest.source.dimensions
+        if file.size > MOST_QUERIES_BYTES:
             raise AdapterError(
-                f"{path} holds {vectors.dtype} of shape {vectors.shape} and not float16 (m, dimensions): "
+                f"{path} has {file.size} bytes, {MOST_QUERIES_BYTES} are the most that are read"
+            )
+        content = KIND.content(self.path, file)
+        try:
+            vectors = _array(content)
+        except Exception as error:  # NumPy's parser of headers knows many
+            raise AdapterError(f"{path} cannot be read: {error}. Fit the adapter again") from None
+        if vectors.dtype != np.float16 or vectors.shape[1:] != (dimensions,) or not len(vectors):
+            raise AdapterError(
+                f"{path} holds {vectors.dtype} {vectors.shape}, and not queries, float16 (m, {dimensions}): "
                 "fit the adapter again"
             )
         return vectors
 
 
-def read(path: Path, *, verify: bool = True) -> Adapter:
+def read(
+    path: Path, *, verify: bool = True, within: Path | None = None, trusted: Trusted | None = None
+) -> Adapter:
     """Read the adapter in the folder `path`; with `verify`, hash every file it names.
 
     Raises AdapterError, which names the file and says what to do, where the folder is not a whole and
-    untouched adapter.
+    untouched adapter, leads out of the folder `within`, or has a manifest that is not `trusted`.
     """
-    manifest = KIND.manifest(path, AdapterManifest)
+    manifest = KIND.manifest(path, AdapterManifest, within=within, trusted=trusted)
+    if len(set(manifest.groups)) < len(manifest.groups) or "" in manifest.groups:
+        raise AdapterError(f"{path / MANIFEST} names two groups alike, or one nothing. Fit the adapter again")
     for file in files(manifest):
         KIND.check(path, file, verify)
     return Adapter(path=path, manifest=manifest)
+
+
+def _array(content: bytearray) -> NDArray[Any]:
+    """What a .npy file holds. ValueError where it is none, holds objects, or promises more than there is."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"it is of version {version} of .npy")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(stream)
+    rest = len(content) - stream.tell()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != rest or not dtype.itemsize:
+        raise ValueError(f"its header promises {dtype} {shape}, and {rest} bytes follow")
+    return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def files(manifest: AdapterManifest) -> Iterator[File]:

@@ -11,18 +11,23 @@ Every file is named in the manifest with its SHA-256 and its size, and checked w
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
-from trimtab.errors import BundleError, InvalidArgument, TrimtabError
+from trimtab import ranges
+from trimtab.artifact import File, Interval, Kind, Struct, Trusted
+from trimtab.errors import BundleError, InvalidArgument
 
 FORMAT = 2  # 1: the space's name left the architecture out
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
+REQUIRED, OPTIONAL = {"input_ids", "attention_mask"}, {"token_type_ids"}  # of a graph's inputs
+# The largest component of a vector of length 1, as float32 has it.
+LONGEST_UNIT = 1.001
 
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Pooling = Literal["mean", "cls", "last", "max"]
@@ -30,89 +35,6 @@ Pooling = Literal["mean", "cls", "last", "max"]
 # bf16: weights in bfloat16, computed in float32;
 # int8-qdq: int8 as Q and DQ nodes around the products, for TensorRT
 Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16", "bf16", "int8-qdq"]
-
-
-class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base of what a manifest holds."""
-
-
-class File(Struct, frozen=True):
-    """A file of the bundle: its path relative to the manifest, its content, its size in bytes."""
-
-    path: str
-    sha256: str
-    size: int
-
-
-class _Header(msgspec.Struct):
-    """What a manifest of any format has."""
-
-    format: int
-
-
-class Versioned(Protocol):
-    """A manifest: it says of which format it is."""
-
-    @property
-    def format(self) -> int: ...
-
-
-AnyManifest = TypeVar("AnyManifest", bound=Versioned)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of immutable folder with a manifest, and how its faults are told."""
-
-    one: str  # as messages call it: "a bundle"
-    noun: str  # "the bundle"
-    manifest_name: str
-    format: int
-    error: type[TrimtabError]
-    make: str  # the command that makes one
-    redo: str  # how to make it anew: "export it again"
-
-    def manifest(self, path: Path, type: type[AnyManifest]) -> AnyManifest:
-        """The manifest of the folder `path`; the kind's error where it cannot be read."""
-        manifest_path = path / self.manifest_name
-        try:
-            content = manifest_path.read_bytes()
-            found = msgspec.json.decode(content, type=_Header).format
-            if found != self.format:
-                raise self.error(
-                    f"{manifest_path} is of format {found}, this Trimtab reads format {self.format}: "
-                    f"{self.redo} with this version"
-                )
-            return msgspec.json.decode(content, type=type)
-        except FileNotFoundError:
-            raise self.error(
-                f"{path} is not {self.one}: it has no {self.manifest_name}. Make one with `{self.make}`"
-            ) from None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise self.error(f"{manifest_path} cannot be read: {error}. Copy it, or {self.redo}") from None
-
-    def check(self, folder: Path, file: File, verify: bool) -> None:
-        """Raise the kind's error where a file that the manifest names is not there as it was written."""
-        relative = PurePosixPath(file.path)
-        if relative.is_absolute() or ".." in relative.parts:
-            raise self.error(
-                f"{folder / self.manifest_name} names {file.path!r}, which lies outside {self.noun}"
-            )
-        path = folder / file.path
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise self.error(f"{path} is a link that leads out of {self.noun}")
-        if not path.is_file():
-            raise self.error(f"{path} is missing: {self.noun} is not whole. Copy it, or {self.redo}")
-        if path.stat().st_size != file.size:
-            raise self.error(
-                f"{path} has {path.stat().st_size} bytes, its manifest says {file.size}: "
-                f"the file was changed or cut off. Copy {self.noun} again, or {self.redo}"
-            )
-        if verify and digest(path).sha256 != file.sha256:
-            raise self.error(
-                f"{path} does not have the SHA-256 of its manifest: the file was changed. "
-                f"Copy {self.noun} again, or {self.redo}"
-            )
 
 
 class Prompts(Struct, frozen=True):
@@ -125,43 +47,35 @@ class Prompts(Struct, frozen=True):
 class Speed(Struct, frozen=True):
     """Milliseconds for one run of a graph on `batch` texts of `length` tokens each; the median of several."""
 
-    batch: int
-    length: int
-    milliseconds: float
+    batch: ranges.Some
+    length: ranges.Tokens
+    milliseconds: ranges.Duration
 
 
 class Parity(Struct, frozen=True):
     """How near the graph's vectors are to the source's own, over real texts in both roles."""
 
-    texts: int
-    max_abs_diff: float
-    min_cosine: float
-    batch_max_abs_diff: float  # a text alone against the same text padded among longer neighbours
-
-
-class Interval(Struct, frozen=True):
-    """A figure with its 95% interval, by resampling the queries."""
-
-    value: float
-    low: float
-    high: float
+    texts: ranges.Count
+    max_abs_diff: ranges.Difference
+    min_cosine: ranges.Cosine
+    batch_max_abs_diff: ranges.Difference  # a text alone against the same text padded among longer neighbours
 
 
 class Speedup(Struct, frozen=True):
     """The source graph's time over the variant's, by one thread, the two run in turns, at one shape."""
 
-    batch: int
-    length: int
-    factor: float
+    batch: ranges.Some
+    length: ranges.Tokens
+    factor: ranges.Factor
 
 
 class Packed(Struct, frozen=True):
     """What vectors keep of the first variant's nDCG@10 as bytes, and as bits (by the Hamming distance)."""
 
-    int8_limit: float  # the absolute component that becomes 127; what is beyond is clipped
-    int8_ndcg: float
-    ubinary_ndcg: float
-    ubinary_documents_ndcg: float  # float32 queries and documents in bits
+    int8_limit: ranges.Limit  # the absolute component that becomes 127; what is beyond is clipped
+    int8_ndcg: ranges.Kept
+    ubinary_ndcg: ranges.Kept
+    ubinary_documents_ndcg: ranges.Kept  # float32 queries and documents in bits
 
 
 class Fidelity(Struct, frozen=True):
@@ -172,29 +86,29 @@ class Fidelity(Struct, frozen=True):
     """
 
     retrieval: str  # the set of pairs
-    queries: int
-    documents: int
-    source_ndcg: float  # nDCG@10 and R@10 of the first variant itself
-    source_recall: float
+    queries: ranges.Count
+    documents: ranges.Count
+    source_ndcg: ranges.Quality  # nDCG@10 and R@10 of the first variant itself
+    source_recall: ranges.Quality
     ndcg: Interval
     recall: Interval
     query_only_ndcg: Interval
     query_only_recall: Interval
-    cosine: float  # to the first variant's vectors: the mean, the least
-    min_cosine: float
-    batch_min_cosine: float  # a text alone against the same text among longer ones
+    cosine: ranges.Cosine  # to the first variant's vectors: the mean, the least
+    min_cosine: ranges.Cosine
+    batch_min_cosine: ranges.Cosine  # a text alone against the same text among longer ones
     speedup: tuple[Speedup, ...]
-    bytes: int  # of the variant's files
+    bytes: ranges.Bytes  # of the variant's files
     packed: Packed | None = None  # None: made before it was measured
 
 
 class Cell(Struct, frozen=True):
     """What is kept of the first variant's nDCG@10 by so many layers and dimensions, as `Fidelity` has it."""
 
-    layers: int
-    dimensions: int
-    ndcg: float
-    query_only_ndcg: float
+    layers: ranges.Layer
+    dimensions: ranges.Dimensions
+    ndcg: ranges.Kept
+    query_only_ndcg: ranges.Kept
 
 
 class ReportCard(Struct, frozen=True):
@@ -215,14 +129,18 @@ class Passes(Struct, frozen=True):
 
     name: str
     precision: Precision = "fp32"
-    layers: tuple[int, ...] | None = None  # the numbers of those that stay, from 0; None: all
-    heads: float = 1.0
-    ffn: float = 1.0  # neurons of the feed-forward blocks
-    shrp: float = 1.0  # heads; behind them one feed-forward block takes the place of all else in a layer
-    low_rank: float = 1.0  # of the variance of each layer's outputs, where two thin layers are less work
-    heal: int = 0  # how often the texts are gone through in training
-    exit: int | None = None  # so many layers are computed, with a fitted head behind them; None: all
-    width: int | None = None  # so many dimensions, on the principal axes; None: all
+    layers: tuple[ranges.Layer, ...] | None = None  # the numbers of those that stay, from 0; None: all
+    heads: ranges.Share = 1.0
+    ffn: ranges.Share = 1.0  # neurons of the feed-forward blocks
+    shrp: ranges.Share = (
+        1.0  # heads; behind them one feed-forward block takes the place of all else in a layer
+    )
+    low_rank: ranges.Share = (
+        1.0  # of the variance of each layer's outputs, where two thin layers are less work
+    )
+    heal: ranges.Count = 0  # how often the texts are gone through in training
+    exit: ranges.Layer | None = None  # so many layers are computed, with a fitted head behind them; None: all
+    width: ranges.Dimensions | None = None  # so many dimensions, on the principal axes; None: all
 
 
 class States(Struct, frozen=True):
@@ -234,12 +152,12 @@ class States(Struct, frozen=True):
     """
 
     file: File
-    layers: int
-    width: int  # of all layers together
+    layers: ranges.Layers
+    width: ranges.Width  # of all layers together
 
 
 class Variant(Struct, frozen=True):
-    """One graph of the bundle.
+    """One graph of the bundle, in a folder of its name.
 
     Its inputs are input_ids, attention_mask and perhaps token_type_ids, int64 (n, length); its output is
     `embeddings`, float32 (n, dimensions), pooled and, where the space asks for it, normalised.
@@ -247,24 +165,28 @@ class Variant(Struct, frozen=True):
     The first of `files` is the ONNX graph; the others are its external data.
     """
 
-    name: str
+    name: ranges.Name
     precision: Precision
-    inputs: tuple[str, ...]
+    inputs: Annotated[tuple[str, ...], Meta(max_length=3)]
     unpadded: bool  # its linear layers compute real tokens alone, so that padding costs next to nothing
-    files: tuple[File, ...]
+    files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=64)]
     report: ReportCard
     states: States | None = None  # None: the layers were not to be found in the graph
-    space: str | None = None  # None: the bundle's own; others move the vectors, and are spaces of their own
+    space: ranges.Space | None = (
+        None  # None: the bundle's own; others move the vectors, and are spaces of their own
+    )
     passes: Passes | None = None  # None: the encoder as it is
-    dimensions: int | None = None  # None: those of the bundle
-    int8_limit: float | None = None  # as the bundle's, for this variant; None: the bundle's
-    engines: tuple[File, ...] = ()  # of TensorRT, and its timing caches, for the GPUs that they were built on
+    dimensions: ranges.Dimensions | None = None  # None: those of the bundle
+    int8_limit: ranges.Limit | None = None  # as the bundle's, for this variant; None: the bundle's
+    engines: Annotated[
+        tuple[File, ...], Meta(max_length=1024)
+    ] = ()  # of TensorRT, and its timing caches, for the GPUs that they were built on
 
 
 class SpaceParts(Struct, frozen=True):
     """What places a vector and stands nowhere else in the manifest."""
 
-    weights_sha256: str  # of the tensors, and of the layers after the pooling
+    weights_sha256: ranges.Sha256  # of the tensors, and of the layers after the pooling
     # What tensors do not show. Of torch: the class, and config.json without what places no vector; of an ONNX
     # source: a digest of its nodes.
     structure: dict[str, Any]
@@ -282,22 +204,22 @@ class Provenance(Struct, frozen=True):
 class Manifest(Struct, frozen=True):
     """What a bundle is. `space` is a digest of all that places the vectors: see `space_of`."""
 
-    name: str
-    version: int
+    name: ranges.Name
+    version: ranges.Version
     created: str
-    space: str
+    space: ranges.Space
     space_parts: SpaceParts
-    dimensions: int
-    max_tokens: int
+    dimensions: ranges.Dimensions
+    max_tokens: ranges.Tokens
     similarity: Similarity
     pooling: Pooling | None  # None: the source's graph pooled already
     normalized: bool
     prompts: Prompts
     tokenizer: File
-    pad_id: int
+    pad_id: ranges.TokenId
     # The absolute component that int8 output maps to 127, at full dimensions; what is beyond is clipped.
-    int8_limit: float
-    variants: tuple[Variant, ...]
+    int8_limit: ranges.Limit
+    variants: Annotated[tuple[Variant, ...], Meta(min_length=1, max_length=256)]
     provenance: Provenance
     format: int = FORMAT
 
@@ -360,13 +282,6 @@ def variant_space(space: str, files: tuple[File, ...]) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
 
-def digest(path: Path) -> File:
-    """The manifest's entry for a file, its path taken as it stands."""
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return File(path=path.as_posix(), sha256=sha256, size=path.stat().st_size)
-
-
 def check_name(name: str) -> str:
     """`name` where it can name an encoder: it becomes a folder, a metric label and a part of URLs."""
     if not NAME.fullmatch(name):
@@ -377,32 +292,70 @@ def check_name(name: str) -> str:
     return name
 
 
-def read(path: Path, *, verify: bool = True) -> Bundle:
+def read(
+    path: Path, *, verify: bool = True, within: Path | None = None, trusted: Trusted | None = None
+) -> Bundle:
     """Read the bundle in the folder `path`; with `verify`, hash every file it names.
 
     Raises BundleError, which names the file and says what to do, where the folder is not a whole and
-    untouched bundle.
+    untouched bundle, leads out of the folder `within`, or has a manifest that is not `trusted`.
     """
-    manifest = BUNDLE.manifest(path, Manifest)
-    _check_spaces(path, manifest)
+    manifest = BUNDLE.manifest(path, Manifest, within=within, trusted=trusted)
+    if wrong := contradiction(manifest):
+        raise BundleError(f"{path / MANIFEST} {wrong}. Copy it again, or export the encoder again")
     for file in files(manifest):
         BUNDLE.check(path, file, verify)
     return Bundle(path=path, manifest=manifest)
 
 
-def _check_spaces(path: Path, manifest: Manifest) -> None:
-    """Refuse a manifest whose spaces do not follow from what else it says: it was edited."""
-    rest = [
-        (f"space of variant {variant.name}", variant.space, variant_space(manifest.space, variant.files))
-        for variant in manifest.variants[1:]
-    ]
-    for whose, said, follows in [("space", manifest.space, space_of(manifest)), *rest]:
-        if said != follows:
-            raise BundleError(
-                f"{path / MANIFEST} names the {whose} {said}, and what it says of prompts, pooling, "
-                f"tokenizer, weights and graphs makes {follows}: it was edited. Copy it again, or export the "
-                "encoder with other options"
-            )
+def contradiction(manifest: Manifest) -> str:
+    """What a manifest says that cannot be true beside what else it says; "" where all fits together."""
+    return next((what for wrong, what in _doubts(manifest) if wrong), "")
+
+
+def _doubts(manifest: Manifest) -> Iterator[tuple[bool, str]]:
+    """Whether something is wrong, and what it would be."""
+    first, *rest = manifest.variants
+    follows, said = space_of(manifest), "and what it says of prompts, pooling, tokenizer and weights makes"
+    yield follows != manifest.space, f"names the space {manifest.space}, {said} {follows}: it was edited"
+    names = {variant.name for variant in manifest.variants}
+    yield len(names) < len(manifest.variants), "names two variants alike"
+    own = first.space is not None or first.dimensions not in (None, manifest.dimensions)
+    yield own, f"gives the first variant, {first.name}, a space or dimensions of its own"
+    for variant in rest:
+        follows, whose = variant_space(manifest.space, variant.files), f"of variant {variant.name}"
+        said = f"names the space {variant.space} {whose}, and its files make {follows}: it was edited"
+        yield follows != variant.space, said
+    too_long = manifest.normalized and manifest.int8_limit > LONGEST_UNIT
+    yield too_long, f"gives vectors of length 1 the int8_limit {manifest.int8_limit}"
+    for variant in manifest.variants:
+        for wrong, what in _doubts_of(manifest, variant):
+            yield wrong, f"says that variant {variant.name} {what}"
+    entries = {file.path: file for file in files(manifest)}
+    differ = any(entries[file.path] != file for file in files(manifest))
+    yield differ or MANIFEST in entries, "gives one file two contents"
+
+
+def _doubts_of(manifest: Manifest, variant: Variant) -> Iterator[tuple[bool, str]]:
+    dimensions, limit = variant.dimensions or manifest.dimensions, variant.int8_limit or 0
+    inputs = set(variant.inputs)
+    other = len(inputs) < len(variant.inputs) or not REQUIRED <= inputs <= REQUIRED | OPTIONAL
+    yield other, f"reads {', '.join(variant.inputs)}"
+    more = dimensions > manifest.dimensions
+    yield more, f"has {dimensions} dimensions, and the encoder {manifest.dimensions}"
+    too_long = manifest.normalized and limit > LONGEST_UNIT
+    yield too_long, f"has vectors of length 1 and the int8_limit {limit}"
+    width = variant.passes.width if variant.passes is not None else None
+    yield width not in (None, dimensions), f"has {dimensions} dimensions, and was made {width} wide"
+    home = PurePosixPath(variant.files[0].path).parent
+    for file in (*variant.files, *variant.engines):
+        away = not PurePosixPath(file.path).is_relative_to(home)
+        yield away, f"has {file.path}, which does not lie beside its graph"
+    if (states := variant.states) is not None:
+        few = states.width < states.layers
+        yield few, f"has {states.width} components of states in {states.layers} layers"
+        away = PurePosixPath(states.file.path).parent != home
+        yield away, f"has {states.file.path}, which does not lie beside its graph"
 
 
 def files(manifest: Manifest) -> Iterator[File]:

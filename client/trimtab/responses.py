@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.adapter import Calibrator, Endpoint, Reads, Verdict
-from trimtab.bundle import Fidelity, Interval, Speedup
+from trimtab.artifact import Interval
+from trimtab.bundle import Fidelity, Speedup
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
 from trimtab.types import Adapter, Embeddings, Encoder, Limits, StageTimes, Variant, Vectors
 from trimtab.v1 import encoder_pb2 as pb

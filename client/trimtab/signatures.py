@@ -10,16 +10,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from trimtab import adapter, bundle, durable
-from trimtab.bundle import AnyManifest, Kind
+from trimtab.artifact import Kind
 from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 SUFFIX = ".sig"
+MOST_BYTES = 4096  # a signature has 64
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
 
@@ -33,11 +32,17 @@ def sign(folder: Path, key: Path) -> Path:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    signed = b""
+
+    def keep(kind: Kind, folder: Path, content: bytes) -> None:
+        nonlocal signed
+        signed = content
+
     if (folder / adapter.MANIFEST).exists():
-        adapter.read(folder)
+        adapter.read(folder, trusted=keep)
         manifest = folder / adapter.MANIFEST
     else:
-        bundle.read(folder)
+        bundle.read(folder, trusted=keep)
         manifest = folder / bundle.MANIFEST
     try:
         private = load_pem_private_key(key.read_bytes(), password=None)
@@ -48,7 +53,7 @@ def sign(folder: Path, key: Path) -> Path:
     if not isinstance(private, Ed25519PrivateKey):
         raise ConfigError(f"{key} is not of Ed25519: make one with `openssl genpkey -algorithm ed25519`")
     target = manifest.with_name(manifest.name + SUFFIX)
-    durable.replace(target, base64.b64encode(private.sign(manifest.read_bytes())) + b"\n")
+    durable.replace(target, base64.b64encode(private.sign(signed)) + b"\n")
     return target
 
 
@@ -70,22 +75,19 @@ class Signers:
         if not self._keys or len(self._keys) < len(found):
             raise ConfigError(f"signatures.keys: {file} must hold public keys of Ed25519, and nothing else")
 
-    def check(self, kind: Kind, folder: Path, manifest: AnyManifest) -> None:
-        """Raise the kind's error unless one of them signed this very manifest of the folder."""
-        path = folder / kind.manifest_name
-        signature = path.with_name(path.name + SUFFIX)
+    def check(self, kind: Kind, folder: Path, content: bytes) -> None:
+        """Raise the kind's error unless one of them signed this content of the folder's manifest."""
+        name = kind.manifest_name + SUFFIX
         cure = "sign it with `trimtab sign`, or add its signer to signatures.keys"
         untrusted = "is signed by nobody whom this server trusts, or was changed since"
         try:
-            content, signed = path.read_bytes(), base64.b64decode(signature.read_bytes(), validate=False)
+            signed = base64.b64decode(kind.small_file(folder, name, MOST_BYTES), validate=False)
         except FileNotFoundError:
             raise kind.error(f"{folder} is not signed, and this server asks for that: {cure}") from None
-        except (OSError, binascii.Error) as error:
-            raise kind.error(f"{signature} cannot be read: {error}") from None
+        except binascii.Error as error:
+            raise kind.error(f"{folder / name} cannot be read: {error}") from None
         if not any(_verifies(key, signed, content) for key in self._keys):
             raise kind.error(f"{folder} {untrusted}: {cure}")
-        if msgspec.json.decode(content, type=type(manifest)) != manifest:
-            raise kind.error(f"{path} was changed while it was read: load it again")
 
 
 def _verifies(key: "Ed25519PublicKey", signature: bytes, content: bytes) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from trimtab import artifact
 from trimtab import bundle as bundles
 from trimtab import durable
 from trimtab.errors import AdapterError, BundleError, ExportError, TrimtabError
@@ -75,15 +76,27 @@ def next_version(encoder: Path) -> int:
     return max((int(entry.name) for entry in entries if bundles.VERSION.fullmatch(entry.name)), default=0) + 1
 
 
-def entry(folder: Path, path: Path) -> bundles.File:
+def entry(folder: Path, path: Path) -> artifact.File:
     """The manifest's entry of a file of the bundle in `folder`."""
-    return msgspec.structs.replace(bundles.digest(path), path=path.relative_to(folder).as_posix())
+    return msgspec.structs.replace(artifact.digest(path), path=path.relative_to(folder).as_posix())
 
 
 def manifest(folder: Path, content: bundles.Manifest) -> None:
-    """Write manifest.json."""
-    text = msgspec.json.format(msgspec.json.encode(content), indent=2)
-    (folder / bundles.MANIFEST).write_bytes(text + b"\n")
+    """Write manifest.json. Raises ExportError where a server would not take it."""
+    text = encoded(content, ExportError)
+    if wrong := bundles.contradiction(content):
+        raise ExportError(f"this encoder cannot be served: its manifest {wrong}")
+    (folder / bundles.MANIFEST).write_bytes(text)
+
+
+def encoded(content: msgspec.Struct, error: type[TrimtabError]) -> bytes:
+    """A manifest as its file has it; `error` where a number in it is none that is believed."""
+    text = msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+    try:
+        msgspec.json.decode(text, type=type(content))
+    except msgspec.MsgspecError as wrong:
+        raise error(f"this cannot be served, and was not written: in its manifest, {wrong}") from None
+    return text
 
 
 def publish(folder: Path, target: Path, read: Callable[[Path], object]) -> None:

@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 
 from trimtab import adapter as adapters
-from trimtab import bundle as bundles
+from trimtab import artifact
 
 QUALITY = adapters.Quality(recall_1=0.5, recall_10=0.8, recall_100=0.9, ndcg_10=0.6)
-INTERVAL = adapters.Interval(value=0.98, low=0.96, high=1.0)
+INTERVAL = artifact.Interval(value=0.98, low=0.96, high=1.0)
 
 REPORT = adapters.AdapterReport(
     truth="pairs",
@@ -30,8 +30,8 @@ REPORT = adapters.AdapterReport(
 def manifest(folder: Path, name: str) -> adapters.AdapterManifest:
     """A manifest of the files graph and queries in `folder`."""
 
-    def entry(file: str) -> bundles.File:
-        return msgspec.structs.replace(bundles.digest(folder / file), path=file)
+    def entry(file: str) -> artifact.File:
+        return msgspec.structs.replace(artifact.digest(folder / file), path=file)
 
     return adapters.AdapterManifest(
         name=name,

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.artifact import Interval
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import metrics
 from trimtab_export.adapters.calibrate import fit_calibrator, monotone
@@ -91,7 +92,7 @@ def test_the_bootstrap_holds_the_truth_and_is_paired() -> None:
     assert gap.low <= gap.value <= gap.high
     assert gap.low > 0, "a paired test sees a difference of under a hundredth"
     assert metrics.ratio(other, one).high < 1
-    assert metrics.ratio(one, one) == metrics.Interval(value=1, low=1, high=1)
+    assert metrics.ratio(one, one) == Interval(value=1, low=1, high=1)
 
 
 @settings(max_examples=60)

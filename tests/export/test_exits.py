@@ -13,6 +13,7 @@ from embedder import Embedder
 from tiny_encoders import Export
 
 from trimtab import bundle as bundles
+from trimtab.artifact import File
 from trimtab.cli import main as cli_main
 from trimtab_export.passes import exits
 from trimtab_export.variants import cells, fidelity, material
@@ -31,7 +32,7 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "ROUNDS", 1)
 
 
-def vectors(bundle: bundles.Bundle, file: bundles.File) -> Any:
+def vectors(bundle: bundles.Bundle, file: File) -> Any:
     embed = Embedder(bundle.path)
     embed.session = onnxruntime.InferenceSession(str(bundle.file(file)), providers=["CPUExecutionProvider"])
     return embed(TEXTS)

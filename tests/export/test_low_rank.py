@@ -71,8 +71,6 @@ def test_where_nothing_gets_cheaper_it_is_refused(tmp_path: Path) -> None:
     student, batches = made("bert", tmp_path)
     with pytest.raises(ExportError, match="low_rank = 1: no layer gets cheaper"):
         low_rank(student, batches, 1.0)
-    with pytest.raises(ExportError, match=r"low_rank = 1\.5: the share of the outputs' variance"):
-        low_rank(student, batches, 1.5)
 
 
 def test_a_thin_variant_in_int8(st_bert: Path, tmp_path: Path, export: Export) -> None:

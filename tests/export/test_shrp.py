@@ -152,7 +152,6 @@ def test_an_interrupted_training_goes_on(
         ("shrp = 0.5\nffn = 0.5\nheal = 1", "shrp = 0.5 chooses the heads itself.*leave ffn out"),
         ("shrp = 0.5\nheads = 0.5\nlow_rank = 0.9\nheal = 1", "leave heads and low_rank out"),
         ("shrp = 0.5\nexit = 1\nheal = 1", "exit and width .* not with layers, heads, ffn, shrp or low_rank"),
-        ("shrp = 0.0\nheal = 1", "shrp = 0.0: the share that stays is above 0 and at most 1"),
     ],
 )
 def test_what_contradicts_it_is_refused(

@@ -88,7 +88,7 @@ def test_link_that_leads_out(folder: bool, bundle: Path, tmp_path: Path) -> None
     outside = tmp_path / "outside"
     shutil.move(path, outside)
     path.symlink_to(outside)
-    with pytest.raises(BundleError, match=r"is a link that leads out of the bundle"):
+    with pytest.raises(BundleError, match=r"is a link that leads out of "):
         bundles.read(bundle)
 
 

@@ -18,7 +18,8 @@ from embedder import Embedder
 from tiny_encoders import Export
 
 from trimtab import bundle as bundles
-from trimtab.bundle import Fidelity, Interval, Passes, Speedup
+from trimtab.artifact import Interval
+from trimtab.bundle import Fidelity, Passes, Speedup
 from trimtab.cli import main as cli_main
 from trimtab.errors import ExportError
 from trimtab_export.graph.head import save
@@ -122,6 +123,10 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
         ("[[variants]]\nname = '../x'", "cannot name a variant"),
         ("[[variants]]\nname = 'x'\n[[variants]]\nname = 'x'", "two variants are called 'x'"),
         ("variants = 3", "variants"),
+        ("[[variants]]\nname = 'x'\nffn = 0.0", r"> 0.0 - at `\$.variants\[0\].ffn`"),
+        ("[[variants]]\nname = 'x'\nheads = 1.5", r"<= 1.0 - at `\$.variants\[0\].heads`"),
+        ("[[variants]]\nname = 'x'\nshrp = -1.0", r"> 0.0 - at `\$.variants\[0\].shrp`"),
+        ("[[variants]]\nname = 'x'\nlow_rank = 2.0", r"<= 1.0 - at `\$.variants\[0\].low_rank`"),
         ("[[", "cannot be read"),
     ],
 )
@@ -134,8 +139,6 @@ def test_a_recipe_that_cannot_be_followed(text: str, message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ("ffn = 0.0", "ffn = 0.0: the share that stays"),
-        ("heads = 1.5", "heads = 1.5: the share that stays"),
         ("layers = [1, 0]", "give rising numbers of the encoder's layers, 0 to 1"),
         ("layers = [2]", "0 to 1"),
         ("layers = []", "0 to 1"),

@@ -65,7 +65,7 @@ WRONG: list[tuple[str, dict, Callable[[Path], None] | None, str]] = [
     ("embeddings", {"graph": made.linear(np.eye(9, 4))}, None, "reads the embeddings"),
     ("target", {"graph": made.linear(np.eye(6, 3))}, None, r"float32 \(32, 3\) instead of"),
     ("folder", {"folder": "new", "source": OLD}, None, "maps vectors of old.*Move it"),
-    ("queries", {"queries": np.ones((60, 5))}, None, r"shape \(60, 5\)"),
+    ("queries", {"queries": np.ones((60, 5))}, None, r"float16 \(60, 5\)"),
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from tests import adapters_made as made
 from tests import variants_made
 from tests.adapters import samples
 from trimtab import variants
-from trimtab.adapter import Interval
+from trimtab.artifact import Interval
 from trimtab.bundle import Manifest
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.inputs import TokenTypes

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from trimtab import bundle as bundles
+from trimtab.artifact import Interval
 from trimtab.commands import server_options
 from trimtab.types import Encoder, Variant
 
@@ -145,5 +146,5 @@ def _served(variant: Variant) -> str:
     )
 
 
-def _interval(figure: bundles.Interval) -> str:
+def _interval(figure: Interval) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"

@@ -7,7 +7,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import Check, Interval, Verdict
+from trimtab.adapter import Check, Verdict
+from trimtab.artifact import Interval
 from trimtab_export.adapters import metrics
 
 Doubles: TypeAlias = NDArray[np.float64]

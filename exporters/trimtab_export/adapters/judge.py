@@ -7,7 +7,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import Arms, Calibrator, Check, Interval, Reads, Rung, Verdict
+from trimtab.adapter import Arms, Calibrator, Check, Reads, Rung, Verdict
+from trimtab.artifact import Interval
 from trimtab_export.adapters import gate, metrics
 from trimtab_export.adapters.calibrate import fit_calibrator
 from trimtab_export.adapters.checks import meaning

@@ -7,7 +7,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import Interval, Quality
+from trimtab.adapter import Quality
+from trimtab.artifact import Interval
 from trimtab.bundle import Similarity
 from trimtab.errors import AdapterError
 

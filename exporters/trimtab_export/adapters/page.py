@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from trimtab.adapter import AdapterManifest, Interval, Quality, Rung
+from trimtab.adapter import AdapterManifest, Quality, Rung
+from trimtab.artifact import Interval
 
 WIDTH, LEFT, RIGHT, ROW = 760, 230, 60, 30
 COLORS = {

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from trimtab import adapter as adapters
 from trimtab.bundle import check_name
 from trimtab.errors import AdapterError
@@ -27,9 +25,8 @@ class Stage:
     target: Path
 
     def publish(self, manifest: adapters.AdapterManifest) -> None:
-        """Write the manifest, and give the folder its name."""
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        (self.folder / adapters.MANIFEST).write_bytes(text + b"\n")
+        """Write the manifest, and give the folder its name. AdapterError where a server would not take it."""
+        (self.folder / adapters.MANIFEST).write_bytes(write.encoded(manifest, AdapterError))
         write.publish(self.folder, self.target, adapters.read)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from trimtab.errors import ExportError
 from trimtab_export.passes import anatomy
 from trimtab_export.passes.student import Student, Tokens, watch
 
@@ -30,9 +29,6 @@ def prune(
         layers: the numbers of the layers that stay, None: all.
         heads, ffn: the share of all heads and neurons that stay, in (0, 1].
     """
-    for name, share in (("heads", heads), ("ffn", ffn)):
-        if not 0 < share <= 1:
-            raise ExportError(f"{name} = {share}: the share that stays is above 0 and at most 1")
     anatomy.architecture(student.backbone)
     if heads < 1:
         anatomy.check_heads(student.backbone)

@@ -61,8 +61,6 @@ def check(passes: Passes) -> None:
         )
     if passes.shrp == 1:
         return
-    if not 0 < passes.shrp < 1:
-        raise ExportError(f"shrp = {passes.shrp}: the share that stays is above 0 and at most 1")
     if others := [name for name in ("heads", "ffn", "low_rank") if getattr(passes, name) != 1]:
         raise ExportError(
             f"shrp = {passes.shrp:g} chooses the heads itself and writes new feed-forward blocks: leave "

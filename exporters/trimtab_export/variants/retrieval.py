@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Interval, Similarity
+from trimtab.artifact import Interval
+from trimtab.bundle import Similarity
 from trimtab.errors import ExportError
 
 Floats: TypeAlias = NDArray[np.float32]

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
 from trimtab import variants, vectors
-from trimtab.bundle import Fidelity, Interval
+from trimtab.artifact import Interval
+from trimtab.bundle import Fidelity
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.types import Truncate
 from trimtab.v1 import encoder_pb2 as pb

@@ -211,9 +211,8 @@ class Adapters:
         return found | self._unread.get(encoder, {})
 
     def _read_one(self, repository: Path, encoder: str, path: Path, step: Callable[[], None]) -> Loaded:
-        if not path.resolve().is_relative_to(repository.resolve()):
-            raise AdapterError("it is a link that leads out of the repository: put the adapter into it")
-        sha256 = hashlib.sha256((path / adapters.MANIFEST).read_bytes()).hexdigest()
+        content = adapters.KIND.manifest_bytes(path, within=repository)
+        sha256 = hashlib.sha256(content).hexdigest()
         for before in self._read.get(encoder, ()):
             same = before.name == f"{encoder}/{path.name}" and before.sha256 == sha256
             if same and before.session is not None and before not in self._retired:
@@ -287,9 +286,8 @@ class Adapters:
                     f"{path} holds {manifest.name}, which maps vectors of {manifest.source.encoder}: an "
                     "adapter is served from REPOSITORY/ENCODER/adapters/NAME under its own name. Move it"
                 )
-            adapter = adapters.read(path)
-            if self._signers is not None:
-                self._signers.check(adapters.KIND, path, manifest)
+            trusted = self._signers.check if self._signers is not None else None
+            adapter = adapters.read(path, within=repository, trusted=trusted)
             session, row_seconds = self._session(adapter, step)
             watched = self._watched(adapter)
         except Exception as error:  # whatever a foreign file made of it
@@ -318,11 +316,6 @@ class Adapters:
         queries, source = adapter.baseline(), adapter.manifest.source
         if queries is None:
             return None
-        if queries.ndim != 2 or queries.shape[1] != source.dimensions:
-            raise AdapterError(
-                f"the queries in {adapter.path} are of shape {queries.shape}, in a space of "
-                f"{source.dimensions} dimensions. Fit the adapter again"
-            )
         try:
             return self._watch.open(source.encoder, source.version, adapter.manifest.name, queries)
         except AdapterError as error:  # it can do its work all the same
@@ -353,9 +346,8 @@ def _target(repository: Path, end: Endpoint, signers: Signers | None) -> Manifes
     """The manifest of the bundle or variant whose space this is, where the repository still has it."""
     path = repository / bundles.check_name(end.encoder) / str(end.version)
     try:
-        manifest = bundles.read(path, verify=False).manifest
-        if signers is not None:
-            signers.check(bundles.BUNDLE, path, manifest)
+        trusted = signers.check if signers is not None else None
+        manifest = bundles.read(path, verify=False, within=repository, trusted=trusted).manifest
     except TrimtabError:
         return None
     return variants.of_space(manifest, end.space)
