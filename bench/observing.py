@@ -118,7 +118,7 @@ def scrapes(url: str, cpu_seconds: Callable[[], float]) -> dict[str, float]:
 def counting() -> float:
     """Milliseconds that the metrics of one call of one text take: all of them, its run's included."""
     metrics = Metrics(CollectorRegistry())
-    model = Model("a", 1, "fp32", Path("none"), "", (), True, 8, 512, 0)
+    model = Model("a", 1, "fp32", Path("none"), (), (), True, 8, 512, 0)
     batch = Batch(model, (Item(model, np.zeros(16, np.int32), None),))
 
     def count() -> None:

@@ -4,7 +4,7 @@ All are tiny and made in a moment. `ENCODERS` and `ADAPTERS` say of each what ha
 loaded; those that only misbehave at a certain input say so when they meet it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.variants_made import card
+from trimtab import artifact
 from trimtab import bundle as bundles
-from trimtab.bundle import File
+from trimtab.artifact import File
 
 WORDS = [f"w{number}" for number in range(50)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -225,21 +226,25 @@ def bundle(
     *,
     tokenizer_json: str | None = None,
     version: int = 1,
+    data: Mapping[str, bytes] | None = None,
     harm: Callable[[Path], None] | None = None,
     **changes: Any,
 ) -> Path:
-    """REPOSITORY/NAME/VERSION with this graph; `harm` is done to the folder when it is whole."""
+    """REPOSITORY/NAME/VERSION with this graph and the data beside it; `harm` is done to the whole folder."""
     folder = repository / name / str(version)
     (folder / "fp32").mkdir(parents=True)
     (folder / "fp32" / "model.onnx").write_bytes(encoder() if graph is None else graph)
+    for file, content in (data or {}).items():
+        (folder / "fp32" / file).write_bytes(content)
     (folder / "tokenizer.json").write_text(tokenizer_json or tokenizer().to_str())
     variant = bundles.Variant(
         name="fp32", precision="fp32", inputs=("input_ids", "attention_mask"), unpadded=False,
-        files=(entry(folder, "fp32/model.onnx"),), report=msgspec.structs.replace(card(1.0), fidelity=None),
+        files=tuple(entry(folder, f"fp32/{file}") for file in ("model.onnx", *(data or {}))),
+        report=msgspec.structs.replace(card(1.0), fidelity=None),
     )  # fmt: skip
     prompts = bundles.Prompts()
     tokens = entry(folder, "tokenizer.json")
-    parts = bundles.SpaceParts(weights_sha256="0", structure={})
+    parts = bundles.SpaceParts(weights_sha256="0" * 64, structure={})
     space = bundles.space_digest(
         parts, tokenizer_sha256=tokens.sha256, prompts=prompts, pooling="mean", normalized=True
     )
@@ -261,7 +266,7 @@ def bundle(
 
 def entry(folder: Path, path: str) -> File:
     """A file as a manifest names it."""
-    return msgspec.structs.replace(bundles.digest(folder / path), path=path)
+    return msgspec.structs.replace(artifact.digest(folder / path), path=path)
 
 
 # -- adapters' graphs: `vectors` float (n, DIMENSIONS) to `adapted`, the same -------------------------------

@@ -53,15 +53,18 @@ class Tokens:
 class Tokenizer:
     """A bundle's tokenizer, which cuts what is too long as the `tokenizers` library itself does.
 
-    `source` is the file, or its content as a `tokenizers.Tokenizer`, whose truncation and padding are
-    switched off. Raises BundleError where it cannot be read, gives no token for an empty text (there would be
-    no vector), adds more than `max_tokens` leave room for, or treats special tokens in a way of its own.
+    `source` is the file, its content, or that as a `tokenizers.Tokenizer`, whose truncation and padding are
+    switched off; `name` is how messages call it. Raises BundleError where it cannot be read, gives no token
+    for an empty text (there would be no vector), adds more than `max_tokens` leave room for, or treats
+    special tokens in a way of its own.
     """
 
-    def __init__(self, source: Path | tokenizers.Tokenizer, max_tokens: int) -> None:
+    def __init__(
+        self, source: Path | bytes | tokenizers.Tokenizer, max_tokens: int, *, name: str = ""
+    ) -> None:
         self.max_tokens = max_tokens
-        self._name = str(source) if isinstance(source, Path) else "the tokenizer"
-        self._tokenizer = _read(source) if isinstance(source, Path) else source
+        self._name = name or (str(source) if isinstance(source, Path) else "the tokenizer")
+        self._tokenizer = _read(source, self._name) if isinstance(source, Path | bytes) else source
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._head, self._tail, self.types = self._template()
@@ -158,8 +161,10 @@ class Tokenizer:
                     )
 
 
-def _read(path: Path) -> tokenizers.Tokenizer:
+def _read(source: Path | bytes, name: str) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        if isinstance(source, bytes):
+            return tokenizers.Tokenizer.from_buffer(source)
+        return tokenizers.Tokenizer.from_file(str(source))
     except Exception as error:  # the library raises no other type
-        raise BundleError(f"{path} cannot be read as a tokenizer: {error}") from None
+        raise BundleError(f"{name} cannot be read as a tokenizer: {error}") from None

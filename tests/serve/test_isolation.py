@@ -140,7 +140,7 @@ def test_the_process_ends_with_its_server(stopped: bool) -> None:
         "home = InProcess(Place('cpu', 0, 1))\n"
         "home.start(lambda: None)\n"
         "try:\n"
-        "    home.open(Model('a', 1, 'fp32', Path('/nowhere'), '', (), False, 8, 512, 0))\n"
+        "    home.open(Model('a', 1, 'fp32', Path('/nowhere'), (), (), False, 8, 512, 0))\n"
         "except RemoteError as error:\n"  # so it runs, and has answered
         "    print(type(error).__name__, flush=True)\n"
         "sys.stdin.read()\n"

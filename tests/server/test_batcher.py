@@ -25,7 +25,7 @@ COSTS = st.builds(
 
 
 def model(name: str) -> Model:
-    return Model(name, 1, "fp32", Path("none"), "", (), False, 8, 512, 0)
+    return Model(name, 1, "fp32", Path("none"), (), (), False, 8, 512, 0)
 
 
 def item(

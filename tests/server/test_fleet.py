@@ -22,7 +22,7 @@ from trimtab_server.batching.fleet import (
     Reason,
 )
 
-MODEL = Model("a", 1, "fp32", Path("none"), "", (), False, 8, 512, 0)
+MODEL = Model("a", 1, "fp32", Path("none"), (), (), False, 8, 512, 0)
 HANG = 10.0
 FAULT = RuntimeError("a fault")
 

@@ -41,6 +41,9 @@ class World:
             raise BundleError("it is broken")
         return Version(name, version)
 
+    async def compare(self, *of: object) -> None:
+        pass
+
     async def read(self, *of: object) -> tuple[()]:
         return ()
 

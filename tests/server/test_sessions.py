@@ -1,5 +1,6 @@
 """Graphs that are not what their manifest says are refused by name, and runs bring nothing but vectors."""
 
+import hashlib
 import threading
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import hostile
-from trimtab_server.batching.batch import Model
+from trimtab_server.batching.batch import Model, Stored
 from trimtab_server.devices import runtime
 from trimtab_server.devices.session import GraphError, OrtSession
 
@@ -21,7 +22,8 @@ def session(
     path.write_bytes(graph)
     inputs = ("input_ids", "attention_mask")
     settings = {"inputs": inputs, "unpadded": False, "max_tokens": 64, "pad_id": 0, **changes}
-    return OrtSession(Model("a", 1, "fp32", path, "", dimensions=dimensions, **settings), "cpu")  # type: ignore[arg-type]
+    files = (Stored(path.name, len(graph), hashlib.sha256(graph).hexdigest()),)
+    return OrtSession(Model("a", 1, "fp32", folder, files, dimensions=dimensions, **settings), "cpu")  # type: ignore[arg-type]
 
 
 WRONG = {

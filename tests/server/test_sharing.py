@@ -20,7 +20,7 @@ class Waiter:
 
 
 def model(name: str = "a") -> Model:
-    return Model(name, 1, "fp32", Path("none"), "", (), False, 4, 512, 0)
+    return Model(name, 1, "fp32", Path("none"), (), (), False, 4, 512, 0)
 
 
 def ids(*numbers: int) -> np.ndarray:

@@ -13,6 +13,15 @@ Ids = NDArray[np.int32]
 Priority = Literal["interactive", "bulk"]
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file of a bundle, by its path in the bundle's folder, and what must be in it."""
+
+    path: str
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Model:
     """One graph, as devices load it. Two loads of the same file are two models: identity is the key."""
@@ -20,8 +29,8 @@ class Model:
     encoder: str
     version: int
     variant: str
-    graph: Path
-    digest: str  # of its files
+    folder: Path  # of its bundle
+    files: tuple[Stored, ...]  # the graph, and its external data
     inputs: tuple[str, ...]
     unpadded: bool  # its linear layers compute real tokens alone
     dimensions: int
@@ -29,6 +38,17 @@ class Model:
     pad_id: int
     types: TokenTypes = field(default_factory=TokenTypes)
     precision: str = "fp32"  # a bundle.Precision; that module brings gRPC into a device's own process
+    engines: tuple[Stored, ...] = ()  # of TensorRT
+
+    @property
+    def graph(self) -> Path:
+        """Where the graph lies, to name it."""
+        return self.folder / self.files[0].path if self.files else self.folder
+
+    @property
+    def digest(self) -> str:
+        """Of its files."""
+        return "".join(file.sha256 for file in self.files)
 
 
 @dataclass(eq=False, slots=True)

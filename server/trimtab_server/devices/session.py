@@ -1,15 +1,16 @@
 """Running a graph: the Session protocol, and ONNX Runtime behind it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trimtab.inputs import feeds
+from trimtab.reading import UnreadableError
 from trimtab_server.batching.batch import Ids, Model
-from trimtab_server.devices import runtime
+from trimtab_server.devices import loading, runtime
 
 OUTPUT = "embeddings"
 PROVIDERS = {
@@ -17,24 +18,6 @@ PROVIDERS = {
     "cuda": ("CUDAExecutionProvider",),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
 }
-
-
-def provider_options(model: Model, provider: str, index: int) -> dict[str, str]:
-    """What a GPU's provider is told of a graph. Engines that came with the bundle are found beside it."""
-    if provider != "TensorrtExecutionProvider":
-        return {"device_id": str(index)}
-    # Here, since they bring gRPC along, which a device's own process has no other use for.
-    from trimtab import tensorrt
-    from trimtab.bundle import Precision
-
-    engines = model.graph.with_name(tensorrt.FOLDER)
-    return tensorrt.options(
-        model.inputs,
-        model.max_tokens,
-        cast(Precision, model.precision),
-        engines if engines.is_dir() else None,
-        index,
-    )
 
 
 class UnusableError(Exception):
@@ -65,17 +48,16 @@ class OrtSession:
         # Batches differ in shape from run to run, so there is no memory pattern to reuse.
         options.enable_mem_pattern = False
         wanted = PROVIDERS[kind]
-        settings: list[Any] = [
-            name if name == "CPUExecutionProvider" else (name, provider_options(model, name, index))
-            for name in wanted
-        ]
         missing = [name for name in wanted if name not in ort.get_available_providers()]
         if missing:
             raise UnusableError(
                 f"device {kind}:{index} needs ONNX Runtime's {missing[0]}, which this build does not have: "
                 "pip uninstall onnxruntime, then pip install 'trimtab[gpu]'"
             )
-        self._session = ort.InferenceSession(model.graph, options, providers=settings)
+        try:
+            self._session = loading.open_session(model, options, wanted, index)
+        except UnreadableError as error:
+            raise GraphError(f"{error}. Copy the bundle again, or export it again") from None
         # A provider that cannot load falls back to the CPU without an exception.
         if self._session.get_providers()[0] != wanted[0]:
             raise UnusableError(

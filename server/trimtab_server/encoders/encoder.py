@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trimtab import variants
+from trimtab.artifact import File
 from trimtab.bundle import Bundle, Manifest, Variant
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.inputs import TokenTypes
 from trimtab.tokens import Tokenizer
-from trimtab_server.batching.batch import Model
+from trimtab_server.batching.batch import Model, Stored
 from trimtab_server.encoders.brownout import Brownout
 from trimtab_server.encoders.hubs import PassageGuard
 from trimtab_server.spaces.adapters import Route
@@ -104,8 +105,8 @@ def model_of(bundle: Bundle, variant: Variant, types: TokenTypes, *, with_states
         encoder=manifest.name,
         version=manifest.version,
         variant=variant.name,
-        graph=bundle.file(graph),
-        digest="".join(file.sha256 for file in (graph, *variant.files[1:])),
+        folder=bundle.path,
+        files=_stored((graph, *variant.files[1:])),
         inputs=variant.inputs,
         unpadded=variant.unpadded,
         dimensions=manifest.dimensions + (states.width if states else 0),
@@ -113,7 +114,12 @@ def model_of(bundle: Bundle, variant: Variant, types: TokenTypes, *, with_states
         pad_id=manifest.pad_id,
         types=types,
         precision=variant.precision,
+        engines=_stored(variant.engines),
     )
+
+
+def _stored(files: tuple[File, ...]) -> tuple[Stored, ...]:
+    return tuple(Stored(file.path, file.size, file.sha256) for file in files)
 
 
 def others(manifest: Manifest, wanted: tuple[str, ...]) -> list[Variant]:

@@ -21,10 +21,11 @@ from trimtab_server.batching.engine import Engine
 from trimtab_server.devices.rehearsal import Finding, Piece, Tokens
 from trimtab_server.devices.session import GraphError
 from trimtab_server.devices.stage import Stage
-from trimtab_server.encoders import brownout, hubs
+from trimtab_server.encoders import brownout, hubs, ondisk
 from trimtab_server.encoders.brownout import Brownout
 from trimtab_server.encoders.encoder import Encoder, model_of, others
 from trimtab_server.encoders.hubs import PassageGuard
+from trimtab_server.encoders.ondisk import OnDisk, Stamps
 from trimtab_server.spaces.adapters import Adapters, Vectors, own
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Opener:
         self._stage = stage
         self._loaded = loaded
         self._turns = limited.Turns()
+        self._on_disk = OnDisk()
 
     async def open(self, name: str, version: int, path: Path) -> Encoder:
         """The encoder in the folder `path`, loaded and warm, and the variants of it that are configured.
@@ -73,7 +75,7 @@ class Opener:
 
     async def _open(self, name: str, version: int, path: Path) -> Encoder:
         begun = time.monotonic()
-        bundle = await self._step(f"reading {path}", partial(self._read, path))
+        bundle, stamps = await self._step(f"reading {path}", partial(self._read, path))
         manifest, read = bundle.manifest, time.monotonic()
         if (manifest.name, manifest.version) != (name, version):
             raise BundleError(
@@ -86,10 +88,11 @@ class Opener:
             brownout.way(settings.brownout, manifest, self._adapters.of(name))
         file = bundle.file(manifest.tokenizer)
         found = await self._rehearse_tokens(file)
-        tokenizer = await self._step(f"loading {file}", partial(Tokenizer, file, manifest.max_tokens))
+        tokenizer = await self._step(f"loading {file}", partial(_tokenizer, bundle))
         with_states = self._adapters.wants_states(manifest)
         first = model_of(bundle, manifest.variants[0], tokenizer.types, with_states=with_states)
         models = [first, *(model_of(bundle, variant, tokenizer.types) for variant in beside)]
+        await self._step(f"reading {path}", partial(_check_rest, bundle, models))
         tokenized = time.monotonic()
         await self._rehearse(models, found)
         rehearsed = time.monotonic()
@@ -110,6 +113,7 @@ class Opener:
         stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
         log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
         self._loaded(manifest.name, manifest.version, seconds)
+        self._on_disk.remember(manifest, stamps)
         rest = [
             (variants.alone(manifest, variant), model)
             for variant, model in zip(beside, models[1:], strict=True)
@@ -126,12 +130,18 @@ class Opener:
 
     async def change_states(self, before: Encoder, path: Path) -> Encoder:
         """The same encoder by the graph with or without inner states, whichever its adapters want now."""
-        bundle = await self._step(f"reading {path}", partial(self._read, path))
+        bundle, _ = await self._step(f"reading {path}", partial(self._read, path))
+        if bundle.manifest != before.manifest:
+            raise BundleError(f"{path} holds another bundle than the one that was loaded")
         first, with_states = bundle.manifest.variants[0], self._adapters.wants_states(bundle.manifest)
         model = model_of(bundle, first, before.tokenizer.types, with_states=with_states)
         await self._rehearse([model], await self._rehearse_tokens(bundle.file(bundle.manifest.tokenizer)))
         await self._engine.load(model)
         return replace(before, model=model)
+
+    async def compare(self, encoder: Encoder, path: Path) -> None:
+        """Raise BundleError where an encoder is no longer what lies on disk in its folder `path`."""
+        await self._step(f"reading {path}", partial(self._on_disk.compare, encoder.manifest, path))
 
     async def close(self, models: Sequence[Model]) -> None:
         """Unload graphs, after what they have accepted is answered."""
@@ -185,6 +195,21 @@ class Opener:
     async def _step(self, what: str, work: Callable[[], T]) -> T:
         return await limited.run(self._load_seconds, what, work)
 
-    def _read(self, path: Path) -> Bundle:
+    def _read(self, path: Path) -> tuple[Bundle, Stamps]:
         trusted = self._signers.check if self._signers is not None else None
-        return bundles.read(path, within=self._path, trusted=trusted)
+        bundle = bundles.read(path, verify=False, within=self._path, trusted=trusted)
+        return bundle, ondisk.stamps(path, bundle.manifest)
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    manifest = bundle.manifest
+    content = bundles.BUNDLE.content(bundle.path, manifest.tokenizer)
+    return Tokenizer(bytes(content), manifest.max_tokens, name=str(bundle.file(manifest.tokenizer)))
+
+
+def _check_rest(bundle: Bundle, models: Sequence[Model]) -> None:
+    """Hash the files that no model reads: those of the models are hashed when they are read."""
+    read = {file.path for model in models for file in model.files}
+    for file in bundles.files(bundle.manifest):
+        if file.path not in read:
+            bundles.BUNDLE.check(bundle.path, file, verify=True)

@@ -71,7 +71,7 @@ def contents(path: Path) -> dict[str, Contents]:
     """What is in the folder of each encoder. Raises OSError where the repository cannot be read."""
     return {
         folder.name: frozenset(
-            (str(file.relative_to(folder)), status.st_size, status.st_mtime_ns)
+            (str(file.relative_to(folder)), status.st_size, status.st_ctime_ns)
             for file in folder.rglob("*")
             if not file.is_dir()
             for status in (file.lstat(),)

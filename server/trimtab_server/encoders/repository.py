@@ -233,8 +233,9 @@ class Repository:
     async def load(self, name: str) -> None:
         """Bring an encoder in step with the disk: load new versions and adapters, unload those that are gone.
 
-        Raises NotFound where the repository has no such encoder. A version or an adapter that cannot be
-        loaded does not keep the others from it; its entry says why.
+        Raises NotFound where the repository has no such encoder, and FailedPrecondition where a version that
+        is loaded was changed on disk: it goes on as it is. A version or an adapter that cannot be loaded does
+        not keep the others from it; its entry says why.
         """
         access.check_admin()
         access.check_encoder(name)
@@ -300,12 +301,16 @@ class Repository:
             if not (found or gone or mapped or self.adapters.of(name)):
                 raise NotFound(f"the repository has no encoder {name!r} with a version in it")
             self.adapters.put(name, mapped)
+            changed: list[str] = []
             for key, path in found.items():
                 entry = self._entries.get(key)
                 if entry is None or entry.encoder is None:
                     await self._load(Entry(name, key[1], "LOADING"), path)
+                    continue
+                if wrong := await self._changed_on_disk(entry, entry.encoder, path):
+                    changed.append(wrong)
                 elif not entry.encoder.states_width and self.adapters.wants_states(entry.encoder.manifest):
-                    await self._change_model(entry, entry.encoder, path)
+                    await self._change_model(self._entries[key], entry.encoder, path)
             # Requests see an adapter once the rows are there that it reads, and no more before they go.
             self._publish()
             for key, path in found.items():
@@ -316,6 +321,20 @@ class Repository:
             for key in gone:
                 await self._unload(self._entries[key], _why_gone(self.path, *key), retired=True)
             self._publish()
+        if changed:
+            raise FailedPrecondition("; ".join(changed))
+
+    async def _changed_on_disk(self, entry: Entry, encoder: Encoder, path: Path) -> str:
+        """What became of a loaded version's files; "" where they are what they were. The log has it, too."""
+        try:
+            await self._opener.compare(encoder, path)
+            wrong = ""
+        except TrimtabError as error:
+            wrong = str(error)
+            log.error("%s", wrong)
+        if entry.reason != wrong:
+            self._put(replace(entry, reason=wrong))
+        return wrong
 
     async def _check_there(self, name: str, everything: Collection[object]) -> None:
         """FailedPrecondition where a folder is empty, and so none of its encoders is gone on purpose."""
