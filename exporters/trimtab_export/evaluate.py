@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 
+from trimtab import inputs
 from trimtab.bundle import Cell, Parity, Prompts, ReportCard, Speed
 from trimtab.errors import ExportError
 from trimtab_export import runtime, sentences
 from trimtab_export.graph.head import OUTPUT
-from trimtab_export.source import Embed, Source
+from trimtab_export.source import Embed, Source, Tokenizer
 from trimtab_export.tokens import Batcher
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -41,7 +43,7 @@ def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> 
     """The graph's vectors against the source's, in both roles, and alone against in a batch.
 
     Returns the parity and the graph's vectors, float32 (texts, dimensions). Raises ExportError where they
-    differ by more than TOLERANCE.
+    differ by more than TOLERANCE, or the tokenizer has tokens that the graph does not know.
     """
     session = runtime.session(graph)
 
@@ -63,6 +65,7 @@ def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> 
     _refuse(
         diff, limit, texts, f"{source.architecture}: the graph gives other vectors than the source", OTHER
     )
+    _check_vocabulary(graph, source.tokenizer)
     parity = Parity(
         texts=len(expected),
         max_abs_diff=float(diff.max()),
@@ -70,6 +73,22 @@ def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> 
         batch_max_abs_diff=float(between.max()),
     )
     return parity, alone
+
+
+def _check_vocabulary(graph: Path, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose ids go beyond the rows of the embedding: a text with one would fail."""
+    read = tokenizers.Tokenizer.from_str(tokenizer.json)
+    tokens = {number: token for token, number in read.get_vocab(with_added_tokens=True).items()}
+    highest = max(*tokens, *read.encode("").ids, tokenizer.pad_id)
+    batch = inputs.feeds([np.array([highest], np.int32)], tokenizer.pad_id, inputs.TokenTypes())
+    try:
+        runtime.run(runtime.session(graph, threads=1), OUTPUT, batch)
+    except ExportError as error:
+        raise ExportError(
+            f"the tokenizer has the token {tokens.get(highest, 'of padding')!r} with the id {highest}, and "
+            f"the encoder fails on it: {runtime.first_line(error.__cause__ or error)}. Its embedding has too "
+            "few rows: resize it (resize_token_embeddings), or take the token out of the tokenizer"
+        ) from None
 
 
 def _roles(prompts: Prompts) -> list[str]:

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab import artifact
+from trimtab import artifact, durable
 from trimtab import bundle as bundles
-from trimtab import durable
 from trimtab.errors import AdapterError, BundleError, ExportError, TrimtabError
 
 

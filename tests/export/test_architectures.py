@@ -118,7 +118,7 @@ def test_external_data(st_bert: Path, export: Export, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")
     bundle = export(st_bert)
     files = Embedder(bundle).bundle.manifest.variants[0].files
-    assert [file.path for file in files] == ["fp32/model.onnx", "fp32/model.onnx_data"]
+    assert [file.path for file in files] == ["fp32/model.onnx", "fp32/weights.bin"]
     assert files[0].size < files[1].size
     assert_same(st_bert, bundle)
 

@@ -14,8 +14,12 @@ from embedder import Embedder
 from onnx import TensorProto, helper, numpy_helper
 from tiny_encoders import Export, Layers
 
+from trimtab import bundle as bundles
 from trimtab.errors import ExportError
+from trimtab.inputs import TokenTypes
 from trimtab_export import sentences
+from trimtab_server.devices.session import OrtSession
+from trimtab_server.encoders.encoder import model_of
 
 TEXTS = sentences.load()
 
@@ -186,6 +190,35 @@ def test_external_data_beside_the_graph(copy: Path, export: Export) -> None:
     inside = export(copy, "--pooling", "mean")
     files = Embedder(inside).bundle.manifest.variants[0].files
     assert [file.path for file in files] == ["fp32/model.onnx", "fp32/weights.bin"]
+
+
+def test_weights_of_a_graph_within_the_graph_stay_inside_it(
+    copy: Path, export: Export, tmp_path: Path
+) -> None:
+    """ONNX Runtime takes none of them from memory, so that a server could not give them."""
+
+    def wrap(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        table = next(each for each in graph.initializer if each.name == "embeddings.word_embeddings.weight")
+        graph.initializer.remove(table)
+        inner = onnx.TensorProto()
+        inner.CopyFrom(table)
+        inner.name = "inner"
+        chosen = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None)
+        branch = helper.make_graph(
+            [helper.make_node("Identity", ["inner"], ["chosen"])], "b", [], [chosen], [inner]
+        )
+        yes = helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True)))
+        choose = helper.make_node("If", ["yes"], [table.name], then_branch=branch, else_branch=branch)
+        nodes = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([yes, choose, *nodes])
+
+    path = change(copy, wrap) / "model.onnx"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    bundle = bundles.read(export(copy, "--pooling", "mean"))
+    model = model_of(bundle, bundle.manifest.variants[0], TokenTypes())
+    assert OrtSession(model, "cpu").run([np.array([2, 7, 3], np.int32)]).shape == (1, 32)
 
 
 def test_external_data_outside_of_the_folder_is_refused(copy: Path, export: Export) -> None:

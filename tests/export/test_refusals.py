@@ -254,6 +254,16 @@ def test_source_that_fails_itself(bert: Path, tmp_path: Path, refused) -> None:
     refused("itself fails on the texts of the comparison", source, "--pooling", "cls")
 
 
+def test_more_tokens_than_rows(bert: Path, tmp_path: Path, refused) -> None:
+    """A text with such a token would fail later, and with it the whole request."""
+    source = shutil.copytree(bert, tmp_path / "copy")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["[NEW]"])
+    tokenizer.save_pretrained(source)
+    refused(rf"the token '\[NEW\]' with the id {rows}, .* resize it", source, "--pooling", "cls")
+
+
 def test_without_onnxruntime(st_bert: Path, refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     refused(r"pip install 'trimtab\[server\]' \(or 'trimtab\[gpu\]'", st_bert)

@@ -4,7 +4,6 @@ The result has one output, `embeddings`, float32 (n, dimensions). The nodes are 
 written for the opset of the graph at hand, so that a graph made elsewhere needs no conversion.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import (
-    ExternalDataInfo,
-    convert_model_to_external_data,
-    uses_external_data,
-)
+from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
 from trimtab.bundle import Pooling
 from trimtab.errors import ExportError
@@ -37,13 +32,12 @@ LEAST_COUNT = 1e-9  # both as in torch and sentence-transformers
 LEAST_NORM = 1e-12
 
 
-def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path, ...]:
+def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path, Path]:
     """Write `folder`/model.onnx: the graph with the head behind `graph.output`, and `embeddings` its output.
 
-    Returns the files written, the graph first and its external data after it: the source's own files where
-    it has some, else weights.bin.
+    Returns the files written: the graph, and weights.bin.
     """
-    model = onnx.load(str(graph.path), load_external_data=False)
+    model = onnx.load(str(graph.path))
     opset = opset_of(model)
     if opset < FIRST_OPSET:
         raise ExportError(
@@ -60,17 +54,7 @@ def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimensions]))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / GRAPH
-    data = external_files(model, graph.path.parent)
-    for name in data:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(graph.path.parent / name, folder / name)
-    if not data:
-        return save(model, path)
-    onnx.save(model, str(path))
-    onnx.checker.check_model(str(path))
-    return (path, *(folder / name for name in data))
+    return save(model, folder / GRAPH)
 
 
 def save(model: Any, path: Path) -> tuple[Path, Path]:
@@ -78,7 +62,9 @@ def save(model: Any, path: Path) -> tuple[Path, Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = path.with_name(WEIGHTS)
     weights.write_bytes(b"")  # onnx would append to what is there, and hide what it makes
-    convert_model_to_external_data(model, location=WEIGHTS, size_threshold=EXTERNAL)
+    for tensor in model.graph.initializer:  # not those of subgraphs: ONNX Runtime takes none from memory
+        if len(tensor.raw_data) >= EXTERNAL:
+            set_external_data(tensor, WEIGHTS)
     onnx.save(model, str(path))
     onnx.checker.check_model(str(path))
     return path, weights
@@ -89,19 +75,16 @@ def opset_of(model: Any) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def external_files(model: Any, folder: Path) -> list[str]:
-    """The files beside the graph that hold its weights, relative to `folder`; they must be inside it."""
+def check_external_data(model: Any, folder: Path) -> None:
+    """Refuse a graph whose weights lie outside its folder, or are missing."""
     names = {
         ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)
     }
-    for name in names:
+    for name in sorted(names):
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise ExportError(f"the graph names the data file {name!r}, which lies outside its folder")
         if not (folder / name).is_file():
             raise ExportError(f"the graph's data file {name!r} is missing beside it")
-        if name in (GRAPH, STATES_GRAPH):
-            raise ExportError(f"the graph's data file is called {name}, the name of a graph in a bundle")
-    return sorted(names)
 
 
 class Grafter:

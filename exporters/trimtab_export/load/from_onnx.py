@@ -36,7 +36,7 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
     proto = _read(path)
     to_onnx.check_inputs(path.name, proto)
     to_onnx.check_precision(path.name, proto)
-    head.external_files(proto, path.parent)
+    head.check_external_data(proto, path.parent)
     names = [value.name for value in proto.graph.output]
     output = _choose_output(settings, path.name, names, declared=says is not None)
     backbone = graph_model.Backbone(runtime.session(path), output)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from trimtab_server.devices import runtime
+from trimtab import reading
+from trimtab_server.batching.batch import Stored
+from trimtab_server.devices import loading, runtime
 from trimtab_server.devices.session import GraphError, checked
 
 OUTPUT = "adapted"
@@ -16,11 +17,17 @@ OUTPUT = "adapted"
 class Map(msgspec.Struct, frozen=True):
     """An adapter's graph, and what its manifest says of it."""
 
-    graph: Path
+    folder: Path
+    file: Stored  # in the adapter's folder
     groups: tuple[str, ...]
     source: int  # dimensions
     target: int
     states: bool  # it reads inner states behind the embedding
+
+    @property
+    def graph(self) -> Path:
+        """Where the graph lies, to name it."""
+        return self.folder / self.file.path
 
 
 class MapSession:
@@ -28,9 +35,8 @@ class MapSession:
 
     def __init__(self, map: Map) -> None:
         try:
-            self._session = ort.InferenceSession(
-                map.graph, runtime.options(), providers=["CPUExecutionProvider"]
-            )
+            content = reading.content(map.folder, map.file.path, map.file.size, map.file.sha256)
+            self._session = loading.in_memory(content, {}, runtime.options(), ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors share no base
             raise GraphError(f"cannot be loaded: {runtime.told(error)}") from None
         inputs = {each.name: each for each in self._session.get_inputs()}

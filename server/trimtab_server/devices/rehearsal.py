@@ -91,12 +91,12 @@ def rehearse(piece: Piece, step: Step) -> Finding:
             with memory(TOKENIZER_FACTOR * path.stat().st_size):
                 return _tokens(path, step)
         case Graph(model):
-            size = sum(file.stat().st_size for file in model.graph.parent.iterdir())
+            size = sum(file.size for file in model.files)
             with memory(GRAPH_FACTOR * size):
                 _graph(piece, step)
                 return Finding()
         case Adapter(map):
-            with memory(GRAPH_FACTOR * map.graph.stat().st_size):
+            with memory(GRAPH_FACTOR * map.file.size):
                 return rehearse_map(map, step)
 
 

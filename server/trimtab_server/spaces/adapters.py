@@ -23,6 +23,7 @@ from trimtab.bundle import Manifest
 from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
 from trimtab.signatures import Signers
 from trimtab_server import limited
+from trimtab_server.batching.batch import Stored
 from trimtab_server.callers import access
 from trimtab_server.devices import rehearsal, runtime
 from trimtab_server.devices.mapping import Maps, OpenMap
@@ -299,10 +300,10 @@ class Adapters:
 
     def _session(self, adapter: Adapter, step: Callable[[], None]) -> tuple[OpenMap, float]:
         """The map of an adapter, and what a row costs; it is rehearsed before, where there is a stage."""
-        manifest = adapter.manifest
+        manifest, graph = adapter.manifest, adapter.manifest.graph
         map = Map(
-            adapter.file(manifest.graph), manifest.groups, manifest.source.dimensions,
-            manifest.target.dimensions, manifest.reads == "states",
+            adapter.path, Stored(graph.path, graph.size, graph.sha256), manifest.groups,
+            manifest.source.dimensions, manifest.target.dimensions, manifest.reads == "states",
         )  # fmt: skip
         piece = rehearsal.Adapter(map)
         try:
