@@ -14,12 +14,12 @@ import tokenizers
 from tests import adapters_made, hostile
 from tests.hostile import DIMENSIONS
 from trimtab import adapter as adapters
+from trimtab import artifact
 from trimtab import bundle as bundles
 from trimtab.adapter import Endpoint
 
 GOOD = "good"
 TARGET = "f" * 16  # the space that the good adapter leads to
-HANGS = "did not get on for|no (regular|ordinary) file|not a (regular )?file|is missing"
 
 
 def fifo(path: Path) -> None:
@@ -108,7 +108,7 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"graph": hostile.rank_three()}, "shape"),
     "width": ({"dimensions": DIMENSIONS + 1}, f"{DIMENSIONS + 1} dimensions"),
     "output": ({"graph": hostile.encoder(name="logits")}, "no output 'embeddings'"),
-    "inputs": ({"harm": wrong_inputs}, "the graph takes"),
+    "inputs": ({"harm": wrong_inputs}, "reads input_ids"),
     "nan": ({"graph": hostile.nan()}, "not finite"),
     "rows": ({"graph": hostile.one_row_more()}, "instead of float32"),
     "order": ({"graph": hostile.first_row_for_all()}, "another order"),
@@ -126,7 +126,7 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
     "bare-tokenizer": ({"tokenizer_json": bare_tokenizer()}, "no token for an empty text"),
     "wide-tokenizer": ({"tokenizer_json": wide_tokenizer()}, "ids from 0 to 54"),
     "growing-tokenizer": ({"tokenizer_json": growing_tokenizer()}, "ended the process|memory|did not get on"),
-    "manifest-fifo": ({"harm": manifest(fifo)}, HANGS),
+    "manifest-fifo": ({"harm": manifest(fifo)}, "no regular file"),
     "manifest-folder": ({"harm": manifest(folder)}, "manifest.json"),
     "manifest-socket": ({"harm": manifest(listening)}, "manifest.json"),
     "manifest-sparse": ({"harm": manifest(sparse)}, "manifest-sparse"),
@@ -198,7 +198,7 @@ def make(repository: Path) -> None:
         if queries is not None:
             (path / "queries.npy").write_bytes(queries)
             described = adapters.KIND.manifest(path, adapters.AdapterManifest)
-            entry = msgspec.structs.replace(bundles.digest(path / "queries.npy"), path="queries.npy")
+            entry = msgspec.structs.replace(artifact.digest(path / "queries.npy"), path="queries.npy")
             described = msgspec.structs.replace(described, queries=entry)
             (path / adapters.MANIFEST).write_bytes(msgspec.json.encode(described))
     for name, (map, space) in LATE.items():
