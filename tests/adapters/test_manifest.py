@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.adapters import samples
 from trimtab import adapter as adapters
+from trimtab import artifact
 from trimtab.adapter import Calibrator
 from trimtab.errors import AdapterError, InvalidArgument
 
@@ -86,6 +88,9 @@ BASELINES = {
     "strings": npy(np.array([["a"]])),
     "float32": npy(np.zeros((3, 4), np.float32)),
     "a row": npy(np.zeros(4, np.float16)),
+    "no rows": npy(np.zeros((0, 4), np.float16)),
+    "another width": npy(np.zeros((3, 5), np.float16)),
+    "objects": HALVES.replace(b"'<f2'", b"'|O' "),
     "cut off": HALVES[:-1],
     "more rows than memory holds": HALVES.replace(b"(3, 4)", b"(9" + b"0" * 12 + b", 4)").replace(
         b" " * 12, b"", 1
@@ -97,9 +102,11 @@ BASELINES = {
 
 @pytest.mark.parametrize("content", BASELINES.values(), ids=BASELINES)
 def test_a_baseline_that_is_none_is_named(content: bytes, tmp_path: Path) -> None:
-    found = adapters.Adapter(path=tmp_path / "a", manifest=samples.write(tmp_path / "a"))
-    (tmp_path / "a" / "queries.npy").write_bytes(content)
-    with pytest.raises(AdapterError, match=r"queries\.npy .*(cannot be read|not float16)"):
+    path, manifest = tmp_path / "a" / "queries.npy", samples.write(tmp_path / "a")
+    path.write_bytes(content)
+    entry = msgspec.structs.replace(artifact.digest(path), path=path.name)
+    found = adapters.Adapter(path=path.parent, manifest=msgspec.structs.replace(manifest, queries=entry))
+    with pytest.raises(AdapterError, match=r"queries\.npy (cannot be read|holds .* and not queries)"):
         found.baseline()
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from tests import variants_made
 from tests.adapters import samples
-from trimtab import adapter, artifact, bundle
+from trimtab import adapter, bundle
 from trimtab.errors import AdapterError, BundleError
 
 Edit = Callable[[dict[str, Any]], object]
@@ -256,35 +255,3 @@ def test_what_an_adapter_may_not_say(change: Edit, message: str, mapped: Path) -
     edit(mapped / adapter.MANIFEST, change)
     with pytest.raises(AdapterError, match=message):
         adapter.read(mapped, verify=False)
-
-
-def npy(header: str, content: bytes = b"") -> bytes:
-    text = header.encode().ljust(117) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + content
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"PK\x03\x04 a zip",
-        npy("{'descr': '<f2', 'fortran_order': False, 'shape': (10000000000000, 4)}", bytes(8)),
-        npy("{'descr': '<f2', 'fortran_order': False, 'shape': (0, 4)}"),
-        npy("{'descr': '<f2', 'fortran_order': False, 'shape': (4,)}", bytes(8)),
-        npy("{'descr': '<U2', 'fortran_order': False, 'shape': (1, 4)}", bytes(32)),
-        npy("{'descr': '|O', 'fortran_order': False, 'shape': (1, 4)}", bytes(32)),
-        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4)}", bytes(16)),
-        npy("{'descr': '<f2', 'fortran_order': False, 'shape': (1, 5)}", bytes(10)),
-        npy("{'descr': '<f2', 'shape': (1, 5)}", bytes(10)),
-        npy("(" * 100),
-    ],
-    ids=["empty", "zip", "10**13", "none", "flat", "text", "objects", "float32", "width", "key", "parser"],
-)
-def test_what_queries_may_not_be(content: bytes, mapped: Path) -> None:
-    path = mapped / "queries.npy"
-    path.write_bytes(content)
-    entry = msgspec.structs.replace(artifact.digest(path), path=path.name)
-    edit(mapped / adapter.MANIFEST, lambda manifest: manifest.update(queries=msgspec.to_builtins(entry)))
-    read = adapter.read(mapped)
-    with pytest.raises(AdapterError, match=r"queries\.npy"):
-        read.baseline()
