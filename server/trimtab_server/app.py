@@ -46,13 +46,14 @@ from trimtab_server.observing.tracing import Tracing
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.rpc import listeners, reflection, sockets
 from trimtab_server.rpc.arriving import Arriving
-from trimtab_server.rpc.boundary import Boundary, Tenants
+from trimtab_server.rpc.boundary import Boundary
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.health import Health
 from trimtab_server.rpc.intake import Intake
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.rpc.observed import Observed
+from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.rescore import Rescorer

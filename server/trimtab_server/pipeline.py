@@ -49,6 +49,7 @@ class EmbedRequest:
     dtype: Dtype = "float32"
     deadline: float | None = None  # on time.monotonic's clock
     tenant: str = ""
+    flow: str = ""  # with whom it takes turns: its tenant, or its connection where it has none
     priority: Priority = "interactive"
     spaces: Sequence[str] = ()  # none: the encoder's own
     group: str = ""
@@ -70,6 +71,8 @@ class Request(Protocol):
     def deadline(self) -> float | None: ...
     @property
     def tenant(self) -> str: ...
+    @property
+    def flow(self) -> str: ...
     @property
     def priority(self) -> Priority: ...
 
@@ -232,19 +235,24 @@ class Pipeline:
         estimate = sum(min(_most_bytes(text) + SPECIAL_TOKENS, most) for text in texts)
 
         def queue_seconds(coming: float) -> float:
-            return self._engine.queue_seconds(model, request.tenant, request.priority, coming)
+            return self._engine.queue_seconds(model, request.flow, request.priority, coming)
 
         with self._admission.admit(
-            estimate, queue_seconds, request.deadline, request.tenant, size // BYTES_A_TOKEN
+            estimate, queue_seconds, request.deadline, request.tenant, size // BYTES_A_TOKEN, request.flow
         ) as share:
             ids = await self._tokenization.encode(
-                encoder.tokenizer, texts, request.truncate, (request.tenant, request.priority)
+                encoder.tokenizer, texts, request.truncate, (request.flow, request.priority)
             )
             tokenized = time.monotonic()
             counts = [len(each) for each in ids]
             share.settle(sum(counts))
             computed = await self._engine.compute(
-                model, ids, request.deadline, tenant=request.tenant, priority=request.priority
+                model,
+                ids,
+                request.deadline,
+                tenant=request.tenant,
+                flow=request.flow,
+                priority=request.priority,
             )
             yield Rows(computed, counts, tokenized - begun, time.monotonic())
 
@@ -329,8 +337,8 @@ class Pipeline:
         """
         if encoder.brownout is None:
             return None
-        queue_seconds = self._engine.queue_seconds(encoder.model, request.tenant, "interactive")
-        if not encoder.brownout.look(queue_seconds, time.monotonic(), request.tenant):
+        queue_seconds = self._engine.queue_seconds(encoder.model, request.flow, "interactive")
+        if not encoder.brownout.look(queue_seconds, time.monotonic(), request.flow):
             return None
         measured = (
             request.role == "query"

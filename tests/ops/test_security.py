@@ -189,18 +189,21 @@ def test_keys_change_without_a_restart_and_stand_in_no_log(guarded: Guarded) -> 
 
 def test_a_caller_with_a_key_is_its_own_tenant() -> None:
     from trimtab_server.callers import access
-    from trimtab_server.rpc.boundary import Tenants
+    from trimtab_server.rpc.senders import Tenants
 
     class Context:
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:5"
+
         def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
             return (("x-tenant", "somebody else"),)
 
     tenants: Any = Tenants("X-Tenant")
-    assert tenants.of(Context()) == "somebody else"
+    assert tenants.of(Context()) == ("somebody else", "ipv4:127.0.0.1:5")
 
     def entered(name: str) -> str:
         access.enter(access.Caller(name, ("*",)))
-        return str(tenants.of(Context()))
+        return str(tenants.of(Context()).tenant)
 
     for name in ("search", ""):  # who has credentials chooses nothing
         assert copy_context().run(entered, name) == name

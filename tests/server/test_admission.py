@@ -139,3 +139,19 @@ def test_what_is_held_beside_the_tokens_is_in_flight_and_not_charged() -> None:
     assert door.tokens == 0
     with pytest.raises(InvalidArgument, match="up to 1010 tokens"):
         door.admit(10, lambda coming: 0.0, None, "a", 1000).__enter__()
+
+
+def test_a_connection_without_a_name_leaves_room_for_others() -> None:
+    """Where callers show nothing, one flooding connection is told so, and the next one is let in."""
+    door, held = Admission(9000), []
+    with pytest.raises(ResourceExhausted, match="this connection has 60"):
+        while True:
+            held.append(door.admit(60, lambda coming: 0.0, None, "", 0, "flood"))
+            held[-1].__enter__()
+    assert 0.6 * 9000 < door.tokens <= 6000
+    coming: list[float] = []
+    with door.admit(60, lambda each: coming.append(each) or 0.0, time.monotonic() + 9, "", 0, "newcomer"):
+        assert coming == [0]  # what the other has not had counted yet is not before it
+    for each in held[:-1]:
+        each.__exit__(None, None, None)
+    assert door.tokens == 0

@@ -13,12 +13,14 @@ from typing import Literal
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
 from trimtab_server.admission.margin import late
-from trimtab_server.callers.quotas import Account, Quotas
+from trimtab_server.callers.quotas import Account, Line, Quotas
 from trimtab_server.config import Quota
 
 # A tenant of weight 1 may hold so many times the room that is left (dynamic thresholds: Choudhury and Hahne,
 # 1998). One alone gets to 8/9 of it all, two to 8/17 each; a ninth, or a seventeenth, stays free for others.
 ROOM = 8
+# The same for a connection, where callers have no names: one alone gets to two thirds of that.
+CONNECTION_ROOM = 2
 # How soon it may be worth while to come again, at least and at most, in seconds.
 SOON, LATE = 0.05, 10.0
 
@@ -29,21 +31,26 @@ class Pass:
     """One admitted request's share of the tokens in flight; `held` of them are for the memory that it takes,
     and are not charged to the tenant's rate."""
 
-    def __init__(self, admission: "Admission", account: Account, tokens: int, held: int) -> None:
+    def __init__(
+        self, admission: "Admission", account: Account, flow: str, line: Line, tokens: int, held: int
+    ) -> None:
         self._admission = admission
         self._account = account
+        self._flow = flow
+        self._line = line
         self._held = held
         self.tokens = tokens
         self.settled = False
+        account.lines[flow] = line
         account.use(tokens)
-        account.uncounted += tokens
+        line.uncounted += tokens
         self._change(tokens + held)
 
     def settle(self, tokens: int) -> None:
         """Replace the estimate made at the door by the true count."""
         self.settled = True
         self._account.counted(self.tokens, tokens)
-        self._account.uncounted -= self.tokens
+        self._line.uncounted -= self.tokens
         self._account.use(tokens - self.tokens)
         self._change(tokens - self.tokens)
         self.tokens = tokens
@@ -52,12 +59,15 @@ class Pass:
         """The request is in flight no more; one that never came to be counted has used nothing."""
         if not self.settled:
             self._account.use(-self.tokens)
-            self._account.uncounted -= self.tokens
+            self._line.uncounted -= self.tokens
         self._change(-self.tokens - self._held)
+        if not self._line.in_flight:
+            self._account.lines.pop(self._flow, None)
 
     def _change(self, tokens: int) -> None:
         self._admission.tokens += tokens
         self._account.in_flight += tokens
+        self._line.in_flight += tokens
 
 
 class Admission:
@@ -90,30 +100,33 @@ class Admission:
         deadline: float | None = None,
         tenant: str = "",
         held: int = 0,
+        flow: str = "",
     ) -> Iterator[Pass]:
         """Hold a share, of `tokens` to be counted and what is `held` beside them, for as long as the request
         is in flight.
 
-        `queue_seconds`: how long the queue is likely to be, where so many tokens of the tenant's are on
-        their way to it and not in it yet. `deadline` is on the clock. Raises
+        `queue_seconds`: how long the queue is likely to be, where so many tokens of the flow's are on their
+        way to it and not in it yet. `deadline` is on the clock. `flow` is the tenant's, or the connection's
+        where the tenant has no name. Raises
         InvalidArgument where the request alone is over a limit, ResourceExhausted where its tenant
         has used up its quota, or there is no room beside the others, or no time.
         """
         now = self._clock()
         account = self._quotas.account(tenant, now)
-        size = tokens + held
+        flow, size = flow or tenant, tokens + held
+        line = account.lines.get(flow) or Line()
         self._check_size(size, account)
-        needed = queue_seconds(account.uncounted * account.true) if deadline is not None else 0.0
+        needed = queue_seconds(line.uncounted * account.true) if deadline is not None else 0.0
         refusal = (
             self._over_quota(size, account, now)
-            or self._no_room(size, account, queue_seconds)
+            or self._no_room(size, account, line, queue_seconds, alone=flow != tenant)
             or self._too_late(needed, account, deadline, now)
         )
         if refusal is not None:
             reason, message, wait = refusal
             self._refused(self._quotas.label(tenant), reason)
             raise ResourceExhausted(message, wait)
-        granted, answered = Pass(self, account, tokens, held), False
+        granted, answered = Pass(self, account, flow, line, tokens, held), False
         try:
             yield granted
             answered = True
@@ -156,20 +169,28 @@ class Admission:
         return None
 
     def _no_room(
-        self, tokens: int, account: Account, queue_seconds: Callable[[float], float]
+        self,
+        tokens: int,
+        account: Account,
+        line: Line,
+        queue_seconds: Callable[[float], float],
+        *,
+        alone: bool,
     ) -> tuple[Reason, str, float] | None:
         left = self.limit - self.tokens - tokens
         if left < 0:
             wait = min(max(queue_seconds(0.0), SOON), LATE)
             message = f"{self.tokens} of {self.limit} tokens are in flight: try again in {wait:.2f} s"
             return "full", message, wait
-        most = int(ROOM * account.quota.weight * left)
-        if account.in_flight and account.in_flight + tokens > most:
+        whose, held, most = _whose(account), account.in_flight, int(ROOM * account.quota.weight * left)
+        if alone and line.in_flight and line.in_flight + tokens > CONNECTION_ROOM * left:
+            whose, held, most = "this connection", line.in_flight, 0
+        if held and held + tokens > most:
             wait = min(max(queue_seconds(0.0), SOON), LATE)
             return (
                 "share",
-                f"{_whose(account)} has {account.in_flight} of {self.limit} tokens in flight, the rest is "
-                f"kept for others: try again in {wait:.2f} s",
+                f"{whose} has {held} of {self.limit} tokens in flight, the rest is kept for others: "
+                f"try again in {wait:.2f} s",
                 wait,
             )
         return None

@@ -86,8 +86,8 @@ class Engine:
             self._sharing.close(model)
         self._workers.unload(model)
 
-    def queue_seconds(self, model: Model, tenant: str, priority: Priority, coming: float = 0.0) -> float:
-        """About how long a text of this tenant will wait until the run begins that computes it, behind what
+    def queue_seconds(self, model: Model, flow: str, priority: Priority, coming: float = 0.0) -> float:
+        """About how long a text of this flow will wait until the run begins that computes it, behind what
         waits and so many tokens that are coming.
 
         0 where no device is in service: there is nothing to wait for.
@@ -95,7 +95,7 @@ class Engine:
         with self._lock:
             if not self._workers.serving or model not in self._open:
                 return 0.0
-            ahead = self._seconds(model, self._batcher.ahead(tenant, priority), coming)
+            ahead = self._seconds(model, self._batcher.ahead(flow, priority), coming)
             return self._workers.free_seconds(time.monotonic()) + ahead
 
     def pressure(self) -> tuple[float, int, float]:
@@ -121,9 +121,10 @@ class Engine:
         deadline: float | None,
         *,
         tenant: str = "",
+        flow: str = "",
         priority: Priority = "interactive",
     ) -> Computed:
-        """The vectors of `texts`, row i for texts[i].
+        """The vectors of `texts`, row i for texts[i], by turns with other flows; a tenant is one by default.
 
         What still waits at `deadline`, on time.monotonic's clock, is not computed any more; the
         caller has to keep its own timer. A caller that is cancelled takes its texts out of the queue,
@@ -137,7 +138,7 @@ class Engine:
                 raise Unavailable("the server is shutting down: try another one")
             if not self._workers.serving:
                 raise Unavailable(str(OUT_OF_SERVICE))
-            queued = self._queue(ticket, model, texts, tenant, priority)
+            queued = self._queue(ticket, model, texts, tenant, flow or tenant, priority)
             self._workers.notify(queued)
         self._metrics.shared(model, "cache", ticket.remembered)
         self._metrics.shared(model, "in_flight", len(texts) - ticket.remembered - queued)
@@ -154,11 +155,11 @@ class Engine:
         self._workers.stop()
 
     def _queue(
-        self, ticket: Ticket, model: Model, texts: Sequence[Ids], tenant: str, priority: Priority
+        self, ticket: Ticket, model: Model, texts: Sequence[Ids], tenant: str, flow: str, priority: Priority
     ) -> int:
         """Queue what is neither remembered nor on its way; how many texts that are."""
         sharing, batcher, queued = self._sharing, self._batcher, 0
-        flow = batcher.tenant(tenant)
+        flow = batcher.tenant(flow)
         for row, ids in enumerate(texts):
             key = sharing.key(model, ids, tenant)
             vector = sharing.recall(key)

@@ -20,17 +20,27 @@ OTHER = "other"
 STEP = 0.05
 
 
+class Line:
+    """What one flow of a tenant has in flight: its connection's, where the tenant has no name."""
+
+    __slots__ = ("in_flight", "uncounted")
+
+    def __init__(self) -> None:
+        self.in_flight = 0  # tokens, as Admission counts them
+        self.uncounted = 0  # of these, what the tokenizer has not counted yet
+
+
 class Account:
     """What one tenant has in flight, what it may still use, and what its requests have taught, which others
     need not bear."""
 
-    __slots__ = ("_filled", "_level", "in_flight", "margin", "name", "quota", "true", "uncounted")
+    __slots__ = ("_filled", "_level", "in_flight", "lines", "margin", "name", "quota", "true")
 
     def __init__(self, name: str, quota: Quota, now: float) -> None:
         self.name = name  # "" for all those that are one
         self.quota = quota
         self.in_flight = 0  # tokens, as Admission counts them
-        self.uncounted = 0  # of these, what the tokenizer has not counted yet
+        self.lines: dict[str, Line] = {}  # of these, each flow's
         self.true = 1.0  # tokens, of those that are estimated at the door
         self.margin = Margin()
         self._level = self.burst

@@ -29,13 +29,13 @@ from trimtab_server.observing.load import TRAILER, Load
 from trimtab_server.rpc.bounds import bounded
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.intake import Call, Intake
+from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.unread import Unread
 
 log = logging.getLogger(__name__)
 
 # Calls that are no work of the server's: asking after its health, or what it serves.
 UNCOUNTED = ("/grpc.",)
-TENANT_CHARACTERS = 128
 # The calls whose messages hold texts; those of all others have room in this.
 LARGE = frozenset(
     {
@@ -80,7 +80,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self,
         intake: Intake,
         unread: Unread,
-        tenants: "Tenants",
+        tenants: Tenants,
         max_texts: int,
         guard: Guard | None = None,
         load: Load | None = None,
@@ -155,7 +155,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             response = await answered
             if response is not None:  # otherwise they were written, and counted, one by one
                 response = serialize(response)
-                account = self._unread.account(self._tenants.of(context), context.peer())
+                account = self._unread.account(*self._tenants.of(context))
                 context.add_done_callback(lambda _: account.close())  # type: ignore[arg-type]
                 account.add(len(response))
                 account.send()
@@ -206,27 +206,6 @@ def _refusal(error: TrimtabError) -> Any:
         await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
-
-
-class Tenants:
-    """Reads a call's tenant off its credentials, or its metadata, by the key that the configuration names.
-
-    Between tenants the devices are shared fairly. Without credentials, whoever sets the key can be any of
-    them: let a gateway set it where callers are not trusted.
-    """
-
-    def __init__(self, header: str) -> None:
-        self._header = header.lower()  # as gRPC sends it
-
-    def of(self, context: Context) -> str:
-        """The call's tenant; "" where it names none."""
-        caller = access.current()
-        if caller is not access.ANYONE:
-            return caller.name
-        if not self._header:
-            return ""
-        metadata = context.invocation_metadata() or ()
-        return next((str(value) for key, value in metadata if key == self._header), "")[:TENANT_CHARACTERS]
 
 
 def as_trimtab_error(error: Exception) -> TrimtabError:

@@ -16,8 +16,9 @@ from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavai
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.observing.metrics import Count, Metrics
 from trimtab_server.pipeline import Pipeline
-from trimtab_server.rpc.boundary import Context, Tenants, as_trimtab_error, deadline_of, shorten
+from trimtab_server.rpc.boundary import Context, as_trimtab_error, deadline_of, shorten
 from trimtab_server.rpc.kserve_messages import parse, respond, rows
+from trimtab_server.rpc.senders import Sender, Tenants
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 
@@ -162,9 +163,9 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
 
     async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
         """Answers in the order of the requests, as Triton does for models like these."""
-        deadline, tenant = deadline_of(context), self._tenants.of(context)
+        deadline, sender = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
-        account = self._unread.account(tenant, context.peer())
+        account = self._unread.account(*sender)
         answers: asyncio.Queue[tuple[asyncio.Task[bytes], tuple[int, int]] | None] = asyncio.Queue()
 
         async def answer(message: Any) -> bytes:
@@ -174,7 +175,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
 
         async def infer(message: Any) -> Any:
             try:
-                response = await self._infer(message, deadline, tenant)
+                response = await self._infer(message, deadline, sender)
                 final = message.parameters.get("triton_enable_empty_final_response")
                 if final is not None and final.bool_param:
                     response.parameters["triton_final_response"].bool_param = True
@@ -223,9 +224,9 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _infer(self, request: Any, deadline: float | None, tenant: str) -> Any:
+    async def _infer(self, request: Any, deadline: float | None, sender: Sender) -> Any:
         result = await self._pipeline.embed(
-            PROTOCOL, lambda: parse(request, deadline, tenant, self._max_texts)
+            PROTOCOL, lambda: parse(request, deadline, sender, self._max_texts)
         )
         return respond(request, result)
 

@@ -17,6 +17,7 @@ from trimtab.errors import InvalidArgument
 from trimtab.types import Truncate
 from trimtab.vectors import DTYPES, STORAGE, check_dtype
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Role, check_count
+from trimtab_server.rpc.senders import Sender
 
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
 DIGITS = 18  # of a whole number that comes as a string
@@ -82,7 +83,7 @@ def rows(request: Any) -> int:
     return max((tensor.shape[0] for tensor in request.inputs[:1] if tensor.shape), default=0)
 
 
-def parse(request: Any, deadline: float | None, tenant: str, max_texts: int) -> EmbedRequest:
+def parse(request: Any, deadline: float | None, sender: Sender, max_texts: int) -> EmbedRequest:
     """A ModelInferRequest as the pipeline takes it; InvalidArgument names what is wrong with it."""
     parameters = Parameters(request.parameters)
     _wanted(request)
@@ -98,7 +99,8 @@ def parse(request: Any, deadline: float | None, tenant: str, max_texts: int) -> 
         dimensions=parameters.integer("dimensions"),
         dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
         deadline=min((each for each in (deadline, own) if each is not None), default=None),
-        tenant=tenant,
+        tenant=sender.tenant,
+        flow=sender.flow,
         # Triton's priorities: 1 is the highest, and what is left out is the default.
         priority="bulk" if parameters.integer("priority") > 1 else "interactive",
         spaces=(space,) if space else (),

@@ -16,7 +16,8 @@ from trimtab_server.callers import access
 from trimtab_server.encoders.encoder import Encoder
 from trimtab_server.encoders.hubs import Hubness
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
-from trimtab_server.rpc.boundary import Context, Tenants, as_trimtab_error, deadline_of, shorten
+from trimtab_server.rpc.boundary import Context, as_trimtab_error, deadline_of, shorten
+from trimtab_server.rpc.senders import Sender, Tenants
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
@@ -61,10 +62,10 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def EmbedStream(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
     ) -> None:
-        deadline, tenant = deadline_of(context), self._tenants.of(context)
+        deadline, sender = deadline_of(context), self._tenants.of(context)
         window = Window(self._pipeline.limits.max_stream_texts)
         writing = asyncio.Lock()
-        account = self._unread.account(tenant, context.peer())
+        account = self._unread.account(*sender)
 
         async def answer(message: pb.EmbedStreamRequest, taken: tuple[int, int]) -> None:
             outcome = await embed(message)
@@ -79,7 +80,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
         async def embed(message: pb.EmbedStreamRequest) -> bytes:
             try:
-                response = await self._embed(message.request, deadline, tenant)
+                response = await self._embed(message.request, deadline, sender)
                 outcome = pb.EmbedStreamResponse(id=message.id, response=response)
             except Exception as error:
                 outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
@@ -105,8 +106,8 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             raise Unavailable("the server is draining: send what was not answered to another one")
 
     async def Rescore(self, request: pb.RescoreRequest, context: Context) -> pb.RescoreResponse:
-        deadline, tenant = deadline_of(context), self._tenants.of(context)
-        return _rescored(await self._rescorer.rescore(lambda: _parse_rescore(request, deadline, tenant)))
+        deadline, sender = deadline_of(context), self._tenants.of(context)
+        return _rescored(await self._rescorer.rescore(lambda: _parse_rescore(request, deadline, sender)))
 
     async def ListEncoders(
         self, request: pb.ListEncodersRequest, context: Context
@@ -132,8 +133,10 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _embed(self, request: pb.EmbedRequest, deadline: float | None, tenant: str) -> pb.EmbedResponse:
-        return _response(await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline, tenant)))
+    async def _embed(
+        self, request: pb.EmbedRequest, deadline: float | None, sender: Sender
+    ) -> pb.EmbedResponse:
+        return _response(await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline, sender)))
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits
@@ -168,7 +171,7 @@ def _known(choices: Mapping[int, Choice], value: int, name: str, enum: str) -> C
         raise InvalidArgument(f"{name} {value} is not known; see {enum} in trimtab.v1") from None
 
 
-def _parse_rescore(request: pb.RescoreRequest, deadline: float | None, tenant: str) -> RescoreRequest:
+def _parse_rescore(request: pb.RescoreRequest, deadline: float | None, sender: Sender) -> RescoreRequest:
     return RescoreRequest(
         encoder=request.encoder,
         version=request.version,
@@ -178,7 +181,8 @@ def _parse_rescore(request: pb.RescoreRequest, deadline: float | None, tenant: s
         ],
         truncate=_known(TRUNCATES, request.truncate, "truncate", "Truncate"),
         deadline=deadline,
-        tenant=tenant,
+        tenant=sender.tenant,
+        flow=sender.flow,
         priority=_known(PRIORITIES, request.priority, "priority", "Priority"),
     )
 
@@ -205,7 +209,7 @@ def _times(times: Times) -> pb.StageTimes:
     )
 
 
-def _parse(request: pb.EmbedRequest, deadline: float | None, tenant: str) -> EmbedRequest:
+def _parse(request: pb.EmbedRequest, deadline: float | None, sender: Sender) -> EmbedRequest:
     return EmbedRequest(
         encoder=request.encoder,
         version=request.version,
@@ -215,7 +219,8 @@ def _parse(request: pb.EmbedRequest, deadline: float | None, tenant: str) -> Emb
         dimensions=request.dimensions,
         dtype=_known(vectors.FROM_PROTO, request.dtype, "dtype", "DataType"),
         deadline=deadline,
-        tenant=tenant,
+        tenant=sender.tenant,
+        flow=sender.flow,
         priority=_known(PRIORITIES, request.priority, "priority", "Priority"),
         spaces=request.spaces,
         group=request.group,

@@ -78,6 +78,7 @@ class RescoreRequest:
     deadline: float | None  # on time.monotonic's clock
     tenant: str
     priority: Priority
+    flow: str = ""  # with whom it takes turns
 
 
 @dataclass(frozen=True, slots=True)
