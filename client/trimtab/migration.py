@@ -4,7 +4,7 @@ The target is the only record of how far this is: a document is done when the ta
 same text. So a run that was killed at any moment goes on where it was, at most a batch is embedded twice,
 and what was added to the source or changed in it meanwhile is found by the next pass. Passes follow one
 another until one finds nothing to do. The source is only read, and stays the truth about the documents that
-it has.
+it has. A document that cannot be moved is set aside and named in the end; the others move.
 """
 
 import threading
@@ -12,16 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trimtab.bundle import Similarity
+from trimtab import claims
 from trimtab.client import Client
-from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument
+from trimtab.errors import ConfigError, FailedPrecondition, InternalError, InvalidArgument
+from trimtab.exchange import MESSAGE_TEXTS
 from trimtab.progress import Progress
-from trimtab.requests import Options
+from trimtab.requests import unfit
 from trimtab.stores.base import (
     SIMILARITIES,
     Document,
@@ -32,21 +32,23 @@ from trimtab.stores.base import (
     Store,
     check_apart,
     check_form,
-    normalised,
 )
 from trimtab.types import Encoder, Role, Truncate
 
 BATCH = 256
-SAMPLE = 64
 WRITE_SECONDS = 5.0  # a slow run writes this often, however few vectors there are
 MOST_PASSES = 10
-# The same text embedded again by the same encoder, on whatever device: fp16 storage costs some 1e-6.
-SAME_COSINE = 0.999
-SAME_LENGTH = 0.01
-# A store may have been filled by another build of the encoder, and a few of its texts may have changed since.
-CLAIMED_COSINE = 0.98
+MOST_ASIDE = 10_000  # documents set aside; that many are no exceptions
 
 Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A document that was not moved, and why."""
+
+    id: Id
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +57,14 @@ class Outcome:
 
     moved: documents that were embedded. kept: documents of the source that the target has now.
     extra: documents that the target alone has. sampled: vectors that were embedded again to verify them.
+    aside: documents of the source that could not be moved; the target has none of them, or a former text.
     """
 
     moved: int
     kept: int
     extra: int
     sampled: int
+    aside: tuple[Aside, ...] = ()
 
 
 class Pace:
@@ -84,60 +88,6 @@ def target_form(encoder: Encoder) -> Form:
     """What a store for an encoder's vectors must be."""
     similarity = next(known for known in SIMILARITIES if known == encoder.similarity)
     return Form(space=encoder.space, dimensions=encoder.dimensions, similarity=similarity)
-
-
-def bulk(encoder: Encoder, role: Role | None = None, truncate: Truncate = "end") -> Options:
-    """The options for documents: behind live queries, and with prompts as passages where no role is named."""
-    if role is None and (encoder.query_prompt or encoder.passage_prompt):
-        role = "passage"
-    return Options(role=role, truncate=truncate, priority="bulk").pinned(encoder)
-
-
-def check_source(
-    client: Client, source: Store, texts: Mapping[Id, str] | None = None, *, sample: int = SAMPLE
-) -> str:
-    """See that the source's vectors are of the space it claims, where its encoder is served.
-
-    A sample of its texts is embedded again by that encoder. Returns a sentence that says what was found.
-    Raises FailedPrecondition where the vectors are others, or hold NaN.
-    """
-    _check_sample(sample)
-    claimed = source.form.space
-    rows = source.get(source.sample(sample))
-    bad = ~np.isfinite(rows.vectors).all(axis=1)
-    if bad.any():
-        raise FailedPrecondition(
-            f"{source.name}: the vector of document {rows.documents[int(bad.argmax())].id!r} holds NaN or "
-            f"infinity, and {int(bad.sum())} of {len(rows)} sampled do; embed those documents again"
-        )
-    if claimed is None:
-        return f"{source.name} does not name the space of its vectors, which were not checked"
-    encoder = next((each for each in client.encoders() if each.space == claimed), None)
-    if encoder is None:
-        return f"no encoder of space {claimed} is served, so the vectors of {source.name} were not checked"
-    if not len(rows):
-        return f"{source.name} is empty"
-    wanted = bulk(encoder)
-    again = client.embed(
-        [text_of(document, texts, source) for document in rows.documents], **wanted.keywords()
-    )
-    if again.shape != rows.vectors.shape:
-        raise FailedPrecondition(
-            f"{source.name} claims space {claimed}, whose vectors have {again.shape[1]} dimensions, "
-            f"and holds vectors of {rows.vectors.shape[1]}; set right what it claims"
-        )
-    cosines = _cosines(rows.vectors, again)
-    if np.median(cosines) < CLAIMED_COSINE:
-        raise FailedPrecondition(
-            f"{source.name} claims space {claimed}, but {int((cosines < CLAIMED_COSINE).sum())} of "
-            f"{len(cosines)} sampled vectors are not what {encoder.name} {encoder.version} makes of their "
-            f"texts (median cosine {np.median(cosines):.3f}). Set right what it claims; or were prompts left "
-            "out when it was filled, or texts changed since?"
-        )
-    return (
-        f"{len(cosines)} sampled vectors of {source.name} are of the space it claims "
-        f"(median cosine {np.median(cosines):.4f})"
-    )
 
 
 class Reindex:
@@ -168,17 +118,22 @@ class Reindex:
         if batch < 1:
             raise InvalidArgument(f"batch is {batch}; give at least 1")
         self._client, self._source, self._target = client, source, target
-        self._options = bulk(encoder, role, truncate)
+        self._options, self._limits = claims.bulk(encoder, role, truncate), encoder.limits
         self._texts, self._batch, self._pace = texts, batch, Pace(rate)
+        # What the server or the target refused when it came to it: the text, and why.
+        self._refused: dict[Id, tuple[str | None, str]] = {}
 
-    def run(self, *, sample: int = SAMPLE, progress: type[Progress] | None = None) -> Outcome:
+    def run(self, *, sample: int = claims.SAMPLE, progress: type[Progress] | None = None) -> Outcome:
         """Move what is not there yet, pass by pass, and verify the whole.
 
         Where nothing is to do, it does nothing but verify. progress: shows each pass. Raises
         Unavailable where a store or the server goes away, and FailedPrecondition where the verification
-        fails; what was moved until then is kept, and another run goes on from there.
+        fails, or where no document can be moved; what was moved until then is kept, and another run goes on
+        from there.
         """
-        _check_sample(sample)
+        claims.check_sample(sample)
+        self._source.check_ids()
+        self._check_some()
         moved = 0
         for number in range(MOST_PASSES):
             label = "checking" if number else "re-indexing"
@@ -186,132 +141,210 @@ class Reindex:
             with progress(label, "documents", total) if progress else nullcontext() as shown:
                 done = self._pass(shown.advance if shown else lambda count: None)
             moved += done.moved
-            if done.moved == 0:
-                extra = self._target.count() - done.kept
+            if done.moved == 0 and done.seen in {total, self._source.count()}:
+                extra = self._target.count() - done.kept - done.former
                 if extra < 0:
                     break  # somebody deletes from the target
-                return Outcome(moved=moved, kept=done.kept, extra=extra, sampled=self.verify(sample))
+                sampled = claims.verify(self._client, self._target, self._options, self._limits, sample)
+                aside = tuple(Aside(id, reason) for id, reason in done.aside.items())
+                return Outcome(moved=moved, kept=done.kept, extra=extra, sampled=sampled, aside=aside)
         raise FailedPrecondition(
             f"{self._source.name} and {self._target.name} still differ after {number + 1} passes: documents "
-            "change faster than they are embedded. Run again when fewer do"
+            f"change faster than they are embedded. The last pass saw {done.seen:,}, and {self._source.name} "
+            f"counts {self._source.count():,}. Run again when fewer change"
         )
 
-    def verify(self, sample: int = SAMPLE) -> int:
-        """Embed the texts of so many of the target's documents again, and compare; returns how many.
-
-        FailedPrecondition where one has another vector.
-        """
-        rows = self._target.get(self._target.sample(sample))
-        if not len(rows):
-            return 0
-        texts = [document.text or "" for document in rows.documents]
-        again = self._client.embed(texts, **self._options.keywords())
-        same = _same(rows.vectors, again, self._target.form.similarity)
-        if not same.all():
-            first = rows.ids[int(same.argmin())]
+    def _check_some(self) -> None:
+        """FailedPrecondition where no document of a sample can be moved: then something else is wrong."""
+        found = self._source.get(self._source.sample(claims.SAMPLE)).documents
+        documents = [self._wanted(document) for document in found]
+        refusals = [self._refusal(document) for document in documents]
+        if documents and all(refusals):
             raise FailedPrecondition(
-                f"{self._target.name}: {int((~same).sum())} of {len(rows)} sampled vectors are not those "
-                f"of their texts, such as that of document {first!r}. Was it filled with other prompts, or "
-                "by another program? Re-index into a store of another name"
+                f"none of {len(documents)} sampled documents of {self._source.name} can be moved, such as "
+                f"document {documents[0].id!r}: {refusals[0]}"
             )
-        return len(rows)
 
-    def _pass(self, advance: Advance) -> "_Done":
+    def _wanted(self, document: Document) -> Document:
+        """A document of the source as it is to be in the target."""
+        text = document.text if self._texts is None else self._texts.get(document.id)
+        return Document(document.id, text, document.payload if self._target.keeps_payload else {})
+
+    def _refusal(self, document: Document) -> str:
+        """Why a document cannot be moved; "" where it can, as far as is known."""
+        if document.text is None:
+            where = (
+                f"{self._source.name} has no text for it"
+                if self._texts is None
+                else "the file of texts has none for it"
+            )
+            return f"{where}; pass texts by id for all documents"
+        if refusal := self._target.refusal(document):
+            return refusal
+        if refusal := unfit(document.text, self._limits):
+            return f"its text {refusal}"
+        text, reason = self._refused.get(document.id, (None, ""))
+        return reason if text == document.text else ""
+
+    def _pass(self, advance: Advance) -> "_Pass":
         """Walk over the source, and embed what the target does not have, or has with another text."""
-        kept = 0
-        counting = threading.Lock()  # the stream reads its texts in a thread of its own
+        done = _Pass(advance)
+        missing = self._missing(done)
+        again: deque[Document] = deque()
+        while True:
+            feed = _Feed(again, missing)
+            try:
+                self._embed(feed, done)
+                return done
+            except (InvalidArgument, InternalError):
+                left = feed.stop()
+                if feed.failed or not left:
+                    raise
+            # The server refuses a message as a whole: its texts, one by one, tell which it is.
+            for document in left[:MESSAGE_TEXTS]:
+                self._alone(document, done)
+            again.extendleft(reversed(left[MESSAGE_TEXTS:]))
 
-        def count(documents: int) -> None:
-            with counting:
-                advance(documents)
+    def _missing(self, done: "_Pass") -> Iterator[Document]:
+        """What is to be embedded, of the whole source."""
+        for page in self._source.pages(self._batch):
+            documents = [self._wanted(document) for document in page]
+            refusals = [self._refusal(document) for document in documents]
+            sound = [document.id for document, why in zip(documents, refusals, strict=True) if not why]
+            there, payloads = self._target.texts(sound), self._target.payloads(sound)
+            behind = []
+            for document, refusal in zip(documents, refusals, strict=True):
+                done.count(seen=1)
+                if refusal:
+                    self._set_aside(document.id, refusal, done)
+                elif document.id in there and there[document.id] == document.text:
+                    if not document.payload.items() <= payloads.get(document.id, {}).items():
+                        behind.append(document)
+                    done.count(kept=1)
+                else:
+                    self._pace.wait()
+                    yield document
+            self._target.carry(behind)
 
-        def missing() -> Iterator[Document]:
-            nonlocal kept
-            for documents in self._source.pages(self._batch):
-                there = self._target.texts([document.id for document in documents])
-                for document in documents:
-                    text = text_of(document, self._texts, self._source)
-                    if there.get(document.id) == text:
-                        kept += 1
-                        count(1)
-                    else:
-                        self._pace.wait()
-                        yield Document(document.id, text)
-
-        moved = 0
-        sent: deque[Document] = deque()
+    def _embed(self, feed: "_Feed", done: "_Pass") -> None:
+        """Embed what `feed` gives, and write it."""
         ready: list[tuple[Document, Matrix]] = []
         written_at = time.monotonic()
         # What is on its way and what is ready but not written are a batch together: all that a crash costs.
         window = max(1, self._batch // 2)
-        texts = _noted(missing(), sent)
-        with self._client.embed_stream(texts, window=window, **self._options.keywords()) as stream:
-            if stream.encoder.space != self._target.form.space:
-                raise FailedPrecondition(
-                    f"{stream.encoder.name} {stream.encoder.version} makes vectors of space "
-                    f"{stream.encoder.space} by now, and {self._target.name} holds those of space "
-                    f"{self._target.form.space}; name another store"
-                )
-            for vector in stream:
-                ready.append((sent.popleft(), vector))
-                late = time.monotonic() - written_at >= WRITE_SECONDS
-                if late or len(ready) >= self._batch - window:
-                    self._write(ready)
-                    moved += len(ready)
-                    count(len(ready))
-                    ready, written_at = [], time.monotonic()
-        if ready:
-            self._write(ready)
-            count(len(ready))
-        return _Done(moved + len(ready), kept)
+        try:
+            with self._client.embed_stream(feed, window=window, **self._options.keywords()) as stream:
+                if stream.encoder.space != self._target.form.space:
+                    raise FailedPrecondition(
+                        f"{stream.encoder.name} {stream.encoder.version} makes vectors of space "
+                        f"{stream.encoder.space} by now, and {self._target.name} holds those of space "
+                        f"{self._target.form.space}; name another store"
+                    )
+                for vector in stream:
+                    ready.append((feed.sent.popleft(), vector))
+                    late = time.monotonic() - written_at >= WRITE_SECONDS
+                    if late or len(ready) >= self._batch - window:
+                        written, ready, written_at = ready, [], time.monotonic()
+                        self._write(written, done)
+        finally:
+            if ready:
+                self._write(ready, done)
 
-    def _write(self, ready: Sequence[tuple[Document, Matrix]]) -> None:
+    def _alone(self, document: Document, done: "_Pass") -> None:
+        """Embed and write one document, or set it aside where the server refuses it."""
+        try:
+            (vector,) = self._client.embed([document.text or ""], **self._options.keywords())
+        except (InvalidArgument, InternalError) as error:
+            self._refuse(document, f"the server refuses its text: {error}", done)
+        else:
+            self._write([(document, vector)], done)
+
+    def _write(self, ready: Sequence[tuple[Document, Matrix]], done: "_Pass") -> None:
         documents = [document for document, _ in ready]
-        self._target.upsert(Rows(documents, np.stack([vector for _, vector in ready])))
+        try:
+            self._target.upsert(Rows(documents, np.stack([vector for _, vector in ready])))
+        except InvalidArgument as error:
+            if len(ready) == 1:
+                self._refuse(documents[0], str(error), done)
+            else:
+                for each in ready:
+                    self._write([each], done)
+            return
         # Who deletes a document does so in the source, then in the target: perhaps just before this write.
-        still = self._source.texts([document.id for document in documents])
+        still = self._source.present([document.id for document in documents])
         if gone := [document.id for document in documents if document.id not in still]:
             self._target.delete(gone)
+        done.count(moved=len(ready))
+
+    def _refuse(self, document: Document, reason: str, done: "_Pass") -> None:
+        self._refused[document.id] = (document.text, reason)
+        self._set_aside(document.id, reason, done)
+
+    def _set_aside(self, id: Id, reason: str, done: "_Pass") -> None:
+        done.aside[id] = reason
+        done.count(aside=1, former=len(self._target.present([id])))
+        if len(done.aside) > MOST_ASIDE:
+            raise FailedPrecondition(
+                f"more than {MOST_ASIDE:,} documents of {self._source.name} cannot be moved, such as {id!r}: "
+                f"{reason}. See to that first; what was moved stays"
+            )
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """What one pass did: documents that it embedded, and those that were there."""
+@dataclass(slots=True)
+class _Pass:
+    """What one pass did.
 
-    moved: int
-    kept: int
+    seen: documents of the source. moved: those that it embedded. kept: those that were there already.
+    aside: those that cannot be moved, and why. former: how many of these the target has all the same, with a
+    text that they had before.
+    """
 
+    advance: Advance
+    seen: int = 0
+    moved: int = 0
+    kept: int = 0
+    former: int = 0
+    aside: dict[Id, str] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)  # the stream reads in a thread of its own
 
-def _check_sample(sample: int) -> None:
-    if sample < 1:
-        raise InvalidArgument(f"sample is {sample}; give at least 1, so that something is verified")
-
-
-def text_of(document: Document, texts: Mapping[Id, str] | None, source: Store) -> str:
-    """The text of a document of the source; FailedPrecondition where there is none."""
-    text = document.text if texts is None else texts.get(document.id)
-    if text is None:
-        where = f"{source.name} has no text" if texts is None else "the file of texts has none"
-        raise FailedPrecondition(f"{where} for document {document.id!r}; pass texts by id for all documents")
-    return text
-
-
-def _noted(documents: Iterator[Document], sent: deque[Document]) -> Iterator[str]:
-    """The documents' texts, each document noted until its vector is there."""
-    for document in documents:
-        sent.append(document)
-        yield document.text or ""
+    def count(self, *, seen: int = 0, moved: int = 0, kept: int = 0, aside: int = 0, former: int = 0) -> None:
+        """Count what was done."""
+        with self._guard:
+            self.seen += seen
+            self.moved += moved
+            self.kept += kept
+            self.former += former
+            self.advance(moved + kept + aside)
 
 
-def _cosines(left: Matrix, right: Matrix) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = (normalised(left) * normalised(right)).sum(axis=1)
-    return found
+class _Feed(Iterator[str]):
+    """The texts of documents for one stream, each document noted in `sent` until its vector is there.
 
+    again: documents that come first; what is left of them is for the next stream.
+    """
 
-def _same(left: Matrix, right: Matrix, similarity: Similarity) -> NDArray[np.bool_]:
-    """Which rows are the same vector, up to what storage and another device do to it."""
-    same: NDArray[np.bool_] = _cosines(left, right) >= SAME_COSINE
-    if similarity != "cosine":  # otherwise a store may keep directions alone
-        lengths = np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
-        same &= np.abs(lengths - 1) <= SAME_LENGTH
-    return same
+    def __init__(self, again: deque[Document], documents: Iterator[Document]) -> None:
+        self._again, self._documents = again, documents
+        self._open, self._guard = True, threading.Lock()
+        self.sent: deque[Document] = deque()
+        self.failed = False  # where the documents come from
+
+    def __next__(self) -> str:
+        with self._guard:
+            if not self._open:
+                raise StopIteration
+            try:
+                document = self._again.popleft() if self._again else next(self._documents)
+            except StopIteration:
+                raise
+            except BaseException:
+                self.failed = True
+                raise
+            self.sent.append(document)
+            return document.text or ""
+
+    def stop(self) -> list[Document]:
+        """Give out no more; what was given out and has no vector yet."""
+        with self._guard:
+            self._open = False
+            return list(self.sent)

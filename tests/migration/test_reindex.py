@@ -24,7 +24,7 @@ from tests.migration.conftest import address
 from tests.migration.world import OLD, fill
 from tests.serve.server_process import ServerProcess
 from tests.stores.postgres_process import PostgresProcess
-from trimtab import cli, migration
+from trimtab import claims, cli, migration
 from trimtab.stores import Document, Form, Id, Rows, create_store, open_store
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -204,11 +204,11 @@ def test_vectors_that_are_not_of_the_claimed_space(
         assert f"claims space {encoder.space}, but" in said and "median cosine" in said
         assert not target.exists(), "nothing was begun"
     with open_store(f"faiss:{tmp_path / 'right'}") as store:
-        assert "40 sampled vectors" in migration.check_source(client, store)
+        assert "40 sampled vectors" in claims.check_source(client, store)
     wrong_size = f"faiss:{tmp_path / 'size'}"
     fill(wrong_size, ids, texts[:40], Form(space=encoder.space, dimensions=16))
     with open_store(wrong_size) as store, pytest.raises(trimtab.FailedPrecondition, match="384 dimensions"):
-        migration.check_source(client, store)
+        claims.check_source(client, store)
 
 
 def test_vectors_that_are_none(client: trimtab.Client, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_vectors_that_are_none(client: trimtab.Client, tmp_path: Path) -> None:
         open_store(str(tmp_path / "old.npy")) as store,
         pytest.raises(trimtab.FailedPrecondition, match="NaN"),
     ):
-        migration.check_source(client, store, dict.fromkeys(range(20), "text"))
+        claims.check_source(client, store, dict.fromkeys(range(20), "text"))
 
 
 def test_texts_come_from_a_file(
@@ -243,13 +243,13 @@ def test_texts_come_from_a_file(
         check_done(target, ids, texts[:30], client)
     capsys.readouterr()
     (tmp_path / "docs.jsonl").write_bytes(b"\n".join(lines[:-1]))
-    assert run(*command, "--texts", str(tmp_path / "docs.jsonl")) == 1
-    assert "none for document 29" in capsys.readouterr().err
+    assert run(*command, "--texts", str(tmp_path / "docs.jsonl")) == 3
+    assert "document 29: the file of texts has none for it" in capsys.readouterr().err
     (tmp_path / "docs.jsonl").write_bytes(b"\n".join([*lines, lines[0]]))
     assert run(*command, "--texts", str(tmp_path / "docs.jsonl")) == 1
     assert "line 31: the id 0 comes twice" in capsys.readouterr().err
     assert run(*command) == 1
-    assert "old.npy has no text for document" in capsys.readouterr().err
+    assert "old.npy has no text for it" in capsys.readouterr().err
 
 
 def test_stores_that_cannot_be_the_target(
@@ -446,4 +446,4 @@ def test_the_rate_reaches_the_work(
 def test_an_old_form_is_known(client: trimtab.Client, old: str) -> None:
     with open_store(old) as store:
         assert store.form == OLD
-        assert "no encoder of space the-old-space is served" in migration.check_source(client, store)
+        assert "no encoder of space the-old-space is served" in claims.check_source(client, store)

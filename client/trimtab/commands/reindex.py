@@ -12,13 +12,19 @@ not say itself is added, such as #TABLE?text=body&space=0123456789abcdef.
 The old store is only read. The new one is made where there is none, and tells how far the work is: a run that
 stops, for whatever reason, is gone on with by the same command, and one more run when all is done only
 verifies. The server lets live queries go first. Ids and texts stay as they are.
+
+A document that cannot be moved, such as one without a text, stops nothing: it is named at the end, and the
+exit status is then 3.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab import migration, stores, types
+import msgspec
+
+from trimtab import claims, migration, stores, types
 from trimtab.commands import server_options, texts
 from trimtab.errors import TrimtabError
 from trimtab.progress import Progress
@@ -26,6 +32,9 @@ from trimtab.progress import Progress
 SUMMARY = "embed a store's documents again, with another encoder"
 EXTRA = None
 INTERRUPTED = 130  # as shells count a stop by Ctrl-C
+SET_ASIDE = 3  # all is done but for documents that cannot be moved
+SHOWN = 20
+LOOKED_AT = 256  # documents whose payload is looked at
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +60,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="documents under way, which a crash makes it embed again; default: %(default)s",
     )  # fmt: skip
     work.add_argument(
-        "--sample", type=int, metavar="N", default=migration.SAMPLE,
+        "--sample", type=int, metavar="N", default=claims.SAMPLE,
         help="vectors of either store that are embedded again to verify them; default: %(default)s",
+    )  # fmt: skip
+    work.add_argument(
+        "--aside", metavar="FILE", type=Path,
+        help="where to write a line of JSON for each document that cannot be moved: its id, and why",
     )  # fmt: skip
     server_options.declare(parser)
 
@@ -67,11 +80,11 @@ def run(options: argparse.Namespace) -> int:
         stores.open_store(options.source) as source,
     ):
         encoder = client.encoder(options.encoder, options.version)
-        _say(migration.check_source(client, source, by_id, sample=options.sample))
-        first = source.page(None, 1)
+        _say(claims.check_source(client, source, by_id, sample=options.sample))
+        first = source.page(None, LOOKED_AT)
         form = migration.target_form(encoder)
-        example = first[0].id if first else None
-        with stores.create_store(options.target, form, example=example, source=source) as target:
+        with stores.create_store(options.target, form, example=_example(first), source=source) as target:
+            _tell_left(source, target, first)
             work = migration.Reindex(
                 client,
                 source,
@@ -96,7 +109,40 @@ def run(options: argparse.Namespace) -> int:
             )
             if outcome.extra:
                 _say(f"{outcome.extra:,} documents are in {target.name} alone")
-    return 0
+            return _tell_aside(outcome.aside, source.name, options.aside)
+
+
+def _example(documents: Sequence[stores.Document]) -> stores.Id | None:
+    """An id of the kind that most of these have."""
+    ids = [document.id for document in documents]
+    many = sum(isinstance(id, str) for id in ids) > len(ids) / 2
+    return next((id for id in ids if isinstance(id, str) == many), None)
+
+
+def _tell_left(source: stores.Store, target: stores.Store, documents: Sequence[stores.Document]) -> None:
+    """Say what does not move: columns, other vectors, and payload where the target keeps none."""
+    left = list(source.beside)
+    if not target.keeps_payload:
+        left += sorted({key for document in documents for key in document.payload})
+    if left:
+        _say(
+            f"{source.name} keeps {', '.join(left)} beside its documents, which do not move: look them up "
+            "there by id, or copy them"
+        )
+
+
+def _tell_aside(aside: Sequence[migration.Aside], name: str, path: Path | None) -> int:
+    """Name the documents that were not moved; the exit status."""
+    if path is not None:
+        path.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in aside))
+    for each in aside[:SHOWN]:
+        _say(f"not moved: document {each.id!r}: {each.reason}")
+    if len(aside) > SHOWN:
+        _say(f"not moved: {len(aside) - SHOWN:,} more; --aside FILE names all")
+    if not aside:
+        return 0
+    _say(f"{len(aside):,} documents of {name} are not moved, and are found in it alone")
+    return SET_ASIDE
 
 
 def _say(sentence: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from trimtab.errors import ConfigError, InvalidArgument
+from trimtab.stores.base import check_id
 
 FORMATS = ("lines", "jsonl", "parquet")
 _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
@@ -193,9 +194,8 @@ def read_documents(path: Path, id_column: str, text_column: str) -> dict[int | s
         raise ConfigError(f"{path}: ids and texts are read from a .jsonl or a .parquet file")
     rows = _json_rows if kind == "jsonl" else _parquet_rows
     found: dict[int | str, str] = {}
-    for where, (id, text) in rows(path, (id_column, text_column)):
-        if isinstance(id, bool) or not isinstance(id, int | str):
-            raise InvalidArgument(f"{where}: id {id!r} is {type(id).__name__}, not a whole number or text")
+    for where, (given, text) in rows(path, (id_column, text_column)):
+        id = check_id(given, where)
         if id in found:
             raise InvalidArgument(f"{where}: the id {id!r} comes twice")
         found[id] = _text(text, where, text_column)

@@ -6,11 +6,11 @@ given.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias, get_args
+from typing import Any, ClassVar, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ Id: TypeAlias = int | str
 Matrix: TypeAlias = NDArray[np.float32]
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 PAGE = 256
+# What a whole number of 64 bits can be, with a sign or without.
+_LEAST_ID, _MOST_ID = -(2**63), 2**64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +41,11 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """An id, and its text where the store has it."""
+    """An id, its text where the store has it, and what else the store keeps of it, such as a payload."""
 
     id: Id
     text: str | None
+    payload: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,19 @@ class Store(ABC):
 
     name: what messages call it, without credentials.
     form: the space, dimensions and similarity of its vectors.
+    keeps_payload: whether it keeps the payload of documents, too.
+    beside: names of what else lies beside the documents, which moves with none of them.
+
+    A document may be there without a vector, where others write into the store, too: `count`, `page` and
+    `present` know of it, the other calls do not.
 
     Raises Unavailable where the store cannot be reached, and then the same call may be made again later.
     """
 
     name: str
     form: Form
+    keeps_payload: ClassVar[bool] = False
+    beside: Sequence[str] = ()
 
     @abstractmethod
     def identity(self) -> frozenset[Hashable]:
@@ -106,22 +116,48 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, ids: Sequence[Id]) -> Rows:
-        """The documents with these ids and their vectors, in the order of `ids`; the missing are left out."""
+        """The documents with these ids and their vectors, in the order of `ids`; the missing are left out.
+
+        So are those that have no vector.
+        """
 
     @abstractmethod
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
-        """The texts of those of these ids that are there."""
+        """The texts of those of these ids that are there with a vector."""
 
     @abstractmethod
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         """The k documents nearest to `vector`, float32 (d,), the best first."""
 
+    def present(self, ids: Sequence[Id]) -> set[Id]:
+        """Those of these ids that are there, with a vector or without."""
+        return set(self.texts(ids))
+
+    def payloads(self, ids: Sequence[Id]) -> dict[Id, Mapping[str, Any]]:
+        """The payloads of those of these ids that are there, where the store keeps them."""
+        return {}
+
+    def check_ids(self) -> None:  # noqa: B027 (most stores cannot hold others)
+        """FailedPrecondition where walking over the ids would miss documents: they have one id, or none."""
+
+    def refusal(self, document: Document) -> str:
+        """Why the store cannot hold a document; "" where it can."""
+        if fault := id_fault(document.id):
+            return fault
+        fault = text_fault(document.text or "")
+        return f"its text {fault}" if fault else ""
+
     def upsert(self, rows: Rows) -> None:
         """Write documents, over those that have the same ids. On return they are as durable as the store is.
 
-        InvalidArgument, and nothing written, where a vector is not of the store's dimensions or not finite.
+        InvalidArgument, and nothing written, where a vector is not of the store's dimensions or not finite,
+        or where the store cannot hold one of the documents. What else others keep of these documents in the
+        same place stays: payload of other names, other columns, other vectors.
         """
         raise Unimplemented(f"{self.name} can only be read")
+
+    def carry(self, documents: Sequence[Document]) -> None:  # noqa: B027 (most stores keep no payload)
+        """Write the payloads of documents that are there, and leave their vectors and texts."""
 
     def delete(self, ids: Collection[Id]) -> None:
         """Delete the documents with these ids; those missing do not matter."""
@@ -167,6 +203,11 @@ def check_rows(store: Store, rows: Rows) -> Matrix:
             f"the vector of document {rows.documents[first].id!r} holds NaN or infinity, and "
             f"{int(bad.sum())} of {len(rows)} do; {store.name} was not changed. Embed the text again"
         )
+    for document in rows.documents:
+        if refusal := store.refusal(document):
+            raise InvalidArgument(
+                f"{store.name} cannot hold document {document.id!r}: {refusal}. It was not changed"
+            )
     if len(set(rows.ids)) != len(rows):
         raise InvalidArgument(f"two documents for {store.name} have the same id; give each id once")
     return vectors
@@ -195,9 +236,31 @@ def files_identity(*paths: Path) -> frozenset[Hashable]:
 
 def check_id(id: object, where: str) -> Id:
     """`id` where it can be one."""
-    if isinstance(id, bool) or not isinstance(id, int | str):
-        raise InvalidArgument(f"{where}: {id!r} is {type(id).__name__}; an id is a whole number or text")
+    if fault := id_fault(id):
+        raise InvalidArgument(f"{where}: {fault}")
+    if not isinstance(id, int | str):
+        raise TypeError("id_fault lets only whole numbers and text pass")
     return id
+
+
+def id_fault(id: object) -> str:
+    """Why this is no id; "" where it is one: a whole number of 64 bits, or text that UTF-8 can carry."""
+    if isinstance(id, bool) or not isinstance(id, int | str):
+        return f"{id!r} is {type(id).__name__}; an id is a whole number or text"
+    if isinstance(id, int):
+        fits = _LEAST_ID <= id < _MOST_ID
+        return "" if fits else f"{id} is no whole number from -2^63 to 2^64 - 1; use text for such an id"
+    fault = text_fault(id)
+    return f"{id!r} {fault}" if fault else ""
+
+
+def text_fault(text: str) -> str:
+    """What keeps text from being written anywhere; "" where nothing does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds half of a surrogate pair at character {error.start}, which UTF-8 cannot carry"
+    return ""
 
 
 def check_form(found: Form, wanted: Form, name: str) -> None:

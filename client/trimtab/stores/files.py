@@ -7,6 +7,7 @@ others: `docs.parquet#?id=doc&text=body&vector=embedding`. Its key-value metadat
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,16 +162,44 @@ def open_parquet(address: Address) -> FileStore:
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
     ids = [check_id(id, f"{path}, row {row}") for row, id in enumerate(table[names[0]].to_pylist(), 1)]
-    texts = table[names[1]].to_pylist() if names[1] in there else None
+    texts = _texts(table[names[1]], ids, path, names[1]) if names[1] in there else None
     metadata = file.schema_arrow.metadata or {}
     space = metadata.get(b"trimtab_space", b"").decode() or None
-    return FileStore(address, ids, texts, _matrix(table[names[2]], path, names[2]), space)
+    store = FileStore(address, ids, texts, _matrix(table[names[2]], ids, path, names[2]), space)
+    store.beside = [name for name in there if name not in names]
+    return store
 
 
-def _matrix(column: Any, path: Path, name: str) -> Matrix:
-    """A column of lists of numbers, all of one length, as (n, d)."""
-    lengths = {len(value) if value.is_valid else None for value in column}
-    if len(lengths) > 1 or None in lengths:
-        raise InvalidArgument(f"{path}: the vectors in column {name!r} are not all of one length")
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat, np.float32).reshape(len(column), -1)
+def _texts(column: Any, ids: Sequence[Id], path: Path, name: str) -> list[str | None]:
+    texts: list[str | None] = column.to_pylist()
+    for row, text in enumerate(texts):
+        if not isinstance(text, str | None):
+            kind = type(text).__name__
+            raise InvalidArgument(
+                f"{path}, row {row + 1}, document {ids[row]!r}: {name!r} is {kind}, not text"
+            )
+    return texts
+
+
+def _matrix(column: Any, ids: Sequence[Id], path: Path, name: str) -> Matrix:
+    """A column of lists of numbers as (n, d); InvalidArgument, which names a row."""
+    from pyarrow import compute, types
+
+    if not len(column):
+        raise InvalidArgument(f"{path} has no rows")
+    type = column.type
+    lists = types.is_list(type) or types.is_large_list(type) or types.is_fixed_size_list(type)
+    if not lists or not (types.is_floating(type.value_type) or types.is_integer(type.value_type)):
+        raise InvalidArgument(f"{path}: column {name!r} is of type {type}, and holds no lists of numbers")
+    lengths = compute.list_value_length(column).to_pylist()
+    usual = Counter(length for length in lengths if length is not None).most_common(1)
+    wanted = usual[0][0] if usual else 0
+    flat = column.combine_chunks().flatten()
+    for row, length in enumerate(lengths):
+        if length != wanted or (flat.null_count and column[row].values.null_count):
+            found = "no vector" if length is None else f"a vector of {length} numbers"
+            raise InvalidArgument(
+                f"{path}, row {row + 1}, document {ids[row]!r}: {name!r} holds {found}, where others hold "
+                f"{wanted} and none is missing"
+            )
+    return np.asarray(flat.to_numpy(zero_copy_only=False), np.float32).reshape(len(column), -1)

@@ -30,6 +30,7 @@ from trimtab.stores.base import (
     Store,
     check_query,
     check_rows,
+    id_fault,
     space_of,
 )
 
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from psycopg import sql
 
 OPTIONS = ("id", "text", "vector", "space", "similarity", "probes", "ef_search")
-_WHOLE = {"smallint", "integer", "bigint"}
+_WHOLE = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
+# Types whose values do not come back as they went in, and so name nothing.
+_NO_IDS = {"boolean", "bytea", "real", "double precision", "json", "jsonb"}
 _CONNECT_SECONDS = 10
 # How far an approximate index is searched: as the address says, or as the database does, but at least as far
 # as FAISS is. Both kinds go on where that gives too few rows. Without such an index, this does nothing.
@@ -97,6 +100,18 @@ _CLASS_WORDS: dict[str, Similarity] = {
 }
 
 
+# Whether a column of a table names each row, also those of its heirs.
+_UNIQUE = """
+    SELECT EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute AS key ON attrelid = indrelid AND attnum = indkey[0]
+        JOIN pg_class ON pg_class.oid = indrelid
+        WHERE indrelid = to_regclass(%s) AND attname = %s AND attnotnull AND indisunique
+        AND indisvalid AND indnkeyatts = 1 AND indpred IS NULL AND indexprs IS NULL
+        AND (relkind = 'p' OR NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = indrelid))
+    )
+"""
+
+
 class _Comment(msgspec.Struct, frozen=True, kw_only=True):
     """The comment of a table that Trimtab made."""
 
@@ -129,6 +144,7 @@ class PostgresStore(Store):
             "text": options.get("text", "text"),
             "vector": options.get("vector", "embedding"),
         }
+        self._key = names["id"]
         self._names = {role: sql.Identifier(name) for role, name in names.items()}
         try:
             if form is not None:
@@ -161,23 +177,55 @@ class PostgresStore(Store):
         else:
             where = "WHERE {id} > %s::{type} ORDER BY {id} LIMIT %s"
             rows = self._rows("SELECT {id}, {text} FROM {table} " + where, after, size)  # noqa: S608 (two templates)
-        return [Document(_id(id), text) for id, text in rows]
+        return [Document(self._id(id), text) for id, text in rows]
 
     def sample(self, count: int) -> list[Id]:
         rows = self._rows("SELECT {id} FROM {table} ORDER BY random() LIMIT %s", count)
-        return [_id(id) for (id,) in rows]
+        return [self._id(id) for (id,) in rows]
 
     def get(self, ids: Sequence[Id]) -> Rows:
         # As vector, also where the column is a halfvec.
-        found = {_id(row[0]): row for row in self._by_ids("{id}, {text}, {vector}::vector", ids)}
+        rows = self._by_ids("{id}, {text}, {vector}::vector", ids)
+        found = {self._id(row[0]): row for row in rows if row[2] is not None}
         rows = [found[id] for id in ids if id in found]
         vectors = np.empty((len(rows), self.form.dimensions), np.float32)
         for place, row in enumerate(rows):
             vectors[place] = row[2].to_numpy()
-        return Rows([Document(_id(id), text) for id, text, _ in rows], vectors)
+        return Rows([Document(self._id(id), text) for id, text, _ in rows], vectors)
 
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
-        return {_id(id): text for id, text in self._by_ids("{id}, {text}", ids)}
+        rows = self._by_ids("{id}, {text}, {vector} IS NULL", ids)
+        return {self._id(id): text for id, text, bare in rows if not bare}
+
+    def present(self, ids: Sequence[Id]) -> set[Id]:
+        return {self._id(id) for (id,) in self._by_ids("{id}", ids)}
+
+    def check_ids(self) -> None:
+        with self._reaching() as connection:
+            found = connection.execute(_UNIQUE, (self._table.as_string(None), self._key))
+            if found.fetchone() == (True,):
+                return
+        rows, named, distinct = self._rows("SELECT count(*), count({id}), count(DISTINCT {id}) FROM {table}")[
+            0
+        ]
+        if named < rows:
+            raise FailedPrecondition(
+                f"{self.name}: {rows - named:,} of {rows:,} rows have no id (NULL); give each row one, or "
+                "name a view without those rows"
+            )
+        if distinct < named:
+            twice = self._rows("SELECT {id} FROM {table} GROUP BY {id} HAVING count(*) > 1 LIMIT 1")
+            example = f", such as {self._id(twice[0][0])!r}" if twice else ""
+            raise FailedPrecondition(
+                f"{self.name}: {rows:,} rows have {distinct:,} ids, and some share one{example}; name a "
+                f"column whose values differ: #{self._address.item}?id=COLUMN"
+            )
+
+    def refusal(self, document: Document) -> str:
+        if fault := super().refusal(document) or self._id_fault(document.id):
+            return fault
+        nul = "\0" in (document.text or "")
+        return "its text holds a NUL character, which PostgreSQL keeps in no text" if nul else ""
 
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         from pgvector import Vector
@@ -203,14 +251,16 @@ class PostgresStore(Store):
         cosine = self.form.similarity == "cosine"
         one = 1.0 if cosine else 0.0
         hits = [
-            Hit(_id(id), text, one - distance) for id, text, distance in found if not math.isnan(distance)
+            Hit(self._id(id), text, one - distance)
+            for id, text, distance in found
+            if not math.isnan(distance)
         ]
         if cosine and (len(hits) < k or min(hit.score for hit in hits) < 0):
             # A vector of length 0 is at cosine 0. PostgreSQL says NaN, behind all others, and indexes none.
             zeros = self._rows(
                 "SELECT {id}, {text} FROM {table} WHERE {vector} {operator} %s = 'NaN' LIMIT %s", query, k
             )
-            hits += [Hit(_id(id), text, 0.0) for id, text in zeros]
+            hits += [Hit(self._id(id), text, 0.0) for id, text in zeros]
         # Iterative scans of IVFFlat keep the order only nearly.
         return sorted(hits, key=lambda hit: -hit.score)[:k]
 
@@ -225,8 +275,6 @@ class PostgresStore(Store):
         from pgvector import Vector
 
         vectors = check_rows(self, rows)
-        for document in rows.documents:
-            self._check(document)
         values = [
             (document.id, document.text, Vector(vector))
             for document, vector in zip(rows.documents, vectors, strict=True)
@@ -262,29 +310,32 @@ class PostgresStore(Store):
 
     def _fits(self, id: Id) -> bool:
         """Whether the id column could hold this id."""
-        if self._id_type in _WHOLE:
-            return isinstance(id, int)
-        if isinstance(id, int):
-            return False
-        if self._id_type == "uuid":
-            try:
-                uuid.UUID(id)
-            except ValueError:
-                return False
-        return True
+        return not self._id_fault(id)
 
-    def _check(self, document: Document) -> None:
-        """InvalidArgument where the table cannot hold a document."""
-        if not self._fits(document.id):
-            raise InvalidArgument(
-                f"{self.name} has ids of type {self._id_type}, and {document.id!r} is "
-                f"{type(document.id).__name__}; name a table whose ids are of that type"
-            )
-        if "\0" in f"{document.id}{document.text}":
-            raise InvalidArgument(
-                f"document {document.id!r} holds a NUL character, which PostgreSQL keeps in no text; "
-                "take it out where the document comes from"
-            )
+    def _id_fault(self, id: Id) -> str:
+        """Why the id column cannot hold this id, or would give it back as another; "" where it can."""
+        if fault := id_fault(id):
+            return fault
+        most = _WHOLE.get(self._id_type)
+        fits = isinstance(id, int) == (most is not None)
+        if isinstance(id, str):
+            if "\0" in id:
+                return f"{id!r} holds a NUL character, which PostgreSQL keeps in no text"
+            if self._id_type == "bpchar" and id.endswith(" "):
+                return f"{id!r} ends in a blank, which type character does not keep"
+            if self._id_type == "uuid":
+                fits = fits and _is_uuid(id)
+        elif most is not None:
+            fits = -most <= id < most
+        if fits:
+            return ""
+        return f"the table has ids of type {self._id_type}, and {id!r} is none; name one whose ids are such"
+
+    def _id(self, id: Any) -> Id:
+        """The id that stands in a row."""
+        if isinstance(id, int):
+            return id
+        return str(id).rstrip(" ") if self._id_type == "bpchar" else str(id)
 
     def _statement(self, template: LiteralString) -> "sql.Composed":
         """SQL with the names of this table in place of {table}, {id}, ..."""
@@ -346,7 +397,15 @@ class PostgresStore(Store):
         if similarity not in SIMILARITIES:
             raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
         space = space_of(comment.trimtab_space, options.get("space"), self.name)
+        self.beside = [name for name in columns if name not in names.values()]
         self._id_type = columns[names["id"]][0]
+        if self._id_type in _NO_IDS or self._id_type.endswith("[]"):
+            raise ConfigError(
+                f"column {names['id']!r} of {self.name} is {self._id_type}; ids are whole numbers, text or "
+                f"UUIDs. Name another, #{self._address.item}?id=COLUMN, or a view that casts it to text"
+            )
+        if self._id_type == "character":
+            self._id_type = "bpchar"  # which is the type without a length; character would be character(1)
         return Form(space=space, dimensions=dimensions, similarity=similarity)
 
     def _indexed(self, column: str) -> Similarity:
@@ -396,7 +455,7 @@ class PostgresStore(Store):
         with self._guard:
             try:
                 yield self._connect()
-            except psycopg.DataError as error:
+            except _refusals() as error:
                 raise InvalidArgument(f"{self.name} refuses a value: {self._address.scrub(error)}") from None
             except (psycopg.Error, OSError) as error:
                 raise Unavailable(
@@ -404,8 +463,19 @@ class PostgresStore(Store):
                 ) from None
 
 
-def _id(id: Any) -> Id:
-    return id if isinstance(id, int) else str(id)
+def _is_uuid(id: str) -> bool:
+    """Whether this is a UUID as PostgreSQL writes it."""
+    try:
+        return str(uuid.UUID(id)) == id
+    except ValueError:
+        return False
+
+
+def _refusals() -> "tuple[type[psycopg.Error], ...]":
+    """What PostgreSQL says where a row, and not the server, is at fault."""
+    from psycopg import errors
+
+    return (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
 
 
 def _read_comment(text: str | None) -> _Comment:

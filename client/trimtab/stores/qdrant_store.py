@@ -1,17 +1,18 @@
 """Qdrant: a collection of a server, or of a folder that the client itself opens.
 
 A point's payload holds its text under `text` (option `text=NAME`). Qdrant's own ids are whole numbers and
-UUIDs; any other id becomes a UUID made from it, and the payload keeps the id under `_id`. The space stands
-in the collection's metadata, which servers know from 1.16 on. Qdrant keeps vectors at length 1 where they
-are compared by cosine. `ef_search` says how far its index is searched. One process at a time can open a
-folder.
+UUIDs; any other id becomes a UUID made from it, and the payload keeps the id under `trimtab_id`, the one key
+that is Trimtab's. It counts only where the point's UUID is made from it. All other payload is the
+application's: it is carried along, and writing leaves what was there. The space stands in the collection's
+metadata, which servers know from 1.16 on. Qdrant keeps vectors at length 1 where they are compared by cosine.
+`ef_search` says how far its index is searched. One process at a time can open a folder.
 """
 
 import os
 import socket
 import sqlite3
 import uuid
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from trimtab.bundle import Similarity
-from trimtab.errors import ConfigError, FailedPrecondition, NotFound, Unavailable
+from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from trimtab.stores.address import KEY_VARIABLE, Address, whole
 from trimtab.stores.base import (
     Document,
@@ -34,6 +35,7 @@ from trimtab.stores.base import (
     check_query,
     check_rows,
     files_identity,
+    id_fault,
     space_of,
 )
 
@@ -42,8 +44,10 @@ if TYPE_CHECKING:
 
 OPTIONS = ("text", "vector", "space", "ef_search")
 _SPACE = "trimtab_space"
-_ID = "_id"
+_ID = "trimtab_id"
+_FORMER_ID = "_id"  # in collections of before
 _LARGEST = 2**64
+_REFUSED = {400, 413, 422}  # the request, not the server, is at fault
 _PORT = 6333  # where an address names none
 _MOST_POINTS = 100  # points in one upload: a few megabytes at most
 _DISTANCES: dict[str, Similarity] = {
@@ -56,6 +60,8 @@ _DISTANCES: dict[str, Similarity] = {
 
 class QdrantStore(Store):
     """A Qdrant collection."""
+
+    keeps_payload = True
 
     def __init__(self, address: Address, form: Form | None = None) -> None:
         from qdrant_client import models
@@ -97,7 +103,7 @@ class QdrantStore(Store):
                 self._collection,
                 limit=size + 1,
                 offset=start,
-                with_payload=self._fields(),
+                with_payload=True,
                 with_vectors=False,
             )
         documents = [self._document(point) for point in points if start is None or point.id != start]
@@ -110,20 +116,52 @@ class QdrantStore(Store):
                 self._collection,
                 query=models.SampleQuery(sample=models.Sample.RANDOM),
                 limit=count,
-                with_payload=[_ID],
+                with_payload=[_ID, _FORMER_ID],
             )
         return [self._document(point).id for point in found.points]
 
     def get(self, ids: Sequence[Id]) -> Rows:
-        points = self._retrieve(ids, vectors=True)
-        vectors = np.empty((len(points), self.form.dimensions), np.float32)
-        for row, point in enumerate(points):
-            vectors[row] = point.vector[self._using] if self._using is not None else point.vector
-        return Rows([self._document(point) for point in points], vectors)
+        found = [(point, self._vector(point)) for point in self._retrieve(ids, vectors=True)]
+        found = [(point, vector) for point, vector in found if vector is not None]
+        vectors = np.empty((len(found), self.form.dimensions), np.float32)
+        for row, (_, vector) in enumerate(found):
+            vectors[row] = vector
+        return Rows([self._document(point) for point, _ in found], vectors)
 
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
-        documents = [self._document(point) for point in self._retrieve(ids, vectors=False)]
+        models, wanted = self._models, _points(ids)
+        if not wanted:
+            return {}
+        complete = models.Filter(
+            must=[
+                models.HasIdCondition(has_id=wanted),
+                models.HasVectorCondition(has_vector=self._using or ""),
+            ]
+        )
+        with self._reaching():
+            points, _ = self._client.scroll(
+                self._collection, complete, limit=len(wanted), with_payload=self._fields()
+            )
+        documents = [self._document(point) for point in points]
         return {document.id: document.text for document in documents}
+
+    def present(self, ids: Sequence[Id]) -> set[Id]:
+        return {self._document(point).id for point in self._retrieve(ids, fields=self._fields())}
+
+    def payloads(self, ids: Sequence[Id]) -> dict[Id, Mapping[str, Any]]:
+        documents = [self._document(point) for point in self._retrieve(ids)]
+        return {document.id: document.payload for document in documents}
+
+    def refusal(self, document: Document) -> str:
+        if fault := super().refusal(document):
+            return fault
+        taken = [key for key in (self._text, _ID) if key in document.payload]
+        return (
+            f"its payload has a field {taken[0]!r} of its own, where this store keeps the "
+            f"{'text; name another: ?text=NAME' if taken[0] == self._text else 'id; rename it'}"
+            if taken
+            else ""
+        )
 
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         query = check_query(self, vector, k)
@@ -150,17 +188,28 @@ class QdrantStore(Store):
 
     def upsert(self, rows: Rows) -> None:
         vectors = check_rows(self, rows)
-        points = [
-            self._point(document, vector.tolist())
-            for document, vector in zip(rows.documents, vectors, strict=True)
-        ]
-        with self._reaching():
-            for start in range(0, len(points), _MOST_POINTS):
-                self._client.upsert(self._collection, points[start : start + _MOST_POINTS], wait=True)
+        for start in range(0, len(rows), _MOST_POINTS):
+            part = slice(start, start + _MOST_POINTS)
+            self._write(rows.documents[part], vectors[part])
+
+    def carry(self, documents: Sequence[Document]) -> None:
+        models = self._models
+        for start in range(0, len(documents), _MOST_POINTS):
+            operations: list[Any] = [
+                models.SetPayloadOperation(
+                    set_payload=models.SetPayload(
+                        payload=dict(document.payload), points=[point_id(document.id)]
+                    )
+                )
+                for document in documents[start : start + _MOST_POINTS]
+                if document.payload
+            ]
+            with self._reaching():
+                self._client.batch_update_points(self._collection, operations, wait=True)
 
     def delete(self, ids: Collection[Id]) -> None:
-        if ids:
-            points: list[Any] = [point_id(id) for id in ids]
+        points = _points(ids)
+        if points:
             with self._reaching():
                 self._client.delete(self._collection, self._models.PointIdsList(points=points), wait=True)
 
@@ -212,6 +261,7 @@ class QdrantStore(Store):
                 raise ConfigError(
                     f"{self.name} has named vectors ({names}); say which: #{self._collection}?vector=NAME"
                 )
+            self.beside = [name for name in parameters if name != self._using]
             parameters = parameters[self._using]
         elif self._using is not None:
             raise ConfigError(f"{self.name} has no named vectors; leave out vector={self._using}")
@@ -227,37 +277,96 @@ class QdrantStore(Store):
         )
 
     def _fields(self) -> list[str]:
-        return [self._text, _ID]
+        return [self._text, _ID, _FORMER_ID]
 
-    def _retrieve(self, ids: Sequence[Id], *, vectors: bool) -> list[Any]:
+    def _retrieve(
+        self, ids: Sequence[Id], *, vectors: bool = False, fields: list[str] | None = None
+    ) -> list[Any]:
         """The points of those of these ids that are there, in the order of `ids`."""
-        wanted: list[Any] = [point_id(id) for id in ids]
+        wanted = _points(ids)
         if not wanted:
             return []
         asked: Any = vectors if self._using is None or not vectors else [self._using]
         with self._reaching():
             points = self._client.retrieve(
-                self._collection, wanted, with_payload=self._fields(), with_vectors=asked
+                self._collection, wanted, with_payload=fields or True, with_vectors=asked
             )
         found = {point.id: point for point in points}
         return [found[id] for id in wanted if id in found]
 
     def _document(self, point: Any) -> Document:
-        payload = point.payload or {}
-        text = payload.get(self._text)
-        return Document(payload.get(_ID, point.id), text if isinstance(text, str) else None)
+        payload = dict(point.payload or {})
+        id = point.id
+        for key in (_ID, _FORMER_ID):
+            if _made_from(payload.get(key), point.id):
+                id = payload.pop(key)
+        text = payload.pop(self._text, None)
+        return Document(id, text if isinstance(text, str) else None, payload)
 
-    def _point(self, document: Document, vector: list[float]) -> Any:
-        id = point_id(document.id)
-        payload: dict[str, Any] = {} if document.text is None else {self._text: document.text}
-        if id != document.id:
+    def _vector(self, point: Any) -> list[float] | None:
+        """The vector of a point; None where others wrote it without."""
+        found = point.vector
+        if self._using is not None:
+            found = (found or {}).get(self._using)
+        return found or None
+
+    def _write(self, documents: Sequence[Document], vectors: Matrix) -> None:
+        """Write points. Of those that are there, other vectors and other payload stay."""
+        models = self._models
+        points = [
+            models.PointStruct(
+                id=point_id(document.id), vector=self._named(vector), payload=self._own(document)
+            )
+            for document, vector in zip(documents, vectors.tolist(), strict=True)
+        ]
+        with self._reaching():
+            there = self._client.retrieve(
+                self._collection, [point.id for point in points], with_payload=False, with_vectors=False
+            )
+            known = {point.id for point in there}
+            fresh = [point for point in points if point.id not in known]
+            old = [point for point in points if point.id in known]
+            operations: list[Any] = []
+            if fresh:
+                operations.append(models.UpsertOperation(upsert=models.PointsList(points=fresh)))
+            if old:
+                # The vector first: a text that is there says that its vector is.
+                changed: list[Any] = [models.PointVectors(id=each.id, vector=each.vector) for each in old]
+                operations.append(
+                    models.UpdateVectorsOperation(update_vectors=models.UpdateVectors(points=changed))
+                )
+            operations += [
+                models.SetPayloadOperation(
+                    set_payload=models.SetPayload(payload=each.payload, points=[each.id])
+                )
+                for each in old
+                if each.payload
+            ]
+            bare = [each.id for each in old if self._text not in (each.payload or {})]
+            if bare:
+                operations.append(
+                    models.DeletePayloadOperation(
+                        delete_payload=models.DeletePayload(keys=[self._text], points=bare)
+                    )
+                )
+            if operations:
+                self._client.batch_update_points(self._collection, operations, wait=True)
+
+    def _named(self, vector: list[float]) -> Any:
+        return vector if self._using is None else {self._using: vector}
+
+    def _own(self, document: Document) -> dict[str, Any]:
+        """The payload of a document: its own, with the text and, where Qdrant cannot take it, the id."""
+        payload = dict(document.payload)
+        if document.text is not None:
+            payload[self._text] = document.text
+        if point_id(document.id) != document.id:
             payload[_ID] = document.id
-        named: Any = vector if self._using is None else {self._using: vector}
-        return self._models.PointStruct(id=id, vector=named, payload=payload)
+        return payload
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        from qdrant_client.http.exceptions import ApiException
+        from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
         with self._guard:
             try:
@@ -266,6 +375,11 @@ class QdrantStore(Store):
                 raise Unavailable(
                     f"{self.name} cannot be used: {self._address.scrub(error)[:400]}; see to the disk and "
                     "its room, and go on"
+                ) from None
+            except UnexpectedResponse as error:
+                kind = InvalidArgument if error.status_code in _REFUSED else Unavailable
+                raise kind(
+                    f"{self.name} does not answer as it should: {self._address.scrub(error)[:400]}"
                 ) from None
             except (ApiException, OSError, ValueError, RuntimeError) as error:
                 raise Unavailable(
@@ -283,6 +397,16 @@ def point_id(id: Id) -> int | str:
     except ValueError:
         pass
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"str:{id}"))
+
+
+def _points(ids: Collection[Id]) -> list[Any]:
+    """The points of these ids; what is no id is nowhere."""
+    return [point_id(id) for id in ids if not id_fault(id)]
+
+
+def _made_from(id: object, point: int | str) -> bool:
+    """Whether this is the id from which a point's UUID was made. Nobody has such a pair by chance."""
+    return isinstance(id, int | str) and not id_fault(id) and id != point and point_id(id) == point
 
 
 def _connect(address: Address) -> "QdrantClient":
