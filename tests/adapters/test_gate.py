@@ -163,11 +163,13 @@ def test_trap_queries_and_documents_mixed_up(turned: Encoder, minilm: Encoder, f
 # The rules themselves
 
 
-def searched(old: float, adapted: float, cascade: float, reindexed: float, n: int = 1000) -> gate.Searched:
+def searched(
+    old: float, adapted: float, cascade: float, reindexed: float, n: int = 1000, documents: int = 10_000
+) -> gate.Searched:
     def hits(share: float) -> gate.Doubles:
         return (np.arange(n) < share * n).astype(float)
 
-    return gate.Searched(hits(old), hits(adapted), hits(cascade), hits(reindexed), hits(cascade))
+    return gate.Searched(hits(old), hits(adapted), hits(cascade), hits(reindexed), hits(cascade), documents)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,41 @@ def test_verdicts(figures: tuple[float, float, float, float], verdict: str) -> N
     failed = Check(name="something", passed=False, finding="is wrong")
     found, reasons = gate.judge(searched(*figures), [failed], 200)
     assert (found, reasons[0]) == ("re-index", "something: is wrong")
+
+
+@pytest.mark.parametrize(
+    ("documents", "depth", "passed", "good", "fair"),
+    [
+        (1, 1, False, "re-index", "re-index"),
+        (12, 1, False, "re-index", "re-index"),
+        (150, 7, False, "re-index", "re-index"),
+        (199, 9, False, "re-index", "re-index"),
+        (200, 10, True, "cascade", "cascade"),
+        (499, 24, True, "cascade", "cascade"),
+        (500, 25, True, "bridge", "cascade"),
+        (2000, 100, True, "bridge", "cascade"),
+        (4000, 200, True, "bridge", "cascade"),
+        (100_000, 200, True, "bridge", "cascade"),
+    ],
+)
+def test_figures_over_few_documents_do_not_count(
+    documents: int, depth: int, passed: bool, good: str, fair: str
+) -> None:
+    assert gate.cascade_depth(documents) == depth
+    check = gate.few_documents(documents)
+    assert check.passed is passed
+    for adapted, verdict in ((0.80, good), (0.76, fair)):
+        found = searched(0.80, adapted, 0.88, 0.90, documents=documents)
+        assert gate.judge(found, [check], depth)[0] == verdict
+        agreed = searched(1.0, adapted + 0.19, 0.99, 1.0, documents=documents)
+        assert gate.judge_by_agreement(agreed, [check], depth)[0] == verdict
+
+
+def test_trap_a_dozen_documents(turned: Encoder, minilm: Encoder, found: Read) -> None:
+    few = replace(found, texts=found.texts[:12], pairs=[])
+    outcome = fitted(turned, minilm, few).outcome
+    assert outcome.verdict == "re-index"
+    assert any("searched were 12 documents" in reason for reason in outcome.reasons)
 
 
 def test_the_simplest_rung_within_the_interval_wins() -> None:

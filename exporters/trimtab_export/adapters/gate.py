@@ -1,5 +1,11 @@
-"""The gate: which rung is taken, and what may be done with it. By held-out retrieval alone."""
+"""The gate: which rung is taken, and what may be done with it. By held-out retrieval alone.
 
+Over few documents, everything is found among the first k. A ranking by chance finds k of n documents, so a
+figure at depth k counts for a verdict only where k / n is no more than the share that the verdict lets be
+lost: chance alone must not make up for what is missing.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -22,6 +28,8 @@ CASCADE = 0.95
 # Without pairs: how often the document that the old encoder puts first must be among the adapted first ten
 # (or the cascade's candidates).
 AGREE, AGREE_CASCADE = 0.95, 0.97
+CUT = 10
+MOST_CANDIDATES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,32 @@ class Searched:
     cascade: Doubles
     reindexed: Doubles
     candidates: Doubles  # 1 where the right document is among the cascade's candidates
+    documents: int  # that were searched
+
+
+def fewest(depth: int, kept: float) -> int:
+    """Over how many documents a figure at this depth counts for a verdict that wants such a share kept."""
+    return math.ceil(round(depth / (1 - kept), 6))
+
+
+def cascade_depth(documents: int) -> int:
+    """How many candidates a cascade over so many documents is judged with."""
+    return max(1, min(MOST_CANDIDATES, int(round((1 - CASCADE) * documents, 6))))
+
+
+def few_documents(documents: int) -> Check:
+    """Are there documents enough for any verdict that lets the adapter serve?"""
+    wanted = fewest(CUT, CASCADE)
+    passed = documents >= wanted
+    finding = f"searched were {documents:,} documents"
+    return Check(
+        name="documents enough",
+        passed=passed,
+        finding=finding
+        if passed
+        else f"{finding}, and chance alone finds {min(CUT / documents, 1):.0%} of them among the first "
+        f"{CUT}; give {wanted:,} or more, better as many as the index has",
+    )
 
 
 def choose(recalls: Mapping[str, Doubles]) -> tuple[str, dict[str, Interval]]:
@@ -60,7 +94,9 @@ def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict
     if failed:
         return "re-index", (*(f"{check.name}: {check.finding}" for check in failed), *reasons)
     if kept.value >= BRIDGE and kept.low >= BRIDGE_SURELY:
-        return "bridge", (*reasons, "the new encoder's queries may search the old index")
+        if found.documents >= fewest(CUT, BRIDGE):
+            return "bridge", (*reasons, "the new encoder's queries may search the old index")
+        reasons.append(_too_few_for_a_bridge(found.documents))
     if gain.low <= 0:
         return "stay", (
             *reasons,
@@ -80,7 +116,7 @@ def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict
         return "cascade", (
             *reasons,
             cascade,
-            f"by itself the adapter is behind what there is today: rescore the first {depth}",
+            f"by itself the adapter is not known to keep what there is today: rescore the first {depth}",
         )
     return "re-index", (
         *reasons,
@@ -96,22 +132,31 @@ def judge_by_agreement(
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The provisional verdict without pairs: how often the old encoder's first document is found."""
     agreed, within = found.adapted.mean(), found.candidates.mean()
-    reasons = (
+    reasons = [
         "provisional: no pairs were given, so nothing is known of right and wrong answers; give --pairs",
         "the document that the old encoder puts first is among the adapter's first ten for "
         f"{agreed:.1%} of the "
         f"queries, and among its first {depth} for {within:.1%}",
-    )
+    ]
     failed = [check for check in checks if not check.passed]
     if failed:
         return "re-index", (*(f"{check.name}: {check.finding}" for check in failed), *reasons)
     if agreed >= AGREE:
-        return "bridge", reasons
+        if found.documents >= fewest(CUT, BRIDGE):
+            return "bridge", tuple(reasons)
+        reasons.append(_too_few_for_a_bridge(found.documents))
     if within >= AGREE_CASCADE:
-        return "cascade", (*reasons, f"fewer than {AGREE:.0%} in the first ten: rescore the first {depth}")
+        return "cascade", (*reasons, f"no bridge: rescore the first {depth}")
     return "re-index", (
         *reasons,
         f"a bridge wants {AGREE:.0%} in the first ten, a cascade {AGREE_CASCADE:.0%} in all",
+    )
+
+
+def _too_few_for_a_bridge(documents: int) -> str:
+    return (
+        f"no bridge is judged over fewer than {fewest(CUT, BRIDGE):,} documents: over {documents:,}, chance "
+        f"alone finds {CUT / documents:.1%} among the first {CUT}, and a bridge may lose {1 - BRIDGE:.0%}"
     )
 
 

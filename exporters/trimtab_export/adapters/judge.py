@@ -13,14 +13,12 @@ from trimtab_export.adapters import gate, metrics
 from trimtab_export.adapters.calibrate import fit_calibrator
 from trimtab_export.adapters.checks import meaning
 from trimtab_export.adapters.climb import Climbed
+from trimtab_export.adapters.gate import CUT
 from trimtab_export.adapters.maps import Groups, Map
 from trimtab_export.adapters.metrics import Index, Ranks
 
 Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
-
-CASCADE_DEPTH = 200
-CUT = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,7 @@ class Outcome:
     arms: Arms
     against_old: Interval
     against_reindexed: Interval
+    cascade_depth: int
     cascade_against_reindexed: Interval
     calibrator: Calibrator | None
     checks: tuple[Check, ...]
@@ -113,19 +112,20 @@ def judge(
     comparable = test.old.shape[1] == embeddings.shape[1]
     naive = metrics.ranks(embeddings, indexes.old, test.right) if comparable else None
     through = metrics.ranks(adapted, indexes.old, test.right)
-    rescored, candidates = metrics.cascade(
-        adapted, indexes.old, embeddings, indexes.new, test.right, CASCADE_DEPTH
-    )
+    documents = len(indexes.old.rows)
+    depth = gate.cascade_depth(documents)
+    rescored, candidates = metrics.cascade(adapted, indexes.old, embeddings, indexes.new, test.right, depth)
     found = gate.Searched(
         old=metrics.recall(old, CUT),
         adapted=metrics.recall(through, CUT),
         cascade=metrics.recall(rescored, CUT),
         reindexed=metrics.recall(new, CUT),
         candidates=candidates,
+        documents=documents,
     )
-    checked = (*looked, *_pair_checks(old, new, len(indexes.old.rows), by_pairs))
+    checked = (*looked, gate.few_documents(documents), *_pair_checks(old, new, documents, by_pairs))
     say = gate.judge if by_pairs else gate.judge_by_agreement
-    verdict, reasons = say(found, checked, CASCADE_DEPTH)
+    verdict, reasons = say(found, checked, depth)
     return Outcome(
         chosen=chosen,
         rungs=rungs,
@@ -138,6 +138,7 @@ def judge(
         ),
         against_old=metrics.ratio(found.adapted, found.old),
         against_reindexed=metrics.ratio(found.adapted, found.reindexed),
+        cascade_depth=depth,
         cascade_against_reindexed=metrics.ratio(found.cascade, found.reindexed),
         calibrator=fit_calibrator(indexes.adapt(chosen.map, chosen.reads, select), select.old, indexes.old),
         checks=checked,

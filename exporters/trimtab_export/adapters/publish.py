@@ -16,7 +16,7 @@ from trimtab.stores import address as addresses
 from trimtab_export import evaluate, runtime, write
 from trimtab_export.adapters import inputs, maps
 from trimtab_export.adapters.climb import Ground
-from trimtab_export.adapters.judge import CASCADE_DEPTH, Asked, Outcome
+from trimtab_export.adapters.judge import Asked, Outcome
 from trimtab_export.adapters.maps import Map
 from trimtab_export.adapters.request import Request
 from trimtab_export.adapters.split import Split
@@ -81,7 +81,7 @@ def publish(
             against_old=outcome.against_old,
             against_reindexed=outcome.against_reindexed,
             cascade_against_reindexed=outcome.cascade_against_reindexed,
-            cascade_depth=CASCADE_DEPTH,
+            cascade_depth=outcome.cascade_depth,
             rungs=outcome.rungs,
             checks=outcome.checks,
             microseconds_alone=alone,
