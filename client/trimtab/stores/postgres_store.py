@@ -18,6 +18,7 @@ import numpy as np
 
 from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab.stores import postgres_catalogue as catalogue
 from trimtab.stores.address import Address, whole
 from trimtab.stores.base import (
     SIMILARITIES,
@@ -44,79 +45,6 @@ _WHOLE = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 # Types whose values do not come back as they went in, and so name nothing.
 _NO_IDS = {"boolean", "bytea", "real", "double precision", "json", "jsonb"}
 _CONNECT_SECONDS = 10
-# How far an approximate index is searched: as the address says, or as the database does, but at least as far
-# as FAISS is. Both kinds go on where that gives too few rows. Without such an index, this does nothing.
-_SETTINGS = """
-    SELECT
-        set_config('hnsw.ef_search', coalesce(%s::int, greatest(
-            least(%s::int, 1000), 64, nullif(current_setting('hnsw.ef_search', true), '')::int
-        ))::text, true),
-        set_config('hnsw.iterative_scan', 'strict_order', true),
-        set_config('ivfflat.probes', coalesce(%s::int, greatest(
-            16, nullif(current_setting('ivfflat.probes', true), '')::int, (
-                SELECT ceil(sqrt(max(option_value::int)))::int
-                FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid, pg_options_to_table(reloptions)
-                WHERE indrelid = to_regclass(%s) AND option_name = 'lists'
-            )
-        ))::text, true),
-        set_config('ivfflat.iterative_scan', 'relaxed_order', true)
-"""
-# The metrics of the indexes on a column, as the names of their operator classes say.
-_CLASSES = """
-    SELECT DISTINCT opcname FROM pg_index
-    JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
-    JOIN pg_opclass ON pg_opclass.oid = ANY(indclass)
-    WHERE indrelid = to_regclass(%s) AND attname = %s
-"""
-# How each similarity orders rows.
-_OPERATORS: dict[Similarity, LiteralString] = {
-    "cosine": "<=>",
-    "dot": "<#>",
-    "euclidean": "<->",
-    "manhattan": "<+>",
-}
-
-
-# A relation with all that it consists of: the tables behind a view, the partitions and heirs of a table.
-_TABLES = """
-    WITH RECURSIVE part(oid) AS (
-        SELECT to_regclass(%s)::oid
-        UNION
-        SELECT edge.below FROM part JOIN (
-            SELECT ev_class AS above, refobjid AS below FROM pg_rewrite JOIN pg_depend
-            ON classid = 'pg_rewrite'::regclass AND objid = pg_rewrite.oid
-            AND refclassid = 'pg_class'::regclass
-            UNION ALL
-            SELECT inhparent, inhrelid FROM pg_inherits
-        ) AS edge ON edge.above = part.oid
-    )
-    SELECT (SELECT oid FROM pg_database WHERE datname = current_database()), oid FROM part
-"""
-_CLASS_WORDS: dict[str, Similarity] = {
-    "cosine": "cosine",
-    "ip": "dot",
-    "l2": "euclidean",
-    "l1": "manhattan",
-}
-
-
-# Whether a column of a table names each row, also those of its heirs.
-_UNIQUE = """
-    SELECT EXISTS (
-        SELECT FROM pg_index JOIN pg_attribute AS key ON attrelid = indrelid AND attnum = indkey[0]
-        JOIN pg_class ON pg_class.oid = indrelid
-        WHERE indrelid = to_regclass(%s) AND attname = %s AND attnotnull AND indisunique
-        AND indisvalid AND indnkeyatts = 1 AND indpred IS NULL AND indexprs IS NULL
-        AND (relkind = 'p' OR NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = indrelid))
-    )
-"""
-
-
-class _Comment(msgspec.Struct, frozen=True, kw_only=True):
-    """The comment of a table that Trimtab made."""
-
-    trimtab_space: str | None = None
-    similarity: Similarity | None = None
 
 
 class PostgresStore(Store):
@@ -150,7 +78,7 @@ class PostgresStore(Store):
             if form is not None:
                 self._create(form, example)
             self.form = self._describe(names, options)
-            self._operator = _OPERATORS[self.form.similarity]
+            self._operator = catalogue.OPERATORS[self.form.similarity]
         except BaseException:
             self.close()
             raise
@@ -164,7 +92,7 @@ class PostgresStore(Store):
                 found = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()
             except psycopg.Error:  # some services withhold it
                 found = connection.execute("SELECT pg_postmaster_start_time()").fetchone()
-            tables = connection.execute(_TABLES, (table,)).fetchall()
+            tables = connection.execute(catalogue.TABLES, (table,)).fetchall()
         return frozenset(("postgresql", found, *each) for each in tables)
 
     def count(self) -> int:
@@ -202,7 +130,7 @@ class PostgresStore(Store):
 
     def check_ids(self) -> None:
         with self._reaching() as connection:
-            found = connection.execute(_UNIQUE, (self._table.as_string(None), self._key))
+            found = connection.execute(catalogue.UNIQUE, (self._table.as_string(None), self._key))
             if found.fetchone() == (True,):
                 return
         rows, named, distinct = self._rows("SELECT count(*), count({id}), count(DISTINCT {id}) FROM {table}")[
@@ -233,7 +161,7 @@ class PostgresStore(Store):
         query = Vector(check_query(self, vector, k))
         with self._reaching() as connection, connection.transaction():
             told = (self._effort.get("ef_search"), k, self._effort.get("probes"), self._table.as_string(None))
-            connection.execute(_SETTINGS, told)
+            connection.execute(catalogue.SETTINGS, told)
             hits = self._nearest(query, k)
             if len(hits) < k and len(hits) < self._available(k):
                 # An approximate index left some out, and there are more.
@@ -352,7 +280,7 @@ class PostgresStore(Store):
     def _create(self, form: Form, example: Id | None) -> None:
         from psycopg import sql
 
-        comment = _Comment(trimtab_space=form.space, similarity=form.similarity)
+        comment = catalogue.Comment(trimtab_space=form.space, similarity=form.similarity)
         type = "bigint" if isinstance(example, int) else "text"
         with self._reaching() as connection, connection.transaction():
             there = connection.execute("SELECT to_regclass(%s)", (self._table.as_string(connection),))
@@ -392,7 +320,7 @@ class PostgresStore(Store):
             raise ConfigError(
                 f"column {names['vector']!r} of {self.name} has no fixed dimensions; alter it to {type}(N)"
             )
-        comment = _read_comment(found[0][3])
+        comment = catalogue.read_comment(found[0][3])
         similarity = options.get("similarity", comment.similarity) or self._indexed(names["vector"])
         if similarity not in SIMILARITIES:
             raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
@@ -411,9 +339,9 @@ class PostgresStore(Store):
     def _indexed(self, column: str) -> Similarity:
         """The similarity for which the column has an index; cosine where it has none."""
         with self._reaching() as connection:
-            classes = connection.execute(_CLASSES, (self._table.as_string(None), column)).fetchall()
+            classes = connection.execute(catalogue.CLASSES, (self._table.as_string(None), column)).fetchall()
         words = {word for (name,) in classes for word in name.split("_")}
-        found = [similarity for word, similarity in _CLASS_WORDS.items() if word in words]
+        found = [similarity for word, similarity in catalogue.CLASS_WORDS.items() if word in words]
         if len(found) > 1:
             raise ConfigError(
                 f"{self.name} has indexes for {' and '.join(found)}; say by which vectors are compared: "
@@ -476,11 +404,3 @@ def _refusals() -> "tuple[type[psycopg.Error], ...]":
     from psycopg import errors
 
     return (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
-
-
-def _read_comment(text: str | None) -> _Comment:
-    """What the table's comment says of its vectors; nothing, where it is somebody else's."""
-    try:
-        return msgspec.json.decode(text or "{}", type=_Comment)
-    except msgspec.MsgspecError:
-        return _Comment()

@@ -11,7 +11,6 @@ metadata, which servers know from 1.16 on. Qdrant keeps vectors at length 1 wher
 import os
 import socket
 import sqlite3
-import uuid
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab.stores import qdrant_points as points
 from trimtab.stores.address import KEY_VARIABLE, Address, whole
 from trimtab.stores.base import (
     Document,
@@ -35,7 +35,6 @@ from trimtab.stores.base import (
     check_query,
     check_rows,
     files_identity,
-    id_fault,
     space_of,
 )
 
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
 
 OPTIONS = ("text", "vector", "space", "ef_search")
 _SPACE = "trimtab_space"
-_ID = "trimtab_id"
-_FORMER_ID = "_id"  # in collections of before
-_LARGEST = 2**64
 _REFUSED = {400, 413, 422}  # the request, not the server, is at fault
 _PORT = 6333  # where an address names none
 _MOST_POINTS = 100  # points in one upload: a few megabytes at most
@@ -96,17 +92,19 @@ class QdrantStore(Store):
             return self._client.count(self._collection, exact=True).count
 
     def page(self, after: Id | None, size: int) -> list[Document]:
-        start = None if after is None else point_id(after)
+        start = None if after is None else points.point_id(after)
         with self._reaching():
             # The offset is the first that is given, where it is still there.
-            points, _ = self._client.scroll(
+            found, _ = self._client.scroll(
                 self._collection,
                 limit=size + 1,
                 offset=start,
                 with_payload=True,
                 with_vectors=False,
             )
-        documents = [self._document(point) for point in points if start is None or point.id != start]
+        documents = [
+            points.document_of(point, self._text) for point in found if start is None or point.id != start
+        ]
         return documents[:size]
 
     def sample(self, count: int) -> list[Id]:
@@ -116,9 +114,9 @@ class QdrantStore(Store):
                 self._collection,
                 query=models.SampleQuery(sample=models.Sample.RANDOM),
                 limit=count,
-                with_payload=[_ID, _FORMER_ID],
+                with_payload=[points.ID, points.FORMER_ID],
             )
-        return [self._document(point).id for point in found.points]
+        return [points.document_of(point, self._text).id for point in found.points]
 
     def get(self, ids: Sequence[Id]) -> Rows:
         found = [(point, self._vector(point)) for point in self._retrieve(ids, vectors=True)]
@@ -126,10 +124,10 @@ class QdrantStore(Store):
         vectors = np.empty((len(found), self.form.dimensions), np.float32)
         for row, (_, vector) in enumerate(found):
             vectors[row] = vector
-        return Rows([self._document(point) for point, _ in found], vectors)
+        return Rows([points.document_of(point, self._text) for point, _ in found], vectors)
 
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
-        models, wanted = self._models, _points(ids)
+        models, wanted = self._models, points.points_of(ids)
         if not wanted:
             return {}
         complete = models.Filter(
@@ -139,23 +137,25 @@ class QdrantStore(Store):
             ]
         )
         with self._reaching():
-            points, _ = self._client.scroll(
+            found, _ = self._client.scroll(
                 self._collection, complete, limit=len(wanted), with_payload=self._fields()
             )
-        documents = [self._document(point) for point in points]
+        documents = [points.document_of(point, self._text) for point in found]
         return {document.id: document.text for document in documents}
 
     def present(self, ids: Sequence[Id]) -> set[Id]:
-        return {self._document(point).id for point in self._retrieve(ids, fields=self._fields())}
+        return {
+            points.document_of(point, self._text).id for point in self._retrieve(ids, fields=self._fields())
+        }
 
     def payloads(self, ids: Sequence[Id]) -> dict[Id, Mapping[str, Any]]:
-        documents = [self._document(point) for point in self._retrieve(ids)]
+        documents = [points.document_of(point, self._text) for point in self._retrieve(ids)]
         return {document.id: document.payload for document in documents}
 
     def refusal(self, document: Document) -> str:
         if fault := super().refusal(document):
             return fault
-        taken = [key for key in (self._text, _ID) if key in document.payload]
+        taken = [key for key in (self._text, points.ID) if key in document.payload]
         return (
             f"its payload has a field {taken[0]!r} of its own, where this store keeps the "
             f"{'text; name another: ?text=NAME' if taken[0] == self._text else 'id; rename it'}"
@@ -170,7 +170,7 @@ class QdrantStore(Store):
             if len(found) < k and len(found) < self.count():  # the graph of an index did not reach all
                 found = self._nearest(query, k, exact=True)
         sign = -1.0 if self.form.similarity in {"euclidean", "manhattan"} else 1.0
-        documents = [self._document(point) for point in found]
+        documents = [points.document_of(point, self._text) for point in found]
         return [
             Hit(document.id, document.text, sign * point.score)
             for document, point in zip(documents, found, strict=True)
@@ -193,25 +193,21 @@ class QdrantStore(Store):
             self._write(rows.documents[part], vectors[part])
 
     def carry(self, documents: Sequence[Document]) -> None:
-        models = self._models
         for start in range(0, len(documents), _MOST_POINTS):
-            operations: list[Any] = [
-                models.SetPayloadOperation(
-                    set_payload=models.SetPayload(
-                        payload=dict(document.payload), points=[point_id(document.id)]
-                    )
-                )
+            operations = [
+                points.carrying(points.point_id(document.id), dict(document.payload))
                 for document in documents[start : start + _MOST_POINTS]
                 if document.payload
             ]
-            with self._reaching():
-                self._client.batch_update_points(self._collection, operations, wait=True)
+            if operations:
+                with self._reaching():
+                    self._client.batch_update_points(self._collection, operations, wait=True)
 
     def delete(self, ids: Collection[Id]) -> None:
-        points = _points(ids)
-        if points:
+        wanted = points.points_of(ids)
+        if wanted:
             with self._reaching():
-                self._client.delete(self._collection, self._models.PointIdsList(points=points), wait=True)
+                self._client.delete(self._collection, self._models.PointIdsList(points=wanted), wait=True)
 
     def close(self) -> None:
         with self._guard:
@@ -277,31 +273,22 @@ class QdrantStore(Store):
         )
 
     def _fields(self) -> list[str]:
-        return [self._text, _ID, _FORMER_ID]
+        return [self._text, points.ID, points.FORMER_ID]
 
     def _retrieve(
         self, ids: Sequence[Id], *, vectors: bool = False, fields: list[str] | None = None
     ) -> list[Any]:
         """The points of those of these ids that are there, in the order of `ids`."""
-        wanted = _points(ids)
+        wanted = points.points_of(ids)
         if not wanted:
             return []
         asked: Any = vectors if self._using is None or not vectors else [self._using]
         with self._reaching():
-            points = self._client.retrieve(
+            there = self._client.retrieve(
                 self._collection, wanted, with_payload=fields or True, with_vectors=asked
             )
-        found = {point.id: point for point in points}
+        found = {point.id: point for point in there}
         return [found[id] for id in wanted if id in found]
-
-    def _document(self, point: Any) -> Document:
-        payload = dict(point.payload or {})
-        id = point.id
-        for key in (_ID, _FORMER_ID):
-            if _made_from(payload.get(key), point.id):
-                id = payload.pop(key)
-        text = payload.pop(self._text, None)
-        return Document(id, text if isinstance(text, str) else None, payload)
 
     def _vector(self, point: Any) -> list[float] | None:
         """The vector of a point; None where others wrote it without."""
@@ -312,57 +299,24 @@ class QdrantStore(Store):
 
     def _write(self, documents: Sequence[Document], vectors: Matrix) -> None:
         """Write points. Of those that are there, other vectors and other payload stay."""
-        models = self._models
-        points = [
-            models.PointStruct(
-                id=point_id(document.id), vector=self._named(vector), payload=self._own(document)
+        made = [
+            self._models.PointStruct(
+                id=points.point_id(document.id),
+                vector=self._named(vector),
+                payload=points.payload_of(document, self._text),
             )
             for document, vector in zip(documents, vectors.tolist(), strict=True)
         ]
         with self._reaching():
             there = self._client.retrieve(
-                self._collection, [point.id for point in points], with_payload=False, with_vectors=False
+                self._collection, [point.id for point in made], with_payload=False, with_vectors=False
             )
-            known = {point.id for point in there}
-            fresh = [point for point in points if point.id not in known]
-            old = [point for point in points if point.id in known]
-            operations: list[Any] = []
-            if fresh:
-                operations.append(models.UpsertOperation(upsert=models.PointsList(points=fresh)))
-            if old:
-                # The vector first: a text that is there says that its vector is.
-                changed: list[Any] = [models.PointVectors(id=each.id, vector=each.vector) for each in old]
-                operations.append(
-                    models.UpdateVectorsOperation(update_vectors=models.UpdateVectors(points=changed))
-                )
-            operations += [
-                models.SetPayloadOperation(
-                    set_payload=models.SetPayload(payload=each.payload, points=[each.id])
-                )
-                for each in old
-                if each.payload
-            ]
-            bare = [each.id for each in old if self._text not in (each.payload or {})]
-            if bare:
-                operations.append(
-                    models.DeletePayloadOperation(
-                        delete_payload=models.DeletePayload(keys=[self._text], points=bare)
-                    )
-                )
+            operations = points.operations(made, {point.id for point in there}, self._text)
             if operations:
                 self._client.batch_update_points(self._collection, operations, wait=True)
 
     def _named(self, vector: list[float]) -> Any:
         return vector if self._using is None else {self._using: vector}
-
-    def _own(self, document: Document) -> dict[str, Any]:
-        """The payload of a document: its own, with the text and, where Qdrant cannot take it, the id."""
-        payload = dict(document.payload)
-        if document.text is not None:
-            payload[self._text] = document.text
-        if point_id(document.id) != document.id:
-            payload[_ID] = document.id
-        return payload
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -385,28 +339,6 @@ class QdrantStore(Store):
                 raise Unavailable(
                     f"{self.name} does not answer as it should: {self._address.scrub(error)[:400]}"
                 ) from None
-
-
-def point_id(id: Id) -> int | str:
-    """The id that Qdrant takes: whole numbers and UUIDs as they are, a UUID made from any other."""
-    if isinstance(id, int):
-        return id if 0 <= id < _LARGEST else str(uuid.uuid5(uuid.NAMESPACE_OID, f"int:{id}"))
-    try:
-        if str(uuid.UUID(id)) == id:
-            return id
-    except ValueError:
-        pass
-    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"str:{id}"))
-
-
-def _points(ids: Collection[Id]) -> list[Any]:
-    """The points of these ids; what is no id is nowhere."""
-    return [point_id(id) for id in ids if not id_fault(id)]
-
-
-def _made_from(id: object, point: int | str) -> bool:
-    """Whether this is the id from which a point's UUID was made. Nobody has such a pair by chance."""
-    return isinstance(id, int | str) and not id_fault(id) and id != point and point_id(id) == point
 
 
 def _connect(address: Address) -> "QdrantClient":

@@ -1,0 +1,89 @@
+"""What is asked of PostgreSQL's own catalogue, and what a table's comment says."""
+
+from typing import LiteralString
+
+import msgspec
+
+from trimtab.bundle import Similarity
+
+# How far an approximate index is searched: as the address says, or as the database does, but at least as far
+# as FAISS is. Both kinds go on where that gives too few rows. Without such an index, this does nothing.
+SETTINGS = """
+    SELECT
+        set_config('hnsw.ef_search', coalesce(%s::int, greatest(
+            least(%s::int, 1000), 64, nullif(current_setting('hnsw.ef_search', true), '')::int
+        ))::text, true),
+        set_config('hnsw.iterative_scan', 'strict_order', true),
+        set_config('ivfflat.probes', coalesce(%s::int, greatest(
+            16, nullif(current_setting('ivfflat.probes', true), '')::int, (
+                SELECT ceil(sqrt(max(option_value::int)))::int
+                FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid, pg_options_to_table(reloptions)
+                WHERE indrelid = to_regclass(%s) AND option_name = 'lists'
+            )
+        ))::text, true),
+        set_config('ivfflat.iterative_scan', 'relaxed_order', true)
+"""
+# The metrics of the indexes on a column, as the names of their operator classes say.
+CLASSES = """
+    SELECT DISTINCT opcname FROM pg_index
+    JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
+    JOIN pg_opclass ON pg_opclass.oid = ANY(indclass)
+    WHERE indrelid = to_regclass(%s) AND attname = %s
+"""
+# How each similarity orders rows.
+OPERATORS: dict[Similarity, LiteralString] = {
+    "cosine": "<=>",
+    "dot": "<#>",
+    "euclidean": "<->",
+    "manhattan": "<+>",
+}
+
+
+# A relation with all that it consists of: the tables behind a view, the partitions and heirs of a table.
+TABLES = """
+    WITH RECURSIVE part(oid) AS (
+        SELECT to_regclass(%s)::oid
+        UNION
+        SELECT edge.below FROM part JOIN (
+            SELECT ev_class AS above, refobjid AS below FROM pg_rewrite JOIN pg_depend
+            ON classid = 'pg_rewrite'::regclass AND objid = pg_rewrite.oid
+            AND refclassid = 'pg_class'::regclass
+            UNION ALL
+            SELECT inhparent, inhrelid FROM pg_inherits
+        ) AS edge ON edge.above = part.oid
+    )
+    SELECT (SELECT oid FROM pg_database WHERE datname = current_database()), oid FROM part
+"""
+CLASS_WORDS: dict[str, Similarity] = {
+    "cosine": "cosine",
+    "ip": "dot",
+    "l2": "euclidean",
+    "l1": "manhattan",
+}
+
+
+# Whether a column of a table names each row, also those of its heirs.
+UNIQUE = """
+    SELECT EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute AS key ON attrelid = indrelid AND attnum = indkey[0]
+        JOIN pg_class ON pg_class.oid = indrelid
+        WHERE indrelid = to_regclass(%s) AND attname = %s AND attnotnull AND indisunique
+        AND indisvalid AND indnkeyatts = 1 AND indpred IS NULL AND indexprs IS NULL
+        AND (relkind = 'p' OR NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = indrelid))
+    )
+"""
+
+
+class Comment(msgspec.Struct, frozen=True, kw_only=True):
+    """The comment of a table that Trimtab made."""
+
+    trimtab_space: str | None = None
+    similarity: Similarity | None = None
+
+
+def read_comment(text: str | None) -> Comment:
+    """What the table's comment says of its vectors; nothing, where it is somebody else's."""
+    try:
+        return msgspec.json.decode(text or "{}", type=Comment)
+    except msgspec.MsgspecError:
+        return Comment()

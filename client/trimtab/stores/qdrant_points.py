@@ -1,0 +1,82 @@
+"""Documents as Qdrant's points, and back; and what is written of a point that is there already."""
+
+import uuid
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from trimtab.stores.base import Document, Id, id_fault
+
+# The one key of a payload that is Trimtab's: the id of a point whose UUID was made from it.
+ID = "trimtab_id"
+FORMER_ID = "_id"  # in collections of before
+_LARGEST = 2**64
+
+
+def point_id(id: Id) -> int | str:
+    """The id that Qdrant takes: whole numbers and UUIDs as they are, a UUID made from any other."""
+    if isinstance(id, int):
+        return id if 0 <= id < _LARGEST else str(uuid.uuid5(uuid.NAMESPACE_OID, f"int:{id}"))
+    try:
+        if str(uuid.UUID(id)) == id:
+            return id
+    except ValueError:
+        pass
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"str:{id}"))
+
+
+def points_of(ids: Collection[Id]) -> list[Any]:
+    """The points of these ids; what is no id is nowhere."""
+    return [point_id(id) for id in ids if not id_fault(id)]
+
+
+def _made_from(id: object, point: int | str) -> bool:
+    """Whether this is the id from which a point's UUID was made. Nobody has such a pair by chance."""
+    return isinstance(id, int | str) and not id_fault(id) and id != point and point_id(id) == point
+
+
+def document_of(point: Any, text_key: str) -> Document:
+    """A point as a document; all payload but the text and our id is the application's."""
+    payload = dict(point.payload or {})
+    id = point.id
+    for key in (ID, FORMER_ID):
+        if _made_from(payload.get(key), point.id):
+            id = payload.pop(key)
+    text = payload.pop(text_key, None)
+    return Document(id, text if isinstance(text, str) else None, payload)
+
+
+def payload_of(document: Document, text_key: str) -> dict[str, Any]:
+    """The payload of a document: its own, with the text and, where Qdrant cannot take it, the id."""
+    payload = dict(document.payload)
+    if document.text is not None:
+        payload[text_key] = document.text
+    if point_id(document.id) != document.id:
+        payload[ID] = document.id
+    return payload
+
+
+def operations(points: Sequence[Any], known: Collection[Any], text_key: str) -> list[Any]:
+    """What writes these points. Of the `known` ones, which are there, other vectors and payload stay."""
+    from qdrant_client import models
+
+    fresh = [point for point in points if point.id not in known]
+    old = [point for point in points if point.id in known]
+    found: list[Any] = []
+    if fresh:
+        found.append(models.UpsertOperation(upsert=models.PointsList(points=fresh)))
+    if old:
+        # The vector first: a text that is there says that its vector is.
+        changed: list[Any] = [models.PointVectors(id=each.id, vector=each.vector) for each in old]
+        found.append(models.UpdateVectorsOperation(update_vectors=models.UpdateVectors(points=changed)))
+    found += [carrying(each.id, each.payload) for each in old if each.payload]
+    if bare := [each.id for each in old if text_key not in (each.payload or {})]:
+        gone = models.DeletePayload(keys=[text_key], points=bare)
+        found.append(models.DeletePayloadOperation(delete_payload=gone))
+    return found
+
+
+def carrying(id: Any, payload: dict[str, Any]) -> Any:
+    """What writes these fields of a point's payload, and leaves the others."""
+    from qdrant_client import models
+
+    return models.SetPayloadOperation(set_payload=models.SetPayload(payload=payload, points=[id]))
