@@ -193,7 +193,7 @@ class AsyncClient:
         given = list(candidates) if not isinstance(candidates, str | bytes) else candidates
 
         async def attempt(limits: Limits) -> Scores:
-            steps = rescoring(query, given, texts is not None, options, limits)
+            steps = rescoring(query, given, texts, options, limits)
             answer: pb.RescoreResponse | Sequence[str] | None = None
             while True:
                 try:

@@ -224,14 +224,16 @@ class Client:
 
         `candidates` are texts; with `texts`, they are ids, whose vectors the server remembers from call to
         call (by the caller's tenant), and `texts` tells the text of an id that it does not: a mapping, or a
-        function from a list of ids to the list of their texts. A text that has changed wants a new id.
+        function from a list of ids to the list of their texts. With a mapping, a text that has changed under
+        its id is noticed, and scored; with a function, which is not called for what is remembered, it wants
+        a new id.
         """
         options = Options(encoder=encoder, version=version, truncate=truncate, priority=priority)
         deadline, key = self._deadline(timeout), (encoder, version)
         given = list(candidates) if not isinstance(candidates, str | bytes) else candidates
 
         def attempt(limits: Limits) -> Scores:
-            steps = rescoring(query, given, texts is not None, options, limits)
+            steps = rescoring(query, given, texts, options, limits)
             answer: pb.RescoreResponse | Sequence[str] | None = None
             while True:
                 try:

@@ -4,6 +4,7 @@ Both clients drive the generator `rescoring` and only move what it yields: a req
 to it, or Missing for texts.
 """
 
+import hashlib
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -17,7 +18,7 @@ from trimtab.types import Limits
 from trimtab.v1 import encoder_pb2 as pb
 
 # What a candidate takes of a message beside its id and its text, and a request beside its strings.
-_CANDIDATE_OVERHEAD = 16
+_CANDIDATE_OVERHEAD = 34
 _REQUEST_OVERHEAD = 64
 
 Scores: TypeAlias = NDArray[np.float32]
@@ -37,6 +38,7 @@ class _Candidate:
     id: str
     text: str | None
     place: int  # among all candidates
+    digest: bytes = b""
 
     def size(self, room: int) -> int:
         """The most bytes that it takes of a message."""
@@ -44,7 +46,7 @@ class _Candidate:
         return _CANDIDATE_OVERHEAD + len(self.id.encode()) + text
 
     def message(self) -> pb.Candidate:
-        return pb.Candidate(id=self.id, text=self.text)
+        return pb.Candidate(id=self.id, text=self.text, digest=b"" if self.text is not None else self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,11 @@ class _Origin:
 
 
 def rescoring(
-    query: str, candidates: Iterable[str], by_id: bool, options: Options, limits: Limits
+    query: str, candidates: Iterable[str], texts: AsyncTexts | None, options: Options, limits: Limits
 ) -> Generator[pb.RescoreRequest | Missing, pb.RescoreResponse | Sequence[str], Scores]:
-    """The scores of all candidates in their order, float32 (n,); candidates are texts, or ids of texts.
+    """The scores of all candidates in their order, float32 (n,); candidates are texts, or ids of `texts`.
 
+    Where `texts` is a mapping, an id goes with its text's digest, so that a text that has changed is noticed.
     With ids only what the server does not remember is asked for by Missing, and sent to it. Each round
     either scores candidates or learns texts, so that it ends however often the server forgets.
     """
@@ -67,9 +70,7 @@ def rescoring(
     given = check_texts(candidates)
     scores = np.empty(len(given), np.float32)
     origin: _Origin | None = None
-    parts = [
-        [_Candidate(each, None, n) if by_id else _Candidate("", each, n) for n, each in enumerate(given)]
-    ]
+    parts = [[_candidate(each, n, texts) for n, each in enumerate(given)]]
     while parts:
         part, *rest = _split(parts.pop(), query, options, limits)
         parts.extend(reversed(rest))
@@ -87,8 +88,8 @@ def rescoring(
         origin, options = answered, replace(options, encoder=answered.encoder, version=answered.version)
         if response.missing:
             missing = list(dict.fromkeys(_missing(part, response)))
-            texts = yield Missing(missing)
-            known = _known(missing, texts)
+            answer = yield Missing(missing)
+            known = _known(missing, answer)
             parts.append([replace(each, text=known.get(each.id, each.text)) for each in part])
             continue
         if len(response.scores) != 4 * len(part):
@@ -97,6 +98,18 @@ def rescoring(
             )
         scores[[each.place for each in part]] = np.frombuffer(response.scores, "<f4")
     return scores
+
+
+def digest_of(text: str) -> bytes:
+    """What tells a candidate's text from another under the same id: 16 bytes."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
+
+
+def _candidate(given: str, place: int, texts: AsyncTexts | None) -> _Candidate:
+    if texts is None:
+        return _Candidate("", given, place)
+    text = texts.get(given) if isinstance(texts, Mapping) else None
+    return _Candidate(given, None, place, digest_of(text) if isinstance(text, str) else b"")
 
 
 def look_up(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:

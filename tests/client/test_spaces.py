@@ -208,7 +208,7 @@ def test_it_ends_with_every_score_whatever_the_server_forgets(
 ) -> None:
     limits = Limits(max_texts=max_texts, max_text_bytes=100, max_message_bytes=max_bytes)
     texts = {f"id-{number}": f"{number} " + "x" * 20 * number for number in range(16)}
-    steps = rescoring(QUERY, [f"id-{number}" for number in numbers], True, Options(), limits)
+    steps = rescoring(QUERY, [f"id-{number}" for number in numbers], lambda ids: [], Options(), limits)
     known: set[str] = set()
     rounds = 0
     try:

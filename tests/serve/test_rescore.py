@@ -108,6 +108,28 @@ def test_what_is_remembered_belongs_to_the_tenant(
         np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
 
 
+async def test_another_text_under_its_id_is_seen(server: ServerProcess) -> None:
+    texts = {"same": "quarterly tax report", "moving": "a cat"}
+    with trimtab.Client(server.url, timeout=100) as client:
+        first = client.rescore("a cat", ["same", "moving"], texts=texts)
+        assert first[1] == pytest.approx(1, abs=1e-4)
+        texts["moving"] = "quarterly tax report"
+        second = client.rescore("a cat", ["same", "moving"], texts=texts)
+        assert second[0] == first[0] and second[1] == pytest.approx(first[0], abs=1e-4)
+        # A function is not called for what is remembered.
+        np.testing.assert_allclose(client.rescore("a cat", ["moving"], texts=lambda ids: ["x"]), second[1:])
+        # Cut elsewhere, a long text has another vector.
+        long = "a cat " + "quarterly tax report " * 400 + "the moon"
+        ends = [
+            client.rescore("the moon", ["long"], texts={"long": long}, truncate=cut)
+            for cut in ("end", "start")
+        ]
+        assert abs(float(ends[0][0] - ends[1][0])) > 1e-3
+    texts["moving"] = "a cat"
+    async with trimtab.AsyncClient(server.url, timeout=100) as client:
+        assert (await client.rescore("a cat", ["moving"], texts=texts))[0] == pytest.approx(1, abs=1e-4)
+
+
 def test_a_text_takes_the_place_of_what_was_remembered(server: ServerProcess) -> None:
     with grpc.insecure_channel(server.url) as channel:
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
@@ -145,6 +167,11 @@ def test_without_a_memory_texts_are_asked_for_each_time(strict: ServerProcess, e
             ["candidates[1]", "id"],
         ),
         ({"candidates": [pb.Candidate(id="x" * 513)]}, "INVALID_ARGUMENT", ["candidates[0]", "513", "512"]),
+        (
+            {"candidates": [pb.Candidate(id="x", digest=b"short")]},
+            "INVALID_ARGUMENT",
+            ["a digest of 5 bytes"],
+        ),
         ({"candidates": [pb.Candidate(text="a")] * 5}, "INVALID_ARGUMENT", ["5 candidates", "takes 4"]),
         ({"candidates": [pb.Candidate(text="a" * 301)]}, "INVALID_ARGUMENT", ["candidates[0]", "301 bytes"]),
         ({"query": "a" * 301}, "INVALID_ARGUMENT", ["query[0]", "301 bytes"]),

@@ -5,9 +5,9 @@ take a gigabyte and seconds. A valid request has few fields, whatever its size; 
 depth, and the count ends at the limit. Which count it is that is too high the request's own checks say, where
 they can; all that they walk is bounded here.
 
-The count refuses no valid request: one with `max_texts` texts has a field for each (a candidate has three:
-itself, its id, its text; a raw tensor none), and some dozens beside them, where there is room for hundreds. A
-message so short that it cannot hold too many fields, of two bytes at least, is not looked at.
+The count refuses no valid request: one with `max_texts` texts has a field for each (a candidate has four:
+itself, its id, its text, its digest; a raw tensor none), and some dozens beside them, where there is room for
+hundreds. A message so short that it cannot hold too many fields, of two bytes at least, is not looked at.
 """
 
 from collections.abc import Callable, Mapping

@@ -177,7 +177,8 @@ def _parse_rescore(request: pb.RescoreRequest, deadline: float | None, sender: S
         version=request.version,
         query=request.query,
         candidates=[
-            Candidate(each.id, each.text if each.HasField("text") else None) for each in request.candidates
+            Candidate(each.id, each.text if each.HasField("text") else None, each.digest)
+            for each in request.candidates
         ],
         truncate=_known(TRUNCATES, request.truncate, "truncate", "Truncate"),
         deadline=deadline,

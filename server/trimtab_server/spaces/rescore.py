@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import InvalidArgument
+from trimtab.rescoring import digest_of
 from trimtab.types import Truncate
 from trimtab_server import outputs
 from trimtab_server.batching.batch import Priority
@@ -22,48 +23,54 @@ from trimtab_server.pipeline import Pipeline, Times
 # By this name the metrics know it, beside the protocols of embedding.
 PROTOCOL = "rescore"
 MAX_ID_BYTES = 512
+DIGEST_BYTES = 16
 # What a remembered vector costs beside its numbers and its key's strings: the objects that hold them.
 ENTRY_BYTES = 400
 
 Vector: TypeAlias = NDArray[np.float32]
-Key: TypeAlias = tuple[str, str, str]  # space, tenant, id
+Key: TypeAlias = tuple[str, str, Truncate, str]  # space, tenant, how texts are cut, id
 
 
 class Memory:
-    """Vectors of candidates by space, tenant and id, the least lately used of which go."""
+    """Vectors of candidates by space, tenant, cut and id, the least lately used of which go."""
 
     def __init__(self, cache_bytes: int) -> None:
         self.bytes = 0
         self._most = cache_bytes
-        self._vectors: OrderedDict[Key, Vector] = OrderedDict()
+        self._vectors: OrderedDict[Key, tuple[Vector, bytes]] = OrderedDict()
 
-    def recall(self, key: Key) -> Vector | None:
-        """The vector remembered under this key."""
-        vector = self._vectors.get(key)
-        if vector is not None:
-            self._vectors.move_to_end(key)
+    def recall(self, key: Key, digest: bytes = b"") -> Vector | None:
+        """The vector remembered under this key; None, too, where it is that of a text with another digest."""
+        vector, of = self._vectors.get(key, (None, b""))
+        if vector is None or digest not in (b"", of):
+            return None
+        self._vectors.move_to_end(key)
         return vector
 
-    def remember(self, key: Key, vector: Vector) -> None:
-        """Remember a vector of one's own under this key, in place of what was there."""
+    def remember(self, key: Key, vector: Vector, digest: bytes) -> None:
+        """Remember a vector of one's own, and its text's digest, in place of what was under this key."""
         self._forget(key)
-        self._vectors[key] = vector
+        self._vectors[key] = vector, digest
         self.bytes += _size(key, vector)
         while self.bytes > self._most:
             self._forget(next(iter(self._vectors)))
 
     def _forget(self, key: Key) -> None:
-        vector = self._vectors.pop(key, None)
+        vector, _ = self._vectors.pop(key, (None, b""))
         if vector is not None:
             self.bytes -= _size(key, vector)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A text to score, an id under which its vector is remembered, or both."""
+    """A text to score, an id under which its vector is remembered, or both.
+
+    digest: of the text that is meant, where only the id is given; empty for whatever is remembered.
+    """
 
     id: str
     text: str | None
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +114,10 @@ class Rescorer:
     ) -> RescoreResult:
         candidates, prompts = request.candidates, encoder.manifest.prompts
         self._check(encoder, request)
-        keys = [(encoder.manifest.space, request.tenant, each.id) for each in candidates]
+        space, cut = encoder.manifest.space, request.truncate
+        keys = [(space, request.tenant, cut, each.id) for each in candidates]
         vectors = [
-            self.memory.recall(key) if each.text is None else None
+            self.memory.recall(key, each.digest) if each.text is None else None
             for key, each in zip(keys, candidates, strict=True)
         ]
         wanted = [place for place, vector in enumerate(vectors) if vector is None]
@@ -125,7 +133,8 @@ class Rescorer:
             for place, vector in zip(wanted, computed[1:], strict=True):
                 vectors[place] = vector
                 if candidates[place].id:
-                    self.memory.remember(keys[place], vector.copy())  # a view would keep all the rows
+                    digest = digest_of(candidates[place].text or "")
+                    self.memory.remember(keys[place], vector.copy(), digest)  # a view would keep all the rows
             matrix = np.array(vectors, np.float32)
             scores = outputs.scores(computed[0], matrix, encoder.manifest.similarity)
             times = self._pipeline.answered(encoder, rows, protocol, begun)
@@ -145,6 +154,12 @@ class Rescorer:
                     f"this server takes {MAX_ID_BYTES}: send a shorter one"
                 )
 
+            if len(each.digest) not in (0, DIGEST_BYTES):
+                raise InvalidArgument(
+                    f"candidates[{place}] has a digest of {len(each.digest)} bytes: send the first "
+                    f"{DIGEST_BYTES} of its text's SHA-256, or none"
+                )
+
 
 def _size(key: Key, vector: Vector) -> int:
-    return ENTRY_BYTES + sum(map(len, key)) + vector.nbytes
+    return ENTRY_BYTES + DIGEST_BYTES + sum(map(len, key)) + vector.nbytes
