@@ -361,6 +361,9 @@ def test_a_file_that_exists_is_only_replaced_on_demand(
 ) -> None:
     output = write(tmp_path / "out.jsonl", ["precious"])
     assert "pass --overwrite" in refused(run, capsys, source, "--output", output)
+    (tmp_path / "link.jsonl").symlink_to(output)
+    same = ("--output", tmp_path / "link.jsonl", "--overwrite", "--format", "lines")
+    assert "is what is read" in refused(run, capsys, output, *same)
     assert output.read_text() == "precious\n"
     assert run(source, "--output", output, "--overwrite") == 0
     assert output.read_text().startswith('{"row":0')

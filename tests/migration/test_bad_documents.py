@@ -93,6 +93,8 @@ def test_the_run_ends_with_their_names(
     source, target = f"faiss:{tmp_path / 'old'}", f"faiss:{tmp_path / 'new'}"
     fill(source, [f"doc-{id}" for id in ALL], ["x" * 20_000] * 25 + TEXTS[25:])
     command = ["--from", source, "--to", target, "--url", fake.url]  # type: ignore[attr-defined]
+    assert run(*command, "--aside", str(tmp_path / "none" / "aside.jsonl")) == 1
+    assert "the folder does not exist" in capsys.readouterr().err
     assert run(*command, "--aside", str(tmp_path / "aside.jsonl")) == 3
     said = capsys.readouterr().err
     assert "not moved: document 'doc-0': its text has 20,000 bytes" in said

@@ -115,6 +115,8 @@ def run(options: argparse.Namespace) -> int:
         vector_files.complete(output)
     if output is not None and output.exists() and not options.overwrite:
         raise ConfigError(f"{output} exists; pass --overwrite to replace it")
+    if output is not None and options.file is not None and texts.same_file(output, options.file):
+        raise ConfigError(f"{output} is what is read; name another file for the vectors")
     source = texts.open_texts(options.file, options.format, options.column)
     with server_options.connect(options) as client:
         if output is None:

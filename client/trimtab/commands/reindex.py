@@ -24,9 +24,9 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab import claims, migration, stores, types
+from trimtab import claims, durable, migration, stores, types
 from trimtab.commands import server_options, texts
-from trimtab.errors import TrimtabError
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.progress import Progress
 
 SUMMARY = "embed a store's documents again, with another encoder"
@@ -72,6 +72,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Re-index, and return the exit status."""
+    if options.aside is not None and not options.aside.absolute().parent.is_dir():
+        raise ConfigError(f"--aside {options.aside}: the folder does not exist")
+    if (
+        options.aside is not None
+        and options.texts is not None
+        and texts.same_file(options.aside, options.texts)
+    ):
+        raise ConfigError(f"--aside {options.aside} is what is read; name another file")
     by_id = None
     if options.texts is not None:
         by_id = texts.read_documents(options.texts, options.id_column, options.text_column)
@@ -134,7 +142,7 @@ def _tell_left(source: stores.Store, target: stores.Store, documents: Sequence[s
 def _tell_aside(aside: Sequence[migration.Aside], name: str, path: Path | None) -> int:
     """Name the documents that were not moved; the exit status."""
     if path is not None:
-        path.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in aside))
+        durable.replace(path, b"".join(msgspec.json.encode(each) + b"\n" for each in aside))
     for each in aside[:SHOWN]:
         _say(f"not moved: document {each.id!r}: {each.reason}")
     if len(aside) > SHOWN:

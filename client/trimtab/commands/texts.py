@@ -16,6 +16,11 @@ _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq
 _BOM = b"\xef\xbb\xbf"
 
 
+def same_file(left: Path, right: Path) -> bool:
+    """Whether both are there and one file, through links of either kind."""
+    return left.exists() and right.exists() and left.samefile(right)
+
+
 @dataclass(frozen=True, slots=True)
 class Texts:
     """What is to be embedded: the texts in order, and how many they are where the file says so."""
