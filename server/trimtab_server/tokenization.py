@@ -5,7 +5,8 @@ import asyncio
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from trimtab.errors import InternalError, InvalidArgument
@@ -20,6 +21,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # A job holds so many texts and characters: a large request is cut into jobs, so that others get in between.
 JOB_TEXTS = 32
 JOB_CHARACTERS = 1 << 16
+# A text of more may take a second, where it cannot be cut: it has a thread of its own.
+LONG_CHARACTERS = 1 << 14
 # One text of so few characters is tokenised at once: a thread would take longer to wake up.
 INLINE_CHARACTERS = 256
 STOP_SECONDS = 1.0
@@ -37,6 +40,11 @@ class _Job:
     @property
     def characters(self) -> int:
         return sum(map(len, self.texts))
+
+    @property
+    def long(self) -> bool:
+        """Whether one text may take as long as many requests do."""
+        return any(len(text) > LONG_CHARACTERS for text in self.texts)
 
 
 class _Jobs:
@@ -80,14 +88,15 @@ class _Jobs:
 
 
 class Tokenization:
-    """The threads that tokenise."""
+    """The threads that tokenise: so many, and one more for long texts, behind which nobody else waits."""
 
     def __init__(self, threads: int) -> None:
-        self._jobs = _Jobs()
+        self._jobs, self._long = _Jobs(), _Jobs()
         self._loop = asyncio.get_running_loop()
+        work = [(f"tokenizer-{number}", self._jobs) for number in range(threads)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"tokenizer-{number}", daemon=True)
-            for number in range(threads)
+            threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True)
+            for name, jobs in (*work, ("long-texts", self._long))
         ]
         for thread in self._threads:
             thread.start()
@@ -106,7 +115,9 @@ class Tokenization:
                 raise _failure(error) from error
             return _fitting(read, tokenizer, how)
         jobs = [_Job(tokenizer, part, how, self._loop.create_future()) for part in _parts(texts)]
-        self._jobs.put(flow, jobs)
+        for queue, long in ((self._jobs, False), (self._long, True)):
+            if of_it := [job for job in jobs if job.long is long]:
+                queue.put(flow, of_it)
         try:
             read = [tokens for job in jobs for tokens in await job.future]
         finally:
@@ -117,16 +128,17 @@ class Tokenization:
     @property
     def waiting(self) -> int:
         """How many jobs wait for a thread."""
-        return len(self._jobs)
+        return len(self._jobs) + len(self._long)
 
     def stop(self) -> None:
         """Stop the threads, each after what it is doing; one that hangs is left behind."""
         self._jobs.close()
+        self._long.close()
         for thread in self._threads:
             thread.join(STOP_SECONDS)
 
-    def _work(self) -> None:
-        while jobs := self._jobs.take():
+    def _work(self, queue: _Jobs) -> None:
+        while jobs := queue.take():
             # A job whose caller has gone is not worth the work.
             wanted = [each for each in jobs if not each.future.cancelled()]
             for kind in {(each.tokenizer, each.how) for each in wanted}:
@@ -136,12 +148,14 @@ class Tokenization:
         try:
             read = iter(tokenizer.read([text for job in jobs for text in job.texts], how))
             results = [[next(read) for _ in job.texts] for job in jobs]
-        except (
-            BaseException
-        ) as error:  # a panic of the library's is no Exception, and must not end the thread
-            self._loop.call_soon_threadsafe(_fail, jobs, error)
+        except BaseException as error:  # a panic of the library's is no Exception, and ends no thread
+            self._tell(_fail, jobs, error)
         else:
-            self._loop.call_soon_threadsafe(_deliver, jobs, results)
+            self._tell(_deliver, jobs, results)
+
+    def _tell(self, act: Callable[..., None], jobs: list[_Job], what: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped without this thread
+            self._loop.call_soon_threadsafe(act, jobs, what)
 
 
 def _fitting(read: Sequence[Tokens], tokenizer: Tokenizer, how: Truncate) -> list[Ids]:

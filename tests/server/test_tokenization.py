@@ -114,6 +114,19 @@ async def test_a_caller_that_left_does_not_disturb_the_others(path: Path) -> Non
     tokenization.stop()
 
 
+async def test_nobody_waits_behind_long_texts(path: Path) -> None:
+    """Of one flow, too: a text of a few hundred characters is done while long ones are under way."""
+    tokenization = Tokenization(1)
+    tokenizer = Tokenizer(path, LIMIT)
+    long = asyncio.create_task(tokenization.encode(tokenizer, ["x" * (1 << 16)] * 60, "end"))
+    await asyncio.sleep(0)  # it has queued its jobs
+    await tokenization.encode(tokenizer, ["a few words " * 40], "end")
+    assert tokenization.waiting > 10 and not long.done()
+    long.cancel()
+    await asyncio.wait([long])
+    tokenization.stop()
+
+
 async def test_who_sends_much_does_not_keep_others_waiting(path: Path) -> None:
     """Of two flows the second, which sends little, is done while the first has most of its work to do."""
     tokenization = Tokenization(1)
@@ -125,3 +138,26 @@ async def test_who_sends_much_does_not_keep_others_waiting(path: Path) -> None:
     flood.cancel()
     await asyncio.wait([flood])
     tokenization.stop()
+
+
+def test_a_thread_that_ends_after_the_loop_ends_quietly(path: Path) -> None:
+    """The server does not wait for it, and its late result is discarded."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Late(Tokenizer):
+        def read(self, texts: Sequence[str], how: Truncate) -> list[Tokens]:
+            begun.set()
+            assert go_on.wait(60)
+            return super().read(texts, how)
+
+    async def run() -> Tokenization:
+        tokenization = Tokenization(1)
+        waiting = asyncio.create_task(tokenization.encode(Late(path, LIMIT), ["a", "b"], "end"))
+        await asyncio.to_thread(begun.wait, 60)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        return tokenization
+
+    tokenization = asyncio.run(run())
+    go_on.set()
+    tokenization.stop()  # an exception of a thread would fail the test
