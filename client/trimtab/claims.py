@@ -32,7 +32,8 @@ def check_source(
 ) -> str:
     """See that the source's vectors are of the space it claims, where its encoder is served.
 
-    A sample of its texts is embedded again by that encoder. Returns a sentence that says what was found.
+    A sample of its texts is embedded again by that encoder. Returns a sentence that says what was found,
+    and whether the store ranks these vectors as they are meant to be compared.
     Raises FailedPrecondition where the vectors are others, where most hold NaN, or where ids do not tell all
     documents apart.
     """
@@ -72,8 +73,27 @@ def check_source(
     besides = f"; {bad} more hold NaN or infinity" if bad else ""
     return (
         f"{len(cosines)} sampled vectors of {source.name} are of the space it claims "
-        f"(median cosine {np.median(cosines):.4f}){besides}"
+        f"(median cosine {np.median(cosines):.4f}){besides}{_ranked(source, encoder, rows.vectors, again)}"
     )
+
+
+def _ranked(source: Store, encoder: Encoder, stored: Matrix, again: Matrix) -> str:
+    """Why the store ranks its vectors otherwise than the encoder's are compared; "" where it does not.
+
+    stored, again: (n, d). At length 1, cosine, dot product and Euclidean distance rank alike.
+    """
+    kept, meant = source.form.similarity, encoder.similarity
+    lengths = np.linalg.norm(again, axis=1)
+    ratio = float(np.median(np.linalg.norm(stored, axis=1) / np.where(lengths > 0, lengths, 1)))
+    if kept != "cosine" and abs(ratio - 1) > SAME_LENGTH:
+        return (
+            f"; but they are {ratio:.3g} times as long as {encoder.name}'s, and similarity {kept}, by which "
+            f"{source.name} ranks them, looks at lengths"
+        )
+    unit = bool((np.abs(lengths - 1) <= SAME_LENGTH).all())
+    if kept != meant and not (unit and {kept, meant} <= {"cosine", "dot", "euclidean"}):
+        return f"; but {source.name} compares them by {kept}, and {encoder.name}'s are made for {meant}"
+    return ""
 
 
 def verify(client: Client, store: Store, options: Options, limits: Limits, sample: int = SAMPLE) -> int:
