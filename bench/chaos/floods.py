@@ -25,9 +25,9 @@ CREDENTIALS = ("open", "refused", "tenant")
 MIB = 1 << 20
 # What docs/configuration.md says that each costs.
 CONNECTION_BYTES = 100 << 10
-CALL_BYTES = (64 << 10) + (48 << 10)
-WAITING_CALL_BYTES = 20 << 10
-TOKEN_BYTES = 256
+CALL_BYTES = 112 << 10
+WAITING_CALL_BYTES = 32 << 10
+TOKEN_BYTES = 4 * 128
 MOST_MEMORY, MOST_TIME = 1.5, 3.0
 # Without any limit but these, a server has room in so much.
 SERVER_BYTES = 4 << 30

@@ -26,7 +26,9 @@ class Live:
         from trimtab.v1 import encoder_pb2
         from trimtab_server.app import App
         from trimtab_server.config import Config, Engine, Limits, Server
+        from trimtab_server.rpc import pace
 
+        pace.INTERVAL_SECONDS = 0.0  # wrong input comes as fast as it may
         (folder / "models").mkdir()
         replicas.copy_of(known.bundle(), folder / "models")
         ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", tenant_header="tenant")

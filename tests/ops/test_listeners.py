@@ -12,7 +12,7 @@ from tests.serve.server_process import free_port, serve
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-from trimtab_server.config import Config, Server
+from trimtab_server.config import Config, Limits, Server
 from trimtab_server.devices import cores
 from trimtab_server.rpc import listeners
 
@@ -83,13 +83,14 @@ def test_more_connections_than_allowed_are_closed_as_they_come(
 
 
 def test_a_port_takes_no_more_connections_than_there_are_files(caplog: pytest.LogCaptureFixture) -> None:
-    config = Config()
+    limits = Limits(max_connections=4096)
+    config = Config(limits=limits)
     assert listeners.within(config, 1 << 20) is listeners.within(config, resource.RLIM_INFINITY) is config
     assert not caplog.messages
     assert listeners.within(config, 1256).limits.max_connections == 1000
     assert "raise it to 4352" in caplog.messages[0]
     ports = Server(admin_address="127.0.0.1:1", health_address="127.0.0.1:2")
-    assert listeners.within(Config(server=ports), 1256).limits.max_connections == 333
+    assert listeners.within(Config(server=ports, limits=limits), 1256).limits.max_connections == 333
     with pytest.raises(ConfigError, match="the limit of open files is 256"):
         listeners.within(config, 256)
 

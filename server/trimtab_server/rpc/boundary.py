@@ -29,6 +29,7 @@ from trimtab_server.observing.load import TRAILER, Load
 from trimtab_server.rpc.bounds import bounded
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.intake import Call, Intake
+from trimtab_server.rpc.pace import Pace
 from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.unread import Unread
 
@@ -91,6 +92,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._max_texts = max_texts
         self._guard = guard
         self._load = load
+        self._pace = Pace()
         self._wrapped: dict[str, Any] = {}
         self._draining = False
         self._calls = 0
@@ -114,11 +116,11 @@ class Boundary(grpc.aio.ServerInterceptor):
             try:
                 access.enter(self._guard.admit(method, handler_call_details.invocation_metadata))
             except TrimtabError as error:
-                return _refusal(error)
+                return self._refusal(error)
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
-            if handler is None:
-                return None  # an unknown method: UNIMPLEMENTED, and not remembered
+            if handler is None:  # and not remembered
+                return self._refusal(Unimplemented("this server has no such method: see docs/protocols.md"))
             self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
 
@@ -163,9 +165,16 @@ class Boundary(grpc.aio.ServerInterceptor):
             return response
 
         async def called(requests: Any, context: Context) -> Any:
+            peer = context.peer()
             try:
-                with self._open(context.peer(), counted) as call:
-                    return await answer(call, context)
+                with self._open(peer, counted) as call:
+                    if method not in LARGE:
+                        await self._pace.wait(peer)
+                    try:
+                        return await answer(call, context)
+                    finally:
+                        if not call.heard:  # it was taken back, or never meant anything
+                            await self._pace.wait(peer)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
@@ -182,6 +191,15 @@ class Boundary(grpc.aio.ServerInterceptor):
             called, response_serializer=lambda each: each if isinstance(each, bytes) else serialize(each)
         )
 
+    def _refusal(self, error: TrimtabError) -> Any:
+        """Answers a call of any kind with the error, before a message is read."""
+
+        async def refuse(requests: Any, context: Context) -> None:
+            await self._pace.wait(context.peer())
+            await abort(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
     @contextlib.contextmanager
     def _open(self, peer: str, counted: bool) -> Iterator[Call]:
         """A call is open: Unavailable while the server drains, ResourceExhausted where it has no room."""
@@ -196,16 +214,6 @@ class Boundary(grpc.aio.ServerInterceptor):
                 self._calls -= counted
                 if not self._calls:
                     self._idle.set()
-
-
-def _refusal(error: TrimtabError) -> Any:
-    """Answers a call of any kind with the error. As a handler of streams, since those of single messages are
-    called only when the message has been read."""
-
-    async def refuse(requests: Any, context: Context) -> None:
-        await abort(context, error)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def as_trimtab_error(error: Exception) -> TrimtabError:
