@@ -119,6 +119,16 @@ def failing_if(condition: str, source: str, result: str) -> list[Node]:
     ]
 
 
+def length_is(tokens: int) -> tuple[list[Node], dict[str, Any]]:
+    """The bool `exact`: whether the texts are padded to just so many tokens."""
+    nodes = [
+        helper.make_node("Shape", ["input_ids"], ["shape"]),
+        helper.make_node("Gather", ["shape", "axis"], ["length"]),
+        helper.make_node("Equal", ["length", "wanted"], ["exact"]),
+    ]
+    return nodes, {"axis": np.array(1), "wanted": np.array(tokens)}
+
+
 SINGLE = {"single": np.zeros(1, np.float32)}
 
 
@@ -129,6 +139,11 @@ def looping() -> bytes:
 def looping_when_long(tokens: int) -> bytes:
     nodes, constants = length_at_least(tokens)
     return encoder([*nodes, *endless("long", "unit", "end")], result="end", constants=constants)
+
+
+def looping_at(tokens: int) -> bytes:
+    nodes, constants = length_is(tokens)
+    return encoder([*nodes, *endless("exact", "unit", "end")], result="end", constants=constants)
 
 
 def raising_when_long(tokens: int) -> bytes:

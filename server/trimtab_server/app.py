@@ -19,6 +19,7 @@ from trimtab.errors import ConfigError
 from trimtab.signatures import Signers
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server.admission.admission import Admission
+from trimtab_server.batching.batch import Model
 from trimtab_server.batching.batcher import Batcher
 from trimtab_server.batching.cost import Measured
 from trimtab_server.batching.engine import Engine
@@ -121,16 +122,18 @@ class App:
 
         places = places or parse(config.devices)
         self._stage = Stage(places[0], config.engine.load_seconds) if real else None
+        engine = config.engine
         self._engine = Engine(
             batcher, sharing,
             [
-                Device(place, home(place), measured, config.engine.max_resident_bytes)
+                Device(place, home(place), measured, engine.max_resident_bytes, engine.hang_seconds)
                 for place in places
             ],
             self._metrics,
             hang_seconds=config.engine.hang_seconds,
             load_seconds=config.engine.load_seconds,
             serving=self._devices_changed,
+            retired=self._model_retired,
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
@@ -249,6 +252,9 @@ class App:
     def _devices_changed(self, serving: bool) -> None:
         self._served = serving
         self._announce()
+
+    def _model_retired(self, model: Model, why: str) -> None:
+        self.repository.retire(model, why)
 
     def _announce(self) -> None:
         """Tell everyone who asks what can be served now: nothing at all while no device is in service."""

@@ -30,11 +30,14 @@ class Progress:
         self.at = time.monotonic()
         self.given_up = False
 
-    def step(self) -> None:
-        """It gets on; from any thread. Raises where it was given up: its result would be kept by nobody."""
+    def step(self, more: float = 0.0) -> None:
+        """It gets on, and may take so many seconds more than others for its next step; from any thread.
+
+        Raises where it was given up: its result would be kept by nobody.
+        """
         if self.given_up:
             raise RuntimeError("it was given up")
-        self.at = time.monotonic()
+        self.at = time.monotonic() + more
 
 
 class _Thread:
@@ -86,6 +89,7 @@ async def run(
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     progress = progress or Progress()
+    progress.step()
 
     def body() -> None:
         result: Any = None
@@ -128,11 +132,11 @@ async def run(
     raise FailedPrecondition(f"{what} did not get on for {seconds:g} s, and was given up")
 
 
-def step() -> None:
-    """What runs on this thread gets on."""
+def step(more: float = 0.0) -> None:
+    """What runs on this thread gets on: as `Progress.step`."""
     progress: Progress | None = getattr(_local, "progress", None)
     if progress is not None:
-        progress.step()
+        progress.step(more)
 
 
 def _deliver(future: "asyncio.Future[Any]", result: object, error: Exception | None) -> None:

@@ -183,6 +183,8 @@ LATE = {
     "late-looping": (hostile.looping_adapter(-0.2), "1" * 16),
     "late-raising": (hostile.raising_adapter(-0.2), "2" * 16),
 }
+# An encoder that passes its rehearsal, and loops at texts of so many words.
+LATE_ENCODER, LATE_WORDS = "late", 5
 SETS_OFF = " ".join(["w48"] * 50)
 
 
@@ -203,5 +205,6 @@ def make(repository: Path) -> None:
             (path / adapters.MANIFEST).write_bytes(msgspec.json.encode(described))
     for name, (map, space) in LATE.items():
         adapters_made.adapter(repository, name, source, msgspec.structs.replace(target, space=space), map)
+    hostile.bundle(repository, LATE_ENCODER, hostile.looping_at(LATE_WORDS + 2))
     for name, (changes, _) in ENCODERS.items():
         hostile.bundle(repository, name, **changes)

@@ -17,7 +17,7 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
 from trimtab_server.batching.batch import Ids, Model
-from trimtab_server.config import Config, Engine, Server, Sharing, Versions
+from trimtab_server.config import Config, Engine, Limits, Server, Sharing, Versions
 from trimtab_server.devices.places import Place
 from trimtab_server.devices.process import PROGRAM
 
@@ -35,10 +35,11 @@ class Rig:
     behave: Behaviour | None = None  # called before each run; it may raise, or wait
     runs: list[tuple[str, list[int]]] = field(default_factory=list)  # device, lengths
     opened: list[tuple[Model, str]] = field(default_factory=list)
+    ill: set[str] = field(default_factory=set)  # encoders whose runs all fail
 
     def open(self, model: Model, place: Place) -> "FakeSession":
         self.opened.append((model, str(place)))
-        return FakeSession(self, str(place))
+        return FakeSession(self, str(place), model.encoder)
 
     def texts_of(self, device: str) -> int:
         return sum(len(lengths) for name, lengths in self.runs if name == device)
@@ -66,15 +67,18 @@ class Rig:
 class FakeSession:
     """Vectors that name their text, where the rig lets it run."""
 
-    def __init__(self, rig: Rig, device: str) -> None:
+    def __init__(self, rig: Rig, device: str, encoder: str) -> None:
         self.rig = rig
         self.device = device
+        self.encoder = encoder
 
     def run(self, ids: Sequence[Ids]) -> np.ndarray:
         if self.rig.app is not None:
             self.rig.runs.append((self.device, [len(each) for each in ids]))
             if self.rig.behave is not None:
                 self.rig.behave(self.device, ids)
+            if self.encoder in self.rig.ill:
+                raise RuntimeError("this encoder is ill")
         return np.stack([fingerprint(each) for each in ids])
 
 
@@ -103,12 +107,15 @@ class Client:
     health: health_pb2_grpc.HealthStub
     tokenizer: tokenizers.Tokenizer
 
-    def embed(self, *texts: str, tenant: str = "", timeout: float = PATIENCE) -> "asyncio.Task[None]":
+    def embed(
+        self, *texts: str, tenant: str = "", timeout: float = PATIENCE, encoder: str = ""
+    ) -> "asyncio.Task[None]":
         """Ask for vectors, and check that each is its own text's."""
 
         async def ask() -> None:
             metadata = (("tenant", tenant),) if tenant else None
-            response = await self.stub.Embed(pb.EmbedRequest(texts=texts), timeout=timeout, metadata=metadata)
+            request = pb.EmbedRequest(encoder=encoder, texts=texts)
+            response = await self.stub.Embed(request, timeout=timeout, metadata=metadata)
             got = np.frombuffer(response.embeddings[0].vectors.data, "<f4").reshape(len(texts), 384)
             encoded = self.tokenizer.encode_batch(list(texts))
             expected = [fingerprint(np.array(each.ids, np.int32)) for each in encoded]
@@ -143,6 +150,7 @@ async def running(
     )
     config = Config(
         server=server,
+        limits=Limits(max_calls_per_connection=1 << 16),  # tests send hundreds of calls at once
         engine=engine or Engine(),
         sharing=sharing or Sharing(),
         versions=versions or Versions(),

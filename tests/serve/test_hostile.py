@@ -18,7 +18,7 @@ from tests.serve import hostile_world as world
 from tests.serve.server_process import ServerProcess, serve
 
 LOAD_SECONDS = 8.0
-HANG_SECONDS = 4.0
+HANG_SECONDS = 3.0
 DRAIN_SECONDS = 3.0
 TEXTS = ["w1", "w2 w3", "w4 w5 w6 w7 w8", " ".join(hostile.WORDS[:40])]
 
@@ -108,7 +108,7 @@ async def test_an_adapter_that_hangs_at_a_vector_is_retired_alone(server: Server
         _, looping = world.LATE["late-looping"]
         _, raising = world.LATE["late-raising"]
         for texts in ([world.SETS_OFF], TEXTS):
-            with pytest.raises(trimtab.FailedPrecondition, match=r"late-looping.* did not get on for 4 s"):
+            with pytest.raises(trimtab.FailedPrecondition, match=r"late-looping.* did not get on for 3 s"):
                 await client.embed(texts, encoder=world.GOOD, space=looping)
         with pytest.raises(InferenceServerException, match="but not adapter"):  # of the others
             await triton.load_model(world.GOOD)
@@ -122,6 +122,32 @@ async def test_an_adapter_that_hangs_at_a_vector_is_retired_alone(server: Server
         assert isinstance(outcomes[0], trimtab.InternalError)
         for got in outcomes[1:]:
             np.testing.assert_allclose(got, hostile.vectors(TEXTS), atol=1e-5)
+        stop.set()
+        assert min(await asyncio.gather(*callers)) > 0
+
+
+async def test_an_encoder_that_hangs_at_some_texts_is_retired_alone(server: ServerProcess) -> None:
+    """After three of them, while another one's texts are answered all the time, if later."""
+    async with (
+        trimtab.AsyncClient(server.url, timeout=100) as client,
+        tritonclient.grpc.aio.InferenceServerClient(server.url) as triton,
+    ):
+        stop = asyncio.Event()
+        callers = [asyncio.create_task(ask(client, stop)) for _ in range(4)]
+        got = await client.embed(["w1"], encoder=world.LATE_ENCODER)
+        np.testing.assert_allclose(got, hostile.vectors(["w1"]), atol=1e-5)
+        for number in range(3):
+            text = " ".join(hostile.WORDS[number : number + world.LATE_WORDS])
+            with pytest.raises(trimtab.InternalError, match="the texts were given up"):
+                await client.embed([text], encoder=world.LATE_ENCODER)
+        async with asyncio.timeout(60):
+            while (await triton.is_model_ready(world.LATE_ENCODER)) is True:
+                await asyncio.sleep(0.05)
+        with pytest.raises((trimtab.FailedPrecondition, trimtab.Unavailable), match="3 times in a row"):
+            await client.embed(["w1"], encoder=world.LATE_ENCODER, timeout=5)
+        await triton.load_model(world.LATE_ENCODER)
+        got = await client.embed(["w1"], encoder=world.LATE_ENCODER)
+        np.testing.assert_allclose(got, hostile.vectors(["w1"]), atol=1e-5)
         stop.set()
         assert min(await asyncio.gather(*callers)) > 0
 

@@ -15,6 +15,7 @@ from trimtab_server.batching.fleet import (
     FIRST_PROBE,
     LAST_PROBE,
     RESTORE_SECONDS,
+    STOP_SECONDS,
     Failed,
     Fleet,
     Flight,
@@ -131,6 +132,44 @@ def test_a_run_that_hangs_is_tried_elsewhere_and_its_late_result_ignored() -> No
     (failed,) = clocked.fleet.hung(2 * HANG)
     assert failed.items == whole.items and isinstance(failed.error, InternalError), "texts that hang devices"
     assert not clocked.fleet.land(second) and not clocked.fleet.serving and not clocked.fleet.flying
+
+
+def test_a_run_that_could_be_stopped_leaves_its_device_in_service() -> None:
+    clocked = Clocked("a", "b")
+    whole = batch(2)
+    flight = clocked.fly("a", Job(whole))
+    assert clocked.fleet.late(HANG - 0.01) == []
+    assert clocked.fleet.late(HANG) == [flight] and clocked.fleet.late(HANG) == [], "it is told once"
+    assert clocked.fleet.hung(HANG) == [], "it gets a little longer"
+    assert clocked.fleet.land(flight) and clocked.fleet.overran(flight, HANG) == []
+    job = clocked.again("b", HANG)
+    assert job is not None and job.batch == whole
+    second = clocked.fly("b", job, HANG)
+    assert clocked.fleet.late(2 * HANG) == [second] and clocked.fleet.land(second)
+    (failed,) = clocked.fleet.overran(second, 2 * HANG)
+    assert failed.items == whole.items and isinstance(failed.error, InternalError)
+    assert clocked.changes == []
+
+
+def test_a_run_that_cannot_be_stopped_hangs_a_little_later() -> None:
+    clocked = Clocked("a")
+    flight = clocked.fly("a", Job(batch(1)))
+    assert clocked.fleet.late(HANG) == [flight]
+    (failed,) = clocked.fleet.hung(HANG + STOP_SECONDS)
+    assert isinstance(failed.error, Unavailable) and not clocked.fleet.serving
+
+
+def test_what_has_returned_and_is_looked_into_does_not_hang() -> None:
+    clocked = Clocked("a")
+    flight = clocked.fly("a", Job(batch(1)))
+    clocked.fleet.returned(flight, HANG - 1)
+    assert clocked.fleet.hung(HANG) == [] and clocked.fleet.land(flight)
+
+
+def test_processes_are_ended_and_not_told_to_stop() -> None:
+    clocked = Clocked("a", restore_seconds=1.0)
+    clocked.fly("a", Job(batch(1)))
+    assert clocked.fleet.late(HANG) == []
 
 
 def test_a_run_may_take_twenty_times_as_long_as_predicted() -> None:

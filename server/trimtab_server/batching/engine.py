@@ -34,7 +34,8 @@ Answer: TypeAlias = tuple[dict[Ticket, list[int]], NDArray[np.float32] | Excepti
 class Engine:
     """Computes the vectors of token ids on whatever device is free.
 
-    `serving` is called on the event loop when the last device goes out of service, and when one is back.
+    Called on the event loop: `serving` when the last device goes out of service, and when one is back;
+    `retired` with a model that is not run any more, because it fails while others run well, and why.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Engine:
         hang_seconds: float,
         load_seconds: float,
         serving: Callable[[bool], None],
+        retired: Callable[[Model, str], None] = lambda model, why: None,
     ) -> None:
         self._batcher = batcher
         self._sharing = sharing
@@ -63,6 +65,7 @@ class Engine:
             answer=self._answer,
             tell=self._tell,
             serving=lambda up: self._loop.call_soon_threadsafe(partial(serving, up)),
+            retired=lambda model, why: self._loop.call_soon_threadsafe(partial(retired, model, why)),
         )  # fmt: skip
 
     def start(self) -> None:
@@ -136,6 +139,8 @@ class Engine:
                 raise NotFound(f"encoder {model.encoder} version {model.version} was unloaded; try again")
             if self._stopping:
                 raise Unavailable("the server is shutting down: try another one")
+            if (why := self._workers.retired(model)) is not None:
+                raise Unavailable(str(why))
             if not self._workers.serving:
                 raise Unavailable(str(OUT_OF_SERVICE))
             queued = self._queue(ticket, model, texts, tenant, flow or tenant, priority)

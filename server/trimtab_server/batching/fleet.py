@@ -4,8 +4,9 @@ A batch that fails is tried once more, whole, on another device. Where that succ
 at fault, and is taken out of service; where it fails too, or there is no other device, the batch is run by
 halves, so that in the end only the texts have failed that fail alone. A device that fails on a text known
 to be good is at fault as well; so is one that does not come back from a run in twenty times the time that
-the run was measured to take. A device out of service is probed, at growing intervals, and comes back when
-it is well. When none is in service, nothing waits: what is queued is the engine's to refuse.
+the run was measured to take, and on a thread does not end it when it is stopped. A device out of service is
+probed, at growing intervals, and comes back when it is well. When none is in service, nothing waits: what is
+queued is the engine's to refuse.
 
 Each item leaves exactly once: answered by a flight that landed, or in the answer of `failed`, `hung`,
 `again` or `clear`. A flight that was given up as hung may come back at any time; it does not land.
@@ -30,6 +31,8 @@ FIRST_PROBE, LAST_PROBE = 0.1, 30.0
 RESTORE_SECONDS = 20.0
 # How long a probe, which loads what has to be loaded, may take at least before it counts as hung.
 PROBE_SECONDS = 60.0
+# How long a run may take to end once it was stopped.
+STOP_SECONDS = 2.0
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +55,7 @@ class Flight:
     begun: float
     predicted: float  # seconds
     due: float  # when it counts as hung
+    stopped: bool = False  # it was to end by then, and was told to
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,13 @@ class _State:
     probe_due: float = math.inf  # when a probe counts as hung
     delay: float = FIRST_PROBE
     draining: bool = False  # what runs there is let come to its end before anything else
+
+
+def _given_up(device: str, seconds: float) -> InternalError:
+    return InternalError(
+        f"the texts were given up: device {device} did not answer in {seconds:.0f} s. Send them one by one "
+        "to find the one at fault"
+    )
 
 
 Changed: TypeAlias = Callable[[str, bool, Reason | None], None]
@@ -254,6 +265,34 @@ class Fleet:
         times += (state.probe_due for state in self._states.values() if state.probe_due < math.inf)
         return min([*times, *self._restoring.values()], default=None)
 
+    def late(self, now: float) -> list[Flight]:
+        """The flights that are due on devices that cannot begin anew, each once.
+
+        They get a little longer, and are to be stopped meanwhile.
+        """
+        late = [
+            flight
+            for flight in self._flights
+            if flight.due <= now and not flight.stopped and math.isinf(self._restore_seconds(flight.device))
+        ]
+        for flight in late:
+            flight.stopped = True
+            flight.due = now + min(self._hang_seconds, STOP_SECONDS)
+        return late
+
+    def returned(self, flight: Flight, now: float) -> None:
+        """A run has come back; it lands when it is known what was wrong."""
+        if flight in self._flights and math.isinf(self._restore_seconds(flight.device)):
+            flight.due = now + PROBE_SECONDS
+
+    def overran(self, flight: Flight, now: float) -> list[Failed]:
+        """A flight has landed because it was stopped: what hung is what it ran, and not its device."""
+        job, seconds = flight.job, now - flight.begun
+        if not job.retried and self._other(flight.device):
+            self._jobs.append(replace(job, retried=True, avoid=flight.device, blame=False))
+            return []
+        return [Failed(job.batch.items, _given_up(flight.device, seconds))]
+
     def hung(self, now: float) -> list[Failed]:
         """Give up the flights that are due, take their devices out, and wait for no device too long."""
         gone = []
@@ -273,10 +312,7 @@ class Fleet:
                 "try another server"
             )
             if job.retried:  # two devices failed on it: a third server's would, too
-                error = InternalError(
-                    f"the texts were given up: device {device} did not answer in {seconds:.0f} s, after a "
-                    "run of them had failed before. Send them one by one to find the one at fault"
-                )
+                error = _given_up(device, seconds)
             gone.append(Failed(job.batch.items, error))
         return gone
 

@@ -5,8 +5,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trimtab.errors import ConfigError
 from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.batching.cost import Cost, Measured, measure
+from trimtab_server.devices import runtime
 from trimtab_server.devices.places import Place, hardware
 from trimtab_server.devices.session import OrtSession, Session, UnusableError, checked
 
@@ -24,6 +25,8 @@ Open = Callable[[Model, Place], Session]
 
 # The length of the text that a device is probed with.
 PROBE_TOKENS = 8
+# Other models that are probed to tell a bad model from a bad device.
+MOST_PROBED = 3
 
 
 class Home(Protocol):
@@ -97,7 +100,12 @@ class Device:
     """
 
     def __init__(
-        self, place: Place, home: Home, measured: Measured | None = None, max_resident_bytes: int = 0
+        self,
+        place: Place,
+        home: Home,
+        measured: Measured | None = None,
+        max_resident_bytes: int = 0,
+        hang_seconds: float = 10.0,
     ) -> None:
         self.place = place
         self.name = str(place)
@@ -105,6 +113,7 @@ class Device:
         self.costs: dict[Model, Cost] = {}  # of the models that are loaded here
         self._measured = measured
         self._max_resident_bytes = max_resident_bytes
+        self._hang_seconds = hang_seconds
         self._sessions: dict[Model, Session] = {}
         self._open_seconds: dict[Model, float] = {}
 
@@ -189,14 +198,34 @@ class Device:
 
     def probe(self, model: Model) -> Exception | None:
         """What is wrong with this device, if anything: run a text that it has run while it warmed up."""
-        outcome = self.run(model, [np.full(min(PROBE_TOKENS, model.max_tokens), model.pad_id, np.int32)])
+        # Nobody else watches it.
+        timer = threading.Timer(self._hang_seconds, runtime.stop, (threading.get_ident(),))
+        timer.daemon = True
+        timer.start()
+        try:
+            outcome = self.run(model, [np.full(min(PROBE_TOKENS, model.max_tokens), model.pad_id, np.int32)])
+        finally:
+            timer.cancel()
         return outcome if isinstance(outcome, Exception) else None
 
-    def recover(self, models: Collection[Model]) -> Exception | None:
-        """Load what was loaded elsewhere while this device was out of service, and probe every model.
+    def judge(self, model: Model) -> Literal["device", "model"] | None:
+        """What is at fault when a run of this model has failed; None: neither, but its texts.
 
-        Where it is stale, its home begins anew with these models and no others: what they cost is known.
+        It is the model where others run well on the device.
         """
+        if self.probe(model) is None:
+            return None
+        others = [other for other in list(self._sessions) if other is not model][:MOST_PROBED]
+        return "model" if any(self.probe(other) is None for other in others) else "device"
+
+    def recover(self, models: Sequence[Model]) -> tuple[list[Model], Exception | None]:
+        """Load what was loaded elsewhere while this device was out of service, and probe all, in order.
+
+        Where it is stale, its home begins anew with these models and no others: what they cost is known. The
+        models that fail while others run well; and what is wrong with the device, if anything.
+        """
+        failed: dict[Model, Exception] = {}
+        well = False
         try:
             begun = self.stale
             if begun:
@@ -204,14 +233,16 @@ class Device:
                 for model in self.costs.keys() - set(models):
                     self.unload(model)
             for model in models:
-                if model not in self.costs:
-                    self.load(model)
-                elif begun:
-                    self._sessions[model] = self._open(model)
-                wrong = self.probe(model)
-                if wrong is not None and model in self.costs:  # not unloaded meanwhile
-                    self.home.end()  # what is wrong with it may not be there after a new beginning
-                    return wrong
+                wrong = self._restore(model, begun)
+                if wrong is None:
+                    well = True
+                elif model in self.costs or not begun:  # not unloaded meanwhile
+                    failed[model] = wrong
+                if self.home.lost:
+                    break
+            if failed and (self.home.lost or not well):
+                self.home.end()  # what is wrong with it may not be there after a new beginning
+                return (list(failed) if well else []), next(iter(failed.values()))
             if begun and self.too_large:
                 log.warning(
                     "device %s needs %d bytes for its models alone: engine.max_resident_bytes is too small, "
@@ -220,8 +251,19 @@ class Device:
                 self._max_resident_bytes = 0
         except Exception as error:
             self.home.end()
+            return [], error
+        return list(failed), None
+
+    def _restore(self, model: Model, begun: bool) -> Exception | None:
+        """Have a model loaded, and probe it; what is wrong with it."""
+        try:
+            if model not in self.costs:
+                self.load(model)
+            elif begun:
+                self._sessions[model] = self._open(model)
+        except Exception as error:
             return error
-        return None
+        return self.probe(model)
 
     def _open(self, model: Model) -> Session:
         begun = time.monotonic()

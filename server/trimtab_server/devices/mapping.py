@@ -16,6 +16,8 @@ from trimtab_server.devices.process import PROGRAM, Process, reply
 from trimtab_server.devices.session import DeviceLostError
 
 Rows = NDArray[np.float32]
+# How long a process, and what it opens, may take to be there: it is not the adapter's fault.
+START_SECONDS = 60.0
 
 
 class OpenMap(Protocol):
@@ -59,7 +61,11 @@ class IsolatedMaps(Maps):
 
     def open(self, map: Map) -> OpenMap:
         opened = RemoteMap(self, map)
-        opened.open()
+        try:
+            opened.open()
+        except DeviceLostError:  # by another one, at this moment
+            with self.alone:
+                opened.open()
         return opened
 
     def close(self, mapping: OpenMap) -> None:
@@ -102,15 +108,17 @@ class RemoteMap:
         self._number = next(self._numbers)
         self._process: Process | None = None  # in which it is open
 
-    def open(self) -> None:
-        """Open it where it is not. Raises what is wrong with it, or DeviceLostError."""
+    def open(self) -> Process:
+        """Open it where it is not, and say where. Raises what is wrong with it, or DeviceLostError."""
         process = self._home.process()
         if self._process is not process:
+            limited.step(START_SECONDS)
             data = frames.encode(self._map)
             with process.channel() as sock:
                 sock.sendall(frames.REQUEST.pack(frames.OPEN_MAP, self._number, len(data)) + data)
                 self.width = int(reply(sock, (1, 1))[0, 0])
             self._process = process
+        return process
 
     def close(self) -> None:
         """Let its process forget it."""
@@ -126,16 +134,15 @@ class RemoteMap:
         except DeviceLostError:
             if self.ended:
                 raise
+        limited.step(START_SECONDS)  # until those before it have theirs
         with self._home.alone:
-            limited.step()  # to start a process takes a while
-            self.open()
-            limited.step()
             return self._run(rows, groups)
 
     def _run(self, rows: Rows, groups: NDArray[np.int64]) -> Rows:
-        self.open()
+        process = self.open()
+        limited.step()
         rows = np.ascontiguousarray(rows)
-        with self._home.process().channel() as sock:
+        with process.channel() as sock:
             head = frames.REQUEST.pack(frames.MAP, self._number, len(rows))
             sock.sendall(b"".join((head, rows.data.cast("B"), groups.data.cast("B"))))
             return reply(sock, (len(rows), self._map.target))

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -33,6 +34,8 @@ JOIN_SECONDS = 1.0
 STOP_SECONDS = 5.0
 # A graph at whose loading the process ends so often is not loaded.
 LOSSES = 3
+# A model that fails so often in a row, while others run well, is retired.
+STRIKES = 3
 # The watchdog looks at least this often.
 WATCH_SECONDS = 60.0
 # How much of what is known of the pace each run replaces, and how slow a run may make it.
@@ -46,8 +49,9 @@ class Workers:
 
     `pop` for the next batch of the queue, by what runs cost on the device; `answer` with items, what
     became of them (a row of vectors each, or an error) and the second when that began. `serving` is
-    called when the last device goes out of service, and when one is back; `tell` after the answers, and
-    without the lock where it matters: who is woken by them wants it at once.
+    called when the last device goes out of service, and when one is back; `retired` with a model that is not
+    run any more, and why; `tell` after the answers, and without the lock where it matters: who is woken by
+    them wants it at once.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Workers:
         answer: Callable[[Sequence[Item], NDArray[np.float32] | Exception, float], None],
         tell: Callable[[], None],
         serving: Callable[[bool], object],
+        retired: Callable[[Model, str], object],
     ) -> None:
         self.idle = threading.Condition(lock)  # something was finished
         self._lock = lock
@@ -76,10 +81,15 @@ class Workers:
         self._answer = answer
         self._tell = tell
         self._tell_serving = serving
+        self._tell_retired = retired
         self._by_name = {device.name: device for device in devices}
         self._fleet = Fleet(
             self._by_name, hang_seconds, self._changed, lambda name: self._by_name[name].restore_seconds
         )
+        self._runs_on: dict[Flight, int] = {}  # threads
+        self._probes_on: dict[Device, int] = {}
+        self._strikes: Counter[Model] = Counter()  # how often in a row a model has failed, and no device
+        self._retired: dict[Model, Unavailable] = {}  # until they are unloaded
         self._models: set[Model] = set()  # that every device in service has loaded
         self._pace = 1.0  # how long runs take lately, of what was measured: neighbours slow them down
         self.run_seconds = 0.0  # of all runs so far
@@ -97,6 +107,10 @@ class Workers:
     def notify(self, texts: int) -> None:
         """So many texts were queued."""
         self._work.notify(texts)
+
+    def retired(self, model: Model) -> Unavailable | None:
+        """Why this model is not run any more, where it is not."""
+        return self._retired.get(model)
 
     def busy(self, model: Model) -> bool:
         """Whether anything of this model runs or is to be run again."""
@@ -186,6 +200,8 @@ class Workers:
         """Forget a model; no batch of it may come any more."""
         with self._lock:
             self._models.discard(model)
+            self._retired.pop(model, None)
+            self._strikes.pop(model, None)
         for device in self._devices:
             device.unload(model)
 
@@ -226,7 +242,9 @@ class Workers:
                     seconds = self._fleet.probe_in(device.name, now)
                     if seconds == 0:
                         self._fleet.probing(device.name, now)
-                        return partial(self._probe, device, tuple(self._models))
+                        # Those that fail come last: one may end the process, and with it what came before.
+                        models = sorted(self._models, key=lambda model: self._strikes[model])
+                        return partial(self._probe, device, models)
                     self._recovery.wait(seconds)
                     continue
                 job = self._next(device, now)
@@ -242,39 +260,56 @@ class Workers:
         return None
 
     def _next(self, device: Device, now: float) -> Job | None:
-        again = self._fleet.again(device.name, now)
-        if again.expired:
-            late = DeadlineExceeded("the deadline passed before the texts could be tried on another device")
-            self._answer(again.expired, late, now)
-        if again.job is not None or again.hold:
-            return again.job
-        batch = self._pop(now, device.costs)
-        return None if batch is None else Job(batch)
+        while True:
+            again = self._fleet.again(device.name, now)
+            if again.expired:
+                late = DeadlineExceeded(
+                    "the deadline passed before the texts could be tried on another device"
+                )
+                self._answer(again.expired, late, now)
+            job = again.job
+            if job is None and not again.hold and (batch := self._pop(now, device.costs)) is not None:
+                job = Job(batch)
+            if job is None or job.batch.model not in self._retired:
+                return job
+            self._answer(job.batch.items, self._retired[job.batch.model], now)
+            self._tell()
 
     def _run(self, device: Device, flight: Flight) -> None:
         batch = flight.job.batch
+        self._runs_on[flight] = threading.get_ident()
         outcome = device.run(batch.model, [item.ids for item in batch.items])
         seconds = time.monotonic() - flight.begun
-        sick = False
+        fault = None
         if isinstance(outcome, Exception) and not (_is_lost(outcome) or device.home.lost):
-            log.warning("device %s failed on %d texts: %r", device.name, len(batch.items), outcome)
-            sick = device.probe(batch.model) is not None
-            if sick:
+            log.warning(
+                "device %s failed on %d texts: %s", device.name, len(batch.items), runtime.told(outcome)
+            )
+            with self._lock:
+                self._fleet.returned(flight, time.monotonic())
+            fault = device.judge(batch.model)
+            if fault == "device":
                 device.home.end()
+        sick = fault == "device"
         self._metrics.batch(batch, device.name, seconds)
         with self._lock:
             # A session may be of the process before, if it was opened as that ended: a probe finds it.
             if device.home.lost or _is_lost(outcome):
                 self._fleet.lost(device.name, time.monotonic())
+            self._runs_on.pop(flight, None)
+            if fault == "model" and isinstance(outcome, Exception):
+                self._strike(batch.model, outcome)
             if not self._fleet.land(flight):
                 return
             self.run_seconds += seconds
             now = time.monotonic()
-            if isinstance(outcome, Exception) and device.home.restarts and (sick or _is_lost(outcome)):
-                self._fail(self._fleet.ended(flight, outcome))
-            elif isinstance(outcome, Exception):
-                self._fail(self._fleet.failed(flight, outcome, sick=sick, now=now))
+            if isinstance(outcome, Exception):
+                failures = self._failures(device, flight, outcome, sick=sick)
+                self._fail(failures)
+                if failures and fault is None and (flight.stopped or _is_lost(outcome)):
+                    self._strike(batch.model, outcome)
             else:
+                self._strikes.pop(batch.model, None)
                 self._answer(batch.items, outcome, flight.begun)
                 self._fleet.succeeded(flight, now)
                 self._pace += PACE_STEP * (min(seconds / flight.predicted, SLOWEST) - self._pace)
@@ -284,15 +319,42 @@ class Workers:
                 self._recovery.notify_all()
             self._settle()
 
+    def _failures(self, device: Device, flight: Flight, error: Exception, *, sick: bool) -> list[Failed]:
+        """What has failed for good of a flight that has landed with an error."""
+        now = time.monotonic()
+        if device.home.restarts and (sick or _is_lost(error)):
+            return self._fleet.ended(flight, error)
+        if flight.stopped and not sick:
+            return self._fleet.overran(flight, now)
+        return self._fleet.failed(flight, error, sick=sick, now=now)
+
+    def _strike(self, model: Model, error: Exception) -> None:
+        """A model has failed, and its device has not. When it has so several times in a row, it is retired.
+
+        Its texts are refused, and others have the devices to themselves. The last model is not: who knows?
+        """
+        self._strikes[model] += 1
+        if self._strikes[model] < STRIKES or model not in self._models or len(self._models) == 1:
+            return
+        self._models.discard(model)
+        what = f"{model.encoder} version {model.version} ({model.variant})"
+        why = f"it failed {STRIKES} times in a row, while others ran well: {runtime.told(error)}"
+        log.error("%s is retired: %s", what, why)
+        self._retired[model] = Unavailable(f"{what} is retired: {why}")
+        self._tell_retired(model, why)
+
     def _probe(self, device: Device, models: Sequence[Model]) -> None:
         if device.stale:
             self._metrics.device_restarted(device.name)
-        error = device.recover(models)
+        self._probes_on[device] = threading.get_ident()
+        failing, error = device.recover(models)
         if error is not None:
             log.warning("device %s is not well yet: %r", device.name, error)
         with self._lock:
             if self._stopping:
                 return
+            for model in failing:
+                self._strike(model, error or RuntimeError(f"its probe fails on device {device.name}"))
             # Models that were loaded meanwhile are for the next probe, those unloaded for nobody.
             well = error is None and self._models <= device.costs.keys()
             self._fleet.probed(device.name, well=well, now=time.monotonic())
@@ -319,9 +381,18 @@ class Workers:
         with self._lock:
             while not self._stopping or self._fleet.flying:
                 now = time.monotonic()
-                self._fail(self._fleet.hung(now))
+                for flight in self._fleet.late(now):
+                    runtime.stop(self._runs_on.get(flight))
+                failures = self._fleet.hung(now)
+                self._fail(failures)
+                for flight in self._runs_on.keys() - set(self._fleet.flights):
+                    runtime.stop(self._runs_on[flight])  # it was given up, and may be in its next run
+                for failed in failures if self._devices[0].home.restarts else ():
+                    self._strike(failed.items[0].model, failed.error)
                 for name in self._fleet.stuck(now):
-                    self._by_name[name].home.end()
+                    device = self._by_name[name]
+                    device.home.end()
+                    runtime.stop(self._probes_on.get(device))
                 for device in self._devices:
                     if self._fleet.up(device.name) and device.too_large:
                         self._fleet.retire(device.name, now)

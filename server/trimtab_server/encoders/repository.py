@@ -39,6 +39,8 @@ State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 
 # Of an encoder's versions that are served no more, so many of the newest are known, with the reason.
 REMEMBERED = 4
+# Seconds until a version that has failed while it was served is tried again: more each time.
+FIRST_TRY, LAST_TRY = 30.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Repository:
         self._load_seconds = load_seconds
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by encoder
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: Counter[tuple[str, int]] = Counter()  # how often a version was retired
         self._users: Counter[Encoder] = Counter()  # requests that have found it and are not answered
         self._left = asyncio.Condition()
 
@@ -254,6 +257,12 @@ class Repository:
         access.check_encoder(name)
         await self._finish(self._unload_all(name))
 
+    def retire(self, model: Model, why: str) -> None:
+        """Serve a model no more that fails while others run well, and try it again after a while."""
+        task = asyncio.create_task(self._give_up(model, why), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def stop(self) -> None:
         """Give up the loads and unloads that are under way: the process ends."""
         for task in self._tasks:
@@ -357,6 +366,26 @@ class Repository:
                 await self._unload(entry, "it was unloaded")
             self._publish()
 
+    async def _give_up(self, model: Model, why: str) -> None:
+        having = [each for each in self._entries.values() if each.encoder and model in _models(each.encoder)]
+        for key in [(each.name, each.version) for each in having]:
+            async with self._one_at_a_time(key[0]):
+                entry = self._entries[key]
+                encoder = entry.encoder
+                if encoder is None or model not in _models(encoder):
+                    continue
+                self._failed[key] += 1
+                if model is encoder.model:
+                    await self._unload(entry, why)
+                else:
+                    kept = {name: each for name, each in encoder.variants.items() if each.model is not model}
+                    self._put(replace(entry, encoder=replace(encoder, variants=kept)))
+                    await self._retire(encoder, (model,))
+                self._publish()
+            await asyncio.sleep(min(LAST_TRY, FIRST_TRY * 2 ** (self._failed[key] - 1)))
+            if self._entries[key].state == "UNAVAILABLE" and self._entries[key].reason == why:
+                await self._synchronise(key[0])
+
     async def _load(self, entry: Entry, path: Path) -> None:
         self._put(entry)
         try:
@@ -425,6 +454,10 @@ class Repository:
 def _is_empty(folder: Path) -> bool:
     """Whether there is such a folder with nothing in it."""
     return folder.is_dir() and not any(folder.iterdir())
+
+
+def _models(encoder: Encoder) -> list[Model]:
+    return [graph.model for graph in encoder.graphs()]
 
 
 def _why_gone(repository: Path, name: str, version: int) -> str:

@@ -20,7 +20,14 @@ from trimtab import bundle as bundles
 from trimtab import variants
 from trimtab.adapter import Adapter, AdapterManifest, Endpoint
 from trimtab.bundle import Manifest
-from trimtab.errors import AdapterError, FailedPrecondition, InternalError, NotFound, TrimtabError
+from trimtab.errors import (
+    AdapterError,
+    FailedPrecondition,
+    InternalError,
+    NotFound,
+    TrimtabError,
+    Unavailable,
+)
 from trimtab.signatures import Signers
 from trimtab_server import limited
 from trimtab_server.batching.batch import Stored
@@ -187,6 +194,7 @@ class Adapters:
         what = f"reading {repository / encoder}"
         listed = await limited.run(self._load_seconds, what, partial(_listed, repository, encoder))
         unread: dict[str, str] = {}
+        known = {loaded.name: loaded for loaded in self.of(encoder)}
         at_once = asyncio.Semaphore(AT_ONCE)
 
         async def one(path: Path) -> Loaded | None:
@@ -200,7 +208,9 @@ class Adapters:
                 except Exception as error:  # whatever a foreign file made of it
                     log.error("%s: %s", path, runtime.told(error))
                     unread[path.name] = runtime.told(error)
-                    return None
+                    # A volume that is away for a while takes no adapter with it.
+                    away = isinstance(error, FailedPrecondition | Unavailable)
+                    return known.get(f"{encoder}/{path.name}") if away else None
 
         found = [loaded for loaded in await asyncio.gather(*map(one, listed)) if loaded is not None]
         self._unread[encoder] = unread
