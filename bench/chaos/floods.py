@@ -6,6 +6,7 @@ on a connection of its own and with a key of its own, is timed without and with 
 
 import hashlib
 import json
+import os
 import secrets
 import subprocess
 import time
@@ -34,7 +35,8 @@ SERVER_BYTES = 4 << 30
 
 
 def bound(base: int, limits: Limits, connections: int) -> int:
-    """The most memory of a server that has `base` when it is idle, with so many connections."""
+    """The most memory of a server that has `base` when it is idle, after so many connections."""
+    connections = min(connections, limits.max_connections)
     calls = min(limits.max_calls, connections * limits.max_calls_per_connection)
     waiting = connections * limits.max_calls_per_connection
     return (
@@ -88,18 +90,20 @@ def _flooded(
         str(seconds + 2),
         str(connections),
     ]
+    busy = _cpu_seconds(replica.pid)
     attacker = subprocess.Popen(
         [*command, *([token] if token else [])], cwd=processes.ROOT, stdout=subprocess.PIPE, text=True
     )
     time.sleep(1)
     well = _heard(_well(replica.url, seconds, own))
     sent = _heard(attacker)
+    busy = _cpu_seconds(replica.pid) - busy
     time.sleep(1)
     return {
         "flood": name, "connections": connections,
         "before_mb": before // MIB, "peak_mb": replica.peak() // MIB, "after_mb": replica.resident() // MIB,
         "calm_ms": calm["p99_ms"], "p99_ms": well["p99_ms"], "calls": well["calls"],
-        "refused": well["refused"] + calm["refused"], "sent": sent,
+        "refused": well["refused"] + calm["refused"], "cpu_s": round(busy, 2), "sent": sent,
     }  # fmt: skip
 
 
@@ -137,6 +141,12 @@ def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> Part:
     )  # fmt: skip
 
 
+def _cpu_seconds(pid: int) -> float:
+    """What a process has had, user and system."""
+    fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _worst(rows: Sequence[dict[str, Any]], connections: int) -> float:
     ratios = [float(r["p99_ms"]) / float(r["calm_ms"]) for r in rows if r["connections"] == connections]
     return round(max(ratios), 2)
@@ -146,5 +156,6 @@ def _line(row: dict[str, Any]) -> str:
     return (
         f"  {row['credentials']:8}{row['flood']:11}x{row['connections']:<3} memory {row['before_mb']:5} "
         f"-> {row['peak_mb']:5} -> {row['after_mb']:5} of {row['bound_mb']:5} MB   "
-        f"p99 {row['calm_ms']:6.1f} -> {row['p99_ms']:7.1f} ms   refused {row['refused']}   {row['sent']}"
+        f"p99 {row['calm_ms']:6.1f} -> {row['p99_ms']:7.1f} ms   refused {row['refused']}   "
+        f"cpu {row['cpu_s']} s   {row['sent']}"
     )
