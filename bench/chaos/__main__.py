@@ -68,7 +68,7 @@ def main() -> None:
         ),
         "rollover": lambda: rollover.run(folder / "rollover", 10 if quick else 50),
         "soak": lambda: soak.run(folder / "soak", options.requests or (20_000 if quick else 1_000_000)),
-        "floods": lambda: floods.run(folder / "floods", 2.0 if quick else 6.0, tuple(options.floods)),
+        "floods": lambda: floods.run(folder / "floods", 1.0 if quick else 6.0, tuple(options.floods)),
         "stores": lambda: stores.run(folder / "stores", 40 if quick else 1000),
         "fuzz": lambda: fuzz.run(folder / "fuzz", options.minutes or (1 if quick else 60)),
     }  # fmt: skip

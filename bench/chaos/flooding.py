@@ -7,6 +7,7 @@ It floods until the seconds are over, over so many connections at once, and prin
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import json
 import sys
@@ -32,10 +33,15 @@ from bench.chaos.attacks import (
 )
 from bench.chaos.known import NAME
 from trimtab.v1 import encoder_pb2 as pb
+from trimtab_server.config import Limits
 
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 RESCORE = "/trimtab.v1.EncoderService/Rescore"
 MIB = 1 << 20
+# The largest message that a server takes.
+MESSAGE = Limits().max_message_bytes
+# Calls that are written together: one at a time, this program would be slower than the server.
+TOGETHER = 64
 ACKNOWLEDGED = 1
 CANCEL = (8).to_bytes(4, "big")
 WIDE = (1 << 30).to_bytes(4, "big")
@@ -74,14 +80,26 @@ class Connection:
         self.most_calls = 100  # as the server's settings say
         self.open: set[int] = set()
 
-    async def call(self, head: bytes, *, end: bool = False) -> int:
+    async def call(self, head: bytes) -> int:
         """Begin a call; its number."""
         number, self._next = self._next, self._next + 2
         self._windows[number] = self._initial
         self.open.add(number)
-        await self._write(frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), number, head))
+        await self._write(frame(HEADERS, END_HEADERS, number, head))
         self.attack.sent["calls"] += 1
         return number
+
+    async def calls(self, head: bytes, *, reset: bool) -> None:
+        """Begin many calls that have no message, or are taken back at once; nobody waits for them."""
+        first, self._next = self._next, self._next + 2 * TOGETHER
+        flags = END_HEADERS if reset else END_HEADERS | END_STREAM
+        numbers = range(first, self._next, 2)
+        parts = (
+            frame(HEADERS, flags, number, head) + (frame(RST, 0, number, CANCEL) if reset else b"")
+            for number in numbers
+        )
+        await self._write(b"".join(parts))
+        self.attack.sent["calls"] += TOGETHER
 
     async def send(self, number: int, content: bytes, *, end: bool = True) -> None:
         """A part of a message, as its windows allow; returns early where the call is over, or the time is."""
@@ -98,10 +116,6 @@ class Connection:
             self._windows[0] -= room
             self._windows[number] -= room
             await self._write(frame(DATA, END_STREAM if end and not view else 0, number, bytes(part)))
-
-    async def reset(self, number: int) -> None:
-        """Take a call back."""
-        await self._write(frame(RST, 0, number, CANCEL))
 
     def forget(self, number: int) -> None:
         """A call is over, as far as this is concerned."""
@@ -179,10 +193,7 @@ async def _calls(attack: Attack, path: str, *, reset: bool) -> None:
         async with connected(attack) as one:
             with contextlib.suppress(ConnectionError):
                 while not attack.over():
-                    number = await one.call(head, end=not reset)
-                    if reset:
-                        await one.reset(number)
-                    one.forget(number)
+                    await one.calls(head, reset=reset)
                     await asyncio.sleep(0)
 
 
@@ -209,28 +220,48 @@ async def _messages(attack: Attack, head: bytes, content: bytes, calls: int) -> 
         await asyncio.gather(*(again(one) for _ in range(calls)))
 
 
+@functools.cache
+def _bomb() -> bytes:
+    return message(gzip.compress(bytes(64 * MIB), 9) * 16, compressed=1)
+
+
 async def compressed(attack: Attack) -> None:
-    """Messages that become a gigabyte."""
-    bomb = gzip.compress(bytes(64 * MIB), 9) * 16
-    path = EMBED if attack.token else CHECK
-    head = attack.headers(path, **{"grpc-encoding": "gzip"})
-    await _messages(attack, head, message(bomb, compressed=1), calls=8)
+    """Messages of a megabyte that become a gigabyte."""
+    head = attack.headers(EMBED if attack.token else CHECK, **{"grpc-encoding": "gzip"})
+    await _messages(attack, head, _bomb(), calls=8)
+
+
+@functools.cache
+def _name() -> bytes:
+    return message(field_of(1, b"a" * (MESSAGE - 16)))
 
 
 async def names(attack: Attack) -> None:
-    """Watches of services with names of 15 MiB, which stay open."""
-    await _messages(attack, attack.headers(WATCH), message(field_of(1, b"a" * 15 * MIB)), calls=20)
+    """Watches of services with names as long as a message may be: ten times are 3 GB at a time."""
+    await _messages(attack, attack.headers(WATCH), _name(), calls=75)
 
 
 async def whole(attack: Attack) -> None:
     """Messages that say, and have, 4 GiB."""
-    content = message(bytes(64 * MIB), length=(1 << 32) - 1) + bytes(512 * MIB)
-    await _messages(attack, attack.headers(EMBED if attack.token else CHECK), content, calls=1)
+    head, part = attack.headers(EMBED if attack.token else CHECK), bytes(MIB)
+    async with connected(attack) as one:
+        with contextlib.suppress(ConnectionError):
+            while not attack.over():
+                number = await one.call(head)
+                await one.send(number, message(b"", length=(1 << 32) - 1), end=False)
+                while number in one.open and not attack.over():
+                    await one.send(number, part, end=False)
+                await asyncio.sleep(0)
+
+
+@functools.cache
+def _half() -> bytes:
+    return message(bytes(MESSAGE - 1), length=MESSAGE)
 
 
 async def halves(attack: Attack) -> None:
     """Messages of which the last byte does not come, in as many calls as the server takes."""
-    content = message(bytes(15 * MIB), length=15 * MIB + 1)
+    content = _half()
     head = attack.headers(EMBED if attack.token else CHECK)
     async with connected(attack) as one:
         with contextlib.suppress(ConnectionError):
@@ -241,17 +272,21 @@ async def halves(attack: Attack) -> None:
                 await one.send(await one.call(head), content, end=False)
 
 
+@functools.cache
+def _empties(number: int) -> bytes:
+    return message(field_of(number, b"") * (MESSAGE // 2))
+
+
 async def empty(attack: Attack) -> None:
-    """16 MiB of empty candidates, spaces, inputs, parameters: two bytes each."""
-    size = 8 * MIB - 8
+    """As many empty candidates, spaces, inputs, parameters as a message holds: two bytes each."""
     kinds = [
         (RESCORE, pb.RescoreRequest.CANDIDATES_FIELD_NUMBER),
         (EMBED, pb.EmbedRequest.TEXTS_FIELD_NUMBER),
         (EMBED, pb.EmbedRequest.SPACES_FIELD_NUMBER),
         *((INFER, number) for number in (4, 5, 6, 7)),  # parameters, inputs, outputs, raw elements
     ]
-    contents = ((attack.headers(path), message(field_of(number, b"") * size)) for path, number in kinds)
-    await asyncio.gather(*(_messages(attack, head, content, calls=1) for head, content in contents))
+    floods = (_messages(attack, attack.headers(path), _empties(number), calls=1) for path, number in kinds)
+    await asyncio.gather(*floods)
 
 
 async def unread(attack: Attack) -> None:
@@ -268,11 +303,9 @@ async def unread(attack: Attack) -> None:
 
 
 async def idle(attack: Attack) -> None:
-    """Connections that say nothing, forty for one: ten times that are fewer than the server takes."""
+    """A connection that says nothing."""
     with contextlib.suppress(ConnectionError):
-        async with contextlib.AsyncExitStack() as stack:
-            for _ in range(40):
-                await stack.enter_async_context(connected(attack))
+        async with connected(attack):
             await asyncio.sleep(max(0, attack.until - time.monotonic()))
 
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Replica:
     repository: Path
     config: str
     shifted: bool = False  # whether its clock can be shifted
+    under: Sequence[str] = ()  # a command that becomes the server, such as `taskset -c 0`
     port: int = 0
     metrics_url: str = ""
     starts: int = 0
@@ -58,7 +59,8 @@ class Replica:
         self.starts += 1
         config, log = self.folder / "trimtab.toml", self.folder / f"log-{self.starts:04}"
         config.write_text(self.config)
-        command = [processes.PYTHON, "-m", "trimtab.cli", "serve", "--repository", str(self.repository)]
+        command = [*self.under, processes.PYTHON, "-m", "trimtab.cli", "serve"]
+        command += ["--repository", str(self.repository)]
         command += ["--config", str(config), "--grpc-address", self.url, "--metrics-address", "127.0.0.1:0"]
         with log.open("wb") as output:
             self.process = subprocess.Popen(

@@ -1,15 +1,18 @@
 """The programs that look for lost and wrong answers would notice them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import trimtab
-from bench.chaos import known, targets
+from bench.chaos import floods, known, targets
 from bench.chaos.callers import CHECKED, Ledger
 from bench.chaos.table import Bar, Part, table
 from bench.limit import Bare
+from bench.processes import ROOT
+from trimtab_server.config import Limits
 
 
 def test_the_known_vectors_are_those_of_the_bundle_and_no_two_are_alike() -> None:
@@ -42,6 +45,18 @@ def test_a_bar_that_is_missed_is_shown() -> None:
     shown = table({"faults": Part({}, [Bar("lost", 0, 0), Bar("twice", 1, 0)])}).splitlines()
     assert shown[1].endswith("pass")
     assert shown[2].endswith("FAIL")
+
+
+def test_floods_are_held_against_what_the_documentation_derives() -> None:
+    """docs/configuration.md, "What callers can make a server hold"."""
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    table = re.findall(r"^\| .*\| ([\d.]+) ([MG])iB \|$", text, re.MULTILINE)
+    parts = [float(size) * (1024 if unit == "G" else 1) for size, unit in table]
+    said = re.search(r"^That is ([\d.]+) GiB", text, re.MULTILINE)
+    limits = Limits()
+    most = floods.bound(0, limits, limits.max_connections) / (1 << 20)
+    assert len(parts) == 7 and sum(parts) == most
+    assert said and float(said[1]) == round(most / 1024, 1)
 
 
 @pytest.mark.parametrize("name", sorted(set(targets.TARGETS) - {"wire"}))
