@@ -11,6 +11,7 @@ import fcntl
 import io
 import os
 import re
+import stat
 import sys
 import uuid
 import zlib
@@ -71,8 +72,11 @@ def replacing(path: Path) -> Iterator[Replacement]:
     """Write a file that takes the place of `path`, where there is one, when the block ends.
 
     Whatever happens, `path` is the old file or the new one, whole. Raises OSError where the disk does not
-    take the new one; the old one stands then.
+    take the new one, or where a folder or a device has this name; what is there stands then.
     """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISLNK(mode):
+            raise OSError(errno.EEXIST, "is there, and is no file", str(path))
     fresh, stream = _open_partial(path.parent)
     try:
         with stream:

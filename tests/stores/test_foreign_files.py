@@ -1,5 +1,6 @@
 """Files that Trimtab did not make are neither written, nor renamed, nor deleted, whatever they are called."""
 
+import os
 from pathlib import Path
 
 import faiss
@@ -9,6 +10,7 @@ import pytest
 
 import trimtab
 from tests.stores.test_contract import FORM, D, rows
+from trimtab import durable
 from trimtab.stores import Form, create_store, faiss_store, folder, open_store
 
 FOREIGN = (
@@ -143,3 +145,47 @@ def test_two_that_make_the_same_store(tmp_path: Path, monkeypatch: pytest.Monkey
         assert store.count() == 1
     with pytest.raises(trimtab.FailedPrecondition, match="space-b"):
         create_store(f"faiss:{tmp_path}", Form(space="space-b", dimensions=D))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dimensions": 0}, {"dimensions": -1}, {"dimensions": 2 * D}, {"dimensions": D // 2},
+        {"dimensions": 2**60}, {"logs": []}, {"logs": [".."]}, {"logs": [""]}, {"logs": ["a\0b"]},
+        {"logs": ["../log"]}, {"format": 99}, {"format": 0}, {"key": ""}, {"similarity": "jaccard"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_catalogue_that_was_changed_by_hand(tmp_path: Path, change: dict[str, object]) -> None:
+    """It is refused by name: never other vectors, and never an empty store."""
+    store = create_store(f"faiss:{tmp_path}", FORM)
+    store.upsert(rows([1, 2]))
+    path = tmp_path / "store.json"
+    right = path.read_bytes()
+    path.write_bytes(msgspec.json.encode({**msgspec.json.decode(right), **change}))
+    with pytest.raises((trimtab.ConfigError, trimtab.FailedPrecondition), match=r"store\.json"):
+        open_store(f"faiss:{tmp_path}")
+    path.write_bytes(right)
+    store.close()
+    with open_store(f"faiss:{tmp_path}") as store:
+        assert store.count() == 2
+
+
+def test_a_folder_that_is_not_qdrants_is_not_begun_by_reading_it(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_bytes(b"of the application")
+    with pytest.raises(trimtab.NotFound, match=r"meta\.json"):
+        open_store(f"qdrant:{tmp_path}#docs")
+    assert contents(tmp_path) == {"notes.txt": b"of the application"}
+
+
+def test_a_file_takes_the_place_of_files_only(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"of the application")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("folder", "pipe"):
+        with pytest.raises(OSError, match="is no file"):
+            durable.replace(tmp_path / name, b"new")
+    durable.replace(tmp_path / "link", b"new")
+    assert contents(tmp_path) == {"file": b"of the application", "link": b"new"}
+    assert (tmp_path / "folder").is_dir() and (tmp_path / "pipe").is_fifo()

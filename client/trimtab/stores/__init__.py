@@ -74,8 +74,9 @@ def _open(address: Address) -> Store:
     if address.kind in {"qdrant", "qdrant-server"}:
         from trimtab.stores.qdrant_store import QdrantStore
 
-        if address.kind == "qdrant" and not Path(address.location).is_dir():
-            raise NotFound(f"{address.name}: the folder does not exist")
+        # Qdrant would begin a storage of its own in any folder that it is given.
+        if address.kind == "qdrant" and not (Path(address.location) / "meta.json").is_file():
+            raise NotFound(f"{address.name}: no folder of Qdrant's is there; it has a file meta.json")
         return QdrantStore(address)
     if address.kind == "postgresql":
         from trimtab.stores.postgres_store import PostgresStore

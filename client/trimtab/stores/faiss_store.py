@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import durable
+from trimtab import durable, forks
 from trimtab.durable import Sum
 from trimtab.errors import FailedPrecondition, NotFound, Unavailable
 from trimtab.stores import folder as files
@@ -52,7 +52,7 @@ class FaissStore(Store):
 
     def __init__(self, folder: Path, name: str, effort: Effort = LEFT_TO_THE_INDEX) -> None:
         self.name, self._folder, self._effort = name, folder, effort
-        self._guard = RLock()
+        self._guard, self._process = RLock(), forks.generation()
         self._lock: IO[bytes] | None = None  # while this process is the writer
         self._log: files.LogWriter | None = None
         self._stamp: files.Stamp | None = None
@@ -137,7 +137,7 @@ class FaissStore(Store):
 
     def close(self) -> None:
         """Close the store; where this process has written, the log becomes part of the index."""
-        with self._guard, self._reaching():
+        with self._held():
             try:
                 if self._log is not None and self._end:
                     self._compact(self._log)
@@ -150,9 +150,19 @@ class FaissStore(Store):
     @contextmanager
     def _current(self) -> Iterator[None]:
         """All that was written before, by whatever process."""
-        with self._guard, self._reaching():
+        with self._held():
             if self._lock is None:
                 self._refresh()
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The store, for this thread alone."""
+        if self._process != forks.generation():
+            # After a fork the parent is the writer still, and its threads are not here to let go.
+            self._process, self._guard = forks.generation(), RLock()
+            self._start_over()
+        with self._guard, self._reaching():
             yield
 
     def _refresh(self) -> None:
@@ -168,9 +178,7 @@ class FaissStore(Store):
                     self._stamp = stamp
                 log_stamp = files.stamp(self._log_path)
                 if log_stamp != self._log_stamp:
-                    for record, end in files.read_log(self._log_path, self._end):
-                        self._apply(record)
-                        self._end = end
+                    self._read_on()
                     self._log_stamp = log_stamp
                 if files.stamp(path) == stamp:  # otherwise a writer began a new generation meanwhile
                     return
@@ -232,7 +240,22 @@ class FaissStore(Store):
         self._log_path, self._end = self._folder / last, 0
         self._log_stamp = None
 
+    def _read_on(self) -> None:
+        """What the log says behind what was read of it."""
+        try:
+            for record, end in files.read_log(self._log_path, self._end):
+                self._apply(record)
+                self._end = end
+        except BaseException:
+            self._stamp = None  # half of a record may be in memory
+            raise
+
     def _apply(self, record: Record) -> None:
+        if len(record.vectors) != 4 * self.form.dimensions * len(record.rows):
+            raise FailedPrecondition(
+                f"{self.name}: its log does not hold vectors of the {self.form.dimensions} dimensions that "
+                f"{files.CATALOGUE} says; set right what it says"
+            )
         for id in record.deleted:
             self._forget(id)
         for row in record.rows:
@@ -270,14 +293,15 @@ class FaissStore(Store):
     # Writing
 
     def _write(self, record: Record) -> None:
-        with self._guard, self._reaching():
+        with self._held():
             log = self._log or self._become_writer()
             try:
                 self._end = log.append(record)
+                self._apply(record)
             except BaseException:
-                self._release()  # the next write cuts off what there is of this one
+                # Half of it may be in the log, or in memory. The next call reads again what the disk has.
+                self._start_over()
                 raise
-            self._apply(record)
             if self._tail.count > max(LEAST_COMPACTED, self._base):
                 self._compact(log)
 
@@ -297,6 +321,11 @@ class FaissStore(Store):
         self._lock, self._log = lock, log
         return log
 
+    def _start_over(self) -> None:
+        """Be no writer any more, and believe nothing of what is in memory."""
+        self._stamp = None
+        self._release()
+
     def _release(self) -> None:
         for held in (self._log, self._lock):
             if held is not None:
@@ -314,8 +343,7 @@ class FaissStore(Store):
             files.sweep(self._folder, self._catalogue)
         except BaseException:
             # What the catalogue says by now is for the next write to see: nothing more goes into this log.
-            self._stamp = None
-            self._release()
+            self._start_over()
             raise
 
     def _write_generation(self) -> None:

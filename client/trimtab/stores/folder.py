@@ -126,9 +126,13 @@ def read_catalogue(folder: Path) -> Catalogue:
         raise ConfigError(f"{path} must name an index and its rows")
     if found.key and not _KEY.fullmatch(found.key):
         raise ConfigError(f"{path} has the key {found.key!r}, which Trimtab did not make; leave it out")
+    if found.dimensions < 1:
+        raise ConfigError(f"{path} says {found.dimensions} dimensions; vectors have 1 or more")
     for each in found.generations:
+        if not each.logs:
+            raise ConfigError(f"{path} names no log; leave out `logs`, or name one")
         for file in each.files:
-            if Path(file).name != file:
+            if not file.strip(".") or "\0" in file or Path(file).name != file:
                 raise ConfigError(f"{path} names {file!r}, which is no file of the same folder")
     return found
 

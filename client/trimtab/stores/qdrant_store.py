@@ -250,14 +250,18 @@ class QdrantStore(Store):
     def _describe(self, claimed: str | None) -> Form:
         if not self._client.collection_exists(self._collection):
             raise NotFound(f"{self.name} does not exist")
-        parameters: Any = self._client.get_collection(self._collection).config.params.vectors
+        collection = self._client.get_collection(self._collection)
+        parameters: Any = collection.config.params.vectors
+        sparse = collection.config.params.sparse_vectors or {}
+        indexes = [f"the payload index on {key}" for key in sorted(collection.payload_schema)]
+        self.beside = [*sorted(sparse), *indexes]
         if isinstance(parameters, dict):
             if self._using not in parameters:
                 names = ", ".join(sorted(parameters)) or "none"
                 raise ConfigError(
                     f"{self.name} has named vectors ({names}); say which: #{self._collection}?vector=NAME"
                 )
-            self.beside = [name for name in parameters if name != self._using]
+            self.beside = [*(name for name in parameters if name != self._using), *self.beside]
             parameters = parameters[self._using]
         elif self._using is not None:
             raise ConfigError(f"{self.name} has no named vectors; leave out vector={self._using}")
