@@ -9,7 +9,7 @@ import pytest
 from tests.stores.postgres_process import PostgresProcess, postgres
 
 KINDS = ("faiss", "qdrant", "postgresql")
-_numbers = itertools.count()
+numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +35,8 @@ def url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
 def address(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
     """The address of a store that does not exist yet."""
     if kind == "faiss":
-        return f"faiss:{folder / f'faiss-{next(_numbers)}'}"
+        return f"faiss:{folder / f'faiss-{next(numbers)}'}"
     if kind == "qdrant":
-        return f"qdrant:{folder / f'qdrant-{next(_numbers)}'}#docs"
+        return f"qdrant:{folder / f'qdrant-{next(numbers)}'}#docs"
     database: PostgresProcess = request.getfixturevalue("database")
-    return f"{database.url}#docs_{next(_numbers)}"
+    return f"{database.url}#docs_{next(numbers)}"

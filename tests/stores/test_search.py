@@ -243,3 +243,30 @@ def test_a_table_of_somebody_else_is_compared_as_it_is_indexed(
             assert store.form.similarity == expected
     with open_store(f"{url}?similarity=manhattan") as store:
         assert store.form.similarity == "manhattan"
+
+
+@pytest.mark.parametrize("length", [1e-44, 1e-30, 1e-20, 1e19, 1e30])
+def test_vectors_as_short_or_long_as_numbers_can_be(tmp_path: Path, length: float) -> None:
+    """Their squares are no numbers of 32 bits; a store with one of them opens again, and finds it."""
+    written = rows(list(range(6)))
+    written.vectors[3] = 0
+    written.vectors[3, 0] = length
+    with create_store(f"faiss:{tmp_path}", FORM) as store:
+        store.upsert(written)
+    with open_store(f"faiss:{tmp_path}") as store:
+        np.testing.assert_allclose(store.get([3]).vectors, np.eye(1, D), atol=1e-6)
+        (hit,) = store.search(written.vectors[3], 1)
+        assert hit.id == 3 and hit.score == pytest.approx(1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_of_a_file_that_are_no_vectors_hide_no_others(tmp_path: Path, bad: float) -> None:
+    vectors = rows(list(range(30))).vectors
+    vectors[4:8, 1] = bad
+    np.save(tmp_path / "docs.npy", vectors)
+    sound = np.delete(np.arange(30), range(4, 8))
+    with open_store(f"{tmp_path / 'docs.npy'}#?space=s") as store:
+        for k in (1, 3, 10, 30):
+            hits = store.search(vectors[0], k)
+            near = np.argsort(-(vectors[sound] @ vectors[0]), kind="stable")[:k]
+            assert [hit.id for hit in hits] == sound[near].tolist()

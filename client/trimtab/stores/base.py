@@ -6,7 +6,7 @@ given.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -299,8 +299,12 @@ def space_of(recorded: object, claimed: str | None, name: str) -> str | None:
 
 def normalised(vectors: Matrix) -> Matrix:
     """Vectors (n, d) at length 1; those of length 0 as they are."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)
+    given = np.asarray(vectors, np.float32)
+    # As float64: the squares of very small and of very large numbers are not zero and infinity there.
+    lengths = np.sqrt(np.einsum("...i,...i->...", given, given, dtype=np.float64))[..., None]
+    fresh = np.empty(given.shape, np.float32)
+    with np.errstate(invalid="ignore"):  # infinity becomes NaN
+        return np.divide(given, np.where(lengths > 0, lengths, 1), out=fresh, casting="same_kind")
 
 
 def scores(query: Matrix, vectors: Matrix, similarity: Similarity) -> NDArray[np.float32]:
@@ -323,6 +327,19 @@ def best(near: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     kept = np.flatnonzero(near >= np.partition(near, -k)[-k]) if many else np.arange(len(near))
     order: NDArray[np.intp] = kept[np.argsort(-near[kept], kind="stable")][:k]
     return order
+
+
+def nearest(
+    query: Matrix, vectors: Iterable[Matrix], similarity: Similarity, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Scores and rows of the k nearest of all vectors, which come in parts (n, d), the best first.
+
+    Those whose score is not finite are near to nothing, and left out.
+    """
+    near = np.concatenate([scores(query, part, similarity) for part in vectors])
+    rows = np.flatnonzero(np.isfinite(near))
+    chosen = rows[best(near[rows], k)]
+    return near[chosen], chosen
 
 
 def order(id: Id) -> tuple[bool, int, str]:

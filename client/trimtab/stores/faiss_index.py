@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trimtab import durable
 from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition
-from trimtab.stores.base import Form, Matrix, best, normalised, scores
+from trimtab.stores.base import Form, Matrix, nearest, normalised
 
 faiss: Any = _faiss  # its stubs leave out half of what is used here
 
@@ -159,11 +159,9 @@ class Index:
         return faiss.SearchParametersHNSW(efSearch=effort) if self._hnsw else None
 
     def _exactly(self, query: Matrix, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Compare with every vector. Those that are not finite are near to nothing."""
-        near = np.concatenate([scores(query, part, self._form.similarity) for _, part in self.chunks()])
-        chosen = best(np.where(np.isfinite(near), near, -np.inf), k)
-        chosen = chosen[np.isfinite(near[chosen])]
-        return near[chosen], chosen.astype(np.int64)
+        """Compare with every vector."""
+        near, rows = nearest(query, (part for _, part in self.chunks()), self._form.similarity, k)
+        return near, rows.astype(np.int64)
 
     def _scores(self, distances: NDArray[np.float32]) -> NDArray[np.float32]:
         metric = self.faiss.metric_type

@@ -8,7 +8,7 @@ others: `docs.parquet#?id=doc&text=body&vector=embedding`. Its key-value metadat
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,15 @@ from trimtab.stores.base import (
     Matrix,
     Rows,
     Store,
-    best,
     check_id,
     check_query,
     files_identity,
+    nearest,
     order,
-    scores,
     space_of,
 )
+
+_CHUNK = 65_536
 
 
 class _Described(msgspec.Struct, frozen=True):
@@ -103,9 +104,16 @@ class FileStore(Store):
 
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         query = check_query(self, vector, k)
-        near = scores(query, np.asarray(self._vectors, np.float32), self.form.similarity)
-        found = [(self._document(row), float(near[row])) for row in best(near, k).tolist()]
+        near, rows = nearest(query, self._parts(), self.form.similarity, k)
+        found = [
+            (self._document(row), score) for row, score in zip(rows.tolist(), near.tolist(), strict=True)
+        ]
         return [Hit(document.id, document.text, score) for document, score in found]
+
+    def _parts(self) -> Iterator[Matrix]:
+        """All vectors as float32, so many at a time that no other copy of a large file is made."""
+        for start in range(0, max(len(self._ids), 1), _CHUNK):
+            yield np.asarray(self._vectors[start : start + _CHUNK], np.float32)
 
     def _row(self, id: Id) -> int:
         """The row of an id; -1 where it is not there."""
@@ -136,7 +144,7 @@ def open_npy(address: Address) -> FileStore:
     if beside.exists():
         try:
             space = msgspec.json.decode(beside.read_bytes(), type=_Beside).vectors.space
-        except msgspec.MsgspecError as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConfigError(f"{beside} cannot be read: {error}") from None
     return FileStore(address, range(len(vectors)), None, vectors, space)
 
@@ -164,7 +172,7 @@ def open_parquet(address: Address) -> FileStore:
     ids = [check_id(id, f"{path}, row {row}") for row, id in enumerate(table[names[0]].to_pylist(), 1)]
     texts = _texts(table[names[1]], ids, path, names[1]) if names[1] in there else None
     metadata = file.schema_arrow.metadata or {}
-    space = metadata.get(b"trimtab_space", b"").decode() or None
+    space = metadata.get(b"trimtab_space", b"").decode(errors="replace") or None
     store = FileStore(address, ids, texts, _matrix(table[names[2]], ids, path, names[2]), space)
     store.beside = [name for name in there if name not in names]
     return store

@@ -1,10 +1,13 @@
 """What is asked of PostgreSQL's own catalogue, and what a table's comment says."""
 
-from typing import LiteralString
+from typing import TYPE_CHECKING, LiteralString
 
 import msgspec
 
 from trimtab.bundle import Similarity
+
+if TYPE_CHECKING:
+    import psycopg
 
 # How far an approximate index is searched: as the address says, or as the database does, but at least as far
 # as FAISS is. Both kinds go on where that gives too few rows. Without such an index, this does nothing.
@@ -30,6 +33,17 @@ CLASSES = """
     JOIN pg_opclass ON pg_opclass.oid = ANY(indclass)
     WHERE indrelid = to_regclass(%s) AND attname = %s
 """
+# The columns of a table: name, type, dimensions of a vector, kind of type, and the table's comment. A domain
+# is what it is made of.
+COLUMNS = """
+    SELECT
+        attname, format_type(coalesce(nullif(typbasetype, 0), atttypid), NULL),
+        CASE WHEN typbasetype = 0 THEN atttypmod ELSE typtypmod END, typcategory::text,
+        obj_description(attrelid)
+    FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+    WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped
+"""
+TEXTS = {"S", "E"}  # the kinds of types whose values are text: strings and enumerations
 # How each similarity orders rows.
 OPERATORS: dict[Similarity, LiteralString] = {
     "cosine": "<=>",
@@ -87,3 +101,23 @@ def read_comment(text: str | None) -> Comment:
         return msgspec.json.decode(text or "{}", type=Comment)
     except msgspec.MsgspecError:
         return Comment()
+
+
+def refusals() -> "tuple[type[psycopg.Error], ...]":
+    """What PostgreSQL says where a row, and not the server, is at fault."""
+    from psycopg import errors
+
+    return (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
+
+
+def wrong_tables() -> "tuple[type[psycopg.Error], ...]":
+    """What PostgreSQL says where a table, and no row and not the server, is at fault."""
+    from psycopg import errors
+
+    return (
+        errors.InvalidColumnReference,
+        errors.GeneratedAlways,
+        errors.InsufficientPrivilege,
+        errors.ReadOnlySqlTransaction,
+        errors.WrongObjectType,
+    )

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 OPTIONS = ("id", "text", "vector", "space", "similarity", "probes", "ef_search")
 _WHOLE = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 # Types whose values do not come back as they went in, and so name nothing.
-_NO_IDS = {"boolean", "bytea", "real", "double precision", "json", "jsonb"}
+_NO_IDS = {"boolean", "bytea", "real", "double precision", "json", "jsonb", "oid"}
 _CONNECT_SECONDS = 10
 
 
@@ -213,6 +213,21 @@ class PostgresStore(Store):
         )
         with self._reaching() as connection, connection.transaction(), connection.cursor() as cursor:
             cursor.executemany(statement, values)
+            self._check_kept(rows.documents)
+
+    def _check_kept(self, documents: Sequence[Document]) -> None:
+        """InvalidArgument where the table made something else of an id or a text that was just written.
+
+        Types cut and pad ('01' as numeric is 1, and may be another's id), and so do triggers.
+        """
+        found = self.texts([document.id for document in documents])
+        for document in documents:
+            if document.id not in found or found[document.id] != document.text:
+                what = "its text" if document.id in found else "it under its id"
+                raise InvalidArgument(
+                    f"{self.name} does not keep {what}: document {document.id!r}. See to the types of its "
+                    "columns, to triggers and to row security. It was not changed"
+                )
 
     def delete(self, ids: Collection[Id]) -> None:
         wanted = [id for id in ids if self._fits(id)]
@@ -269,13 +284,15 @@ class PostgresStore(Store):
         """SQL with the names of this table in place of {table}, {id}, ..."""
         from psycopg import sql
 
+        parts = {"table": self._table, **self._names}
+        names = {name: sql.SQL(part.as_string(None).replace("%", "%%")) for name, part in parts.items()}
         return sql.SQL(template).format(
-            table=self._table, type=sql.SQL(self._id_type), operator=sql.SQL(self._operator), **self._names
+            type=sql.SQL(self._id_type), operator=sql.SQL(self._operator), **names
         )
 
     def _rows(self, template: LiteralString, *values: Any) -> list[Any]:
         with self._reaching() as connection:
-            return connection.execute(self._statement(template), values or None).fetchall()
+            return connection.execute(self._statement(template), values).fetchall()
 
     def _create(self, form: Form, example: Id | None) -> None:
         from psycopg import sql
@@ -290,7 +307,8 @@ class PostgresStore(Store):
                 self._statement(
                     f"CREATE TABLE {{table}} ({{id}} {type} PRIMARY KEY, {{text}} text, "
                     f"{{vector}} vector({form.dimensions}) NOT NULL)"
-                )
+                ),
+                (),
             )
             written = sql.Literal(msgspec.json.encode(comment).decode())
             connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self._table, written))
@@ -299,20 +317,22 @@ class PostgresStore(Store):
         """What the table says of its vectors and, on the way, the type of its ids."""
         table = self._table.as_string(None)
         with self._reaching() as connection:
-            found = connection.execute(
-                "SELECT attname, format_type(atttypid, NULL), atttypmod, obj_description(to_regclass(%s)) "
-                "FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-                (table, table),
-            ).fetchall()
+            found = connection.execute(catalogue.COLUMNS, (table,)).fetchall()
         if not found:
             raise NotFound(f"{self.name} does not exist")
-        columns = {name: (type, modifier) for name, type, modifier, _ in found}
+        columns = {name: (type, modifier) for name, type, modifier, _, _ in found}
+        kinds = {name: kind for name, _, _, kind, _ in found}
         for role, name in names.items():
             if name not in columns:
                 raise ConfigError(
                     f"{self.name} has no column {name!r} for the {role}; it has {', '.join(columns)}. "
                     f"Name it: #{self._address.item}?{role}=COLUMN"
                 )
+        if kinds[names["text"]] not in catalogue.TEXTS:
+            raise ConfigError(
+                f"column {names['text']!r} of {self.name} is {columns[names['text']][0]}, not text. Name "
+                f"another, #{self._address.item}?text=COLUMN, or a view that casts it"
+            )
         type, dimensions = columns[names["vector"]]
         if type not in {"vector", "halfvec"}:
             raise ConfigError(f"column {names['vector']!r} of {self.name} is {type}, not vector or halfvec")
@@ -320,7 +340,7 @@ class PostgresStore(Store):
             raise ConfigError(
                 f"column {names['vector']!r} of {self.name} has no fixed dimensions; alter it to {type}(N)"
             )
-        comment = catalogue.read_comment(found[0][3])
+        comment = catalogue.read_comment(found[0][4])
         similarity = options.get("similarity", comment.similarity) or self._indexed(names["vector"])
         if similarity not in SIMILARITIES:
             raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
@@ -383,8 +403,13 @@ class PostgresStore(Store):
         with self._guard:
             try:
                 yield self._connect()
-            except _refusals() as error:
+            except catalogue.refusals() as error:
                 raise InvalidArgument(f"{self.name} refuses a value: {self._address.scrub(error)}") from None
+            except catalogue.wrong_tables() as error:
+                raise FailedPrecondition(
+                    f"{self.name} cannot be used so: {self._address.scrub(error)[:400]}. A table to write "
+                    "into has a unique index on its ids, and lets its text and vectors be written"
+                ) from None
             except (psycopg.Error, OSError) as error:
                 raise Unavailable(
                     f"{self.name} does not answer as it should: {self._address.scrub(error)[:400]}"
@@ -397,10 +422,3 @@ def _is_uuid(id: str) -> bool:
         return str(uuid.UUID(id)) == id
     except ValueError:
         return False
-
-
-def _refusals() -> "tuple[type[psycopg.Error], ...]":
-    """What PostgreSQL says where a row, and not the server, is at fault."""
-    from psycopg import errors
-
-    return (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
