@@ -1,5 +1,6 @@
 """`trimtab embed`: what it writes, what it refuses, and that a stopped run goes on to the same file."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 from tests.client.fake_server import DIMENSIONS, SCALE, Abort, FakeServer, vectors
 from tests.client.test_stream import until
 from trimtab import cli
-from trimtab.commands import vector_files
+from trimtab.commands import embed, vector_files
 from trimtab.commands.layouts import Npy
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -344,8 +346,6 @@ def test_a_crash_before_the_description_is_made_good(run: Run, source: Path, tmp
 def test_two_runs_do_not_write_one_file(
     run: Run, begun: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import fcntl
-
     with begun.with_name("out.npy.partial").open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         before = hashlib.sha256(begun.with_name("out.npy.partial").read_bytes()).digest()
@@ -353,7 +353,62 @@ def test_two_runs_do_not_write_one_file(
         assert hashlib.sha256(begun.with_name("out.npy.partial").read_bytes()).digest() == before
 
 
+def test_a_run_that_ends_while_another_begins(
+    run: Run,
+    begun: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second one has opened what is by now the first one's finished file, and leaves it as it is."""
+    lock = fcntl.flock
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.undo()
+        assert run(source, "--output", begun) == 0
+        lock(*arguments)
+
+    monkeypatch.setattr(vector_files.fcntl, "flock", late)
+    assert "another `trimtab embed` is writing" in refused(run, capsys, source, "--output", begun)
+    assert np.array_equal(np.load(begun), vectors(many(1_000)))
+    assert leftovers(begun.parent) == []
+
+
+@pytest.mark.parametrize("moment", ["_describe", "finish"])
+def test_a_file_that_appears_while_it_is_made_stays(
+    run: Run,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    output = tmp_path / "out.npy"
+    place: Any = embed if moment == "_describe" else embed.Progress
+    name = moment if moment == "_describe" else "__exit__"
+    call = getattr(place, name)
+
+    def late(*arguments: Any) -> Any:
+        output.write_bytes(b"precious")
+        return call(*arguments)
+
+    monkeypatch.setattr(place, name, late)
+    assert "pass --overwrite" in refused(run, capsys, source, "--output", output)
+    assert output.read_bytes() == b"precious"
+
+
 # What is refused.
+
+
+def test_an_output_that_is_no_file_stays(
+    run: Run, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    os.mkfifo(tmp_path / "pipe.npy")
+    for name in ("folder.npy", "pipe.npy"):
+        assert "is no file" in refused(run, capsys, source, "--output", tmp_path / name, "--overwrite")
+        assert not (tmp_path / name).is_file()
+    assert leftovers(tmp_path) == []
 
 
 def test_a_file_that_exists_is_only_replaced_on_demand(

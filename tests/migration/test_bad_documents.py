@@ -1,5 +1,6 @@
 """One bad document stops nothing: it is named, the others move. And counts are the source's own."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,33 @@ def test_the_run_ends_with_their_names(
             Rows([Document(f"doc-{id}", "short") for id in range(25)], np.ones((25, 16), np.float32))
         )
     assert run(*command) == 0, "mended, they move"
+
+
+def test_the_list_of_names_takes_no_other_files_place(
+    client: trimtab.Client, fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = {"id": [1, 2], "text": ["one", None], "vector": [[1.0] * 16] * 2}
+    parquet.write_table(pyarrow.table(table), tmp_path / "old.parquet")
+    with create_store(f"faiss:{tmp_path / 'faiss'}", Form(space="s", dimensions=2)) as store:
+        store.upsert(Rows([Document(1, "one")], np.eye(1, 2, dtype=np.float32)))
+    (tmp_path / "mine.jsonl").write_text('{"id": 1, "reason": "mine", "more": 1}\n')
+    (tmp_path / "list.json").write_text("[]\n")
+    command = ["--from", str(tmp_path / "old.parquet"), "--to", f"faiss:{tmp_path / 'new'}"]
+    command += ["--url", fake.url]  # type: ignore[attr-defined]
+    for name in ("old.parquet", "faiss/store.json", "mine.jsonl", "list.json"):
+        before = (tmp_path / name).read_bytes()
+        assert run(*command, "--aside", str(tmp_path / name)) == 1
+        assert "no earlier run wrote it; name another file" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        assert run(*command, "--aside", str(path)) == 1
+        assert "is no file" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists(), "all of this before anything began"
+    (tmp_path / "empty").touch()
+    for _ in range(2):  # the second time, it is its own
+        assert run(*command, "--aside", str(tmp_path / "empty")) == 3
+        assert msgspec.json.decode((tmp_path / "empty").read_bytes())["id"] == 2
 
 
 def test_where_none_can_be_moved_it_is_no_exception(

@@ -112,9 +112,10 @@ def run(options: argparse.Namespace) -> int:
     if options.ray or options.workers or options.block_rows:
         raise ConfigError("--ray, --workers and --block-rows go with a folder: --output NAME/")
     if output is not None:
+        if output.exists() and not output.is_file():
+            raise ConfigError(f"{output} is there, and is no file; name another --output")
         vector_files.complete(output)
-    if output is not None and output.exists() and not options.overwrite:
-        raise ConfigError(f"{output} exists; pass --overwrite to replace it")
+        _check_free(output, overwrite=options.overwrite)
     if output is not None and options.file is not None and texts.same_file(output, options.file):
         raise ConfigError(f"{output} is what is read; name another file for the vectors")
     source = texts.open_texts(options.file, options.format, options.column)
@@ -122,7 +123,9 @@ def run(options: argparse.Namespace) -> int:
         if output is None:
             return _to_standard_output(client, wanted, source)
         try:
-            return _to_file(client, wanted, source, output, restart=options.restart)
+            return _to_file(
+                client, wanted, source, output, restart=options.restart, overwrite=options.overwrite
+            )
         except OSError as error:
             raise FailedPrecondition(f"{output} cannot be written: {error.strerror}") from error
 
@@ -184,13 +187,21 @@ def _to_standard_output(client: Client, wanted: Options, source: texts.Texts) ->
     return 0
 
 
-def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path, *, restart: bool) -> int:
+def _check_free(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output} exists; pass --overwrite to replace it")
+
+
+def _to_file(
+    client: Client, wanted: Options, source: texts.Texts, output: Path, *, restart: bool, overwrite: bool
+) -> int:
     journal = None if restart else vector_files.read_journal(output)
     encoder = _encoder(client, wanted, journal.vectors if journal else None, output)
     wanted = wanted.pinned(encoder)
     description = _describe(client, encoder, wanted)
     file, suspects = vector_files.VectorFile(output, description, journal), Suspects()
     try:
+        _check_free(output, overwrite=overwrite)  # again: another run may have ended meanwhile
         file.skip(source.texts)
         read: deque[str] = deque()
         with (
@@ -206,6 +217,7 @@ def _to_file(client: Client, wanted: Options, source: texts.Texts, output: Path,
                 suspects.note(file.rows, stream.suspicious)
                 file.write(read.popleft(), vector, stream.scale)
                 progress.advance()
+        _check_free(output, overwrite=overwrite)
         file.finish()
     except BaseException as error:
         suspects.tell()  # the next run does not see them again

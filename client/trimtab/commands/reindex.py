@@ -72,14 +72,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Re-index, and return the exit status."""
-    if options.aside is not None and not options.aside.absolute().parent.is_dir():
-        raise ConfigError(f"--aside {options.aside}: the folder does not exist")
-    if (
-        options.aside is not None
-        and options.texts is not None
-        and texts.same_file(options.aside, options.texts)
-    ):
-        raise ConfigError(f"--aside {options.aside} is what is read; name another file")
+    if options.aside is not None:
+        _check_aside(options.aside, options.texts)
     by_id = None
     if options.texts is not None:
         by_id = texts.read_documents(options.texts, options.id_column, options.text_column)
@@ -118,6 +112,25 @@ def run(options: argparse.Namespace) -> int:
             if outcome.extra:
                 _say(f"{outcome.extra:,} documents are in {target.name} alone")
             return _tell_aside(outcome.aside, source.name, options.aside)
+
+
+def _check_aside(path: Path, read: Path | None) -> None:
+    """ConfigError where --aside would take the place of anything but what an earlier run wrote there."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--aside {path}: the folder does not exist")
+    if read is not None and texts.same_file(path, read):
+        raise ConfigError(f"--aside {path} is what is read; name another file")
+    if not path.exists():
+        return
+    try:
+        if not path.is_file():
+            raise ConfigError(f"--aside {path} is no file")
+        with path.open("rb") as stream:
+            ours = all(msgspec.json.decode(line).keys() == {"id", "reason"} for line in stream)
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise ConfigError(f"--aside {path} is there, and no earlier run wrote it; name another file")
 
 
 def _example(documents: Sequence[stores.Document]) -> stores.Id | None:

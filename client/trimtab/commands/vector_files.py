@@ -155,6 +155,10 @@ class VectorFile:
         self._state = _State(0, len(header), hashlib.sha256())
         self._file = _open_locked(self._partial)
         try:
+            if journal is not None and _read(self._journal_path) != journal:
+                raise FailedPrecondition(
+                    f"another `trimtab embed` went on with {self._partial} meanwhile; repeat the command"
+                )
             if journal is None:
                 durable.replace(self._journal_path, self._describe())
                 self._file.truncate(0)
@@ -301,10 +305,12 @@ def _open_locked(path: Path) -> IO[bytes]:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+            return stream
     except BlockingIOError:
-        stream.close()
-        raise FailedPrecondition(f"another `trimtab embed` is writing {path}; wait for its end") from None
-    return stream
+        pass
+    stream.close()  # another run has it, or ended just now, when the file was given its name
+    raise FailedPrecondition(f"another `trimtab embed` is writing {path}; wait for its end")
 
 
 def _hash(inputs: Any, text: str) -> None:
