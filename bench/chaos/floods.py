@@ -32,7 +32,7 @@ MIB = 1 << 20
 # What docs/configuration.md says that each costs.
 CONNECTION_BYTES = 100 << 10
 CALL_BYTES = 112 << 10
-WAITING_CALL_BYTES = 32 << 10
+WAITING_CALL_BYTES = 56 << 10
 TOKEN_BYTES = 4 * BYTES_A_TOKEN
 MOST_MEMORY, MOST_TIME = 1.5, 3.0
 # Without any limit but these, a server has room in so much.
@@ -43,7 +43,7 @@ def bound(base: int, limits: Limits, connections: int) -> int:
     """The most memory of a server that has `base` when it is idle, after so many connections."""
     connections = min(connections, limits.max_connections)
     calls = min(limits.max_calls, connections * limits.max_calls_per_connection)
-    waiting = connections * limits.max_calls_per_connection
+    waiting = 2 * connections * limits.max_calls_per_connection
     return (
         base
         + connections * CONNECTION_BYTES

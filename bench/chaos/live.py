@@ -1,6 +1,7 @@
 """A server in the fuzzer's process: called with any bytes, and with messages that a fuzzer fills."""
 
 import asyncio
+import math
 import struct
 import threading
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class Live:
         from trimtab_server.config import Config, Engine, Limits, Server
         from trimtab_server.rpc import pace
 
-        pace.INTERVAL_SECONDS = 0.0  # wrong input comes as fast as it may
+        pace.BURST_SECONDS = math.inf  # wrong input comes as fast as it may
         (folder / "models").mkdir()
         replicas.copy_of(known.bundle(), folder / "models")
         ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", tenant_header="tenant")

@@ -17,6 +17,7 @@ import trimtab
 from bench.chaos import attacks, known
 from bench.chaos.attacks import END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST, SETTINGS, frame
 from tests.serve.server_process import ServerProcess, serve
+from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.config import Config, Server
 from trimtab_server.rpc import listeners
 from trimtab_server.rpc.health import Health
@@ -98,6 +99,36 @@ def test_calls_by_the_thousand_on_one_connection(
                 with contextlib.suppress(TimeoutError):  # once too many are refused, the server reads no more
                     connection.settimeout(1)
                     connection.sendall(b"".join(calls))
+
+
+async def test_calls_of_a_gateway_that_takes_others_back_are_not_refused(flooded: ServerProcess) -> None:
+    """As many calls over one connection as it takes, again and again, most of them taken back, as by who asks
+    another server, too. Without gRPC's own retries, which hide some refusals."""
+    request = pb.EmbedRequest(texts=[known.text(1)], encoder=known.NAME).SerializeToString()
+    async with grpc.aio.insecure_channel(flooded.url, [("grpc.enable_retries", 0)]) as channel:
+        embed: Any = channel.unary_unary(attacks.EMBED)
+        for _ in range(20):
+            calls = [embed(request, timeout=100) for _ in range(128)]
+            await calls[0]
+            for call in calls[8:]:
+                call.cancel()
+            await asyncio.gather(*calls[1:8])
+
+
+@pytest.mark.parametrize("parts", [1, 90])
+def test_headers_are_bounded_and_the_same_are_always_refused(flooded: ServerProcess, parts: int) -> None:
+    """By their bytes and 32 for each, as HTTP/2 counts them."""
+
+    def headers(size: int) -> tuple[tuple[str, str], ...]:
+        return tuple((f"x-{number}", "a" * (size // parts - 32)) for number in range(parts))
+
+    with grpc.insecure_channel(flooded.url, [("grpc.enable_retries", 0)]) as channel:
+        check: Any = channel.unary_unary(CHECK)
+        for _ in range(20):
+            assert check(b"", metadata=headers(7000), timeout=60)
+            with pytest.raises(grpc.RpcError) as caught:
+                check(b"", metadata=headers(8500), timeout=60)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 NAMES = {

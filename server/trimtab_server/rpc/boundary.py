@@ -29,7 +29,7 @@ from trimtab_server.observing.load import TRAILER, Load
 from trimtab_server.rpc.bounds import bounded
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.intake import Call, Intake
-from trimtab_server.rpc.pace import Pace
+from trimtab_server.rpc.pace import CHEAP, NOTHING, TAKEN_BACK, Pace
 from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.unread import Unread
 
@@ -168,13 +168,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             peer = context.peer()
             try:
                 with self._open(peer, counted) as call:
-                    if method not in LARGE:
-                        await self._pace.wait(peer)
-                    try:
+                    async with self._paced(method, peer, call):
                         return await answer(call, context)
-                    finally:
-                        if not call.heard:  # it was taken back, or never meant anything
-                            await self._pace.wait(peer)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
@@ -195,10 +190,25 @@ class Boundary(grpc.aio.ServerInterceptor):
         """Answers a call of any kind with the error, before a message is read."""
 
         async def refuse(requests: Any, context: Context) -> None:
-            await self._pace.wait(context.peer())
+            await self._pace.wait(context.peer(), NOTHING)
             await abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+    @contextlib.asynccontextmanager
+    async def _paced(self, method: str, peer: str, call: Call) -> AsyncIterator[None]:
+        """The call is answered, at its connection's pace where it costs the client nothing."""
+        if method not in LARGE:
+            await self._pace.wait(peer, CHEAP)
+        cost = NOTHING
+        try:
+            yield
+        except asyncio.CancelledError:
+            cost = TAKEN_BACK
+            raise
+        finally:
+            if not call.understood:
+                await self._pace.wait(peer, cost)
 
     @contextlib.contextmanager
     def _open(self, peer: str, counted: bool) -> Iterator[Call]:
@@ -313,10 +323,12 @@ async def _message(call: Call, context: Context, parse: Callable[[bytes], Any]) 
     data = await call.read(context)
     if data is None:
         raise InvalidArgument("the call ended without a message: send one")
+    call.hold(len(data))
     try:
-        call.hold(len(data))
-        return parse(data)
+        message, call.understood = parse(data), True
+        return message
     except TrimtabError as error:
+        call.release(len(data))
         raise error.with_traceback(None) from None  # whose frames would keep the bytes
     finally:
         del data
@@ -325,7 +337,7 @@ async def _message(call: Call, context: Context, parse: Callable[[bytes], Any]) 
 async def _messages(call: Call, context: Context, parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
     while (data := await call.read(context)) is not None:
         try:
-            message = parse(data)
+            message, call.understood = parse(data), True
         except TrimtabError as error:
             raise error.with_traceback(None) from None  # whose frames would keep the bytes
         finally:

@@ -43,7 +43,7 @@ class Call:
     def __init__(self, intake: "Intake", caller: Caller, peer: str, task: "asyncio.Task[Any] | None") -> None:
         self.caller = caller
         self.bytes = 0
-        self.heard = False  # a message has come
+        self.understood = False  # a message has come that can be read
         self.error: ResourceExhausted | None = None  # why it was ended
         self._peer = peer
         self.task = task
@@ -57,7 +57,7 @@ class Call:
             data = await context.read()
             if data is grpc.aio.EOF:
                 return None
-            size, self.heard = len(data), True
+            size = len(data)
             return bytes(data)
         finally:
             self._intake.arriving.ended(self._peer, self, size)

@@ -29,6 +29,9 @@ PING_ANSWER_SECONDS = 20
 # Of HTTP/2: what a call may send before the server asks for its message. gRPC's own estimate of the network
 # would let every call send 4 MiB that nobody asked for.
 CALL_WINDOW_BYTES = 65_535
+# Of a call's headers, as HTTP/2 counts them: names, values, and 32 for each. Between this and twice as much
+# gRPC refuses some calls and not others; and each header takes several times its bytes.
+HEADERS_BYTES = 8192
 # What has come and was not taken up yet, because there is so much: after 30 s gRPC would cancel it, which
 # tells nobody to try elsewhere. Its own deadline ends it.
 UNREQUESTED_SECONDS = 24 * 3600
@@ -92,8 +95,10 @@ def _connections(config: Config) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
-        # Beside those that are over for the client, and whose memory the server has not got round to freeing.
+        # Beside those that are over for the client, and that the server has not got round to.
         ("grpc.http2.max_deallocating_streams", limits.max_calls_per_connection),
+        ("grpc.max_metadata_size", HEADERS_BYTES),
+        ("grpc.absolute_max_metadata_size", HEADERS_BYTES),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         # gRPC inflates whatever size a message says that it has; as it came, the boundary refuses it.
         ("grpc.per_message_decompression", 0),

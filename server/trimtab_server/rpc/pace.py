@@ -1,39 +1,43 @@
-"""Calls that come to nothing cost a client next to nothing, and the server some of its one event loop.
+"""Calls that cost a client next to nothing, and the server some of its one event loop.
 
-Those are calls of unknown methods, without credentials, taken back before their message came, and all that
-ask for no vectors. Each connection may have so many of them a second, and those beyond that are answered
-later: a call that waits takes one of the few places that its connection has, so that no more come. Calls
-that are work are not paced: the devices are shared between tenants.
+A client may make some of each kind a second over each connection; the answers to more of them wait. A call
+that waits keeps one of the few places of its connection, so that no more come. The rates are far above
+those of clients that mean it, also of a gateway that makes its users' calls over one connection. Calls that
+are work are not paced: the devices are shared between tenants.
 """
 
 import asyncio
 
-# The generic cell rate algorithm (ITU-T I.371): so many at once, then one after so long.
-BURST = 32
-INTERVAL_SECONDS = 0.02
-LONGEST_SECONDS = 1.0
-# Connections that have sent such calls; who was quiet for long is forgotten.
-REMEMBERED = 1024
+# Seconds of a connection's time that each call takes: one that comes to nothing (an unknown method, without
+# credentials, without a message that can be read), one that is taken back before its message was read, and
+# one that is answered but asks for no vectors (health, metadata).
+NOTHING, TAKEN_BACK, CHEAP = 0.008, 0.002, 0.001
+# The generic cell rate algorithm (ITU-T I.371): calls that take so much time may come at once.
+BURST_SECONDS = 0.5
+# 128 calls, as many as a connection has by default, wait one after the other up to this.
+LONGEST_SECONDS = 1.1
+# Connections and kinds of calls; who was quiet for long is forgotten.
+REMEMBERED = 4096
 
 
 class Pace:
     """When the next such call of each connection may be answered."""
 
     def __init__(self) -> None:
-        self._due: dict[str, float] = {}
+        self._due: dict[tuple[str, float], float] = {}
 
-    def delay(self, peer: str, now: float) -> float:
-        """Seconds until one more call of this connection may be answered."""
+    def delay(self, peer: str, cost: float, now: float) -> float:
+        """Seconds until one more call of this connection and cost may be answered."""
         if len(self._due) > REMEMBERED:
             self._due = {each: due for each, due in self._due.items() if due > now}
-        longest = now + BURST * INTERVAL_SECONDS + LONGEST_SECONDS
-        due = self._due[peer] = min(max(self._due.get(peer, now), now) + INTERVAL_SECONDS, longest)
-        return max(0.0, due - now - BURST * INTERVAL_SECONDS)
+        due = max(self._due.get((peer, cost), now), now) + cost
+        self._due[peer, cost] = due = min(due, now + BURST_SECONDS + LONGEST_SECONDS)
+        return max(0.0, due - now - BURST_SECONDS)
 
-    async def wait(self, peer: str) -> None:
+    async def wait(self, peer: str, cost: float) -> None:
         """Until that time, even where the call is cancelled meanwhile: its place is not free before."""
         loop = asyncio.get_running_loop()
-        until, cancelled = loop.time() + self.delay(peer, loop.time()), False
+        until, cancelled = loop.time() + self.delay(peer, cost, loop.time()), False
         while (left := until - loop.time()) > 0:
             try:
                 await asyncio.sleep(left)
