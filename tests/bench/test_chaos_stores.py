@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trimtab
-from bench.chaos import endings, halves, places, stores
+from bench.chaos import endings, halves, places, store_run, stores
 from bench.chaos.endings import Ending
 from trimtab.stores import open_store
 
@@ -29,7 +29,7 @@ def test_what_is_lost_is_noticed(tmp_path: Path) -> None:
     right = place.contents()
 
     def wrong(contents: places.Contents) -> str:
-        return " ".join(stores.different("it", contents, texts, halves.new))
+        return " ".join(store_run.different("it", contents, texts, halves.new))
 
     assert wrong(right) == "" and place.strange() == []
     assert "1 lost [3]" in wrong({id: right[id] for id in texts if id != 3})
@@ -72,5 +72,5 @@ def test_places_are_stores(tmp_path: Path, kind: str) -> None:
         assert store.form == halves.OLD
     place.edit({3: "changed", 10: "new"}, [])
     wanted = {**texts, 3: "changed", 10: "new"}
-    assert stores.different(kind, place.contents(), wanted, halves.old) == []
+    assert store_run.different(kind, place.contents(), wanted, halves.old) == []
     assert place.strange() == []

@@ -1,0 +1,118 @@
+"""One run over vector stores: what it is told, what it counts, and whether documents are as they were."""
+
+import random
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.chaos import endings, places
+from bench.chaos.endings import DONE, REFUSED, Ending
+from bench.chaos.places import Contents
+from tests.stores.postgres_process import PostgresProcess
+
+SAME = 1e-4
+
+
+@dataclass(slots=True)
+class Run:
+    """One run: what it does, how it ends, and what was wrong."""
+
+    number: int
+    folder: Path
+    random: random.Random
+    database: PostgresProcess
+    operation: str = ""
+    kinds: tuple[str, ...] = ()
+    ending: str = ""
+    exits: list[int] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    worse: int = 0
+    searches: int = 0
+
+    @property
+    def said(self) -> Path:
+        """Where children tell what they died of."""
+        return self.folder / "said"
+
+    def kept(self) -> dict[str, Any]:
+        """For the journal."""
+        return {
+            "run": self.number, "operation": self.operation, "kinds": self.kinds, "ending": self.ending,
+            "exits": self.exits, "wrong": self.wrong, "worse": self.worse, "searches": self.searches,
+        }  # fmt: skip
+
+    def ended(self, status: int) -> int:
+        """Note how a child ended; a crash or a hang is wrong whatever befell it."""
+        self.exits.append(status)
+        if status not in {DONE, REFUSED, -signal.SIGKILL}:
+            self.wrong.append(f"crashed: {self.said.read_text()[-600:]}")
+        return status
+
+    def undisturbed(self, work: Any) -> None:
+        """Do it again to its end."""
+        if self.ended(endings.start(work, self.said).wait()) != DONE:
+            self.wrong.append(f"it cannot be gone on with: {self.said.read_text()[-600:]}")
+
+
+class Measured:
+    """How many calls each kind of work makes, counted once, undisturbed."""
+
+    def __init__(self) -> None:
+        self._calls: dict[tuple[str, ...], int] = {}
+
+    def ending(self, run: Run, work: Any) -> Ending:
+        """An ending of the kind that was drawn, at a random moment of such work."""
+        if run.ending == "full":
+            return Ending(full=int(run.random.choice((300, 3_000, 20_000)) * run.random.random()))
+        if run.ending == "failing":
+            return Ending(failing=run.random.randint(1, 40))
+        if run.ending == "kill" or (run.ending == "second" and run.random.random() < 0.5):
+            return Ending(kill=run.random.randint(1, self._calls[(run.operation, *run.kinds)]))
+        return Ending()
+
+    def measure(self, run: Run, work: Any) -> None:
+        """Count the calls, where nobody did yet; what it did is undone by the caller."""
+        key = (run.operation, *run.kinds)
+        if key not in self._calls:
+            self._calls[key] = endings.calls(work, run.said)
+
+    def known(self, run: Run) -> bool:
+        """Whether such work was counted."""
+        return (run.operation, *run.kinds) in self._calls
+
+
+def texts_of(run: Run, count: int) -> dict[int, str]:
+    """Documents that no other run has."""
+    return {id: f"document {id} of run {run.number}" for id in range(count)}
+
+
+def revive(run: Run) -> None:
+    """Start the database again where it was ended."""
+    process = run.database.process
+    if process is not None and (run.ending == "failing" and "postgresql" in run.kinds):
+        try:
+            process.wait(0 if process.poll() is not None else 0.5)
+        except Exception:
+            return
+        run.database.start()
+
+
+def different(name: str, found: Contents, texts: Mapping[int, str], vectors: places.Vectors) -> list[str]:
+    """What of a store's documents is not as it should be."""
+    wrong = []
+    if found.keys() != texts.keys():
+        lost, extra = sorted(texts.keys() - found.keys()), sorted(found.keys() - texts.keys())
+        wrong.append(f"{name}: {len(lost)} lost {lost[:5]}, {len(extra)} too many {extra[:5]}")
+    both = sorted(found.keys() & texts.keys())
+    if other := [id for id in both if found[id][0] != texts[id]]:
+        wrong.append(f"{name}: the texts of {other[:5]} are others")
+    if both:
+        stored = np.array([found[id][1] for id in both])
+        off = np.abs(stored - vectors([str(found[id][0]) for id in both])).max(axis=1)
+        if (off > SAME).any():
+            wrong.append(f"{name}: {int((off > SAME).sum())} vectors are others")
+    return wrong
