@@ -135,6 +135,11 @@ def test_a_folder_of_something_else_is_left_alone(
         assert run(source, "--output", f"{tmp_path}/mine/", *more) == 1
         assert "has no vectors.json, but 'letter.txt'" in capsys.readouterr().err
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+    (tmp_path / "mine" / "vectors.json").write_bytes(b'{"of": "the application \xff"}')
+    for more in ((), ("--restart",)):
+        assert run(source, "--output", f"{tmp_path}/mine/", *more) == 1
+        assert "vectors.json cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "vectors.json").exists()
 
 
 def test_what_goes_with_a_folder_alone_is_refused_elsewhere(

@@ -484,6 +484,18 @@ def test_what_does_not_move_is_said(
     source = collection(tmp_path / "old", 3, tenant="a")
     assert run("--from", source, "--to", f"faiss:{tmp_path / 'new'}", "--url", fake.url) == 0  # type: ignore[attr-defined]
     assert "keeps tenant beside its documents, which do not move" in capsys.readouterr().err
+    hybrid = QdrantClient(path=str(tmp_path / "hybrid"))
+    hybrid.create_collection(
+        "docs",
+        {name: models.VectorParams(size=16, distance=models.Distance.COSINE) for name in ("a", "b")},
+        sparse_vectors_config={"words": models.SparseVectorParams()},
+    )
+    point = {"a": [1.0] * 16, "b": [1.0] * 16, "words": models.SparseVector(indices=[1], values=[1.0])}
+    hybrid.upsert("docs", [models.PointStruct(id=1, vector=point, payload={"text": "one"})])
+    hybrid.close()
+    source = f"qdrant:{tmp_path / 'hybrid'}#docs?vector=a"
+    assert run("--from", source, "--to", f"faiss:{tmp_path / 'third'}", "--url", fake.url) == 0  # type: ignore[attr-defined]
+    assert "keeps b, words beside its documents" in capsys.readouterr().err
     table = table_of(database, "with_owner", "bigint", ALL)
     with psycopg.connect(database.url, autocommit=True) as connection:
         connection.execute("ALTER TABLE with_owner ADD owner text")

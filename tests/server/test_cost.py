@@ -84,6 +84,7 @@ def test_a_cost_that_does_not_hold_any_more_is_measured_again(
         '{"run_seconds": 0.138, "token_seconds": 0e-9}',
         '{"run_seconds": 0.266, "token_seconds": -0.001}',
         '{"run_seconds": 0.01, "token_seconds": 0.001, "pad_seconds": -1.0}',
+        '{"\xff": 1}',
     ],
 )
 def test_what_cannot_be_read_or_written_is_measured(
@@ -92,7 +93,7 @@ def test_what_cannot_be_read_or_written_is_measured(
     measured = Measured(tmp_path)
     cost = measured.measure(Device(monkeypatch).run, 0, 256, "graph")
     for path in tmp_path.iterdir():
-        path.write_text(content)
+        path.write_bytes(content.encode("latin-1"))
     assert measured.measure(Device(monkeypatch).run, 0, 256, "graph") == cost
     (tmp_path / "file").touch()
     assert Measured(tmp_path / "file").measure(Device(monkeypatch).run, 0, 256, "graph") == cost

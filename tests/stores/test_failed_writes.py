@@ -15,7 +15,7 @@ import trimtab
 from tests.stores.test_contract import FORM, rows
 from tests.stores.test_faiss import log_of
 from trimtab import durable
-from trimtab.stores import Rows, Store, create_store, folder, open_store
+from trimtab.stores import Rows, Store, create_store, faiss_store, folder, open_store
 from trimtab.stores.faiss_index import Index
 from trimtab.stores.faiss_store import FaissStore
 
@@ -344,3 +344,12 @@ def test_a_child_of_a_fork_is_no_second_writer(tmp_path: Path) -> None:
     with open_store(f"faiss:{tmp_path}") as store:
         assert store.count() == 5
         np.testing.assert_allclose(store.get(written.ids).vectors, written.vectors[:5], atol=1e-6)
+
+
+def test_a_write_longer_than_a_record_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_store, "MOST_AT_ONCE", 1000)
+    with create_store(f"faiss:{tmp_path}", FORM) as store:
+        store.upsert(rows(list(range(10))))
+        with pytest.raises(trimtab.InvalidArgument, match="takes 1,000 at once; write fewer"):
+            store.upsert(rows(list(range(50)), seed=1))
+        assert store.texts([0, 40]) == {0: "text 0 of 0"}

@@ -9,10 +9,12 @@ import psycopg
 import pytest
 
 import trimtab
+from tests.stores.postgres_process import PostgresProcess
 from tests.stores.test_contract import FORM, D, rows
 from trimtab.bundle import Similarity
 from trimtab.stores import Document, Form, Rows, create_store, open_store
 from trimtab.stores.base import SIMILARITIES, Matrix, scores
+from trimtab.stores.postgres_catalogue import SETTINGS
 
 
 def clustered(count: int, seed: int = 0) -> Matrix:
@@ -212,6 +214,23 @@ def test_approximate_indexes_of_postgresql(url: str, using: str, told: str) -> N
             assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         if not told:
             assert recall(store, vectors, clustered(30, seed=9)) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("version", "iterative"), [("0.7.4", "off"), ("0.8.0", "strict_order"), ("0.10", "strict_order")]
+)
+def test_a_pgvector_that_has_no_iterative_scans(
+    database: PostgresProcess, version: str, iterative: str
+) -> None:
+    """It takes no setting of that name, and is searched without."""
+    with psycopg.connect(database.url) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        connection.execute("SELECT '[1]'::vector")
+        connection.execute("UPDATE pg_extension SET extversion = %s WHERE extname = 'vector'", (version,))
+        connection.execute(SETTINGS, (None, 10, None, "pg_class"))
+        assert connection.execute("SHOW hnsw.iterative_scan").fetchone() == (iterative,)
+        assert connection.execute("SHOW ivfflat.probes").fetchone() == ("16",)
+        connection.rollback()
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])

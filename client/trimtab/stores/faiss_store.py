@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trimtab import durable, forks
 from trimtab.durable import Sum
-from trimtab.errors import FailedPrecondition, NotFound, Unavailable
+from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from trimtab.stores import folder as files
 from trimtab.stores.address import Address, whole
 from trimtab.stores.base import (
@@ -44,6 +44,7 @@ from trimtab.stores.folder import Catalogue, Generation, Record, Row
 
 _log = logging.getLogger(__name__)
 LEAST_COMPACTED = 1024  # rows in the log before it is worth writing the index anew
+MOST_AT_ONCE = 1 << 30  # bytes of one write, which becomes one record
 _TRIES = 10
 
 
@@ -126,6 +127,12 @@ class FaissStore(Store):
         if self.form.similarity == "cosine":
             vectors = normalised(vectors)
         written = [Row(document.id, document.text) for document in rows.documents]
+        size = vectors.nbytes + sum(len(row.text or "") for row in written)
+        if size > MOST_AT_ONCE:
+            raise InvalidArgument(
+                f"{self.name} was given {size:,} bytes of vectors and texts, and takes {MOST_AT_ONCE:,} at "
+                "once; write fewer documents at a time"
+            )
         if written:
             self._write(Record(rows=written, vectors=vectors.astype("<f4", copy=False).tobytes()))
 

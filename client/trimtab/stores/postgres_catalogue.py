@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     import psycopg
 
 # How far an approximate index is searched: as the address says, or as the database does, but at least as far
-# as FAISS is. Both kinds go on where that gives too few rows. Without such an index, this does nothing.
+# as FAISS is. From pgvector 0.8 on, both kinds go on where that gives too few rows. Without such an index,
+# this does nothing.
 SETTINGS = """
     SELECT
         set_config('hnsw.ef_search', coalesce(%s::int, greatest(
             least(%s::int, 1000), 64, nullif(current_setting('hnsw.ef_search', true), '')::int
         ))::text, true),
-        set_config('hnsw.iterative_scan', 'strict_order', true),
+        CASE WHEN iterative THEN set_config('hnsw.iterative_scan', 'strict_order', true) END,
         set_config('ivfflat.probes', coalesce(%s::int, greatest(
             16, nullif(current_setting('ivfflat.probes', true), '')::int, (
                 SELECT ceil(sqrt(max(option_value::int)))::int
@@ -24,7 +25,11 @@ SETTINGS = """
                 WHERE indrelid = to_regclass(%s) AND option_name = 'lists'
             )
         ))::text, true),
-        set_config('ivfflat.iterative_scan', 'relaxed_order', true)
+        CASE WHEN iterative THEN set_config('ivfflat.iterative_scan', 'relaxed_order', true) END
+    FROM (
+        SELECT string_to_array(extversion, '.')::int[] >= '{0,8}' AS iterative
+        FROM pg_extension WHERE extname = 'vector'
+    ) AS known
 """
 # The metrics of the indexes on a column, as the names of their operator classes say.
 CLASSES = """

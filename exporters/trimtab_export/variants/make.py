@@ -117,7 +117,7 @@ class Workshop:
             return list(json.loads(path.read_text()))
         student = Student(self.source.backbone, self.source.head)
         order = rank_layers(student, self.calibration[::RANKING])
-        path.write_text(json.dumps(order))
+        durable.replace(path, json.dumps(order).encode())
         return order
 
 
