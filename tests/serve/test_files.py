@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,7 @@ from onnx import TensorProto, helper
 
 from tests import hostile
 from tests.serve.server_process import NAME, serve
+from tests.serve.test_isolation import child_of
 from trimtab import Client
 from trimtab import bundle as bundles
 from trimtab.errors import BundleError, FailedPrecondition
@@ -219,6 +222,36 @@ def test_a_server_whose_files_are_changed(tmp_path: Path) -> None:
         control.unload_model(NAME)
         control.load_model(NAME, client_timeout=100)
         assert client.encoder().space != space
+        control.close()
+
+
+@pytest.mark.parametrize("names", [(NAME,), (NAME, "other")])
+def test_a_process_that_begins_anew_without_the_files(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """What cannot be opened again is refused, and says why; others, the device and a later load go on."""
+    import tritonclient.grpc as triton
+
+    repository = tmp_path / "models"
+    for name in names:
+        hostile.bundle(repository, name)
+    graph = repository / NAME / "1" / "fp32" / "model.onnx"
+    content = graph.read_bytes()
+    expected = hostile.vectors(TEXTS)
+    config = '[engine]\nisolation = "process"\ncosts = ""\n'
+    with serve(repository, tmp_path, config) as server, Client(server.url, timeout=100) as client:
+        control = triton.InferenceServerClient(server.url)
+        np.testing.assert_allclose(client.embed(TEXTS, encoder=NAME), expected, atol=1e-6)
+        graph.write_bytes(content[:-1] + b"x")
+        os.kill(child_of(server.process.pid), signal.SIGKILL)
+        with pytest.raises(FailedPrecondition, match=r"began anew, and cannot open it again: .*SHA-256"):
+            while True:  # the call may be there before the process has ended
+                client.embed(TEXTS, encoder=NAME)
+        for name in names[1:]:
+            np.testing.assert_allclose(client.embed(TEXTS, encoder=name), expected, atol=1e-6)
+        before = child_of(server.process.pid)
+        graph.write_bytes(content)
+        control.load_model(NAME, client_timeout=100)
+        np.testing.assert_allclose(client.embed(TEXTS, encoder=NAME), expected, atol=1e-6)
+        assert child_of(server.process.pid) == before
         control.close()
 
 

@@ -34,13 +34,15 @@ def words(tokens: int) -> str:
 
 
 def child_of(pid: int) -> int:
-    """The one process that this one has started and that still runs; 0 where there is none."""
+    """The device's process of a server, where it runs; 0 where there is none."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            arguments = stat.with_name("cmdline").read_bytes().split(b"\0")
         except OSError:
             continue  # it has just ended
-        if int(parent) == pid and state != "Z":
+        # What is loaded is rehearsed in others.
+        if int(parent) == pid and state != "Z" and any(each.startswith(b"device ") for each in arguments):
             return int(stat.parent.name)
     return 0
 

@@ -44,6 +44,8 @@ class World:
     async def compare(self, *of: object) -> None:
         pass
 
+    close = compare
+
     async def read(self, *of: object) -> tuple[()]:
         return ()
 
@@ -92,3 +94,34 @@ async def test_a_version_is_on_trial_until_a_newer_one_is_there(tmp_path: Path, 
     world.fails.set()
     await load
     assert answer() == (1, 2)
+
+
+async def test_a_broken_version_does_not_take_the_place_of_one_that_is_served(tmp_path: Path) -> None:
+    """With versions.newest, at a load and at a start; the next good one does."""
+    world: Any = World()
+    world.fails.set()
+
+    def put(*versions: int) -> None:
+        for version in versions:
+            (tmp_path / "a" / str(version)).mkdir(parents=True)
+
+    def states(repository: Repository) -> dict[int, str]:
+        return {each.version: each.state for each in repository.index() if not each.retired}
+
+    def repository() -> Repository:
+        return Repository(tmp_path, world, world, lambda entry: None, newest=1)
+
+    put(1, 2)
+    running = repository()
+    await running.load_all()
+    assert states(running) == {2: "READY"}
+    put(3)
+    await running.load("a")
+    assert states(running) == {2: "READY", 3: "UNAVAILABLE"}
+    assert running.find("a").version == 2
+    started = repository()
+    await started.load_all()
+    assert states(started) == {2: "READY", 3: "UNAVAILABLE"}
+    put(4)
+    await running.load("a")
+    assert states(running) == {4: "READY"}

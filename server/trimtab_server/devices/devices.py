@@ -17,7 +17,14 @@ from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.batching.cost import Cost, Measured, measure
 from trimtab_server.devices import runtime
 from trimtab_server.devices.places import Place, hardware
-from trimtab_server.devices.session import OrtSession, Session, UnusableError, checked
+from trimtab_server.devices.session import (
+    GraphError,
+    NotReopenedError,
+    OrtSession,
+    Session,
+    UnusableError,
+    checked,
+)
 
 log = logging.getLogger(__name__)
 
@@ -218,11 +225,12 @@ class Device:
         others = [other for other in list(self._sessions) if other is not model][:MOST_PROBED]
         return "model" if any(self.probe(other) is None for other in others) else "device"
 
-    def recover(self, models: Sequence[Model]) -> tuple[list[Model], Exception | None]:
+    def recover(self, models: Sequence[Model]) -> tuple[dict[Model, Exception], Exception | None]:
         """Load what was loaded elsewhere while this device was out of service, and probe all, in order.
 
         Where it is stale, its home begins anew with these models and no others: what they cost is known. The
-        models that fail while others run well; and what is wrong with the device, if anything.
+        models that fail while the device runs others, or because they are not on disk any more; and what is
+        wrong with the device, if anything.
         """
         failed: dict[Model, Exception] = {}
         well = False
@@ -236,13 +244,18 @@ class Device:
                 wrong = self._restore(model, begun)
                 if wrong is None:
                     well = True
+                elif isinstance(wrong, NotReopenedError):
+                    self.unload(model)
+                    failed[model] = wrong
                 elif model in self.costs or not begun:  # not unloaded meanwhile
                     failed[model] = wrong
                 if self.home.lost:
                     break
-            if failed and (self.home.lost or not well):
+            gone = {model: each for model, each in failed.items() if isinstance(each, NotReopenedError)}
+            ill = [error for model, error in failed.items() if model not in gone]
+            if failed and (self.home.lost or (ill and not well)):
                 self.home.end()  # what is wrong with it may not be there after a new beginning
-                return (list(failed) if well else []), next(iter(failed.values()))
+                return (failed if well else {**gone}), next(iter((*ill, *failed.values())))
             if begun and self.too_large:
                 log.warning(
                     "device %s needs %d bytes for its models alone: engine.max_resident_bytes is too small, "
@@ -251,8 +264,8 @@ class Device:
                 self._max_resident_bytes = 0
         except Exception as error:
             self.home.end()
-            return [], error
-        return list(failed), None
+            return {}, error
+        return failed, None
 
     def _restore(self, model: Model, begun: bool) -> Exception | None:
         """Have a model loaded, and probe it; what is wrong with it."""
@@ -261,6 +274,8 @@ class Device:
                 self.load(model)
             elif begun:
                 self._sessions[model] = self._open(model)
+        except GraphError as error:
+            return NotReopenedError(str(error)) if begun else error
         except Exception as error:
             return error
         return self.probe(model)

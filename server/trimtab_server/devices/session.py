@@ -28,6 +28,10 @@ class GraphError(Exception):
     """A graph that is not what its manifest says; the message says how, and what to do."""
 
 
+class NotReopenedError(Exception):
+    """A graph that was loaded cannot be opened again, in a process that began anew; the message says why."""
+
+
 class DeviceLostError(Exception):
     """The process that ran the sessions of a device is gone, and with it what it was doing."""
 

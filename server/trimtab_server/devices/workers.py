@@ -23,7 +23,7 @@ from trimtab_server.batching.cost import Cost
 from trimtab_server.batching.fleet import Failed, Fleet, Flight, Job, Reason
 from trimtab_server.devices import runtime
 from trimtab_server.devices.devices import Device
-from trimtab_server.devices.session import DeviceLostError
+from trimtab_server.devices.session import DeviceLostError, NotReopenedError
 from trimtab_server.observing.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -336,9 +336,15 @@ class Workers:
         self._strikes[model] += 1
         if self._strikes[model] < STRIKES or model not in self._models or len(self._models) == 1:
             return
+        self._retire(
+            model, f"it failed {STRIKES} times in a row, while others ran well: {runtime.told(error)}"
+        )
+
+    def _retire(self, model: Model, why: str) -> None:
+        if model not in self._models:
+            return
         self._models.discard(model)
         what = f"{model.encoder} version {model.version} ({model.variant})"
-        why = f"it failed {STRIKES} times in a row, while others ran well: {runtime.told(error)}"
         log.error("%s is retired: %s", what, why)
         self._retired[model] = Unavailable(f"{what} is retired: {why}")
         self._tell_retired(model, why)
@@ -353,8 +359,11 @@ class Workers:
         with self._lock:
             if self._stopping:
                 return
-            for model in failing:
-                self._strike(model, error or RuntimeError(f"its probe fails on device {device.name}"))
+            for model, wrong in failing.items():
+                if isinstance(wrong, NotReopenedError) and not self._is_elsewhere(model, device):
+                    self._retire(model, f"device {device.name} began anew, and cannot open it again: {wrong}")
+                else:
+                    self._strike(model, wrong)
             # Models that were loaded meanwhile are for the next probe, those unloaded for nobody.
             well = error is None and self._models <= device.costs.keys()
             self._fleet.probed(device.name, well=well, now=time.monotonic())
@@ -362,6 +371,10 @@ class Workers:
             gone = [model for model in models if model not in self._models]
         for model in gone:
             device.unload(model)
+
+    def _is_elsewhere(self, model: Model, device: Device) -> bool:
+        others = (other for other in self._devices if other is not device and self._fleet.up(other.name))
+        return any(model in other.costs for other in others)
 
     def _ended(self, device: Device) -> None:
         """A device's process has ended, maybe while nothing ran there."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -58,11 +58,11 @@ class Entry:
 class Repository:
     """Loads bundles and finds them by name and version.
 
-    `changed` is called with each entry whose state changed; `newest` versions of an encoder are served, or
-    all where it is 0. Versions that are on trial, by `trials`, answer only what names them or is given to
-    them. Loads and unloads are the repository's own tasks, one at a time of each encoder, so that what hangs
-    holds up no other: a caller that gives up waiting leaves nothing half done. No step of them takes longer
-    than `load_seconds`.
+    `changed` is called with each entry whose state changed; of an encoder the `newest` versions that can be
+    loaded are served, or all where it is 0. Versions that are on trial, by `trials`, answer only what names
+    them or is given to them. Loads and unloads are the repository's own tasks, one at a time of each encoder,
+    so that what hangs holds up no other: a caller that gives up waiting leaves nothing half done. No step of
+    them takes longer than `load_seconds`.
     """
 
     def __init__(
@@ -216,8 +216,8 @@ class Repository:
         Raises ConfigError where one cannot be loaded as it is configured.
         """
         found = await self._look()
-        for name, version in found:  # so that whoever asks meanwhile is told to wait
-            self._put(Entry(name, version, "LOADING"))
+        for key in self._wanted(found):  # so that whoever asks meanwhile is told to wait
+            self._put(Entry(*key, "LOADING"))
         # An encoder that is gone may have left adapters, and routes lead through them.
         beside = await limited.run(self._load_seconds, f"reading {self.path}", self._with_adapters)
         wanted = sorted({name for name, _ in found} | beside)
@@ -275,15 +275,15 @@ class Repository:
         return set(adapters.encoders(self.path))
 
     def _found(self) -> dict[tuple[str, int], Path]:
-        """The versions on disk that are to be served, by name and version."""
-        versions: dict[str, dict[int, Path]] = {}  # of each name the oldest first
-        for name, version, path in bundles.versions(self.path):
-            versions.setdefault(name, {})[version] = path
-        return {
-            (name, version): paths[version]
-            for name, paths in versions.items()
-            for version in list(paths)[-self._newest :]  # -0 is the first of them
-        }
+        """The versions on disk, by name and version; of each name the oldest first."""
+        return {(name, version): path for name, version, path in bundles.versions(self.path)}
+
+    def _wanted(self, found: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Of the versions on disk those that are to be served, where they can be loaded."""
+        versions: dict[str, list[tuple[str, int]]] = {}
+        for key in found:
+            versions.setdefault(key[0], []).append(key)
+        return [key for keys in versions.values() for key in keys[-self._newest :]]  # -0 is the first
 
     async def _finish(self, work: Coroutine[None, None, None]) -> None:
         """Run this as a task of the repository's, and wait for it; a caller that leaves does not stop it."""
@@ -310,28 +310,39 @@ class Repository:
             if not (found or gone or mapped or self.adapters.of(name)):
                 raise NotFound(f"the repository has no encoder {name!r} with a version in it")
             self.adapters.put(name, mapped)
-            changed: list[str] = []
-            for key, path in found.items():
-                entry = self._entries.get(key)
-                if entry is None or entry.encoder is None:
-                    await self._load(Entry(name, key[1], "LOADING"), path)
-                    continue
-                if wrong := await self._changed_on_disk(entry, entry.encoder, path):
-                    changed.append(wrong)
-                elif not entry.encoder.states_width and self.adapters.wants_states(entry.encoder.manifest):
-                    await self._change_model(self._entries[key], entry.encoder, path)
+            kept, older, changed = self._wanted(found), list(found), list[str]()
+            del older[-len(kept) :]
+            for key in kept:
+                changed += await self._take_up(key, found[key])
+            # Whoever puts a broken version there still has the one before it.
+            while older and sum(self._entries[key].state == "READY" for key in kept) < self._newest:
+                kept.append(older.pop())
+                changed += await self._take_up(kept[-1], found[kept[-1]])
             # Requests see an adapter once the rows are there that it reads, and no more before they go.
             self._publish()
-            for key, path in found.items():
+            for key in kept:
                 entry = self._entries[key]
                 encoder = entry.encoder
                 if encoder and encoder.states_width and not self.adapters.wants_states(encoder.manifest):
-                    await self._change_model(entry, encoder, path)
-            for key in gone:
+                    await self._change_model(entry, encoder, found[key])
+            for key in served:
+                if key in kept:
+                    continue
                 await self._unload(self._entries[key], _why_gone(self.path, *key), retired=True)
             self._publish()
         if changed:
             raise FailedPrecondition("; ".join(changed))
+
+    async def _take_up(self, key: tuple[str, int], path: Path) -> list[str]:
+        """Load a version that is not loaded yet. What is wrong with the files of one that is, if anything."""
+        entry = self._entries.get(key)
+        if entry is None or entry.encoder is None:
+            await self._load(Entry(*key, "LOADING"), path)
+        elif wrong := await self._changed_on_disk(entry, entry.encoder, path):
+            return [wrong]
+        elif not entry.encoder.states_width and self.adapters.wants_states(entry.encoder.manifest):
+            await self._change_model(self._entries[key], entry.encoder, path)
+        return []
 
     async def _changed_on_disk(self, entry: Entry, encoder: Encoder, path: Path) -> str:
         """What became of a loaded version's files; "" where they are what they were. The log has it, too."""
@@ -367,11 +378,10 @@ class Repository:
             self._publish()
 
     async def _give_up(self, model: Model, why: str) -> None:
-        having = [each for each in self._entries.values() if each.encoder and model in _models(each.encoder)]
-        for key in [(each.name, each.version) for each in having]:
+        loaded = {key: each.encoder for key, each in self._entries.items() if each.encoder}
+        for key in [key for key, encoder in loaded.items() if model in _models(encoder)]:
             async with self._one_at_a_time(key[0]):
-                entry = self._entries[key]
-                encoder = entry.encoder
+                entry, encoder = self._entries[key], self._entries[key].encoder
                 if encoder is None or model not in _models(encoder):
                     continue
                 self._failed[key] += 1
@@ -382,9 +392,21 @@ class Repository:
                     self._put(replace(entry, encoder=replace(encoder, variants=kept)))
                     await self._retire(encoder, (model,))
                 self._publish()
+            await self._try_again(key, why)
+
+    async def _try_again(self, key: tuple[str, int], why: str) -> None:
+        """Load a version that was given up, as often as it takes, unless it is unloaded or gone meanwhile."""
+        while True:
             await asyncio.sleep(min(LAST_TRY, FIRST_TRY * 2 ** (self._failed[key] - 1)))
-            if self._entries[key].state == "UNAVAILABLE" and self._entries[key].reason == why:
+            entry = self._entries.get(key)
+            if entry is None or entry.state != "UNAVAILABLE" or entry.reason != why:
+                return
+            try:
                 await self._synchronise(key[0])
+            except TrimtabError as error:
+                log.warning("%s version %d is not loaded again: %s", *key, error)
+            self._failed[key] += 1
+            why = self._entries[key].reason if key in self._entries else why
 
     async def _load(self, entry: Entry, path: Path) -> None:
         self._put(entry)
