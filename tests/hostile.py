@@ -207,6 +207,21 @@ def first_row_for_all() -> bytes:
     return encoder(more, result="end", constants={"first": np.array([0])})
 
 
+def random(scale: float) -> bytes:
+    """Noise of this size is added to each component, other noise each time."""
+    more = [
+        helper.make_node("RandomNormalLike", ["unit"], ["noise"], scale=scale),
+        helper.make_node("Add", ["unit", "noise"], ["noisy"]),
+        helper.make_node("LpNormalization", ["noisy"], ["end"], axis=1, p=2),
+    ]
+    return encoder(more, result="end")
+
+
+def long_vectors() -> bytes:
+    more = [helper.make_node("Add", ["unit", "unit"], ["end"])]
+    return encoder(more, result="end")
+
+
 def nan() -> bytes:
     more = [
         helper.make_node("Sub", ["unit", "unit"], ["nothing"]),
@@ -340,6 +355,14 @@ def huge_adapter() -> bytes:
         helper.make_node("Add", ["vectors", "total"], ["end"]),
     ]
     return adapter(nodes, result="end", constants={"large": np.array([HUGE // 4]), **SINGLE})
+
+
+def random_adapter(scale: float) -> bytes:
+    nodes = [
+        helper.make_node("RandomNormalLike", ["vectors"], ["noise"], scale=scale),
+        helper.make_node("Add", ["vectors", "noise"], ["end"]),
+    ]
+    return adapter(nodes, result="end")
 
 
 def first_row_adapter() -> bytes:

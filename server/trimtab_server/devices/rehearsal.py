@@ -18,7 +18,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from trimtab_server.batching.batch import Ids, Model
+from trimtab import reading
+from trimtab_server.batching.batch import Ids, Model, Stored
 from trimtab_server.devices import runtime
 from trimtab_server.devices.maps import Map, MapSession
 from trimtab_server.devices.session import GraphError, OrtSession, UnusableError
@@ -35,6 +36,10 @@ LONG = 512
 # The same texts in another order are the same vectors, but for rounding; a text alone is less alike where
 # activations are quantised by the batch.
 SAME_ORDER, SAME_ALONE = 0.99, 0.8
+# The same run once more is the same; of what draws random numbers, it is not.
+SAME_AGAIN = 0.9999
+# How far from 1 the length of a vector of length 1 may be, in any precision.
+UNIT = 0.01
 TEXTS = (
     "",
     "a",
@@ -53,17 +58,20 @@ TRIALS = 3
 class Tokens(msgspec.Struct, frozen=True, tag=True):
     """A tokenizer's file."""
 
-    path: Path
+    folder: Path
+    file: Stored
 
 
 class Graph(msgspec.Struct, frozen=True, tag=True):
-    """An encoder's graph, on a kind of device; the fewest tokens of a text, and their highest id."""
+    """An encoder's graph, on a kind of device; the fewest tokens of a text, and their highest id; how many
+    first components of a row are a vector of length 1 (0: it may have any)."""
 
     model: Model
     kind: str
     index: int
     fewest: int
     highest: int
+    unit: int = 0
 
 
 class Adapter(msgspec.Struct, frozen=True, tag=True):
@@ -87,9 +95,9 @@ def rehearse(piece: Piece, step: Step) -> Finding:
     """Try a piece; `step` is called before each of its steps. Raises what is wrong with it."""
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     match piece:
-        case Tokens(path):
-            with memory(TOKENIZER_FACTOR * path.stat().st_size):
-                return _tokens(path, step)
+        case Tokens(file=file):
+            with memory(TOKENIZER_FACTOR * file.size):
+                return _tokens(piece, step)
         case Graph(model):
             size = sum(file.size for file in model.files)
             with memory(GRAPH_FACTOR * size):
@@ -114,10 +122,14 @@ def memory(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _tokens(path: Path, step: Step) -> Finding:
+def _tokens(piece: Tokens, step: Step) -> Finding:
     step()
+    file = piece.file
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        content = reading.content(piece.folder, file.path, file.size, file.sha256)
+        tokenizer = tokenizers.Tokenizer.from_buffer(bytes(content))
+    except reading.UnreadableError as error:
+        raise GraphError(str(error)) from None
     except Exception as error:  # the library's errors have no class of their own
         raise GraphError(f"no tokenizer: {runtime.told(error)}") from None
     tokenizer.no_truncation()
@@ -160,12 +172,20 @@ def _graph(piece: Graph, step: Step) -> None:
             ) from None
         if not np.isfinite(rows).all():
             raise GraphError(f"gives values that are not finite for texts of {lengths} tokens")
+        length = np.linalg.norm(rows[:, : piece.unit], axis=1) if piece.unit else np.ones(1)
+        if np.abs(length - 1).max() > UNIT:
+            raise GraphError(
+                f"gives a vector of length {length[np.abs(length - 1).argmax()]:.3g}, and its manifest says "
+                "that they are normalized"
+            )
         return rows
 
     run([piece.fewest])
     run([LONG])
     mixed = [8, piece.fewest, 5, 16, 3]
     rows, turned = run(mixed), run(mixed[::-1])[::-1]
+    if _likeness(rows, run(mixed)) < SAME_AGAIN:
+        raise GraphError("gives a text another vector each time")
     if _likeness(rows, turned) < SAME_ORDER:
         raise GraphError("gives a text another vector when the texts stand in another order")
     if _likeness(rows[:1], run(mixed[:1])) < SAME_ALONE:
@@ -193,6 +213,8 @@ def rehearse_map(map: Map, step: Step) -> Finding:
         adapted = run(rows, some[: len(rows)])
         if not np.isfinite(adapted).all():
             raise GraphError("gives values that are not finite for rows of length 1")
+        if _likeness(adapted, run(rows, some[: len(rows)])) < SAME_AGAIN:
+            raise GraphError("gives a row another vector each time")
         turned = run(rows[::-1], some[: len(rows)][::-1])[::-1]
         if _likeness(adapted, turned) < SAME_ORDER:
             raise GraphError("gives a row another vector when the rows stand in another order")

@@ -42,9 +42,9 @@ class Stage:
         """Have a process begin, so that it is there when the first piece is."""
         self._give_back(self._take())
 
-    def graph(self, model: Model, tokens: Finding) -> Graph:
-        """A graph as a piece, beside what was found of its tokenizer."""
-        return Graph(model, self._kind, self._index, tokens.fewest, tokens.highest)
+    def graph(self, model: Model, tokens: Finding, unit: int) -> Graph:
+        """A graph as a piece, beside what was found of its tokenizer; `unit` as in Graph."""
+        return Graph(model, self._kind, self._index, tokens.fewest, tokens.highest, unit)
 
     def rehearse(self, piece: Piece, step: Callable[[], None]) -> Finding:
         """Try a piece; `step` is called with each of its steps. Blocks.

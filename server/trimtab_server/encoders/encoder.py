@@ -106,7 +106,7 @@ def model_of(bundle: Bundle, variant: Variant, types: TokenTypes, *, with_states
         version=manifest.version,
         variant=variant.name,
         folder=bundle.path,
-        files=_stored((graph, *variant.files[1:])),
+        files=tuple(map(stored, (graph, *variant.files[1:]))),
         inputs=variant.inputs,
         unpadded=variant.unpadded,
         dimensions=manifest.dimensions + (states.width if states else 0),
@@ -114,12 +114,13 @@ def model_of(bundle: Bundle, variant: Variant, types: TokenTypes, *, with_states
         pad_id=manifest.pad_id,
         types=types,
         precision=variant.precision,
-        engines=_stored(variant.engines),
+        engines=tuple(map(stored, variant.engines)),
     )
 
 
-def _stored(files: tuple[File, ...]) -> tuple[Stored, ...]:
-    return tuple(Stored(file.path, file.size, file.sha256) for file in files)
+def stored(file: File) -> Stored:
+    """A file of a manifest, as devices read it."""
+    return Stored(file.path, file.size, file.sha256)
 
 
 def others(manifest: Manifest, wanted: tuple[str, ...]) -> list[Variant]:

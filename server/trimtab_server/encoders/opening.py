@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from trimtab import bundle as bundles
 from trimtab import variants
-from trimtab.bundle import Bundle
+from trimtab.bundle import Bundle, Manifest
 from trimtab.errors import BundleError
 from trimtab.signatures import Signers
 from trimtab.tokens import Tokenizer
@@ -23,7 +23,7 @@ from trimtab_server.devices.session import GraphError
 from trimtab_server.devices.stage import Stage
 from trimtab_server.encoders import brownout, hubs, ondisk
 from trimtab_server.encoders.brownout import Brownout
-from trimtab_server.encoders.encoder import Encoder, model_of, others
+from trimtab_server.encoders.encoder import Encoder, model_of, others, stored
 from trimtab_server.encoders.hubs import PassageGuard
 from trimtab_server.encoders.ondisk import OnDisk, Stamps
 from trimtab_server.spaces.adapters import Adapters, Vectors, own
@@ -87,14 +87,14 @@ class Opener:
         if settings.brownout is not None:
             brownout.way(settings.brownout, manifest, self._adapters.of(name))
         file = bundle.file(manifest.tokenizer)
-        found = await self._rehearse_tokens(file)
+        found = await self._rehearse_tokens(bundle)
         tokenizer = await self._step(f"loading {file}", partial(_tokenizer, bundle))
         with_states = self._adapters.wants_states(manifest)
         first = model_of(bundle, manifest.variants[0], tokenizer.types, with_states=with_states)
         models = [first, *(model_of(bundle, variant, tokenizer.types) for variant in beside)]
         await self._step(f"reading {path}", partial(_check_rest, bundle, models))
         tokenized = time.monotonic()
-        await self._rehearse(models, found)
+        await self._rehearse(manifest, models, found)
         rehearsed = time.monotonic()
         await self._load_models(models)
         warm = time.monotonic()
@@ -135,7 +135,7 @@ class Opener:
             raise BundleError(f"{path} holds another bundle than the one that was loaded")
         first, with_states = bundle.manifest.variants[0], self._adapters.wants_states(bundle.manifest)
         model = model_of(bundle, first, before.tokenizer.types, with_states=with_states)
-        await self._rehearse([model], await self._rehearse_tokens(bundle.file(bundle.manifest.tokenizer)))
+        await self._rehearse(bundle.manifest, [model], await self._rehearse_tokens(bundle))
         await self._engine.load(model)
         return replace(before, model=model)
 
@@ -161,16 +161,21 @@ class Opener:
 
         return await hubs.guard(settings, bundle.manifest, embed)
 
-    async def _rehearse_tokens(self, path: Path) -> Finding:
+    async def _rehearse_tokens(self, bundle: Bundle) -> Finding:
         """Have a tokenizer tried in a process of its own. BundleError where that fails."""
-        return await self._try(self._stage, path, Tokens(path)) if self._stage else Finding()
+        if self._stage is None:
+            return Finding()
+        file = bundle.manifest.tokenizer
+        return await self._try(self._stage, bundle.file(file), Tokens(bundle.path, stored(file)))
 
-    async def _rehearse(self, models: Sequence[Model], tokens: Finding) -> None:
+    async def _rehearse(self, manifest: Manifest, models: Sequence[Model], tokens: Finding) -> None:
         """The same of graphs, with ids of a tokenizer of which this was found."""
         if self._stage is None:
             return
+        dimensions = {each.name: each.dimensions or manifest.dimensions for each in manifest.variants}
         for model in models:
-            await self._try(self._stage, model.graph, self._stage.graph(model, tokens))
+            unit = dimensions[model.variant] if manifest.normalized else 0
+            await self._try(self._stage, model.graph, self._stage.graph(model, tokens, unit))
 
     async def _try(self, stage: Stage, path: Path, piece: Piece) -> Finding:
         progress = limited.Progress()
@@ -212,4 +217,5 @@ def _check_rest(bundle: Bundle, models: Sequence[Model]) -> None:
     read = {file.path for model in models for file in model.files}
     for file in bundles.files(bundle.manifest):
         if file.path not in read:
+            limited.step()  # each may be large, and the limit is for one
             bundles.BUNDLE.check(bundle.path, file, verify=True)
