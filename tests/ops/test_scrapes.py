@@ -55,6 +55,7 @@ async def test_formats() -> None:
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", b"400"),
         (b"\xff \xfe \xfd\r\n\r\n", b"405"),
         (b"a" * 100_000, b""),
+        (b"GET / HTTP/1.1\r\nAccept: application/openmetrics-text; version=noise\r\n\r\n", b"400"),
     ],
 )
 async def test_what_is_no_scrape(said: bytes, status: bytes) -> None:

@@ -131,6 +131,32 @@ def test_headers_are_bounded_and_the_same_are_always_refused(flooded: ServerProc
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        attacks.headers(CHECK, **{"grpc-timeout": "noise"}),
+        attacks.headers(CHECK, **{"grpc-encoding": "noise"}),
+        attacks.headers(CHECK, authorization="Bearer secret@@").replace(b"@@", b"\xff\xff"),
+        attacks.headers("/no/such@@").replace(b"@@", b"\xff\xff"),
+    ],
+)
+async def test_headers_that_cannot_be_read_are_not_written_down(flooded: ServerProcess, odd: bytes) -> None:
+    """A line for each would fill the disk, and tell what the header holds."""
+    said, calls = len(flooded.log), range(1, 40, 2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(flooded.url.rpartition(":")[2]))
+    writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGED, 0))
+    writer.write(b"".join(frame(HEADERS, END_HEADERS | END_STREAM, number, odd) for number in calls))
+    over: set[int] = set()
+    async with asyncio.timeout(60):
+        while len(over) < len(calls):
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] == RST or (head[3] == HEADERS and head[4] & END_STREAM):
+                over.add(int.from_bytes(head[5:], "big"))
+    writer.close()
+    assert not flooded.log[said:]
+
+
 NAMES = {
     "/grpc.health.v1.Health/Watch": 1,
     "/grpc.health.v1.Health/Check": 1,

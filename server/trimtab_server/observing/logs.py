@@ -12,6 +12,13 @@ from typing import Any
 
 from trimtab_server.config import Logging
 
+# What gRPC tells of single calls, with tracebacks, and for any stranger: that the connection ended while the
+# answer was on its way, and that a header, which it shows whole, or the path is not UTF-8.
+OF_CALLS = (
+    "ExecuteBatchError raised in core",
+    "Invalid encoding on ",
+    "Unexpected [UnicodeDecodeError] raised by servicer method",
+)
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 # What belongs to the call that this task works for: request_id, trace_id. Unset where calls are not observed.
@@ -63,8 +70,8 @@ def printable(text: str) -> str:
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """gRPC tells of each call whose connection ended while its answer was on its way, with a traceback."""
-    return not str(record.msg).startswith("ExecuteBatchError raised in core")
+    """A line for each such call would fill the disk, and may show credentials."""
+    return not record.getMessage().startswith(OF_CALLS)
 
 
 def configure(settings: Logging, *, verbose: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from http.client import HTTPException, parse_headers
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
 
 # Connections at a time. Where one more comes, the one goes that has been silent for longest.
 MOST = 64
@@ -73,7 +74,8 @@ class Scrapes:
         try:
             method, target, _ = line.decode("latin-1").split(" ")
             fields = parse_headers(io.BytesIO(rest))
-        except (ValueError, HTTPException):
+            choose_encoder(fields.get("Accept", ""))  # it trips over versions that are no numbers
+        except (ValueError, TypeError, HTTPException):
             return b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         path, _, query = target.partition("?")
         environment = {
