@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import os
 import sys
 from importlib import metadata
 from typing import Protocol, cast
@@ -57,6 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
             f"trimtab {options.command} needs the package {error.name!r}: "
             f"pip install 'trimtab[{command.EXTRA}]'\n"
         )
+        return 1
+    except OSError as error:  # such as a full disk, or a file that may not be read
+        sys.stderr.write(f"trimtab {options.command}: {error}\n")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Python would fail once more over what is left, when it closes standard output.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

@@ -149,6 +149,14 @@ def test_a_reader_that_has_had_enough_is_no_error(url: str, tmp_path: Path) -> N
     assert process.returncode == 0
 
 
+def test_standard_output_on_a_full_disk(url: str, source: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command(url, source), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, "trimtab embed: [Errno 28] No space left on device\n")
+
+
 def test_no_texts_are_an_empty_array(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "texts.txt", [])
     assert run(source, "--output", tmp_path / "out.npy", "--dtype", "ubinary") == 0

@@ -154,16 +154,15 @@ def _tell_left(source: stores.Store, target: stores.Store, documents: Sequence[s
 
 def _tell_aside(aside: Sequence[migration.Aside], name: str, path: Path | None) -> int:
     """Name the documents that were not moved; the exit status."""
-    if path is not None:
-        durable.replace(path, b"".join(msgspec.json.encode(each) + b"\n" for each in aside))
     for each in aside[:SHOWN]:
         _say(f"not moved: document {each.id!r}: {each.reason}")
     if len(aside) > SHOWN:
         _say(f"not moved: {len(aside) - SHOWN:,} more; --aside FILE names all")
-    if not aside:
-        return 0
-    _say(f"{len(aside):,} documents of {name} are not moved, and are found in it alone")
-    return SET_ASIDE
+    if aside:
+        _say(f"{len(aside):,} documents of {name} are not moved, and are found in it alone")
+    if path is not None:
+        durable.replace(path, b"".join(msgspec.json.encode(each) + b"\n" for each in aside))
+    return SET_ASIDE if aside else 0
 
 
 def _say(sentence: str) -> None:
