@@ -382,6 +382,27 @@ def test_a_run_that_ends_while_another_begins(
     assert leftovers(begun.parent) == []
 
 
+def test_a_description_that_appears_while_the_file_is_made_stays(
+    run: Run,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leave = embed.Progress.__exit__
+
+    def late(*arguments: Any) -> Any:
+        (tmp_path / "out.npy.json").write_text('{"of": "the application"}')
+        return leave(*arguments)
+
+    monkeypatch.setattr(embed.Progress, "__exit__", late)
+    assert "out.npy.json cannot be read" in refused(run, capsys, source, "--output", tmp_path / "out.npy")
+    assert (tmp_path / "out.npy.json").read_text() == '{"of": "the application"}'
+    monkeypatch.undo()
+    (tmp_path / "out.npy.json").unlink()
+    assert run(source, "--output", tmp_path / "out.npy") == 0
+
+
 @pytest.mark.parametrize("moment", ["_describe", "finish"])
 def test_a_file_that_appears_while_it_is_made_stays(
     run: Run,

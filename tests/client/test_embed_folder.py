@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from tests.client.fake_server import SCALE, FakeServer, vectors
 from tests.client.test_embed_command import Run, many, run, write
 from trimtab import stores
+from trimtab.commands import bulk
 
 __all__ = ["run"]  # a fixture
 
@@ -124,6 +126,34 @@ def test_another_space_or_input_is_refused(
     assert "has a block from row 600 on, and the input has only 600 rows" in refusal()
     assert run(*arguments, "--restart") == 0
     assert np.array_equal(read(folder), vectors(many(600), "2"))
+
+
+@pytest.mark.parametrize("changed", [many(700), [*many(999), "another"], many(1_001)])
+def test_an_input_that_changes_while_it_is_read(
+    run: Run,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: list[str],
+) -> None:
+    """It is noticed, and what the folder has in the end is of one input."""
+    folder, embed = tmp_path / "out", bulk.embed_block
+
+    def late(*arguments: Any) -> int:
+        monkeypatch.undo()
+        write(source, changed)
+        return embed(*arguments)
+
+    monkeypatch.setattr(bulk, "embed_block", late)
+    arguments = (source, "--output", f"{folder}/", "--block-rows", "300", "--workers", "1")
+    assert run(*arguments) == 1
+    assert "was changed while its texts were embedded" in capsys.readouterr().err
+    assert json.loads((folder / "vectors.json").read_text())["rows"] is None
+    if run(*arguments):
+        assert "--restart" in capsys.readouterr().err
+        assert run(*arguments, "--restart") == 0
+    assert np.array_equal(read(folder), vectors(changed))
 
 
 def test_a_folder_of_something_else_is_left_alone(

@@ -465,6 +465,12 @@ def test_fields_that_are_taken(client: trimtab.Client, tmp_path: Path) -> None:
     assert outcome.kept == 3
 
 
+@pytest.mark.parametrize("key", ["trimtab_id", "_id"])
+def test_texts_under_the_key_of_ids(tmp_path: Path, key: str) -> None:
+    with pytest.raises(trimtab.ConfigError, match=f"text={key} is the payload key of ids"):
+        create_store(f"qdrant:{tmp_path / 'new'}#docs?text={key}", NEW)
+
+
 def test_collections_of_before(tmp_path: Path) -> None:
     url = f"qdrant:{tmp_path / 'q'}#docs"
     with create_store(url, OLD) as store:

@@ -42,17 +42,22 @@ def run(
         if connection.restart:
             shards.clear(job.folder)
         shards.begin(job.folder, manifest)
+        before = _stamp(job.source)
         blocks = texts.find_blocks(job.source, job.format, job.column, block_rows)
         done = _on_ray(job, blocks, connection, workers) if on_ray else _here(client, job, blocks, workers)
         with Progress("embedding", "texts", sum(block.rows for block in blocks)) as progress:
             for rows in done:
                 progress.advance(rows)
+        if _stamp(job.source) != before:
+            raise _changed(job)
         return shards.finish(job.folder, manifest, blocks)
 
 
 def embed_block(client: Client, job: Job, block: texts.Block) -> int:
     """Write the file of a block, unless it is there; how many rows the block has."""
     wanted = texts.read_block(job.source, job.format, job.column, block)
+    if len(wanted) != block.rows:
+        raise _changed(job)
     path = shards.shard_path(job.folder, block, wanted)
     if shards.check(path):
         return block.rows
@@ -65,6 +70,17 @@ def embed_block(client: Client, job: Job, block: texts.Block) -> int:
             )
         shards.write(path, block.first, vectors, stream.scale, job.vectors)
     return block.rows
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _changed(job: Job) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{job.source} was changed while its texts were embedded. Repeat the command: it looks at all blocks"
+    )
 
 
 def _here(client: Client, job: Job, blocks: Sequence[texts.Block], workers: int) -> Iterator[int]:

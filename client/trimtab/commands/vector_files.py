@@ -249,6 +249,7 @@ class VectorFile:
         self.checkpoint()
         rows = Sum(self._state.bytes - len(header), self._state.crc32)
         durable.settle(self._file.fileno(), self._partial, rows, header)
+        _read(_beside(self._output))  # one that somebody put there meanwhile stays
         # In this order no file ever has another's description beside it. `complete` ends what a crash left.
         _beside(self._output).unlink(missing_ok=True)
         self._partial.replace(self._output)

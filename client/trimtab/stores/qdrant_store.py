@@ -66,6 +66,8 @@ class QdrantStore(Store):
         self.name, self._address, self._collection = address.name, address, address.item
         self._models = models
         self._text, self._using = options.get("text", "text"), options.get("vector")
+        if self._text in {points.ID, points.FORMER_ID}:
+            raise ConfigError(f"{self.name}: text={self._text} is the payload key of ids; name another")
         self._ef_search: int | None = None
         if "ef_search" in options:
             self._ef_search = whole(options["ef_search"], f"{self.name}: ef_search")
