@@ -66,6 +66,7 @@ def test_a_column_of_parquet(tmp_path: Path, kind: pa.DataType) -> None:
         ("t.txt", b"fine\nbad \xff\n", r"t\.txt, line 2: byte 5 \(0xff\) is not UTF-8; .*iconv"),
         ("t.jsonl", b'{"body": "a"}\n{"body": \n', r"line 2 is not JSON"),
         ("t.jsonl", b'{"body": "a"}\n\n', r"line 2 is not JSON"),
+        ("t.jsonl", b"[" * 9000, r"line 1 is not JSON"),
         ("t.jsonl", b'{"body": "\xff"}\n', r"line 1: byte 11 \(0xff\) is not UTF-8"),
         ("t.jsonl", b"[1]\n", r"line 1 is not a JSON object with the column 'body'"),
         ("t.jsonl", b'{"body": "a"}\n{"text": "b", "id": 1}\n', "has no column 'body'; it has 'text', 'id'"),

@@ -120,7 +120,9 @@ def test_the_list_of_names_takes_no_other_files_place(
     (tmp_path / "list.json").write_text("[]\n")
     command = ["--from", str(tmp_path / "old.parquet"), "--to", f"faiss:{tmp_path / 'new'}"]
     command += ["--url", fake.url]  # type: ignore[attr-defined]
-    for name in ("old.parquet", "faiss/store.json", "mine.jsonl", "list.json"):
+    (tmp_path / "nested.json").write_text("[" * 9000)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for name in ("old.parquet", "faiss/store.json", "mine.jsonl", "list.json", "nested.json", "latin.txt"):
         before = (tmp_path / name).read_bytes()
         assert run(*command, "--aside", str(tmp_path / name)) == 1
         assert "no earlier run wrote it; name another file" in capsys.readouterr().err

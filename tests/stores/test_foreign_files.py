@@ -75,7 +75,11 @@ def test_a_store_is_not_made_among_files_of_such_names(tmp_path: Path, name: str
     assert contents(tmp_path) == {name: b"of the application"}, "and nothing is beside it"
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"name": "of the application"}', b"\0" * 300])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[1]", b'{"name": "of the application"}', b"\0" * 300, b'{"a":' * 9000, b'{"\xff": 1}'],
+    ids=range(7),
+)
 def test_a_catalogue_of_another_program_stays(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "store.json").write_bytes(content)
     for opened in (lambda: open_store(f"faiss:{tmp_path}"), lambda: create_store(f"faiss:{tmp_path}", FORM)):
@@ -152,7 +156,7 @@ def test_two_that_make_the_same_store(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         {"dimensions": 0}, {"dimensions": -1}, {"dimensions": 2 * D}, {"dimensions": D // 2},
         {"dimensions": 2**60}, {"logs": []}, {"logs": [".."]}, {"logs": [""]}, {"logs": ["a\0b"]},
-        {"logs": ["../log"]}, {"format": 99}, {"format": 0}, {"key": ""}, {"similarity": "jaccard"},
+        {"logs": ["../log"]}, {"format": 0}, {"key": ""}, {"similarity": "jaccard"},
     ],
     ids=str,
 )  # fmt: skip
@@ -169,6 +173,15 @@ def test_a_catalogue_that_was_changed_by_hand(tmp_path: Path, change: dict[str, 
     store.close()
     with open_store(f"faiss:{tmp_path}") as store:
         assert store.count() == 2
+
+
+def test_a_store_of_a_later_version_says_so(tmp_path: Path) -> None:
+    create_store(f"faiss:{tmp_path}", FORM).close()
+    path = tmp_path / "store.json"
+    later = {"format": 99, "field": "of a later version", "logs": {"of": "another type"}}
+    path.write_bytes(msgspec.json.encode({**msgspec.json.decode(path.read_bytes()), **later}))
+    with pytest.raises(trimtab.ConfigError, match=r"is of format 99, this Trimtab reads formats up to 2"):
+        open_store(f"faiss:{tmp_path}")
 
 
 def test_a_folder_that_is_not_qdrants_is_not_begun_by_reading_it(tmp_path: Path) -> None:

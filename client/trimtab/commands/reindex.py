@@ -127,7 +127,7 @@ def _check_aside(path: Path, read: Path | None) -> None:
             raise ConfigError(f"--aside {path} is no file")
         with path.open("rb") as stream:
             ours = all(msgspec.json.decode(line).keys() == {"id", "reason"} for line in stream)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         ours = False
     if not ours:
         raise ConfigError(f"--aside {path} is there, and no earlier run wrote it; name another file")

@@ -135,7 +135,7 @@ def _json_rows(
     for where, line in _raw_lines(path, offset, first):
         try:
             record = msgspec.json.decode(_decoded(line, where))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise InvalidArgument(f"{where} is not JSON: {error}") from None
         for column in columns:
             if not isinstance(record, dict):

@@ -118,7 +118,7 @@ def _read(path: Path) -> Journal | None:
         return msgspec.json.decode(path.read_bytes(), type=Journal)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
             f"{path} cannot be read as one that `trimtab embed` wrote: {error}. Move it away, or name "
             "another --output"

@@ -144,7 +144,7 @@ def open_npy(address: Address) -> FileStore:
     if beside.exists():
         try:
             space = msgspec.json.decode(beside.read_bytes(), type=_Beside).vectors.space
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{beside} cannot be read: {error}") from None
     return FileStore(address, range(len(vectors)), None, vectors, space)
 

@@ -94,6 +94,12 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return [self.current, msgspec.structs.replace(self.former, logs=logs)]
 
 
+class _Known(msgspec.Struct, frozen=True):
+    """What a store.json of any format has."""
+
+    format: int = 1
+
+
 class Row(msgspec.Struct, frozen=True):
     """A document in a line of rows, or in a record."""
 
@@ -117,11 +123,11 @@ def read_catalogue(folder: Path) -> Catalogue:
     """store.json. FileNotFoundError where there is none, ConfigError where it cannot be used."""
     path = folder / CATALOGUE
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Catalogue)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        _check_format(msgspec.json.decode(content, type=_Known).format, path)
+        found = msgspec.json.decode(content, type=Catalogue)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    if not 1 <= found.format <= FORMAT:
-        raise ConfigError(f"{path} is of format {found.format}, this Trimtab reads formats up to {FORMAT}")
     if (found.index is None) != (found.rows is None) or (found.index is None and not found.key):
         raise ConfigError(f"{path} must name an index and its rows")
     if found.key and not _KEY.fullmatch(found.key):
@@ -135,6 +141,11 @@ def read_catalogue(folder: Path) -> Catalogue:
             if not file.strip(".") or "\0" in file or Path(file).name != file:
                 raise ConfigError(f"{path} names {file!r}, which is no file of the same folder")
     return found
+
+
+def _check_format(format: int, path: Path) -> None:
+    if not 1 <= format <= FORMAT:
+        raise ConfigError(f"{path} is of format {format}, this Trimtab reads formats up to {FORMAT}")
 
 
 def write_catalogue(folder: Path, catalogue: Catalogue) -> None:
@@ -240,7 +251,7 @@ def read_rows(stream: IO[bytes]) -> list[Row]:
     for number, line in enumerate(stream, 1):
         try:
             rows.append(decoder.decode(line))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{stream.name}, line {number}: {error}") from None
     return rows
 

@@ -72,7 +72,7 @@ def read_pairs(path: Path) -> list[Pair]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             found = msgspec.json.decode(line, type=_Line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(
                 f'{path}, line {number} is not {{"query": "...", "document": "..."}}: {error}'
             ) from None

@@ -36,7 +36,7 @@ def load(path: Path) -> tuple[Passes, ...]:
     """The passes that a file asks for; ExportError, which names the key, where it cannot be understood."""
     try:
         recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ExportError(f"--recipe {path} cannot be read: {error}") from None
     names = [passes.name for passes in recipe.variants]
     for name in names:

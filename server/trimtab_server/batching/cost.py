@@ -113,7 +113,7 @@ class Measured:
 def _read(path: Path) -> Cost | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Cost)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
