@@ -10,6 +10,7 @@ ENCODER is the encoder whose vectors the adapter maps. Like a bundle the folder 
 changed, and every file is named in the manifest with its SHA-256 and its size.
 """
 
+import contextlib
 import io
 import math
 from collections.abc import Iterator, Mapping
@@ -265,8 +266,9 @@ def files(manifest: AdapterManifest) -> Iterator[File]:
 def encoders(repository: Path) -> Iterator[str]:
     """The encoders of a repository that have a folder of adapters, in order."""
     for entry in sorted(repository.iterdir()):
-        if bundles.NAME.fullmatch(entry.name) and (entry / FOLDER).is_dir():
-            yield entry.name
+        with contextlib.suppress(OSError):  # of a folder that cannot be read: it keeps no other from it
+            if bundles.NAME.fullmatch(entry.name) and (entry / FOLDER).is_dir():
+                yield entry.name
 
 
 def adapters(repository: Path, encoder: str) -> Iterator[Path]:

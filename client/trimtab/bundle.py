@@ -368,12 +368,24 @@ def files(manifest: Manifest) -> Iterator[File]:
             yield variant.states.file
 
 
-def versions(repository: Path) -> Iterator[tuple[str, int, Path]]:
-    """Every (name, version, folder) of a repository, in order; folders with other names are not bundles."""
+def versions(repository: Path, unreadable: dict[str, str] | None = None) -> Iterator[tuple[str, int, Path]]:
+    """Every (name, version, folder) of a repository, in order; folders with other names are not bundles.
+
+    An encoder's folder that cannot be read comes into `unreadable`, by its name, with the reason; where that
+    is None, it raises BundleError.
+    """
     if not repository.is_dir():
         raise BundleError(f"the repository {repository} is not a folder")
     for encoder in sorted(repository.iterdir()):
-        if NAME.fullmatch(encoder.name) and encoder.is_dir():
-            numbers = [int(entry.name) for entry in encoder.iterdir() if VERSION.fullmatch(entry.name)]
-            for number in sorted(numbers):
-                yield encoder.name, number, encoder / str(number)
+        if not NAME.fullmatch(encoder.name):
+            continue
+        try:
+            names = [entry.name for entry in encoder.iterdir()] if encoder.is_dir() else []
+        except OSError as error:
+            why = f"{encoder} cannot be read: {error.strerror}"
+            if unreadable is None:
+                raise BundleError(why) from None
+            unreadable[encoder.name] = why
+            continue
+        for number in sorted(int(name) for name in names if VERSION.fullmatch(name)):
+            yield encoder.name, number, encoder / str(number)

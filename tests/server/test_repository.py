@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.errors import BundleError
+from trimtab.errors import BundleError, FailedPrecondition
 from trimtab_server.config import Trial
 from trimtab_server.encoders.repository import Repository
 from trimtab_server.encoders.trials import Trials
@@ -125,3 +125,34 @@ async def test_a_broken_version_does_not_take_the_place_of_one_that_is_served(tm
     put(4)
     await running.load("a")
     assert states(running) == {4: "READY"}
+
+
+async def test_a_folder_that_cannot_be_read_keeps_no_other_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a start, and at a load; and what was served of it stays."""
+    for name in ("a", "b", "closed"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    world: Any = World()
+    before = Repository(tmp_path, world, world, lambda entry: None)
+    await before.load_all()
+    iterdir = Path.iterdir
+
+    def closed(path: Path) -> Any:
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(
+        FailedPrecondition, match=r"closed cannot be read: Permission denied\. What is served"
+    ):
+        await before.load("closed")
+    assert before.find("closed").version == 1
+    repository = Repository(tmp_path, world, world, lambda entry: None)
+    await repository.load_all()
+    assert [each.name for each in repository.encoders()] == ["a", "b"]
+    assert "closed cannot be read: Permission denied" in caplog.text
+    (tmp_path / "a" / "2").mkdir()
+    await repository.load("a")
+    assert repository.find("a").version == 2

@@ -215,7 +215,9 @@ class Repository:
 
         Raises ConfigError where one cannot be loaded as it is configured.
         """
-        found = await self._look()
+        found, unreadable = await self._look()
+        for why in unreadable.values():
+            log.error("%s", why)
         for key in self._wanted(found):  # so that whoever asks meanwhile is told to wait
             self._put(Entry(*key, "LOADING"))
         # An encoder that is gone may have left adapters, and routes lead through them.
@@ -268,15 +270,19 @@ class Repository:
         for task in self._tasks:
             task.cancel()
 
-    async def _look(self) -> dict[tuple[str, int], Path]:
+    async def _look(self) -> tuple[dict[tuple[str, int], Path], dict[str, str]]:
+        """The versions on disk, by name and version, of each name the oldest first; and which folders of
+        encoders cannot be read, and why.
+        """
         return await limited.run(self._load_seconds, f"reading {self.path}", self._found)
 
     def _with_adapters(self) -> set[str]:
         return set(adapters.encoders(self.path))
 
-    def _found(self) -> dict[tuple[str, int], Path]:
-        """The versions on disk, by name and version; of each name the oldest first."""
-        return {(name, version): path for name, version, path in bundles.versions(self.path)}
+    def _found(self) -> tuple[dict[tuple[str, int], Path], dict[str, str]]:
+        unreadable: dict[str, str] = {}
+        versions = bundles.versions(self.path, unreadable)
+        return {(name, version): path for name, version, path in versions}, unreadable
 
     def _wanted(self, found: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
         """Of the versions on disk those that are to be served, where they can be loaded."""
@@ -300,7 +306,9 @@ class Repository:
         if not bundles.NAME.fullmatch(name):
             raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
         async with self._one_at_a_time(name):
-            everything = await self._look()
+            everything, unreadable = await self._look()
+            if name in unreadable:
+                raise FailedPrecondition(f"{unreadable[name]}. What is served stays")
             found = {key: path for key, path in everything.items() if key[0] == name}
             served = [key for key, entry in self._entries.items() if key[0] == name and not entry.retired]
             gone = [key for key in served if key not in found]
