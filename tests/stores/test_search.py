@@ -265,14 +265,15 @@ def test_a_table_of_somebody_else_is_compared_as_it_is_indexed(
 
 
 @pytest.mark.parametrize("length", [1e-44, 1e-30, 1e-20, 1e19, 1e30])
-def test_vectors_as_short_or_long_as_numbers_can_be(tmp_path: Path, length: float) -> None:
+@pytest.mark.parametrize("kind", ["faiss", "qdrant"])
+def test_vectors_as_short_or_long_as_numbers_can_be(url: str, length: float) -> None:
     """Their squares are no numbers of 32 bits; a store with one of them opens again, and finds it."""
     written = rows(list(range(6)))
     written.vectors[3] = 0
     written.vectors[3, 0] = length
-    with create_store(f"faiss:{tmp_path}", FORM) as store:
+    with create_store(url, FORM) as store:
         store.upsert(written)
-    with open_store(f"faiss:{tmp_path}") as store:
+    with open_store(url) as store:
         np.testing.assert_allclose(store.get([3]).vectors, np.eye(1, D), atol=1e-6)
         (hit,) = store.search(written.vectors[3], 1)
         assert hit.id == 3 and hit.score == pytest.approx(1)

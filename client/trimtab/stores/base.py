@@ -214,7 +214,7 @@ def check_rows(store: Store, rows: Rows) -> Matrix:
 
 
 def check_query(store: Store, vector: Matrix, k: int) -> Matrix:
-    """The query as float32 (d,); InvalidArgument where it does not fit the store."""
+    """The query as float32 (d,), for cosine of length 1; InvalidArgument where it does not fit the store."""
     query = np.ascontiguousarray(vector, np.float32)
     if query.shape != (store.form.dimensions,):
         raise InvalidArgument(
@@ -225,7 +225,8 @@ def check_query(store: Store, vector: Matrix, k: int) -> Matrix:
         raise InvalidArgument(f"the query for {store.name} holds NaN or infinity")
     if k < 1:
         raise InvalidArgument(f"k is {k}; ask for at least 1")
-    return query
+    # Lengths do not count then, and squares of very large and small numbers are no float32.
+    return normalised(query) if store.form.similarity == "cosine" else query
 
 
 def files_identity(*paths: Path) -> frozenset[Hashable]:

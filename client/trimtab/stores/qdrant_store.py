@@ -35,6 +35,7 @@ from trimtab.stores.base import (
     check_query,
     check_rows,
     files_identity,
+    normalised,
     space_of,
 )
 
@@ -190,6 +191,8 @@ class QdrantStore(Store):
 
     def upsert(self, rows: Rows) -> None:
         vectors = check_rows(self, rows)
+        if self.form.similarity == "cosine":  # as Qdrant does, but for those whose squares it cannot hold
+            vectors = normalised(vectors)
         for start in range(0, len(rows), _MOST_POINTS):
             part = slice(start, start + _MOST_POINTS)
             self._write(rows.documents[part], vectors[part])
