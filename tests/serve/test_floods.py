@@ -5,7 +5,8 @@ import contextlib
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,13 @@ from bench.chaos.attacks import END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, 
 from tests.serve.server_process import ServerProcess, serve
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.config import Config, Server
-from trimtab_server.rpc import listeners
+from trimtab_server.rpc import listeners, pace, reflection
+from trimtab_server.rpc.arriving import Arriving
+from trimtab_server.rpc.boundary import Boundary
 from trimtab_server.rpc.health import Health
+from trimtab_server.rpc.intake import Intake
+from trimtab_server.rpc.senders import Tenants
+from trimtab_server.rpc.unread import Unread
 
 CHECK = "/grpc.health.v1.Health/Check"
 ACKNOWLEDGED = 1
@@ -101,18 +107,32 @@ def test_calls_by_the_thousand_on_one_connection(
                     connection.sendall(b"".join(calls))
 
 
-async def test_calls_of_a_gateway_that_takes_others_back_are_not_refused(flooded: ServerProcess) -> None:
-    """As many calls over one connection as it takes, again and again, most of them taken back, as by who asks
-    another server, too. Without gRPC's own retries, which hide some refusals."""
+async def test_calls_of_a_client_that_takes_others_back_are_not_refused(flooded: ServerProcess) -> None:
+    """A hundred are taken back before their message came, then one is meant; again and again."""
     request = pb.EmbedRequest(texts=[known.text(1)], encoder=known.NAME).SerializeToString()
-    async with grpc.aio.insecure_channel(flooded.url, [("grpc.enable_retries", 0)]) as channel:
-        embed: Any = channel.unary_unary(attacks.EMBED)
-        for _ in range(20):
-            calls = [embed(request, timeout=100) for _ in range(128)]
-            await calls[0]
-            for call in calls[8:]:
-                call.cancel()
-            await asyncio.gather(*calls[1:8])
+    head = attacks.headers(attacks.EMBED)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(flooded.url.rpartition(":")[2]))
+    writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGED, 0))
+    for first in range(1, 601, 202):
+        for number in range(first, first + 200, 2):
+            writer.write(frame(HEADERS, END_HEADERS, number, head) + frame(RST, 0, number, CANCEL))
+        meant = first + 200
+        writer.write(frame(HEADERS, END_HEADERS, meant, head))
+        writer.write(frame(attacks.DATA, END_STREAM, meant, attacks.message(request)))
+        assert (await until_over(reader, {meant}))[meant] == HEADERS
+    writer.close()
+
+
+async def until_over(reader: asyncio.StreamReader, calls: Collection[int]) -> dict[int, int]:
+    """Read until these calls have ended; the kind of frame by which each did."""
+    over: dict[int, int] = {}
+    async with asyncio.timeout(60):
+        while not over.keys() >= set(calls):
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] == RST or (head[3] == HEADERS and head[4] & END_STREAM):
+                over.setdefault(int.from_bytes(head[5:], "big"), head[3])
+    return over
 
 
 @pytest.mark.parametrize("parts", [1, 90])
@@ -146,15 +166,31 @@ async def test_headers_that_cannot_be_read_are_not_written_down(flooded: ServerP
     reader, writer = await asyncio.open_connection("127.0.0.1", int(flooded.url.rpartition(":")[2]))
     writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGED, 0))
     writer.write(b"".join(frame(HEADERS, END_HEADERS | END_STREAM, number, odd) for number in calls))
-    over: set[int] = set()
-    async with asyncio.timeout(60):
-        while len(over) < len(calls):
-            head = await reader.readexactly(9)
-            await reader.readexactly(int.from_bytes(head[:3], "big"))
-            if head[3] == RST or (head[3] == HEADERS and head[4] & END_STREAM):
-                over.add(int.from_bytes(head[5:], "big"))
+    await until_over(reader, calls)
     writer.close()
     assert not flooded.log[said:]
+
+
+async def test_messages_of_a_stream_are_paced_as_calls_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they cost the client nothing: many questions in one call of reflection."""
+    waited: Counter[float] = Counter()
+
+    async def wait(self: pace.Pace, peer: str, cost: float) -> None:
+        waited[cost] += 1
+
+    monkeypatch.setattr(pace.Pace, "wait", wait)
+    intake = Intake(10, 1 << 20, Arriving(1 << 20))
+    boundary = Boundary(intake, Unread(1 << 20, 10, lambda peers: ()), Tenants(""), 64)
+    server = listeners.make(Config(), [boundary])
+    reflection.add_to(server, ())
+    port = listeners.bind(server, "127.0.0.1:0", None)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask: Any = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        question = b"\x3a\x00"  # list_services
+        answers = [each async for each in ask(iter([question] * 5), timeout=60)]
+    await server.stop(0)
+    assert len(answers) == 5 and waited == {pace.CHEAP: 1 + 5}
 
 
 NAMES = {

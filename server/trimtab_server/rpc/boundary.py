@@ -115,8 +115,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         if self._guard is not None:
             try:
                 access.enter(self._guard.admit(method, handler_call_details.invocation_metadata))
-            except TrimtabError as error:
-                return self._refusal(error)
+            except Exception as error:
+                return self._refusal(as_trimtab_error(error))
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:  # and not remembered
@@ -147,7 +147,10 @@ class Boundary(grpc.aio.ServerInterceptor):
                 raise InternalError("the call's credentials were not looked at")
             # Nothing here keeps a message: a call that watches needs it no longer than it is looked at.
             if handler.request_streaming:
-                answered = inner(_messages(call, context, parse), context)
+                messages = _messages(call, context, parse)
+                if method not in LARGE:
+                    messages = self._each_paced(messages, context.peer())
+                answered = inner(messages, context)
             else:
                 answered = inner(await _message(call, context, parse), context)
             if hasattr(answered, "__aiter__"):  # a servicer that yields its answers, such as reflection
@@ -209,6 +212,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         finally:
             if not call.understood:
                 await self._pace.wait(peer, cost)
+
+    async def _each_paced(self, messages: AsyncIterator[Any], peer: str) -> AsyncIterator[Any]:
+        """Messages of a stream that each cost the client nothing, as calls of their own would."""
+        async for message in messages:
+            await self._pace.wait(peer, CHEAP)
+            yield message
 
     @contextlib.contextmanager
     def _open(self, peer: str, counted: bool) -> Iterator[Call]:
