@@ -73,7 +73,9 @@ class Stage:
                 sock.settimeout(None)
         except DeviceLostError:
             if late:
-                raise GraphError(f"did not get on for {self._seconds:g} s, and was given up") from None
+                raise GraphError(
+                    f"did not get on for {self._seconds:g} s, and was given up (the limit is engine.load_seconds)"
+                ) from None
             raise GraphError(f"ended the process that tried it, which {process.how}") from None
         finally:
             self._give_back(process)
