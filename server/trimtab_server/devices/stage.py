@@ -73,9 +73,8 @@ class Stage:
                 sock.settimeout(None)
         except DeviceLostError:
             if late:
-                raise GraphError(
-                    f"did not get on for {self._seconds:g} s, and was given up (the limit is engine.load_seconds)"
-                ) from None
+                limit = f"{self._seconds:g} s (engine.load_seconds)"
+                raise GraphError(f"did not get on for {limit}, and was given up") from None
             raise GraphError(f"ended the process that tried it, which {process.how}") from None
         finally:
             self._give_back(process)
