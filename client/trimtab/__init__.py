@@ -29,6 +29,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "ConfigError",
+    "DamagedError",
     "DeadlineExceeded",
     "Dtype",
     "EmbedOptions",

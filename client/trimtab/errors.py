@@ -4,6 +4,7 @@ TrimtabError
 |-- InvalidArgument      a bad input; the message names the element, the limit and the cure
 |-- NotFound             no such encoder, version or space
 |-- FailedPrecondition   what is asked for cannot be done as things stand
+|   `-- DamagedError     a file of a vector store is not what was written into it
 |-- ResourceExhausted    the server is full; `retry_after` seconds later it may not be
 |-- DeadlineExceeded     the deadline passed, or cannot be met
 |-- Cancelled            nobody waits for the answer any more
@@ -50,6 +51,10 @@ class FailedPrecondition(TrimtabError):
     """The request is well-formed, but the server's state does not allow it."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class DamagedError(FailedPrecondition):
+    """A file of a vector store is not what was written into it."""
 
 
 class ResourceExhausted(TrimtabError):

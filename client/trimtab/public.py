@@ -12,6 +12,7 @@ from trimtab.errors import AdapterError as AdapterError
 from trimtab.errors import BundleError as BundleError
 from trimtab.errors import Cancelled as Cancelled
 from trimtab.errors import ConfigError as ConfigError
+from trimtab.errors import DamagedError as DamagedError
 from trimtab.errors import DeadlineExceeded as DeadlineExceeded
 from trimtab.errors import ExportError as ExportError
 from trimtab.errors import FailedPrecondition as FailedPrecondition

@@ -21,6 +21,7 @@ def test_exported_names() -> None:
         "Cancelled",
         "Client",
         "ConfigError",
+        "DamagedError",
         "DeadlineExceeded",
         "Dtype",
         "EmbedOptions",

@@ -107,7 +107,7 @@ def test_a_graph_without_such_layers_goes_without(
     model.graph.node.insert(list(model.graph.node).index(last) + 1, more)
     model.graph.output[0].name = "more"
     onnx.save(model, str(graph / "model.onnx"))
-    bundle = bundles.read(export(graph, "--pooling", "mean", "--normalize"))
+    bundle = bundles.read(export(graph, "--pooling", "mean", "--normalize", "--output", "more"))
     assert bundle.manifest.variants[0].states is None
     assert not (bundle.path / "fp32" / "model-with-states.onnx").exists()
     assert "finding the inner states ... not found in this graph" in capsys.readouterr().err

@@ -158,6 +158,7 @@ def test_an_onnx_source_is_quantised_but_not_cut(tiny_bundle: Path, tmp_path: Pa
     shutil.copytree(tiny_bundle / "fp32", graph)
     shutil.copy(tiny_bundle / "tokenizer.json", graph)
     (graph / "config.json").write_text(json.dumps({"pad_token_id": 0, "max_position_embeddings": 130}))
+    (graph / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
     (tmp_path / "recipe.toml").write_text("[[variants]]\nname = 'cut'\nffn = 0.5\n")
     with pytest.raises(
         ExportError, match="the variant cut: pruning, healing and exits work on torch weights"

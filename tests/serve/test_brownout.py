@@ -24,12 +24,15 @@ TOLERANCE = 1e-5
 SECONDS = 120
 CONFIG = """
 devices = ["cpu"]
+[server]
+tenant_header = "x-tenant"  # whose calls wait for each other
 [encoders.layered.brownout]
 variant = "{}"
 min_quality = 0.97
 above_seconds = 0.02
 calm_seconds = 0.5
 """
+TENANT = {"x-tenant": "search"}
 WIDEN = adapters_made.rotation(32, 16, 3).T
 
 
@@ -73,7 +76,7 @@ def overload(url: str) -> Iterator[None]:
             yield " ".join(WORDS[(number + k * (number % 89 + 1)) % len(WORDS)] for k in range(30))
 
     def feed() -> None:
-        with trimtab.Client(url, timeout=100) as client:
+        with trimtab.Client(url, timeout=100, metadata=TENANT) as client:
             for _ in client.embed_stream(passages(), role="passage", window=1000, timeout=240):
                 pass
 
@@ -100,7 +103,7 @@ def test_it_begins_says_so_spares_the_others_and_ends(world: World) -> None:
     whole, own = variants_made.rows(world.bundle, "fp32", TEXTS), world.bundle.manifest.space
     gauge = f'trimtab_brownout{{encoder="{NAME}",version="1"}}'
     counter = f'trimtab_brownout_texts_total{{encoder="{NAME}",variant="{world.stand_in}",version="1"}}'
-    with trimtab.Client(world.server.url, timeout=100) as client:
+    with trimtab.Client(world.server.url, timeout=100, metadata=TENANT) as client:
         answer = client.embed_detailed(TEXTS, role="query")
         assert (answer.variant, answer.browned_out) == ("fp32", False)
         assert world.server.metrics()[gauge] == 0
@@ -134,7 +137,7 @@ def test_it_begins_says_so_spares_the_others_and_ends(world: World) -> None:
 
 def streams_and_tritonclient(world: World) -> None:
     async def read() -> list[np.ndarray]:
-        async with trimtab.AsyncClient(world.server.url, timeout=100) as client:
+        async with trimtab.AsyncClient(world.server.url, timeout=100, metadata=TENANT) as client:
             stream = client.embed_stream(TEXTS, role="query", timeout=SECONDS)
             rows = [row async for row in stream]
             assert (stream.variant, stream.browned_out) == (world.stand_in, True)
@@ -144,9 +147,9 @@ def streams_and_tritonclient(world: World) -> None:
     with tritonclient.grpc.InferenceServerClient(world.server.url) as triton:
         tensor = tritonclient.grpc.InferInput("text", [1, 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[TEXTS[3].encode()]], object))
-        result = triton.infer(NAME, [tensor], parameters={"input_type": "query"})
+        result = triton.infer(NAME, [tensor], parameters={"input_type": "query"}, headers=TENANT)
         assert result.get_response().parameters["browned_out"].bool_param
         np.testing.assert_allclose(result.as_numpy("embeddings")[0], world.expected[3], atol=TOLERANCE)
         asked = {"input_type": "query", "allow_brownout": False}
-        result = triton.infer(NAME, [tensor], parameters=asked)
+        result = triton.infer(NAME, [tensor], parameters=asked, headers=TENANT)
         assert "browned_out" not in result.get_response().parameters

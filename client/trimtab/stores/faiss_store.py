@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trimtab import durable, forks
 from trimtab.durable import Sum
-from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab.errors import DamagedError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from trimtab.stores import folder as files
 from trimtab.stores.address import Address, whole
 from trimtab.stores.base import (
@@ -201,11 +201,11 @@ class FaissStore(Store):
         self.form = Form(
             space=catalogue.space, dimensions=catalogue.dimensions, similarity=catalogue.similarity
         )
-        wrong: FileNotFoundError | files.DamagedError | None = None
+        wrong: FileNotFoundError | DamagedError | None = None
         for generation in catalogue.generations:
             try:
                 self._load_generation(generation)
-            except (FileNotFoundError, files.DamagedError) as error:
+            except (FileNotFoundError, DamagedError) as error:
                 wrong = wrong or error
                 continue
             if wrong is not None:

@@ -33,7 +33,7 @@ import msgspec
 from trimtab import durable
 from trimtab.bundle import Similarity
 from trimtab.durable import Sum
-from trimtab.errors import ConfigError, FailedPrecondition
+from trimtab.errors import ConfigError, DamagedError, FailedPrecondition
 from trimtab.stores.base import Form, Id
 
 FORMAT = 2
@@ -113,10 +113,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[Row] = []
     vectors: bytes = b""
     deleted: list[Id] = []
-
-
-class DamagedError(FailedPrecondition):
-    """A file is not what was written into it."""
 
 
 def read_catalogue(folder: Path) -> Catalogue:

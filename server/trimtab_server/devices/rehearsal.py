@@ -22,7 +22,7 @@ from trimtab import reading
 from trimtab_server.batching.batch import Ids, Model, Stored
 from trimtab_server.devices import runtime
 from trimtab_server.devices.maps import Map, MapSession
-from trimtab_server.devices.session import GraphError, OrtSession, UnusableError
+from trimtab_server.devices.session import GraphError, OrtSession, UnusableError, providers
 
 Step: TypeAlias = Callable[[], None]
 Rows: TypeAlias = NDArray[np.float32]
@@ -147,7 +147,9 @@ def _graph(piece: Graph, step: Step) -> None:
     model = piece.model
     step()
     try:
-        session = OrtSession(model, piece.kind, piece.index)
+        providers(piece.kind, piece.index)
+        # An engine of TensorRT takes minutes to build, and says no more of a graph than CUDA.
+        session = OrtSession(model, "cuda" if piece.kind == "tensorrt" else piece.kind, piece.index)
     except (GraphError, UnusableError):
         raise
     except Exception as error:  # ONNX Runtime's errors share no base

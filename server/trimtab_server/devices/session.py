@@ -43,6 +43,18 @@ class Session(Protocol):
         """Texts as token ids in, their vectors out: float32 (n, dimensions), row i for ids[i]."""
 
 
+def providers(kind: str, index: int) -> Sequence[str]:
+    """The execution providers of a kind of device; UnusableError where this build lacks one of them."""
+    wanted = PROVIDERS[kind]
+    missing = [name for name in wanted if name not in ort.get_available_providers()]
+    if missing:
+        raise UnusableError(
+            f"device {kind}:{index} needs ONNX Runtime's {missing[0]}, which this build does not have: "
+            "pip uninstall onnxruntime, then pip install 'trimtab[gpu]'"
+        )
+    return wanted
+
+
 class OrtSession:
     """An ONNX Runtime session on one device."""
 
@@ -51,13 +63,7 @@ class OrtSession:
         options = runtime.options()
         # Batches differ in shape from run to run, so there is no memory pattern to reuse.
         options.enable_mem_pattern = False
-        wanted = PROVIDERS[kind]
-        missing = [name for name in wanted if name not in ort.get_available_providers()]
-        if missing:
-            raise UnusableError(
-                f"device {kind}:{index} needs ONNX Runtime's {missing[0]}, which this build does not have: "
-                "pip uninstall onnxruntime, then pip install 'trimtab[gpu]'"
-            )
+        wanted = providers(kind, index)
         try:
             self._session = loading.open_session(model, options, wanted, index)
         except UnreadableError as error:

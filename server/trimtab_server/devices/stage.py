@@ -26,8 +26,7 @@ class Stage:
     """Rehearses pieces, for any thread. No step may take longer than `seconds`."""
 
     def __init__(self, place: Place, seconds: float, program: Sequence[str] = PROGRAM) -> None:
-        # An engine of TensorRT takes minutes to build, and says no more of a graph than CUDA.
-        self._kind, self._index = ("cpu" if place.kind == "cpu" else "cuda"), place.index
+        self._kind, self._index = place.kind, place.index
         self._seconds = seconds
         self._program = program
         self._usable = cores.available()
