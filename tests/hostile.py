@@ -320,11 +320,11 @@ def adapter(
 
 
 def any_below(limit: float) -> tuple[list[Node], dict[str, Any]]:
-    """The bool `below`: whether the first component of any row is below a limit."""
+    """The bool `below`: whether the first component of the first row is below a limit."""
     nodes = [
-        helper.make_node("Gather", ["vectors", "first"], ["components"], axis=1),
-        helper.make_node("ReduceMin", ["components"], ["least"], keepdims=0),
-        helper.make_node("Less", ["least", "limit"], ["below"]),
+        helper.make_node("Gather", ["vectors", "first"], ["row"], axis=0),
+        helper.make_node("Gather", ["row", "first"], ["component"], axis=0),
+        helper.make_node("Less", ["component", "limit"], ["below"]),
     ]
     return nodes, {"first": np.array(0), "limit": np.array(limit, np.float32)}
 
