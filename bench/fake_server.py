@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from trimtab_server import config as configs
 from trimtab_server.app import App
-from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.config import Config, Server
-from trimtab_server.devices.places import Place
+from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet.places import Place
 from trimtab_server.observing import logs
 
 

@@ -23,8 +23,8 @@ from bench import data, processes
 from bench.report import append
 from trimtab import bundle as bundles
 from trimtab.inputs import TokenTypes
-from trimtab_server.devices.session import OrtSession
-from trimtab_server.encoders.encoder import model_of
+from trimtab_server.catalog.encoder import model_of
+from trimtab_server.engine.runners.session import OrtSession
 
 IN_FLIGHT = 8
 CONFIG = '[engine]\ncosts = ""\nisolation = "{}"\n'

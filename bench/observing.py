@@ -34,7 +34,7 @@ from prometheus_client import CollectorRegistry
 from bench import data, processes
 from bench.report import append
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.batching.batch import Batch, Item, Model
+from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.observing.metrics import Metrics
 
 IN_FLIGHT = 16

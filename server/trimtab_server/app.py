@@ -18,33 +18,34 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from trimtab.errors import ConfigError
 from trimtab.signatures import Signers
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
-from trimtab_server.admission.admission import Admission
-from trimtab_server.batching.batch import Model
-from trimtab_server.batching.batcher import Batcher
-from trimtab_server.batching.cost import Measured
-from trimtab_server.batching.engine import Engine
-from trimtab_server.batching.sharing import Sharing
-from trimtab_server.batching.tickets import Ticket
 from trimtab_server.callers.auth import Authenticator
-from trimtab_server.callers.quotas import Quotas
+from trimtab_server.catalog.opening import Opener
+from trimtab_server.catalog.polling import Poller
+from trimtab_server.catalog.repository import Entry, Repository
 from trimtab_server.config import Auth, Config, split_address
-from trimtab_server.devices.devices import Device, Home, InThreads, Open, open_ort
-from trimtab_server.devices.mapping import IsolatedMaps, Maps
-from trimtab_server.devices.places import Place, parse
-from trimtab_server.devices.process import PROGRAM, InProcess
-from trimtab_server.devices.stage import Stage
-from trimtab_server.encoders.brownout import Brownout
-from trimtab_server.encoders.opening import Opener
-from trimtab_server.encoders.polling import Poller
-from trimtab_server.encoders.repository import Entry, Repository
-from trimtab_server.encoders.shadow import Figures, Shadow
-from trimtab_server.encoders.trials import Trials
+from trimtab_server.engine.admission.admission import Admission
+from trimtab_server.engine.admission.quotas import Quotas
+from trimtab_server.engine.batch import Model
+from trimtab_server.engine.engine import Engine
+from trimtab_server.engine.fleet.devices import Device, Home, InThreads, Open, open_ort
+from trimtab_server.engine.fleet.places import Place, parse
+from trimtab_server.engine.queue.batcher import Batcher
+from trimtab_server.engine.queue.cost import Measured
+from trimtab_server.engine.queue.sharing import Sharing
+from trimtab_server.engine.runners.mapping import IsolatedMaps, Maps
+from trimtab_server.engine.runners.process import PROGRAM, InProcess
+from trimtab_server.engine.runners.stage import Stage
+from trimtab_server.engine.tickets import Ticket
+from trimtab_server.inputs.text import Tokenization
 from trimtab_server.observing import uptime
 from trimtab_server.observing.load import Load
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.scrapes import Scrapes
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.pipeline import Pipeline
+from trimtab_server.policies.brownout import Brownout
+from trimtab_server.policies.shadow import Figures, Shadow
+from trimtab_server.policies.trials import Trials
 from trimtab_server.rpc import listeners, reflection, sockets
 from trimtab_server.rpc.arriving import Arriving
 from trimtab_server.rpc.boundary import Boundary
@@ -57,9 +58,8 @@ from trimtab_server.rpc.observed import Observed
 from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.spaces.adapters import Adapters
-from trimtab_server.spaces.rescore import Rescorer
 from trimtab_server.spaces.watching import Watch
-from trimtab_server.tokenization import Tokenization
+from trimtab_server.tasks.rescore import Rescorer
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from trimtab_server.admission import memory
+    from trimtab_server import memory
 
     memory.share_heaps()
     from trimtab_server import app, config

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from trimtab.errors import FailedPrecondition, Unavailable
-from trimtab_server.devices import runtime
+from trimtab_server.engine.runners import runtime
 
 T = TypeVar("T")
 # Threads that were given up and have not come back; beyond so many nothing more is begun.

@@ -10,20 +10,20 @@ from typing import Literal, Protocol, TypeVar
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
 from trimtab.types import Truncate
 from trimtab.vectors import Dtype
-from trimtab_server import outputs
-from trimtab_server.admission.admission import Admission
-from trimtab_server.batching.batch import Priority
-from trimtab_server.batching.engine import Engine
-from trimtab_server.batching.tickets import Computed
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Limits
-from trimtab_server.encoders.encoder import Encoder
-from trimtab_server.encoders.hubs import Hubness
-from trimtab_server.encoders.repository import Repository
+from trimtab_server.engine.admission.admission import Admission
+from trimtab_server.engine.batch import Priority
+from trimtab_server.engine.engine import Engine
+from trimtab_server.engine.tickets import Computed
+from trimtab_server.inputs.text import Tokenization
 from trimtab_server.observing.metrics import Metrics
-from trimtab_server.outputs import Output
+from trimtab_server.outputs import dense
+from trimtab_server.outputs.dense import Output
+from trimtab_server.policies.hubs import Hubness
 from trimtab_server.spaces.adapters import Route, Vectors
 from trimtab_server.spaces.applying import Applier
-from trimtab_server.tokenization import Tokenization
 
 Role = Literal["query", "passage"]
 
@@ -300,7 +300,7 @@ class Pipeline:
         others = sum(route.dimensions for route in routes if route.hops)
         async with self.compute(encoder, request, texts, begun, others) as rows:
             vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
-            outputs.check_finite(vectors[:, :dimensions])  # before anybody learns anything of them
+            dense.check_finite(vectors[:, :dimensions])  # before anybody learns anything of them
             if self._show is not None and encoder is itself:  # versions are compared, not their variants
                 self._show(encoder, request, vectors)
             hubness = None
@@ -429,7 +429,7 @@ def _check_output(route: Route, encoder: Encoder, request: EmbedRequest) -> None
 
 
 def _finish(route: Route, request: EmbedRequest, vectors: Vectors) -> Output:
-    return outputs.finish(
+    return dense.finish(
         vectors,
         dimensions=request.dimensions or route.dimensions,
         normalized=bool(route.normalized),

@@ -18,8 +18,8 @@ from trimtab import bundle as bundles
 from trimtab.errors import ExportError
 from trimtab.inputs import TokenTypes
 from trimtab_export import sentences
-from trimtab_server.devices.session import OrtSession
-from trimtab_server.encoders.encoder import model_of
+from trimtab_server.catalog.encoder import model_of
+from trimtab_server.engine.runners.session import OrtSession
 
 TEXTS = sentences.load()
 

@@ -20,8 +20,8 @@ from tests.serve.server_process import serve
 from trimtab.credentials import CallMetadata
 from trimtab.errors import ConfigError, Unauthenticated
 from trimtab_server.callers.auth import Authenticator
+from trimtab_server.callers.refreshed import INTERVAL, Watched
 from trimtab_server.config import Auth, Jwt
-from trimtab_server.spaces.watched import INTERVAL, Watched
 
 JSON = st.recursive(
     st.none()

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import trimtab
 from tests.serve.server_process import ServerProcess
-from trimtab_server.encoders.shadow import Figures
 from trimtab_server.observing.metrics import Metrics
+from trimtab_server.policies.shadow import Figures
 from trimtab_server.spaces.watching import Watch
 
 CHART = Path(__file__).parents[2] / "helm" / "trimtab"

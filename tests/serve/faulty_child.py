@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.serve.fingerprint import fingerprint
-from trimtab_server.batching.batch import Ids, Model
-from trimtab_server.devices import child
+from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.runners import child
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trimtab_server.batching.batch import Ids
+from trimtab_server.engine.batch import Ids
 
 
 def fingerprint(ids: Ids) -> np.ndarray:

@@ -16,10 +16,10 @@ from tests.serve.fingerprint import fingerprint
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
-from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.config import Config, Engine, Limits, Server, Sharing, Versions
-from trimtab_server.devices.places import Place
-from trimtab_server.devices.process import PROGRAM
+from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet.places import Place
+from trimtab_server.engine.runners.process import PROGRAM
 
 # Long enough for any machine; only a test that fails waits for it.
 PATIENCE = 150.0

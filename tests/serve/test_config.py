@@ -16,8 +16,8 @@ from tests.serve.server_process import NAME, serve
 from tests.texts import distinct
 from trimtab.errors import ConfigError
 from trimtab_server import config as configs
-from trimtab_server.devices import places
-from trimtab_server.devices.places import parse
+from trimtab_server.engine.fleet import places
+from trimtab_server.engine.fleet.places import parse
 
 
 def refuse(tmp_path: Path, text: str) -> str:

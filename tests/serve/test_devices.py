@@ -16,11 +16,11 @@ from tests.serve.fingerprint import fingerprint
 from tests.serve.misbehaving import PATIENCE, FakeSession, Gate, running
 from tests.serve.test_lifecycle import copy_bundle
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.batching.batch import Ids, Model
+from trimtab_server.catalog import repository
 from trimtab_server.config import Engine
-from trimtab_server.devices.devices import PROBE_TOKENS, InThreads
-from trimtab_server.devices.places import Place
-from trimtab_server.encoders import repository
+from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet.devices import PROBE_TOKENS, InThreads
+from trimtab_server.engine.fleet.places import Place
 
 IMPATIENT = Engine(hang_seconds=0.05)
 NAME = "all-minilm-l6-v2"

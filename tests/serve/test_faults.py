@@ -18,9 +18,9 @@ from tests.serve.fingerprint import fingerprint
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
-from trimtab_server.batching.batch import Ids, Model
 from trimtab_server.config import Config, Limits, Server
-from trimtab_server.devices.places import Place
+from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet.places import Place
 
 POISON = 200  # a text of so many tokens
 CALLS = 10_000

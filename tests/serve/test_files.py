@@ -19,10 +19,10 @@ from tests.serve.test_isolation import child_of
 from trimtab import Client
 from trimtab import bundle as bundles
 from trimtab.errors import BundleError, FailedPrecondition
-from trimtab_server.batching.batch import Model, Stored
-from trimtab_server.devices import loading
-from trimtab_server.devices.session import GraphError, OrtSession
-from trimtab_server.encoders.ondisk import OnDisk, stamps
+from trimtab_server.catalog.ondisk import OnDisk, stamps
+from trimtab_server.engine.batch import Model, Stored
+from trimtab_server.engine.runners import loading
+from trimtab_server.engine.runners.session import GraphError, OrtSession
 
 WEIGHTS = "weights.bin"
 TEXTS = ["w1 w2", "w3", "w4 w5 w6"]

@@ -136,9 +136,9 @@ def test_the_process_ends_with_its_server(stopped: bool) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from trimtab_server.batching.batch import Model\n"
-        "from trimtab_server.devices.places import Place\n"
-        "from trimtab_server.devices.process import InProcess, RemoteError\n"
+        "from trimtab_server.engine.batch import Model\n"
+        "from trimtab_server.engine.fleet.places import Place\n"
+        "from trimtab_server.engine.runners.process import InProcess, RemoteError\n"
         "home = InProcess(Place('cpu', 0, 1))\n"
         "home.start(lambda: None)\n"
         "try:\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 
 from tests.serve.misbehaving import Client, Gate, Rig, running
-from trimtab_server.batching.batch import Ids
 from trimtab_server.config import Sharing
+from trimtab_server.engine.batch import Ids
 
 NAME = "all-minilm-l6-v2"
 

@@ -13,7 +13,7 @@ from tests.texts import distinct
 from trimtab import adapter as adapters
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-from trimtab_server.encoders.trials import falls_to
+from trimtab_server.policies.trials import falls_to
 
 CONFIG = f"""
 [canary.{NAME}]

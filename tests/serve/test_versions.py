@@ -12,9 +12,9 @@ import pytest
 from tests.serve.misbehaving import running
 from tests.serve.server_process import NAME
 from trimtab.errors import FailedPrecondition, NotFound
+from trimtab_server.catalog import polling
+from trimtab_server.catalog.repository import REMEMBERED, Repository
 from trimtab_server.config import Versions
-from trimtab_server.encoders import polling
-from trimtab_server.encoders.repository import REMEMBERED, Repository
 
 SWAPS = 6
 

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
-from trimtab_server.admission.admission import Admission
-from trimtab_server.admission.margin import START
-from trimtab_server.callers.quotas import Quotas
 from trimtab_server.config import Quota
+from trimtab_server.engine.admission.admission import Admission
+from trimtab_server.engine.admission.margin import START
+from trimtab_server.engine.admission.quotas import Quotas
 
 
 def test_it_refuses_what_has_no_room_and_says_when_to_come_back() -> None:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trimtab_server.batching.batch import Batch, Item, Model, Priority
-from trimtab_server.batching.batcher import CROWD, MOST_FLOWS, Batcher
-from trimtab_server.batching.cost import Cost
-from trimtab_server.batching.lane import AHEAD, EXACT, WEIGHTS
+from trimtab_server.engine.batch import Batch, Item, Model, Priority
+from trimtab_server.engine.queue.batcher import CROWD, MOST_FLOWS, Batcher
+from trimtab_server.engine.queue.cost import Cost
+from trimtab_server.engine.queue.lane import AHEAD, EXACT, WEIGHTS
 
 MAX_TOKENS, MAX_TEXTS = 600, 12
 COSTS = st.builds(

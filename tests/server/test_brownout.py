@@ -20,9 +20,9 @@ from trimtab.bundle import Manifest
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.inputs import TokenTypes
 from trimtab_server import config
-from trimtab_server.encoders import brownout
-from trimtab_server.encoders.brownout import Brownout
-from trimtab_server.encoders.encoder import Encoder, model_of
+from trimtab_server.catalog.encoder import Encoder, model_of
+from trimtab_server.policies import brownout
+from trimtab_server.policies.brownout import Brownout
 from trimtab_server.spaces.adapters import Adapters, Loaded, own
 from trimtab_server.spaces.watching import Watch
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_server.batching import cost as costs
-from trimtab_server.batching.batch import Ids
-from trimtab_server.batching.cost import SHAPES, Cost, Measured, fit, measure
+from trimtab_server.engine.batch import Ids
+from trimtab_server.engine.queue import cost as costs
+from trimtab_server.engine.queue.cost import SHAPES, Cost, Measured, fit, measure
 
 
 @given(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trimtab.errors import InternalError, Unavailable
-from trimtab_server.batching.batch import Batch, Item, Model
-from trimtab_server.batching.fleet import (
+from trimtab_server.engine.batch import Batch, Item, Model
+from trimtab_server.engine.fleet.fleet import (
     FIRST_PROBE,
     LAST_PROBE,
     RESTORE_SECONDS,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from trimtab_server.admission.margin import LEAST, MOST, START, Margin
+from trimtab_server.engine.admission.margin import LEAST, MOST, START, Margin
 
 TEXT, BATCH, DEADLINE = 0.01, 10, 1.0  # seconds of a text, texts of a batch, seconds until it is too late
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trimtab.errors import InternalError
-from trimtab_server.outputs import finish
+from trimtab_server.outputs.dense import finish
 
 
 def unit(rows: int = 6, width: int = 32) -> np.ndarray:

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
-from trimtab_server.admission.admission import ROOM, Admission
-from trimtab_server.callers.quotas import MOST_UNNAMED, OTHER, Account, Quotas
 from trimtab_server.config import Quota
+from trimtab_server.engine.admission.admission import ROOM, Admission
+from trimtab_server.engine.admission.quotas import MOST_UNNAMED, OTHER, Account, Quotas
 
 
 class Door:

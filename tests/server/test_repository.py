@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from trimtab.errors import BundleError, FailedPrecondition
+from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Trial
-from trimtab_server.encoders.repository import Repository
-from trimtab_server.encoders.trials import Trials
+from trimtab_server.policies.trials import Trials
 
 
 @dataclass(eq=False)

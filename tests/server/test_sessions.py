@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests import hostile
-from trimtab_server.batching.batch import Model, Stored
-from trimtab_server.devices import runtime
-from trimtab_server.devices.session import GraphError, OrtSession
+from trimtab_server.engine.batch import Model, Stored
+from trimtab_server.engine.runners import runtime
+from trimtab_server.engine.runners.session import GraphError, OrtSession
 
 IDS = [np.array([2, 5, 6, 3], np.int32), np.array([2, 7, 3], np.int32)]
 

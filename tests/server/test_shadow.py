@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from trimtab.errors import NotFound
 from trimtab_server.callers import access
 from trimtab_server.callers.access import Caller
-from trimtab_server.encoders.comparing import FEWEST
-from trimtab_server.encoders.shadow import Figures, Shadow
 from trimtab_server.pipeline import EmbedRequest
+from trimtab_server.policies.comparing import FEWEST
+from trimtab_server.policies.shadow import Figures, Shadow
 
 WIDTH = 8
 

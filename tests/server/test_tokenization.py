@@ -11,7 +11,7 @@ import tokenizers
 from trimtab.errors import InternalError, InvalidArgument
 from trimtab.tokens import Tokenizer, Tokens
 from trimtab.types import Truncate
-from trimtab_server.tokenization import Tokenization
+from trimtab_server.inputs.text import Tokenization
 
 LIMIT = 16
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from trimtab.errors import InvalidArgument, PermissionDenied, TrimtabError
 from trimtab_server.config import Limits, Trial
-from trimtab_server.encoders.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
-from trimtab_server.encoders.trials import Trials, falls_to
 from trimtab_server.pipeline import EmbedRequest, Pipeline
+from trimtab_server.policies.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
+from trimtab_server.policies.trials import Trials, falls_to
 
 NEWEST, THIRD = Trial(share=1.0), Trial(version=3, share=1.0)
 

@@ -24,8 +24,8 @@ from trimtab_server.callers.access import (
     is_key_name,
     is_name,
 )
+from trimtab_server.callers.refreshed import Watched
 from trimtab_server.config import Auth, Jwt
-from trimtab_server.spaces.watched import Watched
 
 Metadata = Iterable[tuple[str, str | bytes]]
 

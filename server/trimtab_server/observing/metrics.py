@@ -8,7 +8,7 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
-from trimtab_server.batching.batch import Batch, Model
+from trimtab_server.engine.batch import Batch, Model
 from trimtab_server.observing.counted import Counter, Gauge, Histogram
 from trimtab_server.observing.families import Families
 

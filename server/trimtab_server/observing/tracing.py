@@ -19,7 +19,7 @@ from trimtab_server.config import Tracing as Settings
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from trimtab_server.encoders.encoder import Encoder
+    from trimtab_server.catalog.encoder import Encoder
     from trimtab_server.pipeline import Times
 
 # How long the end of the server waits for the last spans to leave.

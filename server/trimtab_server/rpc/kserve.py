@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
-from trimtab_server.encoders.encoder import Encoder
+from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.observing.metrics import Count, Metrics
 from trimtab_server.pipeline import Pipeline
 from trimtab_server.rpc.boundary import Context, as_trimtab_error, deadline_of, shorten

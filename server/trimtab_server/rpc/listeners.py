@@ -10,8 +10,8 @@ import grpc.aio
 import msgspec
 
 from trimtab.errors import ConfigError
+from trimtab_server.callers.refreshed import Watched
 from trimtab_server.config import Config, Tls, split_address
-from trimtab_server.spaces.watched import Watched
 
 log = logging.getLogger(__name__)
 

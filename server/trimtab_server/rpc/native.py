@@ -11,18 +11,18 @@ from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.types import Truncate
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-from trimtab_server.batching.batch import Priority
 from trimtab_server.callers import access
-from trimtab_server.encoders.encoder import Encoder
-from trimtab_server.encoders.hubs import Hubness
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.engine.batch import Priority
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
+from trimtab_server.policies.hubs import Hubness
 from trimtab_server.rpc.boundary import Context, as_trimtab_error, deadline_of, shorten
 from trimtab_server.rpc.senders import Sender, Tenants
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
-from trimtab_server.spaces.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 from trimtab_server.spaces.routes import refusal
+from trimtab_server.tasks.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 
 PROTOCOL = "trimtab.v1"
 Choice = TypeVar("Choice")

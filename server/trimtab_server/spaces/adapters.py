@@ -30,13 +30,13 @@ from trimtab.errors import (
 )
 from trimtab.signatures import Signers
 from trimtab_server import limited
-from trimtab_server.batching.batch import Stored
 from trimtab_server.callers import access
-from trimtab_server.devices import rehearsal, runtime
-from trimtab_server.devices.mapping import Maps, OpenMap
-from trimtab_server.devices.maps import Map
-from trimtab_server.devices.session import DeviceLostError, GraphError
-from trimtab_server.devices.stage import Stage
+from trimtab_server.engine.batch import Stored
+from trimtab_server.engine.runners import rehearsal, runtime
+from trimtab_server.engine.runners.mapping import Maps, OpenMap
+from trimtab_server.engine.runners.maps import Map
+from trimtab_server.engine.runners.session import DeviceLostError, GraphError
+from trimtab_server.engine.runners.stage import Stage
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.watching import Watch, Watched
 

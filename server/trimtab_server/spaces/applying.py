@@ -14,7 +14,7 @@ import numpy as np
 
 from trimtab.errors import FailedPrecondition, InternalError, TrimtabError
 from trimtab_server import limited
-from trimtab_server.devices.session import DeviceLostError
+from trimtab_server.engine.runners.session import DeviceLostError
 from trimtab_server.spaces.adapters import Loaded, Route, Vectors
 
 # A run hangs that takes so many times as long as the rows were measured to take, and `hang_seconds`.

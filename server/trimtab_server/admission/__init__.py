@@ -1,1 +1,0 @@
-"""Who is let in: tokens in flight, the time that is left, the memory that clients hold."""

@@ -1,1 +1,0 @@
-"""One queue, and which texts run together."""

@@ -1,0 +1,1 @@
+"""What is served: bundles found, loaded, unloaded, retried."""

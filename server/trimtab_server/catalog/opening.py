@@ -1,0 +1,222 @@
+"""From a folder to a loaded encoder: read, check, tokenizer, graphs."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from trimtab import bundle as bundles
+from trimtab import variants
+from trimtab.bundle import Bundle, Manifest
+from trimtab.errors import BundleError
+from trimtab.signatures import Signers
+from trimtab.tokens import Tokenizer
+from trimtab_server import config, limited
+from trimtab_server.catalog import ondisk
+from trimtab_server.catalog.encoder import Encoder, model_of, others, stored
+from trimtab_server.catalog.ondisk import OnDisk, Stamps
+from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.engine import Engine
+from trimtab_server.engine.runners.rehearsal import Finding, Piece, Tokens
+from trimtab_server.engine.runners.session import GraphError
+from trimtab_server.engine.runners.stage import Stage
+from trimtab_server.policies import brownout, hubs
+from trimtab_server.policies.brownout import Brownout
+from trimtab_server.policies.hubs import PassageGuard
+from trimtab_server.spaces.adapters import Adapters, Vectors, own
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Opener:
+    """Loads the bundles of the repository `path` into the engine.
+
+    Where `signers` are given, only what they signed. `settings` says by encoder which variants are loaded
+    beside the first. Tokenizers and graphs are rehearsed on a `stage`, where there is
+    one. `loaded` is told of each load, and the seconds of its stages.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        engine: Engine,
+        adapters: Adapters,
+        *,
+        signers: Signers | None = None,
+        settings: Mapping[str, config.Encoder] | None = None,
+        load_seconds: float = 60.0,
+        stage: Stage | None = None,
+        loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
+    ) -> None:
+        self.settings = settings or {}
+        self._path = path
+        self._engine = engine
+        self._adapters = adapters
+        self._signers = signers
+        self._load_seconds = load_seconds
+        self._stage = stage
+        self._loaded = loaded
+        self._turns = limited.Turns()
+        self._on_disk = OnDisk()
+
+    async def open(self, name: str, version: int, path: Path) -> Encoder:
+        """The encoder in the folder `path`, loaded and warm, and the variants of it that are configured.
+
+        Raises BundleError where it cannot be read, or is another than NAME/VERSION; ConfigError where it
+        cannot be loaded as it is configured.
+        """
+        async with self._turns.take():
+            return await self._open(name, version, path)
+
+    async def _open(self, name: str, version: int, path: Path) -> Encoder:
+        begun = time.monotonic()
+        bundle, stamps = await self._step(f"reading {path}", partial(self._read, path))
+        manifest, read = bundle.manifest, time.monotonic()
+        if (manifest.name, manifest.version) != (name, version):
+            raise BundleError(
+                f"{path} holds {manifest.name} version {manifest.version}: a bundle is served from "
+                "REPOSITORY/NAME/VERSION under its own name. Move it there, or export it under this one"
+            )
+        settings = self.settings.get(name, config.Encoder())
+        beside = others(manifest, settings.wanted)
+        if settings.brownout is not None:
+            brownout.way(settings.brownout, manifest, self._adapters.of(name))
+        file = bundle.file(manifest.tokenizer)
+        found = await self._rehearse_tokens(bundle)
+        tokenizer = await self._step(f"loading {file}", partial(_tokenizer, bundle))
+        with_states = self._adapters.wants_states(manifest)
+        first = model_of(bundle, manifest.variants[0], tokenizer.types, with_states=with_states)
+        models = [first, *(model_of(bundle, variant, tokenizer.types) for variant in beside)]
+        await self._step(f"reading {path}", partial(_check_rest, bundle, models))
+        tokenized = time.monotonic()
+        await self._rehearse(manifest, models, found)
+        rehearsed = time.monotonic()
+        await self._load_models(models)
+        warm = time.monotonic()
+        seconds = {
+            "read": read - begun, "tokenizer": tokenized - read, "rehearsal": rehearsed - tokenized,
+            "graph": warm - rehearsed,
+        }  # fmt: skip
+        guard = None
+        if settings.guard is not None:
+            try:
+                guard = await self._guard(settings.guard, bundle, tokenizer, first)
+            except BaseException:
+                await self.close(models)
+                raise
+            seconds["guard"] = time.monotonic() - warm
+        stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
+        log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
+        self._loaded(manifest.name, manifest.version, seconds)
+        self._on_disk.remember(manifest, stamps)
+        rest = [
+            (variants.alone(manifest, variant), model)
+            for variant, model in zip(beside, models[1:], strict=True)
+        ]
+        return Encoder(
+            manifest,
+            tokenizer,
+            first,
+            own(manifest),
+            {model.variant: Encoder(alone, tokenizer, model, own(alone)) for alone, model in rest},
+            Brownout(settings.brownout) if settings.brownout else None,
+            guard,
+        )
+
+    async def change_states(self, before: Encoder, path: Path) -> Encoder:
+        """The same encoder by the graph with or without inner states, whichever its adapters want now."""
+        bundle, _ = await self._step(f"reading {path}", partial(self._read, path))
+        if bundle.manifest != before.manifest:
+            raise BundleError(f"{path} holds another bundle than the one that was loaded")
+        first, with_states = bundle.manifest.variants[0], self._adapters.wants_states(bundle.manifest)
+        model = model_of(bundle, first, before.tokenizer.types, with_states=with_states)
+        await self._rehearse(bundle.manifest, [model], await self._rehearse_tokens(bundle))
+        await self._engine.load(model)
+        return replace(before, model=model)
+
+    async def compare(self, encoder: Encoder, path: Path) -> None:
+        """Raise BundleError where an encoder is no longer what lies on disk in its folder `path`."""
+        await self._step(f"reading {path}", partial(self._on_disk.compare, encoder.manifest, path))
+
+    async def close(self, models: Sequence[Model]) -> None:
+        """Unload graphs, after what they have accepted is answered."""
+        for model in models:
+            await self._engine.unload(model)
+
+    async def _guard(
+        self, settings: config.Guard, bundle: Bundle, tokenizer: Tokenizer, model: Model
+    ) -> PassageGuard:
+        async def embed(texts: list[str]) -> Vectors:
+            def tokenize() -> list[Ids]:
+                return [tokens.ids for tokens in tokenizer.read(texts, "end")]
+
+            ids = await asyncio.to_thread(tokenize)
+            computed = await self._engine.compute(model, ids, None, priority="bulk")
+            return computed.vectors[:, : bundle.manifest.dimensions]
+
+        return await hubs.guard(settings, bundle.manifest, embed)
+
+    async def _rehearse_tokens(self, bundle: Bundle) -> Finding:
+        """Have a tokenizer tried in a process of its own. BundleError where that fails."""
+        if self._stage is None:
+            return Finding()
+        file = bundle.manifest.tokenizer
+        return await self._try(self._stage, bundle.file(file), Tokens(bundle.path, stored(file)))
+
+    async def _rehearse(self, manifest: Manifest, models: Sequence[Model], tokens: Finding) -> None:
+        """The same of graphs, with ids of a tokenizer of which this was found."""
+        if self._stage is None:
+            return
+        dimensions = {each.name: each.dimensions or manifest.dimensions for each in manifest.variants}
+        for model in models:
+            unit = dimensions[model.variant] if manifest.normalized else 0
+            await self._try(self._stage, model.graph, self._stage.graph(model, tokens, unit))
+
+    async def _try(self, stage: Stage, path: Path, piece: Piece) -> Finding:
+        progress = limited.Progress()
+        work = partial(stage.rehearse, piece, progress.step)
+        try:
+            # The stage limits the steps; this is for where even its processes cannot be had.
+            return await limited.run(2 * self._load_seconds, f"rehearsing {path}", work, progress)
+        except GraphError as error:
+            raise BundleError(f"{path}: {error}") from None
+
+    async def _load_models(self, models: Sequence[Model]) -> None:
+        """Load all of them, or none."""
+        loaded: list[Model] = []
+        try:
+            for model in models:
+                await self._engine.load(model)
+                loaded.append(model)
+        except Exception:
+            await self.close(loaded)
+            raise
+
+    async def _step(self, what: str, work: Callable[[], T]) -> T:
+        return await limited.run(self._load_seconds, what, work)
+
+    def _read(self, path: Path) -> tuple[Bundle, Stamps]:
+        trusted = self._signers.check if self._signers is not None else None
+        bundle = bundles.read(path, verify=False, within=self._path, trusted=trusted)
+        return bundle, ondisk.stamps(path, bundle.manifest)
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    manifest = bundle.manifest
+    content = bundles.BUNDLE.content(bundle.path, manifest.tokenizer)
+    return Tokenizer(bytes(content), manifest.max_tokens, name=str(bundle.file(manifest.tokenizer)))
+
+
+def _check_rest(bundle: Bundle, models: Sequence[Model]) -> None:
+    """Hash the files that no model reads: those of the models are hashed when they are read."""
+    read = {file.path for model in models for file in model.files}
+    for file in bundles.files(bundle.manifest):
+        if file.path not in read:
+            limited.step()  # each may be large, and the limit is for one
+            bundles.BUNDLE.check(bundle.path, file, verify=True)

@@ -1,1 +1,0 @@
-"""Encoders and their versions: loaded, warmed, on trial, swapped, unloaded."""

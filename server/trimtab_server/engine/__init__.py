@@ -1,0 +1,1 @@
+"""What computes: a queue, the devices that it feeds, and what runs on them."""

@@ -1,0 +1,215 @@
+"""The door: bounds what is in flight, so that memory and waiting time stay bounded, whatever comes.
+
+What cannot be answered before its deadline is refused at once, while that costs next to nothing: under
+overload a server that takes up everything answers nothing in time. How near to its deadline a request may
+come is learnt, for each tenant from its own requests (margin.py). What one tenant has in flight is bounded by
+its quota, and by the room that is left: there is always some for others.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from trimtab.errors import InvalidArgument, ResourceExhausted
+from trimtab_server.config import Quota
+from trimtab_server.engine.admission.margin import late
+from trimtab_server.engine.admission.quotas import Account, Line, Quotas
+
+# A tenant of weight 1 may hold so many times the room that is left (dynamic thresholds: Choudhury and Hahne,
+# 1998). One alone gets to 8/9 of it all, two to 8/17 each; a ninth, or a seventeenth, stays free for others.
+ROOM = 8
+# The same for a connection, where callers have no names: one alone gets to two thirds of that.
+CONNECTION_ROOM = 2
+# How soon it may be worth while to come again, at least and at most, in seconds.
+SOON, LATE = 0.05, 10.0
+
+Reason = Literal["rate", "in_flight", "share", "full", "late"]
+
+
+class Pass:
+    """One admitted request's share of the tokens in flight; `held` of them are for the memory that it takes,
+    and are not charged to the tenant's rate."""
+
+    def __init__(
+        self, admission: "Admission", account: Account, flow: str, line: Line, tokens: int, held: int
+    ) -> None:
+        self._admission = admission
+        self._account = account
+        self._flow = flow
+        self._line = line
+        self._held = held
+        self.tokens = tokens
+        self.settled = False
+        account.lines[flow] = line
+        account.use(tokens)
+        line.uncounted += tokens
+        self._change(tokens + held)
+
+    def settle(self, tokens: int) -> None:
+        """Replace the estimate made at the door by the true count."""
+        self.settled = True
+        self._account.counted(self.tokens, tokens)
+        self._line.uncounted -= self.tokens
+        self._account.use(tokens - self.tokens)
+        self._change(tokens - self.tokens)
+        self.tokens = tokens
+
+    def close(self) -> None:
+        """The request is in flight no more; one that never came to be counted has used nothing."""
+        if not self.settled:
+            self._account.use(-self.tokens)
+            self._line.uncounted -= self.tokens
+        self._change(-self.tokens - self._held)
+        if not self._line.in_flight:
+            self._account.lines.pop(self._flow, None)
+
+    def _change(self, tokens: int) -> None:
+        self._admission.tokens += tokens
+        self._account.in_flight += tokens
+        self._line.in_flight += tokens
+
+
+class Admission:
+    """Counts the tokens of all requests in flight, and says no beyond a limit, or where it is too late.
+
+    At the door only the length of a text is known. A text has no more tokens than bytes, nor than its
+    encoder reads: that is what it is charged until the tokenizer has counted, and for the memory that it and
+    its vectors take until they are answered.
+    `refused` is told of each that is refused: its tenant, as metrics call it, and the reason.
+    """
+
+    def __init__(
+        self,
+        max_tokens_in_flight: int,
+        quotas: Quotas | None = None,
+        refused: Callable[[str, Reason], None] = lambda tenant, reason: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limit = max_tokens_in_flight
+        self.tokens = 0
+        self._quotas = quotas or Quotas(Quota(), {})
+        self._refused = refused
+        self._clock = clock
+
+    @contextmanager
+    def admit(
+        self,
+        tokens: int,
+        queue_seconds: Callable[[float], float],
+        deadline: float | None = None,
+        tenant: str = "",
+        held: int = 0,
+        flow: str = "",
+    ) -> Iterator[Pass]:
+        """Hold a share, of `tokens` to be counted and what is `held` beside them, for as long as the request
+        is in flight.
+
+        `queue_seconds`: how long the queue is likely to be, where so many tokens of the flow's are on their
+        way to it and not in it yet. `deadline` is on the clock. `flow` is the tenant's, or the connection's
+        where the tenant has no name. Raises
+        InvalidArgument where the request alone is over a limit, ResourceExhausted where its tenant
+        has used up its quota, or there is no room beside the others, or no time.
+        """
+        now = self._clock()
+        account = self._quotas.account(tenant, now)
+        flow, size = flow or tenant, tokens + held
+        line = account.lines.get(flow) or Line()
+        self._check_size(size, account)
+        needed = queue_seconds(line.uncounted * account.true) if deadline is not None else 0.0
+        refusal = (
+            self._over_quota(size, account, now)
+            or self._no_room(size, account, line, queue_seconds, alone=flow != tenant)
+            or self._too_late(needed, account, deadline, now)
+        )
+        if refusal is not None:
+            reason, message, wait = refusal
+            self._refused(self._quotas.label(tenant), reason)
+            raise ResourceExhausted(message, wait)
+        granted, answered = Pass(self, account, flow, line, tokens, held), False
+        try:
+            yield granted
+            answered = True
+        finally:
+            granted.close()
+            ended = self._clock()
+            # What was given up before its time, or failed, says nothing about how long the queue was.
+            if deadline is not None and (answered or late(now, deadline, ended)):
+                account.margin.ended(now, needed, deadline, ended)
+
+    def _check_size(self, tokens: int, account: Account) -> None:
+        own = account.quota.max_tokens_in_flight
+        limit, name = self.limit, "limits.max_tokens_in_flight"
+        if own and own < limit:
+            limit, name = own, f"max_tokens_in_flight of {_whose(account)}"
+        if tokens > limit:
+            raise InvalidArgument(
+                f"the request may hold up to {tokens} tokens, this server takes {limit} at once "
+                f"({name}): send fewer or shorter texts in a request"
+            )
+
+    def _over_quota(self, tokens: int, account: Account, now: float) -> tuple[Reason, str, float] | None:
+        quota, whose = account.quota, _whose(account)
+        if wait := account.wait(now):
+            wait = max(wait, SOON)
+            return (
+                "rate",
+                f"{whose} has used up its {quota.tokens_per_second:g} tokens a second (tokens_per_second): "
+                f"try again in {wait:.2f} s, or have the quota raised",
+                wait,
+            )
+        most = quota.max_tokens_in_flight
+        if most and account.in_flight + tokens > most:
+            return (
+                "in_flight",
+                f"{whose} has {account.in_flight} of its {most} tokens in flight (max_tokens_in_flight): "
+                "wait for answers before you send more, or have the quota raised",
+                SOON,
+            )
+        return None
+
+    def _no_room(
+        self,
+        tokens: int,
+        account: Account,
+        line: Line,
+        queue_seconds: Callable[[float], float],
+        *,
+        alone: bool,
+    ) -> tuple[Reason, str, float] | None:
+        left = self.limit - self.tokens - tokens
+        if left < 0:
+            wait = min(max(queue_seconds(0.0), SOON), LATE)
+            message = f"{self.tokens} of {self.limit} tokens are in flight: try again in {wait:.2f} s"
+            return "full", message, wait
+        whose, held, most = _whose(account), account.in_flight, int(ROOM * account.quota.weight * left)
+        if alone and line.in_flight and line.in_flight + tokens > CONNECTION_ROOM * left:
+            whose, held, most = "this connection", line.in_flight, 0
+        if held and held + tokens > most:
+            wait = min(max(queue_seconds(0.0), SOON), LATE)
+            return (
+                "share",
+                f"{whose} has {held} of {self.limit} tokens in flight, the rest is kept for others: "
+                f"try again in {wait:.2f} s",
+                wait,
+            )
+        return None
+
+    def _too_late(
+        self, needed: float, account: Account, deadline: float | None, now: float
+    ) -> tuple[Reason, str, float] | None:
+        if deadline is None:
+            return None
+        left = deadline - now
+        if account.margin.allows(needed, left):
+            return None
+        return (
+            "late",
+            f"the queue is {needed:.2f} s long, the deadline in {max(left, 0.0):.2f} s: try another "
+            "server, allow more time, or send less",
+            needed,
+        )
+
+
+def _whose(account: Account) -> str:
+    return f"tenant {account.name!r}" if account.name else "your tenant"

@@ -1,0 +1,1 @@
+"""The devices, their workers, and what becomes of a batch that fails."""

@@ -1,0 +1,295 @@
+"""Devices: a place with the sessions of all loaded models, and where these live."""
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from trimtab.errors import ConfigError
+from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet.places import Place, hardware
+from trimtab_server.engine.queue.cost import Cost, Measured, measure
+from trimtab_server.engine.runners import runtime
+from trimtab_server.engine.runners.session import (
+    GraphError,
+    NotReopenedError,
+    OrtSession,
+    Session,
+    UnusableError,
+    checked,
+)
+
+log = logging.getLogger(__name__)
+
+Open = Callable[[Model, Place], Session]
+
+# The length of the text that a device is probed with.
+PROBE_TOKENS = 8
+# Other models that are probed to tell a bad model from a bad device.
+MOST_PROBED = 3
+
+
+class Home(Protocol):
+    """Where the sessions of a place live: in the server's process, or in one of their own (process.py)."""
+
+    @property
+    def restarts(self) -> bool:
+        """Whether it can be ended and begun anew."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether all that it held is gone, until `restart`: its sessions raise DeviceLostError."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it holds; 0 where that is not known."""
+
+    def start(self, ended: Callable[[], None]) -> None:
+        """Begin; `ended` is called, on some thread, when it has ended by itself."""
+
+    def restart(self) -> None:
+        """End what is left of it, and begin anew. OSError where that cannot be."""
+
+    def open(self, model: Model) -> Session:
+        """Open a graph."""
+
+    def close(self, session: Session) -> None:
+        """Let go of a session that nobody runs any more."""
+
+    def end(self) -> None:
+        """End it at once where it `restarts`, whatever it does. Does not wait."""
+
+    def stop(self) -> None:
+        """End it for good."""
+
+
+class InThreads:
+    """The sessions of a place in the server's own process, where nothing can end them."""
+
+    restarts = False
+    lost = False
+    resident_bytes = 0
+
+    def __init__(self, open_session: Open, place: Place) -> None:
+        self._open = open_session
+        self._place = place
+
+    def start(self, ended: Callable[[], None]) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
+
+    def open(self, model: Model) -> Session:
+        return self._open(model, self._place)
+
+    def close(self, session: Session) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class Device:
+    """One place: a session for each loaded model, and threads to run them on.
+
+    Its home is begun anew where it holds more than `max_resident_bytes`; 0 is no limit.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        home: Home,
+        measured: Measured | None = None,
+        max_resident_bytes: int = 0,
+        hang_seconds: float = 10.0,
+    ) -> None:
+        self.place = place
+        self.name = str(place)
+        self.home = home
+        self.costs: dict[Model, Cost] = {}  # of the models that are loaded here
+        self._measured = measured
+        self._max_resident_bytes = max_resident_bytes
+        self._hang_seconds = hang_seconds
+        self._sessions: dict[Model, Session] = {}
+        self._open_seconds: dict[Model, float] = {}
+
+    @property
+    def restore_seconds(self) -> float:
+        """About how long it takes to begin anew, with all models; infinity where that cannot be."""
+        return sum(self._open_seconds.copy().values()) if self.home.restarts else math.inf
+
+    @property
+    def too_large(self) -> bool:
+        """Whether its home holds more memory than it may."""
+        return 0 < self._max_resident_bytes < self.home.resident_bytes
+
+    @property
+    def stale(self) -> bool:
+        """Whether its home has to begin anew."""
+        return self.home.lost or self.too_large
+
+    def load(self, model: Model, step: Callable[[], None] = lambda: None) -> None:
+        """Open a session, warm it and measure its cost. Blocks.
+
+        `step` is called before each run and at the end; where it raises, nothing is loaded.
+        """
+        session = self._open(model)
+
+        def run(ids: Sequence[Ids]) -> object:
+            step()
+            return session.run(ids)
+
+        try:
+            if self._measured is None:
+                cost = measure(run, model.pad_id, model.max_tokens)
+            else:
+                # Numbers that go to another process and back take their time, too.
+                kind = f"{self.place.kind} in a process" if self.home.restarts else self.place.kind
+                cost = self._measured.measure(
+                    run, model.pad_id, model.max_tokens,
+                    model.digest, kind, hardware(self.place), ort.__version__,
+                )  # fmt: skip
+            step()
+        except BaseException:
+            self.home.close(session)
+            raise
+        self._sessions[model] = session
+        self.costs[model] = cost
+
+    def unload(self, model: Model) -> None:
+        """Forget a model; no batch of it may come any more."""
+        self.costs.pop(model, None)
+        self._open_seconds.pop(model, None)
+        session = self._sessions.pop(model, None)
+        if session is not None:
+            self.home.close(session)
+
+    def start(self, work: Callable[[], None], ended: Callable[[], None]) -> list[threading.Thread]:
+        """Start `work` on a thread for each of the place's workers; `ended` is its home's."""
+
+        def pinned(core: int | None) -> None:
+            if core is not None:
+                os.sched_setaffinity(0, {core})  # of this thread alone
+            work()
+
+        self.home.start(ended)
+        threads = []
+        for number in range(self.place.workers):
+            core = self.place.cores[number] if self.place.cores else None
+            # A daemon, because a run that hangs would keep the process from ending.
+            threads.append(
+                threading.Thread(target=pinned, args=(core,), name=f"{self.name}-{number}", daemon=True)
+            )
+            threads[-1].start()
+        return threads
+
+    def run(self, model: Model, ids: Sequence[Ids]) -> NDArray[np.float32] | Exception:
+        """The vectors of texts, or what their run has raised: that is for the caller to judge."""
+        try:
+            return checked(self._sessions[model].run(ids), (len(ids), model.dimensions))
+        except Exception as error:
+            return error
+        except BaseException as error:  # whatever a library raises, the thread goes on
+            return RuntimeError(f"{type(error).__name__}: {error}")
+
+    def probe(self, model: Model) -> Exception | None:
+        """What is wrong with this device, if anything: run a text that it has run while it warmed up."""
+        # Nobody else watches it.
+        timer = threading.Timer(self._hang_seconds, runtime.stop, (threading.get_ident(),))
+        timer.daemon = True
+        timer.start()
+        try:
+            outcome = self.run(model, [np.full(min(PROBE_TOKENS, model.max_tokens), model.pad_id, np.int32)])
+        finally:
+            timer.cancel()
+        return outcome if isinstance(outcome, Exception) else None
+
+    def judge(self, model: Model) -> Literal["device", "model"] | None:
+        """What is at fault when a run of this model has failed; None: neither, but its texts.
+
+        It is the model where others run well on the device.
+        """
+        if self.probe(model) is None:
+            return None
+        others = [other for other in list(self._sessions) if other is not model][:MOST_PROBED]
+        return "model" if any(self.probe(other) is None for other in others) else "device"
+
+    def recover(self, models: Sequence[Model]) -> tuple[dict[Model, Exception], Exception | None]:
+        """Load what was loaded elsewhere while this device was out of service, and probe all, in order.
+
+        Where it is stale, its home begins anew with these models and no others: what they cost is known. The
+        models that fail while the device runs others, or because they are not on disk any more; and what is
+        wrong with the device, if anything.
+        """
+        failed: dict[Model, Exception] = {}
+        well = False
+        try:
+            begun = self.stale
+            if begun:
+                self.home.restart()
+                for model in self.costs.keys() - set(models):
+                    self.unload(model)
+            for model in models:
+                wrong = self._restore(model, begun)
+                if wrong is None:
+                    well = True
+                elif isinstance(wrong, NotReopenedError):
+                    self.unload(model)
+                    failed[model] = wrong
+                elif model in self.costs or not begun:  # not unloaded meanwhile
+                    failed[model] = wrong
+                if self.home.lost:
+                    break
+            gone = {model: each for model, each in failed.items() if isinstance(each, NotReopenedError)}
+            ill = [error for model, error in failed.items() if model not in gone]
+            if failed and (self.home.lost or (ill and not well)):
+                self.home.end()  # what is wrong with it may not be there after a new beginning
+                return (failed if well else {**gone}), next(iter((*ill, *failed.values())))
+            if begun and self.too_large:
+                log.warning(
+                    "device %s needs %d bytes for its models alone: engine.max_resident_bytes is too small, "
+                    "and ignored from now on", self.name, self.home.resident_bytes,
+                )  # fmt: skip
+                self._max_resident_bytes = 0
+        except Exception as error:
+            self.home.end()
+            return {}, error
+        return failed, None
+
+    def _restore(self, model: Model, begun: bool) -> Exception | None:
+        """Have a model loaded, and probe it; what is wrong with it."""
+        try:
+            if model not in self.costs:
+                self.load(model)
+            elif begun:
+                self._sessions[model] = self._open(model)
+        except GraphError as error:
+            return NotReopenedError(str(error)) if begun else error
+        except Exception as error:
+            return error
+        return self.probe(model)
+
+    def _open(self, model: Model) -> Session:
+        begun = time.monotonic()
+        session = self.home.open(model)
+        self._open_seconds[model] = time.monotonic() - begun
+        return session
+
+
+def open_ort(model: Model, place: Place) -> Session:
+    """The real thing: an ONNX Runtime session at a place. ConfigError where that cannot be used."""
+    try:
+        return OrtSession(model, place.kind, place.index)
+    except UnusableError as error:
+        raise ConfigError(str(error)) from None

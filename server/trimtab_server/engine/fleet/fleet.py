@@ -1,0 +1,385 @@
+"""Which devices are in service, what runs on them, and where a batch goes that failed: a sans-IO policy.
+
+A batch that fails is tried once more, whole, on another device. Where that succeeds, the first device was
+at fault, and is taken out of service; where it fails too, or there is no other device, the batch is run by
+halves, so that in the end only the texts have failed that fail alone. A device that fails on a text known
+to be good is at fault as well; so is one that does not come back from a run in twenty times the time that
+the run was measured to take, and on a thread does not end it when it is stopped. A device out of service is
+probed, at growing intervals, and comes back when it is well. When none is in service, nothing waits: what is
+queued is the engine's to refuse.
+
+Each item leaves exactly once: answered by a flight that landed, or in the answer of `failed`, `hung`,
+`again` or `clear`. A flight that was given up as hung may come back at any time; it does not land.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from trimtab.errors import InternalError, TrimtabError, Unavailable
+from trimtab_server.engine.batch import Batch, Item, Model
+
+# A device raised, did not come back from a run, lost its process, held too much memory, or is not well yet.
+Reason = Literal["raised", "hung", "lost", "memory", "probe"]
+
+# A run hangs that takes so many times as long as predicted; neighbours may make it several times as long.
+HANG_FACTOR = 20.0
+# Seconds from when a device is taken out until it is probed: doubled by each failure, halved by each success.
+FIRST_PROBE, LAST_PROBE = 0.1, 30.0
+# A device that should be back in half of these seconds is waited for, and for no longer than these.
+RESTORE_SECONDS = 20.0
+# How long a probe, which loads what has to be loaded, may take at least before it counts as hung.
+PROBE_SECONDS = 60.0
+# How long a run may take to end once it was stopped.
+STOP_SECONDS = 2.0
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A batch to run. `retried`: it failed before, on `avoid` where that is named, and has no other retry."""
+
+    batch: Batch
+    retried: bool = False
+    avoid: str = ""
+    blame: bool = False  # `avoid` raised on it, and is at fault where another device succeeds
+    suspect: bool = False  # the process in which it ran has ended
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """A job on a device."""
+
+    job: Job
+    device: str
+    begun: float
+    predicted: float  # seconds
+    due: float  # when it counts as hung
+    stopped: bool = False  # it was to end by then, and was told to
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Items that failed for good. An error that is not ours already is what the session raised on them."""
+
+    items: tuple[Item, ...]
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What `again` found: a job, and items whose deadline passed while they waited to be tried again.
+
+    `hold`: nothing may be launched on the device yet, since something has to be alone there.
+    """
+
+    job: Job | None
+    expired: tuple[Item, ...]
+    hold: bool = False
+
+
+NOTHING, HOLD = Again(None, ()), Again(None, (), hold=True)
+
+
+@dataclass(slots=True)
+class _State:
+    probing: bool = False
+    probe_at: float = 0.0
+    probe_due: float = math.inf  # when a probe counts as hung
+    delay: float = FIRST_PROBE
+    draining: bool = False  # what runs there is let come to its end before anything else
+
+
+def _given_up(device: str, seconds: float) -> InternalError:
+    return InternalError(
+        f"the texts were given up: device {device} did not answer in {seconds:.0f} s. Send them one by one "
+        "to find the one at fault"
+    )
+
+
+Changed: TypeAlias = Callable[[str, bool, Reason | None], None]
+
+
+def _never(device: str) -> float:
+    return math.inf
+
+
+class Fleet:
+    """The devices, by name. Not thread-safe: the engine keeps it under its lock.
+
+    `changed` is called with a device, whether it is in service now, and what was wrong with it;
+    `restore_seconds` tells about how long a device takes to begin anew: infinity where it cannot.
+    """
+
+    def __init__(
+        self,
+        devices: Iterable[str],
+        hang_seconds: float,
+        changed: Changed,
+        restore_seconds: Callable[[str], float] = _never,
+    ) -> None:
+        self._hang_seconds = hang_seconds
+        self._changed = changed
+        self._restore_seconds = restore_seconds
+        self._states = {device: _State() for device in devices}
+        self._up = set(self._states)
+        self._restoring: dict[str, float] = {}  # until when each of them is waited for
+        self._flights: dict[Flight, None] = {}  # a set that keeps its order
+        self._jobs: list[Job] = []  # that failed and wait to be run again
+
+    @property
+    def serving(self) -> bool:
+        """Whether any device is in service, or will be in a moment."""
+        return bool(self._up or self._restoring)
+
+    @property
+    def working(self) -> set[str]:
+        """The devices in service; where there are none, those that will be in a moment."""
+        return self._up or set(self._restoring)
+
+    def back_in(self, now: float) -> float:
+        """About how long it is until a device is in service; 0 where one is, or none is waited for."""
+        if self._up:
+            return 0.0
+        states = self._states
+        return min(
+            (
+                max(0.0, states[device].probe_at - now) + self._restore_seconds(device)
+                for device in self._restoring
+            ),
+            default=0.0,
+        )
+
+    def up(self, device: str) -> bool:
+        """Whether this device is in service."""
+        return device in self._up
+
+    @property
+    def flying(self) -> bool:
+        """Whether anything runs that was not given up."""
+        return bool(self._flights)
+
+    @property
+    def flights(self) -> Iterable[Flight]:
+        """What runs now."""
+        return self._flights
+
+    def busy(self, model: Model) -> bool:
+        """Whether anything of this model runs or waits to be run again."""
+        jobs = [*self._jobs, *(flight.job for flight in self._flights)]
+        return any(job.batch.model is model for job in jobs)
+
+    # -- a job's way -----------------------------------------------------------------------------------
+
+    def again(self, device: str, now: float) -> Again:
+        """The oldest job that waits to be run again and may be run here, without those nobody wants."""
+        here = [flight for flight in self._flights if flight.device == device]
+        if any(flight.job.suspect for flight in here):
+            return HOLD
+        if not self._jobs:
+            return NOTHING
+        expired: list[Item] = []
+        for job in list(self._jobs):
+            if job.avoid == device and self._other(device):
+                continue
+            if job.suspect and here:
+                return Again(None, tuple(expired), hold=True)
+            self._jobs.remove(job)
+            wanted = []
+            for item in job.batch.items:
+                if item.deadline is not None and item.deadline <= now:
+                    expired.append(item)
+                elif item.waiters:
+                    wanted.append(item)
+            if wanted:
+                batch = Batch(job.batch.model, tuple(wanted))
+                return Again(replace(job, batch=batch), tuple(expired))
+        return Again(None, tuple(expired))
+
+    def launch(self, device: str, job: Job, predicted: float, now: float) -> Flight:
+        """A job goes to a device, where it should take `predicted` seconds."""
+        flight = Flight(job, device, now, predicted, now + max(self._hang_seconds, HANG_FACTOR * predicted))
+        self._flights[flight] = None
+        return flight
+
+    @property
+    def suspects(self) -> bool:
+        """Whether anything waits that has to be alone on its device."""
+        return any(job.suspect for job in self._jobs)
+
+    def land(self, flight: Flight) -> bool:
+        """A run has returned; False where it was given up before: its result must be ignored."""
+        if flight not in self._flights:
+            return False
+        del self._flights[flight]
+        return True
+
+    def succeeded(self, flight: Flight, now: float) -> None:
+        """A flight has landed with vectors."""
+        state = self._states[flight.device]
+        state.delay = max(FIRST_PROBE, state.delay / 2)
+        if flight.job.blame and flight.job.avoid != flight.device:
+            self._take_out(flight.job.avoid, "raised", now)
+
+    def failed(self, flight: Flight, error: Exception, *, sick: bool, now: float) -> list[Failed]:
+        """A flight has landed with an error; `sick` where its device fails on a text known to be good."""
+        job, device = flight.job, flight.device
+        if sick:
+            self._take_out(device, "raised", now)
+        if not job.retried and self._other(device):
+            again = replace(job, retried=True, avoid=device, blame=True)
+            self._jobs.append(again)
+            return []
+        if sick:
+            return [Failed(job.batch.items, Unavailable(f"device {device} failed; try another server"))]
+        if len(job.batch.items) == 1:
+            return [Failed(job.batch.items, error)]
+        self._halve(job)
+        return []
+
+    def ended(self, flight: Flight, error: Exception) -> list[Failed]:
+        """A flight has landed because the process in which it ran has ended, by it or not."""
+        job = flight.job
+        if not job.suspect:
+            avoid = flight.device if self._other(flight.device) else ""
+            self._jobs.append(replace(job, avoid=avoid, blame=False, suspect=True))
+        elif len(job.batch.items) == 1:
+            return [Failed(job.batch.items, error)]
+        else:
+            self._halve(job)
+        return []
+
+    def lost(self, device: str, now: float) -> None:
+        """The device's process has ended."""
+        self._take_out(device, "lost", now)
+
+    def retire(self, device: str, now: float) -> None:
+        """The device is to begin anew as soon as what runs on it has come to its end."""
+        if device in self._up:
+            self._states[device].draining = True
+            self._take_out(device, "memory", now)
+
+    def due(self) -> float | None:
+        """When the next flight or probe will count as hung, or a device be waited for no longer."""
+        times = [flight.due for flight in self._flights]
+        times += (state.probe_due for state in self._states.values() if state.probe_due < math.inf)
+        return min([*times, *self._restoring.values()], default=None)
+
+    def late(self, now: float) -> list[Flight]:
+        """The flights that are due on devices that cannot begin anew, each once.
+
+        They get a little longer, and are to be stopped meanwhile.
+        """
+        late = [
+            flight
+            for flight in self._flights
+            if flight.due <= now and not flight.stopped and math.isinf(self._restore_seconds(flight.device))
+        ]
+        for flight in late:
+            flight.stopped = True
+            flight.due = now + min(self._hang_seconds, STOP_SECONDS)
+        return late
+
+    def returned(self, flight: Flight, now: float) -> None:
+        """A run has come back; it lands when it is known what was wrong."""
+        if flight in self._flights and math.isinf(self._restore_seconds(flight.device)):
+            flight.due = now + PROBE_SECONDS
+
+    def overran(self, flight: Flight, now: float) -> list[Failed]:
+        """A flight has landed because it was stopped: what hung is what it ran, and not its device."""
+        job, seconds = flight.job, now - flight.begun
+        if not job.retried and self._other(flight.device):
+            self._jobs.append(replace(job, retried=True, avoid=flight.device, blame=False))
+            return []
+        return [Failed(job.batch.items, _given_up(flight.device, seconds))]
+
+    def hung(self, now: float) -> list[Failed]:
+        """Give up the flights that are due, take their devices out, and wait for no device too long."""
+        gone = []
+        for device in [device for device, until in self._restoring.items() if until <= now]:
+            del self._restoring[device]
+        for flight in [flight for flight in self._flights if flight.due <= now]:
+            job, device = flight.job, flight.device
+            del self._flights[flight]
+            self._take_out(device, "hung", now)
+            seconds = now - flight.begun
+            if not job.retried and (self._other(device) or device in self._restoring):
+                avoid = device if self._other(device) else ""
+                self._jobs.append(replace(job, retried=True, avoid=avoid, blame=False))
+                continue
+            error: TrimtabError = Unavailable(
+                f"device {device} did not answer in {seconds:.0f} s, and no other is in service: "
+                "try another server"
+            )
+            if job.retried:  # two devices failed on it: a third server's would, too
+                error = _given_up(device, seconds)
+            gone.append(Failed(job.batch.items, error))
+        return gone
+
+    def clear(self) -> list[Item]:
+        """Take out all that waits to be run again."""
+        items = [item for job in self._jobs for item in job.batch.items]
+        self._jobs.clear()
+        return items
+
+    # -- a device's way back -----------------------------------------------------------------------------
+
+    def probe_in(self, device: str, now: float) -> float | None:
+        """Seconds until the device should be probed; None while it is in service, or being probed."""
+        state = self._states[device]
+        if device in self._up or state.probing:
+            return None
+        if state.draining and any(flight.device == device for flight in self._flights):
+            return None
+        return max(0.0, state.probe_at - now)
+
+    def probing(self, device: str, now: float) -> None:
+        """A worker of the device probes it from now on."""
+        state = self._states[device]
+        state.probing = True
+        state.probe_due = now + max(PROBE_SECONDS, HANG_FACTOR * self._restore_seconds(device))
+
+    def stuck(self, now: float) -> list[str]:
+        """The devices whose probes hang; each is named once."""
+        stuck = [device for device, state in self._states.items() if state.probe_due <= now]
+        for device in stuck:
+            self._states[device].probe_due = math.inf
+        return stuck
+
+    def probed(self, device: str, *, well: bool, now: float) -> None:
+        """A probe has returned: the device comes back, or is probed again later."""
+        state = self._states[device]
+        state.probing = state.draining = False
+        state.probe_due = math.inf
+        if well:
+            self._up.add(device)
+            self._restoring.pop(device, None)
+            self._changed(device, True, None)
+        else:
+            self._put_off(device, "probe", now)
+
+    def _take_out(self, device: str, reason: Reason, now: float) -> None:
+        if device not in self._up:
+            return
+        self._up.remove(device)
+        # A device that raises is not waited for: it may do so for ever.
+        back = self._states[device].delay + self._restore_seconds(device)
+        if reason != "raised" and 2 * back <= RESTORE_SECONDS:
+            self._restoring[device] = now + RESTORE_SECONDS
+        self._put_off(device, reason, now)
+
+    def _put_off(self, device: str, reason: Reason, now: float) -> None:
+        state = self._states[device]
+        state.probe_at = now + state.delay
+        state.delay = min(LAST_PROBE, state.delay * 2)
+        self._changed(device, False, reason)
+
+    def _halve(self, job: Job) -> None:
+        items = job.batch.items
+        half = len(items) // 2
+        for part in (items[:half], items[half:]):
+            batch = Batch(job.batch.model, part)
+            self._jobs.append(Job(batch, job.retried, suspect=job.suspect))
+
+    def _other(self, device: str) -> bool:
+        return bool(self._up - {device})

@@ -1,0 +1,1 @@
+"""Graphs in ONNX Runtime, in this process or in another one."""

@@ -1,0 +1,149 @@
+"""Where adapters' graphs run: on threads of the server, or in a process of their own (`isolation`)."""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab_server import limited
+from trimtab_server.engine.fleet import cores
+from trimtab_server.engine.runners import frames
+from trimtab_server.engine.runners.maps import Map, MapSession
+from trimtab_server.engine.runners.process import PROGRAM, Process, reply
+from trimtab_server.engine.runners.session import DeviceLostError
+
+Rows = NDArray[np.float32]
+# How long a process, and what it opens, may take to be there: it is not the adapter's fault.
+START_SECONDS = 60.0
+
+
+class OpenMap(Protocol):
+    """An adapter's graph that can be run, from one thread at a time."""
+
+    @property
+    def width(self) -> int:
+        """How many components a row has that it reads."""
+
+    def run(self, rows: Rows, groups: NDArray[np.int64]) -> Rows:
+        """Rows, float32 (n, width), in the target space, float32 (n, target); `groups` is int64 (n,)."""
+
+
+class Maps:
+    """Graphs on threads of the server: a Loop that hangs is stopped there, other hanging is not."""
+
+    def open(self, map: Map) -> OpenMap:
+        """Open a graph that was rehearsed. Raises GraphError."""
+        return MapSession(map)
+
+    def close(self, mapping: OpenMap) -> None:
+        """Let go of a graph that nobody runs any more."""
+
+    def end(self, mapping: OpenMap) -> None:
+        """End what hangs in this one."""
+
+    def stop(self) -> None:
+        """Nothing is run any more."""
+
+
+class IsolatedMaps(Maps):
+    """Graphs in a process, one after the other where one ends."""
+
+    def __init__(self, program: Sequence[str] = PROGRAM) -> None:
+        self._program = program
+        self._usable = cores.available()
+        self._lock = threading.Lock()  # guards the fields below
+        self._process: Process | None = None
+        self._stopped = False
+        self.alone = threading.Lock()  # who was there when a process ended tries again with nobody beside it
+
+    def open(self, map: Map) -> OpenMap:
+        opened = RemoteMap(self, map)
+        try:
+            opened.open()
+        except DeviceLostError:  # by another one, at this moment
+            with self.alone:
+                opened.open()
+        return opened
+
+    def close(self, mapping: OpenMap) -> None:
+        if isinstance(mapping, RemoteMap):
+            mapping.close()
+
+    def end(self, mapping: OpenMap) -> None:
+        if isinstance(mapping, RemoteMap):
+            mapping.ended = True
+            with self._lock:
+                if self._process is not None:
+                    self._process.kill()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.close()
+
+    def process(self) -> Process:
+        """The process that runs, or a new one."""
+        with self._lock:
+            if self._stopped:
+                raise DeviceLostError("the server stops")
+            if self._process is None or self._process.lost:
+                self._process = Process(self._program, "adapters", self._usable, lambda: None)
+            return self._process
+
+
+class RemoteMap:
+    """A graph in a process, opened anew in the next one."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, home: IsolatedMaps, map: Map) -> None:
+        self.ended = False  # it has hung, and is not run any more
+        self.width = 0
+        self._home = home
+        self._map = map
+        self._number = next(self._numbers)
+        self._process: Process | None = None  # in which it is open
+
+    def open(self) -> Process:
+        """Open it where it is not, and say where. Raises what is wrong with it, or DeviceLostError."""
+        process = self._home.process()
+        if self._process is not process:
+            limited.step(START_SECONDS)
+            data = frames.encode(self._map)
+            with process.channel() as sock:
+                sock.sendall(frames.REQUEST.pack(frames.OPEN_MAP, self._number, len(data)) + data)
+                self.width = int(reply(sock, (1, 1))[0, 0])
+            self._process = process
+        return process
+
+    def close(self) -> None:
+        """Let its process forget it."""
+        process = self._process
+        if process is not None and not process.lost:
+            with contextlib.suppress(DeviceLostError), process.channel() as sock:
+                sock.sendall(frames.REQUEST.pack(frames.CLOSE_MAP, self._number, 0))
+
+    def run(self, rows: Rows, groups: NDArray[np.int64]) -> Rows:
+        """As a MapSession does. DeviceLostError where its process ends by it."""
+        try:
+            return self._run(rows, groups)
+        except DeviceLostError:
+            if self.ended:
+                raise
+        limited.step(START_SECONDS)  # until those before it have theirs
+        with self._home.alone:
+            return self._run(rows, groups)
+
+    def _run(self, rows: Rows, groups: NDArray[np.int64]) -> Rows:
+        process = self.open()
+        limited.step()
+        rows = np.ascontiguousarray(rows)
+        with process.channel() as sock:
+            head = frames.REQUEST.pack(frames.MAP, self._number, len(rows))
+            sock.sendall(b"".join((head, rows.data.cast("B"), groups.data.cast("B"))))
+            return reply(sock, (len(rows), self._map.target))

@@ -1,0 +1,259 @@
+"""A process that runs the sessions of one place, as the server sees it: see child.py for its own side."""
+
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import ConfigError
+from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet import cores
+from trimtab_server.engine.fleet.places import Place
+from trimtab_server.engine.runners import frames
+from trimtab_server.engine.runners.session import DeviceLostError, GraphError, Session, UnusableError
+
+log = logging.getLogger(__name__)
+
+# A fresh interpreter, since a fork would copy locks that other threads hold; without the folder that the
+# server was started in on its path, since what lies there is not ours.
+PROGRAM = (sys.executable, "-P", "-m", "trimtab_server.engine.runners.child")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class RemoteError(Exception):
+    """What a session in another process has raised."""
+
+
+class Process:
+    """One process, from its start to its end, which `ended` is told of on a thread of its own.
+
+    Any thread may call; each call in progress has a socket of its own, and the process a thread for it.
+    """
+
+    def __init__(
+        self, program: Sequence[str], name: str, usable: Sequence[int], ended: Callable[[], None]
+    ) -> None:
+        self._name = name
+        self._status: int | None = None
+        self._ready = False
+        self._ended = ended
+        self._lock = threading.Lock()  # guards the fields below
+        self._idle: list[socket.socket] = []
+        self._lost = False
+        self._wanted = True
+        self._control, theirs = socket.socketpair()
+        read, self._lifeline = os.pipe()
+        command = [*program, self._name, str(theirs.fileno()), str(read), ",".join(map(str, usable))]
+        try:
+            self._popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=(theirs.fileno(), read)
+            )
+        except OSError:
+            self._control.close()
+            os.close(self._lifeline)
+            raise
+        finally:
+            theirs.close()
+            os.close(read)
+        self.pid = self._popen.pid
+        self._reaper = threading.Thread(target=self._reap, name=f"{self._name}-process", daemon=True)
+        self._reaper.start()
+        log.info("%s: process %d started", self._name, self.pid)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is gone, or on its way: it runs nothing any more."""
+        return self._lost
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it holds; 0 where that is not known."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE
+        except (OSError, IndexError):
+            return 0
+
+    @property
+    def how(self) -> str:
+        """How it has ended."""
+        self._reaper.join()
+        return self._how()
+
+    def wait_ready(self, seconds: float) -> None:
+        """Until it answers: an interpreter takes a while to start. DeviceLostError where it does not."""
+        if self._ready:
+            return
+        with self.channel() as sock:
+            sock.settimeout(seconds)
+            sock.sendall(frames.REQUEST.pack(frames.READY, 0, 0))
+            reply(sock, (0, 0))
+            sock.settimeout(None)
+        self._ready = True
+
+    def kill(self) -> None:
+        """End it, whatever it does: its calls raise DeviceLostError. Does not wait."""
+        with self._lock:
+            self._lost = True
+            idle, self._idle = self._idle, []
+        for sock in idle:
+            sock.close()
+        self._popen.kill()  # of a process that has ended already, nothing
+
+    def close(self) -> None:
+        """End it because nobody needs it any more, and wait for its end."""
+        self._wanted = False
+        self.kill()
+        self._reaper.join()
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[socket.socket]:
+        """A socket for one call. One that breaks off means that the process is lost."""
+        sock: socket.socket | None = None
+        whole = False
+        try:
+            with self._lock:
+                if self._lost:
+                    raise EOFError
+                sock = self._idle.pop() if self._idle else None
+            if sock is None:
+                sock, theirs = socket.socketpair()
+                with theirs:
+                    socket.send_fds(self._control, [b"c"], [theirs.fileno()])
+            yield sock
+            whole = True
+        except (RemoteError, GraphError, ConfigError):  # an answer, too
+            whole = True
+            raise
+        except (EOFError, OSError):
+            self.kill()
+            raise DeviceLostError(f"process {self.pid} of {self._name} is gone") from None
+        finally:
+            if sock is not None:
+                with self._lock:
+                    whole = whole and not self._lost
+                    if whole:
+                        self._idle.append(sock)
+                if not whole:
+                    sock.close()
+
+    def _reap(self) -> None:
+        self._status = self._popen.wait()
+        self.kill()
+        self._control.close()
+        os.close(self._lifeline)
+        if self._wanted:
+            log.warning("%s: process %d %s", self._name, self.pid, self._how())
+            self._ended()
+
+    def _how(self) -> str:
+        status = self._status or 0
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+
+
+class RemoteSession:
+    """A session in another process. `run` raises DeviceLostError when the process ends meanwhile."""
+
+    def __init__(self, process: Process, number: int, model: Model, place: Place) -> None:
+        self._process = process
+        self._number = number
+        self._dimensions = model.dimensions
+        data = frames.encode(frames.Opening(model, place.kind, place.index))
+        with process.channel() as sock:
+            sock.sendall(frames.REQUEST.pack(frames.OPEN, number, len(data)) + data)
+            reply(sock, (0, 0))
+
+    def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
+        with self._process.channel() as sock:
+            frames.send_ids(sock, self._number, ids)
+            return reply(sock, (len(ids), self._dimensions))
+
+    def close(self) -> None:
+        """Let the process forget it, sooner or later."""
+        with contextlib.suppress(DeviceLostError), self._process.channel() as sock:
+            sock.sendall(frames.REQUEST.pack(frames.CLOSE, self._number, 0))
+
+
+def reply(sock: socket.socket, expected: tuple[int, int]) -> NDArray[np.float32]:
+    """The vectors that a call has brought, or what it has raised."""
+    what, *shape = frames.reply(sock)
+    if what == frames.RAISED:
+        raise raised_by(msgspec.json.decode(frames.receive(sock, shape[0]), type=frames.Raised))
+    if tuple(shape) != expected:
+        raise EOFError("an answer to another question")
+    return frames.array(sock, expected, np.float32)
+
+
+def raised_by(raised: frames.Raised) -> Exception:
+    """What the other side has raised, as an error of this one."""
+    if raised.kind == UnusableError.__name__:
+        return ConfigError(raised.text)
+    if raised.kind == GraphError.__name__:
+        return GraphError(raised.text)
+    return RemoteError(f"{raised.kind}: {raised.text}")
+
+
+class InProcess:
+    """The sessions of a place in a process of their own, one process after another: see devices.Home."""
+
+    restarts = True
+
+    def __init__(self, place: Place, program: Sequence[str] = PROGRAM) -> None:
+        self._place = place
+        self._program = program
+        # As they are now: the thread that starts another process later may be bound to a core.
+        self._usable = place.cores or tuple(cores.available())
+        self._numbers = itertools.count(1)
+        self._ended: Callable[[], None] = lambda: None
+        self._process: Process | None = None
+        self._lock = threading.Lock()  # over beginnings and ends
+        self._stopped = False
+
+    @property
+    def lost(self) -> bool:
+        return self._process is None or self._process.lost
+
+    @property
+    def resident_bytes(self) -> int:
+        return 0 if self._process is None else self._process.resident_bytes
+
+    def start(self, ended: Callable[[], None]) -> None:
+        self._ended = ended
+        self.restart()
+
+    def restart(self) -> None:
+        with self._lock:
+            if self._stopped:
+                raise DeviceLostError(f"device {self._place} is stopped")
+            if self._process is not None:
+                self._process.close()
+            self._process = Process(self._program, f"device {self._place}", self._usable, self._ended)
+
+    def open(self, model: Model) -> Session:
+        if self._process is None:
+            raise DeviceLostError(f"device {self._place} has no process")
+        return RemoteSession(self._process, next(self._numbers), model, self._place)
+
+    def close(self, session: Session) -> None:
+        if isinstance(session, RemoteSession):
+            session.close()
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.close()

@@ -1,0 +1,122 @@
+"""The processes in which foreign files are rehearsed, as the server sees them: see rehearsal.py.
+
+Each has one piece at a time, and is ended when that does not get on. They are kept for the next piece, since
+a start has many, and go when there was none for a while.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from trimtab_server.engine.batch import Model
+from trimtab_server.engine.fleet import cores
+from trimtab_server.engine.fleet.places import Place
+from trimtab_server.engine.runners import frames
+from trimtab_server.engine.runners.process import PROGRAM, Process, raised_by
+from trimtab_server.engine.runners.rehearsal import Finding, Graph, Piece
+from trimtab_server.engine.runners.session import DeviceLostError, GraphError
+
+# A process that nothing was given to for so long is ended.
+IDLE_SECONDS = 10.0
+# How long one may take to start, which is no fault of what it is to try.
+START_SECONDS = 60.0
+
+
+class Stage:
+    """Rehearses pieces, for any thread. No step may take longer than `seconds`."""
+
+    def __init__(self, place: Place, seconds: float, program: Sequence[str] = PROGRAM) -> None:
+        self._kind, self._index = place.kind, place.index
+        self._seconds = seconds
+        self._program = program
+        self._usable = cores.available()
+        self._starting = threading.Lock()
+        self._lock = threading.Lock()  # guards the fields below
+        self._idle: list[Process] = []
+        self._busy: set[Process] = set()
+        self._timer: threading.Timer | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Have a process begin, so that it is there when the first piece is."""
+        self._give_back(self._take())
+
+    def graph(self, model: Model, tokens: Finding, unit: int) -> Graph:
+        """A graph as a piece, beside what was found of its tokenizer; `unit` as in Graph."""
+        return Graph(model, self._kind, self._index, tokens.fewest, tokens.highest, unit)
+
+    def rehearse(self, piece: Piece, step: Callable[[], None]) -> Finding:
+        """Try a piece; `step` is called with each of its steps. Blocks.
+
+        Raises GraphError with what is wrong with it; ConfigError where the device cannot be used.
+        """
+        process = self._take()
+        late = False
+        try:
+            with self._starting:  # many interpreters that start at a time would be slow
+                process.wait_ready(START_SECONDS)
+            step()
+            with process.channel() as sock:
+                sock.settimeout(self._seconds)
+                try:
+                    data = frames.encode(piece)
+                    sock.sendall(frames.REQUEST.pack(frames.TRY, 0, len(data)) + data)
+                    what, size, _ = frames.reply(sock)
+                    while what == frames.STEP:
+                        step()
+                        what, size, _ = frames.reply(sock)
+                    reply = frames.receive(sock, size)
+                except TimeoutError:
+                    late = True
+                    raise
+                sock.settimeout(None)
+        except DeviceLostError:
+            if late:
+                limit = f"{self._seconds:g} s (engine.load_seconds)"
+                raise GraphError(f"did not get on for {limit}, and was given up") from None
+            raise GraphError(f"ended the process that tried it, which {process.how}") from None
+        finally:
+            self._give_back(process)
+        if what == frames.RAISED:
+            raise raised_by(msgspec.json.decode(reply, type=frames.Raised))
+        return msgspec.json.decode(reply, type=Finding)
+
+    def stop(self) -> None:
+        """End all processes, whatever they do."""
+        with self._lock:
+            self._stopped = True
+            if self._timer is not None:
+                self._timer.cancel()
+            processes = [*self._idle, *self._busy]
+            self._idle.clear()
+        for process in processes:
+            process.close()
+
+    def _take(self) -> Process:
+        with self._lock:
+            if self._stopped:
+                raise GraphError("the server stops")
+            if self._timer is not None:
+                self._timer.cancel()
+            process = self._idle.pop() if self._idle else None
+            if process is None or process.lost:
+                process = Process(self._program, "rehearsal", self._usable, lambda: None)
+            self._busy.add(process)
+            return process
+
+    def _give_back(self, process: Process) -> None:
+        with self._lock:
+            self._busy.discard(process)
+            if self._stopped or process.lost:
+                return
+            self._idle.append(process)
+            self._timer = threading.Timer(IDLE_SECONDS, self._end_idle)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end_idle(self) -> None:
+        with self._lock:
+            processes, self._idle = self._idle, []
+        for process in processes:
+            process.close()

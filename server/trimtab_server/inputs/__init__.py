@@ -1,0 +1,1 @@
+"""What can be embedded, each kind in its own file."""

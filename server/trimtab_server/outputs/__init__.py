@@ -1,0 +1,1 @@
+"""What an encoder can give, each kind in its own file."""

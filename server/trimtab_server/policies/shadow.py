@@ -1,0 +1,203 @@
+"""Shows live texts to a version on trial, beside the answers and never in their way, and compares what it
+makes of them with what was answered.
+
+What is shown is bulk work of a tenant of its own, bounded, and the first to be dropped: nothing is shown
+while anything waits for a device.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from contextvars import Context
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from trimtab.errors import TrimtabError
+from trimtab.types import Truncate
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.repository import Repository
+from trimtab_server.engine.engine import Engine
+from trimtab_server.inputs.text import Tokenization
+from trimtab_server.observing.families import SECONDS
+from trimtab_server.pipeline import EmbedRequest
+from trimtab_server.policies.comparing import Comparison
+
+log = logging.getLogger(__name__)
+
+# Texts that may wait to be shown, and their characters altogether.
+MOST_TEXTS = 256
+MOST_CHARACTERS = 1 << 22
+# Beyond so many seconds of work that waits for the devices nothing is shown.
+BUSY_SECONDS = 0.05
+# What is not computed by then is given up.
+PATIENCE_SECONDS = 2.0
+# No caller's: a name of one is printable.
+TENANT = "\0shadow"
+PARTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+_LABELS = ("encoder", "version", "shadow")
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """One text to show: what was answered, by which version, and who is to be shown it."""
+
+    answered: Encoder
+    vector: NDArray[np.float32]
+    text: str
+    query: bool | None
+    truncate: Truncate
+    version: int
+
+
+class Figures:
+    """What shadows show, for Prometheus."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, what: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"trimtab_shadow_{name}", what, _LABELS, buckets=buckets, registry=registry)
+
+        self.texts = Counter(
+            "trimtab_shadow_texts",
+            "Texts that a shadow was to be shown: compared, repeated (one of the last ones again), dropped "
+            "(the server was busy) or failed",
+            (*_LABELS, "outcome"), registry=registry,
+        )  # fmt: skip
+        self.seconds = histogram("seconds", "Tokenising, waiting and computing of a text shown", SECONDS)
+        self.cosine = histogram(
+            "cosine", "Cosine of a text's vectors in both versions, where they are as wide", PARTS
+        )
+        self.overlap = histogram(
+            "neighbour_overlap",
+            "Share of a text's ten nearest neighbours, among the last texts, that both versions agree on",
+            PARTS,
+        )
+
+    def forget(self, encoder: str, version: int) -> None:
+        """End the series of a version, whichever of the two it was."""
+        for metric in (self.texts, self.seconds, self.cosine, self.overlap):
+            for label in ("version", "shadow"):
+                metric.remove_by_labels({"encoder": encoder, label: str(version)})
+
+
+class Shadow:
+    """The texts on their way, the task that shows them, and what they showed."""
+
+    def __init__(
+        self, repository: Repository, tokenization: Tokenization, engine: Engine, figures: Figures
+    ) -> None:
+        self._repository = repository
+        self._tokenization = tokenization
+        self._engine = engine
+        self._texts: asyncio.Queue[_Text] = asyncio.Queue(MOST_TEXTS)
+        self._characters = 0
+        self._task: asyncio.Task[None] | None = None
+        self._comparisons: dict[tuple[Encoder, Encoder], Comparison] = {}
+        self._figures = figures
+
+    def see(self, answered: Encoder, request: EmbedRequest, rows: NDArray[np.float32]) -> None:
+        """A request was answered by a version, with rows, float32 (n, d) or wider."""
+        tenant, query = request.tenant, None if request.role is None else request.role == "query"
+        # What was not too long for the one may be for the other.
+        truncate: Truncate = "start" if request.truncate == "start" else "end"
+        for text, row in zip(request.texts, rows, strict=True):
+            version = self._repository.shadow(answered, tenant, text)
+            if version is None:
+                continue
+            if (
+                self._texts.full()
+                or self._characters + len(text) > MOST_CHARACTERS
+                or self._engine.waiting_seconds(answered.model) > BUSY_SECONDS
+            ):
+                self._count(answered, version, "dropped")
+                continue
+            self._characters += len(text)
+            vector = row[: answered.manifest.dimensions].copy()  # a view would keep all the rows
+            self._texts.put_nowait(_Text(answered, vector, text, query, truncate, version))
+            if self._task is None:
+                # In a context of its own: it works for everybody, and not by this caller's rights.
+                self._task = asyncio.create_task(self._show_all(), context=Context())
+
+    def forget(self, encoder: str, version: int) -> None:
+        """A version will not be served any more: what was compared with it goes, its series, too."""
+        self._figures.forget(encoder, version)
+        self._comparisons = {
+            pair: kept
+            for pair, kept in self._comparisons.items()
+            if (encoder, version) not in {(each.name, each.version) for each in pair}
+        }
+
+    async def stop(self) -> None:
+        """Show nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _show_all(self) -> None:
+        while True:
+            shown = await self._texts.get()
+            self._characters -= len(shown.text)
+            answered = shown.answered
+            with contextlib.suppress(TrimtabError):  # it is gone: nobody wants the comparison any more
+                async with self._repository.use(answered.name, str(answered.version)):
+                    self._count(answered, shown.version, await self._outcome(shown))
+
+    async def _outcome(self, shown: _Text) -> str:
+        try:
+            return await self._show(shown)
+        except (TrimtabError, TimeoutError):
+            return "failed"
+        except Exception:  # of one text, and never the task's end
+            log.exception("shadow %s version %s failed", shown.answered.name, shown.version)
+            return "failed"
+
+    async def _show(self, shown: _Text) -> str:
+        answered, begun = shown.answered, time.monotonic()
+        deadline = begun + PATIENCE_SECONDS
+        async with self._repository.use(answered.name, str(shown.version)) as shadow:
+            prompts, prompt = shadow.manifest.prompts, ""
+            if shown.query is not None:
+                prompt = prompts.query if shown.query else prompts.passage
+            async with asyncio.timeout_at(deadline):
+                ids = await self._tokenization.encode(
+                    shadow.tokenizer, [prompt + shown.text], shown.truncate, (TENANT, "bulk")
+                )
+                computed = await self._engine.compute(
+                    shadow.model, ids, deadline, tenant=TENANT, priority="bulk"
+                )
+            labels = _labels(answered, shown.version)
+            self._figures.seconds.labels(*labels).observe(time.monotonic() - begun)
+            vector = computed.vectors[0, : shadow.manifest.dimensions]
+            if not (np.isfinite(vector).all() and np.isfinite(shown.vector).all()):
+                return "failed"
+            finding = self._comparison(answered, shadow).add(shown.vector, vector)
+        if finding is None:
+            return "repeated"
+        if finding.cosine is not None:
+            self._figures.cosine.labels(*labels).observe(finding.cosine)
+        if finding.overlap is not None:
+            self._figures.overlap.labels(*labels).observe(finding.overlap)
+        return "compared"
+
+    def _comparison(self, answered: Encoder, shadow: Encoder) -> Comparison:
+        pair = (answered, shadow)
+        if pair not in self._comparisons:
+            # Of versions that have been replaced nothing more comes.
+            self._comparisons = {
+                each: kept for each, kept in self._comparisons.items() if each[0].name != answered.name
+            }
+            self._comparisons[pair] = Comparison(answered.manifest.dimensions, shadow.manifest.dimensions)
+        return self._comparisons[pair]
+
+    def _count(self, answered: Encoder, version: int, outcome: str) -> None:
+        self._figures.texts.labels(*_labels(answered, version), outcome).inc()
+
+
+def _labels(answered: Encoder, version: int) -> tuple[str, str, str]:
+    return answered.name, str(answered.version), str(version)

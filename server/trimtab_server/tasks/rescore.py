@@ -1,0 +1,165 @@
+"""Rescore: candidates, fetched from whatever index, scored for a query in the encoder's own space.
+
+It is the second stage of a cascade (Matveeva et al. 2006): what an adapted query found in the old encoder's
+index is put in order by the new encoder. A candidate that has an id is computed once and remembered.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import InvalidArgument
+from trimtab.rescoring import digest_of
+from trimtab.types import Truncate
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.engine.batch import Priority
+from trimtab_server.outputs import dense
+from trimtab_server.pipeline import Pipeline, Times
+
+# By this name the metrics know it, beside the protocols of embedding.
+PROTOCOL = "rescore"
+MAX_ID_BYTES = 512
+DIGEST_BYTES = 16
+# What a remembered vector costs beside its numbers and its key's strings: the objects that hold them.
+ENTRY_BYTES = 400
+
+Vector: TypeAlias = NDArray[np.float32]
+Key: TypeAlias = tuple[str, str, Truncate, str]  # space, tenant, how texts are cut, id
+
+
+class Memory:
+    """Vectors of candidates by space, tenant, cut and id, the least lately used of which go."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        self.bytes = 0
+        self._most = cache_bytes
+        self._vectors: OrderedDict[Key, tuple[Vector, bytes]] = OrderedDict()
+
+    def recall(self, key: Key, digest: bytes = b"") -> Vector | None:
+        """The vector remembered under this key; None, too, where it is that of a text with another digest."""
+        vector, of = self._vectors.get(key, (None, b""))
+        if vector is None or digest not in (b"", of):
+            return None
+        self._vectors.move_to_end(key)
+        return vector
+
+    def remember(self, key: Key, vector: Vector, digest: bytes) -> None:
+        """Remember a vector of one's own, and its text's digest, in place of what was under this key."""
+        self._forget(key)
+        self._vectors[key] = vector, digest
+        self.bytes += _size(key, vector)
+        while self.bytes > self._most:
+            self._forget(next(iter(self._vectors)))
+
+    def _forget(self, key: Key) -> None:
+        vector, _ = self._vectors.pop(key, (None, b""))
+        if vector is not None:
+            self.bytes -= _size(key, vector)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A text to score, an id under which its vector is remembered, or both.
+
+    digest: of the text that is meant, where only the id is given; empty for whatever is remembered.
+    """
+
+    id: str
+    text: str | None
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RescoreRequest:
+    """What a caller asks for."""
+
+    encoder: str
+    version: str
+    query: str
+    candidates: Sequence[Candidate]
+    truncate: Truncate
+    deadline: float | None  # on time.monotonic's clock
+    tenant: str
+    priority: Priority
+    flow: str = ""  # with whom it takes turns
+
+
+@dataclass(frozen=True, slots=True)
+class RescoreResult:
+    """A score for each candidate, the more the nearer; or the places of those whose text is missing."""
+
+    encoder: Encoder
+    scores: NDArray[np.float32]
+    missing: list[int]
+    times: Times
+
+
+class Rescorer:
+    """Answers Rescore through the pipeline. For one event loop."""
+
+    def __init__(self, pipeline: Pipeline, cache_bytes: int) -> None:
+        self.memory = Memory(cache_bytes)
+        self._pipeline = pipeline
+
+    async def rescore(self, parse: Callable[[], RescoreRequest]) -> RescoreResult:
+        """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
+        return await self._pipeline.answer(PROTOCOL, parse, self._rescore)
+
+    async def _rescore(
+        self, encoder: Encoder, request: RescoreRequest, protocol: str, begun: float
+    ) -> RescoreResult:
+        candidates, prompts = request.candidates, encoder.manifest.prompts
+        self._check(encoder, request)
+        space, cut = encoder.manifest.space, request.truncate
+        keys = [(space, request.tenant, cut, each.id) for each in candidates]
+        vectors = [
+            self.memory.recall(key, each.digest) if each.text is None else None
+            for key, each in zip(keys, candidates, strict=True)
+        ]
+        wanted = [place for place, vector in enumerate(vectors) if vector is None]
+        missing = [place for place in wanted if candidates[place].text is None]
+        if missing:
+            return RescoreResult(encoder, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
+        texts = [prompts.query + request.query]
+        texts += [prompts.passage + (candidates[place].text or "") for place in wanted]
+        async with self._pipeline.compute(encoder, request, texts, begun) as rows:
+            computed = rows.computed.vectors[:, : encoder.manifest.dimensions]
+            dense.check_finite(computed[:1], "query")
+            dense.check_finite(computed[1:], "candidates")
+            for place, vector in zip(wanted, computed[1:], strict=True):
+                vectors[place] = vector
+                if candidates[place].id:
+                    digest = digest_of(candidates[place].text or "")
+                    self.memory.remember(keys[place], vector.copy(), digest)  # a view would keep all the rows
+            matrix = np.array(vectors, np.float32)
+            scores = dense.scores(computed[0], matrix, encoder.manifest.similarity)
+            times = self._pipeline.answered(encoder, rows, protocol, begun)
+            return RescoreResult(encoder, scores, [], times)
+
+    def _check(self, encoder: Encoder, request: RescoreRequest) -> None:
+        if not request.candidates:
+            raise InvalidArgument("the request has no candidates: send at least one")
+        self._pipeline.check_texts(encoder, [request.query], "query")
+        self._pipeline.check_texts(encoder, [each.text or "" for each in request.candidates], "candidates")
+        for place, each in enumerate(request.candidates):
+            if not each.id and each.text is None:
+                raise InvalidArgument(f"candidates[{place}] has neither an id nor a text: send one of them")
+            if len(each.id.encode()) > MAX_ID_BYTES:
+                raise InvalidArgument(
+                    f"candidates[{place}] has an id of {len(each.id.encode())} bytes, "
+                    f"this server takes {MAX_ID_BYTES}: send a shorter one"
+                )
+
+            if len(each.digest) not in (0, DIGEST_BYTES):
+                raise InvalidArgument(
+                    f"candidates[{place}] has a digest of {len(each.digest)} bytes: send the first "
+                    f"{DIGEST_BYTES} of its text's SHA-256, or none"
+                )
+
+
+def _size(key: Key, vector: Vector) -> int:
+    return ENTRY_BYTES + DIGEST_BYTES + sum(map(len, key)) + vector.nbytes
