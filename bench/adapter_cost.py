@@ -39,7 +39,7 @@ from prometheus_client import CollectorRegistry
 import trimtab
 from bench import data, processes, report
 from tests import adapters_made as made
-from trimtab.bundle import Bundle
+from trimtab.artifacts.bundle import Bundle
 from trimtab_export.adapters import maps
 from trimtab_export.adapters.maps import Hidden, Map
 from trimtab_server.spaces.adapters import Adapters, Loaded, Route

@@ -33,10 +33,10 @@ import trimtab
 from bench import data, draw_upgrade, encoders, processes
 from bench.processes import PYTHON, ROOT
 from trimtab import stores
-from trimtab.half_migrated import Merge
+from trimtab.core.answers import Adapter
+from trimtab.migration.half_migrated import Merge
 from trimtab.progress import Progress
 from trimtab.stores import Document, Form, Hit, Rows, Store
-from trimtab.types import Adapter
 
 WORK = ROOT / "bench" / ".data" / "upgrade"
 HISTORY = ROOT / "bench" / "history" / "demo-upgrade.jsonl"

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import BundleError
 
 FOLDER = Path(__file__).parent / ".data" / "encoders"

@@ -31,8 +31,8 @@ import onnx
 
 from bench import data, draw_export, encoders
 from bench.processes import ROOT
-from trimtab import bundle as bundles
-from trimtab.bundle import Passes
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.bundle import Passes
 from trimtab_export import docstrings
 from trimtab_export.export import export
 from trimtab_export.load import load

@@ -21,7 +21,7 @@ from pathlib import Path
 import trimtab
 from bench import data, processes
 from bench.report import append
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.inputs import TokenTypes
 from trimtab_server.catalog.encoder import model_of
 from trimtab_server.engine.runners.session import OrtSession

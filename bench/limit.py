@@ -19,7 +19,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from bench import data
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 
 TEXTS = (1, 2, 4, 8, 16, 32, 64)
 TOKENS = (128, 256, 512, 1024, 2048, 4096)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 import trimtab
 from bench import data
-from trimtab.exchange import DEFAULT_WINDOW
+from trimtab.core.exchange import DEFAULT_WINDOW
 from trimtab.v1 import encoder_pb2 as pb
 
 TIMEOUT = 120.0

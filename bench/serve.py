@@ -32,7 +32,7 @@ from bench import overhead, peers, processes, report
 from bench.data import MIXES
 from bench.processes import ROOT, Cores, Running, Serving, counters, program
 from bench.report import Results
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 
 PARTS = ("servers", "feed", "overhead")
 CONCURRENCY = {"short": (1, 8, 32, 64), "mixed": (1, 8, 32, 64), "long": (8, 32)}

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from bench import data, drifts, encoders, processes
-from trimtab import artifact
-from trimtab import bundle as bundles
+from trimtab.artifacts import artifact
+from trimtab.artifacts import bundle as bundles
 from trimtab_export import runtime
 from trimtab_export.adapters import metrics
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role

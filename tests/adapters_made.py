@@ -17,11 +17,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.adapters import samples
-from trimtab import adapter as adapters
-from trimtab import artifact
-from trimtab import bundle as bundles
-from trimtab.adapter import Endpoint
-from trimtab.bundle import Bundle, Manifest
+from trimtab.artifacts import adapter as adapters
+from trimtab.artifacts import artifact
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.adapter import Endpoint
+from trimtab.artifacts.bundle import (
+    Bundle,
+    Manifest,
+)
 
 
 def rotation(rows: int, columns: int, seed: int) -> np.ndarray:

@@ -15,9 +15,9 @@ import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.variants_made import card
-from trimtab import artifact
-from trimtab import bundle as bundles
-from trimtab.artifact import File
+from trimtab.artifacts import artifact
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.artifact import File
 
 WORDS = [f"w{number}" for number in range(50)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.migration.world import World, halves, two_encoders
+from tests.client.migration.world import World, halves, two_encoders
 from tests.serve.server_process import ServerProcess
 from trimtab_export.variants import recipe
 from trimtab_server import config

@@ -10,10 +10,17 @@ import onnxruntime as ort
 import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
-from trimtab import artifact, variants
-from trimtab import bundle as bundles
-from trimtab.artifact import File
-from trimtab.bundle import Bundle, Passes, Variant
+from trimtab.artifacts import (
+    artifact,
+    variants,
+)
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.artifact import File
+from trimtab.artifacts.bundle import (
+    Bundle,
+    Passes,
+    Variant,
+)
 
 NAME = "layered"
 LAYERS = 8

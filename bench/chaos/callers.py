@@ -271,8 +271,8 @@ class Callers:
             answered.add(response.id)
             texts = owed.pop(response.id)
             if response.HasField("error"):
-                code, message = errors.status(response.error.code), response.error.message
-                self.ledger.error("bare stream", errors.from_status(code, message, 0.0), 2)
+                code, message = errors.code_of(response.error.code), response.error.message
+                self.ledger.error("bare stream", errors.from_code(code, message, 0.0), 2)
             else:
                 rows = response.response.embeddings[0].vectors
                 data = np.frombuffer(rows.data, "<f4")
@@ -314,7 +314,7 @@ class Callers:
 
         client = await stack.enter_async_context(trimtab.AsyncClient(self.url, tls=self.tls, timeout=TIMEOUT))
         options = [("grpc.service_config", json.dumps(POLICY)), ("grpc.max_reconnect_backoff_ms", 1000)]
-        if credentials := trimtab.channel.check_credentials(self.tls):
+        if credentials := trimtab.sdk.channel.check_credentials(self.tls):
             channel = grpc.aio.secure_channel(self.url, credentials, options)
         else:
             channel = grpc.aio.insecure_channel(self.url, options)

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.core.answers import (
+    Encoder,
+    Limits,
+)
 from trimtab.stores import Form, Matrix
-from trimtab.types import Encoder, Limits
 
 OLD = Form(space="the-old-space", dimensions=12)
 NEW = Form(space="the-new-space", dimensions=16)

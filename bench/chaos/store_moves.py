@@ -10,9 +10,12 @@ import numpy as np
 from bench.chaos import endings, halves, places
 from bench.chaos.places import Place
 from bench.chaos.store_run import Measured, Run, different, revive, texts_of
-from trimtab import client as clients
-from trimtab import migration
-from trimtab.half_migrated import HalfMigrated, Merge
+from trimtab.migration.half_migrated import (
+    HalfMigrated,
+    Merge,
+)
+from trimtab.migration.reindex import Reindex
+from trimtab.sdk import client as clients
 from trimtab.stores import create_store, open_store
 
 DOCUMENTS, BATCH, QUERIES, CANDIDATES = 90, 16, 6, 30
@@ -26,7 +29,7 @@ def reindex(source: Place, target: Place, before: Any = lambda number: None) -> 
         create_store(target.url, halves.NEW, example=0, source=old) as new,
     ):
         encoder = client.encoder()
-        work = migration.Reindex(client, old, new, encoder, texts=cast("Any", source.texts), batch=BATCH)
+        work = Reindex(client, old, new, encoder, texts=cast("Any", source.texts), batch=BATCH)
         work.run(sample=8)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from bench.chaos import endings, places
 from bench.chaos.endings import DONE, REFUSED, Ending
 from bench.chaos.places import Contents
-from tests.stores.postgres_process import PostgresProcess
+from tests.client.stores.postgres_process import PostgresProcess
 
 SAME = 1e-4
 

@@ -29,7 +29,7 @@ from bench.chaos.endings import REFUSED
 from bench.chaos.store_run import Measured, Run
 from bench.chaos.table import Bar, Part, table
 from bench.report import append
-from tests.stores.postgres_process import PostgresProcess, postgres
+from tests.client.stores.postgres_process import PostgresProcess, postgres
 from trimtab.commands import vector_files
 from trimtab.stores import faiss_store
 

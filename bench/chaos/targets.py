@@ -67,7 +67,7 @@ def config(folder: Path) -> Target:
 def manifest(folder: Path) -> Target:
     """The manifest of a bundle, and what a server would take from it."""
     from bench.chaos import known
-    from trimtab import bundle
+    from trimtab.artifacts import bundle
 
     source, copy = known.bundle(), folder / "bundle"
     shutil.copytree(source, copy)
@@ -86,7 +86,7 @@ def adapter(folder: Path) -> Target:
     """The manifest of an adapter, its calibrator, and the baseline beside it."""
     import numpy as np
 
-    from trimtab import adapter as adapters
+    from trimtab.artifacts import adapter as adapters
 
     copy = folder / "adapter"
     copy.mkdir()
@@ -144,8 +144,8 @@ def tokens(folder: Path) -> Target:
 
     from bench.chaos import known, vocabularies
     from bench.encoders import FOLDER
+    from trimtab.kinds import Truncate
     from trimtab.tokens import Tokenizer
-    from trimtab.types import Truncate
 
     limit = 32
     paths = [known.bundle() / "tokenizer.json", *sorted(FOLDER.glob("*/tokenizer.json"))]
@@ -189,7 +189,7 @@ def tokens(folder: Path) -> Target:
 
 def addresses(folder: Path) -> Target:
     """Addresses of stores and of servers; a password in them is never shown."""
-    from trimtab import target
+    from trimtab.sdk import target
     from trimtab.stores import address
     from trimtab_server import config as configs
 
@@ -214,8 +214,8 @@ def signatures(folder: Path) -> Target:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from bench.chaos import known
-    from trimtab import bundle
-    from trimtab.signatures import Signers
+    from trimtab.artifacts import bundle
+    from trimtab.artifacts.signatures import Signers
 
     private = Ed25519PrivateKey.generate()
     encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -272,8 +272,9 @@ def answers(folder: Path) -> Target:
     """What a server answers, as the SDK takes it: a server need not be ours."""
     import numpy as np
 
-    from trimtab import responses, vectors
+    from trimtab.core import responses
     from trimtab.v1 import encoder_pb2 as pb
+    from trimtab.values import dense
 
     def run(data: bytes) -> None:
         with Refusing(errors.TrimtabError):
@@ -285,7 +286,7 @@ def answers(folder: Path) -> Target:
                 case _:
                     responses.parse(_parsed(pb.EmbedResponse, data[1:]), 2, 1)
 
-    matrix = vectors.pack(np.eye(2, 8, dtype=np.float32), "float32", 0.0)
+    matrix = dense.pack(np.eye(2, 8, dtype=np.float32), "float32", 0.0)
     embedded = pb.EmbedResponse(
         embeddings=[pb.Embeddings(vectors=matrix, space="s")], token_counts=[1, 2], encoder="a", version="1"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import processes
 from bench.processes import ROOT, Serving
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 
 HERE = Path(__file__).parent
 FOLDER = ROOT / "bench" / ".peers"

@@ -21,36 +21,57 @@ TrimtabError
 
 # ruff: noqa: N818 (the names are those of gRPC's statuses)
 
-import grpc
+import enum
+
+
+class Code(enum.IntEnum):
+    """What kind of error it is. Names and numbers are gRPC's, and the numbers are what the wire carries."""
+
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 class TrimtabError(Exception):
     """The base of all errors that Trimtab raises on purpose.
 
-    `code` is the gRPC status that stands for the error; `retryable` says whether the same request may
+    `code` says what kind of error it is, by gRPC's names; `retryable` says whether the same request may
     succeed later, here or elsewhere.
     """
 
-    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+    code: Code = Code.UNKNOWN
     retryable: bool = False
 
 
 class InvalidArgument(TrimtabError):
     """The request is wrong, and would be wrong on every server."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = Code.INVALID_ARGUMENT
 
 
 class NotFound(TrimtabError):
     """No such encoder, version or space is served here."""
 
-    code = grpc.StatusCode.NOT_FOUND
+    code = Code.NOT_FOUND
 
 
 class FailedPrecondition(TrimtabError):
     """The request is well-formed, but the server's state does not allow it."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
 
 
 class DamagedError(FailedPrecondition):
@@ -60,7 +81,7 @@ class DamagedError(FailedPrecondition):
 class ResourceExhausted(TrimtabError):
     """The server is full. `retry_after` (seconds) says when it is worth trying again."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = Code.RESOURCE_EXHAUSTED
     retryable = True
 
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
@@ -71,71 +92,71 @@ class ResourceExhausted(TrimtabError):
 class DeadlineExceeded(TrimtabError):
     """The deadline passed before the answer was there."""
 
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    code = Code.DEADLINE_EXCEEDED
 
 
 class Cancelled(TrimtabError):
     """The call was cancelled."""
 
-    code = grpc.StatusCode.CANCELLED
+    code = Code.CANCELLED
 
 
 class Unavailable(TrimtabError):
     """The server cannot be reached, is not warm yet, or is draining."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = Code.UNAVAILABLE
     retryable = True
 
 
 class Unauthenticated(TrimtabError):
     """The request carries no credentials, or wrong ones."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = Code.UNAUTHENTICATED
 
 
 class PermissionDenied(TrimtabError):
     """The credentials do not allow this request."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = Code.PERMISSION_DENIED
 
 
 class Unimplemented(TrimtabError):
     """The protocol knows this call, this server does not."""
 
-    code = grpc.StatusCode.UNIMPLEMENTED
+    code = Code.UNIMPLEMENTED
 
 
 class InternalError(TrimtabError):
     """A fault of the server. The message holds an id that its log has, too."""
 
-    code = grpc.StatusCode.INTERNAL
+    code = Code.INTERNAL
 
 
 class BundleError(TrimtabError):
     """A folder that is not a bundle, or one that was changed since it was exported."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
 
 
 class AdapterError(TrimtabError):
     """An adapter that cannot be fitted from what was given, or a folder that is not one, or was changed."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
 
 
 class ConfigError(TrimtabError):
     """A configuration file or option that cannot be used."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = Code.INVALID_ARGUMENT
 
 
 class ExportError(TrimtabError):
     """An encoder that cannot be exported faithfully; nothing was written."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
 
 
-_BY_CODE: dict[grpc.StatusCode, type[TrimtabError]] = {
+_BY_CODE: dict[Code, type[TrimtabError]] = {
     cls.code: cls
     for cls in (
         InvalidArgument,
@@ -153,16 +174,16 @@ _BY_CODE: dict[grpc.StatusCode, type[TrimtabError]] = {
 }
 
 
-_STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
+def code_of(number: int) -> Code:
+    """The code that a number on the wire stands for; UNKNOWN for a number that stands for none."""
+    try:
+        return Code(number)
+    except ValueError:
+        return Code.UNKNOWN
 
 
-def status(number: int) -> grpc.StatusCode:
-    """The gRPC status of a number on the wire; UNKNOWN for a number that stands for none."""
-    return _STATUS_BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN)
-
-
-def from_status(code: grpc.StatusCode, message: str, retry_after: float = 0.0) -> TrimtabError:
-    """The error that stands for a gRPC status.
+def from_code(code: Code, message: str, retry_after: float = 0.0) -> TrimtabError:
+    """The error that a code stands for.
 
     Codes that Trimtab does not send itself (UNKNOWN, ABORTED, ...) come back as a bare TrimtabError.
     """

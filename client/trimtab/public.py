@@ -2,12 +2,16 @@
 
 # ruff: noqa: PLC0414 (an alias says that a name is passed on)
 
-from trimtab.adapter import Calibrator as Calibrator
-from trimtab.adapter import Endpoint as Endpoint
-from trimtab.aio import AsyncClient as AsyncClient
-from trimtab.aio_stream import AsyncEmbeddingStream as AsyncEmbeddingStream
-from trimtab.bundle import Fidelity as Fidelity
-from trimtab.client import Client as Client
+from trimtab.artifacts.adapter import Calibrator as Calibrator
+from trimtab.artifacts.adapter import Endpoint as Endpoint
+from trimtab.artifacts.bundle import Fidelity as Fidelity
+from trimtab.core.answers import Adapter as Adapter
+from trimtab.core.answers import Embeddings as Embeddings
+from trimtab.core.answers import Encoder as Encoder
+from trimtab.core.answers import Limits as Limits
+from trimtab.core.answers import StageTimes as StageTimes
+from trimtab.core.answers import Variant as Variant
+from trimtab.core.options import EmbedOptions as EmbedOptions
 from trimtab.errors import AdapterError as AdapterError
 from trimtab.errors import BundleError as BundleError
 from trimtab.errors import Cancelled as Cancelled
@@ -25,17 +29,13 @@ from trimtab.errors import TrimtabError as TrimtabError
 from trimtab.errors import Unauthenticated as Unauthenticated
 from trimtab.errors import Unavailable as Unavailable
 from trimtab.errors import Unimplemented as Unimplemented
-from trimtab.half_migrated import AsyncHalfMigrated as AsyncHalfMigrated
-from trimtab.half_migrated import HalfMigrated as HalfMigrated
-from trimtab.stream import EmbeddingStream as EmbeddingStream
-from trimtab.types import Adapter as Adapter
-from trimtab.types import Embeddings as Embeddings
-from trimtab.types import EmbedOptions as EmbedOptions
-from trimtab.types import Encoder as Encoder
-from trimtab.types import Limits as Limits
-from trimtab.types import Priority as Priority
-from trimtab.types import Role as Role
-from trimtab.types import StageTimes as StageTimes
-from trimtab.types import Truncate as Truncate
-from trimtab.types import Variant as Variant
-from trimtab.vectors import Dtype as Dtype
+from trimtab.kinds import Dtype as Dtype
+from trimtab.kinds import Priority as Priority
+from trimtab.kinds import Role as Role
+from trimtab.kinds import Truncate as Truncate
+from trimtab.migration.half_migrated import AsyncHalfMigrated as AsyncHalfMigrated
+from trimtab.migration.half_migrated import HalfMigrated as HalfMigrated
+from trimtab.sdk.aio import AsyncClient as AsyncClient
+from trimtab.sdk.aio_stream import AsyncEmbeddingStream as AsyncEmbeddingStream
+from trimtab.sdk.client import Client as Client
+from trimtab.sdk.stream import EmbeddingStream as EmbeddingStream

@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(folder: Path, output: Path | None) -> int:
-    from trimtab import adapter as adapters
+    from trimtab.artifacts import adapter as adapters
     from trimtab_export.adapters.page import page
 
     adapter = adapters.read(folder)

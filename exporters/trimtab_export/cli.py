@@ -23,7 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import get_args
 
-from trimtab import bundle as bundles
+from trimtab import kinds
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ExportError
 from trimtab_export.source import Device, Settings, Target
 
@@ -48,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pooling",
-        choices=get_args(bundles.Pooling),
+        choices=get_args(kinds.Pooling),
         help="how token states become one vector, for a source that does not declare it",
     )
     parser.add_argument(

@@ -13,7 +13,13 @@ import tokenizers
 from numpy.typing import NDArray
 
 from trimtab import inputs
-from trimtab.bundle import Cell, Parity, Prompts, ReportCard, Speed
+from trimtab.artifacts.bundle import (
+    Cell,
+    Parity,
+    Prompts,
+    ReportCard,
+    Speed,
+)
 from trimtab.errors import ExportError
 from trimtab_export import runtime, sentences
 from trimtab_export.graph.head import OUTPUT

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, write
 from trimtab_export.graph import head, states, to_onnx, unpad

@@ -8,7 +8,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Pooling, Prompts, Similarity, SpaceParts
+from trimtab.artifacts.bundle import (
+    Prompts,
+    SpaceParts,
+)
+from trimtab.kinds import (
+    Pooling,
+    Similarity,
+)
 
 Activation = Literal["Identity", "Tanh", "ReLU", "Sigmoid"]
 # What a search wants more of, and what its variants are for.

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab import artifact, durable
-from trimtab import bundle as bundles
+from trimtab.artifacts import (
+    artifact,
+    durable,
+)
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import AdapterError, BundleError, ExportError, TrimtabError
 
 

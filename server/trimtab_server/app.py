@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from trimtab.artifacts.signatures import Signers
 from trimtab.errors import ConfigError
-from trimtab.signatures import Signers
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server.callers.auth import Authenticator
 from trimtab_server.catalog.opening import Opener

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab_export import docstrings
 from trimtab_export.adapters import checks, climb
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role

@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trimtab import adapter as adapters
-from trimtab import artifact
+from trimtab.artifacts import adapter as adapters
+from trimtab.artifacts import artifact
 
 QUALITY = adapters.Quality(recall_1=0.5, recall_10=0.8, recall_100=0.9, ndcg_10=0.6)
 INTERVAL = artifact.Interval(value=0.98, low=0.96, high=1.0)

@@ -11,8 +11,8 @@ import pytest
 
 from tests import variants_made
 from tests.export import tiny_encoders
-from trimtab import adapter as adapters
-from trimtab import bundle as bundles
+from trimtab.artifacts import adapter as adapters
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import AdapterError, BundleError, ConfigError, InvalidArgument, TrimtabError
 from trimtab_export import adapter_command, docstrings
 from trimtab_export.adapters import encode

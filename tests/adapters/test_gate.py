@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trimtab.adapter import Check
+from trimtab.artifacts.adapter import Check
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import checks, gate
 from trimtab_export.adapters.encode import Encoder, Floats

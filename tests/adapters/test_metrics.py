@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.artifact import Interval
+from trimtab.artifacts.artifact import Interval
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import metrics
 from trimtab_export.adapters.calibrate import fit_calibrator, monotone

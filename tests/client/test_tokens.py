@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processor
 from bench.chaos.vocabularies import MADE
 from trimtab.errors import BundleError
 from trimtab.inputs import feeds
+from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer
-from trimtab.types import Truncate
 from trimtab.words import acts_by_words, beginning, end
 
 LIMIT = 16

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.inputs import feeds
 from trimtab.tokens import Tokenizer
 

@@ -5,7 +5,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Pooling
+from trimtab.kinds import Pooling
 from trimtab_export.source import Dense, Head
 
 Floats: TypeAlias = NDArray[np.float32]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_encoders import Export
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import BundleError, ExportError
 from trimtab_export import evaluate, write
 

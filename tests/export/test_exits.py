@@ -12,8 +12,8 @@ import tiny_encoders
 from embedder import Embedder
 from tiny_encoders import Export
 
-from trimtab import bundle as bundles
-from trimtab.artifact import File
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.artifact import File
 from trimtab.cli import main as cli_main
 from trimtab_export.passes import exits
 from trimtab_export.variants import cells, fidelity, material

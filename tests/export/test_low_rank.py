@@ -10,7 +10,7 @@ import torch
 from embedder import Embedder
 from tiny_encoders import Export
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ExportError
 from trimtab_export import sentences
 from trimtab_export.load import load

@@ -13,7 +13,7 @@ from embedder import Embedder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.commands import info
 from trimtab_export import cli, sentences
 

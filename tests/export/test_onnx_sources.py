@@ -14,7 +14,7 @@ from embedder import Embedder
 from onnx import TensorProto, helper, numpy_helper
 from tiny_encoders import Export, Layers
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ExportError
 from trimtab.inputs import TokenTypes
 from trimtab_export import sentences

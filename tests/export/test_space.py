@@ -12,7 +12,7 @@ import pytest
 import tiny_encoders
 from onnx import TensorProto, helper, numpy_helper
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import BundleError
 from trimtab_export.load import load, structure
 from trimtab_export.source import Settings

@@ -14,7 +14,7 @@ from embedder import Embedder
 from onnx import helper
 from tiny_encoders import Export
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab_export import sentences
 from trimtab_export.graph import states, to_onnx
 from trimtab_export.load import load

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import BundleError
 
 

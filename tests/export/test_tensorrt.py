@@ -8,8 +8,8 @@ import pytest
 from embedder import Embedder
 from tiny_encoders import Export
 
-from trimtab import bundle as bundles
-from trimtab import tensorrt
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import tensorrt
 from trimtab.errors import ExportError, InvalidArgument
 from trimtab_export import runtime
 from trimtab_export.passes import to_tensorrt

@@ -17,9 +17,13 @@ import tiny_encoders
 from embedder import Embedder
 from tiny_encoders import Export
 
-from trimtab import bundle as bundles
-from trimtab.artifact import Interval
-from trimtab.bundle import Fidelity, Passes, Speedup
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.artifact import Interval
+from trimtab.artifacts.bundle import (
+    Fidelity,
+    Passes,
+    Speedup,
+)
 from trimtab.cli import main as cli_main
 from trimtab.errors import ExportError
 from trimtab_export.graph.head import save

@@ -17,8 +17,8 @@ import trimtab
 from tests.ops.certificates import Certificates
 from tests.ops.credentials import AUDIENCE, ISSUER, Credentials
 from tests.serve.server_process import serve
-from trimtab.credentials import CallMetadata
 from trimtab.errors import ConfigError, Unauthenticated
+from trimtab.sdk.credentials import CallMetadata
 from trimtab_server.callers.auth import Authenticator
 from trimtab_server.callers.refreshed import INTERVAL, Watched
 from trimtab_server.config import Auth, Jwt

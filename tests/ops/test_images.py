@@ -29,7 +29,7 @@ class Guard:
 packages = {name: {each.lower().replace("_", "-") for each in owners}
             for name, owners in metadata.packages_distributions().items()}
 sys.meta_path.insert(0, Guard())
-import trimtab.client, trimtab.cli, trimtab_server.app, trimtab_server.cli, jwt.algorithms
+import trimtab.sdk.client, trimtab.cli, trimtab_server.app, trimtab_server.cli, jwt.algorithms
 import opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.grpc.trace_exporter
 assert jwt.algorithms.has_crypto
 trimtab.cli.find_commands()

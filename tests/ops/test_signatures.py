@@ -12,9 +12,12 @@ from onnx import TensorProto, helper
 import trimtab
 from tests.serve import spaces
 from tests.serve.server_process import NAME, serve
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.signatures import (
+    Signers,
+    sign,
+)
 from trimtab.errors import BundleError, ConfigError
-from trimtab.signatures import Signers, sign
 
 
 def make_key(folder: Path, name: str) -> tuple[Path, Path]:

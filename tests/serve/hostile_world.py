@@ -13,10 +13,10 @@ import tokenizers
 
 from tests import adapters_made, hostile
 from tests.hostile import DIMENSIONS
-from trimtab import adapter as adapters
-from trimtab import artifact
-from trimtab import bundle as bundles
-from trimtab.adapter import Endpoint
+from trimtab.artifacts import adapter as adapters
+from trimtab.artifacts import artifact
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.adapter import Endpoint
 
 GOOD = "good"
 TARGET = "f" * 16  # the space that the good adapter leads to

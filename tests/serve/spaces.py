@@ -8,8 +8,8 @@ import onnxruntime as ort
 
 from tests import adapters_made as made
 from tests.serve.server_process import NAME
-from trimtab.adapter import Endpoint
-from trimtab.bundle import Bundle
+from trimtab.artifacts.adapter import Endpoint
+from trimtab.artifacts.bundle import Bundle
 
 GONE = "deadbeefdeadbeef"  # the space of an encoder that the repository does not have any more
 BY_STATES = "feedfacefeedface"

@@ -15,7 +15,7 @@ from tests.serve import spaces as made
 from tests.serve.server_process import NAME, serve
 from tests.serve.spaces import unit
 from tests.texts import TEXTS
-from trimtab import adapter as adapters
+from trimtab.artifacts import adapter as adapters
 
 TOLERANCE = 1e-5
 SOME = TEXTS[:6]

@@ -17,8 +17,8 @@ from tests import adapters_made, variants_made
 from tests.serve.server_process import ServerProcess, serve
 from tests.serve.spaces import unit
 from tests.variants_made import NAME, TEXTS, WORDS
-from trimtab import variants
-from trimtab.bundle import Bundle
+from trimtab.artifacts import variants
+from trimtab.artifacts.bundle import Bundle
 
 TOLERANCE = 1e-5
 SECONDS = 120

@@ -17,7 +17,7 @@ from tests import hostile
 from tests.serve.server_process import NAME, serve
 from tests.serve.test_isolation import child_of
 from trimtab import Client
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import BundleError, FailedPrecondition
 from trimtab_server.catalog.ondisk import OnDisk, stamps
 from trimtab_server.engine.batch import Model, Stored

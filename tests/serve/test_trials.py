@@ -10,7 +10,7 @@ import trimtab
 from tests import adapters_made as made
 from tests.serve.server_process import NAME, ServerProcess, serve
 from tests.texts import distinct
-from trimtab import adapter as adapters
+from trimtab.artifacts import adapter as adapters
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.policies.trials import falls_to

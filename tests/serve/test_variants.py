@@ -16,8 +16,8 @@ from tests import adapters_made, variants_made
 from tests.serve.server_process import ServerProcess, serve
 from tests.serve.spaces import unit
 from tests.variants_made import NAME, TEXTS
-from trimtab import variants
-from trimtab.bundle import Bundle
+from trimtab.artifacts import variants
+from trimtab.artifacts.bundle import Bundle
 from trimtab_server.app import App
 from trimtab_server.config import Brownout, Config, Encoder, Server
 

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests import adapters_made as made
-from trimtab import adapter as adapters
-from trimtab.adapter import Endpoint
+from trimtab.artifacts import adapter as adapters
+from trimtab.artifacts.adapter import Endpoint
 from trimtab.errors import PermissionDenied
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.callers import access

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from tests import adapters_made as made
 from tests import variants_made
 from tests.adapters import samples
-from trimtab import variants
-from trimtab.artifact import Interval
-from trimtab.bundle import Manifest
+from trimtab.artifacts import variants
+from trimtab.artifacts.artifact import Interval
+from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.inputs import TokenTypes
 from trimtab_server import config

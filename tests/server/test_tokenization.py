@@ -9,8 +9,8 @@ import pytest
 import tokenizers
 
 from trimtab.errors import InternalError, InvalidArgument
+from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer, Tokens
-from trimtab.types import Truncate
 from trimtab_server.inputs.text import Tokenization
 
 LIMIT = 16

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.client import Client
 from trimtab.commands import server_options, shards, texts
 from trimtab.commands.vector_files import Description
+from trimtab.core.options import Options
 from trimtab.errors import ConfigError, FailedPrecondition, TrimtabError, Unavailable
 from trimtab.progress import Progress
-from trimtab.requests import Options
+from trimtab.sdk.client import Client
 
 BLOCK_ROWS = 8192
 WORKERS = 2  # while one waits for its last answers, the other keeps the server busy

@@ -27,12 +27,13 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab import types, vectors
-from trimtab.client import Client
+from trimtab import kinds
 from trimtab.commands import bulk, layouts, server_options, shards, texts, vector_files
+from trimtab.core.answers import Encoder
+from trimtab.core.options import Options
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound
 from trimtab.progress import Progress
-from trimtab.requests import Options
+from trimtab.sdk.client import Client
 
 SUMMARY = "embed a file's texts into vectors"
 EXTRA = None
@@ -71,11 +72,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     encoder = parser.add_argument_group("encoder")
     encoder.add_argument("--encoder", default="", help="may be left out where the server serves only one")
     encoder.add_argument("--version", default="", help="default: the newest")
-    encoder.add_argument("--role", choices=types.ROLES, help="what the texts are, for encoders with prompts")
+    encoder.add_argument("--role", choices=kinds.ROLES, help="what the texts are, for encoders with prompts")
     encoder.add_argument("--dimensions", type=int, metavar="N", help="keep the first N components")
-    encoder.add_argument("--dtype", choices=vectors.DTYPES, default="float32")
+    encoder.add_argument("--dtype", choices=kinds.DTYPES, default="float32")
     encoder.add_argument(
-        "--truncate", choices=types.TRUNCATIONS, default="end", help="where too long a text is cut"
+        "--truncate", choices=kinds.TRUNCATIONS, default="end", help="where too long a text is cut"
     )
     encoder.add_argument(
         "--space", default="", help="the space wanted; default: the encoder's own. Others through adapters"
@@ -262,7 +263,7 @@ def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> in
 
 def _encoder(
     client: Client, wanted: Options, begun: vector_files.Description | None, output: Path
-) -> types.Encoder:
+) -> Encoder:
     """The version to embed with: of a file that was begun, the one that made its first rows."""
     if begun is None:
         return client.encoder(wanted.encoder, wanted.version)
@@ -275,7 +276,7 @@ def _encoder(
         ) from error
 
 
-def _describe(client: Client, encoder: types.Encoder, wanted: Options) -> vector_files.Description:
+def _describe(client: Client, encoder: Encoder, wanted: Options) -> vector_files.Description:
     """What the vectors will be; how long they are in another space or variant, the first one tells."""
     if wanted.itself and wanted.space in ("", encoder.space):
         return vector_files.describe(encoder, wanted)

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab import bundle as bundles
-from trimtab.artifact import Interval
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.artifact import Interval
 from trimtab.commands import server_options
-from trimtab.types import Encoder, Variant
+from trimtab.core.answers import (
+    Encoder,
+    Variant,
+)
 
 SUMMARY = "show a bundle's manifest and report card, or what a server serves"
 EXTRA = None

@@ -7,8 +7,9 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from trimtab.types import Vectors
-from trimtab.vectors import STORAGE, Dtype
+from trimtab.core.answers import Vectors
+from trimtab.kinds import Dtype
+from trimtab.values.dense import STORAGE
 
 
 class Layout(Protocol):

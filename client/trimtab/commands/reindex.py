@@ -24,9 +24,14 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab import claims, durable, migration, stores, types
+from trimtab import kinds, stores
+from trimtab.artifacts import durable
 from trimtab.commands import server_options, texts
 from trimtab.errors import ConfigError, TrimtabError
+from trimtab.migration import (
+    claims,
+    reindex,
+)
 from trimtab.progress import Progress
 
 SUMMARY = "embed a store's documents again, with another encoder"
@@ -43,9 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", dest="target", metavar="STORE", required=True, help="the new store")
     parser.add_argument("--encoder", default="", help="may be left out where the server serves only one")
     parser.add_argument("--version", default="", help="default: the newest")
-    parser.add_argument("--role", choices=types.ROLES, help="default: passage, for encoders with prompts")
+    parser.add_argument("--role", choices=kinds.ROLES, help="default: passage, for encoders with prompts")
     parser.add_argument(
-        "--truncate", choices=types.TRUNCATIONS, default="end", help="where too long a text is cut"
+        "--truncate", choices=kinds.TRUNCATIONS, default="end", help="where too long a text is cut"
     )
     source = parser.add_argument_group("texts, where the old store has none")
     source.add_argument(
@@ -56,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("work")
     work.add_argument("--rate", type=float, metavar="N", help="at most N texts a second; default: no limit")
     work.add_argument(
-        "--batch", type=int, metavar="N", default=migration.BATCH,
+        "--batch", type=int, metavar="N", default=reindex.BATCH,
         help="documents under way, which a crash makes it embed again; default: %(default)s",
     )  # fmt: skip
     work.add_argument(
@@ -84,10 +89,10 @@ def run(options: argparse.Namespace) -> int:
         encoder = client.encoder(options.encoder, options.version)
         _say(claims.check_source(client, source, by_id, sample=options.sample))
         first = source.page(None, LOOKED_AT)
-        form = migration.target_form(encoder)
+        form = reindex.target_form(encoder)
         with stores.create_store(options.target, form, example=_example(first), source=source) as target:
             _tell_left(source, target, first)
-            work = migration.Reindex(
+            work = reindex.Reindex(
                 client,
                 source,
                 target,
@@ -152,7 +157,7 @@ def _tell_left(source: stores.Store, target: stores.Store, documents: Sequence[s
         )
 
 
-def _tell_aside(aside: Sequence[migration.Aside], name: str, path: Path | None) -> int:
+def _tell_aside(aside: Sequence[reindex.Aside], name: str, path: Path | None) -> int:
     """Name the documents that were not moved; the exit status."""
     for each in aside[:SHOWN]:
         _say(f"not moved: document {each.id!r}: {each.reason}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import grpc
 
-from trimtab import channel
-from trimtab.client import Client
 from trimtab.errors import ConfigError
+from trimtab.sdk import channel
+from trimtab.sdk.client import Client
 
 # Secrets come from a file or the environment: arguments can be read by every process of the machine.
 TOKEN_VARIABLE = "TRIMTAB_TOKEN"  # noqa: S105

@@ -21,12 +21,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trimtab import durable
+from trimtab.artifacts import durable
 from trimtab.commands.texts import Block
 from trimtab.commands.vector_files import Description, difference
+from trimtab.core.answers import Vectors
 from trimtab.errors import ConfigError, FailedPrecondition
-from trimtab.types import Vectors
-from trimtab.vectors import STORAGE
+from trimtab.values.dense import STORAGE
 
 MANIFEST = "vectors.json"
 _SHARD = re.compile(r"(\d{12})-([0-9a-f]{32})\.parquet")

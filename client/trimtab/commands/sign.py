@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from trimtab import signatures
+    from trimtab.artifacts import signatures
 
     for folder in options.folder:
         sys.stdout.write(f"{signatures.sign(folder, options.key)}\n")

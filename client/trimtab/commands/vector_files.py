@@ -23,13 +23,16 @@ from typing import IO, Any
 
 import msgspec
 
-from trimtab import durable
+from trimtab.artifacts import durable
+from trimtab.artifacts.durable import Sum
 from trimtab.commands.layouts import LAYOUTS
-from trimtab.durable import Sum
+from trimtab.core.answers import (
+    Encoder,
+    Vectors,
+)
+from trimtab.core.options import Options
 from trimtab.errors import ConfigError, FailedPrecondition, InternalError
-from trimtab.requests import Options
-from trimtab.types import Encoder, Vectors
-from trimtab.vectors import Dtype
+from trimtab.kinds import Dtype
 
 CHECKPOINT_ROWS = 10_000
 CHECKPOINT_SECONDS = 5.0

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, Unimplemented
+from trimtab.kinds import Similarity
 
 Id: TypeAlias = int | str
 Matrix: TypeAlias = NDArray[np.float32]

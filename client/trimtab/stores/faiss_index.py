@@ -13,9 +13,9 @@ import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import durable
-from trimtab.bundle import Similarity
+from trimtab.artifacts import durable
 from trimtab.errors import ConfigError, FailedPrecondition
+from trimtab.kinds import Similarity
 from trimtab.stores.base import Form, Matrix, nearest, normalised
 
 faiss: Any = _faiss  # its stubs leave out half of what is used here

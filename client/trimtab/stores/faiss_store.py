@@ -19,8 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import durable, forks
-from trimtab.durable import Sum
+from trimtab import forks
+from trimtab.artifacts import durable
+from trimtab.artifacts.durable import Sum
 from trimtab.errors import DamagedError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from trimtab.stores import folder as files
 from trimtab.stores.address import Address, whole

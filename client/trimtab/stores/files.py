@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
+from trimtab.kinds import Similarity
 from trimtab.stores.address import Address
 from trimtab.stores.base import (
     SIMILARITIES,

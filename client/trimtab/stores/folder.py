@@ -30,10 +30,10 @@ from typing import IO
 
 import msgspec
 
-from trimtab import durable
-from trimtab.bundle import Similarity
-from trimtab.durable import Sum
+from trimtab.artifacts import durable
+from trimtab.artifacts.durable import Sum
 from trimtab.errors import ConfigError, DamagedError, FailedPrecondition
+from trimtab.kinds import Similarity
 from trimtab.stores.base import Form, Id
 
 FORMAT = 2

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, LiteralString
 
 import msgspec
 
-from trimtab.bundle import Similarity
+from trimtab.kinds import Similarity
 
 if TYPE_CHECKING:
     import psycopg

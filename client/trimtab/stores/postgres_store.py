@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import msgspec
 import numpy as np
 
-from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab.kinds import Similarity
 from trimtab.stores import postgres_catalogue as catalogue
 from trimtab.stores.address import Address, whole
 from trimtab.stores.base import (

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from trimtab.bundle import Similarity
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab.kinds import Similarity
 from trimtab.stores import qdrant_points as points
 from trimtab.stores.address import KEY_VARIABLE, Address, whole
 from trimtab.stores.base import (

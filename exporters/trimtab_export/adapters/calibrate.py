@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from trimtab.adapter import Calibrator
+from trimtab.artifacts.adapter import Calibrator
 from trimtab_export.adapters.metrics import Index, scores
 
 Floats: TypeAlias = NDArray[np.float32]

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import Check
+from trimtab.artifacts.adapter import Check
 from trimtab.errors import AdapterError
 from trimtab_export.adapters.encode import Encoder
 from trimtab_export.adapters.inputs import Pair

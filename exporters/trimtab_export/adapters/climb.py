@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import Reads
+from trimtab.kinds import Reads
 from trimtab_export.adapters import ladder
 from trimtab_export.adapters.ladder import Fit
 from trimtab_export.adapters.listwise import Training, fit_listwise

@@ -11,8 +11,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from trimtab import durable
-from trimtab.bundle import Bundle
+from trimtab.artifacts import durable
+from trimtab.artifacts.bundle import Bundle
 from trimtab.errors import AdapterError
 from trimtab.progress import Progress
 from trimtab_export import runtime

@@ -8,9 +8,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import variants
-from trimtab.adapter import Adapter, Check, read
-from trimtab.bundle import Manifest
+from trimtab.artifacts import variants
+from trimtab.artifacts.adapter import (
+    Adapter,
+    Check,
+    read,
+)
+from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import checks, inputs, publish, split
 from trimtab_export.adapters.climb import Climbed, Ground, climb

@@ -13,8 +13,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import Check, Verdict
-from trimtab.artifact import Interval
+from trimtab.artifacts.adapter import Check
+from trimtab.artifacts.artifact import Interval
+from trimtab.kinds import Verdict
 from trimtab_export.adapters import metrics
 
 Doubles: TypeAlias = NDArray[np.float64]

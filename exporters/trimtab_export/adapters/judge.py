@@ -7,8 +7,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import Arms, Calibrator, Check, Reads, Rung, Verdict
-from trimtab.artifact import Interval
+from trimtab.artifacts.adapter import (
+    Arms,
+    Calibrator,
+    Check,
+    Rung,
+)
+from trimtab.artifacts.artifact import Interval
+from trimtab.kinds import (
+    Reads,
+    Verdict,
+)
 from trimtab_export.adapters import gate, metrics
 from trimtab_export.adapters.calibrate import fit_calibrator
 from trimtab_export.adapters.checks import meaning

@@ -7,10 +7,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import Quality
-from trimtab.artifact import Interval
-from trimtab.bundle import Similarity
+from trimtab.artifacts.adapter import Quality
+from trimtab.artifacts.artifact import Interval
 from trimtab.errors import AdapterError
+from trimtab.kinds import Similarity
 
 Floats: TypeAlias = NDArray[np.float32]
 Integers: TypeAlias = NDArray[np.int64]

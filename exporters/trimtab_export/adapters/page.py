@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from html import escape
 
-from trimtab.adapter import AdapterManifest, Quality, Rung
-from trimtab.artifact import Interval
+from trimtab.artifacts.adapter import (
+    AdapterManifest,
+    Quality,
+    Rung,
+)
+from trimtab.artifacts.artifact import Interval
 
 WIDTH, LEFT, RIGHT, ROW = 760, 230, 60, 30
 COLORS = {

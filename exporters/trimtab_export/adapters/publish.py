@@ -10,8 +10,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.adapter import AdapterManifest, AdapterProvenance, AdapterReport, Counts, Endpoint
-from trimtab.bundle import Bundle
+from trimtab.artifacts.adapter import (
+    AdapterManifest,
+    AdapterProvenance,
+    AdapterReport,
+    Counts,
+    Endpoint,
+)
+from trimtab.artifacts.bundle import Bundle
 from trimtab.stores import address as addresses
 from trimtab_export import evaluate, runtime, write
 from trimtab_export.adapters import inputs, maps

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab import adapter as adapters
-from trimtab.bundle import check_name
+from trimtab.artifacts import adapter as adapters
+from trimtab.artifacts.bundle import check_name
 from trimtab.errors import AdapterError
 from trimtab_export import write
 

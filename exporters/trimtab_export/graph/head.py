@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
-from trimtab.bundle import Pooling
 from trimtab.errors import ExportError
+from trimtab.kinds import Pooling
 from trimtab_export.source import Dense, Graph, Head
 
 OUTPUT = "embeddings"

@@ -49,7 +49,7 @@ def hidden_states(graph: Path, backbone: Any, batch: Tokens) -> list[str]:
 def write(graph: Path, layers: list[str]) -> Path:
     """Write model-with-states.onnx beside `graph`, over the same weights; returns its path.
 
-    Its output `embeddings` is float32 (n, dimensions + width): see `trimtab.bundle.States`.
+    Its output `embeddings` is float32 (n, dimensions + width): see `trimtab.artifacts.bundle.States`.
     """
     model = onnx.load(str(graph), load_external_data=False)
     prefix = free_prefix(model.graph)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
-from trimtab.bundle import Similarity
 from trimtab.errors import ExportError
+from trimtab.kinds import Similarity
 from trimtab_export.load import files
 from trimtab_export.source import Activation, Head, Settings
 

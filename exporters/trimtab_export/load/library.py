@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Normalize as NormalizeModule
 from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
-from trimtab.bundle import Pooling, Prompts
+from trimtab.artifacts.bundle import Prompts
 from trimtab.errors import ExportError
+from trimtab.kinds import Pooling
 from trimtab_export.load import files
 from trimtab_export.runtime import first_line
 from trimtab_export.source import Activation, Dense, Embed, Head, Layer, Normalize, Settings

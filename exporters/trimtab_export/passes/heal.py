@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from trimtab import durable
+from trimtab.artifacts import durable
 from trimtab.errors import ExportError
 from trimtab_export.passes import bf16_linear
 from trimtab_export.passes.student import Student, buckets

@@ -1,8 +1,8 @@
 """TensorRT engines for the GPU of this machine, built beforehand: they take minutes.
 
 They are built by ONNX Runtime's TensorrtExecutionProvider, for the profiles that the server asks for (see
-`trimtab.tensorrt`), and lie beside the graph. On another kind of GPU, or by another version of TensorRT, they
-are left aside, and the server builds its own when it starts.
+`trimtab.artifacts.tensorrt`), and lie beside the graph. On another kind of GPU, or by another version of
+TensorRT, they are left aside, and the server builds its own when it starts.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trimtab import tensorrt
-from trimtab.bundle import Precision
+from trimtab.artifacts import tensorrt
 from trimtab.errors import ExportError
+from trimtab.kinds import Precision
 from trimtab_export import runtime
 from trimtab_export.graph.head import OUTPUT
 

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab import durable
-from trimtab.bundle import Fidelity, Passes, ReportCard
+from trimtab.artifacts import durable
+from trimtab.artifacts.bundle import (
+    Fidelity,
+    Passes,
+    ReportCard,
+)
 from trimtab_export.variants import fidelity, make, packed
 from trimtab_export.variants.fidelity import Yardstick
 from trimtab_export.variants.make import Workshop

@@ -5,7 +5,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab.bundle import Cell
+from trimtab.artifacts.bundle import Cell
 from trimtab_export.variants.candidates import Candidate
 from trimtab_export.variants.fidelity import typical
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import bundle as bundles
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, sentences
 from trimtab_export.graph.head import OUTPUT

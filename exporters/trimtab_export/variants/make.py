@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import durable
-from trimtab.bundle import Passes
+from trimtab.artifacts import durable
+from trimtab.artifacts.bundle import Passes
 from trimtab.errors import ExportError
 from trimtab_export.graph import head, states, to_onnx, unpad
 from trimtab_export.passes import anatomy, exits, half, quantize

@@ -5,7 +5,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Packed, Similarity
+from trimtab.artifacts.bundle import Packed
+from trimtab.kinds import Similarity
 from trimtab_export.variants import retrieval
 
 Floats: TypeAlias = NDArray[np.float32]

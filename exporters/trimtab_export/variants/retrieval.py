@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.artifact import Interval
-from trimtab.bundle import Similarity
+from trimtab.artifacts.artifact import Interval
 from trimtab.errors import ExportError
+from trimtab.kinds import Similarity
 
 Floats: TypeAlias = NDArray[np.float32]
 Gains: TypeAlias = NDArray[np.float64]

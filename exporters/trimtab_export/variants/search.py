@@ -8,8 +8,9 @@ where nothing is both better and faster.
 
 from collections.abc import Sequence
 
-from trimtab.bundle import Passes, Precision
+from trimtab.artifacts.bundle import Passes
 from trimtab.errors import ExportError
+from trimtab.kinds import Precision
 from trimtab_export.passes import anatomy
 from trimtab_export.source import Device, Graph, Target
 from trimtab_export.variants import fidelity

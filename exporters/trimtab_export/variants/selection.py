@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab import bundle as bundles
-from trimtab.bundle import Passes
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.bundle import Passes
 from trimtab.errors import ExportError
 from trimtab_export import write
 from trimtab_export.graph import to_onnx

@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trimtab import variants
-from trimtab.artifact import File
-from trimtab.bundle import Bundle, Manifest, Variant
+from trimtab.artifacts import variants
+from trimtab.artifacts.artifact import File
+from trimtab.artifacts.bundle import (
+    Bundle,
+    Manifest,
+    Variant,
+)
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.inputs import TokenTypes
 from trimtab.tokens import Tokenizer

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from trimtab import bundle as bundles
-from trimtab.bundle import Manifest
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import BundleError
 
 Stamps: TypeAlias = Mapping[str, tuple[int, int, int]]

@@ -9,11 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from trimtab import bundle as bundles
-from trimtab import variants
-from trimtab.bundle import Bundle, Manifest
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import variants
+from trimtab.artifacts.bundle import (
+    Bundle,
+    Manifest,
+)
+from trimtab.artifacts.signatures import Signers
 from trimtab.errors import BundleError
-from trimtab.signatures import Signers
 from trimtab.tokens import Tokenizer
 from trimtab_server import config, limited
 from trimtab_server.catalog import ondisk

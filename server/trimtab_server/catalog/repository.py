@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
 
-from trimtab import adapter as adapters
-from trimtab import bundle as bundles
+from trimtab.artifacts import adapter as adapters
+from trimtab.artifacts import bundle as bundles
 from trimtab.errors import (
     ConfigError,
     FailedPrecondition,

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from trimtab.errors import InternalError, InvalidArgument
+from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer, Tokens
-from trimtab.types import Truncate
 from trimtab_server.engine.batch import Ids
 
 # Parallelism comes from the threads of this module, as many as configured; the library's own would take

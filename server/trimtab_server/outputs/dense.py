@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.bundle import Similarity
 from trimtab.errors import InternalError
-from trimtab.vectors import Dtype
+from trimtab.kinds import Dtype, Similarity
 
 
 @dataclass(frozen=True, slots=True)

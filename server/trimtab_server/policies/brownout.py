@@ -8,8 +8,8 @@ its queries alone, as they are.
 
 from collections.abc import Iterable
 
-from trimtab import variants
-from trimtab.bundle import Manifest
+from trimtab.artifacts import variants
+from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import ConfigError
 from trimtab_server import config
 from trimtab_server.spaces import routes

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import variants
-from trimtab.bundle import Manifest
+from trimtab.artifacts import variants
+from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import ConfigError, InvalidArgument
 from trimtab.hubness import HubnessGuard
 from trimtab_server import config

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from trimtab.errors import TrimtabError
-from trimtab.types import Truncate
+from trimtab.kinds import Truncate
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.engine.engine import Engine

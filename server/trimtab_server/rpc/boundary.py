@@ -17,6 +17,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
 from trimtab.errors import (
+    Code,
     InternalError,
     InvalidArgument,
     ResourceExhausted,
@@ -57,10 +58,10 @@ DETAILS = "grpc-status-details-bin"
 # What another server may not have answered with.
 OVERLOADED = frozenset(
     {
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.INTERNAL,
+        Code.RESOURCE_EXHAUSTED,
+        Code.UNAVAILABLE,
+        Code.DEADLINE_EXCEEDED,
+        Code.INTERNAL,
     }
 )
 
@@ -267,15 +268,15 @@ async def abort(context: Context, error: TrimtabError) -> NoReturn:
         trailers = (*trailers, ("grpc-retry-pushback-ms", str(pushback)))
         if pushback > 0:
             trailers = (*trailers, (DETAILS, _retry_info(error.code, message, pushback)))
-    await context.abort(error.code, message, trailers)
+    await context.abort(grpc.StatusCode[error.code.name], message, trailers)
     raise AssertionError  # context.abort always raises
 
 
-def _retry_info(code: grpc.StatusCode, message: str, milliseconds: int) -> bytes:
+def _retry_info(code: Code, message: str, milliseconds: int) -> bytes:
     """A google.rpc.Status; its code and message must be the call's own, or clients refuse to read it."""
     delay = Duration()
     delay.FromMilliseconds(milliseconds)
-    status = Status(code=code.value[0], message=message)
+    status = Status(code=code, message=message)
     status.details.add().Pack(RetryInfo(retry_delay=delay))
     packed: bytes = status.SerializeToString()
     return packed

@@ -14,8 +14,12 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from trimtab.errors import InvalidArgument
-from trimtab.types import Truncate
-from trimtab.vectors import DTYPES, STORAGE, check_dtype
+from trimtab.kinds import (
+    DTYPES,
+    Truncate,
+    check_dtype,
+)
+from trimtab.values.dense import STORAGE
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Role, check_count
 from trimtab_server.rpc.senders import Sender
 

@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
-from trimtab import variants, vectors
-from trimtab.artifact import Interval
-from trimtab.bundle import Fidelity
+from trimtab import kinds
+from trimtab.artifacts import variants
+from trimtab.artifacts.artifact import Interval
+from trimtab.artifacts.bundle import Fidelity
 from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
-from trimtab.types import Truncate
+from trimtab.kinds import Truncate
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
+from trimtab.values import dense
 from trimtab_server.callers import access
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.engine.batch import Priority
@@ -152,7 +154,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             normalized=manifest.normalized,
             query_prompt=manifest.prompts.query,
             passage_prompt=manifest.prompts.passage,
-            dtypes=[vectors.TO_PROTO[dtype] for dtype in vectors.DTYPES],
+            dtypes=[dense.TO_PROTO[dtype] for dtype in kinds.DTYPES],
             limits=pb.Limits(
                 max_texts=limits.max_texts,
                 max_text_bytes=limits.max_text_bytes,
@@ -218,7 +220,7 @@ def _parse(request: pb.EmbedRequest, deadline: float | None, sender: Sender) -> 
         role=_known(ROLES, request.role, "role", "Role"),
         truncate=_known(TRUNCATES, request.truncate, "truncate", "Truncate"),
         dimensions=request.dimensions,
-        dtype=_known(vectors.FROM_PROTO, request.dtype, "dtype", "DataType"),
+        dtype=_known(dense.FROM_PROTO, request.dtype, "dtype", "DataType"),
         deadline=deadline,
         tenant=sender.tenant,
         flow=sender.flow,
@@ -236,7 +238,7 @@ def _response(result: EmbedResult) -> pb.EmbedResponse:
     return pb.EmbedResponse(
         embeddings=[
             pb.Embeddings(
-                vectors=vectors.pack(output.matrix, output.dtype, output.scale),
+                vectors=dense.pack(output.matrix, output.dtype, output.scale),
                 space=route.space,
                 adapters=route.names,
             )
@@ -330,5 +332,4 @@ def _ns(seconds: float) -> int:
 def _error(error: Exception) -> pb.Error:
     known = as_trimtab_error(error)
     retry_after = known.retry_after if isinstance(known, ResourceExhausted) else 0.0
-    code: int = known.code.value[0]  # grpc.StatusCode's value is (number, name)
-    return pb.Error(code=code, message=shorten(str(known)), retry_after_ms=round(retry_after * 1000))
+    return pb.Error(code=known.code, message=shorten(str(known)), retry_after_ms=round(retry_after * 1000))

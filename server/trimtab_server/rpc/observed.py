@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from trimtab.errors import status
+from trimtab.errors import code_of
 from trimtab_server.callers import access
 from trimtab_server.observing import logs
 from trimtab_server.observing.tracing import Tracing
@@ -83,7 +83,7 @@ def _code(context: Any) -> grpc.StatusCode:
     code = context.code()
     if isinstance(code, grpc.StatusCode):
         return code
-    return status(code) if code else grpc.StatusCode.OK
+    return grpc.StatusCode[code_of(code).name] if code else grpc.StatusCode.OK
 
 
 def _write(method: str, code: grpc.StatusCode, seconds: float) -> None:

@@ -15,11 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import adapter as adapters
-from trimtab import bundle as bundles
-from trimtab import variants
-from trimtab.adapter import Adapter, AdapterManifest, Endpoint
-from trimtab.bundle import Manifest
+from trimtab.artifacts import adapter as adapters
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import variants
+from trimtab.artifacts.adapter import (
+    Adapter,
+    AdapterManifest,
+    Endpoint,
+)
+from trimtab.artifacts.bundle import Manifest
+from trimtab.artifacts.signatures import Signers
 from trimtab.errors import (
     AdapterError,
     FailedPrecondition,
@@ -28,7 +33,6 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
-from trimtab.signatures import Signers
 from trimtab_server import limited
 from trimtab_server.callers import access
 from trimtab_server.engine.batch import Stored

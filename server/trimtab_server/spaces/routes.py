@@ -9,7 +9,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-from trimtab.adapter import SERVED, AdapterManifest
+from trimtab.artifacts.adapter import (
+    SERVED,
+    AdapterManifest,
+)
 from trimtab.errors import FailedPrecondition, NotFound
 
 

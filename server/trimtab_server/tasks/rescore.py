@@ -12,9 +12,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.core.rescoring import digest_of
 from trimtab.errors import InvalidArgument
-from trimtab.rescoring import digest_of
-from trimtab.types import Truncate
+from trimtab.kinds import Truncate
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.engine.batch import Priority
 from trimtab_server.outputs import dense

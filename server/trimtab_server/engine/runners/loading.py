@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import onnxruntime as ort
 
-from trimtab import reading
+from trimtab.artifacts import reading
 from trimtab_server.engine.batch import Model, Stored
 
 # A folder that nobody can make, where ONNX Runtime looks for what it was not given.
@@ -90,8 +90,8 @@ def _provider(model: Model, name: str, index: int, copied: Path | None) -> Any:
     if name != TENSORRT or copied is None:
         return name, {"device_id": str(index)}
     # Here, since they bring gRPC along, which a device's own process has no other use for.
-    from trimtab import tensorrt
-    from trimtab.bundle import Precision
+    from trimtab.artifacts import tensorrt
+    from trimtab.kinds import Precision
 
     engines = copied.with_name(tensorrt.FOLDER) if model.engines else None
     precision = cast(Precision, model.precision)

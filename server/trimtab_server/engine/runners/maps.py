@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab import reading
+from trimtab.artifacts import reading
 from trimtab_server.engine.batch import Stored
 from trimtab_server.engine.runners import loading, runtime
 from trimtab_server.engine.runners.session import GraphError, checked

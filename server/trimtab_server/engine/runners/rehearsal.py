@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from trimtab import reading
+from trimtab.artifacts import reading
 from trimtab_server.engine.batch import Ids, Model, Stored
 from trimtab_server.engine.runners import runtime
 from trimtab_server.engine.runners.maps import Map, MapSession

@@ -7,8 +7,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from trimtab.artifacts.reading import UnreadableError
 from trimtab.inputs import feeds
-from trimtab.reading import UnreadableError
 from trimtab_server.engine.batch import Ids, Model
 from trimtab_server.engine.runners import loading, runtime
 

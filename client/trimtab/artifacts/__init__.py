@@ -1,0 +1,1 @@
+"""What lies on disk and is read as a stranger's: bundles, adapters, their files and signatures."""

@@ -1,0 +1,81 @@
+"""One variant of a bundle, seen as an encoder of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.bundle import (
+    Bundle,
+    Manifest,
+    Variant,
+)
+from trimtab.errors import BundleError
+
+
+def alone(manifest: Manifest, variant: Variant) -> Manifest:
+    """The manifest of a bundle that has this variant and no other."""
+    return msgspec.structs.replace(
+        manifest,
+        space=variant.space or manifest.space,
+        dimensions=variant.dimensions or manifest.dimensions,
+        int8_limit=variant.int8_limit or manifest.int8_limit,
+        variants=(variant,),
+    )
+
+
+def named(manifest: Manifest, name: str) -> Variant | None:
+    """The variant of this name, where the bundle has one."""
+    return next((variant for variant in manifest.variants if variant.name == name), None)
+
+
+def of_space(manifest: Manifest, space: str) -> Manifest | None:
+    """The manifest of the variant whose space this is, alone, where the bundle has one."""
+    each = (alone(manifest, variant) for variant in manifest.variants)
+    return next((one for one in each if one.space == space), None)
+
+
+def depth(manifest: Manifest, variant: Variant) -> int | None:
+    """How many layers a variant of the bundle computes; None: nobody knows."""
+    passes, states = variant.passes, manifest.variants[0].states
+    if passes is not None and passes.exit is not None:
+        return passes.exit
+    if passes is not None and passes.layers is not None:
+        return len(passes.layers)
+    return states.layers - 1 if states is not None else None  # the embedding layer is among the states
+
+
+def title(manifest: Manifest) -> str:
+    """How messages call an encoder version, and the variant that a manifest is of, unless the first."""
+    variant = manifest.variants[0]
+    which = f", variant {variant.name}" if variant.space is not None else ""
+    return f"{manifest.name} version {manifest.version}{which}"
+
+
+def names(variants: Sequence[Variant]) -> str:
+    """How messages list variants."""
+    return ", ".join(variant.name for variant in variants) or "none"
+
+
+def read(reference: str) -> Bundle:
+    """The bundle in FOLDER, or, of FOLDER:VARIANT, that variant of it alone.
+
+    Raises BundleError, as `bundle.read` does, and where the bundle has no such variant.
+    """
+    folder, name = split(reference)
+    bundle = bundles.read(folder)
+    if not name:
+        return bundle
+    variant = named(bundle.manifest, name)
+    if variant is None:
+        raise BundleError(f"{folder} has no variant {name!r}; it has {names(bundle.manifest.variants)}")
+    return msgspec.structs.replace(bundle, manifest=alone(bundle.manifest, variant))
+
+
+def split(reference: str) -> tuple[Path, str]:
+    """FOLDER, or FOLDER:VARIANT, as the folder and the variant's name, "" where there is none."""
+    folder, colon, name = reference.rpartition(":")
+    if not colon or Path(reference).exists():
+        return Path(reference), ""
+    return Path(folder), name

@@ -1,0 +1,105 @@
+"""Texts into requests: check the options and the texts, and split what is too much for one message. No IO."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from trimtab.core.answers import Limits
+from trimtab.core.options import Options
+from trimtab.errors import InvalidArgument
+
+# A text's tag and length, and what EmbedStreamRequest puts around a request: the most they can take.
+_TEXT_OVERHEAD = 6
+_MESSAGE_OVERHEAD = 24
+# What a request of one text takes beside it, at the most: names, options, a query's text.
+_REQUEST_MOST = 4096
+
+
+def text_room(options: Options, limits: Limits, spaces: Sequence[str] | None = None) -> int:
+    """How many bytes the texts of one message may take, each counted by `text_size`."""
+    taken = options.request(spaces=spaces).ByteSize() + _MESSAGE_OVERHEAD
+    return (limits.max_message_bytes or 2**31 - 1) - taken
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list; InvalidArgument where one is no text, or where `texts` is itself one."""
+    refuse_single(texts)
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise InvalidArgument(f"texts[{index}] is {type(text).__name__}, not str")
+    return checked
+
+
+def refuse_single(texts: object) -> None:
+    """InvalidArgument for a single text, whose characters would otherwise be taken for texts."""
+    if isinstance(texts, str | bytes):
+        raise InvalidArgument(f"texts is one {type(texts).__name__}; pass a list of str: [text]")
+
+
+def text_size(text: str, index: int, room: int) -> int:
+    """The most bytes that `text` adds to a message; InvalidArgument where it is no text or more than `room`.
+
+    `index` is its place among the caller's texts, and `room` what one message holds.
+    """
+    if not isinstance(text, str):
+        raise InvalidArgument(f"texts[{index}] is {type(text).__name__}, not str")
+    try:
+        size = _TEXT_OVERHEAD + (len(text) if text.isascii() else len(text.encode()))
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"texts[{index}] holds half of a surrogate pair at character {error.start}, "
+            "which UTF-8 cannot carry; decode the text with errors='replace'"
+        ) from None
+    if size > room:
+        raise InvalidArgument(
+            f"texts[{index}] has {size - _TEXT_OVERHEAD:,} bytes, "
+            f"and a message to this server holds {max(room - _TEXT_OVERHEAD, 0):,}; shorten the text"
+        )
+    return size
+
+
+def unfit(text: str | None, limits: Limits) -> str:
+    """What keeps a text from a server of these limits, as what follows "the text"; "" where nothing does."""
+    if text is None:
+        return "is missing"
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        return f"holds half of a surrogate pair at character {error.start}, which UTF-8 cannot carry"
+    room = (limits.max_message_bytes or 2**31 - 1) - _REQUEST_MOST
+    most = min(limits.max_text_bytes or room, room)
+    return f"has {size:,} bytes, and the server takes {most:,}" if size > most else ""
+
+
+def check_spaces(spaces: Iterable[str], options: Options) -> tuple[str, ...]:
+    """The spaces as they are; InvalidArgument where there is none, one twice, or one that is no name."""
+    if options.space:
+        raise InvalidArgument(f"space is {options.space!r} beside spaces; name all of them in spaces")
+    checked = (spaces,) if isinstance(spaces, str) else tuple(spaces)
+    for index, space in enumerate(checked):
+        if not isinstance(space, str) or not space:
+            raise InvalidArgument(f"spaces[{index}] is {space!r}; pass a space's name, as answers bear it")
+        if space in checked[:index]:
+            raise InvalidArgument(f"spaces[{index}] is {space!r} again; name each space once")
+    if not checked:
+        raise InvalidArgument("spaces is empty; name at least one, or call embed for the encoder's own")
+    return checked
+
+
+def split(
+    texts: list[str], options: Options, limits: Limits, spaces: Sequence[str] | None = None
+) -> list[list[str]]:
+    """The texts in order, cut into as few consecutive parts as the server's limits allow; [[]] for none."""
+    return list(_parts(texts, text_room(options, limits, spaces), limits.max_texts or len(texts)))
+
+
+def _parts(texts: list[str], room: int, most: int) -> Iterator[list[str]]:
+    part: list[str] = []
+    filled = 0
+    for index, text in enumerate(texts):
+        size = text_size(text, index, room)
+        if part and (len(part) == most or filled + size > room):
+            yield part
+            part, filled = [], 0
+        part.append(text)
+        filled += size
+    yield part

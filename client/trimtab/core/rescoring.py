@@ -1,0 +1,173 @@
+"""What is said to rescore candidates, without its IO: requests, whose texts are missing, scores in the end.
+
+Both clients drive the generator `rescoring` and only move what it yields: a request for the server's answer
+to it, or Missing for texts.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.core.answers import Limits
+from trimtab.core.options import Options
+from trimtab.core.requests import (
+    check_texts,
+    text_size,
+)
+from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument
+from trimtab.v1 import encoder_pb2 as pb
+
+# What a candidate takes of a message beside its id and its text, and a request beside its strings.
+_CANDIDATE_OVERHEAD = 34
+_REQUEST_OVERHEAD = 64
+
+Scores: TypeAlias = NDArray[np.float32]
+Texts: TypeAlias = Mapping[str, str] | Callable[[Sequence[str]], Sequence[str]]
+AsyncTexts: TypeAlias = Texts | Callable[[Sequence[str]], Awaitable[Sequence[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Candidates whose texts the server needs: their ids, each once."""
+
+    ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    id: str
+    text: str | None
+    place: int  # among all candidates
+    digest: bytes = b""
+
+    def size(self, room: int) -> int:
+        """The most bytes that it takes of a message."""
+        text = 0 if self.text is None else text_size(self.text, self.place, room)
+        return _CANDIDATE_OVERHEAD + len(self.id.encode()) + text
+
+    def message(self) -> pb.Candidate:
+        return pb.Candidate(id=self.id, text=self.text, digest=b"" if self.text is not None else self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    encoder: str
+    version: str
+    space: str
+
+
+def rescoring(
+    query: str, candidates: Iterable[str], texts: AsyncTexts | None, options: Options, limits: Limits
+) -> Generator[pb.RescoreRequest | Missing, pb.RescoreResponse | Sequence[str], Scores]:
+    """The scores of all candidates in their order, float32 (n,); candidates are texts, or ids of `texts`.
+
+    Where `texts` is a mapping, an id goes with its text's digest, so that a text that has changed is noticed.
+    With ids only what the server does not remember is asked for by Missing, and sent to it. Each round
+    either scores candidates or learns texts, so that it ends however often the server forgets.
+    """
+    if not isinstance(query, str):
+        raise InvalidArgument(f"query is {type(query).__name__}, not str")
+    given = check_texts(candidates)
+    scores = np.empty(len(given), np.float32)
+    origin: _Origin | None = None
+    parts = [[_candidate(each, n, texts) for n, each in enumerate(given)]]
+    while parts:
+        part, *rest = _split(parts.pop(), query, options, limits)
+        parts.extend(reversed(rest))
+        if not part:
+            continue
+        response = yield _request(query, part, options)
+        if not isinstance(response, pb.RescoreResponse):
+            raise TypeError(f"a request is answered by a response, not by {type(response).__name__}")
+        answered = _Origin(response.encoder, response.version, response.space)
+        if origin not in (None, answered):
+            raise FailedPrecondition(
+                f"the server's vectors changed during the call, from {origin} to {answered}: scores of two "
+                "spaces must not be mixed. Call again"
+            )
+        origin, options = answered, replace(options, encoder=answered.encoder, version=answered.version)
+        if response.missing:
+            missing = list(dict.fromkeys(_missing(part, response)))
+            answer = yield Missing(missing)
+            known = _known(missing, answer)
+            parts.append([replace(each, text=known.get(each.id, each.text)) for each in part])
+            continue
+        if len(response.scores) != 4 * len(part):
+            raise InternalError(
+                f"the server answered {len(part)} candidates with {len(response.scores)} bytes of scores"
+            )
+        scores[[each.place for each in part]] = np.frombuffer(response.scores, "<f4")
+    return scores
+
+
+def digest_of(text: str) -> bytes:
+    """What tells a candidate's text from another under the same id: 16 bytes."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
+
+
+def _candidate(given: str, place: int, texts: AsyncTexts | None) -> _Candidate:
+    if texts is None:
+        return _Candidate("", given, place)
+    text = texts.get(given) if isinstance(texts, Mapping) else None
+    return _Candidate(given, None, place, digest_of(text) if isinstance(text, str) else b"")
+
+
+def look_up(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:
+    """The texts of these ids; InvalidArgument names one that has none."""
+    try:
+        return [texts[id] for id in ids]
+    except KeyError as error:
+        raise InvalidArgument(f"texts has no text for the candidate {error.args[0]!r}") from None
+
+
+def _request(query: str, part: Sequence[_Candidate], options: Options) -> pb.RescoreRequest:
+    settings = options.request()
+    return pb.RescoreRequest(
+        encoder=options.encoder,
+        version=options.version,
+        query=query,
+        candidates=[each.message() for each in part],
+        truncate=settings.truncate,
+        priority=settings.priority,
+    )
+
+
+def _split(part: list[_Candidate], query: str, options: Options, limits: Limits) -> list[list[_Candidate]]:
+    """The candidates in order, cut into as few consecutive parts as the server's limits allow."""
+    room = (limits.max_message_bytes or 2**31 - 1) - _REQUEST_OVERHEAD
+    room -= len(query.encode()) + len(options.encoder) + len(options.version)
+    parts: list[list[_Candidate]] = [[]]
+    filled = 0
+    for each in part:
+        size = each.size(room)
+        if parts[-1] and (filled + size > room or len(parts[-1]) == (limits.max_texts or len(part))):
+            parts.append([])
+            filled = 0
+        parts[-1].append(each)
+        filled += size
+    return parts
+
+
+def _missing(part: Sequence[_Candidate], response: pb.RescoreResponse) -> Iterable[str]:
+    if len(response.missing) > len(part):
+        raise InternalError(
+            f"the server misses the texts of {len(response.missing)} candidates, and was asked for "
+            f"{len(part)}"
+        )
+    for place in response.missing:
+        if place >= len(part) or part[place].text is not None:
+            raise InternalError(f"the server misses the text of candidate {place}, which was sent")
+        yield part[place].id
+
+
+def _known(missing: Sequence[str], texts: pb.RescoreResponse | Sequence[str]) -> dict[str, str]:
+    if isinstance(texts, pb.RescoreResponse):
+        raise TypeError("Missing is answered by texts, not by a response")
+    found = check_texts(texts)
+    if len(found) != len(missing):
+        raise InvalidArgument(f"texts gave {len(found)} texts for {len(missing)} candidates: one for each id")
+    return dict(zip(missing, found, strict=True))

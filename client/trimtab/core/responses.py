@@ -1,0 +1,292 @@
+"""Answers into arrays: check that they fit what was asked, and never join vectors of two spaces. No IO."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.artifacts.adapter import (
+    Calibrator,
+    Endpoint,
+)
+from trimtab.artifacts.artifact import Interval
+from trimtab.artifacts.bundle import (
+    Fidelity,
+    Speedup,
+)
+from trimtab.core.answers import (
+    Adapter,
+    Embeddings,
+    Encoder,
+    Limits,
+    StageTimes,
+    Variant,
+    Vectors,
+)
+from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
+from trimtab.kinds import (
+    Dtype,
+    Reads,
+    Verdict,
+)
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.values.dense import (
+    FROM_PROTO,
+    unpack,
+)
+
+_NANOSECOND = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What must be the same of all rows that a caller gets together."""
+
+    encoder: str
+    version: str
+    space: str
+    dtype: Dtype
+    scale: float
+    columns: int
+
+    def check(self, other: "Origin") -> None:
+        """FailedPrecondition where `other`, of a later answer to the same call, is not the same."""
+        if other != self:
+            raise FailedPrecondition(
+                f"the server's vectors changed during the call, from {self._text()} to {other._text()}; "
+                "they must not be mixed. Call again; if it happens again, the servers behind this address "
+                "hold different bundles under one version"
+            )
+
+    def _text(self) -> str:
+        return (
+            f"{self.columns} x {self.dtype} of space {self.space} ({self.encoder} {self.version}"
+            f"{f', scale {self.scale:g}' if self.scale else ''})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One answer of the server in one space, checked."""
+
+    origin: Origin
+    vectors: Vectors
+    token_counts: NDArray[np.uint32]
+    times: StageTimes
+    adapters: tuple[str, ...]
+    variant: str
+    browned_out: bool
+    reach: NDArray[np.float32] | None  # None: nobody looked
+    suspicious: NDArray[np.bool_]  # all False where nobody looked
+
+
+def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]:
+    """The answer to a request of so many texts, a part a space. InternalError where it does not fit."""
+    if len(response.embeddings) != spaces:
+        raise InternalError(f"the server answered for {len(response.embeddings)} spaces instead of {spaces}")
+    if len(response.token_counts) != texts:  # before anything looks at each of them
+        raise InternalError(
+            f"the server answered {texts} texts with {len(response.token_counts)} token counts"
+        )
+    counts = np.array(response.token_counts, np.uint32)
+    stages = stage_times(response.times)
+    return [_part(response, each, texts, counts, stages) for each in response.embeddings]
+
+
+def stage_times(times: pb.StageTimes) -> StageTimes:
+    """The server's times in seconds."""
+    return StageTimes(
+        tokenize=times.tokenize * _NANOSECOND,
+        queue=times.queue * _NANOSECOND,
+        compute=times.compute * _NANOSECOND,
+        output=times.output * _NANOSECOND,
+    )
+
+
+def _part(
+    response: pb.EmbedResponse,
+    embeddings: pb.Embeddings,
+    texts: int,
+    counts: NDArray[np.uint32],
+    times: StageTimes,
+) -> Part:
+    try:
+        packed = unpack(embeddings.vectors)
+    except InvalidArgument as error:
+        raise InternalError(f"the server's answer cannot be read: {error}") from None
+    if len(packed) != texts:
+        raise InternalError(f"the server answered {texts} texts with {len(packed)} vectors")
+    origin = Origin(
+        response.encoder,
+        response.version,
+        embeddings.space,
+        FROM_PROTO[embeddings.vectors.dtype],
+        embeddings.vectors.scale,
+        packed.shape[1],
+    )
+    # A copy: the caller's own, writable, and in the machine's byte order.
+    vectors = packed.astype(packed.dtype.newbyteorder("="))
+    reach, suspicious = None, np.zeros(texts, np.bool_)
+    if response.HasField("hubness"):
+        if len(response.hubness.reach) != texts:
+            raise InternalError(f"the server looked at {len(response.hubness.reach)} of {texts} passages")
+        reach = np.array(response.hubness.reach, np.float32)
+        suspicious = reach > response.hubness.threshold
+    return Part(
+        origin,
+        vectors,
+        counts,
+        times,
+        tuple(embeddings.adapters),
+        response.variant,
+        response.browned_out,
+        reach,
+        suspicious,
+    )
+
+
+def join(parts: Sequence[Part], space: str = "") -> Embeddings:
+    """The parts of one call as one; FailedPrecondition where they are of different spaces or versions.
+
+    InternalError where a `space` was asked for and they are of another.
+    """
+    origin = parts[0].origin
+    looked = any(part.reach is not None for part in parts)
+    if space not in ("", origin.space):
+        raise InternalError(f"the server answered in space {origin.space} instead of {space}")
+    for part in parts:
+        origin.check(part.origin)
+    return Embeddings(
+        vectors=parts[0].vectors if len(parts) == 1 else np.concatenate([part.vectors for part in parts]),
+        token_counts=np.concatenate([part.token_counts for part in parts]),
+        encoder=origin.encoder,
+        version=origin.version,
+        space=origin.space,
+        dtype=origin.dtype,
+        scale=origin.scale,
+        times=StageTimes(
+            tokenize=sum(part.times.tokenize for part in parts),
+            queue=sum(part.times.queue for part in parts),
+            compute=sum(part.times.compute for part in parts),
+            output=sum(part.times.output for part in parts),
+        ),
+        adapters=tuple(dict.fromkeys(name for part in parts for name in part.adapters)),
+        # Where a brownout began or ended meanwhile, the variant that stood in is the one to know of.
+        variant=next((part.variant for part in parts if part.browned_out), parts[0].variant),
+        browned_out=any(part.browned_out for part in parts),
+        reach=np.concatenate([_reach(part) for part in parts]) if looked else None,
+        suspicious=np.concatenate([part.suspicious for part in parts]) if looked else None,
+    )
+
+
+def _reach(part: Part) -> NDArray[np.float32]:
+    return np.full(len(part.vectors), np.nan, np.float32) if part.reach is None else part.reach
+
+
+def join_spaces(answers: Sequence[Sequence[Part]], spaces: Sequence[str]) -> dict[str, Embeddings]:
+    """Answers in several spaces each, by space, each joined as `join` does."""
+    return {space: join([answer[number] for answer in answers], space) for number, space in enumerate(spaces)}
+
+
+def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
+    """What NotFound means within a call that is pinned to a version that was there at its start."""
+    return FailedPrecondition(
+        f"version {version} of {encoder!r} was unloaded during the call ({error}), and another version's "
+        "vectors must not be mixed with its own; call again to embed all texts with the version served now"
+    )
+
+
+def describe_adapter(message: pb.Adapter) -> Adapter:
+    """An adapter as the SDK's own type; InternalError where the server says what no adapter can be."""
+    try:
+        return _adapter(message)
+    except ValueError as error:
+        raise InternalError(f"the server describes adapter {message.name!r} wrongly: {error}") from error
+
+
+def _adapter(message: pb.Adapter) -> Adapter:
+    source, target = (
+        Endpoint(encoder=end.encoder, version=int(end.version), space=end.space, dimensions=end.dimensions)
+        for end in (message.source, message.target)
+    )
+    calibrator = None
+    if message.HasField("calibrator"):
+        knots = message.calibrator
+        calibrator = Calibrator(adapted=tuple(knots.adapted), target=tuple(knots.target))
+    return Adapter(
+        encoder=message.encoder,
+        name=message.name,
+        source=source,
+        target=target,
+        rung=message.rung,
+        reads=cast(Reads, message.reads),
+        groups=tuple(message.groups),
+        verdict=cast(Verdict, message.verdict),
+        provisional=message.provisional,
+        reasons=tuple(message.reasons),
+        calibrator=calibrator,
+        problem=message.problem,
+    )
+
+
+def describe(message: pb.Encoder) -> Encoder:
+    """An encoder as the SDK's own type, without the dtypes of a newer server that this client cannot read."""
+    return Encoder(
+        name=message.name,
+        version=message.version,
+        space=message.space,
+        dimensions=message.dimensions,
+        max_tokens=message.max_tokens,
+        similarity=message.similarity,
+        pooling=message.pooling,
+        normalized=message.normalized,
+        query_prompt=message.query_prompt,
+        passage_prompt=message.passage_prompt,
+        dtypes=tuple(FROM_PROTO[dtype] for dtype in message.dtypes if dtype in FROM_PROTO),
+        limits=Limits(
+            max_texts=message.limits.max_texts,
+            max_text_bytes=message.limits.max_text_bytes,
+            max_message_bytes=message.limits.max_message_bytes,
+        ),
+        canary_share=message.canary_share,
+        shadow_share=message.shadow_share,
+        variants=tuple(_describe_variant(variant) for variant in message.variants),
+    )
+
+
+def _describe_variant(message: pb.Variant) -> Variant:
+    return Variant(
+        name=message.name,
+        space=message.space,
+        dimensions=message.dimensions,
+        precision=message.precision,
+        layers=message.layers,
+        loaded=message.loaded,
+        fidelity=_describe_fidelity(message.fidelity) if message.HasField("fidelity") else None,
+    )
+
+
+def _describe_fidelity(message: pb.Fidelity) -> Fidelity:
+    def interval(figure: pb.Interval) -> Interval:
+        return Interval(value=figure.value, low=figure.low, high=figure.high)
+
+    return Fidelity(
+        retrieval=message.retrieval,
+        queries=message.queries,
+        documents=message.documents,
+        source_ndcg=message.source_ndcg,
+        source_recall=message.source_recall,
+        ndcg=interval(message.ndcg),
+        recall=interval(message.recall),
+        query_only_ndcg=interval(message.query_only_ndcg),
+        query_only_recall=interval(message.query_only_recall),
+        cosine=message.cosine,
+        min_cosine=message.min_cosine,
+        batch_min_cosine=message.batch_min_cosine,
+        speedup=tuple(
+            Speedup(batch=each.batch, length=each.length, factor=each.factor) for each in message.speedup
+        ),
+        bytes=message.bytes,
+    )

@@ -1,0 +1,31 @@
+"""Closed sets of names: what requests, manifests and options choose from, each defined once."""
+
+from typing import Literal, get_args
+
+from trimtab.errors import InvalidArgument
+
+Role = Literal["query", "passage"]
+Truncate = Literal["end", "start", "none"]
+Priority = Literal["interactive", "bulk"]
+Dtype = Literal["float32", "float16", "int8", "ubinary"]
+ROLES: tuple[Role, ...] = get_args(Role)
+TRUNCATIONS: tuple[Truncate, ...] = get_args(Truncate)
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+Pooling = Literal["mean", "cls", "last", "max"]
+# int8: linear layers multiply bytes; int8-weights, int4-weights: weights in blocks; fp16: for GPUs;
+# bf16: weights in bfloat16, computed in float32;
+# int8-qdq: int8 as Q and DQ nodes around the products, for TensorRT
+Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16", "bf16", "int8-qdq"]
+
+Verdict = Literal["bridge", "cascade", "re-index", "stay"]
+Reads = Literal["embeddings", "states"]  # of an encoder's graph, by an adapter
+
+
+def check_dtype(name: str) -> Dtype:
+    """`name` as a Dtype; InvalidArgument names the choices."""
+    if name not in DTYPES:
+        raise InvalidArgument(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
+    return name

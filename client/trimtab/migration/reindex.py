@@ -1,0 +1,354 @@
+"""Re-index: embed every document of a store again with a new encoder, into another store.
+
+The target is the only record of how far this is: a document is done when the target has its id with the
+same text. So a run that was killed at any moment goes on where it was, at most a batch is embedded twice,
+and what was added to the source or changed in it meanwhile is found by the next pass. Passes follow one
+another until one finds nothing to do. The source is only read, and stays the truth about the documents that
+it has. A document that cannot be moved is set aside and named in the end; the others move.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trimtab.core.answers import Encoder
+from trimtab.core.exchange import MESSAGE_TEXTS
+from trimtab.core.requests import unfit
+from trimtab.errors import ConfigError, FailedPrecondition, InternalError, InvalidArgument
+from trimtab.kinds import (
+    Role,
+    Truncate,
+)
+from trimtab.migration import claims
+from trimtab.progress import Progress
+from trimtab.sdk.client import Client
+from trimtab.stores.base import (
+    SIMILARITIES,
+    Document,
+    Form,
+    Id,
+    Matrix,
+    Rows,
+    Store,
+    check_apart,
+    check_form,
+)
+
+BATCH = 256
+WRITE_SECONDS = 5.0  # a slow run writes this often, however few vectors there are
+MOST_PASSES = 10
+MOST_ASIDE = 10_000  # documents set aside; that many are no exceptions
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A document that was not moved, and why."""
+
+    id: Id
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a re-index did.
+
+    moved: documents that were embedded. kept: documents of the source that the target has now.
+    extra: documents that the target alone has. sampled: vectors that were embedded again to verify them.
+    aside: documents of the source that could not be moved; the target has none of them, or a former text.
+    """
+
+    moved: int
+    kept: int
+    extra: int
+    sampled: int
+    aside: tuple[Aside, ...] = ()
+
+
+class Pace:
+    """At most `rate` texts a second; None for no limit."""
+
+    def __init__(self, rate: float | None) -> None:
+        if rate is not None and not rate > 0:
+            raise ConfigError(f"rate is {rate}; give texts a second above 0, or leave it out for no limit")
+        self._seconds = 1 / rate if rate else 0.0
+        self._next = time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until the next text may be sent."""
+        if self._seconds:
+            now = time.monotonic()
+            self._next = max(self._next, now - self._seconds) + self._seconds
+            time.sleep(max(0.0, self._next - now))
+
+
+def target_form(encoder: Encoder) -> Form:
+    """What a store for an encoder's vectors must be."""
+    similarity = next(known for known in SIMILARITIES if known == encoder.similarity)
+    return Form(space=encoder.space, dimensions=encoder.dimensions, similarity=similarity)
+
+
+class Reindex:
+    """One re-index, from `source` into `target`, with an encoder that `client` reaches.
+
+    encoder: the version to embed with; `target` holds vectors of its space.
+    role, truncate: of the documents; without a role, encoders with prompts embed them as passages.
+    texts: by id, for a source that has none.
+    rate: at most so many texts a second. Without it, the server still lets live queries go first.
+    batch: how many documents a crash makes it embed twice, at most; half as many are written together.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        source: Store,
+        target: Store,
+        encoder: Encoder,
+        *,
+        role: Role | None = None,
+        truncate: Truncate = "end",
+        texts: Mapping[Id, str] | None = None,
+        rate: float | None = None,
+        batch: int = BATCH,
+    ) -> None:
+        check_apart(source, target)
+        check_form(target.form, target_form(encoder), target.name)
+        if batch < 1:
+            raise InvalidArgument(f"batch is {batch}; give at least 1")
+        self._client, self._source, self._target = client, source, target
+        self._options, self._limits = claims.bulk(encoder, role, truncate), encoder.limits
+        self._texts, self._batch, self._pace = texts, batch, Pace(rate)
+        # What the server or the target refused when it came to it: the text, and why.
+        self._refused: dict[Id, tuple[str | None, str]] = {}
+
+    def run(self, *, sample: int = claims.SAMPLE, progress: type[Progress] | None = None) -> Outcome:
+        """Move what is not there yet, pass by pass, and verify the whole.
+
+        Where nothing is to do, it does nothing but verify. progress: shows each pass. Raises
+        Unavailable where a store or the server goes away, and FailedPrecondition where the verification
+        fails, or where no document can be moved; what was moved until then is kept, and another run goes on
+        from there.
+        """
+        claims.check_sample(sample)
+        self._source.check_ids()
+        self._check_some()
+        moved = 0
+        for number in range(MOST_PASSES):
+            label = "checking" if number else "re-indexing"
+            total = self._source.count()
+            with progress(label, "documents", total) if progress else nullcontext() as shown:
+                done = self._pass(shown.advance if shown else lambda count: None)
+            moved += done.moved
+            if done.moved == 0 and done.seen in {total, self._source.count()}:
+                extra = self._target.count() - done.kept - done.former
+                if extra < 0:
+                    break  # somebody deletes from the target
+                sampled = claims.verify(self._client, self._target, self._options, self._limits, sample)
+                aside = tuple(Aside(id, reason) for id, reason in done.aside.items())
+                return Outcome(moved=moved, kept=done.kept, extra=extra, sampled=sampled, aside=aside)
+        raise FailedPrecondition(
+            f"{self._source.name} and {self._target.name} still differ after {number + 1} passes: documents "
+            f"change faster than they are embedded. The last pass saw {done.seen:,}, and {self._source.name} "
+            f"counts {self._source.count():,}. Run again when fewer change"
+        )
+
+    def _check_some(self) -> None:
+        """FailedPrecondition where no document of a sample can be moved: then something else is wrong."""
+        found = self._source.get(self._source.sample(claims.SAMPLE)).documents
+        documents = [self._wanted(document) for document in found]
+        refusals = [self._refusal(document) for document in documents]
+        if documents and all(refusals):
+            raise FailedPrecondition(
+                f"none of {len(documents)} sampled documents of {self._source.name} can be moved, such as "
+                f"document {documents[0].id!r}: {refusals[0]}"
+            )
+
+    def _wanted(self, document: Document) -> Document:
+        """A document of the source as it is to be in the target."""
+        text = document.text if self._texts is None else self._texts.get(document.id)
+        return Document(document.id, text, document.payload if self._target.keeps_payload else {})
+
+    def _refusal(self, document: Document) -> str:
+        """Why a document cannot be moved; "" where it can, as far as is known."""
+        if document.text is None:
+            where = (
+                f"{self._source.name} has no text for it"
+                if self._texts is None
+                else "the file of texts has none for it"
+            )
+            return f"{where}; pass texts by id for all documents"
+        if refusal := self._target.refusal(document):
+            return refusal
+        if refusal := unfit(document.text, self._limits):
+            return f"its text {refusal}"
+        text, reason = self._refused.get(document.id, (None, ""))
+        return reason if text == document.text else ""
+
+    def _pass(self, advance: Advance) -> "_Pass":
+        """Walk over the source, and embed what the target does not have, or has with another text."""
+        done = _Pass(advance)
+        missing = self._missing(done)
+        again: deque[Document] = deque()
+        while True:
+            feed = _Feed(again, missing)
+            try:
+                self._embed(feed, done)
+                return done
+            except (InvalidArgument, InternalError):
+                left = feed.stop()
+                if feed.failed or not left:
+                    raise
+            # The server refuses a message as a whole: its texts, one by one, tell which it is.
+            for document in left[:MESSAGE_TEXTS]:
+                self._alone(document, done)
+            again.extendleft(reversed(left[MESSAGE_TEXTS:]))
+
+    def _missing(self, done: "_Pass") -> Iterator[Document]:
+        """What is to be embedded, of the whole source."""
+        for page in self._source.pages(self._batch):
+            documents = [self._wanted(document) for document in page]
+            refusals = [self._refusal(document) for document in documents]
+            sound = [document.id for document, why in zip(documents, refusals, strict=True) if not why]
+            there, payloads = self._target.texts(sound), self._target.payloads(sound)
+            behind = []
+            for document, refusal in zip(documents, refusals, strict=True):
+                done.count(seen=1)
+                if refusal:
+                    self._set_aside(document.id, refusal, done)
+                elif document.id in there and there[document.id] == document.text:
+                    if not document.payload.items() <= payloads.get(document.id, {}).items():
+                        behind.append(document)
+                    done.count(kept=1)
+                else:
+                    self._pace.wait()
+                    yield document
+            self._target.carry(behind)
+
+    def _embed(self, feed: "_Feed", done: "_Pass") -> None:
+        """Embed what `feed` gives, and write it."""
+        ready: list[tuple[Document, Matrix]] = []
+        written_at = time.monotonic()
+        # What is on its way and what is ready but not written are a batch together: all that a crash costs.
+        window = max(1, self._batch // 2)
+        try:
+            with self._client.embed_stream(feed, window=window, **self._options.keywords()) as stream:
+                if stream.encoder.space != self._target.form.space:
+                    raise FailedPrecondition(
+                        f"{stream.encoder.name} {stream.encoder.version} makes vectors of space "
+                        f"{stream.encoder.space} by now, and {self._target.name} holds those of space "
+                        f"{self._target.form.space}; name another store"
+                    )
+                for vector in stream:
+                    ready.append((feed.sent.popleft(), vector))
+                    late = time.monotonic() - written_at >= WRITE_SECONDS
+                    if late or len(ready) >= self._batch - window:
+                        written, ready, written_at = ready, [], time.monotonic()
+                        self._write(written, done)
+        finally:
+            if ready:
+                self._write(ready, done)
+
+    def _alone(self, document: Document, done: "_Pass") -> None:
+        """Embed and write one document, or set it aside where the server refuses it."""
+        try:
+            (vector,) = self._client.embed([document.text or ""], **self._options.keywords())
+        except (InvalidArgument, InternalError) as error:
+            self._refuse(document, f"the server refuses its text: {error}", done)
+        else:
+            self._write([(document, vector)], done)
+
+    def _write(self, ready: Sequence[tuple[Document, Matrix]], done: "_Pass") -> None:
+        documents = [document for document, _ in ready]
+        try:
+            self._target.upsert(Rows(documents, np.stack([vector for _, vector in ready])))
+        except InvalidArgument as error:
+            if len(ready) == 1:
+                self._refuse(documents[0], str(error), done)
+            else:
+                for each in ready:
+                    self._write([each], done)
+            return
+        # Who deletes a document does so in the source, then in the target: perhaps just before this write.
+        still = self._source.present([document.id for document in documents])
+        if gone := [document.id for document in documents if document.id not in still]:
+            self._target.delete(gone)
+        done.count(moved=len(ready))
+
+    def _refuse(self, document: Document, reason: str, done: "_Pass") -> None:
+        self._refused[document.id] = (document.text, reason)
+        self._set_aside(document.id, reason, done)
+
+    def _set_aside(self, id: Id, reason: str, done: "_Pass") -> None:
+        done.aside[id] = reason
+        done.count(aside=1, former=len(self._target.present([id])))
+        if len(done.aside) > MOST_ASIDE:
+            raise FailedPrecondition(
+                f"more than {MOST_ASIDE:,} documents of {self._source.name} cannot be moved, such as {id!r}: "
+                f"{reason}. See to that first; what was moved stays"
+            )
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one pass did.
+
+    seen: documents of the source. moved: those that it embedded. kept: those that were there already.
+    aside: those that cannot be moved, and why. former: how many of these the target has all the same, with a
+    text that they had before.
+    """
+
+    advance: Advance
+    seen: int = 0
+    moved: int = 0
+    kept: int = 0
+    former: int = 0
+    aside: dict[Id, str] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)  # the stream reads in a thread of its own
+
+    def count(self, *, seen: int = 0, moved: int = 0, kept: int = 0, aside: int = 0, former: int = 0) -> None:
+        """Count what was done."""
+        with self._guard:
+            self.seen += seen
+            self.moved += moved
+            self.kept += kept
+            self.former += former
+            self.advance(moved + kept + aside)
+
+
+class _Feed(Iterator[str]):
+    """The texts of documents for one stream, each document noted in `sent` until its vector is there.
+
+    again: documents that come first; what is left of them is for the next stream.
+    """
+
+    def __init__(self, again: deque[Document], documents: Iterator[Document]) -> None:
+        self._again, self._documents = again, documents
+        self._open, self._guard = True, threading.Lock()
+        self.sent: deque[Document] = deque()
+        self.failed = False  # where the documents come from
+
+    def __next__(self) -> str:
+        with self._guard:
+            if not self._open:
+                raise StopIteration
+            try:
+                document = self._again.popleft() if self._again else next(self._documents)
+            except StopIteration:
+                raise
+            except BaseException:
+                self.failed = True
+                raise
+            self.sent.append(document)
+            return document.text or ""
+
+    def stop(self) -> list[Document]:
+        """Give out no more; what was given out and has no vector yet."""
+        with self._guard:
+            self._open = False
+            return list(self.sent)

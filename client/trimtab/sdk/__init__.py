@@ -1,0 +1,1 @@
+"""The two clients: how they connect, and how they drive what trimtab.core decides."""

@@ -1,0 +1,187 @@
+"""How a server is reached: address, credentials, retries, limits. One policy for both clients."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import grpc
+import grpc.aio
+
+from trimtab.errors import (
+    Code,
+    ConfigError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    TrimtabError,
+    Unavailable,
+    from_code,
+)
+from trimtab.sdk.target import Target
+
+DEFAULT_URL = "127.0.0.1:8001"
+DEFAULT_TIMEOUT = 30.0
+
+# Requests on their way at a time where one call is split: one being computed, one waiting, and their answers.
+PARTS_IN_FLIGHT = 4
+
+Balancing = Literal["round_robin", "least_loaded"]
+Tls = bool | str | Path | grpc.ChannelCredentials
+
+_SERVICE = "trimtab.v1.EncoderService"
+# Only what may succeed later is sent again, and gRPC itself does it: after the server's pushback where it
+# names one, else after a backoff with jitter. Five attempts is the most gRPC allows; these delays bridge a
+# server that is away for three or four seconds. Streams are not in here: they keep what was answered.
+_METHODS = {
+    "name": [
+        {"service": _SERVICE, "method": method}
+        for method in ("Embed", "Rescore", "ListEncoders", "GetEncoder", "ListAdapters")
+    ],
+    "retryPolicy": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "5s",
+        "backoffMultiplier": 2.5,
+        # CANCELLED: the server ended with the call in its hands; a caller's own is not retried.
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
+    },
+}
+_ROUND_ROBIN: dict[str, Any] = {"round_robin": {}}
+# gRPC's own policy for this (gRFC A58): it weighs servers by the reports that come with their answers, once
+# they have come for a second. Who is not heard of for half a minute is weighed like the others again.
+_BY_LOAD = {
+    "weighted_round_robin": {
+        "blackoutPeriod": "1s",
+        "weightUpdatePeriod": "0.5s",
+        "weightExpirationPeriod": "30s",
+    }
+}
+_POLICIES: dict[Balancing, list[dict[str, Any]]] = {
+    "round_robin": [_ROUND_ROBIN],
+    "least_loaded": [_BY_LOAD, _ROUND_ROBIN],
+}
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    # gRPC retries no call that it had to keep more than this for; its default, 256 KiB, is less than one
+    # batch of documents.
+    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
+    # A refused connection is tried again soon enough for the retries above to see it come back.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # The server says what a request may hold, and the SDK keeps to it; an answer may have any size.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A peer that vanished without a word is noticed while a call waits for it.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+def call_options(target: Target, balancing: Balancing) -> tuple[tuple[str, int | str], ...]:
+    """gRPC's options for the connections of calls."""
+    if balancing not in _POLICIES:
+        raise ConfigError(f"balancing {balancing!r} is not known; choose of {', '.join(_POLICIES)}")
+    return (*_OPTIONS, *target.options, _service_config(balancing))
+
+
+def stream_options(target: Target) -> tuple[tuple[str, int | str], ...]:
+    """gRPC's options for the connections of streams, which have their own, without gRPC's retries.
+
+    An Exchange knows better what to send again, and where a server goes away, gRPC's machinery for retries
+    (1.81) now and then leaves a stream's read pending for ever although its status is there. New streams go
+    round the servers: a report of load comes with the end of a call, too late to place the next stream.
+    """
+    return (*_OPTIONS, *target.options, _service_config("round_robin"), ("grpc.enable_retries", 0))
+
+
+def _service_config(balancing: Balancing) -> tuple[str, str]:
+    config = {"loadBalancingConfig": _POLICIES[balancing], "methodConfig": [_METHODS]}
+    return "grpc.service_config", json.dumps(config)
+
+
+class Deadline:
+    """So many seconds from now; math.inf for no limit."""
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ConfigError(f"timeout is {seconds}; give seconds above 0, or math.inf for no limit")
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float | None:
+        """Seconds left, as gRPC takes them: None for no limit."""
+        return None if math.isinf(self.seconds) else max(self._end - time.monotonic(), 0.0)
+
+
+def check_credentials(tls: Tls) -> grpc.ChannelCredentials | None:
+    """The credentials of the channel; None for plain text."""
+    if isinstance(tls, grpc.ChannelCredentials):
+        return tls
+    if isinstance(tls, bool):
+        return grpc.ssl_channel_credentials() if tls else None
+    try:
+        roots = Path(tls).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"tls: the root certificates in {tls} cannot be read: {error.strerror}") from error
+    return grpc.ssl_channel_credentials(roots)
+
+
+def from_rpc(error: grpc.RpcError, target: Target, timeout: float = math.inf) -> TrimtabError:
+    """Trimtab's error for a failed call of gRPC, with the server's pushback where it names one."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":
+        # gRPC's own words for a deadline that passed on this side name neither the limit nor the cure.
+        return DeadlineExceeded(
+            f"no answer from {target.url} within {timeout:g} s; pass a longer timeout, or fewer texts at once"
+        )
+    if code is grpc.StatusCode.UNAVAILABLE:
+        details = f"{target.url}: {details}{target.proxied}"
+    return from_code(Code[code.name], details, _pushback(error))
+
+
+def may_be_limits(error: TrimtabError) -> bool:
+    """Whether a request that was within the limits of which the client knows may be beyond the server's."""
+    # gRPC refuses a message that is too large before the server sees it, in these words.
+    return isinstance(error, InvalidArgument) or "larger than max" in str(error)
+
+
+def from_break(error: grpc.RpcError, target: Target) -> TrimtabError:
+    """Trimtab's error for a stream that broke; Unavailable where another connection may cure it."""
+    # A server that is stopped cancels its calls. A client that was closed does so too, and then has no
+    # further connection to offer.
+    cut = error.code() is grpc.StatusCode.CANCELLED
+    # grpc.aio forgets the status of a stream that ended while it was writing, and says this in its place
+    # (grpc/grpc#36066). Whatever it was, the next connection brings it to light.
+    forgotten = error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
+    if cut or forgotten:
+        return Unavailable(f"{target.url}: the connection broke ({error.details()})")
+    translated = from_rpc(error, target)
+    if isinstance(translated, ResourceExhausted) and may_be_limits(translated):
+        return FailedPrecondition(
+            f"{target.url} takes smaller messages than it did when this stream began: open the stream again "
+            f"({translated})"
+        )
+    return translated
+
+
+def _pushback(error: grpc.RpcError) -> float:
+    """The seconds the server asks to wait; 0 where it names none, or says not to try again."""
+    trailers = cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ())
+    pushback = str(dict(trailers).get("grpc-retry-pushback-ms", ""))
+    # No server waits for months; one that says so may be none of ours.
+    return int(pushback) / 1000 if pushback.isdecimal() and len(pushback) < 10 else 0.0
+
+
+@contextmanager
+def translated(target: Target, deadline: Deadline) -> Iterator[None]:
+    """Raise gRPC's errors as Trimtab's."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc(error, target, deadline.seconds) from error
+    except (ValueError, grpc.aio.UsageError) as error:  # gRPC's words for a channel that was closed
+        raise FailedPrecondition(f"the client of {target.url} is closed; make a new one") from error

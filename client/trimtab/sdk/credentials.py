@@ -1,0 +1,85 @@
+"""What is sent with every call: the caller's metadata, and a token that may change while the client lives."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from trimtab.errors import ConfigError
+from trimtab.sdk.target import is_local
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+# Seconds between two looks at a token's file.
+_INTERVAL = 1.0
+# What else may say who calls, in metadata that the caller gave.
+_SECRET = {"authorization", "proxy-authorization", "cookie", "x-api-key"}
+
+
+class CallMetadata:
+    """The metadata of each call. `secure`: whether the connection is encrypted.
+
+    A token given as text is sent as it is; as a Path, it is read from the file, and again once that has
+    changed, as the tokens do that a platform renews. Raises ConfigError where it cannot be read, or would
+    travel to another machine in plain text.
+    """
+
+    def __init__(
+        self, metadata: Mapping[str, str] | None, token: str | Path | None, *, url: str, secure: bool
+    ) -> None:
+        self._fixed: Metadata = tuple((key.lower(), value) for key, value in (metadata or {}).items())
+        self._file = token if isinstance(token, Path) else None
+        self._stamp: tuple[int, int] | None = None
+        self._next = 0.0
+        if token is None:
+            self._all = self._fixed
+            return
+        if not secure and not is_local(url):
+            raise ConfigError(
+                f"token: it would travel to {url} in plain text, for everybody on the way to read. Pass "
+                "tls=True or a CA; where something else encrypts, pass it in metadata as 'authorization'"
+            )
+        if isinstance(token, str):
+            self._all = self._with(token)
+        else:
+            self._read(token)
+
+    @property
+    def secret(self) -> bool:
+        """Whether credentials are among it."""
+        return any(key in _SECRET for key, _ in self._all)
+
+    def get(self) -> Metadata:
+        """The metadata of the next call."""
+        if self._file is not None and time.monotonic() >= self._next:
+            self._read(self._file)
+        return (*self._all, *_traceparent())
+
+    def _read(self, file: Path) -> None:
+        self._next = time.monotonic() + _INTERVAL
+        try:
+            stat = file.stat()
+            stamp = (stat.st_mtime_ns, stat.st_ino)
+            if stamp != self._stamp:
+                self._all, self._stamp = self._with(file.read_text().strip()), stamp
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"token: the file {file} cannot be read: {error}") from None
+
+    def _with(self, token: str) -> Metadata:
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise ConfigError("token: it is empty, or more than one word of ASCII")
+        return (*self._fixed, ("authorization", f"Bearer {token}"))
+
+
+def _traceparent() -> Metadata:
+    """The application's current span, where it traces with OpenTelemetry, for the server's to be linked to.
+
+    Source: W3C Trace Context. The package is used where the application has imported it, and never by us.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return ()
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return ()
+    return (("traceparent", f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"),)

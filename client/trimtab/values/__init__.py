@@ -1,0 +1,1 @@
+"""What goes over the wire beside the texts, as arrays and as messages."""
