@@ -70,24 +70,24 @@ class EncoderServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Embed(self, request, context):
-        """Embeds the texts of one request. Rows of the answer stand in the order of the texts.
+        """Embeds the texts of one request. The rows of the response are in the order of the texts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EmbedStream(self, request_iterator, context):
-        """Embeds many requests over one call. Answers come as soon as they are ready, in any order, each
-        with the id of its request. The server reads on only while it has room for more, so a client
-        may write as fast as the call lets it.
+        """Embeds many requests over one call. Responses arrive as soon as they are ready, in any order, each
+        with the id of its request. The server stops reading while it is full, so a client may write as fast
+        as flow control allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rescore(self, request, context):
-        """Scores candidates for a query in the encoder's own space: the second stage of a search whose first
-        stage fetched them from an index of another space.
+        """Scores candidates for a query in the encoder's own space. This is the second stage of a search whose
+        first stage fetched the candidates from an index in another space.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,14 +101,14 @@ class EncoderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetEncoder(self, request, context):
-        """Describes one encoder. NOT_FOUND where it is not served.
+        """Describes one encoder. NOT_FOUND if it is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """Lists the adapters of the repository, those that are not served included, each with the reason.
+        """Lists all adapters in the repository. For one that is not served, `problem` gives the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
