@@ -33,10 +33,10 @@ from bench import data, draw_export, encoders
 from bench.processes import ROOT
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.bundle import Passes
-from trimtab_export import docstrings
 from trimtab_export.export import export
 from trimtab_export.load import load
 from trimtab_export.source import Settings
+from trimtab_export.texts import gather
 from trimtab_export.tokens import Batcher
 from trimtab_export.variants import fidelity, material, retrieval
 from trimtab_export.variants.fidelity import typical
@@ -94,7 +94,7 @@ def main() -> int:
         if not encoders.exported(done):
             export(Settings(source), name, work / "repository", wanted=wanted)
     bundle = bundles.read(done)
-    others = retrieval.held_out("docstrings", docstrings.pairs(), elsewhere_queries, elsewhere_documents)
+    others = retrieval.held_out("docstrings", gather.docstrings(), elsewhere_queries, elsewhere_documents)
     elsewhere = _elsewhere(source, bundle, others)
     variants = [_figures(bundle, variant, elsewhere) for variant in bundle.manifest.variants[1:]]
     cells = bundle.manifest.variants[0].report.cells

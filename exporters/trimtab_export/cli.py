@@ -32,6 +32,16 @@ SUMMARY = "turn an encoder into a bundle for the server"
 EXTRA = "export"
 
 
+class _ListTexts(argparse.Action):
+    """Say what texts there are on this machine, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from trimtab_export.texts import gather
+
+        sys.stdout.write(gather.describe(gather.gather()))
+        parser.exit()
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="a folder, an .onnx file, or an id of the Hugging Face hub"
@@ -123,6 +133,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="texts to train and calibrate on, one a line (default: docstrings)",
+    )
+    more.add_argument(
+        "--list-texts", action=_ListTexts, nargs=0, help="list the kinds of text on this machine, and exit"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trimtab.artifacts import bundle as bundles
-from trimtab_export import docstrings
+from tests.adapters.samples import docstrings
 from trimtab_export.adapters import checks, climb
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
 from trimtab_export.adapters.fit import Read
@@ -101,7 +101,7 @@ def shallow(minilm: Encoder, cache: Path) -> Encoder:
 @pytest.fixture(scope="session")
 def found() -> Read:
     """Docstrings: 500 pairs, and as many documents and queries more to learn from."""
-    rows = docstrings.pairs(LONGEST)[: PAIRS + OTHERS]
+    rows = docstrings(LONGEST)[: PAIRS + OTHERS]
     return Read(
         texts=[document for _, document in rows],
         queries=[Query(query) for query, _ in rows[PAIRS:]],

@@ -1,5 +1,6 @@
-"""A whole, made-up adapter manifest for tests that need one on disk."""
+"""A whole, made-up adapter manifest for tests that need one on disk, and real pairs of texts."""
 
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -7,6 +8,8 @@ import numpy as np
 
 from trimtab.artifacts import adapter as adapters
 from trimtab.artifacts import artifact
+from trimtab_export.texts import python_sources
+from trimtab_export.texts.domain import hash_of
 
 QUALITY = adapters.Quality(recall_1=0.5, recall_10=0.8, recall_100=0.9, ndcg_10=0.6)
 INTERVAL = artifact.Interval(value=0.98, low=0.96, high=1.0)
@@ -66,3 +69,13 @@ def write(folder: Path) -> adapters.AdapterManifest:
     content = manifest(folder, folder.name)
     (folder / adapters.MANIFEST).write_bytes(msgspec.json.encode(content))
     return content
+
+
+@cache
+def docstrings(longest: int) -> list[tuple[str, str]]:
+    """(first paragraph, the first `longest` characters of the rest) of real docstrings, each once."""
+    found: dict[str, str] = {}
+    for query, document, _ in python_sources.docstrings((python_sources.STANDARD, "numpy")):
+        found.setdefault(" ".join(document.split())[:longest], " ".join(query.split()))
+    unique = {query: document for document, query in found.items()}
+    return sorted(unique.items(), key=lambda pair: (hash_of(pair[0]), pair))

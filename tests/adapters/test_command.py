@@ -10,11 +10,12 @@ import onnxruntime
 import pytest
 
 from tests import variants_made
+from tests.adapters.samples import docstrings
 from tests.export import tiny_encoders
 from trimtab.artifacts import adapter as adapters
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import AdapterError, BundleError, ConfigError, InvalidArgument, TrimtabError
-from trimtab_export import adapter_command, docstrings
+from trimtab_export import adapter_command
 from trimtab_export.adapters import encode
 from trimtab_export.adapters.encode import Encoder
 from trimtab_export.export import export
@@ -38,7 +39,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """texts.txt, queries.jsonl, pairs.jsonl."""
-    rows = docstrings.pairs(LONGEST)[:ROWS]
+    rows = docstrings(LONGEST)[:ROWS]
     (tmp_path / "texts.txt").write_text("".join(f"{document}\n" for _, document in rows))
     queries = [{"query": query, "group": "long" if len(query) > 50 else ""} for query, _ in rows[PAIRS:]]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(each) + "\n" for each in queries))

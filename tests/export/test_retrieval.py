@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import ExportError
-from trimtab_export import docstrings
 from trimtab_export.variants import material, retrieval
 
 PAIRS = [(f"question number {number}", f"the answer to {number} is written here") for number in range(60)]
@@ -96,9 +95,3 @@ def test_what_is_measured_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.
         assert len(found.texts) > 1000, "docstrings where the user gave few"
         if given_texts is not None and given_pairs is not None:
             assert found.texts[:80] == long
-
-
-def test_docstrings_are_many() -> None:
-    pairs = docstrings.pairs()
-    assert len(pairs) > 1000
-    assert len({document for _, document in pairs}) == len({query for query, _ in pairs}) == len(pairs)

@@ -56,7 +56,7 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So little as a tiny encoder needs; and speed is no matter of tests."""
     words = [f"w{number} x{number * 7 % 13} y{number * 3 % 17}" for number in range(300)]
     pairs = [(f"what is {word}", f"about {word} there is much to say, {word} again") for word in words]
-    monkeypatch.setattr(material.docstrings, "pairs", lambda: pairs)
+    monkeypatch.setattr(material.texts_at_hand, "docstrings", lambda: pairs)
     monkeypatch.setattr(material, "QUERIES", 40)
     monkeypatch.setattr(material, "DOCUMENTS", 60)
     monkeypatch.setattr(material, "TEXTS", 200)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab_export import docstrings
+from trimtab_export.texts import gather as texts_at_hand
 from trimtab_export.variants import retrieval
 from trimtab_export.variants.retrieval import Pairs
 
@@ -33,7 +33,7 @@ def gather(pairs: Path | None, texts: Path | None) -> Material:
     elif texts is not None:
         name, found = f"pairs made of {texts.name}", retrieval.split(given)
     else:
-        name, found = "docstrings", docstrings.pairs()
+        name, found = "docstrings", texts_at_hand.docstrings()
     held = retrieval.held_out(name, found, QUERIES, DOCUMENTS)
     taken = {*held.queries, *held.documents}
     if pairs is None and texts is not None:  # a held-out pair and the text that it was cut from
@@ -42,5 +42,5 @@ def gather(pairs: Path | None, texts: Path | None) -> Material:
     if texts is None:
         train += [text for pair in found for text in pair if text not in taken]
     if len(train) < ENOUGH and name != "docstrings":
-        train += [text for pair in docstrings.pairs() for text in pair if text not in taken]
+        train += [text for pair in texts_at_hand.docstrings() for text in pair if text not in taken]
     return Material(held, list(dict.fromkeys(train))[:TEXTS])

@@ -1,0 +1,1 @@
+"""Real texts of unlike kinds, from what the machine and the installed packages carry anyway."""
