@@ -15,7 +15,8 @@ DOCUMENTED = (STANDARD, "numpy", "scipy", "sklearn", "torch", "transformers")
 PROGRAMMED = ("sympy", "networkx", "matplotlib", "huggingface_hub", "sentence_transformers", "fsspec", "PIL")
 LEAST_QUERY, LEAST_DOCUMENT = 4, 12  # words
 LEAST_LINES, MOST_LINES = 3, 60
-MOST_FILES = 250  # of a package, spread over it
+MOST_FILES = 200  # of a package, spread over it
+MOST_BYTES = 60_000  # of a file: longer ones take their time and repeat themselves
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module
 
 
@@ -68,6 +69,7 @@ def _files(packages: Sequence[str]) -> Iterator[Path]:
                 path
                 for path in root.rglob("*.py")
                 if not {"test", "tests", "site-packages"} & set(path.relative_to(root).parts)
+                and path.stat().st_size <= MOST_BYTES
             )
             yield from files[:: max(1, -(-len(files) // MOST_FILES))]
 
