@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.artifacts import bundle as bundles
 from tests.adapters.samples import docstrings
+from trimtab.artifacts import bundle as bundles
 from trimtab_export.adapters import checks, climb
 from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
 from trimtab_export.adapters.fit import Read
