@@ -1,21 +1,21 @@
-"""What an adapter adds to a query, in us of CPU time a text: by kind of map, alone and batched, and by place.
+"""What an adapter adds to a query, in us of CPU time per text: by kind of map, batching and where it runs.
 
     python -m bench.adapter_cost models/all-minilm-l6-v2/1
 
 The encoder embeds Debian's short descriptions, and maps of the sizes that the ladder makes are applied to its
-rows. Their weights are random, which costs as much. Everything is on one thread.
+rows. Their weights are random, which costs the same. Everything runs on one thread.
 
-encode     the encoder's own run: alone, and in batches of 32
-session    the map's run for one row, right after a run of the encoder, which leaves the caches to its own
+encode     the encoder's own run: one text, and a batch of 32
+session    the map's run for one row, right after a run of the encoder has filled the caches with its own
            weights; and for the 32 rows of a batch together
 each       32 requests of one row: their maps run one by one on the event loop
-together   the same, in one run for the rows that come together, as the server does it (applying.py)
-thread     the same, each handed to a thread
-folded     the map as one more output of the encoder's graph: what a run of that takes more
-server     through the SDK and a real server, a call alone: what the server spends more on a call that names
-           the space than on one that names none
+together   the same requests, in one run for all rows, as the server does it (applying.py)
+thread     the same requests, each handed to a thread
+folded     the map as one more output of the encoder's graph: the extra time of a run
+server     through the SDK and a real server, one call at a time: the extra time of a call that names the
+           space over one that does not
 
-CPU time, the median, since neighbours take turns with it; kept in bench/history/adapter_cost.jsonl.
+Figures are medians of CPU time, which other load disturbs least; kept in bench/history/adapter_cost.jsonl.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def kinds(width: int, states: int) -> dict[str, Map]:
 
 
 def repository(source: Path, folder: Path) -> tuple[Bundle, dict[str, str]]:
-    """A repository of the encoder with an adapter of each kind; and the space that each kind leads to."""
+    """A repository of the encoder with an adapter of each kind; and the space that each kind maps to."""
     bundle = made.copied(source, folder)
     manifest = bundle.manifest
     states = manifest.variants[0].states
@@ -113,7 +113,7 @@ def repository(source: Path, folder: Path) -> tuple[Bundle, dict[str, str]]:
 
 
 def timed(run: Callable[[], object], times: int, before: Callable[[], object] = lambda: None) -> float:
-    """Microseconds of a run, the median; `before` comes before each and is not counted."""
+    """Median microseconds of a run; `before` is called before each run and not counted."""
     taken = []
     for _ in range(times):
         before()
@@ -157,7 +157,7 @@ def sessions(bundle: Bundle, loaded: Sequence[Loaded], ids: Sequence[list[int]],
 
 
 async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figures:
-    """32 requests of one row by each of three ways; what asyncio takes for 32 tasks is left out."""
+    """32 requests of one row, in each of three ways; asyncio's own cost of 32 tasks is subtracted."""
     applier = Applier()
     route = Route("there", (loaded,), vectors.shape[1] - loaded.states_width, True, None)
 
@@ -185,7 +185,7 @@ async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figu
 
 
 def folded(bundle: Bundle, loaded: Loaded) -> Graph:
-    """The encoder's graph with the adapter's behind it."""
+    """The encoder's graph with the adapter's appended."""
     variant = bundle.manifest.variants[0]
     path = bundle.file(variant.files[0])
     encoder = onnx.load(path, load_external_data=False)
@@ -205,7 +205,7 @@ def folded(bundle: Bundle, loaded: Loaded) -> Graph:
 
 
 def server(folder: Path, spaces: dict[str, str], texts: Sequence[str]) -> dict[str, Figures]:
-    """Calls alone through a real server, in turns with and without the name of a space."""
+    """One call at a time through a real server, alternately with and without a space."""
     found = {}
     with (
         processes.trimtab(folder, processes.cores().server) as running,

@@ -1,4 +1,4 @@
-"""Whether a server gives the vectors that the bundle's graph gives: the least cosine over some texts.
+"""Does a server return the same vectors as the bundle's graph? The lowest cosine over some texts.
 
 A server that computes something else is not worth timing.
 """

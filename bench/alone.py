@@ -1,7 +1,7 @@
-"""One call alone: how much longer a unary call takes than the bare session on the same text.
+"""The latency of a single call: how much longer a unary call takes than the bare session on the same text.
 
-Nothing else is in flight. Call and session take turns, text by text: the server and the session on one core,
-the client on another. Prints one JSON object of medians, in milliseconds.
+Nothing else is in flight. Call and session alternate, text by text: server and session on one core, the
+client on another. Prints one JSON object of medians, in milliseconds.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
                 return trimtab.AsyncClient(options.url)
 
             async_client = runner.run(connect())
-            # The loop runs only while there is a call; its turns are in the figure, as in a program.
+            # The loop runs only during a call; its iterations count, as they would in a program.
             loop = runner.get_loop()
             figures = with_call(lambda text: loop.run_until_complete(async_client.embed_detailed([text])))
             runner.run(async_client.close())

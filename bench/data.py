@@ -1,8 +1,8 @@
 """Real texts for the benchmarks: the descriptions of Debian's packages, some 40,000 short and long pairs.
 
-They come through the machine's own `apt-get` into a folder of their own, so that its lists stay as they
-are, and are kept in bench/.data for the next run. For retrieval there are `examples`: packages that say the
-same of themselves count once, and thousands of queries are there in German and French as well.
+The machine's own `apt-get` fetches them into a separate folder, so its package lists stay as they are. They
+are cached in bench/.data. For retrieval there are `examples`: packages with the same description count once,
+and thousands of queries also exist in German and French.
 """
 
 import json
@@ -20,7 +20,7 @@ CACHE = Path(__file__).parent / ".data" / "debian.jsonl"
 EXAMPLES = CACHE.with_name("debian-examples.jsonl")
 LANGUAGES = ("de", "fr")
 SHORTEST = 80  # characters of a document
-# What tells the packages of one program from each other, at the end of a description.
+# The end of a description, where the packages of one program differ.
 PART = re.compile(r"\s*This package (?:contains|provides|includes|installs|is|depends)\b.*", re.DOTALL)
 KIND = re.compile(
     r"\s*[-(\[]\s*(?:dev|doc|lib|debug|common|data|runtime|shared|header|tool|python|transition)\w*\b.*",
@@ -34,7 +34,7 @@ MIXES = {"short": 0.0, "mixed": 0.3, "long": 1.0}
 def pairs(language: str = "en") -> list[tuple[str, str]]:
     """(short description, long description) of packages, each text once, in a fixed random order.
 
-    In English, or as far as Debian's translators have come in another language: some thousands in "de".
+    In English, or whatever Debian has translated into another language: some thousands in "de".
     """
     cache = CACHE if language == "en" else CACHE.with_stem(f"{CACHE.stem}-{language}")
     if not cache.exists():
@@ -87,7 +87,7 @@ def _fetch(language: str) -> list[tuple[str, str]]:
 
 
 def _fetch_examples() -> list[dict[str, object]]:
-    """One example for all packages whose descriptions read the same but for the part that they name."""
+    """One example for all packages whose descriptions differ only in the part that names the package."""
     with _lists("en", *LANGUAGES) as lists:
         families: dict[str, tuple[str, str, str]] = {}  # what they share -> name, query, digest
         for name, digest, short, long in _records(lists, "en"):
@@ -130,7 +130,7 @@ def _records(lists: Path, language: str) -> Iterator[tuple[str, str, str, str]]:
 
 @contextmanager
 def _lists(*languages: str) -> Iterator[Path]:
-    """The folder of apt's lists in these languages, in a place of its own."""
+    """The folder of apt's lists in these languages, apart from the system's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "lists" / "partial").mkdir(parents=True)

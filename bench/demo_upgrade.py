@@ -1,17 +1,17 @@
-"""Change the encoder of a running search, and see what each way of doing it is worth: `make demo-upgrade`.
+"""Change the encoder of a running search, and compare the ways to do it: `make demo-upgrade`.
 
-An index of real texts (Debian's package descriptions) was made with paraphrase-MiniLM-L3-v2. The server gets
-all-MiniLM-L6-v2 beside it. What is measured is how often the description of a package is among the first ten
-documents for its one-line summary, over queries that nothing was fitted on:
+An index of real texts (Debian's package descriptions) is made with paraphrase-MiniLM-L3-v2. Then the server
+also gets all-MiniLM-L6-v2. The demo measures how often a package's description is among the first ten
+documents for its one-line summary, over queries that were not used for fitting:
 
-    old on old            as it was
+    old on old            before the change
     new on old, naive     the new encoder's queries on the old index
     adapted               the same through an adapter (`trimtab adapter fit`)
     cascade               the adapted query fetches 100 candidates, the new encoder scores them again
-    new re-indexed        when everything is embedded again
+    new re-indexed        after everything has been embedded again
 
-Then `trimtab reindex` runs, is killed with SIGKILL at each quarter and started again, and both halves are
-searched as they stand. The table goes to the terminal and to bench/history, the picture to docs/upgrade.png.
+Then `trimtab reindex` runs, is killed with SIGKILL at each quarter and restarted, and both halves are
+searched at each stage. The table goes to the terminal and to bench/history, the picture to docs/upgrade.png.
 """
 
 import argparse
@@ -43,7 +43,7 @@ HISTORY = ROOT / "bench" / "history" / "demo-upgrade.jsonl"
 PICTURE = ROOT / "docs" / "upgrade.png"
 OLD, NEW = "paraphrase-minilm-l3-v2", "all-minilm-l6-v2"
 SOURCES = {OLD: encoders.L3, NEW: encoders.L6}
-CHARACTERS = 300  # of a description: what an index of this kind holds, and a demonstration can wait for
+CHARACTERS = 300  # of a description: typical of such an index, and fast enough for a demo
 K, CANDIDATES = 10, 100
 QUARTERS = (0.25, 0.5, 0.75)
 BATCH = 64
@@ -76,7 +76,7 @@ class Texts:
 
 @dataclass(slots=True)
 class Findings:
-    """Recall@10 by arm, and by the share that has moved."""
+    """Recall@10 by arm, and by the share of documents moved."""
 
     arms: dict[str, float] = field(default_factory=dict)
     rescored: dict[str, float] = field(default_factory=dict)
@@ -90,7 +90,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="make demo-upgrade", description="change the encoder, keep the index"
     )
-    parser.add_argument("--quick", action="store_true", help="a trial with fewer texts; nothing is kept")
+    parser.add_argument(
+        "--quick", action="store_true", help="a short run with fewer texts; nothing is recorded"
+    )
     quick = parser.parse_args().quick
     plan = QUICK if quick else Plan()
     texts = prepare(plan)
@@ -106,7 +108,7 @@ def main() -> None:
         found.adapter = {"rung": adapter.rung, "verdict": adapter.verdict}
         with timed(found, "ask"):
             measure(client, texts, old, found)
-        with timed(found, "re-index, asking at each quarter"):
+        with timed(found, "re-index, searching at each quarter"):
             migrate(client, server.url, texts, old, found)
         found.cpu_seconds = round(cpu_seconds() - before + server.cpu_seconds(), 1)
     print(table(found))
@@ -138,7 +140,7 @@ def prepare(plan: Plan) -> Texts:
 
 
 def bundles() -> Path:
-    """A repository with both encoders, exported where they are not there yet."""
+    """A repository with both encoders, exported if missing."""
     repository = WORK / "repository"
     for name, source in SOURCES.items():
         shutil.rmtree(repository / name / "adapters", ignore_errors=True)
@@ -167,7 +169,7 @@ def fill(client: trimtab.Client, name: str, documents: list[str]) -> str:
 
 
 def fit(repository: Path, texts: Texts, old: str, server: str, client: trimtab.Client) -> Adapter:
-    """Fit the adapter beside the new encoder, and let the running server have it."""
+    """Fit the adapter next to the new encoder, and load it into the running server."""
     files = {
         "texts.jsonl": ({"text": text} for text in texts.documents),
         "queries.jsonl": ({"query": query} for query in texts.others),
@@ -181,7 +183,7 @@ def fit(repository: Path, texts: Texts, old: str, server: str, client: trimtab.C
         *("--pairs", WORK / "pairs.jsonl", "--old-vectors", old, "--name", "to-l3"),
     )
     with triton.InferenceServerClient(server) as control:
-        control.load_model(NEW)  # brings it in step with the disk: the server goes on, with the adapter
+        control.load_model(NEW)  # picks up the adapter while the server goes on
     (adapter,) = client.adapters()
     if adapter.problem:
         raise SystemExit(f"the server does not use the adapter: {adapter.problem}")
@@ -189,7 +191,7 @@ def fit(repository: Path, texts: Texts, old: str, server: str, client: trimtab.C
 
 
 def measure(client: trimtab.Client, texts: Texts, old_url: str, found: Findings) -> None:
-    """The arms that need no re-indexing."""
+    """The arms that need no re-index."""
     new_space, old_space = client.encoder(NEW).space, client.encoder(OLD).space
     queries = list(texts.asked.values())
     before = client.embed(queries, encoder=OLD)
@@ -204,7 +206,7 @@ def measure(client: trimtab.Client, texts: Texts, old_url: str, found: Findings)
 
 
 def migrate(client: trimtab.Client, server: str, texts: Texts, old_url: str, found: Findings) -> None:
-    """Re-index, killed at each quarter, and ask both halves at every stage."""
+    """Re-index, killed at each quarter, and search both halves at every stage."""
     new_url = f"faiss:{WORK / 'new'}"
     shutil.rmtree(WORK / "new", ignore_errors=True)
     encoder = client.encoder(NEW)
@@ -231,7 +233,7 @@ def migrate(client: trimtab.Client, server: str, texts: Texts, old_url: str, fou
 
 
 def ask(client: trimtab.Client, texts: Texts, old: Store, new: Store, found: Findings) -> None:
-    """Search both halves as they stand now."""
+    """Search both halves in their current state."""
     stage = f"{new.count() / old.count():.0%}"
     ways: list[tuple[Merge, dict[str, float]]] = [
         ("rescore", found.rescored),
@@ -244,7 +246,7 @@ def ask(client: trimtab.Client, texts: Texts, old: Store, new: Store, found: Fin
 
 
 def recall(asked: Mapping[int, str], results: Iterator[list[Hit]], label: str) -> float:
-    """The share of queries whose own document is among the hits."""
+    """The share of queries whose document is among the hits."""
     right = 0
     with Progress(label, "queries", len(asked)) as progress:
         for number, hits in zip(asked, results, strict=True):
@@ -263,7 +265,7 @@ def trimtab_command(*arguments: object) -> None:
 
 @contextmanager
 def timed(found: Findings, step: str) -> Iterator[None]:
-    """Say what is being done, and note how long it took."""
+    """Print the step, and record how long it took."""
     print(f"\n{step}", flush=True)
     started = time.monotonic()
     yield
@@ -271,13 +273,13 @@ def timed(found: Findings, step: str) -> Iterator[None]:
 
 
 def cpu_seconds() -> float:
-    """What this process and those that it has waited for have computed."""
+    """CPU seconds of this process and of the children it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def table(found: Findings) -> str:
-    """What a reader wants to see."""
+    """Print the results."""
     arms = ("old on old", "new on old, naive", "adapted", "cascade", "new re-indexed")
     best = found.arms["new re-indexed"]
     lines = ["", f"{'Recall@10':<24}{'':>8}{'of new re-indexed':>20}"]

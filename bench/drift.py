@@ -1,11 +1,10 @@
-"""Query drift, live: false alarms on like queries, and how soon other queries are noticed.
+"""Query drift, live: false alarms on similar queries, and how soon different queries are noticed.
 
     python -m bench.drift models/all-minilm-l6-v2/1
 
-The queries are Debian's short descriptions in English, calibrated on a random part of them; live ones are the
-rest of them, the descriptions that Debian's translators have made in German, and long descriptions. What the
-server does with the queries of an adapter is done here with their vectors (spaces/drift.py). Kept in
-bench/history/drift.jsonl.
+The queries are Debian's short descriptions in English, and a random part of them is the calibration set. Live
+queries are the rest, the German translations of Debian's descriptions, and long descriptions. Their vectors
+go through the server's own detector (spaces/drift.py). Kept in bench/history/drift.jsonl.
 """
 
 import argparse
@@ -36,7 +35,7 @@ def embed(bare: Bare, texts: list[str]) -> Vectors:
 
 
 def alarms(baseline: Baseline, live: Vectors) -> tuple[int, int, int]:
-    """How many windows of these queries alarm, of how many; and after how many queries the first does."""
+    """How many windows raise the alarm, out of how many; and after how many queries the first alarm comes."""
     found = [finding.alarm for finding in Drift(baseline).add(live)]
     first = found.index(True) + 1 if any(found) else 0
     return sum(found), len(found), first * WINDOW

@@ -1,6 +1,6 @@
 """Encoders that are nearly all-MiniLM-L6-v2: fewer FFN neurons, other weights after a fine-tune, int8.
 
-Each is made once, in bench/.data/encoders, from the encoder and from examples that no swap is judged by.
+Each is made once, in bench/.data/encoders, from the encoder and from examples that judge no swap.
 """
 
 import shutil
@@ -20,7 +20,7 @@ LONGEST = 64  # tokens of a document in it
 
 
 def made(name: str, examples: Sequence[Example]) -> Path:
-    """The folder of one of the three; made where it is not there."""
+    """The folder of one of the three; made if missing."""
     folder = FOLDER / name
     if not folder.exists():
         partial = folder.with_suffix(".partial")
@@ -42,7 +42,7 @@ def _model() -> Any:
 
 
 def _prune(folder: Path, examples: Sequence[Example]) -> None:
-    """Leave out a quarter of each layer's FFN neurons, those that say least: mean square times norm out."""
+    """Remove a quarter of each layer's FFN neurons, the least important by mean square times output norm."""
     import torch
 
     model = _model()
@@ -100,7 +100,7 @@ def _tune(folder: Path, examples: Sequence[Example]) -> None:
 
 
 def _quantise(folder: Path, examples: Sequence[Example]) -> None:
-    """Static int8, weights per channel, outputs of products left as they are: model.onnx, to token states."""
+    """Static int8, weights per channel, outputs of products not quantised: model.onnx, to token states."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from optimum.exporters.onnx import main_export
 

@@ -39,7 +39,7 @@ LAYER = {
 
 
 def source(name: str) -> Path:
-    """The folder of an encoder; made where it is not there."""
+    """The folder of an encoder; made if missing."""
     folder = FOLDER / name
     if not (folder / "modules.json").exists():
         partial = folder.with_suffix(".partial")
@@ -52,7 +52,7 @@ def source(name: str) -> Path:
 
 
 def exported(bundle: Path) -> bool:
-    """Whether this bundle is there; one that this Trimtab does not read any more is removed."""
+    """Whether this bundle exists; one in a format that is no longer read is removed."""
     try:
         bundles.read(bundle, verify=False)
     except BundleError:
@@ -62,7 +62,7 @@ def exported(bundle: Path) -> bool:
 
 
 def _file(package: str, suffix: str) -> Path:
-    """The one file of an installed package that ends so."""
+    """The one file of an installed package with this suffix."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -75,7 +75,7 @@ def _l6(folder: Path) -> None:
 
 
 def _l3(folder: Path) -> None:
-    """Matrices of an exported graph have lost their names: each is found by the bias that is added to it."""
+    """Name the matrices of an exported graph, which has lost their names, by the bias added to each."""
     import onnx
     from onnx import numpy_helper
 
@@ -208,7 +208,7 @@ def _save(
     heads: int = 12,
     pad: int = 0,
 ) -> None:
-    """Weights and the tokenizer that is in the folder, as a sentence-transformers model there."""
+    """Write the weights, with the tokenizer already in the folder, as a sentence-transformers model there."""
     import torch
     from sentence_transformers import SentenceTransformer, models
     from transformers import BertConfig, BertModel

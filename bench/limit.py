@@ -1,8 +1,8 @@
 """The limit: one process, one core, no server; every text known beforehand, sorted by length, in batches.
 
-Run as a program, it prints one JSON object: the texts per second of each way to cut the sorted texts into
-batches: so many texts each, or so many tokens each, padding included. All ways are tried on a part of the
-texts, and the best of those on all of them. The greatest figure is the limit.
+Run as a program, it prints one JSON object: the texts per second for each way to split the sorted texts into
+batches, by a number of texts or by a number of tokens including padding. All ways are tried on a part of the
+texts, and the best ones on all of them. The greatest figure is the limit.
 """
 
 import argparse
@@ -27,7 +27,7 @@ FINALISTS = 3
 
 
 class Bare:
-    """The bundle's tokenizer and its graph in ONNX Runtime on one thread, with nothing around them."""
+    """The bundle's tokenizer and its graph in ONNX Runtime on one thread, and nothing else."""
 
     def __init__(self, folder: Path) -> None:
         bundle = bundles.read(folder)

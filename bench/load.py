@@ -1,11 +1,11 @@
-"""The load generator, a process of its own. Prints one JSON object: rates, latencies, its own lag.
+"""The load generator, run as its own process. Prints one JSON object: rates, latencies, its own lag.
 
-Closed loop: --concurrency calls in flight, one text each; an answer lets the next one go.
-Open loop:   --rate texts a second, Poisson, or --trace FILE, whatever the server does meanwhile; FILE has one
-             "seconds<TAB>text" a line.
+Closed loop: --concurrency calls in flight, one text each; each answer starts the next call.
+Open loop:   --rate texts a second, Poisson, or --trace FILE, whatever the server does meanwhile; each line of
+             FILE is "seconds<TAB>text".
 
-A latency counts from the moment when a text was *due*, not from when it was sent, so that a server that
-stalls does not hide the calls it held up. How late the generator itself was is told as lag.
+Latency counts from when a text was *due*, not from when it was sent, so a stalling server cannot hide the
+calls that it delayed. Lag is how late the generator itself was.
 
 Every text must be answered once, with a unit vector of the right width; otherwise the run fails.
 """
@@ -41,7 +41,7 @@ Call = Callable[[str], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the load goes."""
+    """The server under load."""
 
     url: str
     encoder: str
@@ -49,7 +49,7 @@ class Target:
 
 @asynccontextmanager
 async def sdk(target: Target) -> AsyncIterator[Call]:
-    """trimtab.AsyncClient, one call a text."""
+    """trimtab.AsyncClient, one call per text."""
     async with trimtab.AsyncClient(target.url, timeout=TIMEOUT) as client:
 
         async def call(text: str) -> Any:
@@ -60,7 +60,7 @@ async def sdk(target: Target) -> AsyncIterator[Call]:
 
 @asynccontextmanager
 async def triton(target: Target) -> AsyncIterator[Call]:
-    """NVIDIA's tritonclient.grpc.aio, one call a text: of ours and of Triton."""
+    """NVIDIA's tritonclient.grpc.aio, one call per text: for our server and for Triton."""
     import tritonclient.grpc.aio as tritonclient
 
     async with tritonclient.InferenceServerClient(target.url) as client:
@@ -76,7 +76,7 @@ async def triton(target: Target) -> AsyncIterator[Call]:
 
 @asynccontextmanager
 async def raw(target: Target) -> AsyncIterator[Call]:
-    """gRPC alone, with answers read only after the clock has stopped: the least work on the client's side."""
+    """Bare gRPC; answers are parsed after the clock has stopped: the least possible work for the client."""
     async with grpc.aio.insecure_channel(target.url) as channel:
         method: Any = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
 
@@ -129,7 +129,7 @@ class Record:
         self.answers = [None] * self.texts
 
     def send(self, row: int, due: float | None = None) -> None:
-        """A text is sent now; it was due now too, unless said otherwise."""
+        """A text is sent now; unless given, it was also due now."""
         self.sent[row] = time.perf_counter()
         self.due[row] = self.sent[row] if due is None else due
 
@@ -141,7 +141,7 @@ class Record:
         self.answers[row] = answer
 
     def vectors(self, width: int) -> NDArray[np.float32]:
-        """The answers, shape (texts, width); SystemExit where one is missing or is no unit vector."""
+        """The answers, shape (texts, width); SystemExit if one is missing or is not a unit vector."""
         missing = [row for row, answer in enumerate(self.answers) if answer is None]
         if missing:
             raise SystemExit(f"{len(missing)} of {self.texts} texts were not answered")
@@ -187,14 +187,14 @@ def poisson(texts: Sequence[str], rate: float, seed: int = 0) -> list[tuple[floa
 
 
 def trace(path: Path, texts: int) -> list[tuple[float, str]]:
-    """The first so many arrivals of a recorded file: lines of seconds, a tab, and the text."""
+    """The first arrivals of a recorded file: lines of seconds, a tab, and the text."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [line.partition("\t") for line in lines if line]
     return sorted((float(due), text) for due, _, text in rows)[:texts]
 
 
 async def closed(call: Call, texts: Sequence[str], concurrency: int) -> Record:
-    """So many calls in flight, until every text is answered."""
+    """A fixed number of calls in flight, until every text is answered."""
     record, queue = Record(len(texts)), iter(enumerate(texts))
 
     async def worker() -> None:
@@ -207,7 +207,7 @@ async def closed(call: Call, texts: Sequence[str], concurrency: int) -> Record:
 
 
 async def opened(call: Call, arrivals: Sequence[tuple[float, str]]) -> Record:
-    """Each text when it is due, however many are in flight."""
+    """Send each text when it is due, however many are in flight."""
     record = Record(len(arrivals))
 
     async def one(row: int, due: float, text: str) -> None:
@@ -241,7 +241,7 @@ async def streamed(target: Target, texts: Sequence[str], window: int | None) -> 
 
 
 async def streamed_when_due(target: Target, arrivals: Sequence[tuple[float, str]]) -> Record:
-    """Each text over one stream of the SDK when it is due."""
+    """Send each text over one stream of the SDK when it is due."""
     record = Record(len(arrivals))
     begun = time.perf_counter()
 
@@ -261,9 +261,9 @@ async def streamed_when_due(target: Target, arrivals: Sequence[tuple[float, str]
 
 @asynccontextmanager
 async def feeding(target: Target, documents: Sequence[str], width: int) -> AsyncIterator[None]:
-    """One stream of the SDK that feeds documents as bulk work while this lasts; entered when it is steady."""
+    """Feed documents as bulk work through one stream of the SDK; the block starts once the rate is steady."""
     if len(documents) < 2 * DEFAULT_WINDOW:
-        raise SystemExit("too few documents: the same one would be on its way twice, and be computed once")
+        raise SystemExit("too few documents: the same one would be in flight twice, but computed once")
     steady = asyncio.Event()
 
     async def feed() -> None:
@@ -271,7 +271,7 @@ async def feeding(target: Target, documents: Sequence[str], width: int) -> Async
             count = 0
             async for vector in client.embed_stream(cycle(documents), priority="bulk"):
                 if vector.shape != (width,) or abs(float(np.linalg.norm(vector)) - 1) > 1e-3:
-                    raise SystemExit("the feed got something that is no unit vector")
+                    raise SystemExit("the feed got something that is not a unit vector")
                 count += 1
                 if count == DEFAULT_WINDOW:
                     steady.set()
@@ -280,11 +280,11 @@ async def feeding(target: Target, documents: Sequence[str], width: int) -> Async
     ready = asyncio.create_task(steady.wait())
     await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED, timeout=TIMEOUT)
     if not ready.done():
-        raise SystemExit("the feed did not begin")
+        raise SystemExit("the feed did not start")
     try:
         yield
         if task.done():
-            raise SystemExit("the feed ended before its time")
+            raise SystemExit("the feed ended early")
     finally:
         task.cancel()
         await asyncio.wait((task,))
@@ -333,7 +333,7 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _answered_texts(metrics_url: str) -> float:
-    """How many texts the server has answered. The stream's vectors come in order, and so in bursts."""
+    """How many texts the server has answered. The stream's own vectors arrive in order, so in bursts."""
     with urllib.request.urlopen(metrics_url, timeout=10) as response:
         lines = response.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("trimtab_texts_total"))
@@ -356,7 +356,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384, help="dimensions that a vector must have")
     parser.add_argument("--core", type=int, required=True, help="the core to run on")
     parser.add_argument("--mix", choices=data.MIXES, default="short", help="lengths of the texts")
-    parser.add_argument("--texts", type=int, required=True, help="how many texts, at most")
+    parser.add_argument("--texts", type=int, required=True, help="the maximum number of texts")
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument("--concurrency", type=int, help="closed loop: calls in flight; a stream's window")
     loop.add_argument("--rate", type=float, help="open loop: texts a second, Poisson")
@@ -366,9 +366,9 @@ def main() -> None:
         type=int,
         default=0,
         metavar="DOCUMENTS",
-        help="beside an open loop, feed so many documents over and over in one stream, and tell feed_rate",
+        help="with an open loop: feed so many documents repeatedly in one stream; reports feed_rate",
     )
-    parser.add_argument("--metrics-url", help="for --feed: where the server tells how much it has answered")
+    parser.add_argument("--metrics-url", help="for --feed: the server's metrics, which count its answers")
     options = parser.parse_args()
     if options.feed and not (options.metrics_url and (options.rate or options.trace)):
         parser.error("--feed needs --metrics-url, and --rate or --trace")

@@ -1,11 +1,10 @@
-"""What it costs to know callers and to see calls: CPU time of the server for a call, by what is switched on.
+"""The cost of authentication and observability: the server's CPU time per call, by what is switched on.
 
     python -m bench.observing models
 
-The encoder costs nothing, so that a small part of a call is seen beside the rest. Servers of all kinds are up
-at the same time and take turns, and the least of several rounds counts: what a neighbour adds is not ours.
-How far the two that have nothing switched on are apart tells what the figures are worth. Beside them: what a
-scrape of /metrics costs, and to count a call in them.
+The encoder costs nothing, so that small differences show. Servers of all kinds run at the same time and take
+turns; the lowest of several rounds counts, since other load only adds. Two servers have nothing switched on:
+the difference between them shows the noise. Also measured: a scrape of /metrics, and counting a call in them.
 """
 
 import argparse
@@ -44,7 +43,7 @@ ISSUER = "bench"
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans, and counts them."""
+    """A collector that counts spans."""
 
     def __init__(self) -> None:
         self.spans = 0
@@ -86,7 +85,7 @@ def configurations(folder: Path, collector: str) -> dict[str, tuple[str, str]]:
 
 
 async def load(url: str, authorization: str, texts: list[str]) -> None:
-    """Calls of one text each, so many in flight."""
+    """Calls of one text each, with a fixed number in flight."""
     metadata = (("authorization", f"Bearer {authorization}"),) if authorization else ()
     async with grpc.aio.insecure_channel(url) as channel:
         embed: Any = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
@@ -100,7 +99,7 @@ async def load(url: str, authorization: str, texts: list[str]) -> None:
 
 
 def scrapes(url: str, cpu_seconds: Callable[[], float]) -> dict[str, float]:
-    """What one scrape of /metrics costs: CPU time of the server, the time it takes, and its size."""
+    """One scrape of /metrics: the server's CPU time, the duration, and the size."""
     size, begun, before = 0, time.perf_counter(), cpu_seconds()
     for _ in range(SCRAPES):
         with urllib.request.urlopen(url, timeout=10) as response:
@@ -116,7 +115,7 @@ def scrapes(url: str, cpu_seconds: Callable[[], float]) -> dict[str, float]:
 
 
 def counting() -> float:
-    """Milliseconds that the metrics of one call of one text take: all of them, its run's included."""
+    """Milliseconds that all metrics of one call of one text take, including those of its run."""
     metrics = Metrics(CollectorRegistry())
     model = Model("a", 1, "fp32", Path("none"), (), (), True, 8, 512, 0)
     batch = Batch(model, (Item(model, np.zeros(16, np.int32), None),))

@@ -1,15 +1,15 @@
-"""What the server itself costs: with encoders that cost nothing or only sleep, and for one call alone."""
+"""The server's own cost: with encoders that cost nothing or only sleep, and for a single call."""
 
 from pathlib import Path
 
 from bench import processes
 from bench.processes import Cores, Running, counters, program
 
-# A simulated device computes so many tokens a second: some 70 queries.
+# Tokens a second of a simulated device: some 70 queries.
 SECONDS_PER_TOKEN = 1e-3
 DEVICES = 8
 IN_FLIGHT_PER_DEVICE = 16
-# Texts in a request, to see where one process can feed no more.
+# Texts per request, to find the most that one process can feed.
 SIZES = (8, 32, 128)
 
 
@@ -23,8 +23,8 @@ def fake(repository: Path, core: int, devices: int, seconds_per_token: float) ->
 def calls(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:
     """Calls of one short text with an encoder that costs nothing, by kind of client.
 
-    `rate` is what came through, and may be bound by the client; 1000 / `server_ms`, the server's CPU time for
-    a call, is what its core could do.
+    `rate` is the measured rate, which the client may limit. `server_ms` is the server's CPU time per call;
+    1000 / `server_ms` is what its core could do.
     """
     rows = {}
     with fake(repository, cores.server, 1, 0.0) as server:
@@ -57,9 +57,9 @@ def _grouped(server: Running, cores: Cores, size: int, count: int) -> dict[str, 
 
 
 def devices(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:
-    """Simulated devices, eight against one, with as many calls in flight a device.
+    """Eight simulated devices against one, with the same number of calls in flight per device.
 
-    The ratio is one of tokens a second, since the eight get more texts, and those differ in length.
+    The ratio is of tokens a second, since eight devices get more texts, and those differ in length.
     """
     rows = {}
     for number in (1, DEVICES):
@@ -73,7 +73,7 @@ def devices(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, f
 
 
 def alone(server: Running, bundle: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:
-    """One call alone against the bare session, by client."""
+    """A single call against the bare session, by client."""
     options = ("--server-core", cores.server, "--client-core", cores.client, "--calls", count)
     return {
         client: program("bench.alone", server.url, bundle, "--client", client, *options)

@@ -1,10 +1,10 @@
-"""What is answered in time while more comes than can be computed: goodput at several times the capacity.
+"""Goodput under overload: what is answered in time at several times the capacity.
 
     python -m bench.overload                texts of documents, each call with a deadline of a second
 
-The capacity is what the server answers with calls always waiting. Then calls arrive at random, at so many
-times that rate, whatever becomes of the ones before; an answer counts where it comes before its deadline. The
-server has one core to compute on; the other, on which it reads and refuses calls, it shares with the load.
+The capacity is what the server answers when calls are always waiting. Then calls arrive at random, at a
+multiple of that rate, whatever happens to earlier ones; an answer counts if it arrives before its deadline.
+The server computes on one core; it shares the other, where it reads and refuses calls, with the load.
 """
 
 import argparse
@@ -39,7 +39,7 @@ async def capacity(method: Any, texts: list[str]) -> float:
 
 
 async def offered(method: Any, texts: list[str], rate: float, deadline: float) -> dict[str, float]:
-    """Calls that arrive at this rate: those answered in time a second, and what became of the others."""
+    """Calls arriving at this rate: those answered in time per second, and what happened to the others."""
     rng, codes, latencies = random.Random(0), Counter[str](), []
 
     async def one(text: str) -> None:
@@ -68,9 +68,9 @@ async def offered(method: Any, texts: list[str], rate: float, deadline: float) -
 
 
 async def run(url: str, mix: str, seconds: float, deadline: float) -> dict[str, dict[str, float]]:
-    """Everything, against one server."""
+    """All loads, against one server."""
     texts = data.mix(mix, 30_000)
-    # Refusals are the measure here, not to be tried again behind its back.
+    # Refusals are what is measured, so gRPC must not retry them.
     async with grpc.aio.insecure_channel(url, [("grpc.enable_retries", 0)]) as channel:
         method: Any = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
         await capacity(method, texts[:100])

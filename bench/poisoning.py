@@ -1,18 +1,18 @@
-"""Poisoned passages: how many queries an attacker reaches, and whether hubness gives such passages away.
+"""Poisoned passages: how many queries an attacker reaches, and whether hubness detects such passages.
 
     python -m bench.poisoning
 
-Passages are Debian's long descriptions, queries the short ones, the encoder is all-MiniLM-L6-v2. The attacks
-have queries of their own, which are neither the guard's sentinels nor those that success is measured with:
+Passages are Debian's long descriptions, queries are the short ones, the encoder is all-MiniLM-L6-v2. The
+attacker's queries are neither the guard's sentinels nor the queries that success is measured with:
 
 concatenated    a dozen queries in a row
-hotflip         tokens changed one by one along the gradient, so that the passage comes near to all queries
-                of a cluster (corpus poisoning, Zhong et al. 2023, arXiv:2310.19156)
+hotflip         tokens changed one by one along the gradient, so that the passage moves near all queries of a
+                cluster (corpus poisoning, Zhong et al. 2023, arXiv:2310.19156)
 targeted        one query, and a passage that says what the attacker wants (PoisonedRAG, arXiv:2402.07867)
 
-The guard scores a passage by how near it is to sentinel queries, in ways that differ in what they count
-(Radovanovic et al. 2010, hubs). The threshold lets 1% of one half of the ordinary passages through as false
-alarms; what it does on the other half is measured. Kept in bench/history/poisoning.jsonl.
+The guard scores a passage by how near it is to sentinel queries, in several ways (Radovanovic et al. 2010,
+hubs). The threshold is set for 1% false alarms on one half of the ordinary passages and measured on the other
+half. Kept in bench/history/poisoning.jsonl.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def embed(encoder: SentenceTransformer, texts: list[str]) -> Vectors:
 
 
 class HotFlip:
-    """Changes tokens, one a step, so that a passage comes nearer to a target (Ebrahimi et al. 2018)."""
+    """Changes one token per step, so that a passage moves nearer to a target (Ebrahimi et al. 2018)."""
 
     def __init__(self, encoder: SentenceTransformer, seed: int) -> None:
         self._model = encoder[0].auto_model.eval()
@@ -54,7 +54,7 @@ class HotFlip:
         self._plain = torch.tensor([word and row not in special for row, word in enumerate(words)])
 
     def attack(self, start: str, target: Vectors, steps: int) -> str:
-        """The text after so many steps from `start`."""
+        """The text after this many steps from `start`."""
         ids = self._tokenizer(start, truncation=True, max_length=TOKENS + 2, return_tensors="pt").input_ids[0]
         aim = torch.from_numpy(target / np.linalg.norm(target))
         best = self._score(ids[None], aim)[0]
@@ -95,7 +95,7 @@ def clusters(vectors: Vectors, count: int, rng: np.random.Generator) -> NDArray[
 
 
 def scorers(sentinels: Vectors, reference: Vectors) -> dict[str, Callable[[Vectors], NDArray[np.float64]]]:
-    """What of a passage's similarities to the sentinels is its score; `reference` are ordinary passages."""
+    """A passage's score from its similarities to the sentinels; `reference` are ordinary passages."""
     last_shown = np.sort(sentinels @ reference.T, axis=1)[:, -TOP]
 
     def near(passages: Vectors) -> Vectors:
@@ -111,7 +111,7 @@ def scorers(sentinels: Vectors, reference: Vectors) -> dict[str, Callable[[Vecto
 
 
 def _top(scores: Vectors, share: float) -> NDArray[np.float64]:
-    """The mean of this share of each row, of its largest values."""
+    """The mean of the largest values of each row, this share of them."""
     count = round(scores.shape[1] * share)
     largest: NDArray[np.float64] = np.sort(scores, axis=1)[:, -count:].mean(1)
     return largest

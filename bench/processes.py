@@ -24,7 +24,7 @@ READY = re.compile(r"trimtab serves .* on (\S+), metrics on (\S+);")
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """One core for the server that is measured, another for the load."""
+    """One core for the server under test, another for the load."""
 
     server: int
     client: int
@@ -32,14 +32,14 @@ class Cores:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that is ready: where it listens, and its process, which leads a session of its own."""
+    """A server that is ready: its addresses, and its process, which leads its own session."""
 
     pid: int
     url: str
     metrics_url: str = ""
 
     def cpu_seconds(self) -> float:
-        """The CPU time, user and system, of the server and the processes that it started and has."""
+        """CPU time, user and system, of the server and its live child processes."""
         return sum(_session(self.pid).values())
 
 
@@ -47,7 +47,7 @@ Serving: TypeAlias = contextlib.AbstractContextManager[Running]
 
 
 def cores() -> Cores:
-    """Two cores of this machine; SystemExit where there is only one."""
+    """Two cores of this machine; SystemExit if there is only one."""
     available = sorted(os.sched_getaffinity(0))
     if len(available) < 2:
         raise SystemExit("this needs two cores: one for the server, one for the load")
@@ -73,10 +73,10 @@ def serve(
     env: Mapping[str, str] | None = None,
     seconds: float = 180,
 ) -> Iterator[Running]:
-    """Start a server on a core (or some), and end it and whatever it started at the end.
+    """Start a server on one or more cores; stop it and its children on exit.
 
-    `ready` is given what the server wrote so far, and returns its addresses (calls, metrics) once it is
-    ready. What it wrote stays in bench/.logs/NAME.log.
+    `ready` gets the server's output so far, and returns its addresses (calls, metrics) once it is ready. The
+    output is kept in bench/.logs/NAME.log.
     """
     LOGS.mkdir(exist_ok=True)
     log = LOGS / f"{name}.log"
@@ -102,7 +102,7 @@ def serve(
             process.wait(20)
         until = time.monotonic() + 10
         while _session(process.pid) and time.monotonic() < until:
-            time.sleep(0.1)  # its children put their things away
+            time.sleep(0.1)  # time for its children to clean up
         for pid in _session(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -110,11 +110,11 @@ def serve(
 
 
 def _session(leader: int) -> dict[int, float]:
-    """The processes of the session that `leader` began, and the CPU seconds of each."""
+    """The processes of the session that `leader` leads, and the CPU seconds of each."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # gone meanwhile
-            # Behind the name, which may hold anything: state ppid pgrp session ... utime stime
+            # After the name, which may contain anything: state ppid pgrp session ... utime stime
             fields = path.read_text().rpartition(")")[2].split()
             if int(fields[3]) == leader and fields[0] != "Z":
                 ticks = int(fields[11]) + int(fields[12])
@@ -123,7 +123,7 @@ def _session(leader: int) -> dict[int, float]:
 
 
 def trimtab(repository: Path, *cores: int, device: str = "auto") -> Serving:
-    """Our server with its default configuration, but for costs that were measured at another time."""
+    """Our server with its default configuration, except that it measures its costs anew."""
     LOGS.mkdir(exist_ok=True)
     config = LOGS / "trimtab.toml"
     config.write_text(f'devices = ["{device}"]\n[engine]\ncosts = ""\n')
@@ -133,13 +133,13 @@ def trimtab(repository: Path, *cores: int, device: str = "auto") -> Serving:
 
 
 def said_ready(log: str) -> tuple[str, str] | None:
-    """The addresses in the line that our server writes when it is ready."""
+    """The addresses in the line that our server prints when it is ready."""
     match = READY.search(log)
     return (match[1], match[2]) if match else None
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
+    """Free ports on the loopback."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -148,10 +148,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def counters(server: Running) -> dict[str, float]:
-    """Our counters that tell what a load cost, each summed over its labels.
+    """The server's counters of what a load cost, each summed over its labels.
 
-    Tokens that were asked for, tokens that devices computed (padding included), and texts that were
-    answered without being computed.
+    Tokens requested, tokens that devices computed (including padding), and texts answered without being
+    computed.
     """
     sums = dict.fromkeys(
         ("trimtab_tokens_total", "trimtab_batch_tokens_sum", "trimtab_shared_texts_total"), 0.0

@@ -1,4 +1,4 @@
-"""What was measured: gathered by mix, server and row, printed as a table, kept as lines of JSON."""
+"""Results: collected by mix, server and row, printed as a table, recorded as lines of JSON."""
 
 import json
 import shlex
@@ -16,7 +16,7 @@ from bench.processes import ROOT
 
 HISTORY = ROOT / "bench" / "history"
 PACKAGES = ("trimtab", "onnxruntime", "grpcio", "tokenizers", "tritonclient", "numpy")
-# Heading and format of the figures that a table shows, in this order, where a row has them.
+# Heading and format of a table's figures, in this order; a row may lack some.
 COLUMNS = {
     "rate": ("texts/s", ".1f"),
     "of_limit": ("of limit", ".3f"),
@@ -39,13 +39,13 @@ COLUMNS = {
     "cosine": ("cosine", ".6f"),
 }
 LEGEND = """\
-of limit: the share of what the bare loop does in the same round     lag: how late the generator sent, ms
-padding: the share of padding in the tokens computed     cpu ms: the server's CPU time a text
-srv, cli busy: the share of their cores; a client near 1 was the bound, and a server
+of limit: share of the bare loop's rate in the same round     lag: how late the generator sent, ms
+padding: share of padding in the computed tokens     cpu ms: the server's CPU time per text
+srv, cli busy: share of their cores used; a client near 1 was the bottleneck, and a server
 far above 1 has escaped its core
-feed/s: documents a second beneath the queries; feed of: their share of what the feed does alone
-ratio: eight simulated devices over one     added: a call's p50 less the bare session's; each: the median of
-the differences; around: what a call takes less what its server says the run took"""
+feed/s: documents a second below the queries; feed of: their share of the feed's rate alone
+ratio: eight simulated devices over one     added: p50 of a call minus p50 of the bare session;
+each: median of the differences; around: the time of a call minus the run time that its server reports"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def keep(results: Results, peers: Mapping[str, Mapping[str, str]], **settings: A
 
 
 def append(name: str, peers: Mapping[str, Mapping[str, str]] | None = None, **figures: Any) -> None:
-    """Append figures to a history, with the command that gave them, the commit, machine and versions."""
+    """Append figures to a history, with the command, commit, machine and versions."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )

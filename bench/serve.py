@@ -1,23 +1,23 @@
-"""The serving benchmark: how near the server comes to the limit, beside other servers of the same weights.
+"""The serving benchmark: how close the server comes to the limit, next to other servers of the same weights.
 
-    make bench-serve                    all of it, without peers (about half an hour)
+    make bench-serve                    everything but the peers (about half an hour)
     make bench-serve PEERS=1            with Triton and Infinity, set up on first use (an hour or more)
-    make bench-serve QUICK=1            a trial of a minute or two, which is printed and not kept
-    python -m bench.serve --help        everything that can be chosen
+    make bench-serve QUICK=1            a short run of a minute or two, printed but not recorded
+    python -m bench.serve --help        all options
 
-The server has one core, the load generator another. What is measured, in parts:
+The server has one core, the load generator another. The parts:
 
 servers   Texts per second and latency, with calls in flight (closed loop) and with calls that arrive at
-          random at a share of the limit's rate (open loop), for short, mixed and long texts: of our server
-          through the SDK, its stream and tritonclient, and of each peer through its own protocol, after
-          a check that it gives the same vectors.
+          random at a share of the limit's rate (open loop), for short, mixed and long texts. Measured for our
+          server through the SDK, its stream and tritonclient, and for each peer through its own protocol,
+          after a check that it returns the same vectors.
 feed      Short queries that arrive at random, alone and while one stream feeds documents.
-overhead  The server without an encoder's cost: calls per second and CPU time a call with an encoder that
-          costs nothing; eight simulated devices against one; one call alone against the bare session.
+overhead  The server's own cost: calls per second and CPU time per call with an encoder that costs nothing;
+          eight simulated devices against one; a single call against the bare session.
 
 The limit is the bare ONNX Runtime loop on the server's core, which knows every text beforehand
 (bench/limit.py). It is measured in each round, right before the loads of its mix, since machines drift; a
-share of the limit is a share of that round's. What is told is the median of the rounds. Everything goes to
+share of the limit refers to the same round. The report shows the median of the rounds. Results go to
 bench/history/serve.jsonl and docs/serve.png.
 """
 
@@ -37,7 +37,7 @@ from trimtab.artifacts import bundle as bundles
 PARTS = ("servers", "feed", "overhead")
 CONCURRENCY = {"short": (1, 8, 32, 64), "mixed": (1, 8, 32, 64), "long": (8, 32)}
 LEAST_COSINE = 0.999
-# Queries above the feed arrive at this share of the limit for short texts.
+# Queries during the feed arrive at this share of the limit for short texts.
 QUERIES = 0.15
 
 
@@ -71,7 +71,7 @@ QUICK = Plan(
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that is measured, and the load generator's client for it."""
+    """A server under test, and the load generator's client for it."""
 
     name: str
     kind: str
@@ -80,7 +80,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Everything the parts need: the plan, where the encoder is, the cores, the servers, and the results."""
+    """What the parts share: the plan, the encoder's folder, the cores, the servers, and the results."""
 
     plan: Plan
     repository: Path
@@ -157,7 +157,7 @@ def _measure_server(
 
 
 def measure_feed(bench: Bench) -> None:
-    """Queries alone, documents alone, and queries above documents, at our server."""
+    """Queries alone, documents alone, and both together, at our server."""
     plan, note = bench.plan, bench.results.note
     rates = program(
         "bench.limit", bench.bundle, "--core", bench.cores.server, "--mix", "short", "--texts", plan.queries
@@ -178,7 +178,7 @@ def measure_feed(bench: Bench) -> None:
 
 
 def measure_overhead(bench: Bench) -> None:
-    """What the server itself costs."""
+    """The server's own cost."""
     plan, cores = bench.plan, bench.cores
     rows = {
         "calls": overhead.calls(bench.repository, cores, plan.calls),
@@ -193,7 +193,7 @@ def measure_overhead(bench: Bench) -> None:
 
 
 def check_agreement(bench: Bench, server: Server) -> bool:
-    """Whether a server gives the vectors of the bundle's graph; says so."""
+    """Whether a server returns the vectors of the bundle's graph; prints the result."""
     options = ("--kind", server.kind, "--encoder", bench.encoder, "--core", bench.cores.client)
     try:
         with server.serve(bench.cores.server) as running:
@@ -207,7 +207,7 @@ def check_agreement(bench: Bench, server: Server) -> bool:
 
 
 def find_peers(names: list[str], bundle: Path, source: Path | None) -> list[peers.Peer]:
-    """The peers that can be set up; says which cannot."""
+    """The peers that can be set up; prints which cannot."""
     found = []
     for name in names:
         try:
@@ -242,7 +242,7 @@ def main() -> None:
     )
     bench.servers[:] = [server for server in servers if check_agreement(bench, server)]
     if ours not in bench.servers:
-        raise SystemExit("our own server does not give the vectors of its graph: nothing to time")
+        raise SystemExit("our own server does not return the vectors of its graph: nothing to time")
     measures = {"servers": measure_servers, "feed": measure_feed, "overhead": measure_overhead}
     for number in range(plan.rounds):
         print(f"\nround {number + 1} of {plan.rounds}", flush=True)
@@ -266,8 +266,8 @@ def _options() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="a trial of a minute or two, not kept")
-    parser.add_argument("--rounds", type=int, help="how often all of it is measured (default: 3; quick: 1)")
+    parser.add_argument("--quick", action="store_true", help="a short run of a minute or two, not recorded")
+    parser.add_argument("--rounds", type=int, help="how often to repeat everything (default: 3; quick: 1)")
     parser.add_argument(
         "--peers",
         type=_several(peers.NAMES),
@@ -288,7 +288,7 @@ def _options() -> argparse.Namespace:
         metavar="NAMES",
         help=f"lengths of the texts for the servers: {', '.join(MIXES)} (default: all; quick: short,mixed)",
     )
-    parser.add_argument("--repository", type=Path, default=ROOT / "models", help="where the bundle is")
+    parser.add_argument("--repository", type=Path, default=ROOT / "models", help="the bundle's repository")
     parser.add_argument("--encoder", default="all-minilm-l6-v2", help="the bundle's name")
     parser.add_argument(
         "--source", type=Path, help="the folder that the bundle was exported from (default: the demo's)"

@@ -1,8 +1,8 @@
-"""What adapters keep of retrieval, over twelve changes of the encoder: `make bench-upgrade`.
+"""How much retrieval quality adapters keep, over twelve changes of the encoder: `make bench-upgrade`.
 
-For each swap, with the queries of a new encoder on the index of an old one: the four arms, every rung of the
-ladder on the held-out test queries, what the gate took against what was best in hindsight, and the cascade.
-Everything that takes minutes is kept in bench/.data/upgrade, so that a second run goes on where one stopped.
+For each swap, with a new encoder's queries on an old encoder's index: the four arms, every rung of the ladder
+on the held-out test queries, the gate's choice against the best in hindsight, and the cascade. Slow results
+are cached in bench/.data/upgrade, so an interrupted run resumes.
 """
 
 import argparse
@@ -76,7 +76,7 @@ MADE = {
 
 
 class Shallow(Encoder):
-    """L6 that stops after its fourth layer: the mean of that layer's states, at length 1."""
+    """L6 stopped after its fourth layer: the mean of that layer's states, at length 1."""
 
     LAYERS = 5  # the embedding layer included
 
@@ -108,7 +108,7 @@ class Narrow(Encoder):
 
 
 class Quantised(Encoder):
-    """L6 by an int8 graph, pooled here; an exporter does not take quantised weights for a source."""
+    """L6 as an int8 graph, pooled here: the exporter does not accept quantised weights as a source."""
 
     def __init__(self, bundle: bundles.Bundle, cache: Path, threads: int) -> None:
         super().__init__(bundle, cache, threads)
@@ -133,7 +133,7 @@ WRAPPERS: dict[str, tuple[str, type[Encoder]]] = {
 
 
 class Bench:
-    """The examples, and the encoders as they are asked for."""
+    """The examples, and the encoders, loaded on demand."""
 
     def __init__(self) -> None:
         self.examples = data.examples()
@@ -141,7 +141,7 @@ class Bench:
         self._encoders: dict[str, Encoder] = {}
 
     def encoder(self, name: str) -> Encoder:
-        """The encoder of this name: exported where it is not yet, its vectors kept."""
+        """The encoder of this name, exported if missing; its vectors are cached."""
         if name not in self._encoders:
             base, kind = WRAPPERS.get(name, (name, Encoder))
             bundle = FOLDER / "repository" / base / "1"
@@ -161,7 +161,7 @@ class Bench:
 
 
 def run(bench: Bench, swap: Swap) -> dict[str, Any]:
-    """One swap: its arms, its rungs on the test queries, and what became of the choice."""
+    """One swap: its arms, its rungs on the test queries, and how good the gate's choice was."""
     started = time.perf_counter()
     new, old = bench.encoder(swap.new), bench.encoder(swap.old)
     fitted = learn(new, old, bench.inputs(), {}, DOCUMENTS, MILD_FIT_QUERIES if swap.mild else FIT_QUERIES)
@@ -233,12 +233,12 @@ def keep(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run the swaps that are asked for, all of them by default."""
+    """Run the requested swaps, by default all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--swaps", nargs="+", choices=[swap.name for swap in SWAPS], metavar="NEW -> OLD")
-    parser.add_argument("--fresh", action="store_true", help="fit again what an earlier run has fitted")
+    parser.add_argument("--fresh", action="store_true", help="also refit what an earlier run has fitted")
     options = parser.parse_args()
     bench, results = Bench(), []
     print(f"{'':18}    old  naive adapted cascade re-ind. best/weaker blind cascade/re-ind.")

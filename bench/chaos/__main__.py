@@ -1,26 +1,26 @@
-"""What becomes of requests when things go wrong: faults, rollovers, long runs, and input of every wrong kind.
+"""What happens to requests when things go wrong: faults, rollovers, long runs, floods and malformed input.
 
     python -m bench.chaos                       everything but an hour of fuzzing: some forty minutes
-    python -m bench.chaos --quick               a trial of a few minutes
+    python -m bench.chaos --quick               a short run of a few minutes
     python -m bench.chaos --parts fuzz --minutes 60
 
 faults     Clients of every kind call two servers behind client-side balancing, and compare each answer with
-           the known vector of its text, while servers are killed, paused, ended and started again; clients
-           vanish, do not read, or send frames and messages of every wrong kind; connections come by the
-           thousand, the disk fills, the clock leaps, encoders are loaded and unloaded, certificates are
-           exchanged, and the processes of devices are killed. Lost, answered twice, answered with another's
-           vector: 0, 0, 0.
+           the known vector of its text. Meanwhile servers are killed, paused, stopped and restarted; clients
+           vanish, stop reading, or send malformed frames and messages; thousands of connections arrive; the
+           disk fills; the clock jumps; encoders are loaded and unloaded; certificates are replaced; and
+           device processes are killed. Lost, answered twice, answered with another's vector: 0, 0, 0.
 rollover   Versions are swapped under load, by polling and by the repository's calls, and both servers are
            replaced one after the other: no request fails.
-soak       Resident memory after a million requests and a hundred reloads, over what it was after the warm-up.
-floods     One who floods a server, ten times over, with and without credentials: the server's memory against
-           what docs/configuration.md derives from its limits, and how long others wait.
+soak       Resident memory after a million requests and a hundred reloads, relative to after the warm-up.
+floods     A caller floods a server, from one connection and from ten, with and without credentials: the
+           server's memory against the figure that docs/configuration.md derives from its limits, and how long
+           others wait.
 stores     A thousand runs over vector stores that end badly: what is lost or changed.
-fuzz       Coverage-guided fuzzing of what parses input, and of a live server: crashes, hangs, INTERNAL: none.
+fuzz       Coverage-guided fuzzing of all parsers, and of a live server: no crash, no hang, no INTERNAL.
 
-Every part ends by itself. What it needs, it makes: an encoder of a few kilobytes, servers on free ports of
-127.0.0.1, files in bench/.logs. Figures are kept in bench/history/chaos.jsonl; the exit status is 1
-where a bar was missed. Clocks leap only where Debian's package faketime is installed.
+Every part ends by itself and makes what it needs: an encoder of a few kilobytes, servers on free ports of
+127.0.0.1, files in bench/.logs. Figures are kept in bench/history/chaos.jsonl; the exit status is 1 if a bar
+is missed. The clock jumps only if Debian's package faketime is installed.
 """
 
 import argparse
@@ -45,8 +45,10 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="some of them alone")
-    parser.add_argument("--requests", type=int, help="of faults (default: 200,000) and soak (1,000,000)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
+    parser.add_argument(
+        "--requests", type=int, help="requests for faults (default: 200,000) and soak (1,000,000)"
+    )
     parser.add_argument(
         "--faults", nargs="+", choices=faults.FAULTS, default=(), metavar="FAULT",
         help="some of the schedule alone: " + ", ".join(faults.FAULTS),
@@ -55,8 +57,8 @@ def main() -> None:
         "--floods", nargs="+", choices=flooding.FLOODS, default=(), metavar="FLOOD",
         help="some of them alone: " + ", ".join(flooding.FLOODS),
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, help="of fuzz, all targets together (default: 60)")
-    parser.add_argument("--quick", action="store_true", help="a trial: every part, small")
+    parser.add_argument("--minutes", type=float, help="for fuzz, all targets together (default: 60)")
+    parser.add_argument("--quick", action="store_true", help="a short run of every part")
     options = parser.parse_args()
     folder = processes.LOGS / f"chaos-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -81,7 +83,7 @@ def main() -> None:
     print(table(parts))
     append("chaos", quick=quick, parts={name: part.kept() for name, part in parts.items()})
     if not all(bar.passed for part in parts.values() for bar in part.bars):
-        print(f"what servers and fuzzers wrote stays in {folder.relative_to(processes.ROOT)}")
+        print(f"logs of servers and fuzzers are in {folder.relative_to(processes.ROOT)}")
         sys.exit(1)
     shutil.rmtree(folder)
 

@@ -1,6 +1,6 @@
-"""Clients that do not behave: each returns after a bounded time, and holds a bounded number of connections.
+"""Misbehaving clients. Each returns after a bounded time, and holds a bounded number of connections.
 
-All speak to a server on the loopback, most of them by bytes of their own making; RFC 9113 has the frames.
+All talk to a server on the loopback, most of them in hand-made bytes; RFC 9113 defines the frames.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"", length: int | None = None) -> bytes:
-    """A frame of HTTP/2; `length` where it should lie."""
+    """An HTTP/2 frame; `length` overrides the true one."""
     size = len(payload) if length is None else length
     return size.to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
@@ -54,7 +54,7 @@ def _length(number: int) -> bytes:
 
 
 def message(content: bytes, *, compressed: int = 0, length: int | None = None) -> bytes:
-    """A message in gRPC's framing; `length` where it should lie."""
+    """A message in gRPC's framing; `length` overrides the true one."""
     return bytes((compressed,)) + (len(content) if length is None else length).to_bytes(4, "big") + content
 
 
@@ -75,7 +75,7 @@ def _say(port: int, parts: Iterable[bytes], *, listen: float = 0.2) -> None:
 
 
 def call(port: int, path: str, content: bytes = b"") -> None:
-    """A call of any path, to its end or to that of its connection."""
+    """A call of any path, until it or its connection ends."""
     _say(
         port,
         [
@@ -86,7 +86,7 @@ def call(port: int, path: str, content: bytes = b"") -> None:
 
 
 def conversations(rng: random.Random) -> dict[str, list[bytes]]:
-    """What malformed clients say, by what is wrong with it."""
+    """What malformed clients send, by what is wrong with it."""
     begun = PREFACE + frame(SETTINGS, 0, 0)
     opened = begun + frame(HEADERS, END_HEADERS, 1, headers(EMBED))
     request = pb.EmbedRequest(texts=[known.text(1)], encoder=known.NAME).SerializeToString()
@@ -147,7 +147,7 @@ def conversations(rng: random.Random) -> dict[str, list[bytes]]:
 
 
 def malformed(port: int, seconds: float, seed: int) -> int:
-    """Whatever is wrong with bytes, again and again; how many connections that were."""
+    """Send every kind of malformed bytes, repeatedly; returns the number of connections."""
     rng, until = random.Random(seed), time.monotonic() + seconds
     for count in itertools.count():
         every = list(conversations(rng).values())
@@ -159,7 +159,7 @@ def malformed(port: int, seconds: float, seed: int) -> int:
 
 
 def flood(port: int, connections: int, seconds: float) -> int:
-    """So many connections at once that say little or nothing; how many were had."""
+    """Open this many connections that send little or nothing; returns how many were accepted."""
     with contextlib.ExitStack() as stack:
         had = []
         for number in range(connections):
@@ -167,7 +167,7 @@ def flood(port: int, connections: int, seconds: float) -> int:
                 connection = stack.enter_context(socket.socket())
                 connection.settimeout(0.5)
                 connection.connect(("127.0.0.1", port))
-                if number % 2:  # every other one is a client as far as anyone can tell
+                if number % 2:  # every other one looks like a client
                     connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
                 had.append(connection)
         time.sleep(seconds)
@@ -175,7 +175,7 @@ def flood(port: int, connections: int, seconds: float) -> int:
 
 
 def _frozen(port: int, until: float, texts: int) -> None:
-    """One stream that asks for much, and whose answers nobody reads."""
+    """One stream that asks for much and never reads its answers."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     over = threading.Event()
 
@@ -196,7 +196,7 @@ def _frozen(port: int, until: float, texts: int) -> None:
 
 
 def slow_readers(port: int, readers: int, seconds: float) -> None:
-    """Streams that send and do not read, each over a connection of its own."""
+    """Streams that send and never read, each on its own connection."""
     until = time.monotonic() + seconds
     threads = [threading.Thread(target=_frozen, args=(port, until, 20_000)) for _ in range(readers)]
     for thread in threads:
@@ -206,7 +206,7 @@ def slow_readers(port: int, readers: int, seconds: float) -> None:
 
 
 def huge(port: int, seconds: float) -> int:
-    """Requests at and beyond every limit of size; how many."""
+    """Requests at and beyond every size limit; returns how many."""
     until, count = time.monotonic() + seconds, 0
     options = [("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]
     requests = [

@@ -2,10 +2,10 @@
 
     python -m bench.chaos.callers ipv4:127.0.0.1:7001,127.0.0.1:7002 --requests 10000
 
-Kinds: the SDK's async calls and streams, its sync calls and streams, calls that are given up, a stream of the
-bare protocol, which sees what is answered twice, and NVIDIA's tritonclient. Prints a JSON object of counts
-each second, and goes on after so many requests until its standard input is closed. A request is a text; it
-ends with an answer, or with an error that says what was wrong, or it is lost: no word by its deadline.
+Kinds: the SDK's async and sync calls and streams, cancelled calls, a stream of the bare protocol, which
+detects double answers, and NVIDIA's tritonclient. Prints a JSON object of counts each second. Sends at least
+the given number of requests, then goes on until its standard input is closed. A request is one text. It ends
+with an answer, or with an error that says what was wrong; without either by its deadline it is lost.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from trimtab import errors
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 
-TIMEOUT = 20.0  # seconds of a call; a server that is paused comes back in time
-GRACE = 15.0  # beyond it; whoever knows no outcome by then has lost its request
+TIMEOUT = 20.0  # seconds per call; a paused server comes back in time
+GRACE = 15.0  # beyond it; a request without an outcome by then is lost
 STREAM = 300  # texts of one stream of the SDK
 CHECKED = 256  # answers that are compared at once
 # How often the bare protocol's streams are opened for the same requests.
 ATTEMPTS = 8
-# What other clients of several replicas than the SDK tell gRPC, which does not try streams again by itself.
+# The gRPC configuration of clients other than the SDK; gRPC alone does not retry streams.
 POLICY = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -53,13 +53,13 @@ POLICY = {
         }
     ],
 }
-# One text in so many is one that others ask for, too, perhaps at the same time.
+# One text in this many is popular: others request it too, perhaps at the same time.
 SHARED, POPULAR = 20, 50
 
 
 @dataclass
 class Ledger:
-    """What became of the requests; threads may share it."""
+    """The outcomes of requests; shared by threads."""
 
     counts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
@@ -84,7 +84,7 @@ class Ledger:
         self._check(rows)
 
     def error(self, kind: str, error: Exception, times: int = 1) -> None:
-        """So many requests ended with this error."""
+        """This many requests ended with this error."""
         with self._lock:
             self.counts["errors"] += times
             code = getattr(error, "code", None)
@@ -120,7 +120,7 @@ class Ledger:
 
 
 class Numbers:
-    """Which text comes next; over when so many are out and nobody wants more."""
+    """Which text comes next; ends after enough texts, once no more are wanted."""
 
     def __init__(self, first: int, least: int) -> None:
         self._next = itertools.count(first)
@@ -156,7 +156,7 @@ class Callers:
             await self._told(kind, self.numbers.take(texts), call)
 
     async def given_up(self, client: trimtab.AsyncClient) -> None:
-        """The SDK's async calls, cancelled when they are on their way, or anywhere else."""
+        """The SDK's async calls, cancelled in flight or at any other point."""
         rng = random.Random(1)
         while not self.numbers.over:
             numbers = self.numbers.take(1)
@@ -197,7 +197,7 @@ class Callers:
                 self.ledger.error("sdk stream", error, STREAM - taken)
 
     def sync(self) -> None:
-        """The SDK's sync client: calls and streams in turns, in a thread of their own."""
+        """The SDK's sync client: calls and streams in turns, in its own thread."""
         with trimtab.Client(self.url, tls=self.tls, timeout=TIMEOUT) as client:
             while not self.numbers.over:
                 for _ in range(20):
@@ -234,7 +234,7 @@ class Callers:
     async def bare(self, channel: grpc.aio.Channel) -> None:
         """Streams of the bare protocol: each request has an id, and each id one answer.
 
-        What a stream that ends has not answered is sent again, as the protocol has it, a few times.
+        If a stream ends, the unanswered requests are sent again, as the protocol says, a few times.
         """
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
         while not self.numbers.over:
@@ -263,7 +263,7 @@ class Callers:
                 yield pb.EmbedStreamRequest(id=number, request=request)
 
         answered: set[int] = set()
-        stream: Any = stub.EmbedStream  # the generated stub says what a blocking channel would give
+        stream: Any = stub.EmbedStream  # the generated stub has the types of a blocking channel
         async for response in stream(messages(), timeout=TIMEOUT):
             if response.id in answered or response.id not in owed:
                 self.ledger.count("twice")
@@ -355,7 +355,7 @@ async def run(options: argparse.Namespace) -> None:
 
 
 def lines(source: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    """What another process told, as it tells it."""
+    """The counts that another process prints, as they arrive."""
     for line in source:
         if line.strip():
             yield json.loads(line)

@@ -1,7 +1,7 @@
-"""How a run of stores ends: a child of this process that is killed, or whose disk is full or fails.
+"""How a store run ends: in a child process that is killed, or whose disk is full or fails.
 
-A kill comes at a number of calls, of Python's functions and of what they call, so before, between and after
-those of the system. What befalls a child is drawn from a seed elsewhere.
+A kill comes after a number of function calls, of Python's functions and of what they call: so before, between
+and after system calls. The caller draws the ending from a seed.
 """
 
 import errno
@@ -24,9 +24,9 @@ DONE, REFUSED, CRASHED = 0, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What befalls a child. All of it is None, or one of it is not.
+    """What happens to a child; at most one field is set.
 
-    kill: at this call. full: no file of it may be longer than this. failing: this call of fsync fails.
+    kill: at this call. full: none of its files may grow beyond this. failing: this call of fsync fails.
     """
 
     kill: int | None = None
@@ -36,7 +36,7 @@ class Ending:
 
 @dataclass(slots=True)
 class Child:
-    """A process that does `work`; what it says of its end stands in the file `said`."""
+    """A process that does `work`; it writes how it ended to the file `said`."""
 
     pid: int
     said: Path
@@ -57,7 +57,7 @@ class Child:
 
 
 def start(work: Callable[[], object], said: Path, ending: Ending = Ending()) -> Child:
-    """Begin `work` in a child."""
+    """Start `work` in a child."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""Requests to two servers while everything goes wrong: how many are lost, answered twice, or wrongly."""
+"""Requests to two servers during faults of every kind: how many are lost, answered twice, or wrong."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from bench.chaos.replicas import Replica
 from bench.chaos.table import Bar, Part
 from trimtab_server.config import Engine
 
-OTHER = "other"  # an encoder that nobody asks for, to be loaded and unloaded
+OTHER = "other"  # an encoder without requests, to be loaded and unloaded
 CONNECTIONS = 1500
-# Far beyond what the limits of the default configuration let clients hold here.
+# Far more than the default limits let clients hold here.
 PEAK_MB = 1024
-ISOLATED = "one"  # the server whose devices compute in processes of their own
-# Numbers of texts that the clients who vanish ask for: none that anybody else does.
+ISOLATED = "one"  # the server with isolation = "process"
+# The numbers of the texts that vanishing clients request: nobody else requests them.
 VANISHING, CERTIFIED = 10_000_000, 12_000_000
 CONFIG = """\
 [engine]
@@ -46,7 +46,7 @@ max_connections = 1000
 
 
 class Load:
-    """A process of callers, and what it told last."""
+    """A process of callers, and its latest counts."""
 
     def __init__(self, url: str, requests: int, *, first: int = 0, tls: Path | None = None) -> None:
         command = [processes.PYTHON, "-m", "bench.chaos.callers", url, "--requests", str(requests)]
@@ -67,7 +67,7 @@ class Load:
         return int(self.told.get("checked", 0))
 
     def until_answered(self, more: int, seconds: float = 60) -> None:
-        """Until so many more are answered."""
+        """Wait until this many more are answered."""
         least, until = self.answered() + more, time.monotonic() + seconds
         while self.answered() < least:
             if time.monotonic() > until or self.process.poll() is not None:
@@ -83,7 +83,7 @@ class Load:
         return self.told
 
     def kill(self) -> None:
-        """Vanish, with whatever is on its way."""
+        """Vanish, with requests in flight."""
         self.process.kill()
         self.process.wait()
 
@@ -95,7 +95,7 @@ class Load:
 
 @dataclass
 class World:
-    """What faults act upon."""
+    """What the faults act on."""
 
     pair: tuple[Replica, Replica]
     repository: Path
@@ -123,7 +123,7 @@ class World:
 
 
 class Rotated:
-    """A replica with TLS, whose certificates are exchanged while it is called."""
+    """A replica with TLS, whose certificates are replaced during calls."""
 
     def __init__(self, folder: Path, repository: Path) -> None:
         self.folder = folder
@@ -137,7 +137,7 @@ class Rotated:
         self.replica = Replica("tls", folder / "replica", repository, config + tls)
 
     def renew(self) -> None:
-        """A new pair, in place file by file, as tools for certificates do it."""
+        """A new pair, replaced file by file, as certificate tools do it."""
         pair = self.authority.issue_cert("localhost", "127.0.0.1")
         for name, content in (
             ("server.key", pair.private_key_pem.bytes()),
@@ -149,7 +149,7 @@ class Rotated:
 
 
 def kill(world: World) -> None:
-    """kill -9 of a server, and its start."""
+    """Kill a server with SIGKILL, and restart it."""
     world.one.kill()
     time.sleep(0.3)
     world.one.start()
@@ -163,14 +163,14 @@ def pause(world: World) -> None:
 
 
 def roll_over(world: World) -> None:
-    """SIGTERM, and another process takes its place."""
+    """SIGTERM, and another process takes over."""
     if (status := world.one.end()) != 0:
         world.problems.append(f"SIGTERM ended {world.one.name} with status {status}")
     world.one.start()
 
 
 def vanish(world: World) -> None:
-    """Clients that are killed with everything on its way."""
+    """Clients that are killed with requests in flight."""
     address = replicas.address(*world.pair)
     for number in range(1 if world.quick else 3):
         load = Load(address, 1_000_000, first=VANISHING + 100_000 * number)
@@ -181,30 +181,30 @@ def vanish(world: World) -> None:
 
 
 def slow_readers(world: World) -> None:
-    """Streams that send and do not read."""
+    """Streams that send and never read."""
     before = world.one.resident()
     attacks.slow_readers(world.one.port, 8 if world.quick else 32, world.seconds + 2)
     world.note("slow readers MB", (world.one.resident() - before) / 2**20)
 
 
 def malformed(world: World) -> None:
-    """Frames, headers and messages of every wrong kind."""
+    """Malformed frames, headers and messages of every kind."""
     world.note("malformed", attacks.malformed(world.one.port, 2 * world.seconds, world.turn))
 
 
 def flood(world: World) -> None:
-    """Connections by the thousand."""
+    """Thousands of connections."""
     count = attacks.flood(world.one.port, CONNECTIONS // (5 if world.quick else 1), world.seconds)
     world.note("connections", count)
 
 
 def huge(world: World) -> None:
-    """Requests at and beyond every limit of size."""
+    """Requests at and beyond every size limit."""
     world.note("huge", attacks.huge(world.one.port, world.seconds))
 
 
 def full_disk(world: World) -> None:
-    """No file grows any more, neither the log nor the costs, while an encoder is loaded anew."""
+    """No file can grow, neither the log nor the costs, while an encoder is loaded again."""
     world.one.limit_files(0)
     reload(world.one, OTHER, unload=True)
     time.sleep(world.seconds)
@@ -212,17 +212,17 @@ def full_disk(world: World) -> None:
 
 
 def clock(world: World) -> None:
-    """The clock of a server leaps, forwards and back."""
+    """A server's clock jumps forwards and back."""
     replica = world.pair[1]
     if replica.shifted:
         for shift in ("+3600", "-3600", "+864000", "-864000", "+0"):
             replica.clock.write_text(f"{shift}\n")
             world.load.until_answered(200)
-            time.sleep(1.1)  # the library looks at its file each second
+            time.sleep(1.1)  # the library checks its file each second
 
 
 def reloads(world: World) -> None:
-    """Versions put, loaded and removed, and an encoder loaded and unloaded, at both servers at once."""
+    """Add, load and remove versions, and load and unload an encoder, on both servers at once."""
     version = 2 + world.turn
     replicas.copy_of(world.bundle, world.repository, version=version)
 
@@ -242,7 +242,7 @@ def reloads(world: World) -> None:
 
 
 def certificates(world: World) -> None:
-    """Certificates exchanged while connections are made and used, one pair after the other."""
+    """Replace certificates while connections are made and used, one pair after the other."""
     if world.tls is None:
         world.tls = Rotated(world.pair[0].folder.parent / "tls", world.repository)
         world.tls.replica.start()
@@ -252,7 +252,7 @@ def certificates(world: World) -> None:
         for _ in range(3 if world.quick else 8):
             tls.renew()
             load.until_answered(100)
-            time.sleep(1.1)  # the server looks at its files each second
+            time.sleep(1.1)  # the server checks its files each second
             _handshake(tls)
         told = load.finish(60)
     finally:
@@ -272,7 +272,7 @@ def _handshake(tls: Rotated) -> None:
 
 
 def workers(world: World) -> None:
-    """kill -9 of the processes that a server computes in, while it answers."""
+    """Kill a server's device processes with SIGKILL while it answers."""
     (replica,) = [each for each in world.pair if each.name == ISOLATED]
     for _ in range(2 if world.quick else 5):
         for child in replica.children():
@@ -318,15 +318,15 @@ def serving(replica: Replica) -> bool:
 
 
 def run(folder: Path, requests: int, *, quick: bool, only: tuple[str, ...] = ()) -> Part:
-    """So many requests, and at least one round of the schedule, or of the faults named."""
+    """This many requests, and at least one round of the schedule, or of the faults named."""
     bundle, repository = known.bundle(), folder / "models"
     repository.mkdir(parents=True)
     for name in (known.NAME, OTHER):
         replicas.copy_of(bundle, repository, name)
     shifted = replicas.FAKETIME.exists()
     if not shifted:
-        print("  libfaketime is not installed: clocks do not leap (Debian: apt-get install faketime)")
-    # Where this server can: then one of the two computes in processes of their own.
+        print("  libfaketime is not installed: clocks do not jump (Debian: apt-get install faketime)")
+    # If this server supports it, one of the two uses device processes.
     isolation = 'isolation = "process"' if "isolation" in Engine.__struct_fields__ else ""
     isolated, plain = (CONFIG.format(costs=folder / "costs", isolation=line) for line in (isolation, ""))
     pair = (

@@ -1,8 +1,8 @@
-"""One who floods a server, in a process of its own; by frames of its own making, as far as HTTP/2 lets it.
+"""A caller who floods a server, in its own process, with hand-made HTTP/2 frames.
 
     python -m bench.chaos.flooding FLOOD PORT METRICS_PORT SECONDS CONNECTIONS [TOKEN]
 
-It floods until the seconds are over, over so many connections at once, and prints what it sent as JSON.
+It floods for SECONDS, over CONNECTIONS at once, and prints what it sent as JSON.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ RESCORE = "/trimtab.v1.EncoderService/Rescore"
 MIB = 1 << 20
 # The largest message that a server takes.
 MESSAGE = Limits().max_message_bytes
-# Calls that are written together: one at a time, this program would be slower than the server.
+# Calls written in one go: one at a time, this program would be slower than the server.
 TOGETHER = 64
 ACKNOWLEDGED = 1
 CANCEL = (8).to_bytes(4, "big")
@@ -51,7 +51,7 @@ CLOSED = b"\x00\x04" + bytes(4)
 
 @dataclass
 class Attack:
-    """Where to, until when, with which token, and what was sent."""
+    """The target, the end time, the token, and what was sent."""
 
     port: int
     metrics_port: int
@@ -63,12 +63,12 @@ class Attack:
         return time.monotonic() >= self.until
 
     def headers(self, path: str, **more: str) -> bytes:
-        """A call's, with the token where there is one."""
+        """A call's headers, with the token if there is one."""
         return headers(path, **({"authorization": f"Bearer {self.token}"} if self.token else {}), **more)
 
 
 class Connection:
-    """A client that sends as much as it is let, and reads what comes, but for the answers."""
+    """A client that sends as much as flow control allows, and reads everything except answers."""
 
     def __init__(self, attack: Attack, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.attack = attack
@@ -81,7 +81,7 @@ class Connection:
         self.open: set[int] = set()
 
     async def call(self, head: bytes) -> int:
-        """Begin a call; its number."""
+        """Start a call; returns its stream number."""
         number, self._next = self._next, self._next + 2
         self._windows[number] = self._initial
         self.open.add(number)
@@ -90,7 +90,7 @@ class Connection:
         return number
 
     async def calls(self, head: bytes, *, reset: bool) -> None:
-        """Begin many calls that have no message, or are taken back at once; nobody waits for them."""
+        """Start many calls without a message, or reset at once; nobody waits for them."""
         first, self._next = self._next, self._next + 2 * TOGETHER
         flags = END_HEADERS if reset else END_HEADERS | END_STREAM
         numbers = range(first, self._next, 2)
@@ -102,7 +102,7 @@ class Connection:
         self.attack.sent["calls"] += TOGETHER
 
     async def send(self, number: int, content: bytes, *, end: bool = True) -> None:
-        """A part of a message, as its windows allow; returns early where the call is over, or the time is."""
+        """Send a part of a message as the windows allow; returns early if the call or the time is over."""
         view = memoryview(content)
         while view and number in self.open and not self.attack.over():
             room = min(self._windows[0], self._windows.get(number, 0), 16_384, len(view))
@@ -118,7 +118,7 @@ class Connection:
             await self._write(frame(DATA, END_STREAM if end and not view else 0, number, bytes(part)))
 
     def forget(self, number: int) -> None:
-        """A call is over, as far as this is concerned."""
+        """Forget a call."""
         self.open.discard(number)
         self._windows.pop(number, None)
 
@@ -128,7 +128,7 @@ class Connection:
         await self._writer.drain()
 
     async def listen(self) -> None:
-        """Read frames, for as long as they come."""
+        """Read frames until no more arrive."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await self._reader.readexactly(9)
@@ -159,7 +159,7 @@ class Connection:
 
 @contextlib.asynccontextmanager
 async def connected(attack: Attack, settings: bytes = b"") -> AsyncIterator[Connection]:
-    """A client of HTTP/2, whose windows for all answers together are wide."""
+    """An HTTP/2 client with a wide connection window."""
     reader, writer = await asyncio.open_connection("127.0.0.1", attack.port)
     attack.sent["connections"] += 1
     writer.write(PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW, 0, 0, WIDE))
@@ -173,7 +173,7 @@ async def connected(attack: Attack, settings: bytes = b"") -> AsyncIterator[Conn
 
 
 def varint(number: int) -> bytes:
-    """As protobuf writes a number."""
+    """A number as a protobuf varint."""
     parts = bytearray()
     while number >= 128:
         parts.append(number & 127 | 128)
@@ -182,12 +182,12 @@ def varint(number: int) -> bytes:
 
 
 def field_of(number: int, content: bytes) -> bytes:
-    """A field with a length."""
+    """A length-delimited field."""
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 async def _calls(attack: Attack, path: str, *, reset: bool) -> None:
-    """HEADERS after HEADERS, as fast as the connection takes them, whatever the settings say."""
+    """HEADERS after HEADERS, as fast as the connection takes them, ignoring the server's settings."""
     head = attack.headers(path)
     while not attack.over():
         async with connected(attack) as one:
@@ -198,17 +198,17 @@ async def _calls(attack: Attack, path: str, *, reset: bool) -> None:
 
 
 async def unknown(attack: Attack) -> None:
-    """Calls of a path that is not there, nothing else."""
+    """Calls of an unknown path."""
     await _calls(attack, "/no/such", reset=False)
 
 
 async def resets(attack: Attack) -> None:
-    """Calls that are taken back at once."""
+    """Calls that are reset at once."""
     await _calls(attack, EMBED, reset=True)
 
 
 async def _messages(attack: Attack, head: bytes, content: bytes, calls: int) -> None:
-    """The same message in call after call, so many at a time."""
+    """The same message in call after call, this many at a time."""
 
     async def again(one: Connection) -> None:
         with contextlib.suppress(ConnectionError):
@@ -226,7 +226,7 @@ def _bomb() -> bytes:
 
 
 async def compressed(attack: Attack) -> None:
-    """Messages of a megabyte that become a gigabyte."""
+    """Messages of a megabyte that inflate to a gigabyte."""
     head = attack.headers(EMBED if attack.token else CHECK, **{"grpc-encoding": "gzip"})
     await _messages(attack, head, _bomb(), calls=8)
 
@@ -237,12 +237,12 @@ def _name() -> bytes:
 
 
 async def names(attack: Attack) -> None:
-    """Watches of services with names as long as a message may be: ten times are 3 GB at a time."""
+    """Health watches of services whose names are as long as a message may be: at ten times, 3 GB at once."""
     await _messages(attack, attack.headers(WATCH), _name(), calls=75)
 
 
 async def whole(attack: Attack) -> None:
-    """Messages that say, and have, 4 GiB."""
+    """Messages that declare, and have, 4 GiB."""
     head, part = attack.headers(EMBED if attack.token else CHECK), bytes(MIB)
     async with connected(attack) as one:
         with contextlib.suppress(ConnectionError):
@@ -260,7 +260,7 @@ def _half() -> bytes:
 
 
 async def halves(attack: Attack) -> None:
-    """Messages of which the last byte does not come, in as many calls as the server takes."""
+    """Messages whose last byte never comes, in as many calls as the server accepts."""
     content = _half()
     head = attack.headers(EMBED if attack.token else CHECK)
     async with connected(attack) as one:
@@ -278,7 +278,7 @@ def _empties(number: int) -> bytes:
 
 
 async def empty(attack: Attack) -> None:
-    """As many empty candidates, spaces, inputs, parameters as a message holds: two bytes each."""
+    """As many empty candidates, spaces, inputs or parameters as fit into a message, at two bytes each."""
     kinds = [
         (RESCORE, pb.RescoreRequest.CANDIDATES_FIELD_NUMBER),
         (EMBED, pb.EmbedRequest.TEXTS_FIELD_NUMBER),
@@ -290,7 +290,7 @@ async def empty(attack: Attack) -> None:
 
 
 async def unread(attack: Attack) -> None:
-    """Large requests, none of whose answers may be sent."""
+    """Large requests whose answers are never let through."""
     content = message(pb.EmbedRequest(texts=["w1"] * 1000, encoder=NAME).SerializeToString())
     head = attack.headers(EMBED)
     async with connected(attack, CLOSED) as one:
@@ -303,14 +303,14 @@ async def unread(attack: Attack) -> None:
 
 
 async def idle(attack: Attack) -> None:
-    """A connection that says nothing."""
+    """A silent connection."""
     with contextlib.suppress(ConnectionError):
         async with connected(attack):
             await asyncio.sleep(max(0, attack.until - time.monotonic()))
 
 
 async def scrapes(attack: Attack) -> None:
-    """Connections to the port for metrics, half of which ask for these."""
+    """Connections to the metrics port; half of them scrape."""
     asks = 0
     while not attack.over():
         with contextlib.suppress(ConnectionError):

@@ -1,8 +1,8 @@
-"""Callers who flood a server, each ten times what once took a gigabyte or froze it: what it costs the others.
+"""Floods, each ten times what once took a gigabyte or froze the server: what they cost other callers.
 
 Memory is compared with the figure that docs/configuration.md derives from the limits. A well-behaved caller,
-on a connection of its own and with a key of its own, is timed without and with each flood. Where there are
-two cores, the server has one of them, and its callers the other, the flood behind the well-behaved one.
+with its own connection and key, is timed without and with each flood. With two cores, the server has one and
+its callers the other, the flood at lower priority than the well-behaved caller.
 """
 
 import hashlib
@@ -22,25 +22,25 @@ from bench.chaos.table import Bar, Part
 from trimtab_server.config import Limits
 from trimtab_server.pipeline import BYTES_A_TOKEN
 
-# From one connection, and ten times what was once seen to do harm: that of six which never read, and of 300
-# idle ones, of which 3,000 are more than a server takes.
+# From one connection, and from ten times as many as once did harm: that was six that never read, and 300 idle
+# ones, of which 3,000 are more than a server accepts.
 ONE, MANY = 1, 10
 MANY_OF = {"unread": 60, "idle": 400}
-# With what they show: nothing, to a server that asks for nothing; nothing, to one that does; a tenant's key.
+# Credentials: none needed; needed but missing; a tenant's key.
 CREDENTIALS = ("open", "refused", "tenant")
 MIB = 1 << 20
-# What docs/configuration.md says that each costs.
+# The cost of each, from docs/configuration.md.
 CONNECTION_BYTES = 100 << 10
 CALL_BYTES = 112 << 10
 WAITING_CALL_BYTES = 56 << 10
 TOKEN_BYTES = 4 * BYTES_A_TOKEN
 MOST_MEMORY, MOST_TIME = 1.5, 3.0
-# Without any limit but these, a server has room in so much.
+# The rest of a server fits into this much.
 SERVER_BYTES = 4 << 30
 
 
 def bound(base: int, limits: Limits, connections: int) -> int:
-    """The most memory of a server that has `base` when it is idle, after so many connections."""
+    """The most memory a server may use with this many connections, if it uses `base` when idle."""
     connections = min(connections, limits.max_connections)
     calls = min(limits.max_calls, connections * limits.max_calls_per_connection)
     waiting = 2 * connections * limits.max_calls_per_connection
@@ -56,7 +56,7 @@ def bound(base: int, limits: Limits, connections: int) -> int:
 
 
 def _key(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """A key for each of these, in folder/keys.toml."""
+    """A key for each name, in folder/keys.toml."""
     keys = {name: secrets.token_urlsafe(32) for name in names}
     entries = (
         f'[[key]]\nname = "{name}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\nencoders = ["*"]\n'
@@ -67,14 +67,14 @@ def _key(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _well(url: str, seconds: float, token: str) -> "subprocess.Popen[str]":
-    """A well-behaved caller, for so long."""
+    """A well-behaved caller, for this long."""
     command = [*_on(1), processes.PYTHON, "-m", "bench.chaos.well", url, str(seconds)]
     command += [token] if token else []
     return subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def _on(place: int) -> list[str]:
-    """Before a command: on the first core or the second one, where there are two."""
+    """Command prefix that pins to the first or second core, if there are two."""
     cores = sorted(os.sched_getaffinity(0))
     return ["taskset", "-c", str(cores[place])] if len(cores) > 1 else []
 
@@ -88,9 +88,9 @@ def _heard(process: "subprocess.Popen[str]") -> dict[str, Any]:
 def _flooded(
     replica: Replica, name: str, connections: int, seconds: float, token: str, own: str
 ) -> dict[str, Any]:
-    """The well-behaved caller beside the flood; what the server had at most."""
+    """Run the well-behaved caller beside the flood; the server's peak memory."""
     before, busy = replica.resident(), _cpu_seconds(replica.pid)
-    Path(f"/proc/{replica.pid}/clear_refs").write_text("5")  # the peak is counted from now on
+    Path(f"/proc/{replica.pid}/clear_refs").write_text("5")  # resets the peak
     metrics_port = replica.metrics_url.partition("://")[2].partition("/")[0].rpartition(":")[2]
     command = [*_on(1), "nice", "-n", "19", processes.PYTHON, "-m", "bench.chaos.flooding", name]
     command += [str(replica.port), metrics_port, str(seconds + 2), str(connections)]

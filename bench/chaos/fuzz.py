@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of everything that parses: for each target a process, which ends after its time."""
+"""Coverage-guided fuzzing of every parser: one process per target, each with a time limit."""
 
 import subprocess
 import time
@@ -9,12 +9,12 @@ from bench.chaos import known
 from bench.chaos.table import Bar, Part
 from bench.chaos.targets import SHARES, TARGETS
 
-# Beyond its time, to import what is instrumented and to read the corpus.
+# Extra time to import the instrumented code and read the corpus.
 START_SECONDS = 180
 
 
 def run(folder: Path, minutes: float) -> Part:
-    """All targets, one after the other, in so many minutes."""
+    """All targets, one after the other, in this many minutes."""
     try:
         import atheris  # noqa: F401
     except ModuleNotFoundError:
@@ -50,6 +50,6 @@ def run(folder: Path, minutes: float) -> Part:
 
 
 def _runs(log: str) -> int:
-    """How many inputs were tried, as libFuzzer's last status line has it."""
+    """The number of inputs tried, from libFuzzer's last status line."""
     numbers = [line[1:].split()[0] for line in log.splitlines() if line.startswith("#")]
     return max((int(number) for number in numbers if number.isdecimal()), default=0)

@@ -2,8 +2,8 @@
 
     python -m bench.chaos.fuzz_one wire --seconds 60
 
-What covers lines that nothing before did is kept, and the next run begins with it. Input that makes a target
-fail is told as a traceback and stays in the folder --found; run such a file once more with --input.
+Input that reaches new lines is kept, and the next run starts from it. Input that makes a target fail is
+reported with a traceback and saved in the folder --found; rerun such a file with --input.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import atheris
 
-# Nothing else of the project before this, since what is imported earlier is not seen by the fuzzer.
+# Import nothing else of the project before this: the fuzzer does not see code imported earlier.
 with atheris.instrument_imports(include=["trimtab", "trimtab_server", "trimtab_export"]):
     from bench import processes
     from bench.chaos import known, live, targets

@@ -1,4 +1,4 @@
-"""An old and a new encoder in this process, whose vectors are known: all that a re-index asks of a client."""
+"""An old and a new encoder in this process, with known vectors: the part of a client that a re-index uses."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from trimtab.stores import Form, Matrix
 
 OLD = Form(space="the-old-space", dimensions=12)
 NEW = Form(space="the-new-space", dimensions=16)
-NOISE = 0.2  # of the old space, which makes it the worse one
+NOISE = 0.2  # of the old space, which makes it worse
 _TURN = np.linalg.qr(np.random.default_rng(3).standard_normal((NEW.dimensions, NEW.dimensions)))[0]
 _LIMITS = Limits(max_texts=64, max_text_bytes=1 << 18, max_message_bytes=1 << 22)
 
@@ -33,7 +33,7 @@ def old(texts: Sequence[str]) -> Matrix:
 
 
 class Client:
-    """Answers in this process. `before` is called with the number of each text, before it is read."""
+    """Answers in this process. `before` is called with each text's number before the text is read."""
 
     def __init__(self, before: Callable[[int], None] = lambda number: None) -> None:
         self._before = before
@@ -57,7 +57,7 @@ class Client:
         return nullcontext(_Stream(texts, window, self._before, self.encoder()))
 
     def embed_spaces(self, texts: Sequence[str], spaces: Sequence[str], **options: Any) -> dict[str, Any]:
-        """The queries in both spaces; the adapter is exact but for what the old encoder adds."""
+        """The queries in both spaces; the adapter is exact except for the old encoder's own noise."""
         vectors = {NEW.space: new(texts), OLD.space: _unit(_turned(new(texts)))}
         return {space: SimpleNamespace(vectors=vectors[space]) for space in spaces}
 

@@ -1,8 +1,8 @@
-"""Texts whose vectors are known without any server: a small encoder whose formula NumPy can repeat.
+"""Texts whose vectors are known without a server: a small encoder whose formula NumPy can repeat.
 
-Row p of a text's words w_1 ... w_n is E[w_p] * P[p], and the vector is their sum, of length 1; E and P are
-random and seeded. Every word and its place change the vector, so that one text's vector is never another's,
-and the encoder costs next to nothing: what is loaded is the server.
+Row p of a text's words w_1 ... w_n is E[w_p] * P[p], and the vector is their sum, scaled to length 1; E and P
+are random and seeded. Every word and its position change the vector, so no two texts share one. The encoder
+costs next to nothing, so the load falls on the server.
 """
 
 import shutil
@@ -22,9 +22,9 @@ WIDTH = 64
 WORDS = 64
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_TOKENS = 64
-# A text is its number in words, this many, and as many more as the number says.
+# A text spells its number in this many words, followed by a number of further words that depends on it.
 DIGITS, MORE = 4, 24
-# Vectors of two texts are much further apart than two ways to add the same numbers.
+# Vectors of two texts differ by far more than rounding.
 TOLERANCE = 1e-4
 
 _random = np.random.default_rng(20)
@@ -34,19 +34,19 @@ _E[0] = 0.0  # of padding
 
 
 def _ids(number: int) -> list[int]:
-    """The words of a text, as the tokenizer numbers them."""
+    """The token ids of a text's words."""
     digits = [number // WORDS**place % WORDS for place in range(DIGITS)]
     more = [(number * 31 + place * place * 7) % WORDS for place in range(number % MORE)]
     return [2, *(len(SPECIAL) + word for word in (*digits, *more)), 3]
 
 
 def text(number: int) -> str:
-    """The text of this number, which is below 64**4; no other number has it."""
+    """The text of this number, below 64**4; no other number has the same text."""
     return " ".join(f"w{each - len(SPECIAL)}" for each in _ids(number)[1:-1])
 
 
 def vectors(numbers: Sequence[int]) -> NDArray[np.float32]:
-    """What an encoder must answer for the texts of these numbers: (n, WIDTH)."""
+    """The vectors an encoder must return for the texts of these numbers: (n, WIDTH)."""
     longest = DIGITS + MORE + 2
     ids = np.zeros((len(numbers), longest), np.int64)
     for row, number in enumerate(numbers):
@@ -58,7 +58,7 @@ def vectors(numbers: Sequence[int]) -> NDArray[np.float32]:
 
 
 def bundle() -> Path:
-    """The encoder's bundle; exported where it is not there yet."""
+    """The encoder's bundle; exported if missing."""
     folder = FOLDER / "models" / NAME / "1"
     if not exported(folder):
         source = FOLDER / "source"

@@ -1,4 +1,4 @@
-"""A server in the fuzzer's process: called with any bytes, and with messages that a fuzzer fills."""
+"""A server in the fuzzer's process: called with arbitrary bytes, and with messages that the fuzzer fills."""
 
 import asyncio
 import math
@@ -17,7 +17,7 @@ NAMES = (
 
 
 class Live:
-    """A server in this process, so that the fuzzer sees which of its lines were run; called over gRPC."""
+    """A server in this process, called over gRPC, so that the fuzzer sees which of its lines ran."""
 
     def __init__(self, folder: Path) -> None:
         import grpc
@@ -29,7 +29,7 @@ class Live:
         from trimtab_server.config import Config, Engine, Limits, Server
         from trimtab_server.rpc import pace
 
-        pace.BURST_SECONDS = math.inf  # wrong input comes as fast as it may
+        pace.BURST_SECONDS = math.inf  # wrong input may arrive at any rate
         (folder / "models").mkdir()
         replicas.copy_of(known.bundle(), folder / "models")
         ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", tenant_header="tenant")
@@ -62,14 +62,14 @@ class Live:
         )
 
     def call(self, name: str, content: bytes) -> Iterator[tuple[int, str]]:
-        """What became of it: codes and messages, also those within a stream's answers."""
+        """The outcome: codes and messages, including those within a stream's answers."""
         import grpc
 
         from trimtab.v1 import encoder_pb2 as pb
 
         _, streaming = self._inputs[name]
         if "RepositoryModel" in name and self._known.NAME.encode() in content:
-            return  # to load it anew at every input would take all the time, and without it nothing is left
+            return  # reloading it for every input would take all the time, and without it nothing is served
         try:
             if not streaming:
                 once: Any = self._channel.unary_unary(name)
@@ -86,7 +86,7 @@ class Live:
             yield error.code().value[0], error.details() or ""
 
     def examples(self, name: str) -> list[bytes]:
-        """Messages that are as they should be."""
+        """Valid messages."""
         from tritonclient.grpc import service_pb2
 
         from trimtab.v1 import encoder_pb2 as pb

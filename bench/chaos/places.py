@@ -1,4 +1,4 @@
-"""Stores of every kind as an application has them: with its own files, columns and payload beside them."""
+"""Stores of every kind as an application has them: with the application's own files, columns and payload."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from trimtab.stores import Document, Form, Matrix, Rows, Store, create_store, op
 
 SOURCES = ("faiss", "taken", "qdrant", "postgresql", "npy", "parquet")
 TARGETS = ("faiss", "taken", "qdrant", "postgresql")
-# Names near those of Trimtab's own files. In a folder where a store is to be made, only some may stand.
+# Names close to those of Trimtab's own files. Only some may exist in a folder where a store is to be made.
 BESIDE = ("notes.txt", "store.json.bak", "store.json.new", ".trimtab-mine.partial", "docs.index")
 ALIKE = ("index-2025.faiss", "index-1.faiss", "rows-1.jsonl", "log-1", "log-2025")
 
@@ -25,14 +25,14 @@ Contents = dict[int, tuple[str | None, Matrix]]
 
 @dataclass(slots=True)
 class Place:
-    """A store, and what in and beside it is the application's."""
+    """A store, and what in it and next to it belongs to the application."""
 
     kind: str
     url: str
     folder: Path
     vectors: Vectors
     documents: dict[int, str]  # as the application knows them
-    texts: dict[int, str] | None = None  # beside the store, where it keeps none
+    texts: dict[int, str] | None = None  # next to a store that holds none
     files: dict[str, bytes] = field(default_factory=dict)
     kept: dict[int, str] = field(default_factory=dict)  # access lists, by document
 
@@ -49,7 +49,7 @@ class Place:
         return found
 
     def strange(self, gone: Sequence[int] = ()) -> list[str]:
-        """What of the application's is not as it was; documents that it deleted itself are `gone`."""
+        """What changed of the application's own data; documents that it deleted itself are `gone`."""
         wrong = [
             f"{self.kind}: {name} changed"
             for name, content in self.files.items()

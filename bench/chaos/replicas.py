@@ -1,4 +1,4 @@
-"""Server processes that can be hurt: killed, paused, ended, started again at the same address."""
+"""Server processes to inject faults into: killed, paused, stopped, restarted at the same address."""
 
 import contextlib
 import os
@@ -14,13 +14,13 @@ from pathlib import Path
 from bench import processes
 
 READY_SECONDS = 90.0
-# Of Debian's package faketime: shifts the clock of a process, as the file it is told of says.
+# From Debian's package faketime: shifts the clock of a process, controlled by a file.
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
 @dataclass
 class Replica:
-    """`trimtab serve` at a port of its own, which it keeps however often it is started."""
+    """`trimtab serve` on a port that it keeps across restarts."""
 
     name: str
     folder: Path
@@ -45,12 +45,12 @@ class Replica:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs now."""
+        """The pid of the current process."""
         assert self.process is not None
         return self.process.pid
 
     def log(self) -> str:
-        """What all its processes have written."""
+        """The output of all its processes so far."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("log-*")))
 
     def start(self) -> None:
@@ -97,7 +97,7 @@ class Replica:
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """SIGKILL: whatever it holds is gone."""
+        """SIGKILL: it loses everything it holds."""
         assert self.process is not None
         for child in self.children():
             with contextlib.suppress(ProcessLookupError):
@@ -106,30 +106,30 @@ class Replica:
         self.process.wait()
 
     def children(self) -> list[int]:
-        """The processes that it started and has, whichever of its threads did: devices compute in them."""
+        """Its live child processes, whichever thread started them: the device processes."""
         threads = Path("/proc", str(self.pid), "task").glob("*")
         return [
             int(pid) for each in threads for pid in _read(self.pid, "task", each.name, "children").split()
         ]
 
     def limit_files(self, size: int | None) -> None:
-        """Let none of its files grow beyond this many bytes, as on a disk that is full; None: as before."""
+        """Stop its files from growing beyond this many bytes, as on a full disk; None: no limit."""
         limit = resource.RLIM_INFINITY if size is None else size
         hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (limit, hard))
 
     def resident(self) -> int:
-        """The bytes of memory that it and its children hold."""
+        """Resident bytes of it and its children."""
         return sum(_status(pid, "VmRSS") for pid in (self.pid, *self.children()))
 
     def peak(self) -> int:
-        """The most that its process ever held, since it was started."""
+        """Peak resident bytes of its process since its start."""
         return _status(self.pid, "VmHWM")
 
 
 @contextlib.contextmanager
 def running(*replicas: Replica) -> Iterator[None]:
-    """Start them, and end what is left of them."""
+    """Start the replicas; stop those left at the end."""
     try:
         for replica in replicas:
             replica.start()
@@ -148,12 +148,12 @@ def running(*replicas: Replica) -> Iterator[None]:
 
 
 def address(*replicas: Replica) -> str:
-    """A target of gRPC's, behind which are all of them."""
+    """A gRPC target with the addresses of all of them."""
     return "ipv4:" + ",".join(replica.url for replica in replicas)
 
 
 def copy_of(bundle: Path, repository: Path, name: str = "", version: int = 1) -> Path:
-    """The bundle once more in a repository, as another version or under another name; by one rename."""
+    """Add the bundle to a repository again, as another version or under another name, by one rename."""
     import json
 
     name = name or bundle.parent.name

@@ -10,8 +10,8 @@ from bench.chaos.faults import Load, reload
 from bench.chaos.replicas import Replica
 from bench.chaos.table import Bar, Part
 
-# The old version goes once the new one is there and its calls are answered. Streams, which keep to the
-# version that they began with, have the time of one more swap.
+# The old version is unloaded once the new one serves and the old one's calls are answered. Streams keep the
+# version that they began with, so they get the time of one more swap.
 CONFIG = """\
 [engine]
 costs = "{costs}"
@@ -23,7 +23,7 @@ POLL_SECONDS = 0.2
 
 
 def run(folder: Path, swaps: int) -> Part:
-    """So many swaps, by polling and by calls in halves, and a rollover of both servers after each half."""
+    """Half of the swaps by polling, half by calls, and a rollover of both servers after each half."""
     bundle = known.bundle()
     figures: dict[str, float] = {}
     failed = missing = wrong = 0
@@ -66,7 +66,7 @@ def run(folder: Path, swaps: int) -> Part:
 
 
 def _swap(bundle: Path, repository: Path, version: int, called: list[Replica]) -> None:
-    """Another version is put there, and taken up; the one before the last goes."""
+    """Add a version and wait until it serves; the version before the last is removed."""
     replicas.copy_of(bundle, repository, version=version)
     threads = [threading.Thread(target=reload, args=(replica, known.NAME)) for replica in called]
     for thread in threads:

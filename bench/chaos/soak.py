@@ -1,4 +1,4 @@
-"""A server for as long as it takes: does its memory grow with the requests, or with the reloads."""
+"""A long run of one server: does its memory grow with requests or with reloads?"""
 
 import asyncio
 import shutil
@@ -26,17 +26,17 @@ cache_bytes = 1048576
 """
 MOST = 1.05
 RELOADS = 100
-# Before the first look: what is reached once (pools, caches, code that is first run) is no growth.
+# Before the first measurement: one-time growth (pools, caches, lazily loaded code) does not count.
 WARM_REQUESTS, WARM_RELOADS = 40_000, 10
 STREAMS, WINDOW = 4, 256
-# One request in so many is a call of its own, the others are messages of streams.
+# One request in this many is a call; the others are messages of streams.
 CALLS = 10
-# So many vectors of each reload are compared.
+# Vectors compared after each reload.
 SAMPLE = 50
 
 
 async def _requests(channel: grpc.aio.Channel, first: int, count: int) -> int:
-    """So many requests of a text each, through streams and calls; how many were answered without an error."""
+    """Send one-text requests through streams and calls; returns how many were answered without an error."""
     stream: Any = channel.stream_stream(
         "/trimtab.v1.EncoderService/EmbedStream", response_deserializer=pb.EmbedStreamResponse.FromString
     )
@@ -111,7 +111,7 @@ async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) 
                     f"  {time.monotonic() - begun:5.0f} s  {last:8} requests  {turn + 1:4} reloads  "
                     f"{resident[-1] / 2**20:.1f} MB", flush=True,
                 )  # fmt: skip
-    # A moment's level is noisy by a batch in flight: the median of a few is not.
+    # A single reading is noisy by a batch in flight; the median of a few is not.
     before, after = (
         float(np.median(part)) for part in (resident[WARM_RELOADS - 5 : WARM_RELOADS], resident[-5:])
     )
@@ -130,7 +130,7 @@ async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) 
 
 
 def run(folder: Path, requests: int) -> Part:
-    """So many requests after the warm-up, and a hundred reloads of each of two encoders between them."""
+    """This many requests after the warm-up, with a hundred reloads of each of two encoders in between."""
     bundle, repository = known.bundle(), folder / "models"
     repository.mkdir(parents=True)
     for name in (known.NAME, OTHER):

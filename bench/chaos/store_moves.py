@@ -50,7 +50,7 @@ def two_places(run: Run, suffix: str) -> tuple[Place, Place]:
 
 
 def run_reindex(run: Run, measured: Measured) -> None:
-    """A re-index that ends badly, is searched beside, and is gone on with."""
+    """A re-index that ends badly while both halves are searched, and is then resumed."""
     if not measured.known(run):
         pair = two_places(run, "_measured")
         measured.measure(run, lambda: reindex(*pair))
@@ -63,7 +63,7 @@ def run_reindex(run: Run, measured: Measured) -> None:
         changed |= {DOCUMENTS + extra: f"a new one, {extra} of run {run.number}" for extra in range(3)}
         alone = run.kinds[0] in {"npy", "parquet"}
         deleted = [] if alone else run.random.sample(sorted(set(texts) - set(changed)), 4)
-        if run.kinds[0] != "qdrant":  # of which a folder is open once: edited below, between two runs
+        if run.kinds[0] != "qdrant":  # its folder can be open only once: edited below, between two runs
 
             def before(number: int) -> None:
                 if number == at:
@@ -87,7 +87,7 @@ def run_reindex(run: Run, measured: Measured) -> None:
         if run.kinds[0] == "qdrant":
             source.edit(changed, deleted)
         elif run.kinds[0] in {"npy", "parquet"}:
-            source.edit(changed, deleted)  # the child's knowledge of the new file went with it
+            source.edit(changed, deleted)  # the new file's name died with the child
         for id in deleted:
             texts.pop(id)
         delete(target, deleted)
@@ -105,7 +105,7 @@ def delete(target: Place, ids: list[int]) -> None:
 
 
 def compare(run: Run, source: Place, target: Place, texts: Mapping[int, str], deleted: list[int]) -> None:
-    """Everything that must be there is, and nothing else."""
+    """Check that everything that must be there is, and nothing else."""
     moves_along(source, target, texts)
     for place in (source, target):
         try:
@@ -117,13 +117,13 @@ def compare(run: Run, source: Place, target: Place, texts: Mapping[int, str], de
 
 
 def moves_along(source: Place, target: Place, ids: Collection[int]) -> None:
-    """The payload of these documents is in the new store by now, too, where both are Qdrant's."""
+    """Check that, between two Qdrant stores, the payload of these documents has moved too."""
     if source.kind == target.kind == "qdrant":
         target.kept = {id: found for id, found in source.kept.items() if id in ids}
 
 
 def check_searches(run: Run, source: Place, target: Place, texts: Mapping[int, str]) -> None:
-    """Search both halves as they are now: at least as good as the old half alone."""
+    """Search both halves in their current state: at least as good as the old half alone."""
     if source.texts is not None:
         merges: tuple[Merge, ...] = ("calibrate",)
     else:
@@ -189,7 +189,7 @@ def stop_at(number: int) -> Any:
 
 
 def places_bytes(place: Place) -> dict[str, bytes]:
-    """The files of a store that is files; of Qdrant's and PostgreSQL's, which are not ours, none."""
+    """The files of a file-based store; none for Qdrant and PostgreSQL, whose files are not ours."""
     if place.kind in {"qdrant", "postgresql"}:
         return {}
     return {path.name: path.read_bytes() for path in place.folder.iterdir() if path.name != "lock"}

@@ -1,4 +1,4 @@
-"""One run over vector stores: what it is told, what it counts, and whether documents are as they were."""
+"""One run over vector stores: its settings, its counts, and the check of its documents."""
 
 import random
 import signal
@@ -35,7 +35,7 @@ class Run:
 
     @property
     def said(self) -> Path:
-        """Where children tell what they died of."""
+        """Where children write how they ended."""
         return self.folder / "said"
 
     def kept(self) -> dict[str, Any]:
@@ -46,20 +46,20 @@ class Run:
         }  # fmt: skip
 
     def ended(self, status: int) -> int:
-        """Note how a child ended; a crash or a hang is wrong whatever befell it."""
+        """Record how a child ended; a crash or a hang is always wrong."""
         self.exits.append(status)
         if status not in {DONE, REFUSED, -signal.SIGKILL}:
             self.wrong.append(f"crashed: {self.said.read_text()[-600:]}")
         return status
 
     def undisturbed(self, work: Any) -> None:
-        """Do it again to its end."""
+        """Run it again to its end."""
         if self.ended(endings.start(work, self.said).wait()) != DONE:
-            self.wrong.append(f"it cannot be gone on with: {self.said.read_text()[-600:]}")
+            self.wrong.append(f"it cannot be resumed: {self.said.read_text()[-600:]}")
 
 
 class Measured:
-    """How many calls each kind of work makes, counted once, undisturbed."""
+    """How many calls each kind of work makes, counted once without faults."""
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, ...], int] = {}
@@ -75,7 +75,7 @@ class Measured:
         return Ending()
 
     def measure(self, run: Run, work: Any) -> None:
-        """Count the calls, where nobody did yet; what it did is undone by the caller."""
+        """Count the calls, if not yet done; the caller undoes the effects."""
         key = (run.operation, *run.kinds)
         if key not in self._calls:
             self._calls[key] = endings.calls(work, run.said)
@@ -86,12 +86,12 @@ class Measured:
 
 
 def texts_of(run: Run, count: int) -> dict[int, str]:
-    """Documents that no other run has."""
+    """Documents unique to this run."""
     return {id: f"document {id} of run {run.number}" for id in range(count)}
 
 
 def revive(run: Run) -> None:
-    """Start the database again where it was ended."""
+    """Restart the database if it was stopped."""
     process = run.database.process
     if process is not None and (run.ending == "failing" and "postgresql" in run.kinds):
         try:
@@ -102,7 +102,7 @@ def revive(run: Run) -> None:
 
 
 def different(name: str, found: Contents, texts: Mapping[int, str], vectors: places.Vectors) -> list[str]:
-    """What of a store's documents is not as it should be."""
+    """What is wrong with a store's documents."""
     wrong = []
     if found.keys() != texts.keys():
         lost, extra = sorted(texts.keys() - found.keys()), sorted(found.keys() - texts.keys())

@@ -89,7 +89,7 @@ def check_step(
     done: int,
     steps: list[tuple[dict[int, str], list[int]]],
 ) -> None:
-    """What was acknowledged is there; what was under way is there or not, document by document."""
+    """Check that acknowledged writes are there; the one in progress may be partly there, by document."""
     try:
         found = place.contents()
     except Exception as error:
@@ -98,7 +98,7 @@ def check_step(
     texts = {id: str(text) for id, (text, _) in found.items()}
     before, after = states[done], states[min(done + 1, len(steps))]
     if place.kind == "qdrant":
-        # It writes point by point, and of a point that was there first the vector, then the text.
+        # It writes point by point, and for an existing point the vector first, then the text.
         changed = [id for id in texts if before.get(id) != after.get(id)]
         either = all(texts.get(id) in {before.get(id), after.get(id)} for id in {*before, *after, *texts})
         for id in changed:

@@ -1,11 +1,11 @@
-"""Runs over vector stores that end badly, and what is lost by it.
+"""Runs over vector stores that end badly, and what is lost.
 
-    python -m bench.chaos.stores --runs 1000 --seed 1       goes on where it stopped
+    python -m bench.chaos.stores --runs 1000 --seed 1       resumes where it stopped
 
-Each run is a re-index with half-migrated searches, a search, writes that make a FAISS index anew, or a file
-of vectors, in a process of its own. It is killed, its disk is full or fails, its source is edited, or another
-one does the same at the same time. Then the same is begun again, undisturbed, and all that must be there is
-compared with what is known: documents, vectors, texts, counts, and whatever lies there that is not Trimtab's.
+Each run is a re-index with half-migrated searches, a search, writes that rebuild a FAISS index, or a vector
+file, in its own process. It is killed, its disk is full or fails, its source is edited, or a second run does
+the same at the same time. Then the run is repeated without faults, and everything is compared with what is
+known: documents, vectors, texts, counts, and files that are not Trimtab's.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def draw(run: Run) -> None:
 
 @contextmanager
 def small_generations() -> Iterator[None]:
-    """New indexes and checkpoints after a few rows, so that they come often."""
+    """New indexes and checkpoints after a few rows, so that they happen often."""
     before = faiss_store.LEAST_COMPACTED, vector_files.CHECKPOINT_ROWS
     faiss_store.LEAST_COMPACTED, vector_files.CHECKPOINT_ROWS = 8, 20
     try:
@@ -75,7 +75,7 @@ def small_generations() -> Iterator[None]:
 def runs(
     folder: Path, count: int, seed: int, database: PostgresProcess, first: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """The runs from number `first` on: what became of each."""
+    """The outcomes of the runs from number `first` on."""
     measured = Measured()
     with small_generations():
         for number in range(first, count):
@@ -114,7 +114,7 @@ def part(found: list[dict[str, Any]], seconds: float) -> Part:
 
 
 def run(folder: Path, count: int, seed: int = 1, *, quiet: bool = False) -> Part:
-    """All runs; a second call with the same folder goes on where one stopped."""
+    """All runs; a second call with the same folder resumes."""
     faiss.omp_set_num_threads(1)  # threads do not survive a fork
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / f"seed-{seed}.jsonl"
@@ -141,9 +141,9 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--restart", action="store_true", help="forget the runs that were done")
+    parser.add_argument("--restart", action="store_true", help="discard earlier runs and start over")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the database ends, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the database stops, too
     folder = processes.LOGS / "stores"
     if options.restart:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a part has found, against its bars."""
+"""The results of a part, against its bars."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A figure, and the most that it may be."""
+    """A figure and its upper bound."""
 
     name: str
     value: float
@@ -20,7 +20,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """All that a part has found."""
+    """All results of a part."""
 
     figures: Mapping[str, Any]
     bars: Sequence[Bar]

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind, made by hand in a moment: small vocabularies, and templates of all sorts."""
+"""Small hand-made tokenizers of every kind, with templates of all sorts."""
 
 from collections.abc import Callable, Iterable
 
@@ -65,7 +65,7 @@ def _unigram(*, split: bool, single: str = "[CLS] $A [SEP]") -> Tokenizer:
 
 
 def _whole_bpe() -> Tokenizer:
-    """As of Llama's kind: spaces become letters, and merges run over the whole text."""
+    """Like Llama's: spaces become letters, and merges run over the whole text."""
     pieces = (*LETTERS, "▁", *(f"<0x{byte:02X}>" for byte in range(256)), "▁t", "he", "▁the", "fo", "fox")
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("f", "o"), ("fo", "x")]
     tokenizer = Tokenizer(models.BPE(_numbered(pieces), merges, byte_fallback=True, fuse_unk=True))

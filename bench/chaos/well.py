@@ -1,4 +1,4 @@
-"""A caller who does nothing wrong: a few texts at a time, each answer compared with the known vector.
+"""A well-behaved caller: a few texts at a time, each answer compared with the known vector.
 
 python -m bench.chaos.well URL SECONDS [TOKEN]
 """
@@ -16,7 +16,7 @@ from bench.chaos import known
 from trimtab.v1 import encoder_pb2 as pb
 
 AT_A_TIME = 2
-# Between two calls of one, so that the server is not busy by them alone.
+# Pause between calls, so that these calls alone do not keep the server busy.
 PAUSE_SECONDS = 0.005
 
 
@@ -56,7 +56,7 @@ async def _call(url: str, seconds: float, token: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Call, and print what it took as JSON."""
+    """Make calls, and print their latencies as JSON."""
     url, seconds, *token = sys.argv[1:]
     sys.stdout.write(json.dumps(asyncio.run(_call(url, float(seconds), "".join(token)))))
 

@@ -1,4 +1,4 @@
-"""Other servers of the same weights, each in an environment of its own, set up on first use in bench/.peers.
+"""Other servers of the same weights, each in its own environment, set up on first use in bench/.peers.
 
 triton    Triton's core with a Python model (nvidia-pytriton), batched dynamically; gRPC
 infinity  Infinity (infinity-emb) with its ONNX engine; HTTP
@@ -20,7 +20,7 @@ from trimtab.artifacts import bundle as bundles
 
 HERE = Path(__file__).parent
 FOLDER = ROOT / "bench" / ".peers"
-# Infinity's default, and Triton's too here: what a greater one gains in throughput it loses in padding.
+# Infinity's default, used for Triton too: larger batches gain throughput but lose it to padding.
 MAX_BATCH = 32
 
 
@@ -35,9 +35,9 @@ class Peer:
 
 
 def set_up(name: str, bundle: Path, source: Path) -> Peer:
-    """Install a peer where it is not yet, with the weights of `source`, which `bundle` was exported from.
+    """Install a peer if missing, with the weights of `source`, which `bundle` was exported from.
 
-    Raises RuntimeError, with the end of what pip said, where it cannot be installed.
+    Raises RuntimeError, with the end of pip's output, if that fails.
     """
     return {"triton": _triton, "infinity": _infinity}[name](bundle, source)
 
@@ -74,7 +74,7 @@ def _infinity(bundle: Path, source: Path) -> Peer:
         partial = folder / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
-        # By our environment's exporter: Infinity's own one does not go with its torch.
+        # Exported in our environment: Infinity's own exporter does not work with its torch.
         command = [
             str(Path(sys.executable).with_name("optimum-cli")),
             "export",
@@ -125,7 +125,7 @@ def _answers(health: str, url: str) -> Callable[[str], tuple[str, str] | None]:
 
 
 def _environment(name: str, python: str) -> Path:
-    """The Python of a peer's environment, which is made anew whenever its requirements have changed."""
+    """The Python of a peer's environment, which is rebuilt whenever its requirements change."""
     folder, requirements = FOLDER / name, HERE / f"{name}.txt"
     installed = folder / "installed.txt"
     if not installed.exists() or installed.read_text() != requirements.read_text():
@@ -134,7 +134,7 @@ def _environment(name: str, python: str) -> Path:
         folder.mkdir(parents=True)
         _run(f"{name}: venv", [python, "-m", "venv", str(folder / "venv")])
         pip = [str(folder / "venv/bin/pip"), "install", "-q", "--disable-pip-version-check"]
-        # torch alone and first: pip then takes the very build that is named, not gigabytes of CUDA.
+        # torch first and alone: pip then takes exactly the named build, not gigabytes of CUDA.
         for line in requirements.read_text().splitlines():
             if line.startswith("torch=="):
                 _run(f"{name}: torch", [*pip, line])

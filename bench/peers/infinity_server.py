@@ -1,8 +1,8 @@
 """Infinity's own command, with ONNX Runtime on one thread.
 
-By itself ONNX Runtime starts a thread for each core of the machine and pins it there, out of the one core
-that every server has here, and Infinity has no option for that. Runs in Infinity's venv; the arguments are
-Infinity's.
+By default ONNX Runtime starts a pinned thread on each core of the machine, so it would escape the one core
+that every server gets here; Infinity has no option against that. Runs in Infinity's venv, with Infinity's
+arguments.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 
 class OneThread(ort.InferenceSession):  # type: ignore[misc]
-    """A session as Infinity opens it, but for the threads."""
+    """A session as Infinity opens it, except for the number of threads."""
 
     def __init__(self, path: Any, sess_options: Any = None, *arguments: Any, **options: Any) -> None:
         sess_options = sess_options or ort.SessionOptions()
