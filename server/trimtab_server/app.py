@@ -172,10 +172,8 @@ class App:
         tenants = Tenants(config.server.tenant_header)
         self._boundary, self._admin_boundary = self._boundaries(unread, tenants)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
-        self._native = NativeServicer(pipeline, rescorer, tenants, unread)
-        self._kserve = KServeServicer(
-            pipeline, self._metrics, tenants, unread, lambda: self._ready and self._served
-        )
+        self._native = NativeServicer(pipeline, rescorer, unread)
+        self._kserve = KServeServicer(pipeline, self._metrics, unread, lambda: self._ready and self._served)
         self._servers = self._listen()
 
     async def start(self) -> None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol, TypeVar
 
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
@@ -12,7 +12,7 @@ from trimtab.kinds import Dtype, Truncate
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Limits
-from trimtab_server.engine.admission.admission import Admission
+from trimtab_server.engine.admission.admission import Admission, Pass
 from trimtab_server.engine.batch import Priority
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.tickets import Computed
@@ -197,7 +197,7 @@ class Pipeline:
         reason = "INTERNAL"
         try:
             request = parse()
-            async with self.repository.use(request.encoder, request.version) as encoder:
+            with self.repository.use(request.encoder, request.version) as encoder:
                 name, version = encoder.name, encoder.version
                 self._metrics.began(name, version, protocol)
                 try:
@@ -220,40 +220,43 @@ class Pipeline:
             if reason:
                 self._metrics.failed(name, version, protocol, reason, time.monotonic() - begun)
 
-    @asynccontextmanager
-    async def compute(
-        self, encoder: Encoder, request: Request, texts: Sequence[str], begun: float, others: int = 0
-    ) -> AsyncIterator[Rows]:
-        """The rows of texts whose prompts stand before them already: admit, tokenise, compute.
+    def admit(self, encoder: Encoder, request: Request, texts: Sequence[str], others: int = 0) -> Pass:
+        """Room for texts whose prompts stand before them already, until the answer is made of them.
 
-        What is held for them, with `others` components a row beside the model's own, is in flight until the
-        answer is made of them.
+        `others`: components that are held for each row beside the model's own.
         """
         most, model = encoder.manifest.max_tokens, encoder.model
-        size = sum(map(_most_bytes, texts)) + 4 * len(texts) * (model.dimensions + others)
-        estimate = sum(min(_most_bytes(text) + SPECIAL_TOKENS, most) for text in texts)
+        lengths = [_most_bytes(text) for text in texts]
+        size = sum(lengths) + 4 * len(texts) * (model.dimensions + others)
+        estimate = sum([min(length + SPECIAL_TOKENS, most) for length in lengths])
+        return self._admission.admit(
+            estimate,
+            partial(self._engine.queue_seconds, model, request.flow, request.priority),
+            request.deadline,
+            request.tenant,
+            size // BYTES_A_TOKEN,
+            request.flow,
+        )
 
-        def queue_seconds(coming: float) -> float:
-            return self._engine.queue_seconds(model, request.flow, request.priority, coming)
-
-        with self._admission.admit(
-            estimate, queue_seconds, request.deadline, request.tenant, size // BYTES_A_TOKEN, request.flow
-        ) as share:
-            ids = await self._tokenization.encode(
-                encoder.tokenizer, texts, request.truncate, (request.flow, request.priority)
-            )
-            tokenized = time.monotonic()
-            counts = [len(each) for each in ids]
-            share.settle(sum(counts))
-            computed = await self._engine.compute(
-                model,
-                ids,
-                request.deadline,
-                tenant=request.tenant,
-                flow=request.flow,
-                priority=request.priority,
-            )
-            yield Rows(computed, counts, tokenized - begun, time.monotonic())
+    async def compute(
+        self, encoder: Encoder, request: Request, texts: Sequence[str], share: Pass, begun: float
+    ) -> Rows:
+        """The rows of texts that were admitted: tokenise, compute."""
+        ids = await self._tokenization.encode(
+            encoder.tokenizer, texts, request.truncate, (request.flow, request.priority)
+        )
+        tokenized = time.monotonic()
+        counts = [len(each) for each in ids]
+        share.settle(sum(counts))
+        computed = await self._engine.compute(
+            encoder.model,
+            ids,
+            request.deadline,
+            tenant=request.tenant,
+            flow=request.flow,
+            priority=request.priority,
+        )
+        return Rows(computed, counts, tokenized - begun, time.monotonic())
 
     def answered(self, encoder: Encoder, rows: Rows, protocol: str, begun: float) -> Times:
         """Count an answered request; where its time went."""
@@ -296,8 +299,9 @@ class Pipeline:
         if request.role is not None:
             prompt = prompts.query if request.role == "query" else prompts.passage
         texts = [prompt + text for text in request.texts] if prompt else request.texts
-        others = sum(route.dimensions for route in routes if route.hops)
-        async with self.compute(encoder, request, texts, begun, others) as rows:
+        others = sum([route.dimensions for route in routes if route.hops])
+        with self.admit(encoder, request, texts, others) as share:
+            rows = await self.compute(encoder, request, texts, share, begun)
             vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
             dense.check_finite(vectors[:, :dimensions])  # before anybody learns anything of them
             if self._show is not None and encoder is itself:  # versions are compared, not their variants
@@ -321,6 +325,8 @@ class Pipeline:
         answers = []
         for route in routes:
             there = await self._applier.apply(route, vectors, encoder.manifest.dimensions, request.group)
+            if route.hops:
+                dense.check_finite(there)
             answers.append((route, _finish(route, request, there)))
             for hop in route.hops:
                 self._metrics.adapted(encoder.name, encoder.version, hop.name, len(vectors))

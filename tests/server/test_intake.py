@@ -10,6 +10,7 @@ from trimtab.errors import ResourceExhausted
 from trimtab_server.rpc import arriving
 from trimtab_server.rpc.arriving import Arriving
 from trimtab_server.rpc.intake import Call, Intake
+from trimtab_server.rpc.senders import Sender
 from trimtab_server.rpc.sockets import Connections
 
 
@@ -18,7 +19,7 @@ def intake(max_calls: int = 4, max_bytes: int = 100) -> Intake:
 
 
 def opened(room: Intake, name: str) -> Call:
-    return room.open(name, name, None)
+    return room.open(Sender("", name), "", None)
 
 
 def test_whoever_has_most_calls_makes_room_for_the_others() -> None:
@@ -64,13 +65,17 @@ async def test_a_call_that_is_ended_is_told_why() -> None:
     begun = asyncio.Event()
 
     async def work() -> None:
+        call = room.open(Sender("", "large"), "", asyncio.current_task())
         try:
-            with room.opened("large", "large"):
-                begun.set()
-                await asyncio.Event().wait()
-        except ResourceExhausted as error:
+            begun.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if (error := call.ended()) is None:
+                raise
             await asyncio.sleep(0)  # it goes on as a task that was not cancelled
             told.append(str(error))
+        finally:
+            room.close(call)
 
     opened(room, "large")
     task = asyncio.create_task(work())

@@ -13,7 +13,7 @@ from trimtab_server.observing.load import (
     TRAILER,
     Load,
 )
-from trimtab_server.rpc.boundary import abort
+from trimtab_server.rpc.statuses import abort
 
 
 class World:

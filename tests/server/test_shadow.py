@@ -1,8 +1,8 @@
 """What a shadow is shown, by whose rights, and what is left of a version that is served no more."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -48,8 +48,8 @@ class World:
         every: Any = self
         self.shadow_ = Shadow(every, every, every, Figures(self.registry))
 
-    @asynccontextmanager
-    async def use(self, name: str, version: str) -> AsyncIterator[Any]:
+    @contextmanager
+    def use(self, name: str, version: str) -> Iterator[Any]:
         access.check_encoder(name)
         if (name, int(version)) not in self.served:
             raise NotFound("it is gone")
@@ -92,7 +92,7 @@ def vector(text: str) -> np.ndarray:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
+async def world() -> Iterator[World]:
     world = World()
     yield world
     await world.shadow_.stop()

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,12 +84,14 @@ class Repository:
         self._misconfigured: dict[tuple[str, int], str] = {}
         self._stand_ins: dict[Encoder, tuple[Encoder, Route]] = {}
         self._entries: dict[tuple[str, int], Entry] = {}
+        # What requests name, by name and version, until an entry changes; "" for those who may use all.
+        self._meant: dict[tuple[str, str], Encoder] = {}
         self._load_seconds = load_seconds
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by encoder
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: Counter[tuple[str, int]] = Counter()  # how often a version was retired
         self._users: Counter[Encoder] = Counter()  # requests that have found it and are not answered
-        self._left = asyncio.Condition()
+        self._left = asyncio.Event()  # an encoder has no users any more
 
     def index(self) -> list[Entry]:
         """Every version that is or was served or tried, and that the caller may use; by name and version."""
@@ -106,8 +108,8 @@ class Repository:
         """How many requests use each encoder now, by NAME/VERSION."""
         return {f"{encoder.name}/{encoder.version}": count for encoder, count in self._users.items()}
 
-    @asynccontextmanager
-    async def use(self, name: str, version: str) -> AsyncIterator[Encoder]:
+    @contextmanager
+    def use(self, name: str, version: str) -> Iterator[Encoder]:
         """Find an encoder and keep it from being unloaded for as long as a request needs it."""
         encoder = self.find(name, version)
         self._users[encoder] += 1
@@ -117,10 +119,7 @@ class Repository:
             self._users[encoder] -= 1
             if not self._users[encoder]:
                 del self._users[encoder]
-                entry = self._entries[encoder.name, encoder.version]
-                if entry.encoder is not encoder or entry.state == "UNLOADING":
-                    async with self._left:
-                        self._left.notify_all()
+                self._left.set()
 
     def find(self, name: str, version: str = "") -> Encoder:
         """The encoder of this name: where `version` is empty, the newest version that is ready and not on
@@ -134,8 +133,14 @@ class Repository:
             raise InvalidArgument(f"version {version!r} is not a whole number from 1")
         if name:
             access.check_encoder(name)
-        else:
+        elif access.current() is not access.ANYONE:
             name = self._only()
+        found = self._meant.get((name, version))
+        if found is None:
+            found = self._meant[name, version] = self._find(name or self._only(), version)
+        return found
+
+    def _find(self, name: str, version: str) -> Encoder:
         known = sorted(
             (entry for key, entry in self._entries.items() if key[0] == name),
             key=lambda entry: -entry.version,
@@ -453,8 +458,9 @@ class Repository:
                 del self._entries[key]
 
     async def _retire(self, encoder: Encoder, models: Sequence[Model]) -> None:
-        async with self._left:
-            await self._left.wait_for(lambda: not self._users[encoder])
+        while encoder in self._users:
+            self._left.clear()
+            await self._left.wait()
         await self._opener.close(models)
         await asyncio.to_thread(memory.give_back)
 
@@ -477,6 +483,7 @@ class Repository:
 
     def _put(self, entry: Entry) -> None:
         self._entries[entry.name, entry.version] = entry
+        self._meant.clear()
         self._changed(entry)
 
 

@@ -20,8 +20,9 @@ class Output:
 
 def check_finite(vectors: NDArray[np.float32], name: str = "texts") -> None:
     """InternalError, naming the row, where a graph gave a component that is no number."""
-    bad = ~np.isfinite(vectors).all(axis=1)
-    if bad.any():
+    finite = np.isfinite(vectors)
+    if not np.logical_and.reduce(finite, axis=None):  # as `all`, by way of less Python
+        bad = ~finite.all(axis=1)
         raise InternalError(f"the encoder gave no finite vector for {name}[{int(bad.argmax())}]")
 
 
@@ -56,10 +57,8 @@ def finish(
     """Vectors, float32 (n, full dimensions), as their first `dimensions` components in `dtype`.
 
     A cut vector is brought back to length 1 where the space is normalised (Kusupati et al. 2022,
-    Matryoshka Representation Learning). Raises InternalError, naming the row, where a graph gave a
-    component that is no number.
+    Matryoshka Representation Learning). They must be finite: see check_finite.
     """
-    check_finite(vectors)
     full = vectors.shape[1]
     if dimensions < full:
         vectors = vectors[:, :dimensions]

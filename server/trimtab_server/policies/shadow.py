@@ -144,9 +144,11 @@ class Shadow:
             shown = await self._texts.get()
             self._characters -= len(shown.text)
             answered = shown.answered
-            with contextlib.suppress(TrimtabError):  # it is gone: nobody wants the comparison any more
-                async with self._repository.use(answered.name, str(answered.version)):
-                    self._count(answered, shown.version, await self._outcome(shown))
+            with (
+                contextlib.suppress(TrimtabError),  # it is gone: nobody wants the comparison any more
+                self._repository.use(answered.name, str(answered.version)),
+            ):
+                self._count(answered, shown.version, await self._outcome(shown))
 
     async def _outcome(self, shown: _Text) -> str:
         try:
@@ -160,7 +162,7 @@ class Shadow:
     async def _show(self, shown: _Text) -> str:
         answered, begun = shown.answered, time.monotonic()
         deadline = begun + PATIENCE_SECONDS
-        async with self._repository.use(answered.name, str(shown.version)) as shadow:
+        with self._repository.use(answered.name, str(shown.version)) as shadow:
             prompts, prompt = shadow.manifest.prompts, ""
             if shown.query is not None:
                 prompt = prompts.query if shown.query else prompts.passage

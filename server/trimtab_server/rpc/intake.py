@@ -6,8 +6,7 @@ so that nobody is refused for what others hold.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -15,15 +14,16 @@ import grpc.aio
 
 from trimtab.errors import ResourceExhausted
 from trimtab_server.rpc.arriving import Arriving
+from trimtab_server.rpc.senders import Sender
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 RETRY_SECONDS = 1.0
 
 
-_current: ContextVar["Call | None"] = ContextVar("call", default=None)
+_current: ContextVar["Call"] = ContextVar("call")
 
 
-def current() -> "Call | None":
+def current() -> "Call":
     """The call that the current task works on."""
     return _current.get()
 
@@ -40,19 +40,23 @@ class Caller:
 class Call:
     """One open call, and what it holds."""
 
-    def __init__(self, intake: "Intake", caller: Caller, peer: str, task: "asyncio.Task[Any] | None") -> None:
+    __slots__ = ("_intake", "bytes", "caller", "error", "sender", "task", "understood")
+
+    def __init__(
+        self, intake: "Intake", caller: Caller, sender: Sender, task: "asyncio.Task[Any] | None"
+    ) -> None:
         self.caller = caller
+        self.sender = sender
         self.bytes = 0
         self.understood = False  # a message has come that can be read
         self.error: ResourceExhausted | None = None  # why it was ended
-        self._peer = peer
         self.task = task
         self._intake = intake
 
     async def read(self, context: Context) -> bytes | None:
         """The next message as it came; None where there is none."""
-        self._intake.arriving.began(self._peer, self)
-        size = 0
+        arriving, peer, size = self._intake.arriving, self.sender.peer, 0
+        arriving.began(peer, self)
         try:
             data = await context.read()
             if data is grpc.aio.EOF:
@@ -60,7 +64,7 @@ class Call:
             size = len(data)
             return bytes(data)
         finally:
-            self._intake.arriving.ended(self._peer, self, size)
+            arriving.ended(peer, self, size)
 
     def hold(self, size: int) -> None:
         """It holds a message of so many bytes; ResourceExhausted where there is no room for that."""
@@ -77,6 +81,12 @@ class Call:
             if self.task is not None:
                 self.task.cancel()
 
+    def ended(self) -> ResourceExhausted | None:
+        """Why its task was cancelled, where that was by `end`; the task goes on then."""
+        if self.error is not None and self.task is not None:
+            self.task.uncancel()
+        return self.error
+
 
 class Intake:
     """Counts calls and bytes, by caller and altogether."""
@@ -87,35 +97,19 @@ class Intake:
         self.arriving = arriving
         self._callers: dict[str, Caller] = {}
 
-    @contextlib.contextmanager
-    def opened(self, name: str, peer: str) -> Iterator[Call]:
-        """The current task works on a call of the caller `name`.
-
-        ResourceExhausted where there is no room for it, or none any more.
-        """
-        call = self.open(name, peer, asyncio.current_task())
-        _current.set(call)
-        try:
-            yield call
-        except asyncio.CancelledError:
-            if call.error is None:
-                raise
-            if call.task is not None:
-                call.task.uncancel()
-            raise call.error from None
-        finally:
-            self.close(call)
-
-    def open(self, name: str, peer: str, task: "asyncio.Task[Any] | None") -> Call:
-        """A call of the caller `name`, which a task works on; ResourceExhausted where there is no room."""
+    def open(self, sender: Sender, name: str, task: "asyncio.Task[Any] | None") -> Call:
+        """A call on which a task works, of the caller `name`, or of the connection where that is "";
+        ResourceExhausted where there is no room."""
+        name = name or sender.peer
         caller = self._callers.get(name) or Caller(name)
         if self.calls >= self.max_calls:
             why = f"{self.calls} calls are open, and this server takes {self.max_calls} (limits.max_calls)"
             self._end_one(lambda each: len(each.calls), len(caller.calls) + 1, lambda call: True, why)
-        call = Call(self, caller, peer, task)
+        call = Call(self, caller, sender, task)
         caller.calls[call] = None
         self._callers[name] = caller
         self.calls += 1
+        _current.set(call)
         return call
 
     def close(self, call: Call) -> None:

@@ -16,9 +16,10 @@ from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavai
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.observing.metrics import Count, Metrics
 from trimtab_server.pipeline import Pipeline
-from trimtab_server.rpc.boundary import Context, as_trimtab_error, deadline_of, shorten
+from trimtab_server.rpc import intake
 from trimtab_server.rpc.kserve_messages import parse, respond, rows
-from trimtab_server.rpc.senders import Sender, Tenants
+from trimtab_server.rpc.senders import Sender
+from trimtab_server.rpc.statuses import Context, as_trimtab_error, deadline_of, shorten
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 
@@ -33,7 +34,6 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self,
         pipeline: Pipeline,
         metrics: Metrics,
-        tenants: Tenants,
         unread: Unread,
         serving: Callable[[], bool],
     ) -> None:
@@ -41,7 +41,6 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self._max_texts = pipeline.limits.max_texts
         self._repository = pipeline.repository
         self._metrics = metrics
-        self._tenants = tenants
         self._unread = unread
         self._serving = serving
         self._readers: set[asyncio.Task[None]] = set()
@@ -159,12 +158,12 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     # -- inference -----------------------------------------------------------------------------------
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
-        return await self._infer(request, deadline_of(context), self._tenants.of(context))
+        return await self._infer(request, deadline_of(context), intake.current().sender)
 
     async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
         """Answers in the order of the requests, as Triton does for models like these."""
-        deadline, sender = deadline_of(context), self._tenants.of(context)
-        window = Window(self._pipeline.limits.max_stream_texts)
+        deadline, call = deadline_of(context), intake.current()
+        sender, window = call.sender, Window(self._pipeline.limits.max_stream_texts, call)
         account = self._unread.account(*sender)
         answers: asyncio.Queue[tuple[asyncio.Task[bytes], tuple[int, int]] | None] = asyncio.Queue()
 

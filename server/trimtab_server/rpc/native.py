@@ -18,8 +18,9 @@ from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.engine.batch import Priority
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
 from trimtab_server.policies.hubs import Hubness
-from trimtab_server.rpc.boundary import Context, as_trimtab_error, deadline_of, shorten
-from trimtab_server.rpc.senders import Sender, Tenants
+from trimtab_server.rpc import intake
+from trimtab_server.rpc.senders import Sender
+from trimtab_server.rpc.statuses import Context, as_trimtab_error, deadline_of, shorten
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
@@ -51,21 +52,20 @@ PRIORITIES: dict[int, Priority] = {
 class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     """Translates messages; the pipeline does the work."""
 
-    def __init__(self, pipeline: Pipeline, rescorer: Rescorer, tenants: Tenants, unread: Unread) -> None:
+    def __init__(self, pipeline: Pipeline, rescorer: Rescorer, unread: Unread) -> None:
         self._pipeline = pipeline
         self._rescorer = rescorer
-        self._tenants = tenants
         self._unread = unread
         self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        return await self._embed(request, deadline_of(context), self._tenants.of(context))
+        return await self._embed(request, deadline_of(context), intake.current().sender)
 
     async def EmbedStream(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
     ) -> None:
-        deadline, sender = deadline_of(context), self._tenants.of(context)
-        window = Window(self._pipeline.limits.max_stream_texts)
+        deadline, call = deadline_of(context), intake.current()
+        sender, window = call.sender, Window(self._pipeline.limits.max_stream_texts, call)
         writing = asyncio.Lock()
         account = self._unread.account(*sender)
 
@@ -108,7 +108,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             raise Unavailable("the server is draining: send what was not answered to another one")
 
     async def Rescore(self, request: pb.RescoreRequest, context: Context) -> pb.RescoreResponse:
-        deadline, sender = deadline_of(context), self._tenants.of(context)
+        deadline, sender = deadline_of(context), intake.current().sender
         return _rescored(await self._rescorer.rescore(lambda: _parse_rescore(request, deadline, sender)))
 
     async def ListEncoders(

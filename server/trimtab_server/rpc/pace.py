@@ -7,6 +7,7 @@ are work are not paced: the devices are shared between tenants.
 """
 
 import asyncio
+import time
 
 # Seconds of a connection's time that each call takes: one that comes to nothing (an unknown method, without
 # credentials, without a message that can be read), one that is taken back before its message was read, and
@@ -36,12 +37,18 @@ class Pace:
 
     async def wait(self, peer: str, cost: float) -> None:
         """Until that time, even where the call is cancelled meanwhile: its place is not free before."""
-        loop = asyncio.get_running_loop()
-        until, cancelled = loop.time() + self.delay(peer, cost, loop.time()), False
-        while (left := until - loop.time()) > 0:
+        if await self.through(peer, cost):
+            raise asyncio.CancelledError
+
+    async def through(self, peer: str, cost: float) -> bool:
+        """The same, and whether it was cancelled meanwhile, instead of raising that."""
+        now = time.monotonic()
+        delay, cancelled = self.delay(peer, cost, now), False
+        until = now + delay
+        while delay > 0:
             try:
-                await asyncio.sleep(left)
+                await asyncio.sleep(delay)
             except asyncio.CancelledError:
                 cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
+            delay = until - time.monotonic()
+        return cancelled

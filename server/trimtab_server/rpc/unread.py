@@ -177,6 +177,10 @@ class Account:
         del self._connection.writes[self]
         self._count(-COPIES * size)
 
+    def done(self, context: object) -> None:
+        """The same as `close`, as a context's callback."""
+        self.close()
+
     def close(self) -> None:
         """The call is over, and nothing of it is kept."""
         self._connection.writes.pop(self, None)

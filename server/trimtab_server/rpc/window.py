@@ -2,7 +2,7 @@
 
 import asyncio
 
-from trimtab_server.rpc import intake
+from trimtab_server.rpc.intake import Call
 
 # So many bytes of a request count as a text.
 BYTES_A_TEXT = 4096
@@ -20,11 +20,11 @@ class Window:
     The requests are held by the call that the stream is: all calls together are bounded, too, in bytes.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, call: Call | None = None) -> None:
         self._limit = limit
         self._texts = 0
         self._left = asyncio.Event()
-        self._call = intake.current()
+        self._call = call
 
     async def enter(self, texts: int, size: int = 0) -> None:
         """Wait until there is room for this many more.

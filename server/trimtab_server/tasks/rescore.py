@@ -126,7 +126,8 @@ class Rescorer:
             return RescoreResult(encoder, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
         texts = [prompts.query + request.query]
         texts += [prompts.passage + (candidates[place].text or "") for place in wanted]
-        async with self._pipeline.compute(encoder, request, texts, begun) as rows:
+        with self._pipeline.admit(encoder, request, texts) as share:
+            rows = await self._pipeline.compute(encoder, request, texts, share, begun)
             computed = rows.computed.vectors[:, : encoder.manifest.dimensions]
             dense.check_finite(computed[:1], "query")
             dense.check_finite(computed[1:], "candidates")

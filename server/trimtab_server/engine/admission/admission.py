@@ -7,8 +7,7 @@ its quota, and by the room that is left: there is always some for others.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 from trimtab.errors import InvalidArgument, ResourceExhausted
@@ -28,17 +27,32 @@ Reason = Literal["rate", "in_flight", "share", "full", "late"]
 
 
 class Pass:
-    """One admitted request's share of the tokens in flight; `held` of them are for the memory that it takes,
-    and are not charged to the tenant's rate."""
+    """One admitted request's share of the tokens in flight, until the `with` block over it ends.
+
+    `held` of them are for the memory that it takes, and are not charged to the tenant's rate.
+
+    `due` is its deadline, when it was admitted, and the seconds that it was predicted to wait: the tenant's
+    margin learns from what becomes of it.
+    """
+
+    __slots__ = ("_account", "_admission", "_due", "_flow", "_held", "_line", "settled", "tokens")
 
     def __init__(
-        self, admission: "Admission", account: Account, flow: str, line: Line, tokens: int, held: int
+        self,
+        admission: "Admission",
+        account: Account,
+        flow: str,
+        line: Line,
+        tokens: int,
+        held: int,
+        due: tuple[float, float, float] | None,
     ) -> None:
         self._admission = admission
         self._account = account
         self._flow = flow
         self._line = line
         self._held = held
+        self._due = due
         self.tokens = tokens
         self.settled = False
         account.lines[flow] = line
@@ -55,7 +69,10 @@ class Pass:
         self._change(tokens - self.tokens)
         self.tokens = tokens
 
-    def close(self) -> None:
+    def __enter__(self) -> "Pass":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """The request is in flight no more; one that never came to be counted has used nothing."""
         if not self.settled:
             self._account.use(-self.tokens)
@@ -63,6 +80,12 @@ class Pass:
         self._change(-self.tokens - self._held)
         if not self._line.in_flight:
             self._account.lines.pop(self._flow, None)
+        if self._due is not None:
+            deadline, admitted, needed = self._due
+            ended = self._admission.clock()
+            # What was given up before its time, or failed, says nothing about how long the queue was.
+            if kind is None or late(admitted, deadline, ended):
+                self._account.margin.ended(admitted, needed, deadline, ended)
 
     def _change(self, tokens: int) -> None:
         self._admission.tokens += tokens
@@ -90,9 +113,8 @@ class Admission:
         self.tokens = 0
         self._quotas = quotas or Quotas(Quota(), {})
         self._refused = refused
-        self._clock = clock
+        self.clock = clock
 
-    @contextmanager
     def admit(
         self,
         tokens: int,
@@ -101,9 +123,9 @@ class Admission:
         tenant: str = "",
         held: int = 0,
         flow: str = "",
-    ) -> Iterator[Pass]:
-        """Hold a share, of `tokens` to be counted and what is `held` beside them, for as long as the request
-        is in flight.
+    ) -> Pass:
+        """A share, of `tokens` to be counted and what is `held` beside them, for as long as the request is in
+        flight.
 
         `queue_seconds`: how long the queue is likely to be, where so many tokens of the flow's are on their
         way to it and not in it yet. `deadline` is on the clock. `flow` is the tenant's, or the connection's
@@ -111,7 +133,7 @@ class Admission:
         InvalidArgument where the request alone is over a limit, ResourceExhausted where its tenant
         has used up its quota, or there is no room beside the others, or no time.
         """
-        now = self._clock()
+        now = self.clock()
         account = self._quotas.account(tenant, now)
         flow, size = flow or tenant, tokens + held
         line = account.lines.get(flow) or Line()
@@ -126,16 +148,8 @@ class Admission:
             reason, message, wait = refusal
             self._refused(self._quotas.label(tenant), reason)
             raise ResourceExhausted(message, wait)
-        granted, answered = Pass(self, account, flow, line, tokens, held), False
-        try:
-            yield granted
-            answered = True
-        finally:
-            granted.close()
-            ended = self._clock()
-            # What was given up before its time, or failed, says nothing about how long the queue was.
-            if deadline is not None and (answered or late(now, deadline, ended)):
-                account.margin.ended(now, needed, deadline, ended)
+        due = None if deadline is None else (deadline, now, needed)
+        return Pass(self, account, flow, line, tokens, held, due)
 
     def _check_size(self, tokens: int, account: Account) -> None:
         own = account.quota.max_tokens_in_flight
