@@ -60,6 +60,7 @@ from trimtab_server.rpc.unread import Unread
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.watching import Watch
 from trimtab_server.tasks.rescore import Rescorer
+from trimtab_server.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class App:
         self._scrapes = Scrapes(self._registry)
         self._watching: list[asyncio.Task[None]] = []
         self._served = True  # while any device is in service
+        turns = Turns()
         quotas = Quotas(config.quota, config.tenants)
         batching = config.batching
         batcher = Batcher(batching.max_batch_tokens, batching.max_batch_texts, quotas.weight, config.tenants)
@@ -134,6 +136,7 @@ class App:
             load_seconds=config.engine.load_seconds,
             serving=self._devices_changed,
             retired=self._model_retired,
+            turns=turns,
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
@@ -164,13 +167,14 @@ class App:
             self._tracing.answered if self._tracing else None,
             self._shadow.see if config.shadow else None,
             config.engine.hang_seconds,
+            turns,
         )
         limits = config.limits
         self._arriving = Arriving(limits.max_received_bytes)
         self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
         self._unread = unread = Unread(limits.max_unread_bytes, limits.max_unread_seconds, sockets.hang_up)
         tenants = Tenants(config.server.tenant_header)
-        self._boundary, self._admin_boundary = self._boundaries(unread, tenants)
+        self._boundary, self._admin_boundary = self._boundaries(unread, tenants, turns)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
         self._native = NativeServicer(pipeline, rescorer, unread)
         self._kserve = KServeServicer(pipeline, self._metrics, unread, lambda: self._ready and self._served)
@@ -269,17 +273,17 @@ class App:
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)
 
-    def _boundaries(self, unread: Unread, tenants: Tenants) -> tuple[Boundary, Boundary]:
+    def _boundaries(self, unread: Unread, tenants: Tenants, turns: Turns) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
         config, refused = self.config, self._metrics.refused
         every = (self._intake, unread, tenants, config.limits.max_texts)
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         load = Load(self._engine.pressure, time.monotonic)
         if not authenticator and not config.server.admin_address:
-            return Boundary(*every, load=load), Boundary(*every)
+            return Boundary(*every, load=load, turns=turns), Boundary(*every, turns=turns)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        return Boundary(*every, guards[0], load), Boundary(*every, guards[1])
+        return Boundary(*every, guards[0], load, turns), Boundary(*every, guards[1], turns=turns)
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
 from trimtab.kinds import Dtype, Truncate
@@ -23,6 +23,7 @@ from trimtab_server.outputs.dense import Output
 from trimtab_server.policies.hubs import Hubness
 from trimtab_server.spaces.adapters import Route, Vectors
 from trimtab_server.spaces.applying import Applier
+from trimtab_server.turns import PIECE, Flow, Turns
 
 Role = Literal["query", "passage"]
 
@@ -78,6 +79,8 @@ class Request(Protocol):
 
 R = TypeVar("R", bound=Request)
 A = TypeVar("A")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +133,11 @@ class Pipeline:
         trace: Callable[[str, Encoder, Sequence[int], Times], None] | None = None,
         show: Callable[[Encoder, EmbedRequest, Vectors], None] | None = None,
         hang_seconds: float = 10.0,
+        turns: Turns | None = None,
     ) -> None:
         self.limits = limits
         self.repository = repository
+        self.turns = turns or Turns()
         self._admission = admission
         self._tokenization = tokenization
         self._engine = engine
@@ -257,6 +262,12 @@ class Pipeline:
             priority=request.priority,
         )
         return Rows(computed, counts, tokenized - begun, time.monotonic())
+
+    async def made(self, flow: str, rows: int, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """An answer of so many rows: in its caller's turn, where they are many."""
+        if rows <= PIECE:
+            return make(*args, **kwargs)
+        return await self.turns.do(Flow(flow, small=False), make, *args, **kwargs)
 
     def answered(self, encoder: Encoder, rows: Rows, protocol: str, begun: float) -> Times:
         """Count an answered request; where its time went."""

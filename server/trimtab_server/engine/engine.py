@@ -26,6 +26,7 @@ from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.tickets import Computed, Ticket
 from trimtab_server.observing.metrics import Metrics
+from trimtab_server.turns import PIECE, Flow, Turns
 
 # Tickets with the rows that a text fills of each, and the text's vector or what it has failed with.
 Answer: TypeAlias = tuple[dict[Ticket, list[int]], NDArray[np.float32] | Exception]
@@ -49,6 +50,7 @@ class Engine:
         load_seconds: float,
         serving: Callable[[bool], None],
         retired: Callable[[Model, str], None] = lambda model, why: None,
+        turns: Turns | None = None,
     ) -> None:
         self._batcher = batcher
         self._sharing = sharing
@@ -56,6 +58,8 @@ class Engine:
         self._lock = threading.Lock()  # guards the batcher, the sharing, the workers and the fields below
         self._open: set[Model] = set()
         self._answers: deque[tuple[list[Answer], float, float]] = deque()  # on their way to the event loop
+        self._turns = turns or Turns()
+        self._untold = 0  # texts of which no worker was told yet
         self._stopping = False
         self._loop = asyncio.get_running_loop()
         metrics.watch(lambda: len(batcher), lambda: batcher.tokens, lambda: sharing.bytes)
@@ -98,7 +102,9 @@ class Engine:
         with self._lock:
             if not self._workers.serving or model not in self._open:
                 return 0.0
-            ahead = self._seconds(model, self._batcher.ahead(flow, priority), coming)
+            ahead = 0.0
+            if coming or len(self._batcher):
+                ahead = self._seconds(model, self._batcher.ahead(flow, priority), coming)
             return self._workers.free_seconds(time.monotonic()) + ahead
 
     def pressure(self) -> tuple[float, int, float]:
@@ -134,20 +140,17 @@ class Engine:
         but for those that others wait for, too.
         """
         ticket = Ticket(model, len(texts), deadline, time.monotonic(), self._loop.create_future())
-        with self._lock:
-            if model not in self._open:
-                raise NotFound(f"encoder {model.encoder} version {model.version} was unloaded; try again")
-            if self._stopping:
-                raise Unavailable("the server is shutting down: try another one")
-            if (why := self._workers.retired(model)) is not None:
-                raise Unavailable(str(why))
-            if not self._workers.serving:
-                raise Unavailable(str(OUT_OF_SERVICE))
-            queued = self._queue(ticket, model, texts, tenant, flow or tenant, priority)
-            self._workers.notify(queued)
-        self._metrics.shared(model, "cache", ticket.remembered)
-        self._metrics.shared(model, "in_flight", len(texts) - ticket.remembered - queued)
+        flow = flow or tenant
         try:
+            if len(texts) <= PIECE:
+                self._enter(ticket, model, texts, 0, tenant, flow, priority)
+            for start in range(0, len(texts), PIECE) if len(texts) > PIECE else ():
+                if ticket.done:  # one of its texts has failed
+                    break
+                turn, part = Flow(flow, small=False), texts[start : start + PIECE]
+                await self._turns.do(turn, self._enter, ticket, model, part, start, tenant, flow, priority)
+            self._metrics.shared(model, "cache", ticket.remembered)
+            self._metrics.shared(model, "in_flight", len(texts) - ticket.remembered - ticket.queued)
             return await ticket.wait()
         finally:
             if ticket.left:
@@ -159,13 +162,46 @@ class Engine:
             self._stopping = True
         self._workers.stop()
 
+    def _enter(
+        self,
+        ticket: Ticket,
+        model: Model,
+        texts: Sequence[Ids],
+        start: int,
+        tenant: str,
+        flow: str,
+        priority: Priority,
+    ) -> None:
+        """Queue what is neither remembered nor on its way, of texts from the ticket's row `start` on."""
+        with self._lock:
+            if model not in self._open:
+                raise NotFound(f"encoder {model.encoder} version {model.version} was unloaded; try again")
+            if self._stopping:
+                raise Unavailable("the server is shutting down: try another one")
+            if (why := self._workers.retired(model)) is not None:
+                raise Unavailable(str(why))
+            if not self._workers.serving:
+                raise Unavailable(str(OUT_OF_SERVICE))
+            queued = self._queue(ticket, model, texts, start, tenant, flow, priority)
+        if queued:
+            ticket.queued += queued
+            if not self._untold:
+                self._loop.call_soon(self._notify)
+            self._untold += queued
+
     def _queue(
-        self, ticket: Ticket, model: Model, texts: Sequence[Ids], tenant: str, flow: str, priority: Priority
+        self,
+        ticket: Ticket,
+        model: Model,
+        texts: Sequence[Ids],
+        start: int,
+        tenant: str,
+        flow: str,
+        priority: Priority,
     ) -> int:
-        """Queue what is neither remembered nor on its way; how many texts that are."""
         sharing, batcher, queued = self._sharing, self._batcher, 0
         flow = batcher.tenant(flow)
-        for row, ids in enumerate(texts):
+        for row, ids in enumerate(texts, start):
             key = sharing.key(model, ids, tenant)
             vector = sharing.recall(key)
             if vector is not None:
@@ -226,6 +262,13 @@ class Engine:
             self._loop.call_soon_threadsafe(self._deliver)
 
     # -- on the event loop -------------------------------------------------------------------------------
+
+    def _notify(self) -> None:
+        """Wake workers for all that one turn of the loop has queued: to wake one costs more than to queue a
+        text, and whoever is woken by the first of many takes that alone."""
+        with self._lock:
+            self._workers.notify(self._untold)
+        self._untold = 0
 
     def _deliver(self) -> None:
         while self._answers:

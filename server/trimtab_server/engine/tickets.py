@@ -29,6 +29,7 @@ class Ticket:
         self.deadline = deadline
         self.items: list[Item] = []  # that it waits for; those it shares with others may be here twice
         self.left = texts  # rows
+        self.queued = 0  # of them: that nobody else waited for
         self.remembered = 0  # of them: they were computed before
         self._vectors = np.empty((texts, model.dimensions), np.float32)
         self._future = future
@@ -62,6 +63,11 @@ class Ticket:
             own = InternalError(f"the encoder failed on texts[{rows[0]}]: {type(error).__name__}")
             own.__cause__ = error
         self._future.set_exception(own)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has all of its rows, or has failed."""
+        return self._future.done()
 
     async def wait(self) -> Computed:
         """Wait until every row is filled; raises what one of them has failed with."""

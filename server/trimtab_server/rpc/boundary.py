@@ -7,6 +7,7 @@ or turns an error into a status by itself.
 import asyncio
 import contextlib
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ from trimtab_server.rpc.pace import CHEAP, NOTHING, TAKEN_BACK, Pace
 from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
 from trimtab_server.rpc.unread import Unread
+from trimtab_server.turns import SMALL_BYTES as SMALL_MESSAGE
+from trimtab_server.turns import Flow, Turns
 
 # Calls that are no work of the server's: asking after its health, or what it serves.
 UNCOUNTED = ("/grpc.",)
@@ -47,6 +50,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         max_texts: int,
         guard: Guard | None = None,
         load: Load | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.intake = intake
         self.unread = unread
@@ -54,6 +58,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self.guard = guard
         self.load = load
         self.pace = Pace()
+        self.turns = turns or Turns()
         self._max_texts = max_texts
         self._wrapped: dict[str, Any] = {}
         self._draining = False
@@ -205,13 +210,13 @@ class _Method:
 
     async def _message(self, call: Call, context: Context) -> Any:
         """The message of a call that has one, which it holds until it is over."""
-        data = await call.read(context)
+        data = await self._read(call, context)
         if data is None:
             raise InvalidArgument("the call ended without a message: send one")
+        self._boundary.unread.check(*call.sender)
         call.hold(len(data))
         try:
-            message, call.understood = self._parse(data), True
-            return message
+            return await self._parsed(call, data)
         except TrimtabError as error:
             call.release(len(data))
             raise error.with_traceback(None) from None  # whose frames would keep the bytes
@@ -219,15 +224,33 @@ class _Method:
             del data
 
     async def _messages(self, call: Call, context: Context) -> AsyncIterator[Any]:
-        while (data := await call.read(context)) is not None:
+        while (data := await self._read(call, context)) is not None:
             try:
-                message, call.understood = self._parse(data), True
+                message = await self._parsed(call, data)
             except TrimtabError as error:
                 raise error.with_traceback(None) from None  # whose frames would keep the bytes
             finally:
                 del data
             yield message
             del message  # not while the next one is waited for
+
+    async def _read(self, call: Call, context: Context) -> bytes | None:
+        """The next message as it came; later, where others of the connection came for nothing."""
+        delay = self._boundary.pace.read_delay(call.sender.peer, time.monotonic())
+        if delay:
+            await asyncio.sleep(delay)
+        return await call.read(context)
+
+    async def _parsed(self, call: Call, data: bytes) -> Any:
+        flow, pace = Flow(call.sender.flow, len(data) <= SMALL_MESSAGE), self._boundary.pace
+        try:
+            message = await self._boundary.turns.do(flow, self._parse, data)
+        except TrimtabError:
+            pace.refuse(call.sender.peer, len(data), time.monotonic())
+            raise
+        pace.took(call.sender.peer)
+        call.understood = True
+        return message
 
     async def _each_paced(self, messages: AsyncIterator[Any], peer: str) -> AsyncIterator[Any]:
         """Messages of a stream that each cost the client nothing, as calls of their own would."""

@@ -227,7 +227,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         result = await self._pipeline.embed(
             PROTOCOL, lambda: parse(request, deadline, sender, self._max_texts)
         )
-        return respond(request, result)
+        return await self._pipeline.made(sender.flow, len(result.token_counts), respond, request, result)
 
     # -- what this server has not --------------------------------------------------------------------
 

@@ -138,7 +138,8 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def _embed(
         self, request: pb.EmbedRequest, deadline: float | None, sender: Sender
     ) -> pb.EmbedResponse:
-        return _response(await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline, sender)))
+        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline, sender))
+        return await self._pipeline.made(sender.flow, len(result.token_counts), _response, result)
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits

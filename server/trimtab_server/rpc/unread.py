@@ -30,13 +30,14 @@ RETRY_SECONDS = 1.0
 class _Connection:
     """What one connection has not been read of for one tenant."""
 
-    __slots__ = ("accounts", "bytes", "gone", "lost", "peer", "tenant", "writes")
+    __slots__ = ("accounts", "bytes", "gone", "lost", "peer", "refused", "tenant", "writes")
 
     def __init__(self, tenant: str, peer: str) -> None:
         self.tenant = tenant
         self.peer = peer
         self.accounts = 0  # that are open
         self.bytes = 0
+        self.refused = 0  # bytes of the answer that there was no room for last
         self.writes: dict[Account, float] = {}  # answers on their way, and since when; the oldest first
         self.gone = False  # hung up on: nothing of it counts any more
         self.lost = False  # it cannot be hung up on
@@ -80,6 +81,13 @@ class Unread:
         now = self.clock()
         self._end([each for each in self._connections.values() if each.waits(now) > self.seconds])
 
+    def check(self, tenant: str, peer: str) -> None:
+        """ResourceExhausted where there would still be no room for the answer that the connection was last
+        refused: before anything is done for a call."""
+        connection = self._connections.get((tenant, peer))
+        if connection is not None and connection.refused:
+            self.admit(connection, connection.refused)
+
     def admit(self, connection: _Connection, size: int) -> None:
         """ResourceExhausted where so many bytes more are too many: all in all, of the tenant, or of the
         connection."""
@@ -91,7 +99,9 @@ class Unread:
         elif held and held + size > CONNECTION * left:
             whose = "this connection"
         else:
+            connection.refused = 0
             return
+        connection.refused = size
         raise ResourceExhausted(
             f"too many answers to {whose} were not read yet: this server keeps {self.limit} bytes of them "
             "(limits.max_unread_bytes), some of these for others. Read them, then try again",
