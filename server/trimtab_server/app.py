@@ -54,6 +54,7 @@ from trimtab_server.rpc.health import Health
 from trimtab_server.rpc.intake import Intake
 from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
+from trimtab_server.rpc.newcomers import Newcomers
 from trimtab_server.rpc.observed import Observed
 from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.unread import Unread
@@ -194,7 +195,13 @@ class App:
         if self._stage is not None:
             self._stage.start()
         self._engine.start()
-        watches = (self._arriving.watch(), self._watch_unread())
+        newcomers = Newcomers(
+            self.config.limits.max_connections,
+            partial(sockets.connected, self.grpc_port),
+            lambda: {address for peer in self._intake.used() if (address := sockets.named(peer))},
+            sockets.shut_down,
+        )
+        watches = (self._arriving.watch(), self._watch_unread(), newcomers.watch())
         self._watching = [asyncio.create_task(each) for each in watches]
         for server in self._servers:
             await server.start()

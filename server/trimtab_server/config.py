@@ -62,7 +62,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_texts: int = 1024
     max_text_bytes: int = 1 << 18
     max_message_bytes: int = 4 << 20  # gRPC's own default; 16 MiB would hold others up for 20 ms each
-    max_connections: int = 512  # of each port; more are closed as they come
+    max_connections: int = 128  # of each port; more are closed as they come
     max_calls: int = 4096  # at a time, altogether
     max_calls_per_connection: int = 128
     max_received_bytes: int = 256 << 20  # of messages on their way, and as many of those being answered

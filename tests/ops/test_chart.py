@@ -13,6 +13,7 @@ import pytest
 import yaml
 from helm_python import Chart, HelmError, lint
 
+from bench.chaos import floods
 from trimtab_server import config as configs
 
 CHART = Path(__file__).parents[2] / "helm" / "trimtab"
@@ -311,3 +312,13 @@ def test_the_examples_of_the_pages(text: str, tmp_path: Path) -> None:
     values = yaml.safe_load(text)
     objects = render(CLAIM | values)
     settings(objects, tmp_path)
+
+
+def test_the_limit_of_memory_holds_what_callers_can_make_a_server_hold() -> None:
+    """By the default limits, beside a small encoder; and docs/configuration.md says the same figure."""
+    values, limits = yaml.safe_load((CHART / "values.yaml").read_text()), configs.Limits()
+    memory = int(values["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
+    worst = floods.bound(0, limits, limits.max_connections)
+    assert worst + (300 << 20) <= memory
+    said = (CHART.parents[1] / "docs" / "configuration.md").read_text()
+    assert f"That is {worst / (1 << 30):.1f} GiB" in said

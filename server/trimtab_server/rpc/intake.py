@@ -96,6 +96,13 @@ class Intake:
         self.calls = self.bytes = 0
         self.arriving = arriving
         self._callers: dict[str, Caller] = {}
+        self._used: set[str] = set()  # connections whose calls have ended since somebody asked
+
+    def used(self) -> set[str]:
+        """The connections that had calls since the last time that somebody asked."""
+        used, self._used = self._used, set()
+        used.update(call.sender.peer for caller in self._callers.values() for call in caller.calls)
+        return used
 
     def open(self, sender: Sender, name: str, task: "asyncio.Task[Any] | None") -> Call:
         """A call on which a task works, of the caller `name`, or of the connection where that is "";
@@ -121,6 +128,7 @@ class Intake:
             self.calls -= 1
             if not caller.calls:
                 del self._callers[caller.name]
+            self._used.add(call.sender.peer)
 
     def hold(self, call: Call, size: int) -> None:
         """The call holds a message of so many bytes; ResourceExhausted where there is no room for it."""

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote
@@ -37,7 +37,7 @@ class Connections:
         """
         if not hasattr(socket, "TCP_INFO"):
             return {}
-        wanted = {peer: address for peer in peers if (address := _named(peer)) is not None}
+        wanted = {peer: address for peer in peers if (address := named(peer)) is not None}
         if not self._files.keys() >= set(wanted.values()):
             self._find()
         found = {peer: self._received(address) for peer, address in wanted.items()}
@@ -65,17 +65,37 @@ class Connections:
 def hang_up(peers: Collection[str]) -> set[str]:
     """Shut down the connections of peers as gRPC names them, "ipv4:127.0.0.1:5" or "ipv6:%5B::1%5D:5"; those
     that were found. Peers of other kinds, such as "unix:", cannot be told apart, and are not."""
-    wanted = {address: peer for peer in peers if (address := _named(peer)) is not None}
-    found: set[str] = set()
-    for file in FILES.iterdir() if wanted else ():
-        with contextlib.suppress(OSError), _duplicate(int(file.name)) as connection:
-            if connection.family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            address = _address(*connection.getpeername()[:2])
-            if address in wanted:
-                connection.shutdown(socket.SHUT_RDWR)
-                found.add(wanted[address])
+    wanted = {address: peer for peer in peers if (address := named(peer)) is not None}
+    return {wanted[address] for address in shut_down(wanted.keys())}
+
+
+def shut_down(addresses: Collection[Address]) -> set[Address]:
+    """Shut down the connections of these peers; those that were found."""
+    found: set[Address] = set()
+    for connection in _open() if addresses else ():
+        address = _address(*connection.getpeername()[:2])
+        if address in addresses:
+            connection.shutdown(socket.SHUT_RDWR)
+            found.add(address)
     return found
+
+
+def connected(port: int) -> list[Address]:
+    """The peers of the connections to this port of ours."""
+    return [
+        _address(*connection.getpeername()[:2])
+        for connection in _open()
+        if connection.getsockname()[1] == port
+    ]
+
+
+def _open() -> Iterator[socket.socket]:
+    """Every open connection by TCP, while it is looked at."""
+    for file in FILES.iterdir():
+        with contextlib.suppress(OSError), _duplicate(int(file.name)) as connection:
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.getpeername()  # OSError where it is none, or has ended
+                yield connection
 
 
 def _duplicate(file: int) -> socket.socket:
@@ -90,7 +110,8 @@ def _duplicate(file: int) -> socket.socket:
         raise
 
 
-def _named(peer: str) -> Address | None:
+def named(peer: str) -> Address | None:
+    """The address of a peer as gRPC names it; None where it has none."""
     kind, _, rest = unquote(peer).partition(":")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdecimal():

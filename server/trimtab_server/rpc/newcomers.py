@@ -1,0 +1,89 @@
+"""Room for those who come: where a port has nearly as many connections as it takes, idle ones are closed.
+
+gRPC turns connections away beyond a number, and closes those without calls only after a fixed time: until
+then whoever holds all of them would keep everybody else out. A client whose idle connection was closed
+connects again when it calls.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+
+from trimtab_server.rpc.sockets import Address
+
+log = logging.getLogger(__name__)
+
+# So many of the connections that a port takes are kept free.
+FREE = 1 / 16
+# A connection without a call is not idle before this: its first call may be on its way.
+IDLE_SECONDS = 5.0
+# Between two looks.
+LOOK_SECONDS = 0.5
+
+
+def longest_idle(connections: Collection[Address], idle: Mapping[Address, float], most: int) -> list[Address]:
+    """Which connections to close so that no more than `most` are left, as far as there are idle ones.
+
+    `idle`: since when those are that have no calls. Of the host that has most connections goes the one that
+    is idle for longest, and again.
+    """
+    of_host = Counter(host for host, _ in connections)
+    waiting: dict[object, list[tuple[float, Address]]] = {}
+    for address, since in sorted(idle.items(), key=lambda each: -each[1]):
+        waiting.setdefault(address[0], []).append((since, address))
+    chosen: list[Address] = []
+    while len(connections) - len(chosen) > most and waiting:
+        host = max(waiting, key=lambda each: (of_host[each], -waiting[each][-1][0]))  # type: ignore[index]
+        chosen.append(waiting[host].pop()[1])
+        of_host[host] -= 1  # type: ignore[index]
+        if not waiting[host]:
+            del waiting[host]
+    return chosen
+
+
+class Newcomers:
+    """Keeps room on one port that takes so many connections.
+
+    `connections` tells who is connected, `used` who has had a call since it was asked last; `close` closes
+    connections.
+    """
+
+    def __init__(
+        self,
+        max_connections: int,
+        connections: Callable[[], Collection[Address]],
+        used: Callable[[], Collection[Address]],
+        close: Callable[[Collection[Address]], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_connections = max_connections
+        self._most = max_connections - int(max_connections * FREE)
+        self._connections = connections
+        self._used = used
+        self._close = close
+        self._clock = clock
+        self._last: dict[Address, float] = {}  # when each connection had a call, or came
+
+    async def watch(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        """Close idle connections, where there are too many."""
+        now, there, used = self._clock(), self._connections(), self._used()
+        self._last = {each: now if each in used else self._last.get(each, now) for each in there}
+        if len(there) <= self._most:
+            return
+        idle = {each: when for each, when in self._last.items() if now - when >= IDLE_SECONDS}
+        chosen = longest_idle(there, idle, self._most)
+        if chosen:
+            log.warning(
+                "%d connections are open, of %d (limits.max_connections): closed %d that were idle, the "
+                "longest of them for %.0f s",
+                len(there), self._max_connections, len(chosen), now - min(idle[each] for each in chosen),
+            )  # fmt: skip
+            self._close(chosen)
