@@ -20,23 +20,36 @@ def fake(repository: Path, core: int, devices: int, seconds_per_token: float) ->
     return processes.serve(f"fake-{devices}", command, core, processes.said_ready)
 
 
+def echo(core: int) -> processes.Serving:
+    """A server that answers each call with the same bytes: the least that grpc.aio costs."""
+    command = [processes.PYTHON, "-m", "bench.echo_server"]
+    return processes.serve("echo", command, core, processes.said_ready)
+
+
 def calls(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:
     """Calls of one short text with an encoder that costs nothing, by kind of client.
 
     `rate` is the measured rate, which the client may limit. `server_ms` is the server's CPU time per call;
-    1000 / `server_ms` is what its core could do.
+    1000 / `server_ms` is what its core could do. `to_echo` is that time over a bare echo's, measured
+    before and after each.
     """
     rows = {}
-    with fake(repository, cores.server, 1, 0.0) as server:
+    with fake(repository, cores.server, 1, 0.0) as server, echo(cores.server) as least:
+        before = timed(least, cores, "raw", 64, count)
         for kind in ("raw", "sdk", "triton", "stream"):
-            rows[f"{kind} 64"] = _timed(server, cores, kind, 64 if kind != "stream" else 256, count)
-        rows["sdk 1"] = _timed(server, cores, "sdk", 1, count // 4)
+            row = timed(server, cores, kind, 64 if kind != "stream" else 256, count)
+            after = timed(least, cores, "raw", 64, count)
+            row["to_echo"] = 2 * row["server_ms"] / (before["server_ms"] + after["server_ms"])
+            rows[f"{kind} 64"], rows["echo 64"] = row, after
+            before = after
+        rows["sdk 1"] = timed(server, cores, "sdk", 1, count // 4)
         for size in SIZES:
             rows[f"{size} a request"] = _grouped(server, cores, size, count)
     return rows
 
 
-def _timed(server: Running, cores: Cores, kind: str, concurrency: int, count: int) -> dict[str, float]:
+def timed(server: Running, cores: Cores, kind: str, concurrency: int, count: int) -> dict[str, float]:
+    """A load of so many short texts, and the server's CPU time for each."""
     before = server.cpu_seconds()
     figures = program(
         "bench.load", server.url, "--core", cores.client, "--kind", kind, "--mix", "short",
@@ -65,7 +78,7 @@ def devices(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, f
     for number in (1, DEVICES):
         with fake(repository, cores.server, number, SECONDS_PER_TOKEN) as server:
             concurrency = IN_FLIGHT_PER_DEVICE * number
-            figures = _timed(server, cores, "raw", concurrency, count * number)
+            figures = timed(server, cores, "raw", concurrency, count * number)
             tokens = counters(server)["trimtab_tokens_total"] / (count * number + 32)
             rows[str(number)] = {**figures, "tokens_rate": figures["rate"] * tokens}
     rows[str(DEVICES)]["ratio"] = rows[str(DEVICES)]["tokens_rate"] / rows["1"]["tokens_rate"]

@@ -26,6 +26,7 @@ COLUMNS = {
     "lag_max": ("lag max", ".2f"),
     "padding": ("padding", ".3f"),
     "server_ms": ("cpu ms", ".3f"),
+    "to_echo": ("to echo", ".2f"),
     "server_busy": ("srv busy", ".2f"),
     "client_busy": ("cli busy", ".2f"),
     "feed_rate": ("feed/s", ".1f"),

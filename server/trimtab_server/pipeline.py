@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, ParamSpec, Protocol, TypeVar
+
+import msgspec
 
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
 from trimtab.kinds import Dtype, Truncate
@@ -36,8 +37,7 @@ BYTES_A_TOKEN = 128
 SPECIAL_TOKENS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedRequest:
+class EmbedRequest(msgspec.Struct, frozen=True):
     """What a caller asks for, whatever the protocol it came by. `dimensions` 0: all of them."""
 
     encoder: str
@@ -83,8 +83,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(msgspec.Struct, frozen=True):
     """What was computed of a request's texts, and how far the time has gone, in seconds."""
 
     computed: Computed
@@ -93,8 +92,7 @@ class Rows:
     arrived: float  # when the last row was there, on time.monotonic's clock
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
+class Times(msgspec.Struct, frozen=True):
     """Seconds spent in each stage."""
 
     tokenize: float
@@ -103,8 +101,7 @@ class Times:
     output: float
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedResult:
+class EmbedResult(msgspec.Struct, frozen=True):
     """The answer: row i of each output is the vector of texts[i], in the space where its route leads.
 
     `encoder` is the variant that computed them; `browned_out` says that it stood in for the encoder itself.
@@ -175,8 +172,8 @@ class Pipeline:
         try:
             space = self.repository.find(request.encoder).manifest.space
             if space == canary.manifest.space:
-                return replace(request, version=version)
-            asked = replace(request, version=version, spaces=(space,))
+                return msgspec.structs.replace(request, version=version)
+            asked = msgspec.structs.replace(request, version=version, spaces=(space,))
             (route,) = self._routes(canary, asked)
         except TrimtabError:  # there is no way into that space, or not for such vectors
             return None

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +11,7 @@ from trimtab.errors import InternalError, TrimtabError
 from trimtab_server.engine.batch import Item, Model
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(msgspec.Struct, frozen=True):
     """The vectors of one request, float32 (n, dimensions), and the seconds they waited and took."""
 
     vectors: NDArray[np.float32]

@@ -1,7 +1,6 @@
 """From a graph's vectors to what the caller asked for: cut, normalise, quantise. Pure functions."""
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,8 +8,7 @@ from trimtab.errors import InternalError
 from trimtab.kinds import Dtype, Similarity
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """A matrix of `dtype`, one row a text; for int8, component = value * scale."""
 
     matrix: NDArray[np.generic]
