@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.serve.server_process import ServerProcess, serve
+from tests.server.server_process import ServerProcess, serve
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.migration.world import World, halves, two_encoders
-from tests.serve.server_process import ServerProcess
+from tests.server.server_process import ServerProcess
 from trimtab_export.variants import recipe
 from trimtab_server import config
 

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_encoders import Layers
 
 import trimtab
-from tests.serve.server_process import serve
+from tests.server.server_process import serve
 from trimtab.errors import ExportError
 from trimtab_export import evaluate
 from trimtab_export.graph import head

@@ -11,7 +11,7 @@ import transformers
 from tokenizers import processors
 
 import trimtab
-from tests.serve.server_process import serve
+from tests.server.server_process import serve
 from trimtab_export import sentences
 from trimtab_export.export import export
 from trimtab_export.source import Settings

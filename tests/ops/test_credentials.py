@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import trimtab
 from tests.ops.certificates import Certificates
 from tests.ops.credentials import AUDIENCE, ISSUER, Credentials
-from tests.serve.server_process import serve
+from tests.server.server_process import serve
 from trimtab.errors import ConfigError, Unauthenticated
 from trimtab.sdk.credentials import CallMetadata
 from trimtab_server.callers.auth import Authenticator

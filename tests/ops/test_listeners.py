@@ -8,7 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.ops.certificates import Certificates
-from tests.serve.server_process import free_port, serve
+from tests.server.server_process import free_port, serve
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import trimtab
-from tests.serve.server_process import ServerProcess
+from tests.server.server_process import ServerProcess
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.policies.shadow import Figures
 from trimtab_server.spaces.watching import Watch

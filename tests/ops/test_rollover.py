@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import trimtab
-from tests.serve.server_process import ServerProcess, free_port, serve
+from tests.server.server_process import ServerProcess, free_port, serve
 
 TEXTS = [f"text number {number}" for number in range(16)]
 CALLERS = 4

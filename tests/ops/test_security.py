@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2
 
 import trimtab
 from tests.ops.credentials import Credentials
-from tests.serve.server_process import NAME, ServerProcess, free_port, serve
+from tests.server.server_process import NAME, ServerProcess, free_port, serve
 from trimtab.v1 import encoder_pb2
 
 SERVICES = (
@@ -211,7 +211,7 @@ def test_a_caller_with_a_key_is_its_own_tenant() -> None:
 
 def test_a_link_out_of_the_repository_is_refused(minilm_repository: Path, tmp_path: Path) -> None:
     """An encoder, or a version, that is a link to elsewhere; and no name that a call sends becomes a path."""
-    from tests.serve.test_lifecycle import copy_bundle
+    from tests.server.rpc.test_lifecycle import copy_bundle
 
     repository, outside = tmp_path / "models", tmp_path / "outside"
     copy_bundle(minilm_repository, repository)
@@ -240,7 +240,7 @@ def test_a_link_out_of_the_repository_is_refused(minilm_repository: Path, tmp_pa
 
 def test_adapters_are_for_those_who_may_use_their_encoders(minilm_repository: Path, tmp_path: Path) -> None:
     """Those of others lead nowhere and are not named; nor is one that is a link out of the repository."""
-    from tests.serve import spaces
+    from tests.server import spaces_made as spaces
 
     repository, outside = tmp_path / "models", tmp_path / "outside"
     repository.mkdir()

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import trimtab
-from tests.serve import spaces
-from tests.serve.server_process import NAME, serve
+from tests.server import spaces_made as spaces
+from tests.server.server_process import NAME, serve
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.signatures import (
     Signers,

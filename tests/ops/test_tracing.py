@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import trimtab
 from tests.ops.credentials import Credentials
-from tests.serve.server_process import NAME, ServerProcess, serve
+from tests.server.server_process import NAME, ServerProcess, serve
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 

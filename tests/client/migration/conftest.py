@@ -8,7 +8,7 @@ import pytest
 import trimtab
 from tests.client.migration.world import fill
 from tests.client.stores.conftest import KINDS, address, database
-from tests.serve.server_process import ServerProcess
+from tests.server.server_process import ServerProcess
 from trimtab_export import sentences
 
 __all__ = ["KINDS", "address", "database"]

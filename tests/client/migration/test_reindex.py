@@ -23,7 +23,7 @@ from tests.client.fake_server import DIMENSIONS, FakeServer
 from tests.client.migration.conftest import address
 from tests.client.migration.world import OLD, fill
 from tests.client.stores.postgres_process import PostgresProcess
-from tests.serve.server_process import ServerProcess
+from tests.server.server_process import ServerProcess
 from trimtab import cli
 from trimtab.migration import (
     claims,

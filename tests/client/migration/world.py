@@ -8,7 +8,7 @@ import numpy as np
 
 import trimtab
 from tests import adapters_made as made
-from tests.serve.server_process import serve
+from tests.server.server_process import serve
 from trimtab.stores import Document, Form, Id, Rows, create_store
 
 OLD = Form(space="the-old-space", dimensions=16)
