@@ -20,6 +20,7 @@ from trimtab_server import config as configs
 from trimtab_server.app import App
 from trimtab_server.config import Config, Server
 from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
 from trimtab_server.observing import logs
 
@@ -50,7 +51,7 @@ async def serve(repository: Path, devices: int, seconds_per_token: float, config
 
     # Named like GPUs, each with a name of its own; nothing here asks for a real one.
     places = [Place("cuda", number, workers=1) for number in range(devices)]
-    app = App(config, repository, open_session, places)
+    app = App(config, repository, Opening(open_session, foreign=False), places)
     await app.start()
     metrics = f"http://127.0.0.1:{app.metrics_port}/metrics"
     print(f"trimtab serves a fake on 127.0.0.1:{app.grpc_port}, metrics on {metrics};", flush=True)

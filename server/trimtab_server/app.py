@@ -27,13 +27,14 @@ from trimtab_server.engine.admission.admission import Admission
 from trimtab_server.engine.admission.quotas import Quotas
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.engine import Engine
-from trimtab_server.engine.fleet.devices import Device, Home, InThreads, Open, open_ort
+from trimtab_server.engine.fleet import cores
+from trimtab_server.engine.fleet.devices import Device
+from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place, parse
 from trimtab_server.engine.queue.batcher import Batcher
 from trimtab_server.engine.queue.cost import Measured
 from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.runners.mapping import IsolatedMaps, Maps
-from trimtab_server.engine.runners.process import PROGRAM, InProcess
 from trimtab_server.engine.runners.stage import Stage
 from trimtab_server.engine.tickets import Ticket
 from trimtab_server.inputs.text import Tokenization
@@ -83,17 +84,16 @@ SERVICES = (
 class App:
     """A server: `start`, then `serve` until it is told to stop, then `stop`.
 
-    `open_session` opens a graph at a place, and `program` is what a device's own process runs; tests hand in
-    such as fail on purpose, and `places` of their own instead of the configuration's devices.
+    `opening` says how graphs are opened, and `places` where, instead of the configuration's devices: tests
+    hand in sessions that fail on purpose.
     """
 
     def __init__(
         self,
         config: Config,
         repository: Path,
-        open_session: Open = open_ort,
+        opening: Opening = Opening(),  # noqa: B008  # it is frozen
         places: Sequence[Place] | None = None,
-        program: Sequence[str] = PROGRAM,
     ) -> None:
         self.config = config
         self.grpc_port = 0
@@ -114,22 +114,20 @@ class App:
             across_tenants=config.sharing.across_tenants,
             cache_bytes=config.sharing.cache_bytes,
         )
-        # What other sessions cost than ONNX Runtime's is not to be taken for theirs, nor are they rehearsed.
-        real = open_session is open_ort and program is PROGRAM
-        folder = _folder(config.engine.costs) if real and config.engine.costs else None
+        engine, usable = config.engine, cores.available()
+        isolated = engine.isolation == "process"
+        folder = _folder(engine.costs) if opening.foreign and engine.costs else None
         measured = Measured(folder) if folder else None
-
-        def home(place: Place) -> Home:
-            isolated = config.engine.isolation == "process"
-            return InProcess(place, program) if isolated else InThreads(open_session, place)
-
         places = places or parse(config.devices)
-        self._stage = Stage(places[0], config.engine.load_seconds) if real else None
-        engine = config.engine
+        first = places[0]
+        self._stage = Stage(first.kind, first.index, engine.load_seconds, usable) if opening.foreign else None
         self._engine = Engine(
             batcher, sharing,
             [
-                Device(place, home(place), measured, engine.max_resident_bytes, engine.hang_seconds)
+                Device(
+                    place, opening.home(place, isolated=isolated), measured,
+                    engine.max_resident_bytes, engine.hang_seconds,
+                )
                 for place in places
             ],
             self._metrics,
@@ -141,7 +139,7 @@ class App:
         )  # fmt: skip
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
-        self._maps = IsolatedMaps() if config.engine.isolation == "process" else Maps()
+        self._maps = IsolatedMaps(usable) if isolated else Maps()
         signers = _signers(config.signatures.keys)
         adapters = Adapters(self._watch, signers, config.engine.load_seconds, self._stage, self._maps)
         opener = Opener(
@@ -165,7 +163,7 @@ class App:
             self._tokenization,
             self._engine,
             self._metrics,
-            self._tracing.answered if self._tracing else None,
+            self._tracing,
             self._shadow.see if config.shadow else None,
             config.engine.hang_seconds,
             turns,

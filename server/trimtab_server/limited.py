@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from trimtab.errors import FailedPrecondition, Unavailable
-from trimtab_server.engine.runners import runtime
+from trimtab_server import stopping
 
 T = TypeVar("T")
 # Threads that were given up and have not come back; beyond so many nothing more is begun.
@@ -117,11 +117,11 @@ async def run(
         progress.given_up = True
         if stop is not None:
             stop()
-        runtime.stop(thread.ident)
+        stopping.stop(thread.ident)
         await asyncio.wait([future], timeout=min(seconds, STOP_SECONDS))
     except asyncio.CancelledError:
         progress.given_up = True
-        runtime.stop(thread.ident)
+        stopping.stop(thread.ident)
         raise
     finally:
         if future.done():

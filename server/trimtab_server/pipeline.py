@@ -19,6 +19,7 @@ from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.tickets import Computed
 from trimtab_server.inputs.text import Tokenization
 from trimtab_server.observing.metrics import Metrics
+from trimtab_server.observing.tracing import Tracing
 from trimtab_server.outputs import dense
 from trimtab_server.outputs.dense import Output
 from trimtab_server.policies.hubs import Hubness
@@ -127,7 +128,7 @@ class Pipeline:
         tokenization: Tokenization,
         engine: Engine,
         metrics: Metrics,
-        trace: Callable[[str, Encoder, Sequence[int], Times], None] | None = None,
+        tracing: Tracing | None = None,
         show: Callable[[Encoder, EmbedRequest, Vectors], None] | None = None,
         hang_seconds: float = 10.0,
         turns: Turns | None = None,
@@ -141,7 +142,7 @@ class Pipeline:
         self._metrics = metrics
         self._applier = Applier(repository.adapters.retire, hang_seconds)
         self._show = show  # told of each answer, before it is sent: its encoder, request and vectors
-        self._trace = trace  # told of each answer: its protocol, encoder, token counts and times
+        self._tracing = tracing
 
     async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
         """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
@@ -277,8 +278,12 @@ class Pipeline:
             tokenize=times.tokenize, queue=times.queue, compute=times.compute, output=times.output,
             total=ended - begun, now_ms=int(time.time() * 1000),
         )  # fmt: skip
-        if self._trace is not None:
-            self._trace(protocol, encoder, rows.counts, times)
+        if self._tracing is not None:
+            self._tracing.answered(
+                protocol, encoder.name, encoder.version,
+                texts=len(rows.counts), tokens=sum(rows.counts),
+                seconds=(times.tokenize, times.queue, times.compute, times.output),
+            )  # fmt: skip
         return times
 
     def check_texts(self, encoder: Encoder, texts: Sequence[str], name: str = "texts") -> None:

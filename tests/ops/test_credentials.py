@@ -20,7 +20,7 @@ from tests.server.server_process import serve
 from trimtab.errors import ConfigError, Unauthenticated
 from trimtab.sdk.credentials import CallMetadata
 from trimtab_server.callers.auth import Authenticator
-from trimtab_server.callers.refreshed import INTERVAL, Watched
+from trimtab_server.callers.refreshed import INTERVAL, Refreshed
 from trimtab_server.config import Auth, Jwt
 
 JSON = st.recursive(
@@ -165,7 +165,7 @@ def test_files_are_read_again_when_they_change_and_kept_when_they_cannot_be(tmp_
     now = 0.0
     file = tmp_path / "number"
     file.write_text("1")
-    watched = Watched("number", (file,), lambda: int(file.read_text()), lambda: now)
+    watched = Refreshed("number", (file,), lambda: int(file.read_text()), lambda: now)
     file.write_text("22")
     assert watched.get() == 1
     now += INTERVAL

@@ -18,6 +18,7 @@ from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
 from trimtab_server.config import Config, Engine, Limits, Server, Sharing, Versions
 from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
 from trimtab_server.engine.runners.process import PROGRAM
 
@@ -156,7 +157,7 @@ async def running(
         versions=versions or Versions(),
     )
     made_up = [Place(name, 0, workers) for name in places]
-    app = App(config, repository, rig.open, made_up, program)
+    app = App(config, repository, Opening(rig.open, program, foreign=False), made_up)
     await app.start()
     rig.app = app
     try:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 INTERVAL = 1.0
 
 
-class Watched(Generic[T]):
+class Refreshed(Generic[T]):
     """What `read` makes of some files, made again after any of them has changed. Threads may share it.
 
     The first reading must succeed: ConfigError, which names the file, where it does not. A later one that

@@ -149,8 +149,9 @@ class Engine:
                     break
                 turn, part = Flow(flow, small=False), texts[start : start + PIECE]
                 await self._turns.do(turn, self._enter, ticket, model, part, start, tenant, flow, priority)
-            self._metrics.shared(model, "cache", ticket.remembered)
-            self._metrics.shared(model, "in_flight", len(texts) - ticket.remembered - ticket.queued)
+            self._metrics.shared(model.encoder, model.version, "cache", ticket.remembered)
+            joined = len(texts) - ticket.remembered - ticket.queued
+            self._metrics.shared(model.encoder, model.version, "in_flight", joined)
             return await ticket.wait()
         finally:
             if ticket.left:

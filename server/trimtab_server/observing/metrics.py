@@ -8,7 +8,6 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
-from trimtab_server.engine.batch import Batch, Model
 from trimtab_server.observing.counted import Counter, Gauge, Histogram
 from trimtab_server.observing.families import Families
 
@@ -166,10 +165,19 @@ class Metrics:
         """A request fell to a canary's share, and was given to it or not."""
         self._families.canary.labels(encoder, version, "given" if given else "kept").inc()
 
-    def batch(self, batch: Batch, device: str, seconds: float) -> None:
-        """A device ran a batch."""
-        key = (batch.model.encoder, batch.model.version, device)
-        size, computed = len(batch.items), batch.computed_tokens
+    def batch(
+        self,
+        encoder: str,
+        version: int,
+        device: str,
+        *,
+        size: int,
+        tokens: int,
+        computed: int,
+        seconds: float,
+    ) -> None:
+        """A device ran a batch of `size` items; `computed` is `tokens` and the padding that was computed."""
+        key = (encoder, version, device)
         with self._batches:
             runs = self._by_device.get(key)
             if runs is None:
@@ -183,7 +191,7 @@ class Metrics:
             runs.seconds.observe(seconds)
             runs.size.observe(size)
             runs.tokens.observe(computed)
-            runs.padding.observe(1 - batch.tokens / computed)
+            runs.padding.observe(1 - tokens / computed)
             runs.busy.value += seconds
             runs.by_size[size].add(seconds)
 
@@ -229,10 +237,10 @@ class Metrics:
         """A device is to have a new process."""
         self._families.device_restarts.labels(device).inc()
 
-    def shared(self, model: Model, how: Literal["in_flight", "cache"], texts: int) -> None:
+    def shared(self, encoder: str, version: int, how: Literal["in_flight", "cache"], texts: int) -> None:
         """So many texts need no run of their own."""
         if texts:
-            self._families.shared.labels(model.encoder, model.version, how).value += texts
+            self._families.shared.labels(encoder, version, how).value += texts
 
     def started(self, process: float, encoders: float) -> None:
         """The server is ready: seconds of its process until it began to load, and of the loads."""

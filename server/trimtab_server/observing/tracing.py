@@ -6,21 +6,19 @@ Sources: W3C Trace Context for `traceparent`; OpenTelemetry's semantic conventio
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import grpc
 
 from trimtab.errors import ConfigError
-from trimtab_server.callers.auth import Metadata
 from trimtab_server.config import Tracing as Settings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from trimtab_server.catalog.encoder import Encoder
-    from trimtab_server.pipeline import Times
+Metadata = Iterable[tuple[str, str | bytes]]
 
 # How long the end of the server waits for the last spans to leave.
 FLUSH_MILLISECONDS = 2000
@@ -85,23 +83,22 @@ class Tracing:
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, code.name))
 
     def answered(
-        self, protocol: str, encoder: "Encoder", token_counts: Sequence[int], times: "Times"
+        self, protocol: str, encoder: str, version: int, *, texts: int, tokens: int, seconds: Sequence[float]
     ) -> None:
-        """A request of the current call was answered: its stages, one after the other until now."""
+        """A request of the current call was answered; `seconds` of each of STAGES, which end now."""
         span = self._trace.get_current_span()
         if not span.is_recording():
             return
-        seconds = [getattr(times, stage) for stage in STAGES]
         end = time.time_ns()
         start = end - round(sum(seconds) * 1e9)
         request = self._tracer.start_span(
-            f"embed {encoder.name}", start_time=start,
+            f"embed {encoder}", start_time=start,
             attributes={
-                "trimtab.encoder": encoder.name,
-                "trimtab.version": encoder.version,
+                "trimtab.encoder": encoder,
+                "trimtab.version": version,
                 "trimtab.protocol": protocol,
-                "trimtab.texts": len(token_counts),
-                "trimtab.tokens": sum(token_counts),
+                "trimtab.texts": texts,
+                "trimtab.tokens": tokens,
             },
         )  # fmt: skip
         context = self._trace.set_span_in_context(request)

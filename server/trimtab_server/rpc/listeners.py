@@ -10,7 +10,7 @@ import grpc.aio
 import msgspec
 
 from trimtab.errors import ConfigError
-from trimtab_server.callers.refreshed import Watched
+from trimtab_server.callers.refreshed import Refreshed
 from trimtab_server.config import Config, Tls, split_address
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
         _check(tls)
         return grpc.ssl_server_certificate_configuration([pair], client_ca)
 
-    watched = Watched("server.tls", files, read)
+    watched = Refreshed("server.tls", files, read)
     return grpc.dynamic_ssl_server_credentials(
         watched.get(), watched.get, require_client_authentication=tls.client_ca is not None
     )

@@ -19,7 +19,8 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.catalog import repository
 from trimtab_server.config import Engine
 from trimtab_server.engine.batch import Ids, Model
-from trimtab_server.engine.fleet.devices import PROBE_TOKENS, InThreads
+from trimtab_server.engine.fleet.devices import PROBE_TOKENS
+from trimtab_server.engine.fleet.homes import InThreads
 from trimtab_server.engine.fleet.places import Place
 
 IMPATIENT = Engine(hang_seconds=0.05)

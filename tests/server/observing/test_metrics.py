@@ -2,7 +2,6 @@
 
 import random
 from functools import partial
-from typing import Any
 
 import prometheus_client as prometheus
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,23 +10,12 @@ from trimtab_server.observing.counted import Counter, Family, Gauge, Histogram
 from trimtab_server.observing.metrics import Count, Metrics
 
 
-class Ran:
-    """As much of a batch as is counted of it."""
-
-    items, computed_tokens, tokens = (1,), 3, 3
-
-    def __init__(self, version: int) -> None:
-        self.model: Any = self
-        self.encoder, self.version = "a", version
-
-
 def test_a_version_is_forgotten_while_another_one_runs_for_the_first_time() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
 
     def run(version: int) -> None:
-        batch: Any = Ran(version)
-        metrics.batch(batch, "cpu", 0.1)
+        metrics.batch("a", version, "cpu", size=1, tokens=3, computed=3, seconds=0.1)
 
     class Meanwhile(str):
         """An encoder's name: when it is looked for, a worker counts a batch."""
@@ -87,9 +75,8 @@ def test_statistics_are_of_all_protocols_and_devices() -> None:
                 total=1.0, now_ms=now_ms,
             )  # fmt: skip
     metrics.failed("a", 1, "kserve", "CANCELLED", 0.5)
-    batch: Any = Ran(1)
     for device in ("cuda:0", "cuda:1"):
-        metrics.batch(batch, device, 0.25)
+        metrics.batch("a", 1, device, size=1, tokens=3, computed=3, seconds=0.25)
     found = metrics.statistics("a", 1)
     assert (found.success, found.fail) == (Count(4, 4_000_000_000), Count(1, 500_000_000))
     assert (found.tokenize, found.queue) == (Count(4, 400_000_000), Count(4, 800_000_000))

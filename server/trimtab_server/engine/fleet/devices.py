@@ -1,4 +1,4 @@
-"""Devices: a place with the sessions of all loaded models, and where these live."""
+"""A device: a place with the sessions of all loaded models."""
 
 import logging
 import math
@@ -6,98 +6,25 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from trimtab.errors import ConfigError
+from trimtab_server import stopping
 from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.fleet.homes import Home
 from trimtab_server.engine.fleet.places import Place, hardware
 from trimtab_server.engine.queue.cost import Cost, Measured, measure
-from trimtab_server.engine.runners import runtime
-from trimtab_server.engine.runners.session import (
-    GraphError,
-    NotReopenedError,
-    OrtSession,
-    Session,
-    UnusableError,
-    checked,
-)
+from trimtab_server.engine.runners.session import GraphError, NotReopenedError, Session, checked
 
 log = logging.getLogger(__name__)
-
-Open = Callable[[Model, Place], Session]
 
 # The length of the text that a device is probed with.
 PROBE_TOKENS = 8
 # Other models that are probed to tell a bad model from a bad device.
 MOST_PROBED = 3
-
-
-class Home(Protocol):
-    """Where the sessions of a place live: in the server's process, or in one of their own (process.py)."""
-
-    @property
-    def restarts(self) -> bool:
-        """Whether it can be ended and begun anew."""
-
-    @property
-    def lost(self) -> bool:
-        """Whether all that it held is gone, until `restart`: its sessions raise DeviceLostError."""
-
-    @property
-    def resident_bytes(self) -> int:
-        """The memory that it holds; 0 where that is not known."""
-
-    def start(self, ended: Callable[[], None]) -> None:
-        """Begin; `ended` is called, on some thread, when it has ended by itself."""
-
-    def restart(self) -> None:
-        """End what is left of it, and begin anew. OSError where that cannot be."""
-
-    def open(self, model: Model) -> Session:
-        """Open a graph."""
-
-    def close(self, session: Session) -> None:
-        """Let go of a session that nobody runs any more."""
-
-    def end(self) -> None:
-        """End it at once where it `restarts`, whatever it does. Does not wait."""
-
-    def stop(self) -> None:
-        """End it for good."""
-
-
-class InThreads:
-    """The sessions of a place in the server's own process, where nothing can end them."""
-
-    restarts = False
-    lost = False
-    resident_bytes = 0
-
-    def __init__(self, open_session: Open, place: Place) -> None:
-        self._open = open_session
-        self._place = place
-
-    def start(self, ended: Callable[[], None]) -> None:
-        pass
-
-    def restart(self) -> None:
-        pass
-
-    def open(self, model: Model) -> Session:
-        return self._open(model, self._place)
-
-    def close(self, session: Session) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 class Device:
@@ -206,7 +133,7 @@ class Device:
     def probe(self, model: Model) -> Exception | None:
         """What is wrong with this device, if anything: run a text that it has run while it warmed up."""
         # Nobody else watches it.
-        timer = threading.Timer(self._hang_seconds, runtime.stop, (threading.get_ident(),))
+        timer = threading.Timer(self._hang_seconds, stopping.stop, (threading.get_ident(),))
         timer.daemon = True
         timer.start()
         try:
@@ -285,11 +212,3 @@ class Device:
         session = self.home.open(model)
         self._open_seconds[model] = time.monotonic() - begun
         return session
-
-
-def open_ort(model: Model, place: Place) -> Session:
-    """The real thing: an ONNX Runtime session at a place. ConfigError where that cannot be used."""
-    try:
-        return OrtSession(model, place.kind, place.index)
-    except UnusableError as error:
-        raise ConfigError(str(error)) from None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import BundleError, DeadlineExceeded, FailedPrecondition, TrimtabError, Unavailable
-from trimtab_server import limited
+from trimtab_server import limited, stopping
 from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.fleet import Failed, Fleet, Flight, Job, Reason
@@ -291,7 +291,10 @@ class Workers:
             if fault == "device":
                 device.home.end()
         sick = fault == "device"
-        self._metrics.batch(batch, device.name, seconds)
+        self._metrics.batch(
+            batch.model.encoder, batch.model.version, device.name,
+            size=len(batch.items), tokens=batch.tokens, computed=batch.computed_tokens, seconds=seconds,
+        )  # fmt: skip
         with self._lock:
             # A session may be of the process before, if it was opened as that ended: a probe finds it.
             if device.home.lost or _is_lost(outcome):
@@ -395,17 +398,17 @@ class Workers:
             while not self._stopping or self._fleet.flying:
                 now = time.monotonic()
                 for flight in self._fleet.late(now):
-                    runtime.stop(self._runs_on.get(flight))
+                    stopping.stop(self._runs_on.get(flight))
                 failures = self._fleet.hung(now)
                 self._fail(failures)
                 for flight in self._runs_on.keys() - set(self._fleet.flights):
-                    runtime.stop(self._runs_on[flight])  # it was given up, and may be in its next run
+                    stopping.stop(self._runs_on[flight])  # it was given up, and may be in its next run
                 for failed in failures if self._devices[0].home.restarts else ():
                     self._strike(failed.items[0].model, failed.error)
                 for name in self._fleet.stuck(now):
                     device = self._by_name[name]
                     device.home.end()
-                    runtime.stop(self._probes_on.get(device))
+                    stopping.stop(self._probes_on.get(device))
                 for device in self._devices:
                     if self._fleet.up(device.name) and device.too_large:
                         self._fleet.retire(device.name, now)

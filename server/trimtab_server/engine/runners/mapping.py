@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab_server import limited
-from trimtab_server.engine.fleet import cores
 from trimtab_server.engine.runners import frames
 from trimtab_server.engine.runners.maps import Map, MapSession
 from trimtab_server.engine.runners.process import PROGRAM, Process, reply
@@ -50,11 +49,11 @@ class Maps:
 
 
 class IsolatedMaps(Maps):
-    """Graphs in a process, one after the other where one ends."""
+    """Graphs in a process on `cores`, one process after the other where one ends."""
 
-    def __init__(self, program: Sequence[str] = PROGRAM) -> None:
+    def __init__(self, cores: Sequence[int], program: Sequence[str] = PROGRAM) -> None:
         self._program = program
-        self._usable = cores.available()
+        self._cores = cores
         self._lock = threading.Lock()  # guards the fields below
         self._process: Process | None = None
         self._stopped = False
@@ -92,7 +91,7 @@ class IsolatedMaps(Maps):
             if self._stopped:
                 raise DeviceLostError("the server stops")
             if self._process is None or self._process.lost:
-                self._process = Process(self._program, "adapters", self._usable, lambda: None)
+                self._process = Process(self._program, "adapters", self._cores, lambda: None)
             return self._process
 
 

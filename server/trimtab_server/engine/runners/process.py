@@ -1,7 +1,6 @@
-"""A process that runs the sessions of one place, as the server sees it: see child.py for its own side."""
+"""A process that runs sessions, as the server sees it: see child.py for its own side."""
 
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -18,10 +17,8 @@ from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
 from trimtab_server.engine.batch import Ids, Model
-from trimtab_server.engine.fleet import cores
-from trimtab_server.engine.fleet.places import Place
 from trimtab_server.engine.runners import frames
-from trimtab_server.engine.runners.session import DeviceLostError, GraphError, Session, UnusableError
+from trimtab_server.engine.runners.session import DeviceLostError, GraphError, UnusableError
 
 log = logging.getLogger(__name__)
 
@@ -164,11 +161,11 @@ class Process:
 class RemoteSession:
     """A session in another process. `run` raises DeviceLostError when the process ends meanwhile."""
 
-    def __init__(self, process: Process, number: int, model: Model, place: Place) -> None:
+    def __init__(self, process: Process, number: int, model: Model, kind: str, index: int) -> None:
         self._process = process
         self._number = number
         self._dimensions = model.dimensions
-        data = frames.encode(frames.Opening(model, place.kind, place.index))
+        data = frames.encode(frames.Opening(model, kind, index))
         with process.channel() as sock:
             sock.sendall(frames.REQUEST.pack(frames.OPEN, number, len(data)) + data)
             reply(sock, (0, 0))
@@ -201,59 +198,3 @@ def raised_by(raised: frames.Raised) -> Exception:
     if raised.kind == GraphError.__name__:
         return GraphError(raised.text)
     return RemoteError(f"{raised.kind}: {raised.text}")
-
-
-class InProcess:
-    """The sessions of a place in a process of their own, one process after another: see devices.Home."""
-
-    restarts = True
-
-    def __init__(self, place: Place, program: Sequence[str] = PROGRAM) -> None:
-        self._place = place
-        self._program = program
-        # As they are now: the thread that starts another process later may be bound to a core.
-        self._usable = place.cores or tuple(cores.available())
-        self._numbers = itertools.count(1)
-        self._ended: Callable[[], None] = lambda: None
-        self._process: Process | None = None
-        self._lock = threading.Lock()  # over beginnings and ends
-        self._stopped = False
-
-    @property
-    def lost(self) -> bool:
-        return self._process is None or self._process.lost
-
-    @property
-    def resident_bytes(self) -> int:
-        return 0 if self._process is None else self._process.resident_bytes
-
-    def start(self, ended: Callable[[], None]) -> None:
-        self._ended = ended
-        self.restart()
-
-    def restart(self) -> None:
-        with self._lock:
-            if self._stopped:
-                raise DeviceLostError(f"device {self._place} is stopped")
-            if self._process is not None:
-                self._process.close()
-            self._process = Process(self._program, f"device {self._place}", self._usable, self._ended)
-
-    def open(self, model: Model) -> Session:
-        if self._process is None:
-            raise DeviceLostError(f"device {self._place} has no process")
-        return RemoteSession(self._process, next(self._numbers), model, self._place)
-
-    def close(self, session: Session) -> None:
-        if isinstance(session, RemoteSession):
-            session.close()
-
-    def end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            if self._process is not None:
-                self._process.close()

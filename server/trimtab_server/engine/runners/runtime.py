@@ -1,36 +1,22 @@
-"""One run in ONNX Runtime, which another thread can stop: of a graph that loops, nothing else would.
+"""One run in ONNX Runtime, which another thread can stop: nothing else ends a graph that loops."""
 
-ONNX Runtime looks at the flag between two nodes and between two turns of a Loop. What hangs within a node, as
-in a driver, goes on.
-"""
-
-import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import onnxruntime as ort
 
-MOST_TOLD = 500
+from trimtab_server.stopping import stoppable
 
-_running: dict[int, ort.RunOptions] = {}  # by thread
+MOST_TOLD = 500
 
 
 def run(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
-    """As session.run does. Raises ONNX Runtime's error when `stop` is called for this thread meanwhile."""
-    options, thread = ort.RunOptions(), threading.get_ident()
-    _running[thread] = options
-    try:
+    """As session.run does. Raises ONNX Runtime's error when this thread is stopped meanwhile."""
+    options = ort.RunOptions()
+    with stoppable(partial(setattr, options, "terminate", True)):
         results: list[Any] = session.run(outputs, feeds, options)
-    finally:
-        del _running[thread]
     return results
-
-
-def stop(thread: int | None) -> None:
-    """Have the run of this thread raise, if there is one."""
-    options = _running.get(thread or 0)
-    if options is not None:
-        options.terminate = True
 
 
 def told(error: BaseException) -> str:

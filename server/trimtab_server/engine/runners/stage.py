@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from trimtab_server.engine.batch import Model
-from trimtab_server.engine.fleet import cores
-from trimtab_server.engine.fleet.places import Place
 from trimtab_server.engine.runners import frames
 from trimtab_server.engine.runners.process import PROGRAM, Process, raised_by
 from trimtab_server.engine.runners.rehearsal import Finding, Graph, Piece
@@ -24,13 +22,16 @@ START_SECONDS = 60.0
 
 
 class Stage:
-    """Rehearses pieces, for any thread. No step may take longer than `seconds`."""
+    """Rehearses pieces, for any thread, on a kind of device and on `cores`. No step may take longer than
+    `seconds`."""
 
-    def __init__(self, place: Place, seconds: float, program: Sequence[str] = PROGRAM) -> None:
-        self._kind, self._index = place.kind, place.index
+    def __init__(
+        self, kind: str, index: int, seconds: float, cores: Sequence[int], program: Sequence[str] = PROGRAM
+    ) -> None:
+        self._kind, self._index = kind, index
         self._seconds = seconds
         self._program = program
-        self._usable = cores.available()
+        self._cores = cores
         self._starting = threading.Lock()
         self._lock = threading.Lock()  # guards the fields below
         self._idle: list[Process] = []
@@ -101,7 +102,7 @@ class Stage:
                 self._timer.cancel()
             process = self._idle.pop() if self._idle else None
             if process is None or process.lost:
-                process = Process(self._program, "rehearsal", self._usable, lambda: None)
+                process = Process(self._program, "rehearsal", self._cores, lambda: None)
             self._busy.add(process)
             return process
 

@@ -1,0 +1,161 @@
+"""Where the sessions of a place live: in the server's process, or in one of their own."""
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trimtab.errors import ConfigError
+from trimtab_server.engine.batch import Model
+from trimtab_server.engine.fleet import cores
+from trimtab_server.engine.fleet.places import Place
+from trimtab_server.engine.runners.process import PROGRAM, Process, RemoteSession
+from trimtab_server.engine.runners.session import DeviceLostError, OrtSession, Session, UnusableError
+
+Open = Callable[[Model, Place], Session]
+
+
+class Home(Protocol):
+    """Where the sessions of a place live: in the server's process, or in one of their own."""
+
+    @property
+    def restarts(self) -> bool:
+        """Whether it can be ended and begun anew."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether all that it held is gone, until `restart`: its sessions raise DeviceLostError."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it holds; 0 where that is not known."""
+
+    def start(self, ended: Callable[[], None]) -> None:
+        """Begin; `ended` is called, on some thread, when it has ended by itself."""
+
+    def restart(self) -> None:
+        """End what is left of it, and begin anew. OSError where that cannot be."""
+
+    def open(self, model: Model) -> Session:
+        """Open a graph."""
+
+    def close(self, session: Session) -> None:
+        """Let go of a session that nobody runs any more."""
+
+    def end(self) -> None:
+        """End it at once where it `restarts`, whatever it does. Does not wait."""
+
+    def stop(self) -> None:
+        """End it for good."""
+
+
+class InThreads:
+    """The sessions of a place in the server's own process, where nothing can end them."""
+
+    restarts = False
+    lost = False
+    resident_bytes = 0
+
+    def __init__(self, open_session: Open, place: Place) -> None:
+        self._open = open_session
+        self._place = place
+
+    def start(self, ended: Callable[[], None]) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
+
+    def open(self, model: Model) -> Session:
+        return self._open(model, self._place)
+
+    def close(self, session: Session) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class InProcess:
+    """The sessions of a place in a process of their own, one process after another."""
+
+    restarts = True
+
+    def __init__(self, place: Place, program: Sequence[str] = PROGRAM) -> None:
+        self._place = place
+        self._program = program
+        # As they are now: the thread that starts another process later may be bound to a core.
+        self._usable = place.cores or tuple(cores.available())
+        self._numbers = itertools.count(1)
+        self._ended: Callable[[], None] = lambda: None
+        self._process: Process | None = None
+        self._lock = threading.Lock()  # over beginnings and ends
+        self._stopped = False
+
+    @property
+    def lost(self) -> bool:
+        return self._process is None or self._process.lost
+
+    @property
+    def resident_bytes(self) -> int:
+        return 0 if self._process is None else self._process.resident_bytes
+
+    def start(self, ended: Callable[[], None]) -> None:
+        self._ended = ended
+        self.restart()
+
+    def restart(self) -> None:
+        with self._lock:
+            if self._stopped:
+                raise DeviceLostError(f"device {self._place} is stopped")
+            if self._process is not None:
+                self._process.close()
+            self._process = Process(self._program, f"device {self._place}", self._usable, self._ended)
+
+    def open(self, model: Model) -> Session:
+        if self._process is None:
+            raise DeviceLostError(f"device {self._place} has no process")
+        return RemoteSession(self._process, next(self._numbers), model, self._place.kind, self._place.index)
+
+    def close(self, session: Session) -> None:
+        if isinstance(session, RemoteSession):
+            session.close()
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.close()
+
+
+def open_ort(model: Model, place: Place) -> Session:
+    """The real thing: an ONNX Runtime session at a place. ConfigError where that cannot be used."""
+    try:
+        return OrtSession(model, place.kind, place.index)
+    except UnusableError as error:
+        raise ConfigError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How graphs are opened: by `open` in threads, by `program` in a process of its own.
+
+    `foreign`: they come from files that nobody has run. They are rehearsed before they are opened, and what
+    their runs cost is kept for the next start.
+    """
+
+    open: Open = open_ort
+    program: Sequence[str] = PROGRAM
+    foreign: bool = True
+
+    def home(self, place: Place, *, isolated: bool) -> Home:
+        """A home for the sessions of a place, in a process of its own where it is `isolated`."""
+        return InProcess(place, self.program) if isolated else InThreads(self.open, place)
