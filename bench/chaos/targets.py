@@ -303,7 +303,7 @@ def costs(folder: Path) -> Target:
     """Measured costs that an earlier start has kept."""
     import numpy as np
 
-    from trimtab_server.engine.queue.cost import Measured
+    from trimtab_server.engine.fleet.measuring import Measured
 
     measured = Measured(folder / "costs")
     measured.measure(lambda ids: None, 0, 16, "of")

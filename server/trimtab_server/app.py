@@ -21,7 +21,8 @@ from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server.callers.auth import Authenticator
 from trimtab_server.catalog.opening import Opener
 from trimtab_server.catalog.polling import Poller
-from trimtab_server.catalog.repository import Entry, Repository
+from trimtab_server.catalog.repository import Repository
+from trimtab_server.catalog.served import Entry
 from trimtab_server.config import Auth, Config, split_address
 from trimtab_server.engine.admission.admission import Admission
 from trimtab_server.engine.admission.quotas import Quotas
@@ -30,9 +31,9 @@ from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.fleet import cores
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.homes import Opening
+from trimtab_server.engine.fleet.measuring import Measured
 from trimtab_server.engine.fleet.places import Place, parse
 from trimtab_server.engine.queue.batcher import Batcher
-from trimtab_server.engine.queue.cost import Measured
 from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.runners.mapping import IsolatedMaps, Maps
 from trimtab_server.engine.runners.stage import Stage
@@ -44,7 +45,9 @@ from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.scrapes import Scrapes
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.pipeline import Pipeline
-from trimtab_server.policies.brownout import Brownout
+from trimtab_server.policies.brownout import Brownout, Brownouts
+from trimtab_server.policies.canary import Canary
+from trimtab_server.policies.hubs import Guards
 from trimtab_server.policies.shadow import Figures, Shadow
 from trimtab_server.policies.trials import Trials
 from trimtab_server.rpc import listeners, reflection, sockets
@@ -142,18 +145,25 @@ class App:
         self._maps = IsolatedMaps(usable) if isolated else Maps()
         signers = _signers(config.signatures.keys)
         adapters = Adapters(self._watch, signers, config.engine.load_seconds, self._stage, self._maps)
+        trials = Trials(config.canary, config.shadow)
+        settings = config.encoders.items()
+        self._brownouts = Brownouts({name: each.brownout for name, each in settings if each.brownout})
+        guards = Guards({name: each.guard for name, each in settings if each.guard})
+        policies = (self._brownouts, guards)
         opener = Opener(
             repository, self._engine, adapters,
-            signers=signers, settings=config.encoders, loaded=self._metrics.loaded,
+            signers=signers, wanted={name: each.wanted for name, each in config.encoders.items()},
+            policies=policies, loaded=self._metrics.loaded,
             load_seconds=config.engine.load_seconds, stage=self._stage,
         )  # fmt: skip
         self.repository = Repository(
             repository, opener, adapters, self._changed,
-            newest=config.versions.newest, trials=Trials(config.canary, config.shadow),
+            newest=config.versions.newest, on_trial=trials.versions, policies=policies,
+            configured={"encoders": set(config.encoders), **trials.configured},
             load_seconds=config.engine.load_seconds,
         )  # fmt: skip
         figures = Figures(self._registry)
-        self._shadow = Shadow(self.repository, self._tokenization, self._engine, figures)
+        self._shadow = Shadow(self.repository, trials, self._tokenization, self._engine, figures)
         self._poller = Poller(self.repository, config.versions.poll_seconds, config.engine.load_seconds)
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         pipeline = Pipeline(
@@ -167,6 +177,9 @@ class App:
             self._shadow.see if config.shadow else None,
             config.engine.hang_seconds,
             turns,
+            canary=Canary(self.repository, trials),
+            brownouts=self._brownouts,
+            guards=guards,
         )
         limits = config.limits
         self._arriving = Arriving(limits.max_received_bytes)
@@ -272,8 +285,9 @@ class App:
             serving = entry.state == "READY" and self._served
             if not entry.retired:
                 self._metrics.ready(entry.name, entry.version, serving)
-            if entry.encoder is not None and entry.encoder.brownout is not None:
-                on = partial(_browned_out, entry.encoder.brownout)
+            brownout = self._brownouts.of(entry.name, entry.version)
+            if brownout is not None:
+                on = partial(_browned_out, brownout)
                 self._metrics.watch_brownout(entry.name, entry.version, on)
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)

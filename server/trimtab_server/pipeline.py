@@ -22,7 +22,9 @@ from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.outputs import dense
 from trimtab_server.outputs.dense import Output
-from trimtab_server.policies.hubs import Hubness
+from trimtab_server.policies.brownout import Brownouts
+from trimtab_server.policies.canary import Canary
+from trimtab_server.policies.hubs import Guards, Hubness
 from trimtab_server.spaces.adapters import Route, Vectors
 from trimtab_server.spaces.applying import Applier
 from trimtab_server.turns import PIECE, Flow, Turns
@@ -132,10 +134,17 @@ class Pipeline:
         show: Callable[[Encoder, EmbedRequest, Vectors], None] | None = None,
         hang_seconds: float = 10.0,
         turns: Turns | None = None,
+        *,
+        canary: Canary,
+        brownouts: Brownouts,
+        guards: Guards,
     ) -> None:
         self.limits = limits
         self.repository = repository
+        self.canary = canary
         self.turns = turns or Turns()
+        self._brownouts = brownouts
+        self._guards = guards
         self._admission = admission
         self._tokenization = tokenization
         self._engine = engine
@@ -157,11 +166,11 @@ class Pipeline:
         """
         if request.version or request.spaces or request.variant or request.layers or not request.texts:
             return request
-        if not self.repository.on_trial:
+        if not self.canary:
             return request
         # Who may not have the encoder, or asks for too much, is told so; neither counted nor hashed.
         self.check_texts(self.repository.find(request.encoder), request.texts)
-        canary = self.repository.canary(request.encoder, request.tenant, request.texts[0])
+        canary = self.canary.of(request.encoder, request.tenant, request.texts[0])
         if canary is None:
             return request
         answered = self._as_answered(canary, request)
@@ -305,7 +314,7 @@ class Pipeline:
         itself, encoder = encoder, encoder.choose(request.variant, request.layers, request.dimensions)
         self._check(encoder, request)
         routes = self._routes(encoder, request)
-        stand_in = self._stand_in(encoder, request)
+        stand_in = self._stand_in(encoder, request) if encoder is itself else None
         if stand_in is not None:
             encoder, routes = stand_in
         prompts, prompt = encoder.manifest.prompts, ""
@@ -320,10 +329,11 @@ class Pipeline:
             if self._show is not None and encoder is itself:  # versions are compared, not their variants
                 self._show(encoder, request, vectors)
             hubness = None
-            if encoder.guard is not None and request.role == "passage":
-                hubness = await encoder.guard.look(vectors[:, :dimensions])
+            guard = self._guards.of(encoder.name, encoder.version) if encoder is itself else None
+            if guard is not None and request.role == "passage":
+                hubness = await guard.look(vectors[:, :dimensions])
                 self._metrics.suspicious(encoder.name, encoder.version, len(hubness.suspicious))
-                encoder.guard.refuse(hubness)
+                guard.refuse(hubness)
             answers = await self._outputs(encoder, request, routes, vectors)
             browned_out = stand_in is not None
             self._metrics.computed_by(
@@ -353,10 +363,11 @@ class Pipeline:
         Only what was measured is answered so: whole vectors of interactive queries, in the encoder's own
         space. A text of no role may be a passage, and would stay in an index when the brownout is over.
         """
-        if encoder.brownout is None:
+        brownout = self._brownouts.of(encoder.name, encoder.version)
+        if brownout is None:
             return None
         queue_seconds = self._engine.queue_seconds(encoder.model, request.flow, "interactive")
-        if not encoder.brownout.look(queue_seconds, time.monotonic(), request.flow):
+        if not brownout.look(queue_seconds, time.monotonic(), request.flow):
             return None
         measured = (
             request.role == "query"
@@ -367,7 +378,7 @@ class Pipeline:
         )
         if request.refuse_brownout or request.variant or request.layers or not measured:
             return None
-        found = self.repository.stand_in(encoder)
+        found = self._brownouts.stand_in(encoder)
         return None if found is None else (found[0], [found[1]])
 
     def _check(self, encoder: Encoder, request: EmbedRequest) -> None:

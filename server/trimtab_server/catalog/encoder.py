@@ -14,8 +14,6 @@ from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, Not
 from trimtab.inputs import TokenTypes
 from trimtab.tokens import Tokenizer
 from trimtab_server.engine.batch import Model, Stored
-from trimtab_server.policies.brownout import Brownout
-from trimtab_server.policies.hubs import PassageGuard
 from trimtab_server.spaces.adapters import Route
 
 
@@ -31,8 +29,6 @@ class Encoder:
     model: Model
     own: Route  # into its own space
     variants: Mapping[str, "Encoder"] = field(default_factory=dict)  # loaded beside the first, by name
-    brownout: Brownout | None = None  # of the first, where it is configured
-    guard: PassageGuard | None = None  # the same
 
     @property
     def name(self) -> str:

@@ -18,18 +18,16 @@ from trimtab.artifacts.bundle import (
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import BundleError
 from trimtab.tokens import Tokenizer
-from trimtab_server import config, limited
+from trimtab_server import limited
 from trimtab_server.catalog import ondisk
 from trimtab_server.catalog.encoder import Encoder, model_of, others, stored
 from trimtab_server.catalog.ondisk import OnDisk, Stamps
+from trimtab_server.catalog.policy import Policy
 from trimtab_server.engine.batch import Ids, Model
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.runners.rehearsal import Finding, Piece, Tokens
 from trimtab_server.engine.runners.session import GraphError
 from trimtab_server.engine.runners.stage import Stage
-from trimtab_server.policies import brownout, hubs
-from trimtab_server.policies.brownout import Brownout
-from trimtab_server.policies.hubs import PassageGuard
 from trimtab_server.spaces.adapters import Adapters, Vectors, own
 
 log = logging.getLogger(__name__)
@@ -40,9 +38,9 @@ T = TypeVar("T")
 class Opener:
     """Loads the bundles of the repository `path` into the engine.
 
-    Where `signers` are given, only what they signed. `settings` says by encoder which variants are loaded
-    beside the first. Tokenizers and graphs are rehearsed on a `stage`, where there is
-    one. `loaded` is told of each load, and the seconds of its stages.
+    Where `signers` are given, only what they signed. `wanted` names, by encoder, the variants that are loaded
+    beside the first. `policies` may refuse a version. Tokenizers and graphs are rehearsed on a `stage`, where
+    there is one. `loaded` is told of each load, and the seconds of its stages.
     """
 
     def __init__(
@@ -52,16 +50,18 @@ class Opener:
         adapters: Adapters,
         *,
         signers: Signers | None = None,
-        settings: Mapping[str, config.Encoder] | None = None,
+        wanted: Mapping[str, tuple[str, ...]] | None = None,
+        policies: Sequence[Policy] = (),
         load_seconds: float = 60.0,
         stage: Stage | None = None,
         loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
     ) -> None:
-        self.settings = settings or {}
         self._path = path
         self._engine = engine
         self._adapters = adapters
         self._signers = signers
+        self._wanted = wanted or {}
+        self._policies = policies
         self._load_seconds = load_seconds
         self._stage = stage
         self._loaded = loaded
@@ -86,10 +86,10 @@ class Opener:
                 f"{path} holds {manifest.name} version {manifest.version}: a bundle is served from "
                 "REPOSITORY/NAME/VERSION under its own name. Move it there, or export it under this one"
             )
-        settings = self.settings.get(name, config.Encoder())
-        beside = others(manifest, settings.wanted)
-        if settings.brownout is not None:
-            brownout.way(settings.brownout, manifest, self._adapters.of(name))
+        beside = others(manifest, self._wanted.get(name, ()))
+        policies = [policy for policy in self._policies if policy.concerns(name)]
+        for policy in policies:
+            policy.check(manifest, self._adapters.of(name))
         file = bundle.file(manifest.tokenizer)
         found = await self._rehearse_tokens(bundle)
         tokenizer = await self._step(f"loading {file}", partial(_tokenizer, bundle))
@@ -101,36 +101,39 @@ class Opener:
         await self._rehearse(manifest, models, found)
         rehearsed = time.monotonic()
         await self._load_models(models)
-        warm = time.monotonic()
         seconds = {
             "read": read - begun, "tokenizer": tokenized - read, "rehearsal": rehearsed - tokenized,
-            "graph": warm - rehearsed,
+            "graph": time.monotonic() - rehearsed,
         }  # fmt: skip
-        guard = None
-        if settings.guard is not None:
-            try:
-                guard = await self._guard(settings.guard, bundle, tokenizer, first)
-            except BaseException:
-                await self.close(models)
-                raise
-            seconds["guard"] = time.monotonic() - warm
+        alone = [variants.alone(manifest, variant) for variant in beside]
+        rest = {
+            model.variant: Encoder(each, tokenizer, model, own(each))
+            for each, model in zip(alone, models[1:], strict=True)
+        }
+        encoder = Encoder(manifest, tokenizer, first, own(manifest), rest)
+        seconds |= await self._ask(policies, encoder)
         stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
         log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
         self._loaded(manifest.name, manifest.version, seconds)
         self._on_disk.remember(manifest, stamps)
-        rest = [
-            (variants.alone(manifest, variant), model)
-            for variant, model in zip(beside, models[1:], strict=True)
-        ]
-        return Encoder(
-            manifest,
-            tokenizer,
-            first,
-            own(manifest),
-            {model.variant: Encoder(alone, tokenizer, model, own(alone)) for alone, model in rest},
-            Brownout(settings.brownout) if settings.brownout else None,
-            guard,
-        )
+        return encoder
+
+    async def _ask(self, policies: Sequence[Policy], encoder: Encoder) -> dict[str, float]:
+        """Have the policies look at a version that is warm; the seconds of those that take some. Where one
+        refuses it, it is unloaded."""
+        seconds: dict[str, float] = {}
+        try:
+            for policy in policies:
+                begun = time.monotonic()
+                await policy.opened(encoder, partial(self._embed, encoder))
+                if policy.stage:
+                    seconds[policy.stage] = time.monotonic() - begun
+        except BaseException:
+            for policy in policies:
+                policy.closed(encoder.name, encoder.version)
+            await self.close([graph.model for graph in encoder.graphs()])
+            raise
+        return seconds
 
     async def change_states(self, before: Encoder, path: Path) -> Encoder:
         """The same encoder by the graph with or without inner states, whichever its adapters want now."""
@@ -152,18 +155,15 @@ class Opener:
         for model in models:
             await self._engine.unload(model)
 
-    async def _guard(
-        self, settings: config.Guard, bundle: Bundle, tokenizer: Tokenizer, model: Model
-    ) -> PassageGuard:
-        async def embed(texts: list[str]) -> Vectors:
-            def tokenize() -> list[Ids]:
-                return [tokens.ids for tokens in tokenizer.read(texts, "end")]
+    async def _embed(self, encoder: Encoder, texts: list[str]) -> Vectors:
+        """Whole vectors of texts whose prompts stand before them, float32 (n, dimensions)."""
 
-            ids = await asyncio.to_thread(tokenize)
-            computed = await self._engine.compute(model, ids, None, priority="bulk")
-            return computed.vectors[:, : bundle.manifest.dimensions]
+        def tokenize() -> list[Ids]:
+            return [tokens.ids for tokens in encoder.tokenizer.read(texts, "end")]
 
-        return await hubs.guard(settings, bundle.manifest, embed)
+        ids = await asyncio.to_thread(tokenize)
+        computed = await self._engine.compute(encoder.model, ids, None, priority="bulk")
+        return computed.vectors[:, : encoder.manifest.dimensions]
 
     async def _rehearse_tokens(self, bundle: Bundle) -> Finding:
         """Have a tokenizer tried in a process of its own. BundleError where that fails."""

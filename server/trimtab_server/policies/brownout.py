@@ -6,14 +6,19 @@ index, and kept enough: through an adapter that was judged *bridge*, or, where i
 its queries alone, as they are.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from trimtab.artifacts import variants
 from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import ConfigError
 from trimtab_server import config
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.policy import Embed, Policy
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.adapters import Loaded, Route, own
+
+log = logging.getLogger(__name__)
 
 # A queue is short again below this share of what began the brownout.
 SHORT = 0.5
@@ -59,6 +64,51 @@ class Brownout:
         """Whether there is one for anybody. It changes nothing: any thread may ask."""
         lately = max(self.settings.calm_seconds, LATELY)
         return any(now - at < lately for at in list(self._long.values()))
+
+
+class Brownouts(Policy):
+    """The brownouts of all encoders: of each version its own, and how its stand-in's vectors come into its
+    space."""
+
+    def __init__(self, settings: Mapping[str, config.Brownout]) -> None:
+        self._settings = settings
+        self._brownouts: dict[tuple[str, int], Brownout] = {}
+        self._stand_ins: dict[tuple[str, int], tuple[Encoder, Route]] = {}
+
+    def concerns(self, encoder: str) -> bool:
+        return encoder in self._settings
+
+    def check(self, manifest: Manifest, adapters: Iterable[Loaded]) -> None:
+        way(self._settings[manifest.name], manifest, adapters)
+
+    async def opened(self, encoder: Encoder, embed: Embed) -> None:
+        self._brownouts[encoder.name, encoder.version] = Brownout(self._settings[encoder.name])
+
+    def closed(self, name: str, version: int) -> None:
+        self._brownouts.pop((name, version), None)
+
+    def published(self, encoders: Sequence[Encoder], adapters: Callable[[str], Sequence[Loaded]]) -> None:
+        self._stand_ins = {}
+        for encoder in encoders:
+            if not self.concerns(encoder.name):
+                continue
+            settings = self._settings[encoder.name]
+            try:
+                route = way(settings, encoder.manifest, adapters(encoder.name))
+            except ConfigError as error:  # it has lost its adapter
+                log.warning("%s version %d has no brownout: %s", encoder.name, encoder.version, error)
+                continue
+            stand_in = encoder.variants.get(settings.variant)
+            if stand_in is not None:  # not given up because it failed
+                self._stand_ins[encoder.name, encoder.version] = stand_in, route
+
+    def of(self, name: str, version: int) -> Brownout | None:
+        """That of a version, where it is configured."""
+        return self._brownouts.get((name, version))
+
+    def stand_in(self, encoder: Encoder) -> tuple[Encoder, Route] | None:
+        """The variant that stands in for an encoder, and its way into the encoder's space."""
+        return self._stand_ins.get((encoder.name, encoder.version))
 
 
 def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) -> Route:

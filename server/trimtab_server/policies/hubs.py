@@ -6,7 +6,7 @@ version has a space of its own.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import ConfigError, InvalidArgument
 from trimtab.hubness import HubnessGuard
 from trimtab_server import config
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.policy import Embed, Policy
 
 Vectors = NDArray[np.float32]
-Embed = Callable[[list[str]], Awaitable[Vectors]]
 
 # More multiplications than this go to a thread: others would wait for them on the event loop.
 INLINE = 10_000_000
@@ -70,6 +71,30 @@ class PassageGuard:
             "that ordinary passages reach, as passages are that are made to be found everywhere: look at "
             "them, and send the others without them"
         )
+
+
+class Guards(Policy):
+    """The guards of all encoders, each version its own."""
+
+    stage = "guard"
+
+    def __init__(self, settings: Mapping[str, config.Guard]) -> None:
+        self._settings = settings
+        self._guards: dict[tuple[str, int], PassageGuard] = {}
+
+    def concerns(self, encoder: str) -> bool:
+        return encoder in self._settings
+
+    async def opened(self, encoder: Encoder, embed: Embed) -> None:
+        made = await guard(self._settings[encoder.name], encoder.manifest, embed)
+        self._guards[encoder.name, encoder.version] = made
+
+    def closed(self, name: str, version: int) -> None:
+        self._guards.pop((name, version), None)
+
+    def of(self, name: str, version: int) -> PassageGuard | None:
+        """That of a version, where it is configured."""
+        return self._guards.get((name, version))
 
 
 async def guard(settings: config.Guard, manifest: Manifest, embed: Embed) -> PassageGuard:

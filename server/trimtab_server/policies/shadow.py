@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from trimtab.errors import TrimtabError
 from trimtab.kinds import Truncate
 from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.catalog.repository import Repository
+from trimtab_server.catalog.served import Served
 from trimtab_server.engine.engine import Engine
 from trimtab_server.inputs.text import Tokenization
 from trimtab_server.observing.families import SECONDS
-from trimtab_server.pipeline import EmbedRequest
 from trimtab_server.policies.comparing import Comparison
+from trimtab_server.policies.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,19 @@ TENANT = "\0shadow"
 PARTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 _LABELS = ("encoder", "version", "shadow")
+
+
+class Request(Protocol):
+    """As much of a request as is shown."""
+
+    @property
+    def texts(self) -> Sequence[str]: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def role(self) -> Literal["query", "passage"] | None: ...
+    @property
+    def truncate(self) -> Truncate: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +103,15 @@ class Shadow:
     """The texts on their way, the task that shows them, and what they showed."""
 
     def __init__(
-        self, repository: Repository, tokenization: Tokenization, engine: Engine, figures: Figures
+        self,
+        served: Served,
+        trials: Trials,
+        tokenization: Tokenization,
+        engine: Engine,
+        figures: Figures,
     ) -> None:
-        self._repository = repository
+        self._served = served
+        self._trials = trials
         self._tokenization = tokenization
         self._engine = engine
         self._texts: asyncio.Queue[_Text] = asyncio.Queue(MOST_TEXTS)
@@ -100,13 +120,16 @@ class Shadow:
         self._comparisons: dict[tuple[Encoder, Encoder], Comparison] = {}
         self._figures = figures
 
-    def see(self, answered: Encoder, request: EmbedRequest, rows: NDArray[np.float32]) -> None:
+    def see(self, answered: Encoder, request: Request, rows: NDArray[np.float32]) -> None:
         """A request was answered by a version, with rows, float32 (n, d) or wider."""
-        tenant, query = request.tenant, None if request.role is None else request.role == "query"
+        if not self._trials:
+            return
+        name, tenant = answered.name, request.tenant
+        query = None if request.role is None else request.role == "query"
         # What was not too long for the one may be for the other.
         truncate: Truncate = "start" if request.truncate == "start" else "end"
         for text, row in zip(request.texts, rows, strict=True):
-            version = self._repository.shadow(answered, tenant, text)
+            version = self._trials.shadow(name, self._served.versions(name), answered.version, tenant, text)
             if version is None:
                 continue
             if (
@@ -146,7 +169,7 @@ class Shadow:
             answered = shown.answered
             with (
                 contextlib.suppress(TrimtabError),  # it is gone: nobody wants the comparison any more
-                self._repository.use(answered.name, str(answered.version)),
+                self._served.use(answered.name, str(answered.version)),
             ):
                 self._count(answered, shown.version, await self._outcome(shown))
 
@@ -162,7 +185,7 @@ class Shadow:
     async def _show(self, shown: _Text) -> str:
         answered, begun = shown.answered, time.monotonic()
         deadline = begun + PATIENCE_SECONDS
-        with self._repository.use(answered.name, str(shown.version)) as shadow:
+        with self._served.use(answered.name, str(shown.version)) as shadow:
             prompts, prompt = shadow.manifest.prompts, ""
             if shown.query is not None:
                 prompt = prompts.query if shown.query else prompts.passage

@@ -143,7 +143,7 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits
-        canary, shadow = self._pipeline.repository.shares(encoder)
+        canary, shadow = self._pipeline.canary.shares(encoder)
         return pb.Encoder(
             name=encoder.name,
             version=str(encoder.version),

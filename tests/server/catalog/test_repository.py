@@ -10,6 +10,7 @@ import pytest
 from trimtab.errors import BundleError, FailedPrecondition
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Trial
+from trimtab_server.policies.canary import Canary
 from trimtab_server.policies.trials import Trials
 
 
@@ -20,7 +21,6 @@ class Version:
     name: str
     version: int
     manifest: Any = None
-    brownout: Any = None
     states_width: int = 0
 
     def graphs(self) -> tuple["Version", ...]:
@@ -31,7 +31,6 @@ class World:
     """Opener and adapters in one: version 3 is loaded until `fails`, and then cannot be."""
 
     def __init__(self) -> None:
-        self.settings: dict[str, Any] = {}
         self.loading, self.fails = asyncio.Event(), asyncio.Event()
 
     async def open(self, name: str, version: int, path: Path) -> Any:
@@ -68,7 +67,8 @@ async def test_trials_of_encoders_that_are_not_there_are_told_of(
     world: Any = World()
     trial = Trial(share=1.0)
     trials = Trials({"a": trial, "mistyped": trial}, {"another": trial})
-    await Repository(tmp_path, world, world, lambda entry: None, trials=trials).load_all()
+    configured = trials.configured
+    await Repository(tmp_path, world, world, lambda entry: None, configured=configured).load_all()
     told = [line for line in caplog.text.splitlines() if "no such encoder" in line]
     assert len(told) == 2 and "[canary.mistyped]" in told[0] and "[shadow.another]" in told[1]
 
@@ -79,11 +79,11 @@ async def test_a_version_is_on_trial_until_a_newer_one_is_there(tmp_path: Path, 
         (tmp_path / "a" / str(number)).mkdir(parents=True)
     world: Any = World()
     trials = Trials({"a": Trial(version=version, share=1.0)}, {})
-    repository = Repository(tmp_path, world, world, lambda entry: None, trials=trials)
+    repository = Repository(tmp_path, world, world, lambda entry: None, on_trial=trials.versions)
     await repository.load_all()
 
     def answer() -> tuple[int, int | None]:
-        canary = repository.canary("a", "", "text")
+        canary = Canary(repository, trials).of("a", "", "text")
         return repository.find("a").version, canary and canary.version
 
     assert answer() == (1, 2)

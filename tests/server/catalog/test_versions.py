@@ -13,7 +13,8 @@ from tests.server.misbehaving import running
 from tests.server.server_process import NAME
 from trimtab.errors import FailedPrecondition, NotFound
 from trimtab_server.catalog import polling
-from trimtab_server.catalog.repository import REMEMBERED, Repository
+from trimtab_server.catalog.repository import Repository
+from trimtab_server.catalog.served import REMEMBERED
 from trimtab_server.config import Versions
 
 SWAPS = 6

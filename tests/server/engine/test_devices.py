@@ -16,7 +16,7 @@ from tests.server.fingerprint import fingerprint
 from tests.server.misbehaving import PATIENCE, FakeSession, Gate, running
 from tests.server.rpc.test_lifecycle import copy_bundle
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.catalog import repository
+from trimtab_server.catalog import retrying
 from trimtab_server.config import Engine
 from trimtab_server.engine.batch import Ids, Model
 from trimtab_server.engine.fleet.devices import PROBE_TOKENS
@@ -403,7 +403,7 @@ async def test_an_encoder_that_fails_while_others_run_is_retired_and_no_device(
     minilm_repository: Path, tmp_path: Path, places: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says why, and is tried again after a while."""
-    monkeypatch.setattr(repository, "FIRST_TRY", 1.0)
+    monkeypatch.setattr(retrying, "FIRST_TRY", 1.0)
     for name in (NAME, "ill"):
         copy_bundle(minilm_repository, tmp_path, name)
     async with running(tmp_path, *places) as (rig, client):

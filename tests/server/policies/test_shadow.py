@@ -46,7 +46,7 @@ class World:
         self.how: list[str] = []
         self.registry = CollectorRegistry()
         every: Any = self
-        self.shadow_ = Shadow(every, every, every, Figures(self.registry))
+        self.shadow_ = Shadow(every, every, every, every, Figures(self.registry))
 
     @contextmanager
     def use(self, name: str, version: str) -> Iterator[Any]:
@@ -55,8 +55,11 @@ class World:
             raise NotFound("it is gone")
         yield self.served[name, int(version)]
 
-    def shadow(self, answered: Any, tenant: str, text: str) -> int | None:
-        return 2 if answered.version == 1 else None
+    def versions(self, name: str) -> list[int]:
+        return [1, 2]
+
+    def shadow(self, name: str, served: Sequence[int], answered: int, tenant: str, text: str) -> int | None:
+        return 2 if answered == 1 else None
 
     def waiting_seconds(self, model: object) -> float:
         return 0.0

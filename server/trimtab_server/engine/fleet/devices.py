@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from trimtab_server import stopping
 from trimtab_server.engine.batch import Ids, Model
 from trimtab_server.engine.fleet.homes import Home
+from trimtab_server.engine.fleet.measuring import Measured, measure
 from trimtab_server.engine.fleet.places import Place, hardware
-from trimtab_server.engine.queue.cost import Cost, Measured, measure
+from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.runners.session import GraphError, NotReopenedError, Session, checked
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab_server.engine.batch import Ids
-from trimtab_server.engine.queue import cost as costs
-from trimtab_server.engine.queue.cost import SHAPES, Cost, Measured, fit, measure
+from trimtab_server.engine.fleet import measuring
+from trimtab_server.engine.fleet.measuring import SHAPES, Measured, fit, measure
+from trimtab_server.engine.queue.cost import Cost
 
 
 @given(
@@ -48,7 +49,7 @@ class Device:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> None:
         self.factor, self.runs, self._now = factor, 0, 0.0
-        monkeypatch.setattr(costs.time, "perf_counter", lambda: self._now)
+        monkeypatch.setattr(measuring.time, "perf_counter", lambda: self._now)
 
     def run(self, ids: Sequence[Ids]) -> None:
         self.runs += 1

@@ -1,0 +1,34 @@
+"""What an operator configures of how an encoder answers, as far as it is asked while versions come and go."""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeAlias
+
+from trimtab.artifacts.bundle import Manifest
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.spaces.adapters import Loaded, Vectors
+
+# Whole vectors of texts, float32 (n, dimensions), with prompts before the texts already.
+Embed: TypeAlias = Callable[[list[str]], Awaitable[Vectors]]
+
+
+class Policy:
+    """Asked about each version of the encoders that it concerns, and told of it. This one agrees to all."""
+
+    stage: str = ""  # what its part of a load is called in metrics; empty: it takes no time
+
+    def concerns(self, encoder: str) -> bool:
+        """Whether it is configured for the encoder of this name."""
+        return False
+
+    def check(self, manifest: Manifest, adapters: Iterable[Loaded]) -> None:
+        """A version is about to be loaded. Raises ConfigError where it cannot be served as it is configured;
+        `adapters` are its encoder's."""
+
+    async def opened(self, encoder: Encoder, embed: Embed) -> None:
+        """A version is loaded and warm, and will be served. Raises ConfigError as `check` does."""
+
+    def closed(self, name: str, version: int) -> None:
+        """A version is served no more, and nobody uses it."""
+
+    def published(self, encoders: Sequence[Encoder], adapters: Callable[[str], Sequence[Loaded]]) -> None:
+        """These versions are served from now on; `adapters` gives the usable ones of an encoder."""

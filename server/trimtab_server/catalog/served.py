@@ -1,0 +1,173 @@
+"""The versions that are served: found by name, and kept while requests use them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from trimtab.artifacts import bundle as bundles
+from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab_server.callers import access
+from trimtab_server.catalog.encoder import Encoder
+
+State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
+Key: TypeAlias = tuple[str, int]  # name and version
+
+# Of an encoder's versions that are served no more, so many of the newest are known, with the reason.
+REMEMBERED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the index."""
+
+    name: str
+    version: int
+    state: State
+    reason: str = ""
+    encoder: Encoder | None = None  # while it is READY, and until it is unloaded
+    retired: bool = False  # it is not to be served any more: it is gone, or newer ones took its place
+
+
+def nobody(name: str, served: Sequence[int]) -> set[int]:
+    """No version is on trial."""
+    return set()
+
+
+class Served:
+    """Every version by name and number, in whatever state. For one event loop.
+
+    `changed` is called with each entry whose state changed. `on_trial` tells which of an encoder's versions
+    answer only requests that name them, or are given to them.
+    """
+
+    def __init__(
+        self,
+        changed: Callable[[Entry], None],
+        on_trial: Callable[[str, Sequence[int]], set[int]] = nobody,
+    ) -> None:
+        self._changed = changed
+        self._on_trial = on_trial
+        self._entries: dict[Key, Entry] = {}
+        self._users: Counter[Encoder] = Counter()  # requests that have found it and are not answered
+        self._left = asyncio.Event()  # an encoder has no users any more
+        # What requests name, by name and version, until an entry changes; "" for those who may use all.
+        self._meant: dict[tuple[str, str], Encoder] = {}
+
+    def index(self) -> list[Entry]:
+        """Every version that is or was served or tried, and that the caller may use; by name and version."""
+        may_use = access.current().may_use
+        return [self._entries[key] for key in sorted(self._entries) if may_use(key[0])]
+
+    def encoders(self) -> list[Encoder]:
+        """Every version that is ready, and that the caller may use; by name, the newest version first."""
+        entries = [entry for entry in self.index() if entry.state == "READY"]
+        ready = [entry.encoder for entry in entries if entry.encoder is not None]
+        return sorted(ready, key=lambda encoder: (encoder.name, -encoder.version))
+
+    def in_flight(self) -> dict[str, int]:
+        """How many requests use each encoder now, by NAME/VERSION."""
+        return {f"{encoder.name}/{encoder.version}": count for encoder, count in self._users.items()}
+
+    @contextmanager
+    def use(self, name: str, version: str) -> Iterator[Encoder]:
+        """Find an encoder and keep it from being unloaded for as long as a request needs it."""
+        encoder = self.find(name, version)
+        self._users[encoder] += 1
+        try:
+            yield encoder
+        finally:
+            self._users[encoder] -= 1
+            if not self._users[encoder]:
+                del self._users[encoder]
+                self._left.set()
+
+    def find(self, name: str, version: str = "") -> Encoder:
+        """The encoder of this name: where `version` is empty, the newest version that is ready and not on
+        trial.
+
+        An empty name will do where one encoder alone is served. Raises NotFound, naming what is
+        there; FailedPrecondition where the version is known but could not be loaded; Unavailable
+        while it loads; PermissionDenied where it is not for the caller.
+        """
+        if version and not bundles.VERSION.fullmatch(version):
+            raise InvalidArgument(f"version {version!r} is not a whole number from 1")
+        if name:
+            access.check_encoder(name)
+        elif access.current() is not access.ANYONE:
+            name = self.only()
+        found = self._meant.get((name, version))
+        if found is None:
+            found = self._meant[name, version] = self._find(name or self.only(), version)
+        return found
+
+    def _find(self, name: str, version: str) -> Encoder:
+        known = sorted(
+            (entry for key, entry in self._entries.items() if key[0] == name),
+            key=lambda entry: -entry.version,
+        )
+        if not known:
+            served = ", ".join(self._names()) or "none"
+            raise NotFound(f"encoder {name!r} is not served here; this server has {served}")
+        asked = [entry for entry in known if version in ("", str(entry.version))]
+        if not asked:
+            there = ", ".join(str(entry.version) for entry in known)
+            raise NotFound(f"encoder {name} has no version {version}; there is version {there}")
+        if not version and (on_trial := self._on_trial(name, self.versions(name))):
+            asked = [entry for entry in asked if entry.version not in on_trial]
+        for entry in asked:
+            if entry.encoder is not None and entry.state == "READY":
+                return entry.encoder
+        newest = asked[0]
+        if newest.state in ("LOADING", "UNLOADING"):
+            raise Unavailable(f"encoder {name} version {newest.version} is {newest.state.lower()}: try again")
+        raise FailedPrecondition(f"encoder {name} version {newest.version} is not served: {newest.reason}")
+
+    def ready(self, name: str, version: int) -> Encoder | None:
+        """This version of an encoder, where it is ready; whoever asks."""
+        entry = self._entries.get((name, version))
+        return entry.encoder if entry is not None and entry.state == "READY" else None
+
+    def versions(self, name: str) -> list[int]:
+        """The versions of an encoder that are served; until there is one, those that are about to be.
+
+        One that loads beside them takes nobody's trial over before it is there: it may never be.
+        """
+        entries = [entry for key, entry in self._entries.items() if key[0] == name]
+        ready, loading = (
+            [entry.version for entry in entries if entry.state == state] for state in ("READY", "LOADING")
+        )
+        return ready or loading
+
+    def only(self) -> str:
+        """The name that is meant where a request names none; "" where there is no encoder at all."""
+        names = self._names()
+        if len(names) > 1:
+            raise InvalidArgument(f"name an encoder: this server has {', '.join(names)}")
+        return names[0] if names else next((entry.name for entry in self.index()), "")
+
+    def _names(self) -> list[str]:
+        """The names of the encoders that the caller may use, and that are served or on their way."""
+        return sorted({entry.name for entry in self.index() if entry.state != "UNAVAILABLE"})
+
+    def _of(self, name: str) -> list[Entry]:
+        return [entry for key, entry in self._entries.items() if key[0] == name]
+
+    def _put(self, entry: Entry) -> None:
+        self._entries[entry.name, entry.version] = entry
+        self._meant.clear()
+        self._changed(entry)
+
+    def _forget_old(self, name: str) -> None:
+        """Of the versions that are served no more, keep the newest."""
+        of_name = [key for key, each in self._entries.items() if each.name == name and each.retired]
+        for key in sorted(of_name)[:-REMEMBERED]:
+            del self._entries[key]
+
+    async def _until_unused(self, encoder: Encoder) -> None:
+        """Wait for the requests that have found an encoder. Nobody must find it any more."""
+        while encoder in self._users:
+            self._left.clear()
+            await self._left.wait()
