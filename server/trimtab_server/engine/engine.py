@@ -78,7 +78,7 @@ class Engine:
 
     async def load(self, model: Model) -> Cost:
         """Load and warm a model on every device, then accept its texts."""
-        cost = await self._workers.load(model)
+        cost = await self._workers.roster.load(model)
         with self._lock:
             self._batcher.open(model, cost)
             self._open.add(model)
@@ -91,7 +91,7 @@ class Engine:
             self._open.remove(model)
             self._batcher.close(model)
             self._sharing.close(model)
-        self._workers.unload(model)
+        self._workers.roster.unload(model)
 
     def queue_seconds(self, model: Model, flow: str, priority: Priority, coming: float = 0.0) -> float:
         """About how long a text of this flow will wait until the run begins that computes it, behind what

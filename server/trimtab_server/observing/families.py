@@ -20,22 +20,26 @@ _REQUEST = ("encoder", "version", "protocol")
 _BATCH = ("encoder", "version", "device")
 
 
-class Families:
-    """Metrics by encoder, version and protocol (requests) or device (batches)."""
+def _counter(registry: CollectorRegistry, name: str, what: str, labels: Sequence[str]) -> Family[Counter]:
+    return Family("counter", name, what, labels, Counter, registry)
+
+
+def _histogram(
+    registry: CollectorRegistry, name: str, what: str, labels: Sequence[str], bounds: Sequence[float]
+) -> Family[Histogram]:
+    return Family("histogram", name, what, labels, partial(Histogram, bounds), registry)
+
+
+class Requests:
+    """Of requests, by encoder, version and protocol.
+
+    `of_versions` are those that end with a version.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, what: str, labels: Sequence[str]) -> Family[Counter]:
-            return Family("counter", name, what, labels, Counter, registry)
-
-        def histogram(
-            name: str, what: str, labels: Sequence[str], bounds: Sequence[float]
-        ) -> Family[Histogram]:
-            return Family("histogram", name, what, labels, partial(Histogram, bounds), registry)
-
-        # prometheus_client's own, for what not every call adds to.
+        counter = partial(_counter, registry)
+        histogram = partial(_histogram, registry)
         rare_counter = partial(prometheus.Counter, registry=registry)
-        gauge = partial(prometheus.Gauge, registry=registry)
-
         self.requests = histogram(
             "trimtab_request_seconds",
             "From a request's arrival until its answer is packed; answered requests only",
@@ -59,6 +63,40 @@ class Families:
         )
         self.texts = counter("trimtab_texts", "Texts answered", _REQUEST)
         self.tokens = counter("trimtab_tokens", "Tokens of the texts answered, padding left out", _REQUEST)
+        self.failures = rare_counter(
+            "trimtab_failures",
+            "Requests not answered with vectors, by the gRPC code they were answered with",
+            (*_REQUEST, "reason"),
+        )
+        self.in_flight: Family[Gauge] = Family(
+            "gauge",
+            "trimtab_requests_in_flight",
+            "Requests that were taken up and not answered yet",
+            _REQUEST,
+            Gauge,
+            registry,
+        )
+        self.of_versions = (
+            self.requests,
+            self.tokenize,
+            self.queue,
+            self.compute,
+            self.texts,
+            self.tokens,
+            self.failures,
+            self.in_flight,
+        )
+
+
+class Answers:
+    """Of how requests were answered, by encoder and version, and of those that were turned away.
+
+    `of_versions` are those that end with a version.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(_counter, registry)
+        rare_counter = partial(prometheus.Counter, registry=registry)
         self.adapted = counter(
             "trimtab_adapted_texts",
             "Texts whose vectors passed through an adapter",
@@ -79,15 +117,16 @@ class Families:
             "Passages flagged or refused, because they come near to far more queries than ordinary ones",
             ("encoder", "version"),
         )
-        self.brownout = gauge(
-            "trimtab_brownout",
-            "1 while a cheaper variant stands in for an encoder, for any tenant",
-            ("encoder", "version"),
+        self.canary = rare_counter(
+            "trimtab_canary_requests",
+            "Requests that fell to a canary's share: given to it, or kept, because no bridge leads from it "
+            "into the space of the version that answers them",
+            ("encoder", "version", "outcome"),
         )
-        self.failures = rare_counter(
-            "trimtab_failures",
-            "Requests not answered with vectors, by the gRPC code they were answered with",
-            (*_REQUEST, "reason"),
+        self.shared = counter(
+            "trimtab_shared_texts",
+            "Texts that were not computed, because the same text was on its way or remembered",
+            ("encoder", "version", "how"),
         )
         self.refused = rare_counter(
             "trimtab_refused_calls",
@@ -101,22 +140,27 @@ class Families:
             "without a quota of their own are `other`",
             ("tenant", "reason"),
         )
-        self.canary = rare_counter(
-            "trimtab_canary_requests",
-            "Requests that fell to a canary's share: given to it, or kept, because no bridge leads from it "
-            "into the space of the version that answers them",
-            ("encoder", "version", "outcome"),
+        self.of_versions = (
+            self.adapted,
+            self.shared,
+            self.canary,
+            self.variants,
+            self.browned_out,
+            self.suspicious,
         )
-        self.in_flight: Family[Gauge] = Family(
-            "gauge",
-            "trimtab_requests_in_flight",
-            "Requests that were taken up and not answered yet",
-            _REQUEST,
-            Gauge,
-            registry,
-        )
-        self.queued_texts = gauge("trimtab_queued_texts", "Texts that wait for a device, of all encoders")
-        self.queued_tokens = gauge("trimtab_queued_tokens", "Tokens that wait for a device, of all encoders")
+
+
+class Devices:
+    """Of runs and of devices, and of what waits for them.
+
+    `of_versions` are those that end with a version.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(_counter, registry)
+        histogram = partial(_histogram, registry)
+        rare_counter = partial(prometheus.Counter, registry=registry)
+        gauge = partial(prometheus.Gauge, registry=registry)
         self.batch_seconds = histogram("trimtab_batch_seconds", "One run of a graph", _BATCH, SECONDS)
         self.batch_size = histogram("trimtab_batch_size", "Texts in a batch", _BATCH, SIZES)
         self.batch_tokens = histogram(
@@ -127,6 +171,9 @@ class Families:
             "Share of the tokens in trimtab_batch_tokens that were padding",
             _BATCH,
             RATIOS,
+        )
+        self.busy = counter(
+            "trimtab_device_busy_seconds", "Seconds of runs, of all workers of a device together", ("device",)
         )
         self.device_up = gauge("trimtab_device_up", "1 while a device is in service", ("device",))
         self.device_failures = rare_counter(
@@ -139,20 +186,29 @@ class Families:
             "Processes of devices that were started in place of others",
             ("device",),
         )
-        self.busy = counter(
-            "trimtab_device_busy_seconds", "Seconds of runs, of all workers of a device together", ("device",)
-        )
-        self.shared = counter(
-            "trimtab_shared_texts",
-            "Texts that were not computed, because the same text was on its way or remembered",
-            ("encoder", "version", "how"),
-        )
+        self.queued_texts = gauge("trimtab_queued_texts", "Texts that wait for a device, of all encoders")
+        self.queued_tokens = gauge("trimtab_queued_tokens", "Tokens that wait for a device, of all encoders")
         self.cached = gauge("trimtab_cache_bytes", "Size of the vectors remembered")
-        self.start = gauge(
-            "trimtab_start_seconds",
-            "How long the server took to start: process (until its parts were made), encoders (until all "
-            "were loaded and warm) and ready (both)",
-            ("stage",),
+        self.of_versions = (
+            self.batch_seconds,
+            self.batch_size,
+            self.batch_tokens,
+            self.padding,
+        )
+
+
+class Versions:
+    """Of the versions that are served, and of their loads.
+
+    `of_versions` are those that end with a version.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge = partial(prometheus.Gauge, registry=registry)
+        self.ready = gauge(
+            "trimtab_encoder_ready",
+            "1 while an encoder version is warm and serves",
+            ("encoder", "version"),
         )
         self.load = gauge(
             "trimtab_load_seconds",
@@ -160,16 +216,19 @@ class Families:
             "(graphs tried in a process of their own), graph (opened and warmed on every device)",
             ("encoder", "version", "stage"),
         )
-        self.ready = gauge(
-            "trimtab_encoder_ready",
-            "1 while an encoder version is warm and serves",
+        self.start = gauge(
+            "trimtab_start_seconds",
+            "How long the server took to start: process (until its parts were made), encoders (until all "
+            "were loaded and warm) and ready (both)",
+            ("stage",),
+        )
+        self.brownout = gauge(
+            "trimtab_brownout",
+            "1 while a cheaper variant stands in for an encoder, for any tenant",
             ("encoder", "version"),
         )
-
-        # Those that end with a version.
         self.of_versions = (
-            self.requests, self.tokenize, self.queue, self.compute, self.texts, self.tokens,
-            self.adapted, self.failures, self.in_flight, self.batch_seconds, self.batch_size,
-            self.batch_tokens, self.padding, self.shared, self.canary, self.load, self.variants,
-            self.browned_out, self.brownout, self.ready, self.suspicious,
-        )  # fmt: skip
+            self.load,
+            self.brownout,
+            self.ready,
+        )

@@ -9,7 +9,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry
 
 from trimtab_server.observing.counted import Counter, Gauge, Histogram
-from trimtab_server.observing.families import Families
+from trimtab_server.observing.families import Answers, Devices, Requests, Versions
 
 
 @dataclass(slots=True)
@@ -71,7 +71,10 @@ class Metrics:
     """Counts requests, on the event loop alone, and batches, from the workers' threads, under a lock."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._families = Families(registry)
+        self._requests = Requests(registry)
+        self._answers = Answers(registry)
+        self._devices = Devices(registry)
+        self._versions = Versions(registry)
         self._by_request: dict[tuple[str, int, str], _Requests] = {}
         self._by_device: dict[tuple[str, int, str], _Runs] = {}
         self._failed: dict[tuple[str, int], Count] = defaultdict(Count)
@@ -82,13 +85,13 @@ class Metrics:
         found = self._by_request.get(key)
         if found is None:
             found = self._by_request[key] = _Requests(
-                total=self._families.requests.labels(*key),
-                tokenize=self._families.tokenize.labels(*key),
-                queue=self._families.queue.labels(*key),
-                compute=self._families.compute.labels(*key),
-                texts=self._families.texts.labels(*key),
-                tokens=self._families.tokens.labels(*key),
-                in_flight=self._families.in_flight.labels(*key),
+                total=self._requests.requests.labels(*key),
+                tokenize=self._requests.tokenize.labels(*key),
+                queue=self._requests.queue.labels(*key),
+                compute=self._requests.compute.labels(*key),
+                texts=self._requests.texts.labels(*key),
+                tokens=self._requests.tokens.labels(*key),
+                in_flight=self._requests.in_flight.labels(*key),
             )
         return found
 
@@ -128,42 +131,42 @@ class Metrics:
 
     def adapted(self, encoder: str, version: int, adapter: str, texts: int) -> None:
         """So many texts of an encoder version passed through an adapter, ENCODER/NAME."""
-        self._families.adapted.labels(encoder, version, adapter).value += texts
+        self._answers.adapted.labels(encoder, version, adapter).value += texts
 
     def computed_by(self, encoder: str, version: int, variant: str, texts: int, *, browned_out: bool) -> None:
         """So many texts were answered by a variant of an encoder version, perhaps in a brownout."""
-        self._families.variants.labels(encoder, version, variant).value += texts
+        self._answers.variants.labels(encoder, version, variant).value += texts
         if browned_out:
-            self._families.browned_out.labels(encoder, version, variant).inc(texts)
+            self._answers.browned_out.labels(encoder, version, variant).inc(texts)
 
     def suspicious(self, encoder: str, version: int, texts: int) -> None:
         """So many passages of those just looked at were found suspicious."""
-        self._families.suspicious.labels(encoder, version).inc(texts)
+        self._answers.suspicious.labels(encoder, version).inc(texts)
 
     def watch_brownout(self, encoder: str, version: int, on: Callable[[], bool]) -> None:
         """How to know whether an encoder version is in a brownout; asked at each scrape."""
-        self._families.brownout.labels(encoder, version).set_function(on)
+        self._versions.brownout.labels(encoder, version).set_function(on)
 
     def failed(self, encoder: str, version: int | None, protocol: str, reason: str, seconds: float) -> None:
         """A request was refused, failed or was cancelled.
 
         Where no encoder was found there is no name and no version: a caller's invention is no label.
         """
-        self._families.failures.labels(encoder, "" if version is None else version, protocol, reason).inc()
+        self._requests.failures.labels(encoder, "" if version is None else version, protocol, reason).inc()
         if version is not None:
             self._failed[encoder, version].add(seconds)
 
     def refused(self, reason: str) -> None:
         """A call came without the credentials that it needs."""
-        self._families.refused.labels(reason).inc()
+        self._answers.refused.labels(reason).inc()
 
     def not_admitted(self, tenant: str, reason: str) -> None:
         """A request was refused at the door; `tenant` is one of the configuration's, or OTHER."""
-        self._families.not_admitted.labels(tenant, reason).inc()
+        self._answers.not_admitted.labels(tenant, reason).inc()
 
     def canary(self, encoder: str, version: int, *, given: bool) -> None:
         """A request fell to a canary's share, and was given to it or not."""
-        self._families.canary.labels(encoder, version, "given" if given else "kept").inc()
+        self._answers.canary.labels(encoder, version, "given" if given else "kept").inc()
 
     def batch(
         self,
@@ -182,11 +185,11 @@ class Metrics:
             runs = self._by_device.get(key)
             if runs is None:
                 runs = self._by_device[key] = _Runs(
-                    seconds=self._families.batch_seconds.labels(*key),
-                    size=self._families.batch_size.labels(*key),
-                    tokens=self._families.batch_tokens.labels(*key),
-                    padding=self._families.padding.labels(*key),
-                    busy=self._families.busy.labels(device),
+                    seconds=self._devices.batch_seconds.labels(*key),
+                    size=self._devices.batch_size.labels(*key),
+                    tokens=self._devices.batch_tokens.labels(*key),
+                    padding=self._devices.padding.labels(*key),
+                    busy=self._devices.busy.labels(device),
                 )
             runs.seconds.observe(seconds)
             runs.size.observe(size)
@@ -221,40 +224,40 @@ class Metrics:
         self, texts: Callable[[], float], tokens: Callable[[], float], cached: Callable[[], float]
     ) -> None:
         """How to know what waits for a device, and what is remembered; asked at each scrape."""
-        self._families.queued_texts.set_function(texts)
-        self._families.queued_tokens.set_function(tokens)
-        self._families.cached.set_function(cached)
+        self._devices.queued_texts.set_function(texts)
+        self._devices.queued_tokens.set_function(tokens)
+        self._devices.cached.set_function(cached)
 
     def device(self, device: str, *, up: bool) -> None:
         """A device is or is not in service."""
-        self._families.device_up.labels(device).set(int(up))
+        self._devices.device_up.labels(device).set(int(up))
 
     def device_failed(self, device: str, reason: str) -> None:
         """A device was taken out of service, or was not well yet when it was probed."""
-        self._families.device_failures.labels(device, reason).inc()
+        self._devices.device_failures.labels(device, reason).inc()
 
     def device_restarted(self, device: str) -> None:
         """A device is to have a new process."""
-        self._families.device_restarts.labels(device).inc()
+        self._devices.device_restarts.labels(device).inc()
 
     def shared(self, encoder: str, version: int, how: Literal["in_flight", "cache"], texts: int) -> None:
         """So many texts need no run of their own."""
         if texts:
-            self._families.shared.labels(encoder, version, how).value += texts
+            self._answers.shared.labels(encoder, version, how).value += texts
 
     def started(self, process: float, encoders: float) -> None:
         """The server is ready: seconds of its process until it began to load, and of the loads."""
         for stage, seconds in (("process", process), ("encoders", encoders), ("ready", process + encoders)):
-            self._families.start.labels(stage).set(seconds)
+            self._versions.start.labels(stage).set(seconds)
 
     def loaded(self, encoder: str, version: int, seconds: Mapping[str, float]) -> None:
         """An encoder version was loaded, in so many seconds of each stage."""
         for stage, each in seconds.items():
-            self._families.load.labels(encoder, version, stage).set(each)
+            self._versions.load.labels(encoder, version, stage).set(each)
 
     def ready(self, encoder: str, version: int, serving: bool) -> None:
         """An encoder version began or ceased to serve."""
-        self._families.ready.labels(encoder, version).set(int(serving))
+        self._versions.ready.labels(encoder, version).set(int(serving))
 
     def forget(self, encoder: str, version: int) -> None:
         """An encoder version will not be served any more, and nothing of it is in flight.
@@ -265,5 +268,6 @@ class Metrics:
             for key in [key for key in list(kept) if key[:2] == (encoder, version)]:  # workers add to it
                 del kept[key]
         self._failed.pop((encoder, version), None)
-        for metric in self._families.of_versions:
-            metric.remove_by_labels({"encoder": encoder, "version": str(version)})
+        for families in (self._requests, self._answers, self._devices, self._versions):
+            for metric in families.of_versions:
+                metric.remove_by_labels({"encoder": encoder, "version": str(version)})

@@ -150,6 +150,11 @@ class Fleet:
             default=0.0,
         )
 
+    @property
+    def any_up(self) -> bool:
+        """Whether any device is in service now."""
+        return bool(self._up)
+
     def up(self, device: str) -> bool:
         """Whether this device is in service."""
         return device in self._up

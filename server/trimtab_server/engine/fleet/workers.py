@@ -1,26 +1,24 @@
-"""The threads that run batches, each taking one whenever it is free, and the watchdog over them.
+"""The threads that run batches, each taking one whenever it is free.
 
 A worker runs what the fleet has to be tried again, else the next batch of the queue; while its device is
-out of service it probes it. A run that hangs ends with its device's process, where it has one. A thread
-cannot be killed: one that hangs is given up, and what it brings back one day is ignored.
+out of service it probes it.
 """
 
-import asyncio
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import BundleError, DeadlineExceeded, FailedPrecondition, TrimtabError, Unavailable
-from trimtab_server import limited, stopping
+from trimtab.errors import DeadlineExceeded, Unavailable
 from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.fleet import Failed, Fleet, Flight, Job, Reason
+from trimtab_server.engine.fleet.roster import Roster
+from trimtab_server.engine.fleet.watchdog import Watchdog
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.runners import runtime
 from trimtab_server.engine.runners.session import DeviceLostError, NotReopenedError
@@ -32,12 +30,6 @@ log = logging.getLogger(__name__)
 JOIN_SECONDS = 1.0
 # How long it waits for what runs: what is still unanswered after the drain.
 STOP_SECONDS = 5.0
-# A graph at whose loading the process ends so often is not loaded.
-LOSSES = 3
-# A model that fails so often in a row, while others run well, is retired.
-STRIKES = 3
-# The watchdog looks at least this often.
-WATCH_SECONDS = 60.0
 # How much of what is known of the pace each run replaces, and how slow a run may make it.
 PACE_STEP = 0.1
 SLOWEST = 10.0
@@ -72,32 +64,31 @@ class Workers:
         self._lock = lock
         self._work = threading.Condition(lock)  # a device in service may have something to do
         self._recovery = threading.Condition(lock)  # a device out of service may
-        self._watched = threading.Condition(lock)  # the watchdog may have no one to watch any more
         self._devices = devices
-        self._hang_seconds = hang_seconds
-        self._load_seconds = load_seconds
         self._metrics = metrics
         self._pop = pop
         self._answer = answer
         self._tell = tell
         self._tell_serving = serving
-        self._tell_retired = retired
         self._by_name = {device.name: device for device in devices}
         self._fleet = Fleet(
             self._by_name, hang_seconds, self._changed, lambda name: self._by_name[name].restore_seconds
         )
-        self._runs_on: dict[Flight, int] = {}  # threads
-        self._probes_on: dict[Device, int] = {}
-        self._strikes: Counter[Model] = Counter()  # how often in a row a model has failed, and no device
-        self._retired: dict[Model, Unavailable] = {}  # until they are unloaded
-        self._models: set[Model] = set()  # that every device in service has loaded
+        self.roster = Roster(
+            devices, self._fleet, lock, self.idle,
+            load_seconds=load_seconds, lost=self._ended, retired=retired,
+        )  # fmt: skip
+        self._watchdog = Watchdog(
+            devices, self._fleet, self.roster, lock, hang_seconds,
+            fail=self._fail, settle=self._settle, tell=tell,
+        )  # fmt: skip
         self._pace = 1.0  # how long runs take lately, of what was measured: neighbours slow them down
         self.run_seconds = 0.0  # of all runs so far
         self._was_serving = True
         self._stopping = False
         self._threads: list[threading.Thread] = []
 
-    # -- for whom they work; all but start, load, unload and stop with the lock held ---------------------
+    # -- for whom they work; all but start and stop with the lock held ---------------------
 
     @property
     def serving(self) -> bool:
@@ -110,7 +101,7 @@ class Workers:
 
     def retired(self, model: Model) -> Unavailable | None:
         """Why this model is not run any more, where it is not."""
-        return self._retired.get(model)
+        return self.roster.retired.get(model)
 
     def busy(self, model: Model) -> bool:
         """Whether anything of this model runs or is to be run again."""
@@ -144,71 +135,14 @@ class Workers:
         for device in self._devices:
             self._metrics.device(device.name, up=True)
             self._threads += device.start(partial(self._worker, device), partial(self._ended, device))
-        self._threads.append(threading.Thread(target=self._watch, name="watchdog", daemon=True))
-        self._threads[-1].start()
-
-    async def load(self, model: Model) -> Cost:
-        """Load a model on every device in service; its cost on the slowest.
-
-        A device that is out of service loads it on its way back. FailedPrecondition where its process ends
-        each time that it loads it, or it does not get on; BundleError where it cannot be opened or run.
-        """
-        losses = 0
-        try:
-            while True:
-                with self._lock:
-                    devices = [device for device in self._devices if self._fleet.up(device.name)]
-                    missing = [device for device in devices if model not in device.costs]
-                    if not self._fleet.serving:
-                        raise Unavailable("no device is in service: load the encoder when one is back")
-                    if devices and not missing:  # another round where a device came back meanwhile
-                        self._models.add(model)
-                        costs = [device.costs[model] for device in devices]
-                        return max(costs, key=lambda cost: cost.seconds(1, 128, 128))
-                if not devices:
-                    await asyncio.to_thread(self._wait_for_a_device)
-                for device in missing:
-                    try:
-                        await self._load(device, model)
-                    except DeviceLostError:
-                        self._ended(device)
-                        losses += 1
-                        if losses >= LOSSES:
-                            raise FailedPrecondition(
-                                f"the process of device {device.name} ended {losses} times while it loaded "
-                                f"{model.encoder} version {model.version}; the server's log says how"
-                            ) from None
-        except BaseException:
-            self.unload(model)
-            raise
-
-    async def _load(self, device: Device, model: Model) -> None:
-        progress = limited.Progress()
-        what = f"loading {model.encoder} version {model.version} on device {device.name}"
-        try:
-            await limited.run(self._load_seconds, what, partial(device.load, model, progress.step), progress)
-        except (TrimtabError, DeviceLostError):
-            if progress.given_up:
-                device.home.end()  # where it can be ended, it is rid of what hangs
-            raise
-        except Exception as error:
-            raise BundleError(
-                f"{model.graph} cannot be run on device {device.name}: {runtime.told(error)}"
-            ) from error
-
-    def unload(self, model: Model) -> None:
-        """Forget a model; no batch of it may come any more."""
-        with self._lock:
-            self._models.discard(model)
-            self._retired.pop(model, None)
-            self._strikes.pop(model, None)
-        for device in self._devices:
-            device.unload(model)
+        self._threads.append(self._watchdog.thread)
+        self._watchdog.thread.start()
 
     def stop(self) -> None:
         """Stop the workers, each after its current batch; those that hang are left behind."""
         with self._lock:
             self._stopping = True
+            self.roster.stop()
             self._work.notify_all()
             self._recovery.notify_all()
             self.idle.notify_all()
@@ -216,7 +150,7 @@ class Workers:
             for flight in list(self._fleet.flights):  # nobody waits for them any more
                 self._fleet.land(flight)
             self.idle.notify_all()
-            self._watched.notify()
+            self._watchdog.stop()
         for device in self._devices:
             device.home.stop()
         until = time.monotonic() + JOIN_SECONDS
@@ -242,9 +176,7 @@ class Workers:
                     seconds = self._fleet.probe_in(device.name, now)
                     if seconds == 0:
                         self._fleet.probing(device.name, now)
-                        # Those that fail come last: one may end the process, and with it what came before.
-                        models = sorted(self._models, key=lambda model: self._strikes[model])
-                        return partial(self._probe, device, models)
+                        return partial(self._probe, device, self.roster.to_probe())
                     self._recovery.wait(seconds)
                     continue
                 job = self._next(device, now)
@@ -270,14 +202,14 @@ class Workers:
             job = again.job
             if job is None and not again.hold and (batch := self._pop(now, device.costs)) is not None:
                 job = Job(batch)
-            if job is None or job.batch.model not in self._retired:
+            if job is None or (retired := self.retired(job.batch.model)) is None:
                 return job
-            self._answer(job.batch.items, self._retired[job.batch.model], now)
+            self._answer(job.batch.items, retired, now)
             self._tell()
 
     def _run(self, device: Device, flight: Flight) -> None:
         batch = flight.job.batch
-        self._runs_on[flight] = threading.get_ident()
+        self._watchdog.runs_on[flight] = threading.get_ident()
         outcome = device.run(batch.model, [item.ids for item in batch.items])
         seconds = time.monotonic() - flight.begun
         fault = None
@@ -299,9 +231,9 @@ class Workers:
             # A session may be of the process before, if it was opened as that ended: a probe finds it.
             if device.home.lost or _is_lost(outcome):
                 self._fleet.lost(device.name, time.monotonic())
-            self._runs_on.pop(flight, None)
+            self._watchdog.runs_on.pop(flight, None)
             if fault == "model" and isinstance(outcome, Exception):
-                self._strike(batch.model, outcome)
+                self.roster.strike(batch.model, outcome)
             if not self._fleet.land(flight):
                 return
             self.run_seconds += seconds
@@ -310,9 +242,9 @@ class Workers:
                 failures = self._failures(device, flight, outcome, sick=sick)
                 self._fail(failures)
                 if failures and fault is None and (flight.stopped or _is_lost(outcome)):
-                    self._strike(batch.model, outcome)
+                    self.roster.strike(batch.model, outcome)
             else:
-                self._strikes.pop(batch.model, None)
+                self.roster.ran_well(batch.model)
                 self._answer(batch.items, outcome, flight.begun)
                 self._fleet.succeeded(flight, now)
                 self._pace += PACE_STEP * (min(seconds / flight.predicted, SLOWEST) - self._pace)
@@ -331,31 +263,10 @@ class Workers:
             return self._fleet.overran(flight, now)
         return self._fleet.failed(flight, error, sick=sick, now=now)
 
-    def _strike(self, model: Model, error: Exception) -> None:
-        """A model has failed, and its device has not. When it has so several times in a row, it is retired.
-
-        Its texts are refused, and others have the devices to themselves. The last model is not: who knows?
-        """
-        self._strikes[model] += 1
-        if self._strikes[model] < STRIKES or model not in self._models or len(self._models) == 1:
-            return
-        self._retire(
-            model, f"it failed {STRIKES} times in a row, while others ran well: {runtime.told(error)}"
-        )
-
-    def _retire(self, model: Model, why: str) -> None:
-        if model not in self._models:
-            return
-        self._models.discard(model)
-        what = f"{model.encoder} version {model.version} ({model.variant})"
-        log.error("%s is retired: %s", what, why)
-        self._retired[model] = Unavailable(f"{what} is retired: {why}")
-        self._tell_retired(model, why)
-
     def _probe(self, device: Device, models: Sequence[Model]) -> None:
         if device.stale:
             self._metrics.device_restarted(device.name)
-        self._probes_on[device] = threading.get_ident()
+        self._watchdog.probes_on[device] = threading.get_ident()
         failing, error = device.recover(models)
         if error is not None:
             log.warning("device %s is not well yet: %r", device.name, error)
@@ -363,21 +274,17 @@ class Workers:
             if self._stopping:
                 return
             for model, wrong in failing.items():
-                if isinstance(wrong, NotReopenedError) and not self._is_elsewhere(model, device):
-                    self._retire(model, f"device {device.name} began anew, and cannot open it again: {wrong}")
+                if isinstance(wrong, NotReopenedError):
+                    self.roster.not_reopened(model, device, wrong)
                 else:
-                    self._strike(model, wrong)
+                    self.roster.strike(model, wrong)
             # Models that were loaded meanwhile are for the next probe, those unloaded for nobody.
-            well = error is None and self._models <= device.costs.keys()
+            well = error is None and self.roster.models <= device.costs.keys()
             self._fleet.probed(device.name, well=well, now=time.monotonic())
             self._settle()
-            gone = [model for model in models if model not in self._models]
+            gone = [model for model in models if model not in self.roster.models]
         for model in gone:
             device.unload(model)
-
-    def _is_elsewhere(self, model: Model, device: Device) -> bool:
-        others = (other for other in self._devices if other is not device and self._fleet.up(other.name))
-        return any(model in other.costs for other in others)
 
     def _ended(self, device: Device) -> None:
         """A device's process has ended, maybe while nothing ran there."""
@@ -386,37 +293,6 @@ class Workers:
                 self._fleet.lost(device.name, time.monotonic())
                 self._settle()
         self._tell()
-
-    def _wait_for_a_device(self) -> None:
-        with self._lock:
-            self.idle.wait_for(lambda: self.in_service or not self._fleet.serving or self._stopping)
-
-    # -- the watchdog ------------------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        with self._lock:
-            while not self._stopping or self._fleet.flying:
-                now = time.monotonic()
-                for flight in self._fleet.late(now):
-                    stopping.stop(self._runs_on.get(flight))
-                failures = self._fleet.hung(now)
-                self._fail(failures)
-                for flight in self._runs_on.keys() - set(self._fleet.flights):
-                    stopping.stop(self._runs_on[flight])  # it was given up, and may be in its next run
-                for failed in failures if self._devices[0].home.restarts else ():
-                    self._strike(failed.items[0].model, failed.error)
-                for name in self._fleet.stuck(now):
-                    device = self._by_name[name]
-                    device.home.end()
-                    stopping.stop(self._probes_on.get(device))
-                for device in self._devices:
-                    if self._fleet.up(device.name) and device.too_large:
-                        self._fleet.retire(device.name, now)
-                self._settle()
-                self._tell()
-                # What takes off while the watchdog sleeps is not due before it looks again.
-                until = min(now + WATCH_SECONDS, now + self._hang_seconds, self._fleet.due() or now + 1e9)
-                self._watched.wait(until - now)
 
     # -- with the lock held ------------------------------------------------------------------------------
 
