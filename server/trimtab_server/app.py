@@ -1,12 +1,9 @@
 """The whole server, from start to stop, on one page."""
 
 import asyncio
-import contextlib
-import gc
 import logging
-import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server.callers.auth import Authenticator
 from trimtab_server.catalog.opening import Opener
+from trimtab_server.catalog.policy import Policy
 from trimtab_server.catalog.polling import Poller
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.catalog.served import Entry
@@ -69,7 +67,6 @@ from trimtab_server.turns import Turns
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # While nothing is in flight any more: calls that are on their way are told to go elsewhere. gRPC's own stop
 # would cancel them, and a client may not try those again.
 LATE_SECONDS = 0.3
@@ -101,71 +98,33 @@ class App:
         self.config = config
         self.grpc_port = 0
         self.metrics_port = 0
+        self._ready = False
+        self._served = True  # while any device is in service
+        self._watching: list[asyncio.Task[None]] = []
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._health = Health()
-        self._ready = False
         self._scrapes = Scrapes(self._registry)
-        self._watching: list[asyncio.Task[None]] = []
-        self._served = True  # while any device is in service
-        turns = Turns()
-        quotas = Quotas(config.quota, config.tenants)
-        batching = config.batching
-        batcher = Batcher(batching.max_batch_tokens, batching.max_batch_texts, quotas.weight, config.tenants)
-        sharing: Sharing[Ticket] = Sharing(
-            single_flight=config.sharing.single_flight,
-            across_tenants=config.sharing.across_tenants,
-            cache_bytes=config.sharing.cache_bytes,
-        )
-        engine, usable = config.engine, cores.available()
-        isolated = engine.isolation == "process"
-        folder = _folder(engine.costs) if opening.foreign and engine.costs else None
-        measured = Measured(folder) if folder else None
-        places = places or parse(config.devices)
-        first = places[0]
-        self._stage = Stage(first.kind, first.index, engine.load_seconds, usable) if opening.foreign else None
-        self._engine = Engine(
-            batcher, sharing,
-            [
-                Device(
-                    place, opening.home(place, isolated=isolated), measured,
-                    engine.max_resident_bytes, engine.hang_seconds,
-                )
-                for place in places
-            ],
-            self._metrics,
-            hang_seconds=config.engine.hang_seconds,
-            load_seconds=config.engine.load_seconds,
-            serving=self._devices_changed,
-            retired=self._model_retired,
-            turns=turns,
-        )  # fmt: skip
+        self._health = Health()
+        self._turns = Turns()
+        self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         self._tokenization = Tokenization(config.tokenization.threads)
         self._watch = Watch(self._registry)
+        places, usable = places or parse(config.devices), cores.available()
+        isolated, first = config.engine.isolation == "process", places[0]
+        self._stage = (
+            Stage(first.kind, first.index, config.engine.load_seconds, usable) if opening.foreign else None
+        )
         self._maps = IsolatedMaps(usable) if isolated else Maps()
-        signers = _signers(config.signatures.keys)
-        adapters = Adapters(self._watch, signers, config.engine.load_seconds, self._stage, self._maps)
+        quotas = Quotas(config.quota, config.tenants)
+        self._engine = self._make_engine(opening, places, quotas)
         trials = Trials(config.canary, config.shadow)
         settings = config.encoders.items()
         self._brownouts = Brownouts({name: each.brownout for name, each in settings if each.brownout})
         guards = Guards({name: each.guard for name, each in settings if each.guard})
-        policies = (self._brownouts, guards)
-        opener = Opener(
-            repository, self._engine, adapters,
-            signers=signers, wanted={name: each.wanted for name, each in config.encoders.items()},
-            policies=policies, loaded=self._metrics.loaded,
-            load_seconds=config.engine.load_seconds, stage=self._stage,
-        )  # fmt: skip
-        self.repository = Repository(
-            repository, opener, adapters, self._changed,
-            newest=config.versions.newest, on_trial=trials.versions, policies=policies,
-            configured={"encoders": set(config.encoders), **trials.configured},
-            load_seconds=config.engine.load_seconds,
-        )  # fmt: skip
+        self.repository = self._make_repository(repository, trials, (self._brownouts, guards))
+        self._poller = Poller(self.repository, config.versions.poll_seconds, config.engine.load_seconds)
         figures = Figures(self._registry)
         self._shadow = Shadow(self.repository, trials, self._tokenization, self._engine, figures)
-        self._poller = Poller(self.repository, config.versions.poll_seconds, config.engine.load_seconds)
-        self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         pipeline = Pipeline(
             config.limits,
             self.repository,
@@ -176,21 +135,78 @@ class App:
             self._tracing,
             self._shadow.see if config.shadow else None,
             config.engine.hang_seconds,
-            turns,
+            self._turns,
             canary=Canary(self.repository, trials),
             brownouts=self._brownouts,
             guards=guards,
         )
-        limits = config.limits
+        self._servers = self._make_servers(pipeline)
+
+    def _make_engine(self, opening: Opening, places: Sequence[Place], quotas: Quotas) -> Engine:
+        config, settings = self.config, self.config.engine
+        batching = config.batching
+        sharing: Sharing[Ticket] = Sharing(
+            single_flight=config.sharing.single_flight,
+            across_tenants=config.sharing.across_tenants,
+            cache_bytes=config.sharing.cache_bytes,
+        )
+        folder = _folder(settings.costs) if opening.foreign and settings.costs else None
+        measured = Measured(folder) if folder else None
+
+        def device(place: Place) -> Device:
+            home = opening.home(place, isolated=settings.isolation == "process")
+            return Device(place, home, measured, settings.max_resident_bytes, settings.hang_seconds)
+
+        return Engine(
+            Batcher(batching.max_batch_tokens, batching.max_batch_texts, quotas.weight, config.tenants),
+            sharing,
+            list(map(device, places)),
+            self._metrics,
+            hang_seconds=settings.hang_seconds,
+            load_seconds=settings.load_seconds,
+            serving=self._devices_changed,
+            retired=self._model_retired,
+            turns=self._turns,
+        )
+
+    def _make_repository(self, path: Path, trials: Trials, policies: Sequence[Policy]) -> Repository:
+        config, load_seconds = self.config, self.config.engine.load_seconds
+        signers = _signers(config.signatures.keys)
+        adapters = Adapters(self._watch, signers, load_seconds, self._stage, self._maps)
+        opener = Opener(
+            path,
+            self._engine,
+            adapters,
+            signers=signers,
+            wanted={name: each.wanted for name, each in config.encoders.items()},
+            policies=policies,
+            loaded=self._metrics.loaded,
+            load_seconds=load_seconds,
+            stage=self._stage,
+        )
+        return Repository(
+            path,
+            opener,
+            adapters,
+            self._changed,
+            newest=config.versions.newest,
+            on_trial=trials.versions,
+            policies=policies,
+            configured={"encoders": set(config.encoders), **trials.configured},
+            load_seconds=load_seconds,
+        )
+
+    def _make_servers(self, pipeline: Pipeline) -> tuple[grpc.aio.Server, ...]:
+        config, limits = self.config, self.config.limits
         self._arriving = Arriving(limits.max_received_bytes)
         self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
         self._unread = unread = Unread(limits.max_unread_bytes, limits.max_unread_seconds, sockets.hang_up)
         tenants = Tenants(config.server.tenant_header)
-        self._boundary, self._admin_boundary = self._boundaries(unread, tenants, turns)
+        self._boundary, self._admin_boundary = self._boundaries(unread, tenants)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
         self._native = NativeServicer(pipeline, rescorer, unread)
         self._kserve = KServeServicer(pipeline, self._metrics, unread, lambda: self._ready and self._served)
-        self._servers = self._listen()
+        return self._listen()
 
     async def start(self) -> None:
         """Listen, load and warm every encoder, and only then say SERVING.
@@ -292,9 +308,9 @@ class App:
             self._health.set(f"{entry.name}/{entry.version}", serving)
             self._health.set(entry.name, entry.name in encoders and self._served)
 
-    def _boundaries(self, unread: Unread, tenants: Tenants, turns: Turns) -> tuple[Boundary, Boundary]:
+    def _boundaries(self, unread: Unread, tenants: Tenants) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
-        config, refused = self.config, self._metrics.refused
+        config, refused, turns = self.config, self._metrics.refused, self._turns
         every = (self._intake, unread, tenants, config.limits.max_texts)
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         load = Load(self._engine.pressure, time.monotonic)
@@ -327,34 +343,6 @@ class App:
         return tuple(servers)
 
 
-async def serve(config: Config, repository: Path, ready: Callable[[App], None]) -> None:
-    """Run a server until one of SIGNALS, but for those that whoever started it has ignored, as nohup does
-    with SIGHUP; call `ready` once it serves."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-    def stop() -> None:
-        stopping.set()
-        for number in heeded:  # a second one ends the process at once
-            loop.remove_signal_handler(number)
-
-    for number in heeded:
-        loop.add_signal_handler(number, stop)
-    app = App(config, repository)
-    try:
-        if await _unless(stopping, app.start()):
-            # What is loaded by now stays: looking it through at each full collection would stop every call
-            # for some 30 ms.
-            gc.collect()
-            gc.freeze()
-            ready(app)
-            await stopping.wait()
-    finally:
-        await app.stop()
-
-
 def _browned_out(brownout: Brownout) -> bool:
     return brownout.lasts(time.monotonic())
 
@@ -373,17 +361,3 @@ def _folder(path: str) -> Path | None:
     except RuntimeError:
         log.warning("engine.costs is %s, and this user has no home: costs are measured at each start", path)
         return None
-
-
-async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
-    """Await `work`, unless the server is told to stop first; True where the work was finished."""
-    task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
-    await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    if not task.done():
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        return False
-    await task
-    return True

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from trimtab_server import memory
 
     memory.share_heaps()
-    from trimtab_server import app, config
+    from trimtab_server import config, serving
     from trimtab_server.observing import logs
     from trimtab_server.rpc import listeners
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     logs.configure(settings.logging, verbose=options.verbose)
     settings = listeners.within(settings, _allow_files())
-    asyncio.run(app.serve(settings, options.repository, _announce))
+    asyncio.run(serving.serve(settings, options.repository, _announce))
     return 0
 
 

@@ -293,9 +293,9 @@ class Repository(Served):
         self._put(replace(entry, state="UNLOADING"))
         if entry.encoder is not None:
             await self._retire(entry.encoder, [graph.model for graph in entry.encoder.graphs()])
-        self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason, retired=retired))
         for policy in self._policies:
             policy.closed(entry.name, entry.version)
+        self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason, retired=retired))
         if retired:
             self._forget_old(entry.name)
 
