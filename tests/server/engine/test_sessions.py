@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests import hostile
+from trimtab_server import stopping
 from trimtab_server.engine.batch import Model, Stored
-from trimtab_server.engine.runners import runtime
 from trimtab_server.engine.runners.session import GraphError, OrtSession
 
 IDS = [np.array([2, 5, 6, 3], np.int32), np.array([2, 7, 3], np.int32)]
@@ -76,7 +76,7 @@ def test_a_loop_without_end_can_be_stopped(tmp_path: Path) -> None:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
-        runtime.stop(thread.ident)  # from its first turn on
+        stopping.stop(thread.ident)  # from its first turn on
         thread.join(0.01)
     assert "terminate" in str(raised[0])
-    runtime.stop(thread.ident)
+    stopping.stop(thread.ident)

@@ -112,15 +112,18 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
         return SimpleNamespace(name=name, version=1, manifest=SimpleNamespace(max_tokens=8))
 
     repository = SimpleNamespace(
-        on_trial=True,
         find=find,
-        canary=lambda name, tenant, text: asked.append(text),
         use=None,
         adapters=SimpleNamespace(retire=None),
     )
+    canary: Any = SimpleNamespace(of=lambda name, tenant, text: asked.append(text))
     metrics = SimpleNamespace(failed=lambda *failure: None)
     limits = Limits(max_texts=8, max_text_bytes=1000)
-    pipeline = Pipeline(limits, repository, None, None, None, metrics)  # type: ignore[arg-type]
+    others: Any = None
+    pipeline = Pipeline(
+        limits, repository, None, None, None, metrics,  # type: ignore[arg-type]
+        canary=canary, brownouts=others, guards=others,
+    )  # fmt: skip
     with pytest.raises(error):
         await pipeline.embed("test", lambda: EmbedRequest("a", "", texts))
     assert not asked
