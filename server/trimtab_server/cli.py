@@ -3,9 +3,9 @@
   trimtab serve --repository models
   trimtab serve --repository models --config trimtab.toml --grpc-address 0.0.0.0:8001
 
-Health (grpc.health.v1) says SERVING once every encoder is warm; a bundle that cannot be loaded is logged
-and left out. Metrics for Prometheus stand at
-http://METRICS_ADDRESS/metrics. Port 0 takes any free port; the line printed at the start names it.
+Health (grpc.health.v1) says SERVING once every encoder is warm. A bundle that cannot be loaded is logged and
+not served. Prometheus metrics are at http://METRICS_ADDRESS/metrics. Port 0 takes any free port; the line
+printed at startup names it.
 """
 
 import argparse
@@ -32,9 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--repository", type=Path, required=True, help="folder of bundles: REPOSITORY/NAME/VERSION"
     )
     parser.add_argument("--config", type=Path, help="TOML file; see docs/configuration.md for every key")
-    parser.add_argument("--grpc-address", metavar="HOST:PORT", help="instead of server.grpc_address")
-    parser.add_argument("--metrics-address", metavar="HOST:PORT", help="instead of server.metrics_address")
-    parser.add_argument("--verbose", action="store_true", help="log loads, drains and the like")
+    parser.add_argument("--grpc-address", metavar="HOST:PORT", help="overrides server.grpc_address")
+    parser.add_argument("--metrics-address", metavar="HOST:PORT", help="overrides server.metrics_address")
+    parser.add_argument("--verbose", action="store_true", help="also log loads, drains and similar events")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,14 +59,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _allow_files() -> int:
-    """Take as many open files as the system gives: each connection is one, and few are the default."""
+    """Raise the limit of open files as far as allowed: each connection takes one, and the default is low."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
 
 
 def _announce(app: "App") -> None:
-    """One line, for people and for scripts that wait for it."""
+    """The line printed once ready, for people and for scripts that wait for it."""
     server = app.config.server
     host, metrics_host = (each.rpartition(":")[0] for each in (server.grpc_address, server.metrics_address))
     encoders = app.repository.encoders()
@@ -84,13 +84,12 @@ def _announce(app: "App") -> None:
 
 
 def _say(line: str) -> None:
-    """Write to standard output. Whoever started the server may have closed it, or the disk may be full, which
-    is no reason not to serve."""
+    """Write to standard output. If it is closed or the disk is full, serve all the same."""
     try:
         if sys.stdout is not None:
             sys.stdout.write(line)
             sys.stdout.flush()
     except (OSError, ValueError) as error:
         log.warning("standard output cannot be written to: %s", error)
-        # What could not be written would be tried again at the end of the process, and fail it.
+        # The process would otherwise retry the write at its end, and exit with an error.
         sys.stdout = None

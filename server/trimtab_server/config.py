@@ -1,6 +1,6 @@
-"""The server's configuration: one TOML file, frozen and typed; an unknown key is refused.
+"""The server's configuration: one TOML file, frozen and typed. Unknown keys are refused.
 
-Each part of the server gets its own section, and nothing else of it.
+Each part of the server gets only its own section.
 """
 
 from pathlib import Path
@@ -10,15 +10,15 @@ import msgspec
 
 from trimtab.errors import ConfigError
 
-# Those that are verified with a public key: a server holds nothing to sign with.
+# Public-key algorithms only: the server holds no secret to sign with.
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
-# Of a tenant's share, where others have 1.
+# The smallest weight of a tenant; the default is 1.
 LEAST_WEIGHT = 0.01
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """PEM files. With `client_ca`, only clients that it signed are let in (mutual TLS)."""
+    """PEM files. With `client_ca`, only clients with a certificate it signed are accepted (mutual TLS)."""
 
     certificate: Path
     key: Path
@@ -26,7 +26,7 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Jwt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which JSON Web Tokens to believe. `keys`: a JWK set, or one public key in PEM; public keys alone."""
+    """Which JSON Web Tokens to accept. `keys`: a JWK set, or one public key in PEM; only public keys."""
 
     keys: Path
     issuer: str
@@ -35,41 +35,41 @@ class Jwt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How callers are told apart; with neither, everybody may do everything. No secret stands in here."""
+    """How callers are authenticated; with neither, everyone may do everything. Holds no secrets."""
 
     keys: Path | None = None
     jwt: Jwt | None = None
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the server listens (port 0: any free one), and how long it drains before it cuts calls off."""
+    """Where the server listens (port 0: any free one), and how long it drains before it cuts off calls."""
 
     grpc_address: str = "127.0.0.1:8001"
     metrics_address: str = "127.0.0.1:8002"
-    health_address: str = ""  # grpc.health.v1 alone, in plain text, for probes; empty: not there
+    health_address: str = ""  # for probes: only grpc.health.v1, in plain text; empty: off
     drain_seconds: float = 30.0
-    max_connection_age_seconds: float = 0.0  # then clients are told to connect anew; 0: never
-    max_idle_seconds: float = 600.0  # a connection without a call is closed after this; 0: never
-    keepalive_seconds: float = 60.0  # a client that says nothing for so long is asked whether it is there
-    admin_address: str = ""  # where encoders are loaded and unloaded; empty: at grpc_address
-    tenant_header: str = ""  # metadata key that names a call's tenant; empty: all calls are of one
+    max_connection_age_seconds: float = 0.0  # after this, clients must reconnect; 0: never
+    max_idle_seconds: float = 600.0  # closes a connection without calls after this; 0: never
+    keepalive_seconds: float = 60.0  # pings a client that has been silent for this long
+    admin_address: str = ""  # the only address for loading and unloading; empty: grpc_address
+    tenant_header: str = ""  # metadata key with a call's tenant; empty: all calls share one
     tls: Tls | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one request may hold, and what all of them together may."""
+    """Limits of one request, and of all requests together."""
 
     max_texts: int = 1024
     max_text_bytes: int = 1 << 18
-    max_message_bytes: int = 4 << 20  # gRPC's own default; 16 MiB would hold others up for 20 ms each
-    max_connections: int = 128  # of each port; more are closed as they come
-    max_calls: int = 4096  # at a time, altogether
+    max_message_bytes: int = 4 << 20  # gRPC's own default; a message of 16 MiB would delay others by 20 ms
+    max_connections: int = 128  # per port; further ones are closed
+    max_calls: int = 4096  # open at a time, on all ports
     max_calls_per_connection: int = 128
-    max_received_bytes: int = 256 << 20  # of messages on their way, and as many of those being answered
-    max_stream_texts: int = 2048  # unanswered texts of one stream, before the server stops reading it
+    max_received_bytes: int = 256 << 20  # of incoming messages, and as many of those being answered
+    max_stream_texts: int = 2048  # unanswered texts of a stream before the server stops reading it
     max_tokens_in_flight: int = 1 << 20
-    max_unread_bytes: int = 256 << 20  # of answers that clients have not read; a quarter by one connection
-    max_unread_seconds: float = 120.0  # a connection that takes an answer no faster is closed
+    max_unread_bytes: int = 256 << 20  # of answers not yet read by clients; a quarter of it per connection
+    max_unread_seconds: float = 120.0  # closes a connection that takes longer to read an answer
 
     def __post_init__(self) -> None:
         if self.max_stream_texts < self.max_texts:
@@ -81,8 +81,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a tenant may use. 0 is no limit; `burst_tokens` 0: as much as comes in ten seconds. `weight`: its
-    share of the devices beside others."""
+    """What a tenant may use. 0 means no limit; `burst_tokens` 0: ten seconds' worth. `weight`: its share of
+    the devices relative to other tenants."""
 
     tokens_per_second: float = 0.0
     burst_tokens: int = 0
@@ -94,9 +94,9 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} of a quota must not be negative; 0 is no limit")
         if self.burst_tokens and not self.tokens_per_second:
-            raise ValueError("burst_tokens of a quota says nothing without tokens_per_second: set both")
+            raise ValueError("burst_tokens of a quota has no effect without tokens_per_second: set both")
         if not LEAST_WEIGHT <= self.weight <= 1 / LEAST_WEIGHT:
-            raise ValueError(f"weight of a quota is from {LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}")
+            raise ValueError(f"weight of a quota must be from {LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}")
 
 
 class Tokenization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,18 +106,22 @@ class Tokenization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Upper bounds of a batch; within them its size follows from the measured cost of the graph."""
+    """Upper bounds of a batch; within them, the measured cost of the graph decides its size."""
 
     max_batch_tokens: int = 16384
     max_batch_texts: int = 256
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How graphs are run. `hang_seconds`: what a run may take, at least, before it counts as hung (and 20
-    times as predicted); `load_seconds`: what a step of a load may take, such as reading the files, opening a
-    graph or one run. `costs`: the folder in which measured costs are kept for the next start (empty: none are
-    kept). `isolation`: graphs run on threads of the server, or in a process for each device, which is
-    replaced where it holds more than `max_resident_bytes` (0: whatever it holds)."""
+    """How graphs are run.
+
+    hang_seconds: a run hangs if it takes longer than this and than 20 times its predicted time.
+    load_seconds: the most that one step of a load may take, such as reading the files, opening a graph or one
+        run.
+    costs: the folder that keeps measured costs for the next start; empty: none.
+    isolation: run graphs on threads of the server, or in one process per device.
+    max_resident_bytes: a device process that holds more is replaced; 0: no limit.
+    """
 
     hang_seconds: float = 10.0
     load_seconds: float = 60.0
@@ -133,12 +137,12 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("max_resident_bytes must not be negative; 0 is no limit")
         if self.max_resident_bytes and self.isolation != "process":
             raise ValueError(
-                "max_resident_bytes is of a device's own process: set isolation = 'process', too"
+                "max_resident_bytes limits a device's own process: set isolation = 'process', too"
             )
 
 
 class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether identical texts in flight are computed once, and how much is remembered of those before."""
+    """Whether identical texts in flight are computed once, and the size of the vector cache."""
 
     single_flight: bool = True
     across_tenants: bool = False
@@ -146,14 +150,14 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Rescoring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much is remembered of the candidates of Rescore, by their ids; 0: nothing."""
+    """The size of the cache of Rescore's candidates, by id; 0: no cache."""
 
     cache_bytes: int = 64 << 20
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which versions of an encoder are served (0: all, else so many of the newest), and how often the
-    repository is looked through for others (seconds; 0: only when a client asks for it)."""
+    """How many of an encoder's newest versions are served (0: all), and how often the repository is checked
+    for changes, in seconds (0: only when a client asks)."""
 
     newest: int = 0
     poll_seconds: float = 0.0
@@ -167,20 +171,20 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share}; it is a part of 1, such as 0.05")
+            raise ValueError(f"share is {self.share}; it must be a fraction of 1, such as 0.05")
 
 
 class Signatures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose bundles and adapters are served: public keys of Ed25519 in PEM; None: anybody's."""
+    """Serve only bundles and adapters signed by these Ed25519 public keys in PEM; None: any."""
 
     keys: Path | None = None
 
 
 class Brownout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a cheaper variant stands in for its encoder, and how much of its retrieval that must keep.
+    """When a cheaper variant answers instead of its encoder, and how much retrieval quality it must keep.
 
-    From a predicted queue of more than `above_seconds` on, until it has been half as long for `calm_seconds`;
-    for each tenant by itself.
+    Starts when the predicted queue exceeds `above_seconds`; ends once the queue has stayed below half of that
+    for `calm_seconds`. Each tenant has its own state.
     """
 
     variant: str
@@ -190,8 +194,8 @@ class Brownout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Guard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is done about passages that would be shown for far too many queries. Files of texts, one a line:
-    sentinel `queries`, and ordinary `passages`, of which `false_alarms` is the share that may be flagged."""
+    """What to do about passages that would be found by far too many queries. Text files, one text per line:
+    sentinel `queries`, and ordinary `passages`. `false_alarms`: the share of those that may be flagged."""
 
     queries: Path
     passages: Path
@@ -200,12 +204,12 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         if not 0 < self.false_alarms < 1:
-            raise ValueError(f"false_alarms is {self.false_alarms}; it is a part of 1, such as 0.01")
+            raise ValueError(f"false_alarms is {self.false_alarms}; it must be a fraction of 1, such as 0.01")
 
 
 class Encoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which variants of an encoder are loaded beside the first of its bundle (a brownout's always is), and
-    whether its passages are looked at."""
+    """Which variants of an encoder are loaded besides the first of its bundle (a brownout's always is), and
+    whether its passages are checked."""
 
     variants: tuple[str, ...] = ()
     brownout: Brownout | None = None
@@ -218,7 +222,7 @@ class Encoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is written to standard error. `calls`: a line for each call, whatever the level."""
+    """What is written to standard error. `calls`: one line per call, at any level."""
 
     level: Literal["debug", "info", "warning", "error"] = "warning"
     format: Literal["text", "json"] = "text"
@@ -226,18 +230,18 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Tracing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where spans go (OTLP over gRPC; empty: nowhere), and the share of calls that the server chooses."""
+    """Where spans go (OTLP over gRPC; empty: nowhere), and the share traced of calls without traceparent."""
 
     endpoint: str = ""
     share: float = 0.01
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file. `devices`: "auto", or a list of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
+    """The whole file. `devices`: a list of "auto", or of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
 
     server: Server = Server()
     limits: Limits = Limits()
-    quota: Quota = Quota()  # of each tenant that has none of its own in `tenants`
+    quota: Quota = Quota()  # for each tenant without its own in `tenants`
     tenants: dict[str, Quota] = {}
     tokenization: Tokenization = Tokenization()
     batching: Batching = Batching()
@@ -257,8 +261,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         if (self.canary or self.shadow) and self.versions.newest == 1:
             raise ValueError(
-                "a version on trial (canary, shadow) needs another one beside it, and versions.newest is 1: "
-                "make it 2 or more, or 0 for all"
+                "a version on trial (canary, shadow) needs a second version, but versions.newest is 1: "
+                "set it to 2 or more, or to 0 for all"
             )
 
 
@@ -281,7 +285,7 @@ def _decode(kind: type, value: object) -> Path:
 
 
 def check(config: Config, source: str) -> None:
-    """Refuse numbers that would make a server that serves nobody."""
+    """Refuse numbers with which the server could serve nobody."""
     for name in ("limits", "tokenization", "batching"):
         section = getattr(config, name)
         for field in section.__struct_fields__:
@@ -291,14 +295,14 @@ def check(config: Config, source: str) -> None:
     if config.versions.newest < 0 or config.versions.poll_seconds < 0:
         raise ConfigError(
             f"{source}: versions.newest and versions.poll_seconds must not be negative; "
-            "0 serves all of them, and looks for others only when it is asked to"
+            "0 serves all versions, and checks for new ones only on request"
         )
     for name in ("sharing", "rescoring"):
         if getattr(config, name).cache_bytes < 0:
-            raise ConfigError(f"{source}: {name}.cache_bytes must not be negative; 0 remembers nothing")
+            raise ConfigError(f"{source}: {name}.cache_bytes must not be negative; 0 means no cache")
     if not 0 <= config.tracing.share <= 1:
         raise ConfigError(
-            f"{source}: tracing.share is {config.tracing.share}; it is a part of 1, such as 0.01"
+            f"{source}: tracing.share is {config.tracing.share}; it must be a fraction of 1, such as 0.01"
         )
     if not config.tracing.endpoint.startswith(("http://", "https://")) and config.tracing.endpoint:
         raise ConfigError(f"{source}: tracing.endpoint must begin with http:// (plain text) or https://")
@@ -323,8 +327,8 @@ def _check_encoders(encoders: dict[str, Encoder], source: str) -> None:
             continue
         if not 0 < brownout.min_quality <= 1:
             raise ConfigError(
-                f"{where}.min_quality is {brownout.min_quality:g}; it is a share of the encoder's own "
-                "retrieval, such as 0.97"
+                f"{where}.min_quality is {brownout.min_quality:g}; it must be a share of the encoder's own "
+                "retrieval quality, such as 0.97"
             )
         if not brownout.above_seconds > 0 or not brownout.calm_seconds >= 0:
             raise ConfigError(f"{where}: above_seconds must be more than 0, calm_seconds not negative")

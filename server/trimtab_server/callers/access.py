@@ -16,18 +16,18 @@ KEY_NAMES = f"1 to {NAME_CHARACTERS} printable characters, and not begin with {T
 
 
 def is_name(name: str) -> bool:
-    """Whether a caller can be called so, in logs and by quotas."""
+    """Whether this can name a caller, in logs and quotas."""
     return 0 < len(name) <= NAME_CHARACTERS and name.isprintable()
 
 
 def is_key_name(name: str) -> bool:
-    """Whether a key's caller can be called so."""
+    """Whether this can name a key's caller."""
     return is_name(name) and not name.startswith(TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a call is from. `encoders`: names, or patterns such as "news-*". `admin`: may load and unload."""
+    """Who makes a call. `encoders`: names, or patterns such as "news-*". `admin`: may load and unload."""
 
     name: str
     encoders: tuple[str, ...]
@@ -44,31 +44,33 @@ _current: ContextVar[Caller] = ContextVar("caller")
 
 
 def enter(caller: Caller) -> None:
-    """What follows in this task, and in tasks that it starts, is done for `caller`."""
+    """Set the caller for the rest of this task, and for tasks that it starts."""
     _current.set(caller)
 
 
 def current() -> Caller:
-    """The caller that this task works for."""
+    """The caller of this task."""
     return _current.get(ANYONE)
 
 
 def entered() -> bool:
-    """Whether anybody said whom this task works for."""
+    """Whether this task's caller was set."""
     return _current.get(None) is not None
 
 
 def check_encoder(name: str) -> None:
-    """PermissionDenied where the caller may not use the encoder: the same whether there is one or not."""
+    """PermissionDenied if the caller may not use the encoder; the same whether or not it exists."""
     caller = current()
     if not caller.may_use(name):
-        raise PermissionDenied(f"{caller.name} may not use encoder {name!r}: its key or token names others")
+        raise PermissionDenied(
+            f"{caller.name} may not use encoder {name!r}: its key or token does not allow it"
+        )
 
 
 def check_admin() -> None:
-    """PermissionDenied where the caller may not change what is served."""
+    """PermissionDenied if the caller may not change what is served."""
     caller = current()
     if not caller.admin:
         raise PermissionDenied(
-            f"{caller.name} may not load or unload encoders: its key or token is no admin's"
+            f"{caller.name} may not load or unload encoders: its key or token is not an admin's"
         )

@@ -1,7 +1,7 @@
-"""Who a call's credentials belong to: API keys, of which only hashes are kept, and JSON Web Tokens.
+"""Authentication of calls: by API keys, of which only hashes are stored, and by JSON Web Tokens.
 
-Both come as the metadata `authorization: Bearer ...`. A key is 256 random bits, so that its plain SHA-256
-tells nothing about it (a slow hash is for passwords, which can be guessed).
+Both arrive as the metadata `authorization: Bearer ...`. A key is 256 random bits, so a plain SHA-256 reveals
+nothing about it (slow hashes are for passwords, which can be guessed).
 """
 
 import hashlib
@@ -32,13 +32,13 @@ Metadata = Iterable[tuple[str, str | bytes]]
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # RFC 7519: clocks differ a little.
 LEEWAY_SECONDS = 30
-# Tokens that were verified are remembered until they expire: to verify one takes public-key arithmetic.
+# Verified tokens are cached until they expire: verifying one takes public-key arithmetic.
 REMEMBERED = 4096
 REFUSED = "the credentials are missing, wrong or expired: send metadata `authorization: Bearer KEY-OR-TOKEN`"
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of the keys file: whose key it is, its SHA-256, what it opens, and until when."""
+    """One entry of the keys file: the key's owner, its SHA-256, what it opens, and when it expires."""
 
     name: str
     sha256: str
@@ -52,7 +52,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if not SHA256.fullmatch(self.sha256):
             raise ValueError(f"the sha256 of key {self.name!r} is not 64 lower-case hexadecimal digits")
         if self.expires is not None and self.expires.tzinfo is None:
-            raise ValueError(f"expires of key {self.name!r} names no time zone: 2027-01-01T00:00:00Z")
+            raise ValueError(f"expires of key {self.name!r} has no time zone, as in 2027-01-01T00:00:00Z")
 
 
 class _KeysFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +60,7 @@ class _KeysFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Claims(msgspec.Struct, frozen=True):
-    """What we read of a token that was verified; it may hold anything else."""
+    """The claims that we read of a verified token; it may hold others."""
 
     sub: str
     exp: float
@@ -69,7 +69,7 @@ class _Claims(msgspec.Struct, frozen=True):
 
 
 class Authenticator:
-    """Tells callers by their credentials. `now` is the time since 1970, in seconds."""
+    """Finds the caller for given credentials. `now` is the time since 1970, in seconds."""
 
     def __init__(self, auth: Auth, now: Callable[[], float] = time.time) -> None:
         self._now = now
@@ -77,9 +77,9 @@ class Authenticator:
         self._tokens = _Tokens(auth.jwt, now) if auth.jwt else None
 
     def identify(self, metadata: Metadata) -> Caller:
-        """The caller; Unauthenticated where the credentials are missing, wrong or expired.
+        """The caller; Unauthenticated if the credentials are missing, wrong or expired.
 
-        The message is the same for all of these, and holds nothing that was sent.
+        The message is the same in all cases, and repeats nothing that was sent.
         """
         given = next((value for key, value in metadata if key == "authorization"), "")
         scheme, _, secret = str(given).partition(" ")
@@ -125,12 +125,12 @@ class _Tokens:
         path = settings.keys
 
         def read() -> dict[str, Any]:
-            """The public keys by their id; of a PEM file one, whose id is empty."""
+            """The public keys by id; for a PEM file, one key with an empty id."""
             content = path.read_bytes()
             if content.lstrip().startswith(b"-----BEGIN PUBLIC KEY-----"):
                 return {"": content}
             try:
-                if msgspec.json.decode(content) == {"keys": []}:  # nobody is believed any more
+                if msgspec.json.decode(content) == {"keys": []}:  # from here on, no token is accepted
                     return {}
                 keys = jwt.PyJWKSet.from_json(content.decode()).keys
             except (jwt.PyJWTError, ValueError) as error:
@@ -141,7 +141,7 @@ class _Tokens:
         self._remembered: dict[str, tuple[Caller, float, object]] = {}
 
     def caller(self, token: str) -> Caller | None:
-        """Whom the token names; None where it is not to be believed, or no longer."""
+        """The caller that the token names; None if it is invalid or expired."""
         keys = self._keys.get()
         known = self._remembered.get(token)
         if known is not None and known[1] > self._now() and known[2] is keys:

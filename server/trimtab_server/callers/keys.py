@@ -1,10 +1,10 @@
-"""Make an API key, and the entry of the keys file that lets the server know it.
+"""Make an API key, and its entry for the server's keys file.
 
   trimtab key --name search --encoders all-minilm-l6-v2 >> keys.toml
 
-The entry goes to standard output, and has the key's hash alone; the key itself is shown on standard error,
-once. `auth.keys` of the server's configuration names the file, which is read again when it changes: an entry
-that is taken out of it opens nothing any more.
+The entry goes to standard output and holds only the key's hash. The key itself is shown once, on standard
+error. The server's option `auth.keys` names the file, which is re-read when it changes: remove an entry to
+revoke its key.
 """
 
 import argparse
@@ -20,25 +20,23 @@ SUMMARY = "make an API key for callers of a server"
 EXTRA = None
 
 BYTES = 32
-PREFIX = "trimtab_"  # by which scanners of repositories and logs know it
+PREFIX = "trimtab_"  # lets secret scanners recognise it in repositories and logs
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--name", required=True, help="whose key it is; also the tenant that its calls are of"
-    )
+    parser.add_argument("--name", required=True, help="the key's owner; also the tenant of its calls")
     parser.add_argument(
         "--encoders", nargs="+", default=["*"], metavar="NAME",
-        help="the encoders that it opens; patterns such as 'news-*' are taken; default: all",
+        help="the encoders that it may use; patterns such as 'news-*' work; default: all",
     )  # fmt: skip
-    parser.add_argument("--admin", action="store_true", help="it may load and unload them")
-    parser.add_argument("--days", type=float, help="how long it is good; default: until it is taken out")
+    parser.add_argument("--admin", action="store_true", help="it may also load and unload them")
+    parser.add_argument("--days", type=float, help="days until it expires; default: never")
 
 
 def run(options: argparse.Namespace) -> int:
     given = "".join([options.name, *options.encoders])
     if not is_key_name(options.name) or not given.isprintable() or any(sign in given for sign in '"\\'):
-        raise InvalidArgument(f"a name must be {KEY_NAMES}, and have no quotation marks and backslashes")
+        raise InvalidArgument(f"a name must be {KEY_NAMES}, without quotation marks and backslashes")
     key = PREFIX + secrets.token_urlsafe(BYTES)
     encoders = ", ".join(f'"{name}"' for name in options.encoders)
     lines = [

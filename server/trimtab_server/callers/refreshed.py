@@ -1,4 +1,4 @@
-"""Files that are read again when they change: certificates, keys."""
+"""Files that are re-read when they change: certificates, keys."""
 
 import logging
 import time
@@ -12,15 +12,15 @@ from trimtab.errors import ConfigError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# Seconds between two looks at the files.
+# Seconds between two checks of the files.
 INTERVAL = 1.0
 
 
 class Refreshed(Generic[T]):
-    """What `read` makes of some files, made again after any of them has changed. Threads may share it.
+    """The value that `read` makes of some files, made again after any of them changes. Thread-safe.
 
-    The first reading must succeed: ConfigError, which names the file, where it does not. A later one that
-    fails is logged, and what was read before stays: a file is often replaced a moment before its companion.
+    ConfigError, naming the file, if the first read fails. A later failure is logged and the previous value
+    kept: a file is often replaced a moment before its companion.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Refreshed(Generic[T]):
         self._next = clock() + INTERVAL
 
     def get(self) -> T:
-        """What the files say now, or said a second ago."""
+        """The current value, at most a second old."""
         if self._clock() >= self._next:
             with self._lock:
                 self._look()
@@ -55,9 +55,9 @@ class Refreshed(Generic[T]):
             if stamps != self._seen:
                 self._value = self._read()
                 self._seen = stamps
-                log.info("%s was read again", self._what)
+                log.info("%s was re-read", self._what)
         except (OSError, ValueError) as error:
-            log.error("%s cannot be read again, and stays as it was: %s", self._what, error)
+            log.error("%s cannot be re-read, and stays as it was: %s", self._what, error)
 
     def _stamps(self) -> list[tuple[int, int, int]]:
         stats = [path.stat() for path in self._files]

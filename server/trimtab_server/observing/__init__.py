@@ -1,1 +1,1 @@
-"""What can be seen of the server: metrics, traces, logs, load reports."""
+"""Observability: metrics, traces, logs, load reports."""

@@ -1,9 +1,8 @@
-"""What is counted at every call, cheaply: plain numbers, of which a scrape makes Prometheus's samples.
+"""Cheap counters for every call: plain numbers, which a scrape turns into Prometheus samples.
 
-prometheus_client's own metrics take a lock for each number and try the buckets one after another, which cost
-more of a call than all else that observes it (`python -m bench.observing`). These count without a lock: only
-one thread may count in a series at a time. A scrape may see a value that is counted in one number of a
-series and not yet in another.
+prometheus_client's own metrics take a lock for each number and try buckets one by one; that cost more of a
+call than everything else that observes it (`python -m bench.observing`). These count without a lock, so only
+one thread may count in a series at a time. A scrape may see a series half updated.
 """
 
 import os
@@ -14,9 +13,9 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString  # as all its bounds are written
+from prometheus_client.utils import floatToGoString  # so that all bounds are formatted alike
 
-# As prometheus_client does for its own.
+# As prometheus_client does for its own metrics.
 CREATED = os.environ.get("PROMETHEUS_DISABLE_CREATED_SERIES", "").lower() not in ("true", "1", "t")
 
 Samples = Iterator[tuple[str, dict[str, str], float]]
@@ -26,7 +25,7 @@ class Series(Protocol):
     """The numbers of one set of label values."""
 
     def samples(self) -> Samples:
-        """Each sample's suffix, labels of its own, and value."""
+        """Each sample's suffix, extra labels, and value."""
 
 
 class Counter:
@@ -59,7 +58,7 @@ class Gauge:
 
 
 class Histogram:
-    """Counts values by the first of `bounds`, ascending, that is not below them; `sum` is of all values."""
+    """Counts each value in the first bucket whose bound is not below it (`bounds` ascend); `sum` of all."""
 
     __slots__ = ("_bounds", "_counts", "_created", "sum")
 
@@ -115,14 +114,14 @@ class Family(Collector, Generic[S]):
         registry.register(self)
 
     def labels(self, *values: object) -> S:
-        """The series of these label values, in the order of the names."""
+        """The series of these label values, in the order of the label names."""
         found = self._series.get(values)
         return self._series.setdefault(values, self._make()) if found is None else found
 
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
-        """End every series that has these values of these labels."""
+        """Remove every series with these label values."""
         wanted = [(self._labelnames.index(name), value) for name, value in labels.items()]
-        for values in list(self._series):  # other threads add to it
+        for values in list(self._series):  # other threads may add to it
             if all(str(values[place]) == value for place, value in wanted):
                 self._series.pop(values, None)
 

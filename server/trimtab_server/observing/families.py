@@ -1,6 +1,6 @@
-"""The server's metrics, each declared once: its name, what it says, its labels. The registry is handed in.
+"""The server's metrics, each declared once with name, help and labels. The registry is passed in.
 
-What each call adds to is of `counted`; the rest, prometheus_client's own.
+Metrics that every call adds to are of `counted`; the rest are prometheus_client's own.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def _histogram(
 
 
 class Requests:
-    """Of requests, by encoder, version and protocol.
+    """Metrics of requests, by encoder, version and protocol.
 
-    `of_versions` are those that end with a version.
+    `of_versions`: those whose series are removed with their version.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -42,36 +42,39 @@ class Requests:
         rare_counter = partial(prometheus.Counter, registry=registry)
         self.requests = histogram(
             "trimtab_request_seconds",
-            "From a request's arrival until its answer is packed; answered requests only",
+            "Time from a request's arrival until its answer is packed; answered requests only",
             _REQUEST,
             SECONDS,
         )
         self.tokenize = histogram(
-            "trimtab_tokenize_seconds", "Waiting for a tokenizer and tokenising, a request", _REQUEST, SECONDS
+            "trimtab_tokenize_seconds",
+            "Time per request to wait for a tokenizer and to tokenise",
+            _REQUEST,
+            SECONDS,
         )
         self.queue = histogram(
             "trimtab_queue_seconds",
-            "From the end of tokenising until the first batch of a request begins",
+            "Time from the end of tokenising until the request's first batch starts",
             _REQUEST,
             SECONDS,
         )
         self.compute = histogram(
             "trimtab_compute_seconds",
-            "From the first batch of a request until the end of its last",
+            "Time from the start of a request's first batch until the end of its last",
             _REQUEST,
             SECONDS,
         )
         self.texts = counter("trimtab_texts", "Texts answered", _REQUEST)
-        self.tokens = counter("trimtab_tokens", "Tokens of the texts answered, padding left out", _REQUEST)
+        self.tokens = counter("trimtab_tokens", "Tokens of the texts answered, without padding", _REQUEST)
         self.failures = rare_counter(
             "trimtab_failures",
-            "Requests not answered with vectors, by the gRPC code they were answered with",
+            "Failed requests, by the gRPC code of the answer",
             (*_REQUEST, "reason"),
         )
         self.in_flight: Family[Gauge] = Family(
             "gauge",
             "trimtab_requests_in_flight",
-            "Requests that were taken up and not answered yet",
+            "Requests accepted and not yet answered",
             _REQUEST,
             Gauge,
             registry,
@@ -89,9 +92,9 @@ class Requests:
 
 
 class Answers:
-    """Of how requests were answered, by encoder and version, and of those that were turned away.
+    """Metrics of how requests were answered, by encoder and version, and of refused requests.
 
-    `of_versions` are those that end with a version.
+    `of_versions`: those whose series are removed with their version.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -114,30 +117,30 @@ class Answers:
         )
         self.suspicious = rare_counter(
             "trimtab_suspicious_texts",
-            "Passages flagged or refused, because they come near to far more queries than ordinary ones",
+            "Passages flagged or refused, because they come near far more queries than ordinary ones",
             ("encoder", "version"),
         )
         self.canary = rare_counter(
             "trimtab_canary_requests",
-            "Requests that fell to a canary's share: given to it, or kept, because no bridge leads from it "
-            "into the space of the version that answers them",
+            "Requests in a canary's share: given to it, or kept, because no adapter judged bridge leads from "
+            "it into the space of the old version",
             ("encoder", "version", "outcome"),
         )
         self.shared = counter(
             "trimtab_shared_texts",
-            "Texts that were not computed, because the same text was on its way or remembered",
+            "Texts not computed, because the same text was in flight or cached",
             ("encoder", "version", "how"),
         )
         self.refused = rare_counter(
             "trimtab_refused_calls",
-            "Calls that were not let in, by the gRPC code they were answered with",
+            "Calls refused for their credentials, by the gRPC code of the answer",
             ("reason",),
         )
         self.not_admitted = rare_counter(
             "trimtab_not_admitted",
-            "Requests that were refused at the door with RESOURCE_EXHAUSTED: over the tenant's quota (rate, "
-            "in_flight), over its share of the room (share), no room (full), or no time (late). Tenants "
-            "without a quota of their own are `other`",
+            "Requests refused on admission with RESOURCE_EXHAUSTED: over the tenant's quota (rate, "
+            "in_flight), over its share of the server (share), server full (full), or no time until the "
+            "deadline (late). Tenants without a quota of their own are `other`",
             ("tenant", "reason"),
         )
         self.of_versions = (
@@ -151,9 +154,9 @@ class Answers:
 
 
 class Devices:
-    """Of runs and of devices, and of what waits for them.
+    """Metrics of runs, of devices and of their queue.
 
-    `of_versions` are those that end with a version.
+    `of_versions`: those whose series are removed with their version.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -161,34 +164,34 @@ class Devices:
         histogram = partial(_histogram, registry)
         rare_counter = partial(prometheus.Counter, registry=registry)
         gauge = partial(prometheus.Gauge, registry=registry)
-        self.batch_seconds = histogram("trimtab_batch_seconds", "One run of a graph", _BATCH, SECONDS)
+        self.batch_seconds = histogram("trimtab_batch_seconds", "Time of one run of a graph", _BATCH, SECONDS)
         self.batch_size = histogram("trimtab_batch_size", "Texts in a batch", _BATCH, SIZES)
         self.batch_tokens = histogram(
-            "trimtab_batch_tokens", "Tokens that the linear layers computed of a batch", _BATCH, TOKENS
+            "trimtab_batch_tokens", "Tokens per batch that the linear layers computed", _BATCH, TOKENS
         )
         self.padding = histogram(
             "trimtab_padding_ratio",
-            "Share of the tokens in trimtab_batch_tokens that were padding",
+            "Share of padding in trimtab_batch_tokens",
             _BATCH,
             RATIOS,
         )
         self.busy = counter(
-            "trimtab_device_busy_seconds", "Seconds of runs, of all workers of a device together", ("device",)
+            "trimtab_device_busy_seconds", "Total seconds of runs, over all workers of a device", ("device",)
         )
         self.device_up = gauge("trimtab_device_up", "1 while a device is in service", ("device",))
         self.device_failures = rare_counter(
             "trimtab_device_failures",
-            "Why a device was taken out of service (raised, hung, lost, memory), or not put back (probe)",
+            "Times a device was taken out of service (raised, hung, lost, memory) or failed a probe (probe)",
             ("device", "reason"),
         )
         self.device_restarts = rare_counter(
             "trimtab_device_restarts",
-            "Processes of devices that were started in place of others",
+            "Replacements of a device's process",
             ("device",),
         )
-        self.queued_texts = gauge("trimtab_queued_texts", "Texts that wait for a device, of all encoders")
-        self.queued_tokens = gauge("trimtab_queued_tokens", "Tokens that wait for a device, of all encoders")
-        self.cached = gauge("trimtab_cache_bytes", "Size of the vectors remembered")
+        self.queued_texts = gauge("trimtab_queued_texts", "Texts waiting for a device, of all encoders")
+        self.queued_tokens = gauge("trimtab_queued_tokens", "Tokens waiting for a device, of all encoders")
+        self.cached = gauge("trimtab_cache_bytes", "Size of the cached vectors")
         self.of_versions = (
             self.batch_seconds,
             self.batch_size,
@@ -198,9 +201,9 @@ class Devices:
 
 
 class Versions:
-    """Of the versions that are served, and of their loads.
+    """Metrics of the served versions, and of their loads.
 
-    `of_versions` are those that end with a version.
+    `of_versions`: those whose series are removed with their version.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -212,19 +215,19 @@ class Versions:
         )
         self.load = gauge(
             "trimtab_load_seconds",
-            "How long the last load of an encoder version took: read (its hashes, too), tokenizer, rehearsal "
-            "(graphs tried in a process of their own), graph (opened and warmed on every device)",
+            "How long the last load of an encoder version took: read (including hashes), tokenizer, "
+            "rehearsal (graphs tested in a separate process), graph (opened and warmed up on every device)",
             ("encoder", "version", "stage"),
         )
         self.start = gauge(
             "trimtab_start_seconds",
-            "How long the server took to start: process (until its parts were made), encoders (until all "
-            "were loaded and warm) and ready (both)",
+            "How long the server took to start: process (until loading began), encoders (until all were "
+            "loaded and warm) and ready (both)",
             ("stage",),
         )
         self.brownout = gauge(
             "trimtab_brownout",
-            "1 while a cheaper variant stands in for an encoder, for any tenant",
+            "1 while a cheaper variant answers instead of an encoder, for any tenant",
             ("encoder", "version"),
         )
         self.of_versions = (

@@ -1,12 +1,12 @@
-"""How much there is to do here, for clients that send their calls where there is least: sans-IO.
+"""Load reports, for clients that balance by load: sans-IO.
 
-Each answer to a call carries a report of Open Request Cost Aggregation (ORCA): OrcaLoadReport of
-https://github.com/cncf/xds (xds/data/orca/v3), as the trailing metadata `endpoint-load-metrics-bin`. gRPC's
+Each answer to a call carries an ORCA report (Open Request Cost Aggregation): an OrcaLoadReport of
+https://github.com/cncf/xds (xds/data/orca/v3), in the trailing metadata `endpoint-load-metrics-bin`. gRPC's
 policy weighted_round_robin (gRFC A58) gives each server the weight
 
     calls a second / (utilisation + failed calls / calls)
 
-which is how many calls it would do if it did nothing else. Proxies that know ORCA read the reports, too.
+an estimate of its capacity for such calls. Proxies that know ORCA can read the reports, too.
 """
 
 import struct
@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 TRAILER = "endpoint-load-metrics-bin"
 
-# A report is about the last three to six seconds, and then forgets: a server that was busy is found again.
+# A report covers only the last three to six seconds, so that a server that was busy gets calls again.
 PERIOD_SECONDS = 3.0
-# It is made this often at most, and repeated meanwhile.
+# A report is reused for this long.
 REPORT_SECONDS = 0.1
-# Waiting this long for a device weighs as much as a device that is busy all the time.
+# This much queue time counts as much as a fully busy device.
 FULL_WAIT_SECONDS = 0.1
-# An idle server is not infinitely better than another one.
+# Keeps the weight of an idle server finite.
 LEAST = 0.001
 
 # Protobuf's tags of OrcaLoadReport's doubles: rps_fractional = 6, eps = 7, application_utilization = 9. It is
@@ -31,21 +31,21 @@ _RPS, _EPS, _UTILIZATION = (number << 3 | 1 for number in (6, 7, 9))
 
 
 class _Sums(NamedTuple):
-    """What happened until a moment."""
+    """The counts at one moment."""
 
     at: float
     calls: int
     failed: int
-    run: float  # seconds of all workers' runs
-    waits: float  # seconds that a text would have waited, when a report was made
+    run: float  # total seconds of all workers' runs
+    waits: float  # predicted queue seconds, when a report was made
     reports: int
 
 
 class Load:
     """Counts calls, and asks the devices how busy they are.
 
-    `devices` gives the seconds of all their runs so far, how many workers are in service, and about how many
-    seconds a text would wait for one now. `clock` is time.monotonic's.
+    `devices` returns the total seconds of all runs so far, the number of workers in service, and the
+    predicted queue seconds of a text that arrives now. `clock` is like time.monotonic.
     """
 
     def __init__(self, devices: Callable[[], tuple[float, int, float]], clock: Callable[[], float]) -> None:
@@ -56,7 +56,7 @@ class Load:
         self._report = b""
 
     def called(self, *, overloaded: bool) -> None:
-        """A call was answered; `overloaded`: with an error that another server may not have given."""
+        """A call was answered; `overloaded`: with an error that another server might not have returned."""
         self._calls += 1
         self._failed += overloaded
 

@@ -1,7 +1,7 @@
-"""What the server writes to standard error: lines for people, or an object a line for machines.
+"""Logs on standard error: lines for people, or one JSON object per line for machines.
 
-Neither texts nor vectors nor metadata are ever written. Names that callers send may be part of a message, and
-of an error's: nothing in them ends a line, or passes for another one.
+Texts, vectors and metadata are never written. Messages and errors may contain names sent by callers, escaped
+so that they cannot end a line or forge another one.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 
 from trimtab_server.config import Logging
 
-# What gRPC tells of single calls, with tracebacks, and for any stranger: that the connection ended while the
-# answer was on its way, and that a header, which it shows whole, or the path is not UTF-8.
+# Messages of gRPC about single calls, with tracebacks, which any stranger can trigger: the connection ended
+# before the answer was sent; a header (shown in full) or the path is not UTF-8.
 OF_CALLS = (
     "ExecuteBatchError raised in core",
     "Invalid encoding on ",
@@ -21,14 +21,14 @@ OF_CALLS = (
 )
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
-# What belongs to the call that this task works for: request_id, trace_id. Unset where calls are not observed.
+# The ids of this task's call: request_id, trace_id. Unset if calls are not observed.
 call: ContextVar[dict[str, str]] = ContextVar("call")
 
 calls = logging.getLogger("trimtab_server.calls")
 
 
 class Json(logging.Formatter):
-    """A record as one line of JSON, with the ids of its call and whatever it has in `fields`."""
+    """A record as one line of JSON, with the ids of its call and its `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
         written = {
@@ -45,7 +45,7 @@ class Json(logging.Formatter):
 
 
 class Text(logging.Formatter):
-    """A record as a line, with the id of its call; behind it a traceback, indented."""
+    """A record as one line with the id of its call, followed by an indented traceback, if any."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -61,7 +61,7 @@ class Text(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """`text` with what is no printable character written as Python would: line ends, escapes, surrogates."""
+    """`text` with unprintable characters (line ends, escapes, surrogates) escaped as in Python."""
     if text.isprintable():
         return text
     return "".join(
@@ -70,12 +70,12 @@ def printable(text: str) -> str:
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """A line for each such call would fill the disk, and may show credentials."""
+    """Drops these messages: one for each call would fill the disk, and might show credentials."""
     return not record.getMessage().startswith(OF_CALLS)
 
 
 def configure(settings: Logging, *, verbose: bool) -> None:
-    """Let the handlers of the root logger write so. `verbose` says at least as much as level "info"."""
+    """Use this format for the root logger. `verbose` means at least level "info"."""
     level = LEVELS[settings.level]
     logging.getLogger("trimtab_server").setLevel(min(level, logging.INFO) if verbose else level)
     calls.setLevel(logging.INFO if settings.calls else logging.CRITICAL)

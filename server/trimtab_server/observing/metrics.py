@@ -1,4 +1,4 @@
-"""What happens in the server is counted here, for Prometheus and for KServe's statistics."""
+"""Counts what happens in the server, for Prometheus and for KServe's statistics."""
 
 import threading
 from collections import defaultdict
@@ -14,20 +14,20 @@ from trimtab_server.observing.families import Answers, Devices, Requests, Versio
 
 @dataclass(slots=True)
 class Count:
-    """How often something happened, and the nanoseconds it took altogether."""
+    """How often something happened, and its total nanoseconds."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, seconds: float, count: int = 1) -> None:
-        """Count it once more (or `count` times), `seconds` altogether."""
+        """Add one event, or `count` events, of `seconds` in total."""
         self.count += count
         self.ns += round(seconds * 1e9)
 
 
 @dataclass(slots=True)
 class Statistics:
-    """What KServe's ModelStatistics tells of one encoder version, since it was loaded."""
+    """The statistics of one encoder version since it was loaded, as in KServe's ModelStatistics."""
 
     success: Count = field(default_factory=Count)
     fail: Count = field(default_factory=Count)
@@ -42,7 +42,7 @@ class Statistics:
 
 @dataclass(slots=True)
 class _Requests:
-    """What is counted of the requests of one encoder version and protocol; looked up once a call."""
+    """The request metrics of one encoder version and protocol; looked up once per call."""
 
     total: Histogram
     tokenize: Histogram
@@ -51,13 +51,13 @@ class _Requests:
     texts: Counter
     tokens: Counter
     in_flight: Gauge
-    output: float = 0.0  # seconds; only KServe asks for them
+    output: float = 0.0  # seconds; only for KServe
     last_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """What is counted of one model's runs on one device."""
+    """The metrics of one model's runs on one device."""
 
     seconds: Histogram
     size: Histogram
@@ -68,7 +68,7 @@ class _Runs:
 
 
 class Metrics:
-    """Counts requests, on the event loop alone, and batches, from the workers' threads, under a lock."""
+    """Counts requests, only on the event loop, and batches, from workers' threads under a lock."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Requests(registry)
@@ -96,7 +96,7 @@ class Metrics:
         return found
 
     def began(self, encoder: str, version: int, protocol: str) -> None:
-        """A request was taken up."""
+        """A request was accepted."""
         self._request(encoder, version, protocol).in_flight.value += 1
 
     def ended(self, encoder: str, version: int, protocol: str) -> None:
@@ -130,42 +130,42 @@ class Metrics:
         requests.last_ms = now_ms
 
     def adapted(self, encoder: str, version: int, adapter: str, texts: int) -> None:
-        """So many texts of an encoder version passed through an adapter, ENCODER/NAME."""
+        """Texts of an encoder version passed through an adapter, ENCODER/NAME."""
         self._answers.adapted.labels(encoder, version, adapter).value += texts
 
     def computed_by(self, encoder: str, version: int, variant: str, texts: int, *, browned_out: bool) -> None:
-        """So many texts were answered by a variant of an encoder version, perhaps in a brownout."""
+        """Texts were answered by a variant of an encoder version, perhaps in a brownout."""
         self._answers.variants.labels(encoder, version, variant).value += texts
         if browned_out:
             self._answers.browned_out.labels(encoder, version, variant).inc(texts)
 
     def suspicious(self, encoder: str, version: int, texts: int) -> None:
-        """So many passages of those just looked at were found suspicious."""
+        """Passages were checked, and this many of them flagged."""
         self._answers.suspicious.labels(encoder, version).inc(texts)
 
     def watch_brownout(self, encoder: str, version: int, on: Callable[[], bool]) -> None:
-        """How to know whether an encoder version is in a brownout; asked at each scrape."""
+        """Set how each scrape finds out whether an encoder version is in a brownout."""
         self._versions.brownout.labels(encoder, version).set_function(on)
 
     def failed(self, encoder: str, version: int | None, protocol: str, reason: str, seconds: float) -> None:
         """A request was refused, failed or was cancelled.
 
-        Where no encoder was found there is no name and no version: a caller's invention is no label.
+        If no encoder was found, name and version are empty: callers cannot create labels.
         """
         self._requests.failures.labels(encoder, "" if version is None else version, protocol, reason).inc()
         if version is not None:
             self._failed[encoder, version].add(seconds)
 
     def refused(self, reason: str) -> None:
-        """A call came without the credentials that it needs."""
+        """A call was refused for its credentials."""
         self._answers.refused.labels(reason).inc()
 
     def not_admitted(self, tenant: str, reason: str) -> None:
-        """A request was refused at the door; `tenant` is one of the configuration's, or OTHER."""
+        """A request was refused on admission; `tenant` is one from the configuration, or OTHER."""
         self._answers.not_admitted.labels(tenant, reason).inc()
 
     def canary(self, encoder: str, version: int, *, given: bool) -> None:
-        """A request fell to a canary's share, and was given to it or not."""
+        """A request was in a canary's share, and was given to it or kept."""
         self._answers.canary.labels(encoder, version, "given" if given else "kept").inc()
 
     def batch(
@@ -199,7 +199,7 @@ class Metrics:
             runs.by_size[size].add(seconds)
 
     def statistics(self, encoder: str, version: int) -> Statistics:
-        """What was counted of an encoder version, by all protocols and on all devices."""
+        """The statistics of an encoder version, over all protocols and devices."""
         found = Statistics(fail=self._failed.get((encoder, version), Count()))
         for key, requests in self._by_request.items():
             if key[:2] != (encoder, version):
@@ -223,7 +223,7 @@ class Metrics:
     def watch(
         self, texts: Callable[[], float], tokens: Callable[[], float], cached: Callable[[], float]
     ) -> None:
-        """How to know what waits for a device, and what is remembered; asked at each scrape."""
+        """Set how each scrape finds out the queue and the cache size."""
         self._devices.queued_texts.set_function(texts)
         self._devices.queued_tokens.set_function(tokens)
         self._devices.cached.set_function(cached)
@@ -233,39 +233,39 @@ class Metrics:
         self._devices.device_up.labels(device).set(int(up))
 
     def device_failed(self, device: str, reason: str) -> None:
-        """A device was taken out of service, or was not well yet when it was probed."""
+        """A device was taken out of service, or failed a probe."""
         self._devices.device_failures.labels(device, reason).inc()
 
     def device_restarted(self, device: str) -> None:
-        """A device is to have a new process."""
+        """A device gets a new process."""
         self._devices.device_restarts.labels(device).inc()
 
     def shared(self, encoder: str, version: int, how: Literal["in_flight", "cache"], texts: int) -> None:
-        """So many texts need no run of their own."""
+        """Texts were answered without a run of their own."""
         if texts:
             self._answers.shared.labels(encoder, version, how).value += texts
 
     def started(self, process: float, encoders: float) -> None:
-        """The server is ready: seconds of its process until it began to load, and of the loads."""
+        """The server is ready: seconds from process start to loading, and seconds of the loads."""
         for stage, seconds in (("process", process), ("encoders", encoders), ("ready", process + encoders)):
             self._versions.start.labels(stage).set(seconds)
 
     def loaded(self, encoder: str, version: int, seconds: Mapping[str, float]) -> None:
-        """An encoder version was loaded, in so many seconds of each stage."""
+        """An encoder version was loaded; `seconds` per stage."""
         for stage, each in seconds.items():
             self._versions.load.labels(encoder, version, stage).set(each)
 
     def ready(self, encoder: str, version: int, serving: bool) -> None:
-        """An encoder version began or ceased to serve."""
+        """An encoder version started or stopped serving."""
         self._versions.ready.labels(encoder, version).set(int(serving))
 
     def forget(self, encoder: str, version: int) -> None:
-        """An encoder version will not be served any more, and nothing of it is in flight.
+        """An encoder version is unloaded, and nothing of it is in flight.
 
-        Its series end: a server whose versions come and go would otherwise grow with each of them.
+        Its series are removed; otherwise they would accumulate as versions come and go.
         """
         for kept in (self._by_request, self._by_device):
-            for key in [key for key in list(kept) if key[:2] == (encoder, version)]:  # workers add to it
+            for key in [key for key in list(kept) if key[:2] == (encoder, version)]:  # workers may add to it
                 del kept[key]
         self._failed.pop((encoder, version), None)
         for families in (self._requests, self._answers, self._devices, self._versions):

@@ -1,4 +1,4 @@
-"""The port for metrics: a few connections at a time, on the event loop, whoever comes and however many."""
+"""The metrics port: serves a bounded number of connections on the event loop, however many arrive."""
 
 import asyncio
 import contextlib
@@ -9,33 +9,33 @@ from http.client import HTTPException, parse_headers
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import choose_encoder
 
-# Connections at a time. Where one more comes, the one goes that has been silent for longest.
+# Open connections. For one more, the one that has been silent longest is closed.
 MOST = 64
-# Until a request has come, and until its answer was taken.
+# Until a request has arrived, and until its answer was read.
 SECONDS = 5.0
 HEAD_BYTES = 8192
-# Writing all metrics takes some milliseconds, in which nobody else is served: not more often than this.
+# Formatting all metrics takes some milliseconds and blocks the event loop: at most this often.
 PAUSE_SECONDS = 0.02
 
 
 class Scrapes:
-    """Answers GET with what `registry` has, in the format and the encoding that are asked for."""
+    """Answers GET with the metrics in `registry`, in the requested format and encoding."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._app = make_wsgi_app(registry)
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
-        self._silent: dict[asyncio.StreamWriter, None] = {}  # of those, who asked for nothing yet, in order
+        self._silent: dict[asyncio.StreamWriter, None] = {}  # those without a request yet, oldest first
         self._turn = asyncio.Lock()
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port; OSError where the address cannot be had."""
+        """Listen, and return the port; OSError if the address cannot be bound."""
         self._server = await asyncio.start_server(self._connected, host, port, limit=HEAD_BYTES)
         taken: int = self._server.sockets[0].getsockname()[1]
         return taken
 
     def stop(self) -> None:
-        """Listen no more, and close what is open."""
+        """Stop listening, and close all connections."""
         if self._server is not None:
             self._server.close()
         for writer in list(self._open):
@@ -45,8 +45,8 @@ class Scrapes:
         self._open.add(writer)
         self._silent[writer] = None
         if len(self._open) > MOST:
-            self._close(next(iter(self._silent)))  # this one, where all others wait for an answer
-        # Who is silent, or gone, or sends no request, is told nothing.
+            self._close(next(iter(self._silent)))  # this one, if all others wait for an answer
+        # A peer that is silent, gone, or sends no valid request gets no answer.
         with contextlib.suppress(TimeoutError, EOFError, asyncio.LimitOverrunError, OSError):
             try:
                 await self._answer(reader, writer)
@@ -62,7 +62,7 @@ class Scrapes:
         async with asyncio.timeout(SECONDS):
             head = await reader.readuntil(b"\r\n\r\n")
         self._silent.pop(writer, None)
-        writer.transport.set_write_buffer_limits(high=0)  # what is drained, the system has taken
+        writer.transport.set_write_buffer_limits(high=0)  # after drain, the system has the answer
         async with self._turn:
             writer.write(self._response(head))
             await asyncio.sleep(PAUSE_SECONDS)
@@ -74,7 +74,7 @@ class Scrapes:
         try:
             method, target, _ = line.decode("latin-1").split(" ")
             fields = parse_headers(io.BytesIO(rest))
-            choose_encoder(fields.get("Accept", ""))  # it trips over versions that are no numbers
+            choose_encoder(fields.get("Accept", ""))  # it fails on versions that are not numbers
         except (ValueError, TypeError, HTTPException):
             return b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         path, _, query = target.partition("?")

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry: a span for each call, linked to the client's, and one for each stage of a request.
+"""OpenTelemetry traces: a span for each call, linked to the client's, and one for each stage of a request.
 
 Sources: W3C Trace Context for `traceparent`; OpenTelemetry's semantic conventions of RPC for attributes.
 """
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
-# How long the end of the server waits for the last spans to leave.
+# How long shutdown waits for the last spans to be sent.
 FLUSH_MILLISECONDS = 2000
 STAGES = ("tokenize", "queue", "compute", "output")
 
 
 class Tracing:
-    """Makes spans and sends them, in batches and from a thread of their own, to a collector (OTLP over gRPC).
+    """Makes spans and sends them to a collector (OTLP over gRPC), in batches from a separate thread.
 
-    A call that comes with a traceparent is traced where its client traces; of the others a share is.
-    ConfigError where OpenTelemetry is not installed. OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES are heeded.
+    A call with a traceparent is traced if its client traces it; of the others, a share is traced. ConfigError
+    if OpenTelemetry is not installed. Respects OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -44,8 +44,8 @@ class Tracing:
         except ModuleNotFoundError:
             raise ConfigError("tracing.endpoint needs OpenTelemetry: pip install 'trimtab[otel]'") from None
         resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "trimtab")})
-        # Which calls are traced is decided by `wants`: to have a span made and dropped costs as much as a
-        # quarter of a call.
+        # `wants` decides which calls are traced, because making a span and dropping it costs a quarter of
+        # a call.
         self._share = settings.share
         self._provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), resource=resource)
         exporter = OTLPSpanExporter(settings.endpoint, insecure=settings.endpoint.startswith("http://"))
@@ -55,7 +55,7 @@ class Tracing:
         self._trace = trace
 
     def wants(self, metadata: Metadata) -> bool:
-        """Whether to trace a call: as its client says, or by chance, where that says nothing."""
+        """Whether to trace a call: as its client says, or by chance if it says nothing."""
         for key, value in metadata:
             if key == "traceparent":
                 return not str(value).endswith("-00")
@@ -77,7 +77,7 @@ class Tracing:
             yield span
 
     def ended(self, span: "Span", code: grpc.StatusCode) -> None:
-        """Note how a call ended."""
+        """Record how a call ended."""
         span.set_attribute("rpc.grpc.status_code", code.value[0])
         if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, code.name))
@@ -85,7 +85,7 @@ class Tracing:
     def answered(
         self, protocol: str, encoder: str, version: int, *, texts: int, tokens: int, seconds: Sequence[float]
     ) -> None:
-        """A request of the current call was answered; `seconds` of each of STAGES, which end now."""
+        """A request of the current call was answered; `seconds` of each of STAGES, the last ending now."""
         span = self._trace.get_current_span()
         if not span.is_recording():
             return
@@ -109,6 +109,6 @@ class Tracing:
         request.end(end)
 
     def stop(self) -> None:
-        """Send what is left. Blocks, for a little while."""
+        """Send the remaining spans. Blocks briefly."""
         self._provider.force_flush(FLUSH_MILLISECONDS)
         self._provider.shutdown()

@@ -1,4 +1,4 @@
-"""How long this process has been there."""
+"""How long this process has been running."""
 
 import os
 import time
@@ -8,9 +8,9 @@ _IMPORTED = time.monotonic()
 
 
 def seconds() -> float:
-    """Since the process was made; where the system does not tell, since this module was imported."""
+    """Seconds since the process started; if the system does not say, since this module was imported."""
     try:
-        # Behind the name, which may hold anything, the 20th field: ticks from boot to start (proc(5)).
+        # After the name, which may contain anything, the 20th field: ticks from boot to start (proc(5)).
         started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError):
