@@ -1,4 +1,4 @@
-"""The calibrator: from scores of adapted queries to the scale of the old encoder's own."""
+"""The calibrator: maps scores of adapted queries to the scale of the old encoder's scores."""
 
 from itertools import pairwise
 from typing import TypeAlias
@@ -13,17 +13,17 @@ from trimtab_export.adapters.metrics import Index, scores
 Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
 
-BEST = 20  # documents of each query whose scores are compared, those that an application looks at,
+BEST = 20  # documents per query whose scores are compared: the top ones, which an application looks at,
 RANDOM = 20  # and as many others, for the lower end of the scale
 KNOTS = 33
-LEAST_SLOPE = 1e-3  # of the mean slope: where the scores say nothing, order is kept all the same
+LEAST_SLOPE = 1e-3  # of the mean slope: keeps the order even where the scores say nothing
 
 
 def fit_calibrator(adapted: Floats, old: Floats, documents: Index) -> Calibrator | None:
     """Isotonic regression (Ayer et al., 1955) of old scores on adapted ones, made strictly increasing.
 
-    adapted, old: the same queries through the adapter and by the old encoder, float32 (n, d). None where the
-    adapted scores are all one.
+    adapted, old: the same queries through the adapter and by the old encoder, float32 (n, d). None if all
+    adapted scores are equal.
     """
     found, wanted = scores(adapted, documents), scores(old, documents)
     columns = found.shape[1]
@@ -36,7 +36,7 @@ def fit_calibrator(adapted: Floats, old: Floats, documents: Index) -> Calibrator
 
 
 def monotone(given: Doubles, target: Doubles) -> Calibrator | None:
-    """A strictly increasing, piecewise linear fit of `target` on `given`; None where `given` is constant."""
+    """A strictly increasing, piecewise linear fit of `target` on `given`; None if `given` is constant."""
     order = np.argsort(given, kind="stable")
     given, target = given[order], target[order]
     fitted = isotonic_regression(target).x

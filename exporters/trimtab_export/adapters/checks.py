@@ -1,7 +1,7 @@
-"""What is looked at before any figure is believed: is this what it is said to be, and is it enough?
+"""Checks of a fit's inputs before any figure is believed: are they what they claim to be, and enough?
 
-`refuse` ends a fit whose inputs are wrong; the others become part of the report, and a check that fails
-makes the verdict a no.
+Wrong inputs end the fit with AdapterError. The other checks go into the report, and one that fails makes the
+verdict negative.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from trimtab_export.adapters.split import same
 Floats: TypeAlias = NDArray[np.float32]
 
 SAMPLE = 64  # texts embedded again
-SAME_COSINE = 0.98  # of a text's old vector and its fresh one: int8 and float16 stores stay above
-MOST_OFF = 0.05  # of the sample that may be off: texts that changed since
-SPREAD = 1.5  # effective directions that the vectors of different texts have at the very least
+SAME_COSINE = 0.98  # of a text's old vector and its fresh one: int8 and float16 stores stay above this
+MOST_OFF = 0.05  # of the sample may differ: texts that changed since
+SPREAD = 1.5  # the least effective directions that vectors of different texts have
 FEWEST_TEXTS = 500
-FOUND = 0.75  # of the other documents that come behind the right one, on average; by chance it is half
+FOUND = 0.75  # of the other documents must rank below the right one, on average; by chance it is half
 LIKE = 0.05  # of the fit texts are farther from their nearest neighbour than this quantile,
 UNLIKE = 0.5  # and of the judged queries at most this share
 NEIGHBOURS = 3000
@@ -39,7 +39,7 @@ CONVENTIONS = (
 
 
 def old_space(vectors: Floats, texts: Sequence[str], old: Encoder, name: str) -> None:
-    """AdapterError where the store's vectors are not the old encoder's of these texts: a sample tells."""
+    """AdapterError if the store's vectors are not the old encoder's vectors of these texts, by a sample."""
     chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLE]
     sample = [texts[row] for row in chosen]
     given, fresh = unit(vectors[chosen]), unit(old.vectors(sample, "passage"))
@@ -56,25 +56,24 @@ def old_space(vectors: Floats, texts: Sequence[str], old: Encoder, name: str) ->
         as_query = unit(old.vectors(sample, "query"))
         if ((given * as_query).sum(axis=1) >= SAME_COSINE).mean() >= 0.5:
             raise AdapterError(
-                f"{said}: they were made in the query's role. Queries and passages are mixed up; embed the "
+                f"{said}: they were made in the query's role. Queries and passages are mixed up: embed the "
                 "documents again as passages"
             )
     if old.prompt("passage"):
         bare = unit(old.prompted(sample, ""))
         if ((given * bare).sum(axis=1) >= SAME_COSINE).mean() >= 0.5:
             raise AdapterError(
-                f"{said}: they were made without the prompt {old.prompt('passage')!r}. They are of "
-                "another space "
-                "than this encoder's; embed the documents again with it"
+                f"{said}: they were made without the prompt {old.prompt('passage')!r}, so they are in "
+                "another space. Embed the documents again with the prompt"
             )
     raise AdapterError(
         f"{said} (median cosine {np.median((given * fresh).sum(axis=1)):.2f}): they are not of the space "
-        f"{old.manifest.space}. Name the encoder that made them, or the texts that they are of"
+        f"{old.manifest.space}. Name the encoder that made them, or give the texts they were made from"
     )
 
 
 def spread(vectors: Floats, what: str) -> None:
-    """AdapterError where the vectors are all but one and the same, or lie on a line."""
+    """AdapterError if the vectors are nearly all the same, or lie on a line."""
     sample = vectors[:: max(1, len(vectors) // 2000)].astype(np.float64)
     centred = sample - sample.mean(axis=0)
     values = np.linalg.svd(centred, compute_uv=False) ** 2
@@ -82,14 +81,14 @@ def spread(vectors: Floats, what: str) -> None:
     directions = total**2 / (values**2).sum() if total > 0 else 0.0
     if not total > 1e-4 * length or directions < min(SPREAD, sample.shape[1] / 2):
         raise AdapterError(
-            f"{what} are constant, or nearly: their spread is {total / max(length, 1e-12):.1e} of "
+            f"{what} are constant, or nearly so: their spread is {total / max(length, 1e-12):.1e} of "
             "their length, over "
             f"{directions:.1f} directions. Nothing can be learned or found with them; embed the texts again"
         )
 
 
 def roles(pairs: Sequence[Pair], texts: Sequence[str]) -> None:
-    """AdapterError where the pairs' queries are the corpus and their documents the questions."""
+    """AdapterError if the pairs' queries are the corpus and their documents the questions."""
     corpus = {same(text) for text in texts}
     sample = [pairs[row] for row in np.random.default_rng(0).permutation(len(pairs))[:2000]]
     queries_in = float(np.mean([same(pair.query.text) in corpus for pair in sample]))
@@ -105,17 +104,17 @@ def roles(pairs: Sequence[Pair], texts: Sequence[str]) -> None:
 
 
 def meaning(old: Ranks, new: Ranks, documents: int) -> Check:
-    """Do the pairs belong together? Of shuffled ones the right document comes anywhere."""
+    """Do the pairs belong together? If they were shuffled, the right document ranks anywhere."""
     behind = [1 - float(each.rank.mean()) / max(documents - 1, 1) for each in (old, new)]
     passed = max(behind) >= FOUND
     finding = (
-        f"the right document comes before {behind[0]:.1%} of the others with the old encoder and "
-        f"{behind[1]:.1%} with the new one; of pairs that do not belong together it would be 50%"
+        f"the right document ranks above {behind[0]:.1%} of the others with the old encoder and "
+        f"{behind[1]:.1%} with the new one; for pairs that do not belong together it would be 50%"
     )
     return Check(
         name="pairs that belong together",
         passed=passed,
-        finding=finding if passed else f"{finding}. Were the pairs shuffled? Mend them",
+        finding=finding if passed else f"{finding}. Were the pairs shuffled? Fix them",
     )
 
 
@@ -131,7 +130,7 @@ def enough(texts: int, judged: int) -> Check:
 
 
 def likeness(fitted: Floats, judged: Floats) -> Check:
-    """Are the judged queries like what was learned from? By distances to the nearest fitted row."""
+    """Are the judged queries like the training data? By distances to the nearest fitted row."""
     rng = np.random.default_rng(0)
     known = unit(fitted[rng.permutation(len(fitted))[:NEIGHBOURS]])
     asked = unit(judged[rng.permutation(len(judged))[:NEIGHBOURS]])
@@ -154,9 +153,9 @@ def likeness(fitted: Floats, judged: Floats) -> Check:
 
 
 def prompts(encoder: Encoder, which: str, queries: Sequence[str], documents: Sequence[str]) -> Check:
-    """Does the encoder find more behind other prompts than it declares? Then they were left out, or mixed up.
+    """Does the encoder find more with other prompts than it declares? Then its own were omitted or mixed up.
 
-    queries, documents: pairs, row by row; they are searched among themselves.
+    queries, documents: pairs, row by row; each query searches all these documents.
     """
     declared = encoder.prompt("query"), encoder.prompt("passage")
     rows = range(min(PROMPTED, len(queries)))
@@ -175,14 +174,13 @@ def prompts(encoder: Encoder, which: str, queries: Sequence[str], documents: Seq
     best = max(gains, key=lambda each: gains[each].value)
     passed = not (gains[best].value > BETTER and gains[best].low > 0)
     finding = (
-        f"the {which} encoder puts {own.mean():.1%} of {len(asked)} right documents first, behind "
+        f"the {which} encoder ranks {own.mean():.1%} of {len(asked)} right documents first, with "
         f"{_told(declared)}"
     )
     if not passed:
         finding += (
-            f", but {own.mean() + gains[best].value:.1%} behind {_told(best)}: its prompts were "
-            "left out or mixed up. Export it "
-            "again with --query-prompt and --passage-prompt"
+            f", but {own.mean() + gains[best].value:.1%} with {_told(best)}: its prompts were left out or "
+            "mixed up. Export it again with --query-prompt and --passage-prompt"
         )
     return Check(name=f"prompts of the {which} encoder", passed=passed, finding=finding)
 

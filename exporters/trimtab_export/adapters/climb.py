@@ -1,4 +1,4 @@
-"""Up the ladder: every rung fitted on the same rows, from the simplest on."""
+"""Climbs the ladder: fits every rung on the same rows, simplest first."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
 
 MLP = Training(width=512, epochs=16, rate=2e-3, linear_rate=5e-4)
-# A hidden layer beside the inner head gained nothing over training the head itself, and costs as much again.
+# A hidden layer next to the inner head gained nothing over training the head itself, and doubles the cost.
 INNER = Training(width=0, epochs=10, rate=0.0, linear_rate=2e-5)
-FEWEST_PAIRS = 200  # queries with a right document; fewer say too little of which documents are right
+FEWEST_PAIRS = 200  # queries with a right document; fewer say too little about which documents are right
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Ground:
     """What the rungs are fitted on.
 
     rows: float32 (n, dimensions + width), [embedding | states]; width may be 0. y: the old rows.
-    scale: what y is multiplied by on the old index, where y is of length 1 and its vectors are not.
+    scale: the factor from y, of length 1, to the old index's vectors, if those have another length.
     groups: each row's group, 0 for none; group i + 1 is group_names[i].
     right: the documents, by their row in the old index, that answer a row; many rows have none.
     """
@@ -69,7 +69,7 @@ class Ground:
         )
 
     def inner(self) -> Fit:
-        """To fit on the pooled states. The embedding is left out: it is made of the last of them."""
+        """To fit on the pooled states, without the embedding, which is computed from the last of them."""
         return replace(
             self.final(), x=self.rows, unit_input=False, first=self.dimensions, last=self.rows.shape[1]
         )
@@ -79,9 +79,9 @@ Score: TypeAlias = Callable[[Map, Reads], Doubles]
 
 
 def climb(ground: Ground, score: Score, progress: Callable[[str], None]) -> Iterator[Climbed]:
-    """The rungs in order, from the simplest on, each as `progress` has heard of it.
+    """The rungs in order, simplest first; `progress` is told of each.
 
-    `score` gives Recall@10 of the select queries with a map: trained rungs start from the best linear one.
+    `score` returns Recall@10 of the select queries with a map: trained rungs start from the best linear one.
     """
     fit = ground.final()
     linear = []

@@ -1,4 +1,4 @@
-"""What an adapter is fitted from: texts, queries and pairs in files, and the old index's vectors."""
+"""The inputs of a fit: texts, queries and pairs in files, and the old index's vectors."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ TEXT_COLUMN, QUERY_COLUMN, GROUP_COLUMN = "text", "query", "group"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query, and the group (language, tenant) that it says it is of; "" for none."""
+    """A query and its group (language, tenant); "" for none."""
 
     text: str
     group: str = ""
@@ -65,9 +65,9 @@ def read_queries(path: Path) -> list[Query]:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a JSONL file, a line each: {"query": ..., "document": ...}; "group" may be there."""
+    """The pairs of a JSONL file, one per line: {"query": ..., "document": ...}, optionally with "group"."""
     if not path.is_file():
-        raise ConfigError(f"{path} is no file")
+        raise ConfigError(f"{path} is not a file")
     pairs = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -83,29 +83,29 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_vectors(url: str, texts: Sequence[str], space: str, dimensions: int) -> dict[str, Floats]:
-    """The old vectors of the texts that a store holds, float32 (d,) by text.
+    """The old vectors of those texts that a store holds, float32 (d,) by text.
 
-    A store without texts, such as a .npy file, is to have a row for each text, in order.
+    A store without texts, such as a .npy file, must have one row per text, in order.
 
-    Raises AdapterError where the store's space, number, width or values cannot be those of the texts.
+    Raises AdapterError if the store's space, number, width or values cannot be those of the texts.
     """
     with stores.open_store(url) as store:
         if store.form.space is not None and store.form.space != space:
             raise AdapterError(
-                f"{store.name} says that its vectors are of space {store.form.space}, the old encoder's is "
+                f"{store.name} records its vectors in space {store.form.space}, but the old encoder's is "
                 f"{space}: name the encoder that made them"
             )
         if store.form.dimensions != dimensions:
             raise AdapterError(
-                f"{store.name} holds vectors of {store.form.dimensions} dimensions, the old encoder's have "
-                f"{dimensions}: they are of another space"
+                f"{store.name} holds vectors of {store.form.dimensions} dimensions, but the old encoder's "
+                f"have {dimensions}: they are of another space"
             )
         of_row: Iterator[str | None] = repeat(None)
         if all(each.text is None for each in store.page(None, 1)):
             if store.count() != len(texts):
                 raise AdapterError(
-                    f"{store.name} holds {store.count():,} vectors without their texts, and there are "
-                    f"{len(texts):,} texts: row i is to be the vector of text i. Give the texts in the order "
+                    f"{store.name} holds {store.count():,} vectors without texts, but there are "
+                    f"{len(texts):,} texts: row i must be the vector of text i. Give the texts in the order "
                     "in which they were embedded"
                 )
             of_row = iter(texts)

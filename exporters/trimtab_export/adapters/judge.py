@@ -1,4 +1,4 @@
-"""The arms of the comparison: every way to search, over the same held-out queries and documents."""
+"""The arms of the comparison: each way to search, over the same held-out queries and documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,14 +46,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Indexes:
-    """The same documents by the old and by the new encoder, whose embeddings have `dimensions`."""
+    """The same documents embedded by the old and the new encoder; the new embeddings have `dimensions`."""
 
     old: Index
     new: Index
     dimensions: int
 
     def nearest(self, queries: Floats) -> list[list[int]]:
-        """The document that the old index puts first, for each of the old encoder's queries."""
+        """The document that the old index ranks first, for each of the old encoder's queries."""
         best = [
             metrics.scores(queries[start : start + metrics.CHUNK], self.old).argmax(axis=1)
             for start in range(0, len(queries), metrics.CHUNK)
@@ -72,7 +72,7 @@ class Indexes:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The chosen rung, all that was measured of it, and what the gate says."""
+    """The chosen rung, its measurements, and the gate's verdict."""
 
     chosen: Climbed
     rungs: tuple[Rung, ...]
@@ -88,7 +88,7 @@ class Outcome:
 
 
 def choose(rungs: Sequence[Climbed], indexes: Indexes, select: Asked) -> tuple[Climbed, tuple[Rung, ...]]:
-    """The rung that the gate takes, and how each did on the select queries."""
+    """The rung that the gate chooses, and each rung's result on the select queries."""
     recalls = {rung.name: indexes.recall(rung.map, rung.reads, select) for rung in rungs}
     name, behind = gate.choose(recalls)
     told = tuple(

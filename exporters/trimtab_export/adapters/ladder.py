@@ -1,8 +1,8 @@
-"""The rungs that have a closed form, from nothing to a ridge on inner states.
+"""The closed-form rungs, from the identity to a ridge on inner states.
 
-Each takes the new encoder's rows x (n, d_in) and the old one's y (n, d_out) of the same texts, float32, and
-gives a Map. Where the spaces compare by cosine, the rows of y are of length 1, and those of x are read so.
-Spaces of unequal dimensions are mapped by a rectangular matrix: the same as padding the smaller with zeros.
+Each takes the new encoder's rows x (n, d_in) and the old one's rows y (n, d_out) of the same texts, float32,
+and returns a Map. If the spaces compare by cosine, the rows of y have length 1, and those of x are normalised
+when read. A rectangular matrix maps between unequal dimensions: the same as padding the smaller with zeros.
 """
 
 from dataclasses import dataclass, replace
@@ -19,14 +19,14 @@ Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
 
 PENALTIES = np.logspace(-6, 2, 33)  # of the mean eigenvalue of x'x
-SHRINKAGE = 50.0  # as many rows as a group's own shift needs to count half
+SHRINKAGE = 50.0  # rows at which a group's own shift counts half
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a rung learns from: rows of both encoders, and how its map reads and writes them.
+    """A rung's training data: rows of both encoders, and how its map reads and writes them.
 
-    first, last: the columns of x that are read. weights: how much each row counts, mean 1.
+    first, last: the columns of x that are read. weights: each row's weight, mean 1.
     """
 
     x: Floats
@@ -57,7 +57,7 @@ class Fit:
 
 
 def fit_identity(fit: Fit) -> Map:
-    """y = x: the floor, what a naive swap gives."""
+    """y = x: the floor, the same as a naive swap."""
     _same_dimensions(fit)
     return fit.map(None, np.zeros(fit.y.shape[1]))
 
@@ -71,7 +71,7 @@ def fit_mean_shift(fit: Fit) -> Map:
 def fit_procrustes(fit: Fit, *, centred: bool = False, scaled: bool = False) -> Map:
     """y = s (x - mean x) R + mean y, R orthogonal (Schoenemann, 1966).
 
-    Of unequal dimensions R has orthonormal rows or columns: the same as padding the smaller with zeros.
+    For unequal dimensions, R has orthonormal rows or columns: the same as padding the smaller with zeros.
     """
     x, y = fit.read, fit.y
     origin_x, origin_y = _centres(fit) if centred else (np.zeros(x.shape[1]), np.zeros(y.shape[1]))
@@ -81,7 +81,7 @@ def fit_procrustes(fit: Fit, *, centred: bool = False, scaled: bool = False) -> 
 
 
 def fit_whitening(fit: Fit) -> Map:
-    """Whiten x, rotate, take on the covariance of y (Artetxe et al., 2018; CORAL: Sun et al., 2016)."""
+    """Whiten x, rotate, apply the covariance of y (Artetxe et al., 2018; CORAL: Sun et al., 2016)."""
     origin_x, origin_y = _centres(fit)
     x, y = fit.read - origin_x, fit.y - origin_y
     whiten, _ = _roots(x, fit.weights)
@@ -94,7 +94,7 @@ def fit_whitening(fit: Fit) -> Map:
 def fit_ridge(fit: Fit, *, toward_rotation: bool = False) -> Map:
     """y = x W + b, with |W|^2 (or |W - R|^2, R the centred rotation) penalised.
 
-    The penalty is that of the least generalised cross-validation error (Golub, Heath and Wahba, 1979).
+    The penalty minimises the generalised cross-validation error (Golub, Heath and Wahba, 1979).
     """
     origin_x, origin_y = _centres(fit)
     x, y = fit.read - origin_x, fit.y - origin_y
@@ -105,9 +105,9 @@ def fit_ridge(fit: Fit, *, toward_rotation: bool = False) -> Map:
 
 
 def fit_low_rank(fit: Fit, rank: int = 32) -> Map:
-    """y = x + x U V' + b, or the same after the rotation, whichever leaves less over.
+    """y = x + x U V' + b, or the same after the rotation, whichever leaves the smaller residual.
 
-    Reduced-rank regression of what is left over (Izenman, 1975), after LoRA's shape (Hu et al., 2022).
+    Reduced-rank regression of the residual (Izenman, 1975), in the shape of LoRA (Hu et al., 2022).
     """
     origin_x, origin_y = _centres(fit)
     x, y = fit.read - origin_x, fit.y - origin_y
@@ -125,7 +125,7 @@ def fit_low_rank(fit: Fit, rank: int = 32) -> Map:
 
 
 def fit_inner_ridge(fit: Fit) -> Map:
-    """Ridge from standardised pooled states of all layers: what the last one has lost is still there."""
+    """Ridge on standardised pooled states of all layers, which hold what the last layer has lost."""
     origin_x, origin_y = _centres(fit)
     x, y = fit.x[:, fit.first : fit.last] - origin_x, fit.y - origin_y
     spread = np.sqrt(_mean(x**2, fit.weights)) + 1e-6
@@ -135,9 +135,9 @@ def fit_inner_ridge(fit: Fit) -> Map:
 
 
 def fit_group_shift(fit: Fit, base: Map, groups: Groups, count: int) -> Map:
-    """`base` with a shift for each of `count` groups: what its error is on average, drawn toward none.
+    """`base` with a shift for each of `count` groups: the group's mean error, shrunk toward zero.
 
-    A mean per language or tenant; few rows of a group shrink its shift (James and Stein, 1961).
+    The fewer rows a group has, the more its shift shrinks (James and Stein, 1961).
     """
     if base.unit_output:
         raw = replace(base, unit_output=False)
@@ -153,7 +153,7 @@ def fit_group_shift(fit: Fit, base: Map, groups: Groups, count: int) -> Map:
 
 
 def _ridge(x: Doubles | Floats, y: Doubles | Floats, weights: Floats) -> Doubles:
-    """The ridge solution (d_in, d_out) of the least GCV error."""
+    """The ridge solution (d_in, d_out) with the least GCV error."""
     root = np.sqrt(weights)[:, None].astype(np.float32)
     x, y = (root * x).astype(np.float32), (root * y).astype(np.float32)
     values, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
@@ -183,7 +183,7 @@ def _rotation(x: NDArray[np.floating], y: NDArray[np.floating], weights: Floats)
 
 
 def _roots(rows: NDArray[np.floating], weights: Floats) -> tuple[Doubles, Doubles]:
-    """The inverse and the plain square root of the rows' covariance, the least directions held up a bit."""
+    """The inverse and the plain square root of the rows' covariance, with a floor under small directions."""
     covariance = (weights[:, None] * rows).T.astype(np.float64) @ rows / len(rows)
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 1e-3 * values.mean())
@@ -205,6 +205,4 @@ def _error(x: NDArray[np.floating], y: NDArray[np.floating], fit: Fit) -> float:
 
 def _same_dimensions(fit: Fit) -> None:
     if fit.last - fit.first != fit.y.shape[1]:
-        raise AdapterError(
-            f"a shift needs equal dimensions; these are {fit.last - fit.first} and {fit.y.shape[1]}"
-        )
+        raise AdapterError(f"a shift needs equal dimensions, not {fit.last - fit.first} and {fit.y.shape[1]}")

@@ -1,4 +1,4 @@
-"""Retrieval measured from the ranks of the right documents, and intervals by the bootstrap."""
+"""Retrieval metrics from the ranks of the right documents, with bootstrap intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """For pairs of a query and a right document: the query's row, and the document's rank, 0 the best.
+    """For pairs of a query and a right document: the query's row, and the document's rank from 0, the best.
 
-    `relevant` is how many right documents each query has, at least one each.
+    `relevant`: the number of right documents of each query, at least one.
     """
 
     query: Integers
@@ -35,7 +35,7 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Documents made ready so that a larger product with a query means a better one."""
+    """Documents prepared so that a larger product with a query means a better match."""
 
     rows: Floats  # (documents, d) or one column more
     similarity: Similarity
@@ -51,7 +51,7 @@ def index(vectors: Floats, similarity: Similarity) -> Index:
         halves = (vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True) / 2
         return Index(np.hstack([vectors, -halves]).astype(np.float32), similarity)
     raise AdapterError(
-        f"the target space compares by {similarity}; adapters are judged for cosine, dot and euclidean"
+        f"the target space compares by {similarity}; adapters support cosine, dot and euclidean"
     )
 
 
@@ -66,14 +66,14 @@ def scores(queries: Floats, documents: Index) -> Floats:
 
 
 def unit(vectors: Floats) -> Floats:
-    """Rows of length 1; a row of zeros stays one."""
+    """Rows scaled to length 1; a row of zeros stays zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     result: Floats = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
     return result
 
 
 def ranks(queries: Floats, documents: Index, right: Sequence[Sequence[int]]) -> Ranks:
-    """Where the right documents of each query come. Ties count against them: all-equal vectors lose."""
+    """The ranks of each query's right documents. Ties count against them: all-equal vectors lose."""
     owners, places = [], []
     for start in range(0, len(queries), CHUNK):
         block = scores(queries[start : start + CHUNK], documents)
@@ -92,7 +92,7 @@ def cascade(
     right: Sequence[Sequence[int]],
     depth: int,
 ) -> tuple[Ranks, NDArray[np.float64]]:
-    """Ranks where `first` fetches `depth` candidates and `then` puts them in order; and who was fetched.
+    """Ranks when `first` fetches `depth` candidates and `then` orders them; and the share fetched.
 
     first, then: the same queries in two spaces, each with its index of the same documents. The second result
     is, for each query, the share of its right documents among the candidates.
@@ -122,7 +122,7 @@ def recall(found: Ranks, cut: int) -> NDArray[np.float64]:
 
 
 def ndcg(found: Ranks, cut: int = 10) -> NDArray[np.float64]:
-    """nDCG@cut of each query, all right documents being equally right (Jarvelin and Kekalainen, 2002)."""
+    """nDCG@cut of each query; all right documents count the same (Jarvelin and Kekalainen, 2002)."""
     gains = np.where(found.rank < cut, 1 / np.log2(found.rank + 2.0), 0.0)
     discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(cut) + 2.0))])
     total = np.bincount(found.query, weights=gains, minlength=len(found.relevant))
@@ -151,8 +151,8 @@ def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> Interval
 
 
 def _places(row: Floats, wanted: Integers) -> Integers:
-    """How many documents come before each wanted one; right ones among themselves by their scores."""
-    # NaN is no match: a comparison with it is false either way.
+    """How many documents rank before each wanted one; right documents are ordered by their scores."""
+    # NaN never matches: comparisons with it are always false.
     ahead = (~(row[None, :] < row[wanted, None])).sum(axis=1) - 1
     right_ahead = (~(row[wanted][None, :] < row[wanted][:, None])).sum(axis=1) - 1
     order = np.empty_like(ahead)

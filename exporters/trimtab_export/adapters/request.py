@@ -1,4 +1,4 @@
-"""What `trimtab adapter fit` is asked to do."""
+"""The request of `trimtab adapter fit`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,10 @@ FIT_QUERIES = 40_000
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to fit: two bundles' folders, or FOLDER:VARIANT for a variant of one, and what to learn from.
+    """What to fit: two bundles' folders, or FOLDER:VARIANT for a variant of one, and the training data.
 
-    documents: how many are searched when the rungs are judged, and learned from.
-    fit_queries: how many queries are learned from, at most.
+    documents: how many are searched to judge the rungs, and used for fitting.
+    fit_queries: the most queries to fit on.
     """
 
     source: str | Path

@@ -1,4 +1,4 @@
-"""Which text serves for what: fitting, choosing a rung, judging it. No text serves for two of them."""
+"""Splits texts for fitting, choosing a rung, and judging it. No text is used for two of these."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import numpy as np
 from trimtab.errors import AdapterError
 from trimtab_export.adapters.inputs import Pair, Query
 
-SHARE = 0.4  # of the pairs, to choose by; as many to judge by
+SHARE = 0.4  # of the pairs, for choosing; as many again for judging
 MOST_JUDGED = 2000  # queries of either kind
 FEWEST_JUDGED = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Held-out queries with the documents, by their row in the index, that answer each."""
+    """Held-out queries, each with the documents that answer it, by their row in the index."""
 
     queries: list[Query]
     right: list[list[int]]
@@ -23,10 +23,10 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Texts and queries by what they serve for.
+    """Texts and queries by use.
 
-    documents: the index that is searched. fit_documents: those of its rows that may be learned from.
-    fit_right: the rows that answer each of fit_queries, empty where none is known.
+    documents: the index to search. fit_documents: those of its rows that may be fitted on.
+    fit_right: the rows that answer each of fit_queries; empty if none is known.
     """
 
     documents: list[str]
@@ -38,22 +38,22 @@ class Split:
 
 
 def same(text: str) -> str:
-    """What two texts share that are the same to a reader."""
+    """A key that is equal for texts that read the same."""
     return " ".join(text.casefold().split())
 
 
 def unique(texts: Sequence[str]) -> list[str]:
-    """Each text once, in order; the first of those that read the same."""
+    """Each text once, in order; of texts that read the same, the first."""
     return list({same(text): text for text in reversed(texts)}.values())[::-1]
 
 
 def by_pairs(
     texts: Sequence[str], queries: Sequence[Query], pairs: Sequence[Pair], documents: int, seed: int = 0
 ) -> Split:
-    """Split by pairs: select and test from them, the rest of them to the fit.
+    """Split by pairs: some select, some test, the rest fit.
 
     The index holds the documents of the judged pairs, then those of the rest, then texts, up to `documents`.
-    Queries that share a document stay together. AdapterError where too few pairs are left to judge by.
+    Queries that share a document stay together. AdapterError if too few pairs remain for judging.
     """
     answers: dict[str, tuple[Query, list[str]]] = {}
     for pair in pairs:
@@ -66,11 +66,10 @@ def by_pairs(
     select = [name for name in select if not any(same(each) in judged_twice for each in answers[name][1])]
     if min(len(select), len(test)) < FEWEST_JUDGED:
         raise AdapterError(
-            f"{len(order)} different queries among the pairs leave {len(select)} to choose by and "
-            f"{len(test)} "
-            f"to judge by, at least {FEWEST_JUDGED} of each are needed: give "
-            f"{int(np.ceil(FEWEST_JUDGED / SHARE))} pairs or more with documents of their own, or leave the "
-            "pairs out for a provisional verdict"
+            f"the pairs have {len(order)} different queries, which leaves {len(select)} to choose by and "
+            f"{len(test)} to judge by; at least {FEWEST_JUDGED} of each are needed. Give "
+            f"{int(np.ceil(FEWEST_JUDGED / SHARE))} or more pairs with different documents, or no pairs for "
+            "a provisional verdict"
         )
     answering = unique([each for name in (*test, *select) for each in answers[name][1]])
     known = {same(text) for text in answering}
@@ -105,9 +104,9 @@ def by_pairs(
 
 
 def by_queries(texts: Sequence[str], queries: Sequence[Query], documents: int, seed: int = 0) -> Split:
-    """Split without pairs: held-out queries whose right documents are still to be told (`right` is empty).
+    """Split without pairs: held-out queries without known right documents yet (`right` is empty).
 
-    Without queries, texts that are left out of the index stand for them.
+    Without queries, texts that are kept out of the index serve as queries.
     """
     names = {same(query.text): query for query in queries}
     corpus = unique(texts)
@@ -143,7 +142,7 @@ def by_queries(texts: Sequence[str], queries: Sequence[Query], documents: int, s
 
 
 def checked(split: Split) -> Split:
-    """The split, after a look that no text is in two of the sets; AdapterError where one is."""
+    """The split, once it is checked that no text is in two of the sets; AdapterError if one is."""
     sets = {
         "fit": {same(split.documents[row]) for row in split.fit_documents}
         | {same(query.text) for query in split.fit_queries},
@@ -153,7 +152,7 @@ def checked(split: Split) -> Split:
     for one, other in (("fit", "select"), ("fit", "test"), ("select", "test")):
         shared = sets[one] & sets[other]
         if shared:
-            raise AdapterError(f"{min(shared)[:60]!r} is in the {one} and in the {other} set")
+            raise AdapterError(f"{min(shared)[:60]!r} is in both the {one} and the {other} set")
     select, test = ({row for right in each.right for row in right} for each in (split.select, split.test))
     learned = {*split.fit_documents, *(row for right in split.fit_right for row in right)}
     if select & test or learned & (select | test):

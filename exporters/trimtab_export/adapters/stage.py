@@ -1,7 +1,7 @@
-"""An adapter appears whole or not at all, and what was computed for it survives until it does.
+"""An adapter is published whole or not at all. Until then, computed vectors are kept for the next attempt.
 
-REPOSITORY/ENCODER/adapters/.NAME.partial/cache     vectors, kept when a fit stops, for the next one
-REPOSITORY/ENCODER/adapters/.NAME.partial/adapter   what becomes REPOSITORY/ENCODER/adapters/NAME
+REPOSITORY/ENCODER/adapters/.NAME.partial/cache     vectors, kept for the next fit if this one stops
+REPOSITORY/ENCODER/adapters/.NAME.partial/adapter   becomes REPOSITORY/ENCODER/adapters/NAME
 """
 
 import shutil
@@ -25,16 +25,16 @@ class Stage:
     target: Path
 
     def publish(self, manifest: adapters.AdapterManifest) -> None:
-        """Write the manifest, and give the folder its name. AdapterError where a server would not take it."""
+        """Write the manifest, and rename the folder. AdapterError if a server would refuse it."""
         (self.folder / adapters.MANIFEST).write_bytes(write.encoded(manifest, AdapterError))
         write.publish(self.folder, self.target, adapters.read)
 
 
 @contextmanager
 def staged(encoder: Path, name: str) -> Iterator[Stage]:
-    """The folders to fit an adapter of the encoder in; removed once it is published.
+    """The working folders for fitting an adapter of the encoder; removed once it is published.
 
-    Raises AdapterError where an adapter of this name exists, or another process is fitting it.
+    Raises AdapterError if an adapter of this name exists, or another process is fitting it.
     """
     parent = encoder / adapters.FOLDER
     target, partial = parent / check_name(name), parent / f".{name}.partial"
