@@ -1,4 +1,4 @@
-"""Measure a graph: how near its vectors are to the source's, whether neighbours change them, its speed."""
+"""Measure a graph: parity with the source, independence of batch neighbours, speed."""
 
 import platform
 import statistics
@@ -28,28 +28,28 @@ from trimtab_export.tokens import Batcher
 
 Floats: TypeAlias = NDArray[np.float32]
 
-# The largest difference of a component that float32 arithmetic in another order can explain; for vectors
-# with components beyond 1 it grows with them.
+# The largest difference of a component that reordered float32 arithmetic can explain; for components beyond 1
+# it grows with them.
 TOLERANCE = 1e-4
 BATCH = 8
 LONGEST = 1024  # tokens of the longest checked text: its attention over a batch must fit in memory
 SHAPES = ((1, 16), (1, 128), (8, 16), (32, 16), (8, 128))
 SECONDS_A_SHAPE = 0.5
 MOST_RUNS = 30
-QUANTISED = "Weights quantised dynamically do that: give the float32 graph"
-OTHER = "The converter does not reproduce this encoder: an ONNX made by other means can be the SOURCE"
+QUANTISED = "Dynamically quantised weights cause this: give the float32 graph"
+OTHER = "The converter does not reproduce this encoder: an ONNX graph made by other means can be the SOURCE"
 
 
 def check_texts(batcher: Batcher, max_tokens: int) -> list[str]:
-    """The shipped texts and one that fills `max_tokens`, up to LONGEST."""
+    """The shipped texts, and one that fills `max_tokens`, up to LONGEST."""
     return [*sentences.load(), sentences.of_length(min(max_tokens, LONGEST), batcher.count)]
 
 
 def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> tuple[Parity, Floats]:
-    """The graph's vectors against the source's, in both roles, and alone against in a batch.
+    """Compares the graph's vectors with the source's, in both roles, and single texts with batches.
 
-    Returns the parity and the graph's vectors, float32 (texts, dimensions). Raises ExportError where they
-    differ by more than TOLERANCE, or the tokenizer has tokens that the graph does not know.
+    Returns the parity and the graph's vectors, float32 (texts, dimensions). Raises ExportError if they differ
+    by more than TOLERANCE, or if the tokenizer has tokens that the graph does not know.
     """
     session = runtime.session(graph)
 
@@ -68,9 +68,7 @@ def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> 
     between = np.abs(batched - alone).max(axis=1)
     limit = TOLERANCE * scale
     _refuse(between, limit, texts, "a text's vector changes with its neighbours in the batch", QUANTISED)
-    _refuse(
-        diff, limit, texts, f"{source.architecture}: the graph gives other vectors than the source", OTHER
-    )
+    _refuse(diff, limit, texts, f"{source.architecture}: the graph's vectors differ from the source's", OTHER)
     _check_vocabulary(graph, source.tokenizer)
     parity = Parity(
         texts=len(expected),
@@ -82,7 +80,7 @@ def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> 
 
 
 def _check_vocabulary(graph: Path, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer whose ids go beyond the rows of the embedding: a text with one would fail."""
+    """Refuse a tokenizer with ids beyond the rows of the embedding: a text with such an id would fail."""
     read = tokenizers.Tokenizer.from_str(tokenizer.json)
     tokens = {number: token for token, number in read.get_vocab(with_added_tokens=True).items()}
     highest = max(*tokens, *read.encode("").ids, tokenizer.pad_id)
@@ -98,7 +96,7 @@ def _check_vocabulary(graph: Path, tokenizer: Tokenizer) -> None:
 
 
 def _roles(prompts: Prompts) -> list[str]:
-    """The prompts to check: both roles, once where they read the same."""
+    """The prompts to check: both roles, or one if they are equal."""
     return list(dict.fromkeys((prompts.query, prompts.passage)))
 
 
@@ -108,7 +106,7 @@ def _in_roles(embed: Embed, texts: list[str], roles: list[str]) -> Floats:
 
 def _refuse(differences: Floats, limit: float, texts: list[str], what: str, cure: str) -> None:
     worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
-    if not differences[worst] <= limit:  # NaN is no agreement either
+    if not differences[worst] <= limit:  # NaN counts as a difference
         text = texts[worst % len(texts)]
         raise ExportError(
             f"{what}: by {differences[worst]:.1e} (at most {limit:.1e}) on {text[:40]!r}. "
@@ -150,7 +148,7 @@ def _median_seconds(act: Callable[[], object]) -> float:
 
 
 def machine() -> str:
-    """What the speed was measured on; no name that tells one machine from its equals."""
+    """The machine that the speed was measured on, by type, not by name."""
     model = ""
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -161,5 +159,5 @@ def machine() -> str:
 
 
 def report_card(parity: Parity, speed: tuple[Speed, ...], cells: tuple[Cell, ...] = ()) -> ReportCard:
-    """The measurements together, with the machine they were made on."""
+    """All measurements, with the machine."""
     return ReportCard(parity=parity, speed=speed, machine=machine(), cells=cells)

@@ -177,12 +177,12 @@ def test_old_vectors_come_from_a_store(repository: Path, files: Path) -> None:
         with pytest.raises(TrimtabError, match=message):
             fit(repository, files, "--old-vectors", files / "bad.npy", "--texts", texts, name="refused")
 
-    refused(vectors[:-1], "899 vectors without their texts, and there are 900 texts")
-    refused(vectors[:, :-1], "31 dimensions, the old encoder's have 32")
+    refused(vectors[:-1], "899 vectors without texts, but there are 900 texts")
+    refused(vectors[:, :-1], "31 dimensions, but the old encoder's have 32")
     refused(np.where(np.arange(900)[:, None] == 7, np.nan, vectors), "of 7 holds NaN")
     refused(np.random.default_rng(0).normal(size=vectors.shape), "not of the space")
     (files / "bad.npy.json").write_text(json.dumps({"vectors": {"space": "0123456789abcdef"}}))
-    refused(vectors, "says that its vectors are of space 0123456789abcdef")
+    refused(vectors, "records its vectors in space 0123456789abcdef")
     assert not (repository / "new" / "adapters" / "refused").exists()
 
 

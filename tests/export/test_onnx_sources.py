@@ -97,7 +97,8 @@ def test_file_in_a_folder_called_onnx(states: Path, tmp_path: Path, export: Expo
 
 def test_states_without_pooling_are_refused(states: Path, export: Export) -> None:
     with pytest.raises(
-        ExportError, match=r"does not declare how token states .* give --pooling mean, cls, last or max"
+        ExportError,
+        match=r"does not declare how to pool token states .* give --pooling mean, cls, last or max",
     ):
         export(states)
 
@@ -330,5 +331,5 @@ def test_no_tokenizer(copy: Path, export: Export) -> None:
 
 def test_not_an_onnx(copy: Path, export: Export) -> None:
     (copy / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(ExportError, match=r"model.onnx is no ONNX graph"):
+    with pytest.raises(ExportError, match=r"model.onnx is not an ONNX graph"):
         export(copy, "--pooling", "mean")

@@ -46,9 +46,7 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def test_no_declared_pooling(bert: Path, refused) -> None:
-    refused(
-        "does not declare how token states become one vector .* give --pooling mean, cls, last or max", bert
-    )
+    refused("does not declare how to pool token states .* give --pooling mean, cls, last or max", bert)
 
 
 @pytest.mark.parametrize("mode", ["mean_sqrt_len_tokens", "weightedmean"])
@@ -193,9 +191,7 @@ def test_weights_that_are_missing(bert: Path, tmp_path: Path, refused) -> None:
     tensors = load_file(source / "model.safetensors")
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    refused(
-        "lacks 1 weights of BertModel, the first of them encoder.layer.1.output", source, "--pooling", "cls"
-    )
+    refused("lacks 1 weights of BertModel, first encoder.layer.1.output", source, "--pooling", "cls")
 
 
 def test_pooler_that_is_missing(bert: Path, tmp_path: Path, export: Export) -> None:
@@ -226,11 +222,11 @@ def test_too_many_tokens(st_bert: Path, refused) -> None:
 
 
 def test_no_such_source(refused) -> None:
-    refused("does not exist, and is no id of the Hugging Face hub", "./nowhere")
+    refused("does not exist, and is not a Hugging Face hub id", "./nowhere")
 
 
 def test_a_file_that_is_no_graph(st_bert: Path, refused) -> None:
-    refused("is a file, but not an .onnx", st_bert / "config.json")
+    refused("is not an .onnx file", st_bert / "config.json")
 
 
 def test_names(st_bert: Path, export: Export) -> None:
@@ -243,7 +239,7 @@ def test_unfaithful_graph(bert: Path, refused, monkeypatch: pytest.MonkeyPatch) 
     from trimtab_export.graph import head
 
     monkeypatch.setattr(head, "LEAST_COUNT", 4.0)
-    refused("BertModel: the graph gives other vectors than the source: by ", bert, "--pooling", "mean")
+    refused("BertModel: the graph's vectors differ from the source's: by ", bert, "--pooling", "mean")
 
 
 def test_source_that_fails_itself(bert: Path, tmp_path: Path, refused) -> None:

@@ -1,1 +1,1 @@
-"""The ONNX graph of an encoder as it is: converted, its head on it, its padding out, its inner states."""
+"""The ONNX graph of an unchanged encoder: conversion, head, removal of padding, inner states."""

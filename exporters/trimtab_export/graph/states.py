@@ -1,11 +1,11 @@
-"""A second graph beside a variant's own, whose output has the mean of every layer's hidden states as well.
+"""A second graph for a variant, whose output also has the mean hidden state of every layer.
 
-A map from one encoder's space to another's that sees the inner states keeps more than one that sees only the
-final vector. Both graphs share their weights file, so the second costs some kilobytes.
+An adapter that sees the inner states keeps more than one that sees only the final vector. Both graphs share
+their weights file, so the second costs some kilobytes.
 
-Which tensors of a graph are the hidden states is found by comparing values with the torch module where the
-source is one, else by the order of layer norms: in BERT's family each layer has one behind the attention
-and one that closes it.
+If the source is a torch module, a graph's hidden states are found by comparing values with it. Otherwise they
+are found by the order of layer norms: in BERT-like models each layer has one after the attention and one at
+its end.
 """
 
 import inspect
@@ -26,18 +26,18 @@ from trimtab_export.source import Graph
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
 Floats: TypeAlias = NDArray[np.float32]
 
-# The largest differences that float32 arithmetic in another order explains, for values up to 1.
+# The largest differences that reordered float32 arithmetic explains, for values up to 1.
 SAME = 1e-4
 SAME_EMBEDDING = 1e-6  # of the same operators in two graphs
-CLOSERS = {"LayerNormalization", "Add"}  # what can end a layer: the norm behind it, or the residual sum
+CLOSERS = {"LayerNormalization", "Add"}  # what can end a layer: the norm after it, or the residual sum
 
 
 def hidden_states(graph: Path, backbone: Any, batch: Tokens) -> list[str]:
-    """The names of a graph's hidden states, the embedding layer's first; empty where they are not found.
+    """The names of a graph's hidden states, the embedding layer's first; empty if they are not found.
 
     Args:
-        graph: with the head on it, and not yet rewritten.
-        backbone: the torch module that the graph was made of, or a Graph where there is none.
+        graph: with its head, and not yet rewritten.
+        backbone: the torch module that the graph was made from, or a Graph if there is none.
         batch: a few texts; only torch modules are run on them.
     """
     model = onnx.load(str(graph), load_external_data=False)
@@ -47,7 +47,7 @@ def hidden_states(graph: Path, backbone: Any, batch: Tokens) -> list[str]:
 
 
 def write(graph: Path, layers: list[str]) -> Path:
-    """Write model-with-states.onnx beside `graph`, over the same weights; returns its path.
+    """Write model-with-states.onnx next to `graph`, over the same weights; returns its path.
 
     Its output `embeddings` is float32 (n, dimensions + width): see `trimtab.artifacts.bundle.States`.
     """
@@ -66,10 +66,10 @@ def write(graph: Path, layers: list[str]) -> Path:
 
 
 def check(graph: Path, plain: Path, batch: Tokens) -> int:
-    """The width of the states that `graph` gives beside the embeddings of the graph `plain`.
+    """The width of the states that `graph` outputs besides the embeddings of the graph `plain`.
 
-    Raises ExportError where an embedding is not that of `plain`, or a text's row changes with its neighbours
-    in the batch.
+    Raises ExportError if an embedding differs from that of `plain`, or if a text's row changes with its
+    neighbours in the batch.
     """
     session = runtime.session(graph)
     rows = runtime.run(session, OUTPUT, batch)
@@ -91,7 +91,7 @@ def _near(one: Floats, other: Floats, tolerance: float) -> bool:
 
 
 def _of_torch(backbone: Any, batch: Tokens) -> list[Floats]:
-    """The hidden states that the module names itself, float32 (n, length, hidden) each; perhaps none."""
+    """The hidden states that the module itself returns, float32 (n, length, hidden) each; perhaps none."""
     import torch
 
     known = inspect.signature(backbone.forward).parameters
@@ -99,7 +99,7 @@ def _of_torch(backbone: Any, batch: Tokens) -> list[Floats]:
     try:
         with torch.no_grad():
             states = getattr(backbone(**inputs, output_hidden_states=True), "hidden_states", None)
-    except Exception:  # whatever a source raises, the comparison with it says so in its own words
+    except Exception:  # whatever a source raises, the comparison with it will report
         return []
     return [state.numpy() for state in states or ()]
 
@@ -134,10 +134,10 @@ def _by_value(model: Any, folder: Path, wanted: list[Floats], batch: Tokens) -> 
 
 
 def _by_structure(model: Any) -> list[str]:
-    """The layer norms that close a layer, where they come as BERT has them; else none.
+    """The layer norms that end a layer, if they are ordered as in BERT; else none.
 
-    That is: one over the embeddings, then in turns one with a softmax between it and the norm before it
-    (the attention) and one without (the feed-forward block).
+    That order is: one over the embeddings, then alternately one with a softmax between it and the previous
+    norm (the attention) and one without (the feed-forward block).
     """
     rank3 = _of_rank_3(model)
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -175,6 +175,6 @@ def _between(norm: Any, makers: dict[str, Any]) -> tuple[bool, set[str]]:
             before.add(name)
             continue
         softmax |= node.op_type == "Softmax"
-        if node.op_type != "Shape":  # MPNet's position bias asks for the shape of the embeddings alone
+        if node.op_type != "Shape":  # MPNet's position bias reads only the shape of the embeddings
             todo.extend(node.input)
     return softmax, before

@@ -1,4 +1,4 @@
-"""The backbone as an ONNX graph with token states, through optimum; and what any graph must look like."""
+"""The backbone as an ONNX graph with token states, through optimum; and the requirements for any graph."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from trimtab_export.source import Graph, Source
 STATES = "last_hidden_state"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 REQUIRED = {"input_ids", "attention_mask"}
-# Weights of these types mean another precision than the variant's fp32.
+# Weight types that contradict the variant's fp32.
 NOT_FP32 = ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2")
 
 
@@ -28,7 +28,7 @@ def states_graph(source: Source, folder: Path) -> Graph:
     except Exception as error:
         raise ExportError(
             f"optimum cannot convert {source.architecture} to ONNX: {first_line(error)}. "
-            "An ONNX of it made by other means can be the SOURCE"
+            "An ONNX graph of it made by other means can be the SOURCE"
         ) from error
     graphs = sorted(path.name for path in folder.glob("*.onnx"))
     if graphs != ["model.onnx"]:
@@ -44,7 +44,7 @@ def states_graph(source: Source, folder: Path) -> Graph:
 
 
 def check_inputs(name: str, model: Any) -> None:
-    """Refuse a graph that wants other inputs than ids and masks, int64 (n, length), both of any size."""
+    """Refuse a graph with inputs other than ids and masks, int64 (n, length), both of any size."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = {
         value.name: value.type.tensor_type for value in model.graph.input if value.name not in constants

@@ -1,4 +1,4 @@
-"""SOURCE to Source: finds out which kind of source it is, and reads it."""
+"""SOURCE to Source: finds out what kind of source it is, and reads it."""
 
 import re
 from pathlib import Path
@@ -13,24 +13,24 @@ TORCH_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def load(settings: Settings) -> Source:
-    """Read the source; ExportError, which names what is in the way, where it cannot be exported."""
+    """Read the source; ExportError, naming the obstacle, if it cannot be exported."""
     try:
         return _load(settings)
     except ExportError:
         raise
-    except Exception as error:  # whatever the libraries raise, the user gets its first line
+    except Exception as error:  # whatever the libraries raise, show the user its first line
         raise ExportError(f"{settings.source} cannot be loaded: {first_line(error)}") from error
 
 
 def _load(settings: Settings) -> Source:
     path = Path(settings.source)
     if path.is_file() and path.suffix != ".onnx":
-        raise ExportError(f"{settings.source} is a file, but not an .onnx: give the encoder's folder")
+        raise ExportError(f"{settings.source} is not an .onnx file: give the encoder's folder")
     if path.suffix == ".onnx" and not path.is_file():
         raise ExportError(f"{settings.source} is not a file")
     if not path.exists() and not HUB_ID.fullmatch(settings.source):
         raise ExportError(
-            f"{settings.source} does not exist, and is no id of the Hugging Face hub (owner/name) either"
+            f"{settings.source} does not exist, and is not a Hugging Face hub id (owner/name) either"
         )
     from trimtab_export.load import declared, refused
 
@@ -51,7 +51,7 @@ def _load(settings: Settings) -> Source:
 
 
 def find_graph(folder: Path, transformer: str) -> Path | None:
-    """The ONNX file that a folder means; None where it has torch weights, which come first as in the library.
+    """The ONNX file of a folder; None if it has torch weights, which take precedence as in the library.
 
     Args:
         transformer: the subfolder of the weights, by modules.json.
@@ -63,10 +63,10 @@ def find_graph(folder: Path, transformer: str) -> Path | None:
 
 
 def home_of(graph: Path) -> Path:
-    """The folder with the graph's other files: its own, or that above a folder called onnx."""
+    """The folder with the graph's other files: its own, or the parent of a folder called onnx."""
     own = graph.absolute().parent
     homes = [own.parent, own] if own.name == "onnx" else [own]
-    # A modules.json is about all below it. Without one, the nearest tokenizer belongs to the graph.
+    # A modules.json covers everything below it. Without one, the nearest tokenizer belongs to the graph.
     declaring = [home for home in homes if (home / "modules.json").is_file()]
     return (declaring or [home for home in reversed(homes) if (home / "tokenizer.json").is_file()] or [own])[
         0

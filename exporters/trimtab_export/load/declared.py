@@ -1,7 +1,7 @@
-"""What a sentence-transformers folder declares about itself, checked before anything is loaded.
+"""The declarations of a sentence-transformers folder, checked before anything is loaded.
 
-sentence-transformers is lenient: a model of another kind becomes a mean of token states, an activation that
-it does not trust becomes Tanh. An export must not guess, so both are refused here by name.
+sentence-transformers is lenient: it turns a model of another kind into a mean of token states, and an
+untrusted activation into Tanh. An export must not guess, so both are refused here by name.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 
 @dataclass(frozen=True)
 class Declared:
-    """modules.json and config_sentence_transformers.json: (class, subfolder) of each module, and the rest."""
+    """modules.json, as (class, subfolder) of each module, and config_sentence_transformers.json."""
 
     modules: tuple[tuple[str, str], ...]
     config: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Declared:
 
 
 def read(location: str) -> Declared | None:
-    """What the folder or the hub's repository declares; None where it has no modules.json."""
+    """The declarations of the folder or hub repository; None if it has no modules.json."""
     entries = files.read(location, "modules.json", list)
     if entries is None:
         return None
@@ -43,7 +43,7 @@ def read(location: str) -> Declared | None:
     order = [kind for kind, _ in modules]
     if order[:2] != ["Transformer", "Pooling"] or not set(order[2:]) <= {"Dense", "Normalize"}:
         raise ExportError(
-            f"the modules of {location} are {', '.join(order)}; those of an encoder that can be exported are "
+            f"the modules of {location} are {', '.join(order)}; an encoder that can be exported has "
             "Transformer, Pooling, and then any of Dense and Normalize"
         )
     config = files.mapping(location, "config_sentence_transformers.json")
@@ -60,7 +60,7 @@ def read(location: str) -> Declared | None:
 
 
 def _module(location: str, number: int, entry: Any) -> tuple[str, str]:
-    """The class, by its name in the library's package, and the folder of an entry of modules.json."""
+    """The class (by its name in the library's package) and the folder of an entry of modules.json."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ENTRY):
         raise ExportError(
             f"module {number} in modules.json of {location} lacks one of {', '.join(ENTRY)}, which are texts"
@@ -111,7 +111,7 @@ def _check_dense(location: str, folder: str, config: Mapping[str, Any]) -> None:
 
 
 def similarity(config: Mapping[str, Any]) -> Similarity:
-    """How vectors are compared: as declared, else by cosine, as sentence-transformers does."""
+    """How vectors are compared: as declared, else by cosine, like sentence-transformers."""
     name = config.get("similarity_fn_name") or "cosine"
     if name not in get_args(Similarity):
         raise ExportError(f"the similarity {name!r} is not one of {', '.join(get_args(Similarity))}")

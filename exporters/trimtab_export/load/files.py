@@ -1,4 +1,4 @@
-"""The JSON files of a source, from a folder or the hub: one that is broken is refused by its name."""
+"""The JSON files of a source, from a folder or the hub. A broken file is refused by name."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def find(location: str, name: str, subfolder: str = "") -> Path | None:
-    """Where the file lies on this disk; None where the source has no such file."""
+    """The file's path on this disk; None if the source has no such file."""
     from sentence_transformers.util import load_file_path
 
     try:
         path = load_file_path(location, name, subfolder=subfolder)
-    except Exception as error:  # of the network, or the hub's own
+    except Exception as error:  # network errors, or the hub's own
         raise ExportError(f"{location} cannot be loaded: {name}: {first_line(error)}") from error
     if path is not None and not Path(path).is_file():
         raise ExportError(f"{name} of {location} is no file")
@@ -24,7 +24,7 @@ def find(location: str, name: str, subfolder: str = "") -> Path | None:
 
 
 def read(location: str, name: str, kind: type, subfolder: str = "") -> Any:
-    """The content of a JSON file, a `kind` (dict or list); None where there is no such file."""
+    """The content of a JSON file, a `kind` (dict or list); None if there is no such file."""
     path = find(location, name, subfolder)
     if path is None:
         return None
@@ -46,14 +46,14 @@ def read(location: str, name: str, kind: type, subfolder: str = "") -> Any:
 
 
 def mapping(location: str, name: str, subfolder: str = "") -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file."""
+    """The object in a JSON file; empty if there is no such file."""
     return read(location, name, dict, subfolder) or {}
 
 
 def check_whole(location: str, key: str, value: object) -> None:
     """Refuse a value that is neither a whole number nor null."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    # Tokenizers without a limit say 1e30, which some write as a float.
+    # Tokenizers without a limit say 1e30, sometimes as a float.
     if value is not None and not whole and not (isinstance(value, float) and value >= UNLIMITED):
         raise ExportError(f"{key} of {location} is {_brief(value)}; a whole number is needed")
 

@@ -1,4 +1,4 @@
-"""Sources that are an ONNX graph already, with a tokenizer and perhaps more files beside it."""
+"""Sources that already are an ONNX graph, with a tokenizer and perhaps more files next to it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from trimtab_export.source import Graph, Settings, Source
 
 POOLED = ("sentence_embedding", "embeddings", "sentence_embeddings")
 STATES = ("last_hidden_state", "token_embeddings")
-# Their positions begin at pad_token_id + 1.
+# Their positions start at pad_token_id + 1.
 OFFSET_POSITIONS = {
     "camembert",
     "data2vec-text",
@@ -32,7 +32,7 @@ UNIT_NORM = 1e-3
 
 
 def load(settings: Settings, path: Path, home: Path, says: declared.Declared | None) -> Source:
-    """Read the graph `path` and the files in `home`; `embed` is the library's, with the graph as it is."""
+    """Read the graph `path` and the files in `home`; `embed` is the library's own, with this graph."""
     proto = _read(path)
     to_onnx.check_inputs(path.name, proto)
     to_onnx.check_precision(path.name, proto)
@@ -45,9 +45,9 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
         raise ExportError(f"{path.name} pools already, its output is (n, dimensions): leave --pooling out")
     if pooled and says is not None:
         raise ExportError(
-            f"{path.name} gives ready vectors ({output}), and nothing shows which of the modules in "
-            "modules.json it has been through: give a graph with token states (last_hidden_state), or, where "
-            "its vectors are the encoder's, a folder without sentence-transformers' files"
+            f"{path.name} gives finished vectors ({output}), and nothing shows which modules of modules.json "
+            "they include: give a graph with token states (last_hidden_state), or, if these vectors are the "
+            "encoder's, a folder without sentence-transformers' files"
         )
     model = graph_model.model(settings, path.name, str(home), says, backbone, pooled=pooled)
     library.check(path.name, model, gives="sentence_embedding" if pooled else "token_embeddings")
@@ -61,7 +61,7 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
     embed = library.embed_with(path.name, model)
     sample = embed(sentences.load(), prompts.passage)
     normalized = layout.normalizes
-    if pooled and not layout.layers:  # only the vectors can tell
+    if pooled and not layout.layers:  # only the vectors can show it
         normalized = bool(np.all(np.abs(np.linalg.norm(sample, axis=1) - 1.0) <= UNIT_NORM))
     return Source(
         backbone=Graph(path, output),
@@ -86,14 +86,14 @@ def _read(path: Path) -> Any:
     try:
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:
-        raise ExportError(f"{path.name} is no ONNX graph: {runtime.first_line(error)}") from error
+        raise ExportError(f"{path.name} is not an ONNX graph: {runtime.first_line(error)}") from error
 
 
 def _choose_output(settings: Settings, name: str, outputs: list[str], *, declared: bool) -> str:
-    """The output to read, by its name: the scores of a classifier have the shape of vectors, too.
+    """The output to read, chosen by name, since a classifier's scores have the shape of vectors, too.
 
-    Token states come first where modules.json says what becomes of them. Elsewhere ready vectors do: what
-    pooled them knew more than the files tell.
+    With a modules.json, token states come first, since it says how to pool them. Otherwise finished vectors
+    come first: whoever pooled them knew more than the files say.
     """
     if settings.output is not None:
         if settings.output not in outputs:
@@ -111,10 +111,10 @@ def _choose_output(settings: Settings, name: str, outputs: list[str], *, declare
 
 
 def _is_pooled(name: str, backbone: graph_model.Backbone) -> bool:
-    """Whether the output is ready vectors; refused where it is neither these nor token states."""
+    """Whether the output is finished vectors; refused if it is neither these nor token states."""
     result, output = backbone.of_ones(), backbone.output
     if not isinstance(result, np.ndarray):
-        raise ExportError(f"the output {output} of {name} is no tensor, and an encoder's output is one")
+        raise ExportError(f"the output {output} of {name} is not a tensor; an encoder's output is one")
     ranks = {**dict.fromkeys(POOLED, (2,)), **dict.fromkeys(STATES, (3,))}.get(output, (2, 3))
     if result.dtype != np.float32 or result.ndim not in ranks:
         raise ExportError(
@@ -122,12 +122,12 @@ def _is_pooled(name: str, backbone: graph_model.Backbone) -> bool:
             "float32 token states (n, length, hidden) or vectors (n, dimensions) are needed"
         )
     if result.shape[-1] == 1:
-        raise ExportError(f"the output {output} of {name} is one number a text: a score, and no vector")
+        raise ExportError(f"the output {output} of {name} is one number per text: a score, not a vector")
     return result.ndim == 2
 
 
 def _positions(config: Any) -> int | None:
-    """The most tokens that the graph has positions for, by the configuration of what it was made of."""
+    """The most tokens that the graph has positions for, by the configuration of its original model."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or limit <= 0:
         return None

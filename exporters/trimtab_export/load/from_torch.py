@@ -1,6 +1,6 @@
-"""Sources of torch weights: a sentence-transformers folder, a Hugging Face folder, an id of the hub.
+"""Sources with torch weights: a sentence-transformers folder, a Hugging Face folder, a hub id.
 
-Weights are read by the libraries only, safetensors alone; code of the source is never run.
+Only the libraries read weights, and only safetensors; the source's code is never run.
 """
 
 from typing import Any
@@ -59,7 +59,7 @@ def load(settings: Settings, says: declared.Declared | None) -> Source:
 
 
 def _bare(settings: Settings) -> Any:
-    """The model of a Hugging Face folder, with the head that the user gives."""
+    """The model of a Hugging Face folder, with the head that the user asks for."""
     pooling = library.given_pooling(settings.source, settings)
     transformer = Transformer(
         settings.source,
@@ -80,14 +80,14 @@ def _check_weights(source: str, folder: str, backbone: Any) -> None:
     if missing:
         raise ExportError(
             f"the checkpoint of {source} lacks {len(missing)} weights of {type(backbone).__name__}, "
-            f"the first of them {missing[0]}: they would be random. Is it of another architecture?"
+            f"first {missing[0]}: they would be random. Is it of another architecture?"
         )
 
 
 def positions(backbone: Any) -> int | None:
-    """The most tokens that the backbone has positions for; None where its positions have no end.
+    """The most tokens that the backbone has positions for; None if its positions are unlimited.
 
-    Models of RoBERTa's family number positions from `padding_idx` + 1 on, so that many fewer are of use.
+    RoBERTa-like models number positions from `padding_idx` + 1, so they can use that many fewer.
     """
     limit = getattr(backbone.config, "max_position_embeddings", None)
     if limit is None or limit <= 0:  # XLNet says -1

@@ -1,7 +1,7 @@
-"""A graph in the place of the torch model that sentence-transformers would load.
+"""A graph that takes the place of the torch model that sentence-transformers would load.
 
-So its library reads all the other files as it does for weights, and its own code makes ids of texts and a
-vector of the graph's output: the reference of the comparison shares nothing with the bundle but the graph.
+The library then reads all other files as it does for weights, and its own code turns texts into ids and the
+graph's output into a vector. So the reference of the comparison shares only the graph with the bundle.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ from trimtab_export.load.declared import Declared
 from trimtab_export.source import Settings
 
 NO_CODE = {"trust_remote_code": False}
-# transformers' name of a kind of models whose tokenizer is a tokenizer.json and nothing else.
+# transformers' name of a model type whose tokenizer is just a tokenizer.json.
 PLAIN_TOKENIZER = "modernbert"
 
 
 class Backbone(torch.nn.Module):
-    """The graph; `config` is what is known of the model it was made of."""
+    """The graph; `config` is what is known about its original model."""
 
     def __init__(self, session: Any, output: str) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Backbone(torch.nn.Module):
         return {"last_hidden_state": torch.from_numpy(runtime.run(self._session, self.output, arrays))}
 
     def of_ones(self) -> NDArray[Any]:
-        """What the graph gives for two texts of three tokens."""
+        """The graph's output for two texts of three tokens."""
         ones = np.ones((2, 3), dtype=np.int64)
         batch = {"input_ids": ones, "attention_mask": ones, "token_type_ids": np.zeros_like(ones)}
         return runtime.run(self._session, self.output, batch)
@@ -59,7 +59,7 @@ def model(
     """The library's model of the files in `home`, with the graph called `name` as its backbone.
 
     Args:
-        pooled: the graph gives vectors, and no modules.json says otherwise.
+        pooled: the graph outputs vectors, and no modules.json says otherwise.
     """
     folder = says.transformer_folder if says else ""
     backbone.config, processor = _config(home, folder)
@@ -89,7 +89,7 @@ def model(
 
 
 def _config(home: str, folder: str) -> tuple[Any, dict[str, Any]]:
-    """The configuration, and what the library has to be told to find the tokenizer where that is unknown."""
+    """The configuration, and the arguments that make the library find the tokenizer of an unknown model."""
     content = files.mapping(home, "config.json", folder)
     if content.get("model_type") in CONFIG_MAPPING:
         return AutoConfig.from_pretrained(home, subfolder=folder, **NO_CODE), {}

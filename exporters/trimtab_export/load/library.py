@@ -1,7 +1,7 @@
-"""A source as its own library reads it: what torch sources and graphs have in common.
+"""A source as its own library reads it: the common part of torch sources and graphs.
 
-Whatever the kind, sentence-transformers and transformers read the files, and the model that they make is the
-reference of the comparison. The export takes the head, the prompts and the tokenizer from that model.
+For every kind, sentence-transformers and transformers read the files, and the model that they build is the
+reference of the comparison. The export takes head, prompts and tokenizer from that model.
 """
 
 from typing import Any, get_args
@@ -22,28 +22,28 @@ from trimtab_export.source import Activation, Dense, Embed, Head, Layer, Normali
 POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last", "max": "max"}
 MODES = {pooling: mode for mode, pooling in POOLINGS.items()}
 REFERENCE_BATCH = 8
-# Names of prompts for a passage beside `document`, which alone encode_document reads.
+# Other names of a passage's prompt; encode_document reads only `document`.
 OTHER_PASSAGES = ("passage", "corpus")
 
 
 def given_pooling(source: str, settings: Settings) -> Pooling:
-    """The pooling of a source that says nothing about it, by the user."""
+    """The user's pooling, for a source that declares none."""
     if settings.pooling is None:
         raise ExportError(
-            f"{source} does not declare how token states become one vector (it has no modules.json): give "
-            "--pooling mean, cls, last or max, as its authors say, and --normalize where they do that"
+            f"{source} does not declare how to pool token states (it has no modules.json): give --pooling "
+            "mean, cls, last or max, as its authors say, and --normalize if they do"
         )
     return settings.pooling
 
 
 def given_head(pooling: Pooling, settings: Settings, width: int) -> list[Any]:
-    """The modules behind a transformer whose states are of this width, where the user says which."""
+    """The user's modules after a transformer whose states have this width."""
     normalize = [NormalizeModule()] if settings.normalize else []
     return [PoolingModule(width, MODES[pooling]), *normalize]
 
 
 def head(model: Any) -> Head:
-    """What the modules behind the transformer do, as plain data."""
+    """What the modules after the transformer do, as plain data."""
     pooling: Pooling | None = None
     layers: list[Layer] = []
     for module in list(model)[1:]:
@@ -84,7 +84,7 @@ def _dense(module: Any) -> Dense:
 
 
 def check(source: str, model: Any, gives: str) -> None:
-    """Refuse a model whose way from text to what the backbone `gives` is another than a bundle's."""
+    """Refuse a model whose path from text to the backbone's output `gives` differs from a bundle's."""
     transformer = model[0]
     text = transformer.modality_config.get("text", {})
     if list(transformer.modality_config) != ["text"] or transformer.module_output_name != gives:
@@ -110,19 +110,19 @@ def check(source: str, model: Any, gives: str) -> None:
     kinds = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if kinds:
         raise ExportError(
-            f"{source} has itself computed in {str(kinds.pop()).removeprefix('torch.')} (torch_dtype in "
-            "sentence_bert_config.json), and a bundle computes in float32: take that out"
+            f"{source} asks to be computed in {str(kinds.pop()).removeprefix('torch.')} (torch_dtype in "
+            "sentence_bert_config.json), but a bundle computes in float32: remove that setting"
         )
 
 
 def max_tokens(source: str, asked: int | None, model: Any, positions: int | None) -> int:
-    """How many tokens of a text are read, by the model from now on, too.
+    """How many tokens of a text are read; also sets this on the model.
 
     Args:
-        source: as messages call it.
+        source: its name in messages.
         asked: --max-tokens.
-        model: says what the source's files do; an absurdly large number means that they do not.
-        positions: the texts' length that the backbone has positions for; None where it has no such limit.
+        model: has the value of the source's files; an absurdly large number means that they have none.
+        positions: the longest text that the backbone has positions for; None if unlimited.
     """
     if asked is not None:
         if positions is not None and asked > positions:
@@ -141,7 +141,7 @@ def max_tokens(source: str, asked: int | None, model: Any, positions: int | None
     special = model.tokenizer.num_special_tokens_to_add()
     if most <= special:
         raise ExportError(
-            f"texts are cut to {most} tokens, and {special} of them are special ones: nothing of a text "
+            f"texts are cut to {most} tokens, of which {special} are special tokens: none of the text "
             "would be read. Give a larger --max-tokens"
         )
     if model.max_seq_length != most:
@@ -150,11 +150,11 @@ def max_tokens(source: str, asked: int | None, model: Any, positions: int | None
 
 
 def prompts(model: Any, settings: Settings) -> tuple[Prompts, tuple[str, ...]]:
-    """The prompt of each role, and a line for each declared prompt that no role has.
+    """The prompt of each role, and a line for each declared prompt that belongs to no role.
 
-    A role has the user's prompt where one is given, else what encode_query and encode_document put before a
-    text. Refused where the source says two things about passages, and where encode() itself puts a prompt
-    before every text that no role has.
+    A role's prompt is the user's if given, else what encode_query or encode_document puts before a text.
+    Refused if the source contradicts itself about passages, or if encode() puts a prompt before every text
+    that belongs to no role.
     """
     named: dict[str, str] = model.prompts
     query, passage = settings.query_prompt, settings.passage_prompt

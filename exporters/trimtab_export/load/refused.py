@@ -1,7 +1,7 @@
-"""What an export cannot be faithful to, found in the source's files before anything is loaded.
+"""Refuses what an export could not reproduce, by the source's files, before anything is loaded.
 
-The libraries are lenient: code that they are not allowed to run is replaced by other code, pickles are read,
-and files that nothing reads are passed over. Here they are refused, with the cure.
+The libraries are lenient: they replace code that they may not run, read pickles, and ignore files that
+nothing reads. Here all of these are refused, with the cure.
 """
 
 import importlib.util
@@ -13,9 +13,9 @@ from trimtab.errors import ExportError
 from trimtab_export.load import files
 from trimtab_export.load.declared import Declared
 
-# Each may name classes of the source's own, under auto_map.
+# Each may name the source's own classes, under auto_map.
 MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-# What the library's Transformer is made with: the first of these that is there.
+# Settings of the library's Transformer: the first of these that exists.
 SETTINGS = (
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -25,7 +25,7 @@ SETTINGS = (
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )
-# Only read where a modules.json says what they belong to.
+# Read only if a modules.json says what they belong to.
 OF_MODULES = ("config_sentence_transformers.json", "1_Pooling/config.json", *SETTINGS)
 SAFE = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -34,7 +34,7 @@ OF_TOKENS = ("special_tokens_map.json", "added_tokens.json")
 LENGTHS = ("model_max_length", "max_seq_length")
 VOCABULARIES = ("tokenizer.json", "tokenizer.*.json", "vocab*", "merges*", "*.model", "*.tiktoken")
 SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "spm.model")
-# A checkpoint of these has a head that the token states do not show.
+# A checkpoint of these has a head that its token states do not include.
 OTHER_TASKS = (
     "ForSequenceClassification",
     "ForTokenClassification",
@@ -45,7 +45,7 @@ OTHER_TASKS = (
 
 
 def check(location: str, declared: Declared | None) -> None:
-    """Refuse a source of torch weights or of a graph for what its files say."""
+    """Refuse a source of torch weights or of a graph because of what its files say."""
     folder = declared.transformer_folder if declared else ""
     _check_code(location, folder)
     _check_adapter(location, folder)
@@ -59,7 +59,7 @@ def check(location: str, declared: Declared | None) -> None:
 
 
 def check_weights(location: str, declared: Declared | None) -> None:
-    """Refuse a backbone of torch weights that are pickled, or quantised."""
+    """Refuse a backbone whose torch weights are pickled or quantised."""
     folder = declared.transformer_folder if declared else ""
     config = files.mapping(location, "config.json", folder)
     if not config:
@@ -87,7 +87,7 @@ def _check_pickles(location: str, folder: str, safe: tuple[str, ...], cure: str)
 
 
 def _check_code(location: str, folder: str) -> None:
-    """Refuse what asks for code of the source: the libraries, not allowed to, would run other code."""
+    """Refuse what asks for the source's own code: the libraries may not run it, and would run other code."""
     for name in (*MAY_NAME_CODE, *SETTINGS):
         content = files.mapping(location, name, folder)
         for key, value in _nested(content):
@@ -100,13 +100,13 @@ def _check_code(location: str, folder: str) -> None:
                 )
             if key == "trust_remote_code" and value:
                 raise ExportError(
-                    f"{name} of {location} asks for trust_remote_code: code of a source is never run. Where "
-                    "it has none, take that out"
+                    f"{name} of {location} asks for trust_remote_code: code of a source is never run. If it "
+                    "has none, remove that setting"
                 )
             if key == "tokenizer_name_or_path" and value and name in SETTINGS:
                 raise ExportError(
                     f"{name} of {location} takes the tokenizer from elsewhere (tokenizer_name_or_path): put "
-                    "its files into the folder, and take that out"
+                    "its files into the folder, and remove that setting"
                 )
 
 

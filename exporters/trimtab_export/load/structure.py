@@ -1,8 +1,8 @@
-"""What of an encoder places a vector though no tensor shows it, a part of its space's name.
+"""The part of a space's name that no tensor shows, but that changes vectors.
 
-Heads, activations, epsilons, positions, the order of layers: the same tensors make other vectors with others
-of these. For torch it is the configuration less what is known to place nothing, so that a key that nobody
-here has heard of makes another space instead of being missed. For an ONNX source it is the computation.
+Heads, activations, epsilons, positions, the order of layers: with other values, the same tensors give other
+vectors. For torch it is the configuration without the keys known to be irrelevant, so that an unknown key
+makes another space instead of being missed. For an ONNX source it is the computation.
 """
 
 import hashlib
@@ -51,9 +51,9 @@ TRAINING = ("dropout", "layerdrop")  # in a key's name
 
 
 def of_torch(backbone: Any) -> dict[str, Any]:
-    """The class, and the values of config.json that place a vector, without those that the class has anyway.
+    """The class, and the values of config.json that affect a vector, except the class's defaults.
 
-    A checkpoint that says what is the default and one that leaves it out are the same.
+    So a checkpoint that spells out a default equals one that omits it.
     """
     config = backbone.config
     defaults = {} if config.has_no_defaults_at_init else type(config)().to_dict()
@@ -63,7 +63,7 @@ def of_torch(backbone: Any) -> dict[str, Any]:
         if not (key in IDLE or key.startswith("_") or any(word in key for word in TRAINING))
         and (key not in defaults or value != defaults[key])
     }
-    # As the manifest will have it when it is read.
+    # As it will look when the manifest is read.
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(values, enc_hook=str))
     return {"class": type(backbone).__name__, **plain}
 
@@ -73,17 +73,17 @@ def of_graph(model: Any, path: Path, output: str) -> dict[str, Any]:
 
     Args:
         model: the ONNX model, its external data not loaded.
-        path: of its file, beside which the external data lies.
+        path: its file; the external data lies next to it.
     """
     digester = _Digester(model, path.parent)
     return {"graph_sha256": digester.graph(model.graph, {}, [output]), "opsets": digester.opsets}
 
 
 class _Digester:
-    """Each tensor's digest is that of its node: operator, attributes, the digests of what the node reads.
+    """A tensor's digest covers its node: operator, attributes, and the digests of the node's inputs.
 
-    So neither the names of nodes and tensors, nor their order, nor where the weights lie makes a difference,
-    nor anything that the output does not depend on.
+    So names and order of nodes and tensors make no difference, nor where the weights are stored, nor anything
+    that the output does not depend on.
     """
 
     def __init__(self, model: Any, folder: Path) -> None:
@@ -92,9 +92,9 @@ class _Digester:
         self.opsets = {each.domain or "ai.onnx": each.version for each in model.opset_import}
 
     def graph(self, graph: Any, outer: Mapping[str, str], outputs: Iterable[str]) -> str:
-        """Of these outputs; `outer` has the tensors that a subgraph sees around it."""
+        """The digests of these outputs; `outer` has the outer tensors that a subgraph can read."""
         known = dict(outer)
-        # Those of the model are fed by name, those of a subgraph by position.
+        # The model's inputs are fed by name, a subgraph's by position.
         for number, value in enumerate(graph.input):
             known[value.name] = _hash("input", number if outer else value.name)
         for tensor in graph.initializer:
@@ -105,7 +105,7 @@ class _Digester:
         return _hash("graph", *(known[name] for name in outputs))
 
     def _nodes(self, nodes: Iterable[Any], known: dict[str, str]) -> None:
-        for node in nodes:  # each stands behind what it reads
+        for node in nodes:  # in topological order
             digest = _hash(
                 "node",
                 self._operator(node),

@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from trimtab.errors import ExportError
 from trimtab_export.source import Dense, Graph, Head
 
-# Buffers that only count positions or repeat zeros, and a pooler that no token state passes through (it is
-# random where the checkpoint lacks it): none of them places a vector.
+# Buffers that only count positions or repeat zeros, and a pooler that no token state passes through (random
+# if the checkpoint lacks it): none of them affects a vector.
 IDLE_SUFFIXES = ("position_ids", "token_type_ids")
 IDLE_PREFIX = "pooler."
 
 
 def is_idle(name: str) -> bool:
-    """Whether a tensor of a backbone's state has no part in its token states."""
+    """Whether a tensor of a backbone's state does not affect its token states."""
     return name.startswith(IDLE_PREFIX) or name.endswith(IDLE_SUFFIXES)
 
 
 def check_finite(backbone: Any) -> None:
-    """Refuse a torch backbone with weights that are NaN or infinite, by the name of the first one."""
-    if isinstance(backbone, Graph):  # the comparison with the source finds what comes of them
+    """Refuse a torch backbone with NaN or infinite weights, naming the first one."""
+    if isinstance(backbone, Graph):  # the comparison with the source will catch their effect
         return
     for name, tensor in backbone.state_dict().items():
         if not is_idle(name) and tensor.is_floating_point() and not tensor.isfinite().all():
@@ -41,7 +41,7 @@ def of_torch(backbone: Any, head: Head) -> str:
 
 
 def of_arrays(arrays: Iterable[NDArray[Any]], head: Head) -> str:
-    """SHA-256 of a graph's initializers, whatever it calls them, and of the layers after the pooling."""
+    """SHA-256 of a graph's initializers, whatever their names, and of the layers after the pooling."""
     graph = sorted(digest([("", array)]) for array in arrays)
     return hashlib.sha256(" ".join([*graph, digest(_layers(head))]).encode()).hexdigest()
 
@@ -57,9 +57,9 @@ def digest(entries: Iterable[tuple[str, NDArray[Any]]]) -> str:
 
 
 def _layers(head: Head) -> Iterable[tuple[str, NDArray[Any]]]:
-    """The layers as named arrays; what a layer does beside its weights is part of the name.
+    """The layers as named arrays; a layer's settings are part of the name.
 
-    A Normalize at the end is left out: the digest of the space counts it by itself.
+    A final Normalize is left out: the space's digest covers it separately.
     """
     layers = head.layers[:-1] if head.normalizes else head.layers
     for number, layer in enumerate(layers):
