@@ -30,6 +30,11 @@ def generation() -> int:
     return _state.generation
 
 
+def under_way() -> int:
+    """How many calls and streams of this process are on their way."""
+    return _state.calls
+
+
 class Calling:
     """Counts a call, or a stream, that is on its way; `with` it, or begin and end.
 

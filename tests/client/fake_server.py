@@ -14,11 +14,7 @@ import numpy as np
 
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1.encoder_pb2_grpc import EncoderServiceServicer, add_EncoderServiceServicer_to_server
-from trimtab.values.dense import (
-    FROM_PROTO,
-    STORAGE,
-    pack,
-)
+from trimtab.values.dense import FROM_PROTO, STORAGE, pack
 
 DIMENSIONS = 32
 SCALE = 1 / 127

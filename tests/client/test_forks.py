@@ -76,7 +76,7 @@ if case == "idle":
 elif case == "busy":
     held = threading.Thread(target=client.embed, args=(["held"],))
     held.start()
-    while not forks._state.calls:
+    while not forks.under_way():
         time.sleep(0.001)
     all_of(*[inherited, new, run(alone)] * 3)
     client.embed(["release"])

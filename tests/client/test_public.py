@@ -3,10 +3,12 @@
 import inspect
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import trimtab
+from trimtab.sdk.base import BaseClient
 
 
 def test_exported_names() -> None:
@@ -58,15 +60,35 @@ def test_every_error_of_the_tree_is_exported() -> None:
     assert {error.__name__ for error in tree} <= set(trimtab.__all__)
 
 
-def test_both_clients_are_alike() -> None:
-    def shape(client: type) -> dict[str, list[str]]:
-        return {
-            name: list(inspect.signature(member).parameters)
-            for name, member in vars(client).items()
-            if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_"))
-        }
+def operations(client: type) -> dict[str, Any]:
+    return {
+        name: member
+        for name, member in inspect.getmembers(client, inspect.isfunction)
+        if name == "__init__" or not name.startswith("_")
+    }
 
-    assert shape(trimtab.Client) == shape(trimtab.AsyncClient)
+
+def test_both_clients_offer_the_same() -> None:
+    sync, asynchronous = operations(trimtab.Client), operations(trimtab.AsyncClient)
+    assert sync.keys() == asynchronous.keys() == operations(BaseClient).keys()
+    wider = {("embed_stream", "texts"), ("rescore", "texts")}  # of AsyncClient, which takes async ones, too
+    for name, member in sync.items():
+        ours, theirs = inspect.signature(member).parameters, inspect.signature(asynchronous[name]).parameters
+        assert list(ours) == list(theirs), name
+        for parameter, mine in ours.items():
+            other = theirs[parameter]
+            assert (mine.kind, mine.default) == (other.kind, other.default), (name, parameter)
+            assert (mine.annotation == other.annotation) != ((name, parameter) in wider), (name, parameter)
+        assert inspect.getdoc(member) == inspect.getdoc(asynchronous[name]), name
+
+
+def test_both_streams_tell_the_same() -> None:
+    def told(stream: type) -> dict[str, str | None]:
+        members = inspect.getmembers(stream, lambda member: isinstance(member, property))
+        return {name: inspect.getdoc(member) for name, member in members if not name.startswith("_")}
+
+    sync, asynchronous = told(trimtab.EmbeddingStream), told(trimtab.AsyncEmbeddingStream)
+    assert sync.keys() == asynchronous.keys() and all(sync.values())
 
 
 def test_what_is_public_is_documented() -> None:

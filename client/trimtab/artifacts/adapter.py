@@ -23,13 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts import ranges
-from trimtab.artifacts.artifact import (
-    File,
-    Interval,
-    Kind,
-    Struct,
-    Trusted,
-)
+from trimtab.artifacts.artifact import File, Interval, Kind, Struct, Trusted
 from trimtab.errors import AdapterError
 from trimtab.kinds import Reads, Verdict
 

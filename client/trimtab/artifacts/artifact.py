@@ -9,10 +9,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from trimtab.artifacts import (
-    ranges,
-    reading,
-)
+from trimtab.artifacts import ranges, reading
 from trimtab.errors import TrimtabError
 
 # A manifest of a bundle is some kilobytes for each variant.

@@ -18,13 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from trimtab.artifacts import ranges
-from trimtab.artifacts.artifact import (
-    File,
-    Interval,
-    Kind,
-    Struct,
-    Trusted,
-)
+from trimtab.artifacts.artifact import File, Interval, Kind, Struct, Trusted
 from trimtab.errors import BundleError, InvalidArgument
 from trimtab.kinds import Pooling, Precision, Similarity
 

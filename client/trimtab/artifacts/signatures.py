@@ -10,11 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimtab.artifacts import (
-    adapter,
-    bundle,
-    durable,
-)
+from trimtab.artifacts import adapter, bundle, durable
 from trimtab.artifacts.artifact import Kind
 from trimtab.errors import ConfigError
 

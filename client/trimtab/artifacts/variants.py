@@ -6,11 +6,7 @@ from pathlib import Path
 import msgspec
 
 from trimtab.artifacts import bundle as bundles
-from trimtab.artifacts.bundle import (
-    Bundle,
-    Manifest,
-    Variant,
-)
+from trimtab.artifacts.bundle import Bundle, Manifest, Variant
 from trimtab.errors import BundleError
 
 

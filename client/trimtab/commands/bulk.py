@@ -61,7 +61,7 @@ def embed_block(client: Client, job: Job, block: texts.Block) -> int:
     path = shards.shard_path(job.folder, block, wanted)
     if shards.check(path):
         return block.rows
-    with client.embed_stream(wanted, **job.wanted.keywords()) as stream:
+    with client.embed_stream(wanted, **job.wanted.values) as stream:
         vectors = np.stack(list(stream))
         if stream.adapters != job.vectors.adapters:
             raise FailedPrecondition(

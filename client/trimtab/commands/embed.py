@@ -27,10 +27,9 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab import kinds
 from trimtab.commands import bulk, layouts, server_options, shards, texts, vector_files
 from trimtab.core.answers import Encoder
-from trimtab.core.options import Options
+from trimtab.core.options import Options, declare, given
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound
 from trimtab.progress import Progress
 from trimtab.sdk.client import Client
@@ -70,43 +69,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--block-rows", type=_positive, metavar="N", help=f"texts in a block; default: {bulk.BLOCK_ROWS}"
     )
     encoder = parser.add_argument_group("encoder")
-    encoder.add_argument("--encoder", default="", help="may be left out where the server serves only one")
-    encoder.add_argument("--version", default="", help="default: the newest")
-    encoder.add_argument("--role", choices=kinds.ROLES, help="what the texts are, for encoders with prompts")
-    encoder.add_argument("--dimensions", type=int, metavar="N", help="keep the first N components")
-    encoder.add_argument("--dtype", choices=kinds.DTYPES, default="float32")
-    encoder.add_argument(
-        "--truncate", choices=kinds.TRUNCATIONS, default="end", help="where too long a text is cut"
-    )
-    encoder.add_argument(
-        "--space", default="", help="the space wanted; default: the encoder's own. Others through adapters"
-    )
-    encoder.add_argument(
-        "--variant",
-        default="",
-        help="a variant of the encoder, which is a space of its own; see `trimtab info`",
-    )
-    encoder.add_argument("--layers", type=int, metavar="N", help="the variant that computes N layers")
-    encoder.add_argument("--group", default="", help="language, tenant or the like, for adapters with groups")
+    declare(encoder)
     server_options.declare(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Embed, and return the exit status."""
-    wanted = Options(
-        encoder=options.encoder,
-        version=options.version,
-        role=options.role,
-        dimensions=options.dimensions,
-        dtype=options.dtype,
-        truncate=options.truncate,
-        priority="bulk",
-        space=options.space,
-        group=options.group,
-        variant=options.variant,
-        layers=options.layers,
-        allow_brownout=False,  # a file outlives whatever overload there is now
-    )
+    # A file outlives whatever overload there is now.
+    wanted = given(options, priority="bulk", allow_brownout=False)
     output: Path | None = options.output
     if output is not None and output.suffix not in layouts.LAYOUTS:
         return _to_folder(wanted, options, output)
@@ -174,7 +144,7 @@ class Suspects:
 def _to_standard_output(client: Client, wanted: Options, source: texts.Texts) -> int:
     layout, output, suspects = layouts.Jsonl(), sys.stdout.buffer, Suspects()
     try:
-        with client.embed_stream(source.texts, **wanted.keywords()) as stream:
+        with client.embed_stream(source.texts, **wanted.values) as stream:
             for index, vector in enumerate(stream):
                 output.write(layout.row(index, vector))
                 output.flush()
@@ -206,7 +176,7 @@ def _to_file(
         file.skip(source.texts)
         read: deque[str] = deque()
         with (
-            client.embed_stream(_noted(source.texts, read), **wanted.keywords()) as stream,
+            client.embed_stream(_noted(source.texts, read), **wanted.values) as stream,
             Progress("embedding", "texts", source.total, file.rows) as progress,
         ):
             for vector in stream:
@@ -266,9 +236,10 @@ def _encoder(
 ) -> Encoder:
     """The version to embed with: of a file that was begun, the one that made its first rows."""
     if begun is None:
-        return client.encoder(wanted.encoder, wanted.version)
+        return client.encoder(*wanted.version)
     try:
-        return client.encoder(wanted.encoder or begun.encoder, wanted.version or begun.version)
+        encoder, version = wanted.version
+        return client.encoder(encoder or begun.encoder, version or begun.version)
     except NotFound as error:
         raise FailedPrecondition(
             f"{output} was begun with {begun.encoder} {begun.version}, and the server says: {error}. "
@@ -278,9 +249,9 @@ def _encoder(
 
 def _describe(client: Client, encoder: Encoder, wanted: Options) -> vector_files.Description:
     """What the vectors will be; how long they are in another space or variant, the first one tells."""
-    if wanted.itself and wanted.space in ("", encoder.space):
+    if wanted.itself and wanted.values["space"] in ("", encoder.space):
         return vector_files.describe(encoder, wanted)
-    first = client.embed_detailed(["first"], **wanted.keywords())
+    first = client.embed_detailed(["first"], **wanted.values)
     return vector_files.describe(
         encoder,
         wanted,

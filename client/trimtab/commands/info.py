@@ -15,10 +15,7 @@ import msgspec
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import Interval
 from trimtab.commands import server_options
-from trimtab.core.answers import (
-    Encoder,
-    Variant,
-)
+from trimtab.core.answers import Encoder, Variant
 
 SUMMARY = "show a bundle's manifest and report card, or what a server serves"
 EXTRA = None

@@ -24,14 +24,12 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab import kinds, stores
+from trimtab import stores
 from trimtab.artifacts import durable
 from trimtab.commands import server_options, texts
+from trimtab.core.options import declare
 from trimtab.errors import ConfigError, TrimtabError
-from trimtab.migration import (
-    claims,
-    reindex,
-)
+from trimtab.migration import claims, reindex
 from trimtab.progress import Progress
 
 SUMMARY = "embed a store's documents again, with another encoder"
@@ -46,12 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--from", dest="source", metavar="STORE", required=True, help="the old store")
     parser.add_argument("--to", dest="target", metavar="STORE", required=True, help="the new store")
-    parser.add_argument("--encoder", default="", help="may be left out where the server serves only one")
-    parser.add_argument("--version", default="", help="default: the newest")
-    parser.add_argument("--role", choices=kinds.ROLES, help="default: passage, for encoders with prompts")
-    parser.add_argument(
-        "--truncate", choices=kinds.TRUNCATIONS, default="end", help="where too long a text is cut"
-    )
+    declared = ("encoder", "version", "role", "truncate")
+    declare(parser, declared, role="default: passage, for encoders with prompts")
     source = parser.add_argument_group("texts, where the old store has none")
     source.add_argument(
         "--texts", metavar="FILE", type=Path, help="a .jsonl or .parquet file with ids and texts"

@@ -26,10 +26,7 @@ import msgspec
 from trimtab.artifacts import durable
 from trimtab.artifacts.durable import Sum
 from trimtab.commands.layouts import LAYOUTS
-from trimtab.core.answers import (
-    Encoder,
-    Vectors,
-)
+from trimtab.core.answers import Encoder, Vectors
 from trimtab.core.options import Options
 from trimtab.errors import ConfigError, FailedPrecondition, InternalError
 from trimtab.kinds import Dtype
@@ -74,16 +71,16 @@ def describe(
     variant: str = "",
 ) -> Description:
     """What the vectors will be that `encoder` makes with these options, in its own space or another one."""
-    components = options.dimensions or encoder.dimensions
+    components = options.values["dimensions"] or encoder.dimensions
     return Description(
         encoder=encoder.name,
         version=encoder.version,
         space=space or encoder.space,
-        role=options.role,
-        truncate=options.truncate,
-        dtype=options.dtype,
-        columns=columns or (-(-components // 8) if options.dtype == "ubinary" else components),
-        group=options.group,
+        role=options.values["role"],
+        truncate=options.values["truncate"],
+        dtype=options.values["dtype"],
+        columns=columns or (-(-components // 8) if options.values["dtype"] == "ubinary" else components),
+        group=options.values["group"],
         adapters=adapters,
         variant=variant,
     )

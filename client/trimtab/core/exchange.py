@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 from trimtab.core.answers import Encoder
 from trimtab.core.options import Options
 from trimtab.core.requests import text_room, text_size
-from trimtab.core.responses import (
-    Origin,
-    parse,
-    unloaded,
-)
-from trimtab.core.window import (
-    Message,
-    Window,
-)
+from trimtab.core.responses import Origin, parse, unloaded
+from trimtab.core.window import Message, Window
 from trimtab.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -46,8 +39,8 @@ LATE_ATTEMPTS = 5
 _IDLE_ATTEMPT = 3  # the backoff while nothing is owed
 # Seconds that a server may take to end a stream whose requests it has all answered.
 GRACE = 1.0
-_FIRST_BACKOFF = 0.2
-_MAX_BACKOFF = 5.0
+FIRST_BACKOFF = 0.2
+MAX_BACKOFF = 5.0
 
 Vector = NDArray[Any]
 Row = tuple[Vector, bool | None]  # and whether it is suspicious
@@ -66,7 +59,7 @@ class Exchange:
         limits = encoder.limits
         self.encoder = encoder
         # Of another variant, the first answer tells.
-        self.space = options.space or (encoder.space if options.itself else "")
+        self.space = options.values["space"] or (encoder.space if options.itself else "")
         self.scale = 0.0
         self.adapters: tuple[str, ...] = ()  # of the last answer
         self.variant = ""
@@ -225,4 +218,4 @@ class Exchange:
 
 def _backoff(attempt: int) -> float:
     # Jitter, so that the clients of a server that went away do not all come back at one moment.
-    return min(_FIRST_BACKOFF * 2.0 ** (attempt - 1), _MAX_BACKOFF) * random.uniform(0.5, 1.0)  # noqa: S311
+    return min(FIRST_BACKOFF * 2.0 ** (attempt - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0)  # noqa: S311

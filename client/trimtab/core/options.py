@@ -1,19 +1,23 @@
-"""The options of a request: the keywords of every `embed` call, checked, and put into a message. No IO."""
+"""The options of a request, each declared once, in EmbedOptions.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypedDict
+From an option's line there follow the SDK's keyword, its check, the message that carries it, the argument of
+`trimtab embed`, and what the server reads off either protocol. Adding one is that line, and its test.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Protocol, TypedDict, Unpack, cast, get_type_hints
 
 from trimtab.core.answers import Encoder
-from trimtab.errors import InvalidArgument, NotFound
-from trimtab.kinds import PRIORITIES, ROLES, TRUNCATIONS, Dtype, Priority, Role, Truncate, check_dtype
+from trimtab.core.option import Choice, Count, Option, Permission, Text
+from trimtab.errors import NotFound
+from trimtab.kinds import Dtype, Priority, Role, Truncate
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values.dense import TO_PROTO
 
-_ROLES = {None: pb.ROLE_UNSPECIFIED, "query": pb.ROLE_QUERY, "passage": pb.ROLE_PASSAGE}
+_ROLES = {"query": pb.ROLE_QUERY, "passage": pb.ROLE_PASSAGE}
 _TRUNCATIONS = {"end": pb.TRUNCATE_END, "start": pb.TRUNCATE_START, "none": pb.TRUNCATE_NONE}
 _PRIORITIES = {"interactive": pb.PRIORITY_INTERACTIVE, "bulk": pb.PRIORITY_BULK}
-_UINT32 = 2**32
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -42,111 +46,183 @@ class EmbedOptions(TypedDict, total=False):
         `Embeddings.browned_out`.
     """
 
-    encoder: str
-    version: str
-    role: Role | None
-    dimensions: int | None
-    dtype: Dtype
-    truncate: Truncate
-    priority: Priority
-    space: str
-    group: str
-    variant: str
-    layers: int | None
-    allow_brownout: bool
+    encoder: Annotated[str, Text(help="may be left out where the server serves only one")]
+    version: Annotated[str, Text(help="default: the newest")]
+    role: Annotated[
+        Role | None,
+        Choice(
+            default=None,
+            numbers=_ROLES,
+            enum="Role",
+            parameter="input_type",
+            help="what the texts are, for encoders with prompts",
+        ),
+    ]
+    dimensions: Annotated[
+        int | None, Count(none="all", parameter="dimensions", help="keep the first N components")
+    ]
+    dtype: Annotated[
+        Dtype,
+        Choice(
+            default="float32",
+            numbers=TO_PROTO,
+            enum="DataType",
+            parameter="embedding_type",
+            help="what a component is; default: float32",
+        ),
+    ]
+    truncate: Annotated[
+        Truncate,
+        Choice(
+            default="end",
+            numbers=_TRUNCATIONS,
+            enum="Truncate",
+            parameter="truncate",
+            help="where too long a text is cut; default: end",
+        ),
+    ]
+    priority: Annotated[
+        Priority,
+        Choice(
+            default="interactive", numbers=_PRIORITIES, enum="Priority", parameter="priority", ranked=True
+        ),
+    ]
+    space: Annotated[
+        str,
+        Text(
+            field="spaces",
+            repeated=True,
+            parameter="space",
+            help="the space wanted; default: the encoder's own. Others through adapters",
+        ),
+    ]
+    group: Annotated[
+        str, Text(parameter="group", help="language, tenant or the like, for adapters with groups")
+    ]
+    variant: Annotated[
+        str,
+        Text(
+            parameter="variant",
+            help="a variant of the encoder, which is a space of its own; see `trimtab info`",
+        ),
+    ]
+    layers: Annotated[
+        int | None,
+        Count(none="the encoder itself", parameter="layers", help="the variant that computes N layers"),
+    ]
+    allow_brownout: Annotated[bool, Permission(field="refuse_brownout", parameter="allow_brownout")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+OPTIONS: Mapping[str, Option] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(EmbedOptions, include_extras=True).items()
+}
+"""Every option, by its name."""
+
+PARAMETERS: Mapping[str, str] = {
+    option.parameter: name for name, option in OPTIONS.items() if option.parameter
+}
+"""The names of the options that KServe's parameters carry, by the parameter."""
+
+
 class Options:
-    """The checked options of an `embed` call: see EmbedOptions."""
+    """The options of a call, checked; `values` has all of them.
 
-    encoder: str = ""
-    version: str = ""
-    role: Role | None = None
-    dimensions: int | None = None
-    dtype: Dtype = "float32"
-    truncate: Truncate = "end"
-    priority: Priority = "interactive"
-    space: str = ""
-    group: str = ""
-    variant: str = ""
-    layers: int | None = None
-    allow_brownout: bool = True
+    Raises InvalidArgument for a value that cannot be, which names the choices.
+    """
 
-    def __post_init__(self) -> None:
-        if self.role is not None and self.role not in ROLES:
-            raise InvalidArgument(
-                f"role {self.role!r} is not known; choose one of {', '.join(ROLES)}, or None"
-            )
-        if self.truncate not in TRUNCATIONS:
-            raise InvalidArgument(
-                f"truncate {self.truncate!r} is not known; choose one of {', '.join(TRUNCATIONS)}"
-            )
-        if self.priority not in PRIORITIES:
-            raise InvalidArgument(
-                f"priority {self.priority!r} is not known; choose one of {', '.join(PRIORITIES)}"
-            )
-        if self.dimensions is not None and not 0 < self.dimensions < _UINT32:
-            raise InvalidArgument(f"dimensions is {self.dimensions}; give at least 1, or None for all")
-        if self.layers is not None and not 0 < self.layers < _UINT32:
-            raise InvalidArgument(f"layers is {self.layers}; give at least 1, or None for the encoder itself")
-        check_dtype(self.dtype)
+    def __init__(self, **options: Unpack[EmbedOptions]) -> None:
+        if unknown := options.keys() - OPTIONS.keys():
+            raise TypeError(f"{min(unknown)!r} is not an option; there are {', '.join(OPTIONS)}")
+        for name, value in options.items():
+            OPTIONS[name].check(name, value)
+        defaults = {name: option.default for name, option in OPTIONS.items()}
+        self.values = cast(EmbedOptions, {**defaults, **options})
 
     @property
     def itself(self) -> bool:
         """Whether this asks for the encoder itself, in whose space the vectors then are if none is named."""
-        return not self.variant and self.layers is None
+        return not self.values["variant"] and self.values["layers"] is None
+
+    @property
+    def version(self) -> tuple[str, str]:
+        """The encoder and its version, each as it was named."""
+        return self.values["encoder"], self.values["version"]
 
     @property
     def spaces(self) -> tuple[str, ...]:
         """The spaces to name in a request."""
-        return (self.space,) if self.space else ()
+        space = self.values["space"]
+        return (space,) if space else ()
 
     def request(self, texts: Iterable[str] = (), spaces: Sequence[str] | None = None) -> pb.EmbedRequest:
         """The message that asks for these texts, in these spaces instead of `space` where they are given."""
-        return pb.EmbedRequest(
-            encoder=self.encoder,
-            version=self.version,
-            role=_ROLES[self.role],
-            truncate=_TRUNCATIONS[self.truncate],
-            dimensions=self.dimensions or 0,
-            dtype=TO_PROTO[self.dtype],
-            texts=texts,
-            priority=_PRIORITIES[self.priority],
-            spaces=self.spaces if spaces is None else spaces,
-            group=self.group,
-            variant=self.variant,
-            layers=self.layers or 0,
-            refuse_brownout=not self.allow_brownout,
-        )
+        fields: dict[str, Any] = {
+            option.field or name: option.to_field(self.values[name])  # type: ignore[literal-required]
+            for name, option in OPTIONS.items()
+        }
+        if spaces is not None:
+            fields["spaces"] = spaces
+        return pb.EmbedRequest(texts=texts, **fields)
+
+    def of(self, encoder: str, version: str) -> "Options":
+        """The same options for exactly this version of an encoder."""
+        values = self.values.copy()
+        values["encoder"], values["version"] = encoder, version
+        return Options(**values)
 
     def pinned(self, encoder: Encoder) -> "Options":
         """The same options for exactly this version of an encoder; NotFound where it has no such variant."""
-        known = encoder.variants
-        there = [
-            each for each in known if self.variant in ("", each.name) and self.layers in (None, each.layers)
-        ]
+        variant, layers, known = self.values["variant"], self.values["layers"], encoder.variants
+        there = [each for each in known if variant in ("", each.name) and layers in (None, each.layers)]
         if known and not there:
-            depth = f" of {self.layers} layers" if self.layers else ""
+            depth = f" of {layers} layers" if layers else ""
             raise NotFound(
-                f"encoder {encoder.name} version {encoder.version} has no variant {self.variant!r}{depth}; "
+                f"encoder {encoder.name} version {encoder.version} has no variant {variant!r}{depth}; "
                 f"it has {', '.join(f'{each.name} ({each.layers} layers)' for each in known)}"
             )
-        return replace(self, encoder=encoder.name, version=encoder.version)
+        return self.of(encoder.name, encoder.version)
 
-    def keywords(self) -> EmbedOptions:
-        """The options as the keywords of an `embed` call."""
-        return {
-            "encoder": self.encoder,
-            "version": self.version,
-            "role": self.role,
-            "dimensions": self.dimensions,
-            "dtype": self.dtype,
-            "truncate": self.truncate,
-            "priority": self.priority,
-            "space": self.space,
-            "group": self.group,
-            "variant": self.variant,
-            "layers": self.layers,
-            "allow_brownout": self.allow_brownout,
-        }
+
+class Message(Protocol):
+    """A request with options: EmbedRequest, or one with some of its fields."""
+
+    @property
+    def DESCRIPTOR(self) -> Any: ...  # noqa: N802
+
+
+def from_message(request: Message) -> EmbedOptions:
+    """The options that a message holds, as many as it has fields for.
+
+    Of several spaces the first one. Raises InvalidArgument for a number that stands for nothing.
+    """
+    fields = request.DESCRIPTOR.fields_by_name
+    found = {
+        name: option.from_field(name, getattr(request, option.field or name))
+        for name, option in OPTIONS.items()
+        if (option.field or name) in fields
+    }
+    return cast(EmbedOptions, found)
+
+
+def from_parameters(parameters: Mapping[str, Any]) -> EmbedOptions:
+    """The options that KServe's parameters name, and defaults for the others. Raises InvalidArgument."""
+    found = {name: option.default for name, option in OPTIONS.items()}
+    for parameter, given in parameters.items():
+        name = PARAMETERS[parameter]
+        found[name] = OPTIONS[name].from_parameter(given)
+    return cast(EmbedOptions, found)
+
+
+def declare(parser: argparse._ActionsContainer, names: Iterable[str] = OPTIONS, **helps: str) -> None:
+    """Declare arguments for those of these options that have one. `helps`: other words for some."""
+    for name in names:
+        if OPTIONS[name].help:
+            argument = OPTIONS[name].argument()
+            argument["help"] = helps.get(name, argument["help"])
+            parser.add_argument(f"--{name}", **argument)
+
+
+def given(arguments: argparse.Namespace, **others: Unpack[EmbedOptions]) -> Options:
+    """The options that a command line names, and these."""
+    named = {name: getattr(arguments, name) for name, option in OPTIONS.items() if option.help}
+    return Options(**cast(EmbedOptions, {**named, **others}))

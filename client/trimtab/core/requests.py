@@ -72,8 +72,8 @@ def unfit(text: str | None, limits: Limits) -> str:
 
 def check_spaces(spaces: Iterable[str], options: Options) -> tuple[str, ...]:
     """The spaces as they are; InvalidArgument where there is none, one twice, or one that is no name."""
-    if options.space:
-        raise InvalidArgument(f"space is {options.space!r} beside spaces; name all of them in spaces")
+    if space := options.values["space"]:
+        raise InvalidArgument(f"space is {space!r} beside spaces; name all of them in spaces")
     checked = (spaces,) if isinstance(spaces, str) else tuple(spaces)
     for index, space in enumerate(checked):
         if not isinstance(space, str) or not space:

@@ -1,11 +1,7 @@
-"""What is said to rescore candidates, without its IO: requests, whose texts are missing, scores in the end.
-
-Both clients drive the generator `rescoring` and only move what it yields: a request for the server's answer
-to it, or Missing for texts.
-"""
+"""Scoring candidates, as steps: requests, the texts that the server turns out not to have, the scores."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -14,10 +10,8 @@ from numpy.typing import NDArray
 
 from trimtab.core.answers import Limits
 from trimtab.core.options import Options
-from trimtab.core.requests import (
-    check_texts,
-    text_size,
-)
+from trimtab.core.requests import check_texts, text_size
+from trimtab.core.steps import Fetch, Steps, ask
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -28,13 +22,6 @@ _REQUEST_OVERHEAD = 64
 Scores: TypeAlias = NDArray[np.float32]
 Texts: TypeAlias = Mapping[str, str] | Callable[[Sequence[str]], Sequence[str]]
 AsyncTexts: TypeAlias = Texts | Callable[[Sequence[str]], Awaitable[Sequence[str]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Candidates whose texts the server needs: their ids, each once."""
-
-    ids: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +49,12 @@ class _Origin:
 
 def rescoring(
     query: str, candidates: Iterable[str], texts: AsyncTexts | None, options: Options, limits: Limits
-) -> Generator[pb.RescoreRequest | Missing, pb.RescoreResponse | Sequence[str], Scores]:
+) -> Steps[Scores]:
     """The scores of all candidates in their order, float32 (n,); candidates are texts, or ids of `texts`.
 
     Where `texts` is a mapping, an id goes with its text's digest, so that a text that has changed is noticed.
-    With ids only what the server does not remember is asked for by Missing, and sent to it. Each round
-    either scores candidates or learns texts, so that it ends however often the server forgets.
+    With ids, only texts that the server does not remember are fetched and sent. Each round either scores
+    candidates or fetches texts, so that it ends however often the server forgets.
     """
     if not isinstance(query, str):
         raise InvalidArgument(f"query is {type(query).__name__}, not str")
@@ -80,20 +67,17 @@ def rescoring(
         parts.extend(reversed(rest))
         if not part:
             continue
-        response = yield _request(query, part, options)
-        if not isinstance(response, pb.RescoreResponse):
-            raise TypeError(f"a request is answered by a response, not by {type(response).__name__}")
+        response: pb.RescoreResponse = yield from ask("Rescore", _request(query, part, options))
         answered = _Origin(response.encoder, response.version, response.space)
         if origin not in (None, answered):
             raise FailedPrecondition(
                 f"the server's vectors changed during the call, from {origin} to {answered}: scores of two "
                 "spaces must not be mixed. Call again"
             )
-        origin, options = answered, replace(options, encoder=answered.encoder, version=answered.version)
+        origin, options = answered, options.of(answered.encoder, answered.version)
         if response.missing:
             missing = list(dict.fromkeys(_missing(part, response)))
-            answer = yield Missing(missing)
-            known = _known(missing, answer)
+            known = yield from _texts(texts, missing)
             parts.append([replace(each, text=known.get(each.id, each.text)) for each in part])
             continue
         if len(response.scores) != 4 * len(part):
@@ -116,10 +100,9 @@ def _candidate(given: str, place: int, texts: AsyncTexts | None) -> _Candidate:
     return _Candidate(given, None, place, digest_of(text) if isinstance(text, str) else b"")
 
 
-def look_up(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:
-    """The texts of these ids; InvalidArgument names one that has none."""
+def _look_up(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:
     try:
-        return [texts[id] for id in ids]
+        return check_texts(texts[id] for id in ids)
     except KeyError as error:
         raise InvalidArgument(f"texts has no text for the candidate {error.args[0]!r}") from None
 
@@ -127,8 +110,8 @@ def look_up(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:
 def _request(query: str, part: Sequence[_Candidate], options: Options) -> pb.RescoreRequest:
     settings = options.request()
     return pb.RescoreRequest(
-        encoder=options.encoder,
-        version=options.version,
+        encoder=settings.encoder,
+        version=settings.version,
         query=query,
         candidates=[each.message() for each in part],
         truncate=settings.truncate,
@@ -139,7 +122,7 @@ def _request(query: str, part: Sequence[_Candidate], options: Options) -> pb.Res
 def _split(part: list[_Candidate], query: str, options: Options, limits: Limits) -> list[list[_Candidate]]:
     """The candidates in order, cut into as few consecutive parts as the server's limits allow."""
     room = (limits.max_message_bytes or 2**31 - 1) - _REQUEST_OVERHEAD
-    room -= len(query.encode()) + len(options.encoder) + len(options.version)
+    room -= len(query.encode()) + sum(map(len, options.version))
     parts: list[list[_Candidate]] = [[]]
     filled = 0
     for each in part:
@@ -164,10 +147,14 @@ def _missing(part: Sequence[_Candidate], response: pb.RescoreResponse) -> Iterab
         yield part[place].id
 
 
-def _known(missing: Sequence[str], texts: pb.RescoreResponse | Sequence[str]) -> dict[str, str]:
-    if isinstance(texts, pb.RescoreResponse):
-        raise TypeError("Missing is answered by texts, not by a response")
-    found = check_texts(texts)
-    if len(found) != len(missing):
-        raise InvalidArgument(f"texts gave {len(found)} texts for {len(missing)} candidates: one for each id")
-    return dict(zip(missing, found, strict=True))
+def _texts(texts: AsyncTexts | None, ids: list[str]) -> Steps[dict[str, str]]:
+    """The texts of these ids, by id; InvalidArgument where one has none."""
+    if texts is None:
+        found = []
+    elif isinstance(texts, Mapping):
+        found = _look_up(texts, ids)
+    else:
+        found = check_texts((yield Fetch(texts, ids)))
+    if len(found) != len(ids):
+        raise InvalidArgument(f"texts gave {len(found)} texts for {len(ids)} candidates: one for each id")
+    return dict(zip(ids, found, strict=True))

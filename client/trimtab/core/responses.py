@@ -7,35 +7,14 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.artifacts.adapter import (
-    Calibrator,
-    Endpoint,
-)
+from trimtab.artifacts.adapter import Calibrator, Endpoint
 from trimtab.artifacts.artifact import Interval
-from trimtab.artifacts.bundle import (
-    Fidelity,
-    Speedup,
-)
-from trimtab.core.answers import (
-    Adapter,
-    Embeddings,
-    Encoder,
-    Limits,
-    StageTimes,
-    Variant,
-    Vectors,
-)
+from trimtab.artifacts.bundle import Fidelity, Speedup
+from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits, StageTimes, Variant, Vectors
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
-from trimtab.kinds import (
-    Dtype,
-    Reads,
-    Verdict,
-)
+from trimtab.kinds import Dtype, Reads, Verdict
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab.values.dense import (
-    FROM_PROTO,
-    unpack,
-)
+from trimtab.values.dense import FROM_PROTO, unpack
 
 _NANOSECOND = 1e-9
 

@@ -5,18 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.core.answers import (
-    Encoder,
-    Limits,
-)
+from trimtab.core.answers import Encoder, Limits
 from trimtab.core.options import Options
 from trimtab.core.requests import unfit
 from trimtab.errors import FailedPrecondition, InvalidArgument
-from trimtab.kinds import (
-    Role,
-    Similarity,
-    Truncate,
-)
+from trimtab.kinds import Role, Similarity, Truncate
 from trimtab.sdk.client import Client
 from trimtab.stores.base import Document, Id, Matrix, Rows, Store, normalised
 
@@ -64,7 +57,7 @@ def check_source(
     rows = _with_texts(rows, finite, texts, encoder.limits)
     if not len(rows):
         return f"{source.name} is empty, or has no text that could be embedded again"
-    again = client.embed([document.text or "" for document in rows.documents], **bulk(encoder).keywords())
+    again = client.embed([document.text or "" for document in rows.documents], **bulk(encoder).values)
     if again.shape != rows.vectors.shape:
         raise FailedPrecondition(
             f"{source.name} claims space {claimed}, whose vectors have {again.shape[1]} dimensions, "
@@ -152,7 +145,7 @@ def _embedded(client: Client, rows: Rows, options: Options) -> list[tuple[Rows, 
         return []
     try:
         texts = [document.text or "" for document in rows.documents]
-        return [(rows, client.embed(texts, **options.keywords()))]
+        return [(rows, client.embed(texts, **options.values))]
     except InvalidArgument:  # as where truncate is none, and a document of somebody else's is too long
         if len(rows) == 1:
             return []

@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, Unpack
 
-from trimtab.core.answers import (
-    Embeddings,
-    Encoder,
-)
+from trimtab.core.answers import Embeddings, Encoder
 from trimtab.core.options import EmbedOptions
 from trimtab.core.requests import unfit
 from trimtab.core.rescoring import Scores

@@ -20,24 +20,11 @@ from trimtab.core.answers import Encoder
 from trimtab.core.exchange import MESSAGE_TEXTS
 from trimtab.core.requests import unfit
 from trimtab.errors import ConfigError, FailedPrecondition, InternalError, InvalidArgument
-from trimtab.kinds import (
-    Role,
-    Truncate,
-)
+from trimtab.kinds import Role, Truncate
 from trimtab.migration import claims
 from trimtab.progress import Progress
 from trimtab.sdk.client import Client
-from trimtab.stores.base import (
-    SIMILARITIES,
-    Document,
-    Form,
-    Id,
-    Matrix,
-    Rows,
-    Store,
-    check_apart,
-    check_form,
-)
+from trimtab.stores.base import SIMILARITIES, Document, Form, Id, Matrix, Rows, Store, check_apart, check_form
 
 BATCH = 256
 WRITE_SECONDS = 5.0  # a slow run writes this often, however few vectors there are
@@ -237,7 +224,7 @@ class Reindex:
         # What is on its way and what is ready but not written are a batch together: all that a crash costs.
         window = max(1, self._batch // 2)
         try:
-            with self._client.embed_stream(feed, window=window, **self._options.keywords()) as stream:
+            with self._client.embed_stream(feed, window=window, **self._options.values) as stream:
                 if stream.encoder.space != self._target.form.space:
                     raise FailedPrecondition(
                         f"{stream.encoder.name} {stream.encoder.version} makes vectors of space "
@@ -257,7 +244,7 @@ class Reindex:
     def _alone(self, document: Document, done: "_Pass") -> None:
         """Embed and write one document, or set it aside where the server refuses it."""
         try:
-            (vector,) = self._client.embed([document.text or ""], **self._options.keywords())
+            (vector,) = self._client.embed([document.text or ""], **self._options.values)
         except (InvalidArgument, InternalError) as error:
             self._refuse(document, f"the server refuses its text: {error}", done)
         else:

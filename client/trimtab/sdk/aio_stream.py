@@ -1,27 +1,22 @@
-"""The stream of `AsyncClient.embed_stream`: two tasks and gRPC's writer around an Exchange.
+"""The stream of `AsyncClient.embed_stream`: a Carrier whose activities are tasks of one event loop.
 
-It is built like trimtab.sdk.stream, with tasks of one event loop in place of threads; between two awaits
-nothing else runs, so there is no lock.
+Between two awaits nothing else runs, so there is no lock.
 """
 
 import asyncio
-import time
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import grpc
-
 from trimtab import forks
 from trimtab.core.answers import Encoder
-from trimtab.core.exchange import (
-    GRACE,
-    Exchange,
-    Vector,
-)
-from trimtab.errors import Cancelled, TrimtabError
+from trimtab.core.carrier import END, Bell, Carrier, Connect, ReadText, Receive, Wait
+from trimtab.core.exchange import GRACE, Exchange, Vector
+from trimtab.sdk import channel
+from trimtab.sdk.base import BaseStream
+from trimtab.sdk.target import Target
 from trimtab.v1 import encoder_pb2 as pb
 
 
@@ -35,7 +30,7 @@ class AsyncCall(Protocol):
 AsyncOpen = Callable[[AsyncIterator[pb.EmbedStreamRequest]], AsyncCall]
 
 
-class AsyncEmbeddingStream(AsyncIterator[Vector]):
+class AsyncEmbeddingStream(BaseStream, AsyncIterator[Vector]):
     """Vectors of one space, in the order of the texts: each of shape (d,), the caller's own.
 
     `async for` reads it; leaving the loop early and dropping the stream, `aclose()` or `async with` ends the
@@ -48,45 +43,21 @@ class AsyncEmbeddingStream(AsyncIterator[Vector]):
         start: Callable[[], Awaitable[Exchange]],
         texts: Iterable[str] | AsyncIterable[str],
         open_call: AsyncOpen,
-        translate: Callable[[grpc.RpcError], TrimtabError],
+        target: Target,
     ) -> None:
         self._check, self._start, self._texts = check, start, texts
-        self._open, self._translate = open_call, translate
+        self._open, self._target = open_call, target
         self._pump: _Pump | None = None
         self._closed = False
 
     @property
     def encoder(self) -> Encoder | None:
         """The version that embeds all texts of this stream; None before it has begun."""
-        return self._pump.exchange.encoder if self._pump else None
+        return self._exchange.encoder if self._exchange else None
 
     @property
-    def scale(self) -> float:
-        """What one step of int8 is worth; 0 for other dtypes, and before the first vector."""
-        return self._pump.exchange.scale if self._pump else 0.0
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """ENCODER/NAME of the adapters that the last answer's vectors passed through, in order."""
-        return self._pump.exchange.adapters if self._pump else ()
-
-    @property
-    def variant(self) -> str:
-        """The variant of the encoder that computed the last answer's vectors; "" before the first."""
-        return self._pump.exchange.variant if self._pump else ""
-
-    @property
-    def browned_out(self) -> bool:
-        """Whether a cheaper variant stood in for the encoder in any answer until now."""
-        return self._pump is not None and self._pump.exchange.browned_out
-
-    @property
-    def suspicious(self) -> bool | None:
-        """Whether the last vector's passage comes near to far too many queries (see `Embeddings`).
-
-        None where the server did not look at it.
-        """
-        return self._pump.exchange.suspicious if self._pump else None
+    def _exchange(self) -> Exchange | None:
+        return self._pump.carrier.exchange if self._pump else None
 
     async def __anext__(self) -> Vector:
         """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
@@ -124,7 +95,7 @@ class AsyncEmbeddingStream(AsyncIterator[Vector]):
 
     async def _begin(self) -> "_Pump":
         if self._pump is None:
-            self._pump = _Pump(await self._start(), self._texts, self._open, self._translate)
+            self._pump = _Pump(await self._start(), self._texts, self._open, self._target)
             # The tasks hold the pump and never this object, so that dropping it ends them.
             weakref.finalize(self, self._pump.close)
         return self._pump
@@ -136,33 +107,25 @@ class _Pump:
         exchange: Exchange,
         texts: Iterable[str] | AsyncIterable[str],
         open_call: AsyncOpen,
-        translate: Callable[[grpc.RpcError], TrimtabError],
+        target: Target,
     ) -> None:
-        self.exchange = exchange
-        self._open, self._translate = open_call, translate
-        # One bell for each that may wait for a change.
-        self._room, self._sendable, self._ready = (asyncio.Event() for _ in range(3))
-        self._closed = False
-        self._call: AsyncCall | None = None
-        self._connection = 0
+        self._open, self._target, self._texts = open_call, target, _stepper(texts)
+        self._answers: AsyncIterator[pb.EmbedStreamResponse]
         self._calling = forks.Calling()
+        self._calling.begin()
         self._loop = asyncio.get_running_loop()
-        self._tasks = (
-            asyncio.create_task(self._feed(texts), name="trimtab-stream-feeder"),
-            asyncio.create_task(self._converse(), name="trimtab-stream-conversation"),
+        self._bells = {bell: asyncio.Event() for bell in Bell}
+        self.carrier = Carrier(exchange, lambda bell: self._bells[bell].set())
+        feeder = asyncio.create_task(self._drive(self.carrier.feed()), name="trimtab-stream-feeder")
+        conversation = asyncio.create_task(
+            self._drive(self.carrier.converse()), name="trimtab-stream-conversation"
         )
+        conversation.add_done_callback(lambda task: self._calling.end())
+        self._tasks = (feeder, conversation)
 
     async def take(self) -> Vector | None:
-        while not self._closed:
-            now = time.monotonic()
-            vector = self.exchange.take(now)
-            if vector is not None:
-                self._room.set()
-                return vector
-            if self.exchange.finished:
-                return None
-            await _heard(self._ready, self.exchange.patience(now))
-        return None
+        vector: Vector | None = await self._drive(self.carrier.take())
+        return vector
 
     async def join(self) -> None:
         """Let the server end a stream that is through: cancelled, it would count there as a failure."""
@@ -170,7 +133,7 @@ class _Pump:
 
     def close(self) -> None:
         """End everything, without waiting for the end; callable from a finalizer."""
-        if not self._closed and not self._loop.is_closed():
+        if not self.carrier.closed and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._cancel)
 
     async def aclose(self) -> None:
@@ -179,101 +142,76 @@ class _Pump:
         await asyncio.wait(self._tasks)
 
     def _cancel(self) -> None:
-        self._closed = True
+        connection = self.carrier.close()
         for task in self._tasks:
             task.cancel()
-        if self._call is not None:
-            self._call.cancel()
-        self._ring()
+        if connection is not None:
+            connection.cancel()
+        self.carrier.silence()
 
-    def _ring(self) -> None:
-        for bell in (self._room, self._sendable, self._ready):
-            bell.set()
-
-    async def _feed(self, texts: Iterable[str] | AsyncIterable[str]) -> None:
-        error: BaseException | None = None
+    async def _drive(self, steps: Generator[Any, Any, Any]) -> Any:
+        """Run an activity to its end, and return its result. Cancelled, it ends where it is."""
         try:
-            step = _stepper(texts)
-            while await self._wait_for_room():
-                self.exchange.add(await step(), time.monotonic())
-                self._sendable.set()
-        except StopAsyncIteration:
-            pass
-        except asyncio.CancelledError:
-            raise
-        except BaseException as caught:  # the caller's iterable may raise anything, and gets it back
-            error = caught
-        self.exchange.end(error)
-        self._ring()
+            step = next(steps)
+            while True:
+                try:
+                    outcome = await self._perform(step)
+                except asyncio.CancelledError:
+                    steps.close()
+                    raise
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(outcome)
+        except StopIteration as end:
+            return end.value
 
-    async def _wait_for_room(self) -> bool:
-        while not self._closed and self.exchange.room == 0:
-            await _heard(self._room, None)
-        return not self._closed
-
-    async def _converse(self) -> None:
-        with self._calling:
+    async def _perform(self, step: Wait | ReadText | Connect | Receive) -> Any:
+        if isinstance(step, Wait):
+            return await self._heard(step)
+        if isinstance(step, ReadText):
+            return await self._texts()
+        with channel.translated_break(self._target):
             try:
-                delay: float | None = 0.0
-                while delay is not None and not self._closed:
-                    await asyncio.sleep(delay)
-                    delay = await self._connect()
-            except Exception as error:  # whatever it was, nobody shall wait for this task for ever
-                self.exchange.fail(error)
-                self._ring()
+                if isinstance(step, Connect):
+                    call = self._open(self._requests(step.number))
+                    self._answers = aiter(call)
+                    return call
+                return await anext(self._answers, None)
+            except asyncio.CancelledError:
+                # How gRPC tells that the channel was closed, unless this task itself was cancelled.
+                if self.carrier.closed:
+                    raise
+                raise channel.closed_meanwhile() from None
 
-    async def _connect(self) -> float | None:
-        """Carry the exchange over one connection. Returns the seconds until the next one, None for none."""
-        error: TrimtabError | None = None
-        try:
-            self._call = self._open(self._requests(self._connection))
-            async for answer in self._call:
-                self.exchange.receive(answer, time.monotonic())
-                self._ready.set()
-                self._sendable.set()
-        except grpc.RpcError as caught:
-            error = self._translate(caught)
-        except TrimtabError as caught:  # the token's file cannot be read
-            error = caught
-        except (grpc.aio.UsageError, asyncio.CancelledError):
-            # gRPC's words for a channel that was closed, unless this task itself was cancelled.
-            if self._closed:
-                raise
-            error = Cancelled("the client was closed while the stream was open")
-        self._connection += 1
-        delay = None if self._closed else self.exchange.broke(error)
-        self._ring()
-        return delay
-
-    async def _requests(self, connection: int) -> AsyncIterator[pb.EmbedStreamRequest]:
-        # Until a later connection takes over, or there is nothing left to say.
-        while not self._closed and connection == self._connection and not self.exchange.complete:
-            now = time.monotonic()
-            request = self.exchange.send(now)
-            if request is None:
-                await _heard(self._sendable, self.exchange.pause(now))
+    async def _requests(self, number: int) -> AsyncIterator[pb.EmbedStreamRequest]:
+        for step in self.carrier.requests(number):
+            if isinstance(step, Wait):
+                await self._heard(step)
             else:
-                yield request
+                yield step
+
+    async def _heard(self, wait: Wait) -> None:
+        """Wait until the bell rings from now on, or the seconds are over."""
+        bell = self._bells[wait.bell]
+        bell.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait.seconds):
+                await bell.wait()
 
 
-async def _heard(bell: asyncio.Event, seconds: float | None) -> None:
-    """Wait until the bell rings from now on, or the seconds are over."""
-    bell.clear()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await bell.wait()
-
-
-def _stepper(texts: Iterable[str] | AsyncIterable[str]) -> Callable[[], Awaitable[str]]:
-    """What awaits the next text, of either kind of iterable."""
+def _stepper(texts: Iterable[str] | AsyncIterable[str]) -> Callable[[], Awaitable[Any]]:
+    """What awaits the next text of either kind of iterable, or END."""
     if isinstance(texts, AsyncIterable):
-        return aiter(texts).__anext__
+        texts_ahead = aiter(texts)
+
+        async def awaited() -> Any:
+            return await anext(texts_ahead, END)
+
+        return awaited
     iterator = iter(texts)
 
-    async def step() -> str:
-        try:
-            return next(iterator)
-        except StopIteration:
-            raise StopAsyncIteration from None
+    async def read() -> Any:
+        return next(iterator, END)
 
-    return step
+    return read

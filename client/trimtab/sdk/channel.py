@@ -11,12 +11,13 @@ from typing import Any, Literal, cast
 import grpc
 import grpc.aio
 
+from trimtab.core.session import may_be_limits
 from trimtab.errors import (
+    Cancelled,
     Code,
     ConfigError,
     DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
     ResourceExhausted,
     TrimtabError,
     Unavailable,
@@ -27,11 +28,9 @@ from trimtab.sdk.target import Target
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_TIMEOUT = 30.0
 
-# Requests on their way at a time where one call is split: one being computed, one waiting, and their answers.
-PARTS_IN_FLIGHT = 4
-
 Balancing = Literal["round_robin", "least_loaded"]
 Tls = bool | str | Path | grpc.ChannelCredentials
+ChannelOptions = tuple[tuple[str, int | str], ...]
 
 _SERVICE = "trimtab.v1.EncoderService"
 # Only what may succeed later is sent again, and gRPC itself does it: after the server's pushback where it
@@ -65,7 +64,7 @@ _POLICIES: dict[Balancing, list[dict[str, Any]]] = {
     "round_robin": [_ROUND_ROBIN],
     "least_loaded": [_BY_LOAD, _ROUND_ROBIN],
 }
-_OPTIONS: tuple[tuple[str, int | str], ...] = (
+_OPTIONS: ChannelOptions = (
     # gRPC retries no call that it had to keep more than this for; its default, 256 KiB, is less than one
     # batch of documents.
     ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
@@ -81,14 +80,14 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def call_options(target: Target, balancing: Balancing) -> tuple[tuple[str, int | str], ...]:
+def call_options(target: Target, balancing: Balancing) -> ChannelOptions:
     """gRPC's options for the connections of calls."""
     if balancing not in _POLICIES:
         raise ConfigError(f"balancing {balancing!r} is not known; choose of {', '.join(_POLICIES)}")
     return (*_OPTIONS, *target.options, _service_config(balancing))
 
 
-def stream_options(target: Target) -> tuple[tuple[str, int | str], ...]:
+def stream_options(target: Target) -> ChannelOptions:
     """gRPC's options for the connections of streams, which have their own, without gRPC's retries.
 
     An Exchange knows better what to send again, and where a server goes away, gRPC's machinery for retries
@@ -143,12 +142,6 @@ def from_rpc(error: grpc.RpcError, target: Target, timeout: float = math.inf) ->
     return from_code(Code[code.name], details, _pushback(error))
 
 
-def may_be_limits(error: TrimtabError) -> bool:
-    """Whether a request that was within the limits of which the client knows may be beyond the server's."""
-    # gRPC refuses a message that is too large before the server sees it, in these words.
-    return isinstance(error, InvalidArgument) or "larger than max" in str(error)
-
-
 def from_break(error: grpc.RpcError, target: Target) -> TrimtabError:
     """Trimtab's error for a stream that broke; Unavailable where another connection may cure it."""
     # A server that is stopped cancels its calls. A client that was closed does so too, and then has no
@@ -185,3 +178,23 @@ def translated(target: Target, deadline: Deadline) -> Iterator[None]:
         raise from_rpc(error, target, deadline.seconds) from error
     except (ValueError, grpc.aio.UsageError) as error:  # gRPC's words for a channel that was closed
         raise FailedPrecondition(f"the client of {target.url} is closed; make a new one") from error
+
+
+@contextmanager
+def translated_break(target: Target) -> Iterator[None]:
+    """Raise gRPC's errors of a stream as Trimtab's."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_break(error, target) from error
+    except grpc.aio.UsageError:
+        raise closed_meanwhile() from None
+    except ValueError as error:
+        if not str(error).startswith("Cannot invoke RPC"):  # gRPC's words for a channel that was closed
+            raise
+        raise closed_meanwhile() from None
+
+
+def closed_meanwhile() -> Cancelled:
+    """The error of a stream whose client was closed."""
+    return Cancelled("the client was closed while the stream was open")

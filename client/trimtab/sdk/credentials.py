@@ -11,7 +11,7 @@ from trimtab.sdk.target import is_local
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 # Seconds between two looks at a token's file.
-_INTERVAL = 1.0
+INTERVAL = 1.0
 # What else may say who calls, in metadata that the caller gave.
 _SECRET = {"authorization", "proxy-authorization", "cookie", "x-api-key"}
 
@@ -56,7 +56,7 @@ class CallMetadata:
         return (*self._all, *_traceparent())
 
     def _read(self, file: Path) -> None:
-        self._next = time.monotonic() + _INTERVAL
+        self._next = time.monotonic() + INTERVAL
         try:
             stat = file.stat()
             stamp = (stat.st_mtime_ns, stat.st_ino)

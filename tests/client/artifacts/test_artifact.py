@@ -14,10 +14,7 @@ import pytest
 
 from tests import variants_made
 from tests.adapters import samples
-from trimtab.artifacts import (
-    adapter,
-    bundle,
-)
+from trimtab.artifacts import adapter, bundle
 from trimtab.errors import AdapterError, BundleError
 
 Edit = Callable[[dict[str, Any]], object]

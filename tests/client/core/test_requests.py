@@ -6,11 +6,7 @@ from hypothesis import strategies as st
 
 from trimtab.core.answers import Limits
 from trimtab.core.options import Options
-from trimtab.core.requests import (
-    check_texts,
-    split,
-    text_size,
-)
+from trimtab.core.requests import check_texts, split, text_size
 from trimtab.errors import InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -33,21 +29,6 @@ def test_parts_keep_the_order_and_the_limits(texts: list[str], most: int, room: 
 
 def test_no_texts_are_one_empty_request_for_the_server_to_refuse() -> None:
     assert split([], Options(), Limits(max_texts=0, max_text_bytes=0, max_message_bytes=0)) == [[]]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"role": "document"}, "role 'document'.*query, passage"),
-        ({"truncate": "middle"}, "truncate 'middle'.*end, start, none"),
-        ({"dtype": "float64"}, "dtype 'float64'.*float32"),
-        ({"dimensions": 0}, "dimensions is 0"),
-        ({"dimensions": -3}, "dimensions is -3"),
-    ],
-)
-def test_an_option_that_cannot_be_is_named_with_the_choices(options: dict[str, object], message: str) -> None:
-    with pytest.raises(InvalidArgument, match=message):
-        Options(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("texts", ["one text", b"bytes"])

@@ -5,10 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trimtab.core.window import (
-    Message,
-    Window,
-)
+from trimtab.core.window import Message, Window
 
 
 class Connection(RuleBasedStateMachine):

@@ -25,10 +25,7 @@ from tests.client.migration.world import OLD, fill
 from tests.client.stores.postgres_process import PostgresProcess
 from tests.server.server_process import ServerProcess
 from trimtab import cli
-from trimtab.migration import (
-    claims,
-    reindex,
-)
+from trimtab.migration import claims, reindex
 from trimtab.stores import Document, Form, Id, Rows, create_store, open_store
 from trimtab.v1 import encoder_pb2 as pb
 

@@ -16,10 +16,7 @@ import trimtab
 from tests.client.conftest import Async, Sync
 from tests.client.fake_server import FakeServer, vectors
 from trimtab.sdk import channel
-from trimtab.sdk.target import (
-    Target,
-    check_target,
-)
+from trimtab.sdk.target import Target, check_target
 
 Either = Sync | Async
 

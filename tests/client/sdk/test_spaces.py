@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,10 +15,8 @@ from tests.client.conftest import Async, Sync
 from tests.client.fake_server import Abort, FakeServer, vector, vectors
 from trimtab.core.answers import Limits
 from trimtab.core.options import Options
-from trimtab.core.rescoring import (
-    Missing,
-    rescoring,
-)
+from trimtab.core.rescoring import rescoring
+from trimtab.core.steps import Call, Fetch, Step, run
 from trimtab.errors import InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -214,28 +213,28 @@ def test_it_ends_with_every_score_whatever_the_server_forgets(
     steps = rescoring(QUERY, [f"id-{number}" for number in numbers], lambda ids: [], Options(), limits)
     known: set[str] = set()
     rounds = 0
-    try:
-        step = next(steps)
-        while True:
-            rounds += 1
-            assert rounds < 5000
-            if isinstance(step, Missing):
-                assert len(set(step.ids)) == len(step.ids)
-                step = steps.send([texts[id] for id in step.ids])
-                continue
-            assert step.ByteSize() <= max_bytes and len(step.candidates) <= max_texts
-            known = set(rng.sample(sorted(known), rng.randint(0, len(known))))
-            missing = []
-            for place, each in enumerate(step.candidates):
-                if each.HasField("text"):
-                    assert each.text == texts[each.id]
-                    known.add(each.id)
-                elif each.id not in known:
-                    missing.append(place)
-            scores = np.array([float(each.id[3:]) for each in step.candidates], "<f4")
-            answer = pb.RescoreResponse(encoder="e", version="1", space="s", missing=missing)
-            if not missing:
-                answer.scores = scores.tobytes()
-            step = steps.send(answer)
-    except StopIteration as end:
-        assert end.value.tolist() == numbers
+
+    def perform(step: Step) -> Any:
+        nonlocal known, rounds
+        rounds += 1
+        assert rounds < 5000
+        if isinstance(step, Fetch):
+            assert len(set(step.ids)) == len(step.ids)
+            return [texts[id] for id in step.ids]
+        assert isinstance(step, Call) and isinstance(step.request, pb.RescoreRequest)
+        candidates = step.request.candidates
+        assert step.request.ByteSize() <= max_bytes and len(candidates) <= max_texts
+        known = set(rng.sample(sorted(known), rng.randint(0, len(known))))
+        missing = []
+        for place, each in enumerate(candidates):
+            if each.HasField("text"):
+                assert each.text == texts[each.id]
+                known.add(each.id)
+            elif each.id not in known:
+                missing.append(place)
+        answer = pb.RescoreResponse(encoder="e", version="1", space="s", missing=missing)
+        if not missing:
+            answer.scores = np.array([float(each.id[3:]) for each in candidates], "<f4").tobytes()
+        return answer
+
+    assert run(steps, perform).tolist() == numbers

@@ -21,11 +21,9 @@ from tests.client.fake_server import SCALE, Abort, FakeServer, vector, vectors
 from trimtab.core.exchange import Exchange
 from trimtab.core.options import Options
 from trimtab.core.responses import describe
-from trimtab.sdk.credentials import (
-    CallMetadata,
-    Metadata,
-)
+from trimtab.sdk.credentials import CallMetadata, Metadata
 from trimtab.sdk.stream import EmbeddingStream
+from trimtab.sdk.target import target
 from trimtab.v1 import encoder_pb2 as pb
 
 Either = Sync | Async
@@ -111,7 +109,7 @@ def test_a_server_that_comes_back_at_the_same_address_is_found(server: FakeServe
 def test_a_server_that_stays_away_is_given_up(
     either: Either, server: FakeServer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.core.exchange._MAX_BACKOFF", 0.01)
+    monkeypatch.setattr("trimtab.core.exchange.MAX_BACKOFF", 0.01)
     server.faults.breaks = deque([(1, GONE), *[(0, GONE)] * 7])
     with pytest.raises(trimtab.Unavailable, match=f"{url}: (going away|the connection broke)"):
         either.stream(url, many(100))
@@ -141,8 +139,8 @@ def test_a_token_file_that_is_away_when_a_stream_reconnects(
     back: bool, server: FakeServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Renewed in two steps, it is read again; where it stays away, the stream ends and says so."""
-    monkeypatch.setattr("trimtab.core.exchange._MAX_BACKOFF", 0.01)
-    monkeypatch.setattr("trimtab.sdk.credentials._INTERVAL", 0.0)
+    monkeypatch.setattr("trimtab.core.exchange.MAX_BACKOFF", 0.01)
+    monkeypatch.setattr("trimtab.sdk.credentials.INTERVAL", 0.0)
     token = tmp_path / "token"
     token.write_text("first")
     looked = 0
@@ -174,8 +172,8 @@ def test_a_token_file_that_is_away_when_a_stream_reconnects(
 async def test_the_same_of_an_async_stream(
     server: FakeServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.core.exchange._MAX_BACKOFF", 0.01)
-    monkeypatch.setattr("trimtab.sdk.credentials._INTERVAL", 0.0)
+    monkeypatch.setattr("trimtab.core.exchange.MAX_BACKOFF", 0.01)
+    monkeypatch.setattr("trimtab.sdk.credentials.INTERVAL", 0.0)
     token = tmp_path / "token"
     token.write_text("first")
     server.faults.breaks = deque([(2, GONE)])
@@ -195,22 +193,24 @@ def test_a_timeout_says_what_went_wrong_last(server: FakeServer, url: str) -> No
             list(client.embed_stream(many(3), timeout=0.3))
 
 
-@pytest.mark.parametrize("where", ["open", "translate"])
-def test_a_fault_in_the_streams_own_thread_is_raised(where: str) -> None:
+class Nameless(grpc.RpcError):
+    """An error without a status, which gRPC does not raise."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"), [(ZeroDivisionError, ZeroDivisionError), (Nameless, AttributeError)]
+)
+def test_a_fault_in_the_streams_own_thread_is_raised(fault: type[Exception], raised: type[Exception]) -> None:
     """Nobody waits for ever for a thread that is gone."""
 
-    def fails(*_: object) -> NoReturn:
-        raise ZeroDivisionError("a defect")
-
-    class Broken(grpc.RpcError):
-        pass
-
-    def breaks(_: object) -> NoReturn:
-        raise Broken
+    def fails(_: object) -> NoReturn:
+        raise fault
 
     exchange = Exchange(Options(), describe(FakeServer().describe("1")), 4, math.inf)
-    stream = EmbeddingStream(exchange, many(3), fails if where == "open" else breaks, fails)
-    with pytest.raises(ZeroDivisionError):
+    stream = EmbeddingStream(
+        exchange, many(3), fails, target("127.0.0.1:1", encrypted=False, credentials=False)
+    )
+    with pytest.raises(raised):
         next(stream)
     until(lambda: not stream_threads())
 

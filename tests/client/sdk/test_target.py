@@ -11,10 +11,7 @@ import pytest
 import trimtab
 from tests.client.fake_server import FakeServer, vectors
 from trimtab.sdk.credentials import CallMetadata
-from trimtab.sdk.target import (
-    is_local,
-    target,
-)
+from trimtab.sdk.target import is_local, target
 
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
 LOCAL = [

@@ -1,0 +1,172 @@
+"""The kinds of options that a request has, and how each stands in messages, parameters and commands."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.errors import InvalidArgument
+
+MOST = 2**32 - 1  # what the field of a number holds
+_DIGITS = 18  # of a whole number that comes as a string
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option(ABC):
+    """An option of a request.
+
+    default: its value where it is left out.
+    field: of EmbedRequest; "": its own name.
+    parameter: of KServe's requests; "": it is none there.
+    help: of the argument of `trimtab embed`; "": it has none there.
+    """
+
+    default: Any
+    field: str = ""
+    parameter: str = ""
+    help: str = ""
+
+    @abstractmethod
+    def check(self, name: str, value: Any) -> None:
+        """InvalidArgument where this cannot be its value."""
+
+    @abstractmethod
+    def to_field(self, value: Any) -> Any:
+        """A value as the message's field has it."""
+
+    @abstractmethod
+    def from_field(self, name: str, content: Any) -> Any:
+        """The value that the message's field has; InvalidArgument where it is not known."""
+
+    @abstractmethod
+    def from_parameter(self, given: Any) -> Any:
+        """The value of a parameter; InvalidArgument where it is none."""
+
+    def argument(self) -> dict[str, Any]:
+        """What argparse is told of it."""
+        return {"default": self.default, "help": self.help}
+
+    def _refuse(self, given: Any, wanted: str) -> InvalidArgument:
+        return InvalidArgument(f"parameter {self.parameter} is {given!r}; {wanted}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text(Option):
+    """A string; "" where it is left out. `repeated`: the field is a list, of this one if it is not empty."""
+
+    default: str = ""
+    repeated: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        if not isinstance(value, str | None):  # None was taken for "" before there was a check
+            raise InvalidArgument(f"{name} is {type(value).__name__}, not str")
+
+    def to_field(self, value: str | None) -> str | list[str]:
+        text = value or ""
+        return [text] * bool(text) if self.repeated else text
+
+    def from_field(self, name: str, content: Any) -> Any:
+        return next(iter(content), "") if self.repeated else content
+
+    def from_parameter(self, given: Any) -> str:
+        if not isinstance(given, str):
+            raise self._refuse(given, "it must be a string")
+        return given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice(Option):
+    """One of a few names, each of which has its number in an enum of the protocol; 0 there is the default.
+
+    ranked: as a parameter of KServe it is a number: 1 is the first of the names, and more is the second.
+    """
+
+    numbers: Mapping[str, int]
+    enum: str
+    ranked: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        if value != self.default and value not in self.numbers:
+            otherwise = ", or None" if self.default is None else ""
+            raise InvalidArgument(f"{name} {value!r} is not known; choose one of {self._names}{otherwise}")
+
+    def to_field(self, value: str | None) -> int:
+        return 0 if value is None else self.numbers[value]
+
+    def from_field(self, name: str, content: int) -> str | None:
+        if content == 0:
+            default: str | None = self.default
+            return default
+        for choice, number in self.numbers.items():
+            if number == content:
+                return choice
+        raise InvalidArgument(f"{name} {content} is not known; see {self.enum} in trimtab.v1")
+
+    def from_parameter(self, given: Any) -> str:
+        if self.ranked:
+            first, second = self.numbers
+            return second if _whole(self, given) > 1 else first
+        if not isinstance(given, str) or given.lower() not in self.numbers:
+            raise self._refuse(given, f"choose one of {self._names}")
+        return given.lower()
+
+    def argument(self) -> dict[str, Any]:
+        return {"default": self.default, "help": self.help, "choices": list(self.numbers)}
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(self.numbers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count(Option):
+    """A whole number from 1, or None, which is 0 in the message. `none`: what None stands for."""
+
+    none: str
+    default: None = None
+
+    def check(self, name: str, value: Any) -> None:
+        if value is not None and not 0 < value <= MOST:
+            raise InvalidArgument(f"{name} is {value}; give at least 1, or None for {self.none}")
+
+    def to_field(self, value: int | None) -> int:
+        return value or 0
+
+    def from_field(self, name: str, content: int) -> int | None:
+        return content or None
+
+    def from_parameter(self, given: Any) -> int:
+        return _whole(self, given)
+
+    def argument(self) -> dict[str, Any]:
+        return {"default": None, "help": self.help, "type": int, "metavar": "N"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permission(Option):
+    """True where it is left out; the message's field says the opposite, so that it is left out, too."""
+
+    default: bool = True
+
+    def check(self, name: str, value: Any) -> None:
+        pass
+
+    def to_field(self, value: bool) -> bool:
+        return not value
+
+    def from_field(self, name: str, content: bool) -> bool:
+        return not content
+
+    def from_parameter(self, given: Any) -> bool:
+        if not isinstance(given, bool):
+            raise self._refuse(given, "it must be true or false")
+        return given
+
+
+def _whole(option: Option, given: Any) -> int:
+    """A whole number from 1, also as a string."""
+    if isinstance(given, str) and given.isdecimal() and len(given) <= _DIGITS:
+        given = int(given)
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise InvalidArgument(f"parameter {option.parameter} is {given!r}; it must be a whole number from 1")
+    return given

@@ -1,0 +1,151 @@
+"""What a client does, without IO: each operation as a generator of steps (see trimtab.core.steps)."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, TypeVar
+
+from trimtab import forks
+from trimtab.core import requests, responses
+from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits
+from trimtab.core.exchange import Exchange
+from trimtab.core.options import Options
+from trimtab.core.rescoring import AsyncTexts, Scores, rescoring
+from trimtab.core.responses import Part
+from trimtab.core.steps import Await, Begin, Steps, ask
+from trimtab.errors import InvalidArgument, NotFound, ResourceExhausted, TrimtabError
+from trimtab.v1 import encoder_pb2 as pb
+
+Answer = TypeVar("Answer")
+
+# Requests on their way at a time where one call is split: one being computed, one waiting, and their answers.
+PARTS_IN_FLIGHT = 4
+
+
+class Session:
+    """The operations of one client, and what it remembers between them: the limits of the server.
+
+    What is wrong with the arguments is raised at once, everything else where the steps are performed.
+    """
+
+    def __init__(self) -> None:
+        self._limits: dict[tuple[str, str], Limits] = {}  # by encoder and version
+
+    def embed(self, texts: Iterable[str], options: Options) -> Steps[Embeddings]:
+        """The vectors of all texts."""
+        return self._embed(requests.check_texts(texts), options)
+
+    def embed_spaces(
+        self, texts: Iterable[str], spaces: Iterable[str], options: Options
+    ) -> Steps[dict[str, Embeddings]]:
+        """The vectors of all texts in each of the spaces."""
+        checked = requests.check_spaces(spaces, options)
+        return self._embed_spaces(requests.check_texts(texts), checked, options)
+
+    def stream(self, options: Options, window: int, timeout: float) -> Steps[Exchange]:
+        """What is said over a stream, pinned to the version that serves now."""
+        encoder = yield from self.encoder(*options.version)
+        return Exchange(options, encoder, window, timeout)
+
+    def rescore(
+        self, query: str, candidates: Iterable[str], texts: AsyncTexts | None, options: Options
+    ) -> Steps[Scores]:
+        """The scores of all candidates, which are texts, or ids of `texts`."""
+        given = list(candidates) if not isinstance(candidates, str | bytes) else candidates
+        return self._within_limits(options, lambda limits: rescoring(query, given, texts, options, limits))
+
+    def encoders(self) -> Steps[list[Encoder]]:
+        """Every version of every encoder that is served."""
+        listed: pb.ListEncodersResponse = yield from ask("ListEncoders", pb.ListEncodersRequest())
+        return [responses.describe(encoder) for encoder in listed.encoders]
+
+    def adapters(self, encoder: str) -> Steps[list[Adapter]]:
+        """The adapters of the server, or those that map from `encoder`."""
+        request = pb.ListAdaptersRequest(encoder=encoder)
+        listed: pb.ListAdaptersResponse = yield from ask("ListAdapters", request)
+        return [responses.describe_adapter(adapter) for adapter in listed.adapters]
+
+    def encoder(self, name: str, version: str) -> Steps[Encoder]:
+        """One encoder, whose limits are remembered."""
+        request = pb.GetEncoderRequest(encoder=name, version=version)
+        described: pb.Encoder = yield from ask("GetEncoder", request)
+        encoder = responses.describe(described)
+        self._limits[name, version] = encoder.limits
+        return encoder
+
+    def _embed(self, texts: list[str], options: Options) -> Steps[Embeddings]:
+        answers = yield from self._answers(texts, options, options.spaces)
+        return responses.join([answer[0] for answer in answers], options.values["space"])
+
+    def _embed_spaces(
+        self, texts: list[str], spaces: tuple[str, ...], options: Options
+    ) -> Steps[dict[str, Embeddings]]:
+        answers = yield from self._answers(texts, options, spaces)
+        return responses.join_spaces(answers, spaces)
+
+    def _answers(
+        self, texts: list[str], options: Options, spaces: tuple[str, ...]
+    ) -> Steps[list[list[Part]]]:
+        """The answers to all texts in order, each with a part for every space (none named: one)."""
+
+        def attempt(limits: Limits) -> Steps[list[list[Part]]]:
+            parts = requests.split(texts, options, limits, spaces)
+            if len(parts) == 1:
+                response: pb.EmbedResponse = yield from ask("Embed", options.request(texts, spaces))
+                return [responses.parse(response, len(texts), len(spaces) or 1)]
+            # Pinned to the version that is the newest now, so that all parts are of one space.
+            encoder = yield from self.encoder(*options.version)
+            parts = requests.split(texts, options, encoder.limits, spaces)
+            return (yield from _in_parts(parts, options.pinned(encoder), spaces))
+
+        return self._within_limits(options, attempt)
+
+    def _within_limits(self, options: Options, attempt: Callable[[Limits], Steps[Answer]]) -> Steps[Answer]:
+        """What `attempt` gives within the server's limits; once more where they have changed since."""
+        key = options.version
+        known = self._limits.get(key)
+        try:
+            return (yield from attempt(known or (yield from self.encoder(*key)).limits))
+        except (InvalidArgument, ResourceExhausted) as error:
+            if known is None or not may_be_limits(error):
+                raise
+            self._limits.pop(key, None)
+            try:
+                limits = (yield from self.encoder(*key)).limits
+            except TrimtabError:
+                limits = known  # the first error says more than this one
+            if limits == known:
+                raise
+        return (yield from attempt(limits))
+
+
+def may_be_limits(error: TrimtabError) -> bool:
+    """Whether a request that was within the limits of which the client knows may be beyond the server's."""
+    # gRPC refuses a message that is too large before the server sees it, in these words.
+    return isinstance(error, InvalidArgument) or "larger than max" in str(error)
+
+
+def _in_parts(
+    parts: Iterable[list[str]], pinned: Options, spaces: tuple[str, ...]
+) -> Steps[list[list[Part]]]:
+    """The answers to all parts in order, a few of them on their way at a time."""
+    begun: deque[tuple[int, Any]] = deque()  # how many texts, the call on its way
+    unsent = iter(parts)
+    answers: list[list[Part]] = []
+    try:
+        with forks.Calling():
+            while True:
+                for part in islice(unsent, PARTS_IN_FLIGHT - len(begun)):
+                    call = yield Begin("Embed", pinned.request(part, spaces))
+                    begun.append((len(part), call))
+                if not begun:
+                    return answers
+                count, first = begun[0]
+                response: pb.EmbedResponse = yield Await(first)
+                begun.popleft()
+                answers.append(responses.parse(response, count, len(spaces) or 1))
+    except NotFound as error:
+        raise responses.unloaded(error, *pinned.version) from error
+    finally:
+        for _, call in begun:
+            call.cancel()
