@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 import trimtab
-from tests.client.conftest import Async, Sync
+from tests.client.either import Async, Sync
 from tests.client.fake_server import FakeServer, vectors
 from trimtab.sdk import channel
 from trimtab.sdk.target import Target, check_target

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import trimtab
-from tests.client.conftest import Async, Sync
+from tests.client.either import Async, Sync
 from tests.client.fake_server import DIMENSIONS, SCALE, Abort, FakeServer, vectors
 from trimtab.v1 import encoder_pb2 as pb
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import trimtab
-from tests.client.conftest import Async, Sync
+from tests.client.either import Async, Sync
 from tests.client.fake_server import Abort, FakeServer, vector, vectors
 from trimtab.core.answers import Limits
 from trimtab.core.options import Options

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import trimtab
-from tests.client.conftest import Async, Sync
+from tests.client.either import Async, Sync
 from tests.client.fake_server import SCALE, Abort, FakeServer, vector, vectors
 from trimtab.core.exchange import Exchange
 from trimtab.core.options import Options
