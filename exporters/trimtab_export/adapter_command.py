@@ -1,16 +1,16 @@
-"""Fit an adapter that lets a new encoder's queries search the old encoder's index, or show what one is worth.
+"""Fit an adapter that lets a new encoder's queries search the old encoder's index, or report on one.
 
     trimtab adapter fit --from repository/minilm-l6/1 --to repository/minilm-l3/1 \\
         --texts documents.txt --queries queries.txt --pairs pairs.jsonl
     trimtab adapter report repository/minilm-l6/adapters/v1-to-minilm-l3-v1 --output adapter.html
 
-`fit` learns a ladder of maps, from none at all to one that reads the encoder's inner states, and takes the
-simplest that held-out retrieval cannot tell from the best. Its verdict says what may be done: bridge (the
-new queries may search the old index), cascade (let them fetch candidates and rescore these), re-index, or
-stay with the old encoder. Without --pairs it is provisional.
+`fit` fits a ladder of maps, from the identity to one that reads the encoder's inner states, and takes the
+simplest that held-out retrieval cannot tell from the best. The verdict says what to do: bridge (new queries
+may search the old index), cascade (they fetch candidates, which are rescored), re-index, or stay with the old
+encoder. Without --pairs the verdict is provisional.
 
-FOLDER:VARIANT is a variant of a bundle: with --from repository/minilm-l6/1:small --to repository/minilm-l6/1
-the small one's queries search the whole one's index.
+FOLDER:VARIANT names a variant of a bundle: with --from repository/minilm-l6/1:small --to
+repository/minilm-l6/1, queries of the variant `small` search the index of the encoder itself.
 """
 
 import argparse
@@ -26,7 +26,7 @@ EXTRA = "export"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    fit = actions.add_parser("fit", help="fit an adapter, judge it, and write it beside the new encoder")
+    fit = actions.add_parser("fit", help="fit an adapter, judge it, and write it next to the new encoder")
     fit.add_argument(
         "--from", dest="source", required=True, metavar="FOLDER[:VARIANT]", help="the new encoder's bundle"
     )
@@ -39,12 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     fit.add_argument(
         "--queries", type=Path, metavar="FILE",
-        help="queries as they come in: lines, or a column `query`; JSONL may have a `group`, such as de",
+        help="queries as users send them: lines, or a column `query`; JSONL may have a `group`, such as de",
     )  # fmt: skip
     fit.add_argument(
         "--pairs", type=Path, metavar="FILE",
-        help='JSONL of {"query": ..., "document": ...} to choose and judge by, and with the rest, '
-        "to learn from; without it all is provisional",
+        help='JSONL of {"query": ..., "document": ...}: some choose and judge, the rest train; '
+        "without it the verdict is provisional",
     )  # fmt: skip
     fit.add_argument(
         "--old-vectors", metavar="STORE",
@@ -54,16 +54,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--name", help="the adapter's name (default: v1-to-OLD-v1)")
     fit.add_argument(
         "--documents", type=_count, default=10_000, metavar="N",
-        help="documents to search when judging, and to learn from (default: %(default)s)",
+        help="the number of documents to search and to fit on (default: %(default)s)",
     )  # fmt: skip
     fit.add_argument(
         "--fit-queries", type=_count, default=40_000, metavar="N",
-        help="queries to learn from, at most (default: %(default)s)",
+        help="the most queries to fit on (default: %(default)s)",
     )  # fmt: skip
-    report = actions.add_parser("report", help="write what is known of an adapter as one HTML page")
+    report = actions.add_parser("report", help="write an adapter's report as one HTML page")
     report.add_argument("adapter", type=Path, metavar="ADAPTER", help="the adapter's folder")
     report.add_argument(
-        "--output", type=Path, metavar="FILE", help="the page to write (default: NAME.html, here)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page to write (default: NAME.html in the current folder)",
     )
 
 
@@ -109,7 +112,7 @@ def _report(folder: Path, output: Path | None) -> int:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """The command as others may read it: files by their last names, no address that may hold a password."""
+    """The command to show to others: only the last part of paths, and no address that may hold a password."""
     words = ["trimtab", "adapter", "fit"]
     for flag, value in (
         ("--from", _last_names(options.source)),

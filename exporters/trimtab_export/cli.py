@@ -1,12 +1,12 @@
 """Turn an encoder into a bundle: an immutable folder that `trimtab serve` reads.
 
-SOURCE is a sentence-transformers folder, a Hugging Face folder or an id of its hub (owner/name), or an ONNX
-graph with its tokenizer.json: the .onnx file, or a folder with model.onnx or onnx/model.onnx and no torch
-weights. Pooling, further layers, prompts, the length of texts and the similarity are read from the source;
-what it does not say has to be given, and what cannot be exported faithfully is refused. A query's prompt is
-what encode_query of sentence-transformers puts before a text, a passage's what encode_document does; prompts
-of no role are named. The graph's vectors are compared with the source's own over texts of many languages
-before anything appears in the repository.
+SOURCE is a sentence-transformers folder, a Hugging Face folder or hub id (owner/name), or an ONNX graph with
+its tokenizer.json: the .onnx file, or a folder with model.onnx or onnx/model.onnx and no torch weights.
+Pooling, further layers, prompts, the maximum length and the similarity are read from the source. What it does
+not say must be given; what cannot be exported faithfully is refused. The prompts of queries and passages are
+those that encode_query and encode_document of sentence-transformers use; other prompts are listed but not
+exported. Before anything appears in the repository, the graph's vectors are compared with the source's own on
+texts in many languages.
 
     trimtab export ./all-MiniLM-L6-v2 --name minilm --repository ./repository
     trimtab export intfloat/e5-small-v2 --name e5 --repository ./repository \\
@@ -33,7 +33,7 @@ EXTRA = "export"
 
 
 class _ListTexts(argparse.Action):
-    """Say what texts there are on this machine, and end."""
+    """List the kinds of text on this machine, and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from trimtab_export.texts import gather
@@ -43,50 +43,50 @@ class _ListTexts(argparse.Action):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a folder, an .onnx file, or an id of the Hugging Face hub"
-    )
+    parser.add_argument("source", metavar="SOURCE", help="a folder, an .onnx file, or a Hugging Face hub id")
     parser.add_argument(
         "--name", required=True, help="the encoder's name: lower-case letters, digits, '.', '_', '-'"
     )
     parser.add_argument(
-        "--repository", required=True, type=Path, help="the folder of bundles; made where it does not exist"
+        "--repository", required=True, type=Path, help="the folder of bundles; created if missing"
     )
     parser.add_argument(
         "--version",
         type=_positive,
-        help="the bundle's version, a number not in use yet (default: the one after the last, or 1)",
+        help="the bundle's version, an unused number (default: the last one plus 1, or 1)",
     )
     parser.add_argument(
         "--pooling",
         choices=get_args(kinds.Pooling),
-        help="how token states become one vector, for a source that does not declare it",
+        help="how to pool token states into one vector, if the source does not declare it",
     )
     parser.add_argument(
         "--normalize",
         action="store_true",
-        help="scale vectors to length 1, for a source that does not declare it",
+        help="scale vectors to length 1, if the source does not declare it",
     )
     parser.add_argument(
-        "--query-prompt", metavar="TEXT", help="put before a query (default: as declared, else nothing)"
+        "--query-prompt", metavar="TEXT", help="text before each query (default: as declared, else nothing)"
     )
     parser.add_argument(
-        "--passage-prompt", metavar="TEXT", help="put before a passage (default: as declared, else nothing)"
+        "--passage-prompt",
+        metavar="TEXT",
+        help="text before each passage (default: as declared, else nothing)",
     )
     parser.add_argument(
         "--max-tokens",
         type=_positive,
         metavar="N",
-        help="how many tokens of a text are read (default: as declared, and no more than the positions)",
+        help="the most tokens to read of a text (default: as declared, at most the encoder's positions)",
     )
     parser.add_argument(
         "--output",
         metavar="NAME",
-        help="the output of an ONNX graph that is the vectors or token states (default: the one called "
-        "sentence_embedding, last_hidden_state or the like)",
+        help="the ONNX graph's output with the vectors or token states (default: the one called "
+        "sentence_embedding, last_hidden_state or similar)",
     )
     more = parser.add_argument_group(
-        "smaller and faster variants", "each a space of its own, with a report card in the manifest"
+        "smaller and faster variants", "each has its own space, and a report card in the manifest"
     )
     more.add_argument(
         "--min-quality",
@@ -102,18 +102,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--target",
         choices=get_args(Target),
         default="throughput",
-        help="what the search wants: fast single texts, fast batches, or few bytes (default: %(default)s)",
+        help="what to optimise: single texts, batches, or size (default: %(default)s)",
     )
     more.add_argument(
         "--device",
         choices=get_args(Device),
         default="cpu",
-        help="what the variants are for: a CPU gets int8, a GPU float16 (default: %(default)s)",
+        help="the device to make variants for: int8 for a CPU, float16 for a GPU (default: %(default)s)",
     )
     more.add_argument(
         "--tensorrt",
         action="store_true",
-        help="build TensorRT engines for this machine's GPU; where there is none, the bundle goes without",
+        help="build TensorRT engines for this machine's GPU; without a GPU the bundle gets none",
     )
     more.add_argument(
         "--heal",
@@ -198,7 +198,7 @@ def _positive(text: str) -> int:
 
 @contextmanager
 def _disk_errors_told() -> Iterator[None]:
-    """A full disk is no fault of ours, and ends without a traceback."""
+    """Report a full disk and similar errors without a traceback."""
     try:
         yield
     except OSError as error:
@@ -211,7 +211,7 @@ def _disk_errors_told() -> Iterator[None]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that a half-made bundle is removed."""
+    """Make SIGTERM and SIGHUP unwind the stack like Ctrl-C, so that a half-made bundle is removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from trimtab.errors import ExportError
 
-# ONNX Runtime reports its use to its makers unless it is told not to before it is imported.
+# ONNX Runtime sends telemetry unless this is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FATAL = 4  # ONNX Runtime's log severity; errors are raised, too
 
 
 def require() -> str:
-    """The version of ONNX Runtime; ExportError where there is none."""
+    """The version of ONNX Runtime; ExportError if it is not installed."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
@@ -29,7 +29,7 @@ def require() -> str:
 
 
 def providers() -> list[str]:
-    """What this ONNX Runtime was built for."""
+    """The devices that this ONNX Runtime was built for."""
     require()
     import onnxruntime
 
@@ -37,14 +37,14 @@ def providers() -> list[str]:
 
 
 def session(graph: Path, threads: int = 0, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> Any:
-    """An InferenceSession of the graph; `threads` within an operator, 0: as many as cores."""
+    """An InferenceSession of the graph; `threads` within an operator, 0: one per core."""
     require()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = FATAL
-    # A busy-waiting pool of threads takes the time of its neighbours, and the measured speed with it.
+    # A busy-waiting thread pool steals time from others, and distorts the measured speed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
@@ -61,15 +61,15 @@ def run(running: Any, output: str, tokens: Mapping[str, NDArray[np.int64]]) -> N
         batch, length = tokens["input_ids"].shape
         raise ExportError(
             f"the graph fails on {batch} texts of {length} tokens: {first_line(error)}. "
-            "Where the length is the reason, give a smaller --max-tokens"
+            "If the length is the reason, give a smaller --max-tokens"
         ) from error
     vectors: NDArray[np.float32] = result
     return vectors
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of a library says, on one line and without its stack."""
+    """A library's exception on one line, without its stack."""
     first, *rest = (str(error).strip() or type(error).__name__).splitlines()
-    if first.endswith(":") and rest:  # a heading says nothing by itself
+    if first.endswith(":") and rest:  # a heading alone says nothing
         first = f"{first} {rest[0].strip()}"
     return first.rstrip(".")

@@ -1,9 +1,9 @@
-"""The real texts that every export is checked on: many languages and scripts, queries, passages, odd ones."""
+"""The texts that every export is checked on: many languages and scripts, queries, passages, odd ones."""
 
 from collections.abc import Callable
 from importlib import resources
 
-# Hostile, but legal: nothing at all, white space, control characters, bytes that tokenizers often drop.
+# Hostile but legal: the empty text, white space, control characters, bytes that tokenizers often drop.
 ODD = (
     "",
     "   \n\t ",
@@ -13,15 +13,15 @@ ODD = (
 
 
 def load() -> list[str]:
-    """The shipped sentences, one a line, and the odd ones."""
+    """The shipped sentences, one per line, and the odd ones."""
     text = resources.files("trimtab_export").joinpath("data/sentences.txt").read_text("utf-8")
     return [*text.rstrip("\n").split("\n"), *ODD]
 
 
 def of_length(least: int, count: Callable[[str], int]) -> str:
-    """A text of at least `least` tokens by `count`, made of the shipped sentences again and again.
+    """A text of at least `least` tokens by `count`: the shipped sentences, repeated.
 
-    It ends sooner where more text makes no more tokens, so `count` may cut at any length.
+    It ends earlier if more text gives no more tokens, so `count` may cut at any length.
     """
     passage = " ".join(text for text in load() if text.strip())
     text, before, now = passage, 0, count(passage)

@@ -1,4 +1,4 @@
-"""What every kind of source is turned into: plain data, and the source's own embed function."""
+"""The common form of every kind of source: plain data, and the source's own embed function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from trimtab.kinds import (
 )
 
 Activation = Literal["Identity", "Tanh", "ReLU", "Sigmoid"]
-# What a search wants more of, and what its variants are for.
+# What a search optimises, and the device of its variants.
 Target = Literal["latency", "throughput", "size"]
 Device = Literal["cpu", "cuda"]
 Embed: TypeAlias = Callable[[list[str], str], NDArray[np.float32]]
@@ -26,7 +26,7 @@ Embed: TypeAlias = Callable[[list[str], str], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asks for. None: as the source declares it."""
+    """The user's settings. None: as the source declares it."""
 
     source: str
     pooling: Pooling | None = None
@@ -63,13 +63,13 @@ class Head:
 
     @property
     def normalizes(self) -> bool:
-        """Whether the last thing done to a vector is to scale it to length 1."""
+        """Whether the last step scales a vector to length 1."""
         return bool(self.layers) and isinstance(self.layers[-1], Normalize)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX graph on disk and the output that the head reads: token states or ready vectors."""
+    """An ONNX graph on disk and the output that the head reads: token states or finished vectors."""
 
     path: Path
     output: str
@@ -87,9 +87,9 @@ class Tokenizer:
 class Source:
     """An encoder, read and checked.
 
-    `backbone` is a torch module of transformers, or a graph that exists already. `embed(texts, prompt)` is
-    the source's own answer, float32 (n, dimensions), computed without anything that the exporter makes.
-    `notes` are lines for the user about what the source declares and a bundle does not have.
+    `backbone` is a torch module of transformers, or an existing graph. `embed(texts, prompt)` is the source's
+    own result, float32 (n, dimensions), computed without anything that the exporter makes. `notes` are lines
+    for the user about declarations of the source that a bundle does not keep.
     """
 
     backbone: Any

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 class Steps:
     """`with steps("converting to ONNX"):` prints `[3/7] converting to ONNX ... 2.2 s`.
 
-    `with steps("...") as say:` may `say("what came of it")` before the seconds.
+    `with steps("...") as say:` may `say("the result")` before the seconds.
     """
 
     total: int
@@ -28,7 +28,7 @@ class Steps:
         try:
             yield lambda text: sys.stderr.write(f"{text}, ")
         except BaseException:
-            sys.stderr.write("\n")  # what is printed next starts a line of its own
+            sys.stderr.write("\n")  # start a new line for the next output
             raise
         sys.stderr.write(f"{time.monotonic() - started:.1f} s\n")
         sys.stderr.flush()
@@ -38,7 +38,7 @@ class Steps:
 def quiet() -> Iterator[None]:
     """Keep the libraries' warnings, and their log lines below ERROR, off the terminal.
 
-    They set the levels of their loggers when they are imported, so the levels are of no use here.
+    They set the levels of their loggers on import, so setting levels here would not help.
     """
     before = logging.root.manager.disable
     with warnings.catch_warnings():

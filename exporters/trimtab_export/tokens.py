@@ -1,4 +1,4 @@
-"""Tokenizers: what a source's tokenizer must be to serve from a bundle, and batches of ids from one."""
+"""Tokenizers: what a bundle requires of a source's tokenizer, and batches of ids from one."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from trimtab_export.source import Tokenizer
 
 
 def from_transformers(tokenizer: Any) -> Tokenizer:
-    """The tokenizer of transformers as a `tokenizers` file; refused by name where a bundle cannot hold it."""
+    """The tokenizer of transformers as a `tokenizers` file; refused by name if a bundle cannot hold it."""
     name = type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False):
         raise ExportError(
@@ -57,7 +57,7 @@ def from_transformers(tokenizer: Any) -> Tokenizer:
 
 
 def _forget_types(part: Any) -> None:
-    """Let a template give the token type 0 alone: the encoder is not told of another."""
+    """Make a template produce only token type 0: the encoder gets no other."""
     for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
         _forget_types(each)
     if isinstance(part, dict) and "type_id" in part:
@@ -71,16 +71,16 @@ def plain(content: str, pad_id: int) -> Tokenizer:
     tokenizer.no_padding()
     if not tokenizer.encode("").ids:
         raise ExportError(
-            "the tokenizer gives no token at all for the empty text, so that it would have no vector: "
+            "the tokenizer gives no token at all for the empty text, which would have no vector: "
             "Trimtab serves encoders whose tokenizer adds special tokens, such as [CLS] or </s>"
         )
     return Tokenizer(json=tokenizer.to_str(), pad_id=pad_id)
 
 
 class Batcher:
-    """Makes padded batches by the server's own code: prompt and text in one string, cut at the end.
+    """Makes padded batches with the server's own code: prompt and text in one string, cut at the end.
 
-    Raises ExportError where the server could not read this tokenizer.
+    Raises ExportError if the server could not read this tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
@@ -91,7 +91,7 @@ class Batcher:
         self._pad_id = tokenizer.pad_id
 
     def count(self, text: str) -> int:
-        """How many tokens are read of a text."""
+        """How many tokens of a text are read."""
         return len(self._tokenizer.read([text], "end")[0].ids)
 
     def __call__(self, texts: Sequence[str], prompt: str = "") -> dict[str, NDArray[np.int64]]:

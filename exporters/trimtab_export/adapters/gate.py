@@ -1,8 +1,8 @@
-"""The gate: which rung is taken, and what may be done with it. By held-out retrieval alone.
+"""The gate: which rung to take, and what it may be used for, by held-out retrieval alone.
 
-Over few documents, everything is found among the first k. A ranking by chance finds k of n documents, so a
-figure at depth k counts for a verdict only where k / n is no more than the share that the verdict lets be
-lost: chance alone must not make up for what is missing.
+Over few documents, any ranking finds everything among the first k. A chance ranking finds k of n documents,
+so a figure at depth k counts for a verdict only if k / n is at most the loss that the verdict allows: chance
+alone must not make up for the loss.
 """
 
 import math
@@ -21,12 +21,12 @@ from trimtab_export.adapters import metrics
 Doubles: TypeAlias = NDArray[np.float64]
 
 MEASURE = "Recall@10"
-NEAR = 0.005  # a simpler rung this much behind the best serves as well
-# A bridge loses at most this share of what there is today, and surely no more than the other.
+NEAR = 0.005  # a simpler rung this close behind the best is preferred
+# A bridge keeps at least the first share of today's figure, and surely the second.
 BRIDGE, BRIDGE_SURELY = 0.98, 0.96
-# Of the upgrade's quality that a cascade must reach to be worth it.
+# The share of the upgrade's quality that a cascade must reach.
 CASCADE = 0.95
-# Without pairs: how often the document that the old encoder puts first must be among the adapted first ten
+# Without pairs: how often the document that the old encoder ranks first must be among the adapted first ten
 # (or the cascade's candidates).
 AGREE, AGREE_CASCADE = 0.95, 0.97
 CUT = 10
@@ -35,28 +35,28 @@ MOST_CANDIDATES = 200
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """Recall@10 of each test query, by the way of searching."""
+    """Recall@10 of each test query, by way to search."""
 
     old: Doubles
     adapted: Doubles
     cascade: Doubles
     reindexed: Doubles
-    candidates: Doubles  # 1 where the right document is among the cascade's candidates
+    candidates: Doubles  # 1 if the right document is among the cascade's candidates
     documents: int  # that were searched
 
 
 def fewest(depth: int, kept: float) -> int:
-    """Over how many documents a figure at this depth counts for a verdict that wants such a share kept."""
+    """The fewest documents over which a figure at this depth counts, if the verdict must keep this share."""
     return math.ceil(round(depth / (1 - kept), 6))
 
 
 def cascade_depth(documents: int) -> int:
-    """How many candidates a cascade over so many documents is judged with."""
+    """How many candidates a cascade over this many documents is judged with."""
     return max(1, min(MOST_CANDIDATES, int(round((1 - CASCADE) * documents, 6))))
 
 
 def few_documents(documents: int) -> Check:
-    """Are there documents enough for any verdict that lets the adapter serve?"""
+    """Are there enough documents for any verdict that lets the adapter serve?"""
     wanted = fewest(CUT, CASCADE)
     passed = documents >= wanted
     finding = f"searched were {documents:,} documents"
@@ -71,10 +71,10 @@ def few_documents(documents: int) -> Check:
 
 
 def choose(recalls: Mapping[str, Doubles]) -> tuple[str, dict[str, Interval]]:
-    """The rung to take, of rungs in order from the simplest on, and how far each is behind the best.
+    """The rung to take, of rungs ordered simplest first, and how far each is behind the best.
 
-    recalls: Recall@10 of each select query. The simplest rung wins whose paired bootstrap interval behind
-    the best reaches 0, and that is on average behind by no more than NEAR.
+    recalls: Recall@10 of each select query. The simplest rung wins whose paired bootstrap interval to the
+    best includes 0, and whose mean is behind by at most NEAR.
     """
     best = max(recalls, key=lambda name: recalls[name].mean())
     behind = {name: metrics.difference(recalls[best], each) for name, each in recalls.items()}
@@ -83,7 +83,7 @@ def choose(recalls: Mapping[str, Doubles]) -> tuple[str, dict[str, Interval]]:
 
 
 def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict on an adapter judged by pairs, with its reasons."""
+    """The verdict on an adapter judged by pairs, with reasons."""
     old, new = found.old.mean(), found.reindexed.mean()
     kept = metrics.ratio(found.adapted, found.old)
     gain = metrics.difference(found.reindexed, found.old)
@@ -117,7 +117,7 @@ def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict
         return "cascade", (
             *reasons,
             cascade,
-            f"by itself the adapter is not known to keep what there is today: rescore the first {depth}",
+            f"by itself the adapter is not known to keep today's quality: rescore the first {depth}",
         )
     return "re-index", (
         *reasons,
@@ -135,7 +135,7 @@ def judge_by_agreement(
     agreed, within = found.adapted.mean(), found.candidates.mean()
     reasons = [
         "provisional: no pairs were given, so nothing is known of right and wrong answers; give --pairs",
-        "the document that the old encoder puts first is among the adapter's first ten for "
+        "the document that the old encoder ranks first is among the adapter's first ten for "
         f"{agreed:.1%} of the "
         f"queries, and among its first {depth} for {within:.1%}",
     ]
@@ -150,7 +150,7 @@ def judge_by_agreement(
         return "cascade", (*reasons, f"no bridge: rescore the first {depth}")
     return "re-index", (
         *reasons,
-        f"a bridge wants {AGREE:.0%} in the first ten, a cascade {AGREE_CASCADE:.0%} in all",
+        f"a bridge needs {AGREE:.0%} in the first ten, a cascade {AGREE_CASCADE:.0%} in all",
     )
 
 
