@@ -14,7 +14,7 @@ RUN python -m venv /opt/trimtab \
 
 FROM python:3.11-slim
 COPY --from=build /opt/trimtab /opt/trimtab
-# Nothing can be written but /tmp, where the costs go that were measured.
+# Only /tmp is writable; measured costs are kept there.
 ENV PATH=/opt/trimtab/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # The chart's user; it owns nothing in the image.
 USER 10001:10001
