@@ -116,11 +116,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="build TensorRT engines for this machine's GPU; without a GPU the bundle gets none",
     )
     more.add_argument(
-        "--heal",
-        type=_positive,
-        default=1,
+        "--heal-minutes",
+        type=_minutes,
+        default=16.0,
         metavar="N",
-        help="how often the search goes through the texts after each cut (default: %(default)s)",
+        help="how long the search may train the cuts that it tries, all together; more minutes keep more "
+        "(default: %(default)g)",
     )
     more.add_argument(
         "--pairs",
@@ -160,7 +161,7 @@ def run(options: argparse.Namespace) -> int:
         min_quality=tuple(options.min_quality),
         target=options.target,
         device=options.device,
-        heal=options.heal,
+        heal_minutes=options.heal_minutes,
         pairs=options.pairs,
         texts=options.texts,
         tensorrt=options.tensorrt,
@@ -188,6 +189,16 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
     return share
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")
+    return minutes
 
 
 def _positive(text: str) -> int:

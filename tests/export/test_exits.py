@@ -16,7 +16,7 @@ from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import File
 from trimtab.cli import main as cli_main
 from trimtab_export.passes import exits
-from trimtab_export.variants import cells, fidelity, material
+from trimtab_export.variants import cells, fidelity, material, mix
 
 TEXTS = [f"w{number} some words x{number * 7 % 13}" for number in range(20)]
 
@@ -28,6 +28,8 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(material.texts_at_hand, "docstrings", lambda: pairs)
     monkeypatch.setattr(material, "QUERIES", 40)
     monkeypatch.setattr(material, "DOCUMENTS", 60)
+    monkeypatch.setattr(mix, "CHUNK", 64)
+    monkeypatch.setattr(mix, "BATCH_TOKENS", 512)
     monkeypatch.setattr(fidelity, "SHAPES", ((1, 8),))
     monkeypatch.setattr(fidelity, "ROUNDS", 1)
 
@@ -84,7 +86,7 @@ def test_depth_and_width(
         ("exit = 0", "exit = 0: give 1 to 1"),
         ("width = 32", "width = 32: give less than the encoder's 32 dimensions"),
         ("width = 8\nffn = 0.5", "they go with a precision, not with layers"),
-        ("width = 8\nheal = 1", "a width has nothing to heal"),
+        ("width = 8\nheal = 0.004", "a width has nothing to heal"),
     ],
 )
 def test_cells_that_there_are_not(
@@ -101,8 +103,8 @@ def test_every_depth_and_width_is_measured(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         "[[variants]]\nname = 'early'\nexit = 1\n[[variants]]\nname = 'narrow'\nexit = 1\nwidth = 8\n"
-        "[[variants]]\nname = 'healed'\nexit = 1\nheal = 2\n"
-        "[[variants]]\nname = 'healed-narrow'\nexit = 1\nheal = 2\nwidth = 8\n"
+        "[[variants]]\nname = 'healed'\nexit = 1\nheal = 0.004\n"
+        "[[variants]]\nname = 'healed-narrow'\nexit = 1\nheal = 0.004\nwidth = 8\n"
     )
     bundle = bundles.read(export(st_bert, "--recipe", str(recipe)))
     first, early, narrow, healed, healed_narrow = bundle.manifest.variants
@@ -130,7 +132,7 @@ def test_every_depth_and_width_is_measured(
 @pytest.mark.parametrize("architecture", ["roberta", "mpnet", "distilbert"])
 def test_every_architecture_has_exits_that_heal(architecture: str, tmp_path: Path, export: Export) -> None:
     (tmp_path / "recipe.toml").write_text(
-        "[[variants]]\nname = 'healed'\nexit = 1\nheal = 1\nwidth = 8\nprecision = 'int8'\n"
+        "[[variants]]\nname = 'healed'\nexit = 1\nheal = 0.004\nwidth = 8\nprecision = 'int8'\n"
     )
     source = tiny_encoders.sentence_transformers(architecture, tmp_path)
     bundle = bundles.read(export(source, "--recipe", str(tmp_path / "recipe.toml")))

@@ -1,4 +1,4 @@
-"""Pruning, repair and healing, on an encoder small enough to compute by hand."""
+"""Pruning and repair, on an encoder small enough to compute by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import torch
 from trimtab.errors import ExportError
 from trimtab_export import sentences
 from trimtab_export.load import load
-from trimtab_export.passes import anatomy, bf16_linear, heal, prune
-from trimtab_export.passes.student import EarlyStudent, Student, buckets, watch
+from trimtab_export.passes import anatomy, bf16_linear, prune
+from trimtab_export.passes.student import Student, watch
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
 from trimtab_export.tokens import Batcher
@@ -90,72 +90,43 @@ def test_the_layer_that_does_nothing_goes_first(made: Made) -> None:
         for linear in (block.context, block.narrow):
             linear.weight.zero_()
             linear.bias.zero_()
-    assert prune.rank_layers(made.student, made.batches) == [0]
+    assert prune.rank_layers(made.student, [made.batches]) == [0]
+
+
+def test_a_layer_that_one_kind_of_text_needs_goes_last(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the first all kinds turn a little, without the second one kind turns far."""
+    first = anatomy.blocks(made.student.backbone)[0].narrow.weight.clone()
+    kinds = [made.batches[:1], made.batches[1:2], made.batches[2:]]
+
+    def damage(cut: Student, batches: Any, wanted: Any) -> float:
+        second_went = torch.equal(anatomy.blocks(cut.backbone)[0].narrow.weight, first)
+        return (0.5 if batches is kinds[1] else 0.0) if second_went else 0.2
+
+    monkeypatch.setattr(prune, "_damage", damage)
+    assert prune.rank_layers(made.student, kinds) == [0]
+
+
+@pytest.mark.parametrize("architecture", tiny_encoders.ARCHITECTURES)
+def test_a_layer_takes_over_the_part_of_those_that_went_behind_it(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(architecture, tmp_path)
+    wanted = made.vectors(made.student)
+
+    def distance() -> float:
+        cut = made.student.copy()
+        prune.prune(cut, made.batches, layers=(0,), heads=1.0, ffn=1.0)
+        return float(np.square(made.vectors(cut) - wanted).mean())
+
+    repaired = distance()
+    monkeypatch.setattr(prune, "_repair", lambda *arguments: None)
+    assert repaired < 0.8 * distance()
 
 
 def test_an_unknown_architecture_is_refused_by_name(made: Made) -> None:
     made.source.backbone.config.model_type = "mamba"
     with pytest.raises(ExportError, match="do not know the architecture mamba; they know bert"):
         prune.prune(made.student, made.batches, layers=None, heads=1.0, ffn=0.5)
-
-
-def healed(made: Made, progress: Path, stop: int | None = None) -> tuple[Any, list[str]]:
-    """A cut student's vectors after healing, and what was told; with `stop`, killed at that step before."""
-    cut = made.student.copy()
-    prune.prune(cut, made.batches, layers=(1,), heads=1.0, ffn=0.5)
-    told: list[str] = []
-
-    def tell(text: str) -> None:
-        told.append(text)
-        if stop is not None and len(told) == stop:
-            raise KeyboardInterrupt
-
-    wanted = made.source.embed(TEXTS, "")
-    heal.heal(cut, TEXTS, wanted, made.batcher, epochs=4, progress=progress, tell=tell)
-    return made.vectors(cut), told
-
-
-def test_healing_brings_vectors_nearer_and_goes_on_where_it_stopped(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heal, "BATCH", 16)
-    monkeypatch.setattr(heal, "SAVE_SECONDS", -1.0)
-    wanted = made.vectors(made.student)
-    cut = made.student.copy()
-    prune.prune(cut, made.batches, layers=(1,), heads=1.0, ffn=0.5)
-    before = float((made.vectors(cut) * wanted).sum(axis=1).mean())
-    straight, told = healed(made, tmp_path / "straight.safetensors")
-    assert float((straight * wanted).sum(axis=1).mean()) > before
-
-    with pytest.raises(KeyboardInterrupt):
-        healed(made, tmp_path / "stopped.safetensors", stop=5)
-    again, rest = healed(made, tmp_path / "stopped.safetensors")
-    assert rest == told[5:], "from the next step on, with the same losses"
-    np.testing.assert_allclose(again, straight, atol=1e-5)
-
-
-def test_an_exit_is_healed_with_the_head_behind_it(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heal, "FITTED_RATE", heal.RATE)  # the head is none that was fitted
-    monkeypatch.setattr(heal, "BATCH", 16)
-    wanted = made.source.embed(TEXTS, "")
-    backbone = made.student.copy().backbone
-    anatomy.keep_layers(backbone, (0,))
-    rng = np.random.default_rng(0)
-    random = rng.normal(size=(32, 2 * 32)).astype(np.float32), np.zeros(32, np.float32)
-    early = EarlyStudent(backbone, made.source.head, random)
-
-    def nearness() -> float:
-        mine = made.vectors(early)
-        return float((mine * wanted).sum(axis=1).mean() / np.linalg.norm(mine, axis=1).mean())
-
-    before = nearness()
-    heal.heal(early, TEXTS, wanted, made.batcher, epochs=4, progress=tmp_path / "p", tell=lambda text: None)
-    assert nearness() > before + 0.05
-    weight, bias = early.fitted
-    assert not np.array_equal(weight, random[0])
-    assert not np.array_equal(bias, random[1])
 
 
 @pytest.mark.parametrize("inputs_trained", [True, False])
@@ -195,24 +166,3 @@ def test_what_lies_behind_the_watched_layers_is_not_computed(made: Made) -> None
         ((inputs, outputs),) = watch(made.student, made.batches[0], [blocks[0].narrow])
     assert len(inputs) == len(outputs) == made.batches[0]["attention_mask"].sum()
     assert ran == [0]
-
-
-def test_vectors_that_are_nan_stop_the_healing(made: Made, tmp_path: Path) -> None:
-    wanted = np.full((len(TEXTS), 32), np.nan, np.float32)
-    with pytest.raises(ExportError, match="healing: the loss is nan at step 1"):
-        heal.heal(
-            made.student,
-            TEXTS,
-            wanted,
-            made.batcher,
-            epochs=1,
-            progress=tmp_path / "p",
-            tell=lambda text: None,
-        )
-
-
-def test_buckets_hold_each_text_once_among_texts_of_its_length() -> None:
-    lengths = [number * 7 % 50 for number in range(100)]
-    groups = list(buckets(lengths, 8, np.random.default_rng(0)))
-    assert sorted(number for group in groups for number in group) == list(range(100))
-    assert max(max(lengths[n] for n in group) - min(lengths[n] for n in group) for group in groups) <= 6

@@ -19,11 +19,11 @@ from trimtab_export.passes.student import Student
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import fidelity, make, material
+from trimtab_export.variants import fidelity, make, material, mix
 
 TEXTS = [text for text in sentences.load() if text.strip()]
 ARCHITECTURES = [name for name in tiny_encoders.ARCHITECTURES if name != "mpnet"]
-RECIPE = "[[variants]]\nname = 'experts'\nshrp = 0.5\nheal = 1\n"
+RECIPE = "[[variants]]\nname = 'experts'\nshrp = 0.5\nheal = 0.004\n"
 
 
 @pytest.fixture(autouse=True)
@@ -33,17 +33,18 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(material.texts_at_hand, "docstrings", lambda: pairs)
     monkeypatch.setattr(material, "QUERIES", 40)
     monkeypatch.setattr(material, "DOCUMENTS", 60)
-    monkeypatch.setattr(material, "TEXTS", 200)
+    monkeypatch.setattr(mix, "CHUNK", 64)
+    monkeypatch.setattr(mix, "BATCH_TOKENS", 512)
     monkeypatch.setattr(fidelity, "SHAPES", ((1, 8),))
     monkeypatch.setattr(fidelity, "ROUNDS", 1)
 
 
-def made(architecture: str, folder: Path) -> tuple[Student, Batcher, list[Any]]:
+def made(architecture: str, folder: Path) -> tuple[Student, list[Any]]:
     with quiet():
         source = load(Settings(str(tiny_encoders.sentence_transformers(architecture, folder))))
     batcher = Batcher(source.tokenizer, 60)
     batches = [batcher(TEXTS[start : start + 16]) for start in range(0, len(TEXTS), 16)]
-    return Student(source.backbone, source.head), batcher, batches
+    return Student(source.backbone, source.head), batches
 
 
 def projection(expert: Any) -> Any:
@@ -57,10 +58,9 @@ def vectors(student: Student, batches: list[Any]) -> Any:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_training_brings_the_experts_nearer_and_the_used_heads_stay(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(heal, "BATCH", 16)
-    whole, batcher, batches = made(architecture, tmp_path)
+    whole, batches = made(architecture, tmp_path)
     wanted = vectors(whole, batches)
     student = whole.copy()
     shrp.replace(student, batches)
@@ -69,8 +69,8 @@ def test_training_brings_the_experts_nearer_and_the_used_heads_stay(
         return float((vectors(student, batches) * wanted).sum(axis=1).mean())
 
     before = nearness()
-    options: Any = {"epochs": 6, "tell": lambda text: None}
-    heal.heal(student, TEXTS, wanted, batcher, progress=tmp_path / "routing", **options)
+    lesson = heal.Lesson(whole, lambda chunk: batches, [1, 2], 8000)
+    heal.heal(student, lesson, tmp_path / "routing", lambda text: None)
     assert nearness() > before
     used = shrp.usage(student, batches)
     assert [round(sum(shares), 5) for shares in used] == [1.0, 1.0]
@@ -80,12 +80,12 @@ def test_training_brings_the_experts_nearer_and_the_used_heads_stay(
         head = shares.index(max(shares))
         assert torch.equal(projection(expert).weight, query[head * 16 : (head + 1) * 16])
         assert expert.router is None
-    heal.heal(student, TEXTS, wanted, batcher, progress=tmp_path / "healing", **options)
+    heal.heal(student, lesson, tmp_path / "healing", lambda text: None)
     assert nearness() > 0.9
 
 
 def test_a_token_goes_through_one_head_while_there_is_a_router(tmp_path: Path) -> None:
-    student, _, batches = made("bert", tmp_path)
+    student, batches = made("bert", tmp_path)
     shrp.replace(student, batches)
     expert = anatomy.stack(student.backbone)[0]
     seen: list[torch.Tensor] = []
@@ -98,7 +98,7 @@ def test_a_token_goes_through_one_head_while_there_is_a_router(tmp_path: Path) -
 
 
 def test_a_router_that_prefers_a_head_keeps_it(tmp_path: Path) -> None:
-    whole, _, batches = made("bert", tmp_path)
+    whole, batches = made("bert", tmp_path)
     student = whole.copy()
     shrp.replace(student, batches)
     for expert, head in zip(anatomy.stack(student.backbone), (1, 0), strict=True):
@@ -139,7 +139,7 @@ def test_an_interrupted_training_goes_on(
     with pytest.raises(KeyboardInterrupt):
         export(st_bert, "--recipe", str(recipe))
     monkeypatch.setattr(make, "_graph", graph_of)
-    monkeypatch.setattr(heal, "_loss", stop)  # all steps were done
+    monkeypatch.setattr(heal, "_step", stop)  # all steps were done
     again = bundles.read(export(st_bert, "--recipe", str(recipe)))
     spaces = [each.manifest.variants[1].space for each in (straight, again)]
     assert spaces[0] == spaces[1]
@@ -149,9 +149,12 @@ def test_an_interrupted_training_goes_on(
     ("passes", "message"),
     [
         ("shrp = 0.5", "shrp = 0.5 puts new blocks behind the heads.*give heal = 1"),
-        ("shrp = 0.5\nffn = 0.5\nheal = 1", "shrp = 0.5 chooses the heads itself.*leave ffn out"),
-        ("shrp = 0.5\nheads = 0.5\nlow_rank = 0.9\nheal = 1", "leave heads and low_rank out"),
-        ("shrp = 0.5\nexit = 1\nheal = 1", "exit and width .* not with layers, heads, ffn, shrp or low_rank"),
+        ("shrp = 0.5\nffn = 0.5\nheal = 0.004", "shrp = 0.5 chooses the heads itself.*leave ffn out"),
+        ("shrp = 0.5\nheads = 0.5\nlow_rank = 0.9\nheal = 0.004", "leave heads and low_rank out"),
+        (
+            "shrp = 0.5\nexit = 1\nheal = 0.004",
+            "exit and width .* not with layers, heads, ffn, shrp or low_rank",
+        ),
     ],
 )
 def test_what_contradicts_it_is_refused(

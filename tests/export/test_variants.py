@@ -1,5 +1,6 @@
 """Variants in a bundle: spaces of their own with figures, made by a recipe or found by a search."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -28,9 +29,11 @@ from trimtab.cli import main as cli_main
 from trimtab.errors import ExportError
 from trimtab_export.graph.head import save
 from trimtab_export.passes import quantize
-from trimtab_export.variants import fidelity, material, recipe, search
+from trimtab_export.passes.curve import Point
+from trimtab_export.variants import draw, fidelity, material, mix, pace, recipe, search
 from trimtab_export.variants.candidates import Candidate
 
+BRIEF = ("--heal-minutes", "0.01")
 RECIPE = """
 [[variants]]
 name = "int8"
@@ -41,13 +44,13 @@ name = "small"
 precision = "int8"
 layers = [1]
 ffn = 0.5
-heal = 1
+heal = 0.004
 
 [[variants]]
 name = "small-fp32"
 layers = [1]
 ffn = 0.5
-heal = 1
+heal = 0.004
 """
 
 
@@ -59,7 +62,8 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(material.texts_at_hand, "docstrings", lambda: pairs)
     monkeypatch.setattr(material, "QUERIES", 40)
     monkeypatch.setattr(material, "DOCUMENTS", 60)
-    monkeypatch.setattr(material, "TEXTS", 200)
+    monkeypatch.setattr(mix, "CHUNK", 64)
+    monkeypatch.setattr(mix, "BATCH_TOKENS", 512)
     monkeypatch.setattr(fidelity, "SHAPES", ((1, 8), (4, 8)))
     monkeypatch.setattr(fidelity, "ROUNDS", 1)
 
@@ -100,7 +104,7 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         assert not np.allclose(vectors, run(bundle, first, texts), atol=1e-4)
     int8, small, plain = rest
-    assert small.passes == Passes(name="small", precision="int8", layers=(1,), ffn=0.5, heal=1)
+    assert small.passes == Passes(name="small", precision="int8", layers=(1,), ffn=0.5, heal=0.004)
     assert int8.files[1].size > small.files[1].size
     assert plain.precision == "fp32"
 
@@ -177,7 +181,7 @@ def test_a_search_keeps_its_floor_beside_a_recipe(
     st_bert: Path, tmp_path: Path, export: Export, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "recipe.toml").write_text("[[variants]]\nname = 'narrow'\nwidth = 4\n")
-    options = ("--min-quality", "0.6", "--min-quality", "0.95", "--target", "size")
+    options = ("--min-quality", "0.6", "--min-quality", "0.95", "--target", "size", *BRIEF)
     bundle = bundles.read(export(st_bert, *options, "--recipe", str(tmp_path / "recipe.toml")))
     _, narrow, *found = bundle.manifest.variants
     assert (narrow.name, narrow.dimensions) == ("narrow", 4)
@@ -202,7 +206,7 @@ def test_a_floor_that_cannot_be_kept_says_what_can(st_bert: Path, tmp_path: Path
         worse = search.keeps
         try:
             search.keeps = lambda candidate, floor: False
-            export(st_bert, "--min-quality", "1")
+            export(st_bert, "--min-quality", "1", *BRIEF)
         finally:
             search.keeps = worse
     assert not (tmp_path / "repository" / "tiny" / "1").exists()
@@ -226,10 +230,10 @@ def test_an_interrupted_search_goes_on(
 
     monkeypatch.setattr(fidelity, "measure", interrupted)
     with pytest.raises(SystemExit):
-        export(st_bert, "--min-quality", "0.6")
+        export(st_bert, "--min-quality", "0.6", *BRIEF)
     monkeypatch.setattr(fidelity, "measure", measure)
     assert "int8: nDCG" in capsys.readouterr().err
-    export(st_bert, "--min-quality", "0.6")
+    export(st_bert, "--min-quality", "0.6", *BRIEF)
     err = capsys.readouterr().err
     assert "int8-weights: making it" in err
     assert "\n  int8: making it" not in err
@@ -248,6 +252,16 @@ def candidate(name: str, ndcg: float, single: float, batch: float, size: int) ->
     return Candidate(Passes(name=name), (), report)
 
 
+def test_the_page_shows_how_trainings_went(tmp_path: Path) -> None:
+    plain = candidate("plain", 0.99, 2.0, 2.0, 50)
+    curve = tuple(Point(1000 * n, 60.0 * n, 0.9 + 0.01 * n, 0.8) for n in range(1, 4))
+    trained = dataclasses.replace(candidate("trained", 0.95, 3.0, 3.0, 40), curve=curve)
+    page = draw.draw("tiny", [plain, trained], (), (0.9,), tmp_path / "one").read_text("utf-8")
+    assert "<h2>Training</h2>" in page
+    assert (tmp_path / "one" / draw.CURVES).read_bytes()[:4] == b"\x89PNG"
+    assert "<h2>Training</h2>" not in draw.draw("tiny", [plain], (), (0.9,), tmp_path / "two").read_text()
+
+
 def test_the_front_has_what_nothing_beats_in_both() -> None:
     good = candidate("good", 0.99, 2.0, 2.0, 50)
     fast = candidate("fast", 0.95, 3.0, 1.5, 40)
@@ -259,13 +273,14 @@ def test_the_front_has_what_nothing_beats_in_both() -> None:
 
 
 def test_cuts_grow_deeper_and_drop_the_layers_that_matter_least() -> None:
-    plans = search.cuts(6, [2, 3, 1, 0, 4], "int8", 1)
-    assert plans[0].layers is None
-    assert (plans[2].layers, plans[2].ffn) == ((0, 1, 3, 4, 5), 0.5)
-    assert plans[-1].layers == (0, 4, 5)
-    sizes = [(len(each.layers or range(6)), each.ffn) for each in plans]
+    plans = search.cuts(6, [2, 3, 1, 0, 4], "int8")
+    assert [plan.name for plan in plans[:3]] == ["layers5-int8", "layers4-int8", "layers4-ffn75-int8"]
+    assert (plans[0].layers, plans[0].ffn) == ((0, 1, 3, 4, 5), 1.0)
+    assert (plans[-1].layers, plans[-1].ffn) == ((0, 4, 5), 0.5)
+    sizes = [(len(each.layers or ()), each.ffn) for each in plans]
     assert sizes == sorted(sizes, reverse=True)
-    assert len(search.cuts(1, [], "int8", 1)) == len({each.ffn for each in plans})
+    assert len({each.layers for each in search.cuts(12, list(range(11)), "int8")}) == 4
+    assert [plan.layers for plan in search.cuts(1, [], "int8")] == [None] * 2, "no layer can go: neurons do"
 
 
 def test_a_full_disk_ends_without_a_traceback_and_without_a_bundle(
@@ -276,7 +291,7 @@ def test_a_full_disk_ends_without_a_traceback_and_without_a_bundle(
 
     monkeypatch.setattr(quantize, "save", full)
     with pytest.raises(ExportError, match=r"No space left on device: weights\.bin\. No bundle was written"):
-        export(st_bert, "--min-quality", "0.6")
+        export(st_bert, "--min-quality", "0.6", *BRIEF)
     assert not (tmp_path / "repository" / "tiny" / "1").exists()
 
 
@@ -329,17 +344,13 @@ def test_precisions_that_only_make_it_smaller_are_for_size() -> None:
 
 def test_each_floor_gets_the_deepest_cut_that_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quality falls along the plans; each is made once."""
-    plans = search.cuts(6, [2, 3, 1, 0, 4], "int8", 1)
-    quality = dict(
-        zip([plan.name for plan in plans], (0.999, 0.995, 0.98, 0.96, 0.9, 0.85, 0.5), strict=True)
-    )
+    plans = search.cuts(6, [2, 3, 1, 0, 4], "int8")
+    quality = dict(zip([plan.name for plan in plans], (0.995, 0.98, 0.96, 0.85, 0.5), strict=True))
     made: list[str] = []
 
     class Shop:
         source = None
-
-        def layer_order(self) -> list[int]:
-            return [2, 3, 1, 0, 4]
+        layer_order = (2, 3, 1, 0, 4)
 
     class Bench:
         shop = Shop()
@@ -349,6 +360,7 @@ def test_each_floor_gets_the_deepest_cut_that_keeps_it(monkeypatch: pytest.Monke
 
         def candidate(self, passes: Passes) -> Candidate:
             made.append(passes.name)
+            assert 0 < passes.heal < 8 * 60e-3, "all of them have eight minutes together"
             return candidate(passes.name, quality[passes.name], 2, 2, 1)
 
     class Backbone:
@@ -356,9 +368,10 @@ def test_each_floor_gets_the_deepest_cut_that_keeps_it(monkeypatch: pytest.Monke
 
     Shop.source = Backbone  # type: ignore[assignment]
     monkeypatch.setattr(search.anatomy, "blocks", lambda backbone: range(6))
-    seen = search._bisect(Bench(), (0.84, 0.99, 0.97), "int8", 1)  # type: ignore[arg-type]
+    monkeypatch.setattr(pace, "_seconds", lambda shop: 1e-3)
+    seen = search._bisect(Bench(), (0.84, 0.99, 0.97), "int8", 8)  # type: ignore[arg-type]
     names = [each.passes.name for each in seen]
-    assert {plans[1].name, plans[2].name, plans[5].name} <= set(names), "the deepest at each floor"
+    assert {plans[0].name, plans[1].name, plans[3].name} <= set(names), "the deepest at each floor"
     assert len(names) == len(set(names)) == len(made)
 
 
@@ -366,6 +379,9 @@ def test_options_that_contradict_each_other(st_bert: Path, tmp_path: Path, expor
     for options in (
         ["--min-quality", "1.5"],
         ["--min-quality", "x"],
+        ["--heal-minutes", "0"],
+        ["--heal-minutes", "inf"],
+        ["--heal-minutes", "long"],
     ):
         with pytest.raises(SystemExit):
             export(st_bert, *options)
@@ -376,7 +392,8 @@ def test_every_architecture_goes_through_every_pass(
     architecture: str, tmp_path: Path, export: Export
 ) -> None:
     source = tiny_encoders.sentence_transformers(architecture, tmp_path)
-    text = "[[variants]]\nname = 'cut'\nprecision = 'int8'\nlayers = [0]\nheads = 0.5\nffn = 0.5\nheal = 1\n"
+    text = "[[variants]]\nname = 'cut'\nprecision = 'int8'\nlayers = [0]\nheads = 0.5\nffn = 0.5\n"
+    text += "heal = 0.004\n"
     (tmp_path / "recipe.toml").write_text(text)
     options = ("--recipe", str(tmp_path / "recipe.toml"))
     if architecture == "mpnet":

@@ -132,7 +132,7 @@ class Passes(Struct, frozen=True):
     low_rank: ranges.Share = (
         1.0  # of the variance of each layer's outputs, where two thin layers are less work
     )
-    heal: ranges.Count = 0  # how often the texts are gone through in training
+    heal: ranges.Duration = 0.0  # million tokens that were trained on
     exit: ranges.Layer | None = None  # so many layers are computed, with a fitted head behind them; None: all
     width: ranges.Dimensions | None = None  # so many dimensions, on the principal axes; None: all
 

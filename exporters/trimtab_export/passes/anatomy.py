@@ -51,6 +51,19 @@ def blocks(backbone: Any) -> list[Block]:
     return [_block(kind, layer) for layer in stack(backbone)]
 
 
+def last_norm(block: Block, kind: str) -> Any:
+    """The layer norm at the end of a layer."""
+    return block.module.output_layer_norm if kind == "distilbert" else block.module.output.LayerNorm
+
+
+def put_last_norm(block: Block, kind: str, norm: Any) -> None:
+    """Let a layer end with this layer norm."""
+    if kind == "distilbert":
+        block.module.output_layer_norm = norm
+    else:
+        block.module.output.LayerNorm = norm
+
+
 def check_heads(backbone: Any) -> None:
     """Refuse an architecture whose layers cannot have heads of their own number; heads and shrp take some."""
     if architecture(backbone) == "mpnet":
@@ -74,6 +87,15 @@ def keep_layers(backbone: Any, numbers: tuple[int, ...]) -> None:
     setattr(backbone.config, key, len(kept))
     if hasattr(backbone, "transformer"):  # DistilBERT counts them once more
         backbone.transformer.n_layers = len(kept)
+
+
+def targets(kept: tuple[int, ...] | None, count: int) -> list[int]:
+    """For each layer that stays, of `count`, how many of them its states are to stand for.
+
+    That is itself, and those behind it that went.
+    """
+    numbers = tuple(range(count)) if kept is None else kept
+    return [*numbers[1:], count]
 
 
 def _block(kind: str, layer: Any) -> Block:

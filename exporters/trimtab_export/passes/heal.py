@@ -1,153 +1,249 @@
-"""Distil a pruned encoder back to the whole one, on texts alone: no labels, no pairs.
+"""Distil a cut encoder back to the whole one, on texts alone: no labels, no pairs.
 
-The loss is the angle to the whole encoder's vectors, and the difference between the similarities of all
-pairs in a batch by the one and by the other. Progress is kept in a safetensors file beside the weights, so a
-run that was stopped goes on from there.
+The whole encoder reads each batch beside the student, so that any text teaches and none has to be seen twice.
+Two things are learned at once: the vectors, at length 1, and the state of every token, behind the last
+layer and behind each that stays. A batch has some fifty vectors, but thousands of states: they are what
+brings the geometry over in minutes (as in Jiao et al., 2020, arXiv:1909.10351, without its second stage).
+
+Now and then the student is looked at on texts of a kind that is not trained on. That draws the curve, ends
+a training that brings nothing more, and says which weights were the best.
 """
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from trimtab.artifacts import durable
 from trimtab.errors import ExportError
-from trimtab_export.passes import bf16_linear
-from trimtab_export.passes.student import Student, buckets
-from trimtab_export.tokens import Batcher
+from trimtab_export.passes import bf16_linear, progress
+from trimtab_export.passes.curve import Point
+from trimtab_export.passes.progress import Reached
+from trimtab_export.passes.student import Student, Tokens, traced
 
-Floats: TypeAlias = NDArray[np.float32]
+Mix: TypeAlias = Callable[[int], Sequence[Tokens]]  # the batches of a chunk, the same each time
+Look: TypeAlias = Callable[[Student], tuple[float, float]]  # the share of the nDCG, the mean cosine
+Tell: TypeAlias = Callable[[str], object]
 
-BATCH = 32
 RATE = 3e-4
 # Behind a head that was fitted, RATE would undo the fit; the head itself reads thousands of columns.
 FITTED_RATE, FITTED_OWN_RATE = 5e-5, 1e-5
-WARM = 0.05  # of the steps
-SIMILARITY_WEIGHT = 10.0
+BETAS = (0.9, 0.98)
+WARM = 0.03  # of the tokens
+VECTORS_WEIGHT = 5.0
+SPREAD_BATCHES = 4
+LEAST_SPREAD = 1e-6
 CLIP = 1.0
 SAVE_SECONDS = 60.0
+LOOKS = 8  # at the student, over the whole training
+PATIENCE = 3  # looks that bring nothing, then it ends
 EMBEDDINGS = "embeddings."  # half of the weights and none of the work: they stay as they are
 
 
-def heal(
-    student: Student,
-    texts: Sequence[str],
-    vectors: Floats,
-    batcher: Batcher,
-    *,
-    epochs: int,
-    progress: Path,
-    tell: Callable[[str], object],
-) -> None:
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is taught.
+
+    Args:
+        teacher: the whole encoder.
+        mix: the texts, without end: the batches of chunk 0, 1, and so on.
+        targets: for each of the student's layers, behind how many of the teacher's layers its states are to
+            be found; None: the vectors alone are learned.
+        tokens: how many are read.
+        look: at the student, on texts that are not trained on; None: nobody looks.
+    """
+
+    teacher: Student
+    mix: Mix
+    targets: Sequence[int] | None
+    tokens: int
+    look: Look | None = None
+
+
+def heal(student: Student, lesson: Lesson, path: Path, tell: Tell) -> None:
     """Train the student in place.
 
     Args:
-        texts: unlabelled, as they are sent to the encoder; some thousands.
-        vectors: float32 (texts, dimensions), the whole encoder's.
-        epochs: how often each text is seen.
-        progress: the file of what was reached, read where it exists.
+        path: the file of what was reached, read where it exists.
         tell: called with a line of progress now and then.
 
     Raises ExportError where the loss is not finite.
     """
-    wanted = torch.from_numpy(vectors)
-    lengths = [batcher.count(text) for text in texts]
-    total = epochs * -(-len(texts) // BATCH)
-    backbone = student.backbone
-    trained = {
-        name: weight for name, weight in backbone.named_parameters() if not name.startswith(EMBEDDINGS)
-    }
-    for name, weight in backbone.named_parameters():
-        weight.requires_grad_(name in trained)
-    groups: list[dict[str, Any]] = [{"params": list(trained.values())}]
+    trained = _trained(student)
+    optimiser = _optimiser(student, trained)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    reached, best = progress.load(path, trained, optimiser)
+    student.backbone.train(False)  # without dropout: the teacher has none either
+    spreads = Spreads.of_teacher(lesson)
+    saved = time.monotonic()
+    while not reached.done:
+        started = time.monotonic()
+        batches = lesson.mix(reached.chunk)
+        for batch in batches[reached.place :]:
+            share = _rate(reached.tokens / lesson.tokens)
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = share * rate
+            loss = _step(student, lesson, spreads, batch, optimiser, reached.step + 1)
+            before, reached.tokens = reached.tokens, reached.tokens + int(batch["attention_mask"].sum())
+            reached.step, reached.place = reached.step + 1, reached.place + 1
+            reached.seconds += time.monotonic() - started
+            if lesson.look is not None and _due(before, reached.tokens, lesson.tokens):
+                best = _look(student, lesson.look, trained, best, reached, tell)
+            reached.done = reached.tokens >= lesson.tokens or _stuck(reached.curve)
+            if reached.done or time.monotonic() - saved > SAVE_SECONDS:
+                progress.save(path, trained, best, optimiser, reached)
+                saved = time.monotonic()
+                tell(
+                    f"healing {reached.tokens / 1e6:.2f} of {lesson.tokens / 1e6:g} M tokens, loss {loss:.4f}"
+                )
+            if reached.done:
+                break
+            started = time.monotonic()
+        else:
+            reached.chunk, reached.place = reached.chunk + 1, 0
+    for name, weight in best.items():
+        trained[name].data.copy_(weight)
+
+
+def trial(student: Student, lesson: Lesson, batches: Iterable[Tokens]) -> Iterator[float]:
+    """Steps of a training that is not kept, one by one, to see how long they take: the losses."""
+    trained = _trained(student)
+    optimiser = _optimiser(student, trained)
+    spreads = Spreads.of_teacher(lesson)
+    for number, batch in enumerate(batches, 1):
+        yield _step(student, lesson, spreads, batch, optimiser, number)
+
+
+def _trained(student: Student) -> dict[str, torch.nn.Parameter]:
+    found: dict[str, torch.nn.Parameter] = {}
+    for name, weight in student.backbone.named_parameters():
+        weight.requires_grad_(not name.startswith(EMBEDDINGS))
+        if weight.requires_grad:
+            found[name] = weight
+    return found | dict(student.own)
+
+
+def _optimiser(student: Student, trained: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    inner = [weight for name, weight in trained.items() if name not in student.own]
+    groups: list[dict[str, Any]] = [{"params": inner, "lr": FITTED_RATE if student.own else RATE}]
     if student.own:
         groups.append({"params": list(student.own.values()), "lr": FITTED_OWN_RATE})
-    rate = FITTED_RATE if student.own else RATE
-    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
-    trained |= student.own
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, total))
-    done = _resume(progress, trained, optimiser, schedule)
-    backbone.train(False)  # without dropout: the teacher has none either
-    step, saved = 0, time.monotonic()
-    for epoch in range(epochs):
-        for rows in buckets(lengths, BATCH, np.random.default_rng(epoch)):
-            step += 1
-            if step <= done:
-                continue
-            with bf16_linear.where_faster():
-                mine = student(batcher([texts[row] for row in rows]))
-            loss = _loss(mine, wanted[rows])
-            if not torch.isfinite(loss):
-                raise ExportError(
-                    f"healing: the loss is {loss.item()} at step {step}: the encoder's weights, or its "
-                    "vectors, hold NaN or infinity"
-                )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(trained.values(), CLIP)
-            optimiser.step()
-            schedule.step()
-            if time.monotonic() - saved > SAVE_SECONDS:
-                _save(progress, trained, optimiser, step)
-                saved = time.monotonic()
-                tell(f"healing {step}/{total}, loss {loss.item():.4f}")
-    _save(progress, trained, optimiser, step)
+    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
 
 
-def _loss(vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    mine = torch.nn.functional.normalize(vectors, dim=1)
-    theirs = torch.nn.functional.normalize(wanted, dim=1)
-    angle = 1 - (mine * theirs).sum(1).mean()
-    return angle + SIMILARITY_WEIGHT * (mine @ mine.T - theirs @ theirs.T).square().mean()
-
-
-def _rate(step: int, total: int) -> float:
-    warm = max(1, round(WARM * total))
-    return (step + 1) / warm if step < warm else max(0.02, (total - step) / max(1, total - warm))
-
-
-def _save(
-    path: Path, trained: dict[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer, step: int
-) -> None:
-    tensors = {f"weight.{name}": weight.detach().contiguous() for name, weight in trained.items()}
-    for name, weight in trained.items():
-        for key in ("exp_avg", "exp_avg_sq"):
-            if key in optimiser.state[weight]:
-                tensors[f"{key}.{name}"] = optimiser.state[weight][key].contiguous()
-    partial = path.with_suffix(".partial")
-    save_file(tensors, str(partial), metadata={"progress": json.dumps({"step": step})})
-    durable.sync(partial)
-    partial.replace(path)
-
-
-def _resume(
-    path: Path,
-    trained: dict[str, torch.nn.Parameter],
+def _step(
+    student: Student,
+    lesson: Lesson,
+    spreads: "Spreads",
+    batch: Tokens,
     optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> int:
-    """Take up what a run before reached; how many steps that was."""
-    if not path.is_file():
-        return 0
-    with safe_open(str(path), "pt") as stored:
-        step = int(json.loads(stored.metadata()["progress"])["step"])
-        names = set(stored.keys())
-        for name, weight in trained.items():
-            weight.data.copy_(stored.get_tensor(f"weight.{name}"))
-            if f"exp_avg.{name}" in names:
-                optimiser.state[weight] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": stored.get_tensor(f"exp_avg.{name}"),
-                    "exp_avg_sq": stored.get_tensor(f"exp_avg_sq.{name}"),
-                }
-    schedule.last_epoch = step
-    for group, base in zip(optimiser.param_groups, schedule.base_lrs, strict=True):
-        group["lr"] = base * schedule.lr_lambdas[0](step)
-    return step
+    number: int,
+) -> float:
+    with bf16_linear.where_faster():
+        with torch.no_grad():
+            wanted, states = traced(lesson.teacher, batch)
+        vectors, mine = traced(student, batch)
+        loss = VECTORS_WEIGHT * _apart(vectors, wanted) / spreads.vectors
+        if lesson.targets is not None:
+            real = torch.from_numpy(batch["attention_mask"] == 1)
+            theirs = [states[target - 1] for target in lesson.targets]
+            loss = loss + _distance(mine, theirs, spreads.of(lesson.targets), real)
+    if not torch.isfinite(loss):
+        raise ExportError(
+            f"healing: the loss is {loss.item()} at step {number}: the encoder's weights hold NaN or infinity"
+        )
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    torch.nn.utils.clip_grad_norm_([weight for weight in weights if weight.grad is not None], CLIP)
+    optimiser.step()
+    return loss.item()
+
+
+def _apart(vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The mean squared distance of vectors that are scaled to length 1."""
+    mine, theirs = (torch.nn.functional.normalize(each, dim=1) for each in (vectors, wanted))
+    return (mine - theirs).square().sum(1).mean()
+
+
+def _distance(
+    mine: Sequence[torch.Tensor],
+    wanted: Sequence[torch.Tensor],
+    spreads: Sequence[float],
+    real: torch.Tensor,
+) -> torch.Tensor:
+    """Of the last layer's states, and the mean of the others', each over the spread of what is wanted."""
+    distances = [
+        (one[real] - other[real]).square().mean() / spread
+        for one, other, spread in zip(mine, wanted, spreads, strict=True)
+    ]
+    return distances[-1] + sum(distances[:-1], torch.zeros(())) / len(mine)
+
+
+@dataclass(frozen=True)
+class Spreads:
+    """How far the teacher's vectors, and the states behind each of its layers, lie from their mean, squared.
+
+    The vectors of some encoders all lie in a narrow cone: what tells them apart is small, and counts.
+    """
+
+    vectors: float
+    states: Sequence[float]
+
+    @classmethod
+    def of_teacher(cls, lesson: Lesson) -> "Spreads":
+        """Over the first batches of the mix."""
+        vectors, states = [], []
+        with torch.no_grad(), bf16_linear.where_faster():
+            for batch in lesson.mix(0)[:SPREAD_BATCHES]:
+                found, layers = traced(lesson.teacher, batch)
+                real = torch.from_numpy(batch["attention_mask"] == 1)
+                vectors.append(torch.nn.functional.normalize(found, dim=1))
+                states.append([layer[real].var(0).mean() for layer in layers])
+        spread = torch.cat(vectors).var(0).sum()
+        return cls(
+            max(LEAST_SPREAD, spread.item()),
+            [max(LEAST_SPREAD, torch.stack(each).mean().item()) for each in zip(*states, strict=True)],
+        )
+
+    def of(self, targets: Sequence[int]) -> list[float]:
+        """Those of the states behind so many layers."""
+        return [self.states[target - 1] for target in targets]
+
+
+def _rate(done: float) -> float:
+    """Of the learning rate, so far into the training: a short rise, then a line down to nothing."""
+    return max(done / WARM, 0.01) if done < WARM else max(0.0, 1 - done) / (1 - WARM)
+
+
+def _due(before: int, now: int, total: int) -> bool:
+    """Whether it is time to look at the student: when another LOOKS-th of the tokens was read."""
+    return before * LOOKS // total < now * LOOKS // total
+
+
+def _look(
+    student: Student,
+    look: Look,
+    trained: dict[str, torch.nn.Parameter],
+    best: dict[str, torch.Tensor],
+    reached: Reached,
+    tell: Tell,
+) -> dict[str, torch.Tensor]:
+    """Draw a point of the curve; the best weights so far."""
+    with torch.no_grad(), bf16_linear.where_faster():
+        ndcg, cosine = look(student)
+    better = cosine > max((point.cosine for point in reached.curve), default=-2.0)
+    reached.curve.append(Point(reached.tokens, round(reached.seconds, 1), round(ndcg, 4), round(cosine, 5)))
+    tell(
+        f"after {reached.tokens / 1e6:.2f} M tokens, {reached.seconds / 60:.1f} minutes: nDCG {ndcg:.3f}, "
+        f"cosine {cosine:.4f} on texts that are not trained on"
+    )
+    return {name: weight.detach().clone() for name, weight in trained.items()} if better else best
+
+
+def _stuck(curve: Sequence[Point]) -> bool:
+    """Whether the last looks brought nothing."""
+    cosines = [point.cosine for point in curve]
+    return len(cosines) > PATIENCE and max(cosines[-PATIENCE:]) <= max(cosines[:-PATIENCE])

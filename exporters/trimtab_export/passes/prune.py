@@ -4,15 +4,16 @@ Which neurons of the feed-forward blocks: those that move the least, by the ener
 times that of its outgoing weights. Which heads: those without which the vectors of some texts turn the least,
 one at a time. Both are compared over all layers, so layers end with unlike numbers of them. Then the
 matrices behind what was cut are fitted anew, layer by layer, by least squares to what the whole encoder
-computes there on the same texts (Kwon et al., 2022, arXiv:2204.09656).
+computes there on the same texts (Kwon et al., 2022, arXiv:2204.09656). So are those before layers that went.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from trimtab_export.passes import anatomy
+from trimtab_export.passes import anatomy, bf16_linear
 from trimtab_export.passes.student import Student, Tokens, watch
 
 RIDGE = 1e-3  # of the mean diagonal
@@ -32,35 +33,42 @@ def prune(
     anatomy.architecture(student.backbone)
     if heads < 1:
         anatomy.check_heads(student.backbone)
-    if layers is not None:
-        anatomy.keep_layers(student.backbone, layers)
-    if heads == 1 and ffn == 1:
+    if layers is None and heads == 1 and ffn == 1:
         return
     whole = student.copy()
+    if layers is not None:
+        anatomy.keep_layers(student.backbone, layers)
     with torch.no_grad():
+        cut = student.copy()
         if heads < 1:
-            _cut_heads(student, _lasting_heads(whole, batches, heads))
+            _cut_heads(student, _lasting_heads(cut, batches, heads))
         if ffn < 1:
-            _cut_neurons(student, lasting_neurons(whole, batches, ffn))
-        _repair(student, whole, batches)
+            _cut_neurons(student, lasting_neurons(cut, batches, ffn))
+        _repair(student, whole, layers, batches)
 
 
-def rank_layers(student: Student, batches: Sequence[Tokens]) -> list[int]:
+def rank_layers(student: Student, kinds: Sequence[Sequence[Tokens]]) -> list[int]:
     """The layers' numbers in the order in which they can go, the one that matters least first.
 
-    That is the one without which the vectors turn the least; each is chosen with those before it gone.
+    That is the one without which the vectors of no kind of text turn far; each is chosen with those before it
+    gone.
+
+    Args:
+        kinds: batches of each kind of text.
     """
     count = len(anatomy.blocks(student.backbone))
     gone: list[int] = []
-    with torch.no_grad():
-        wanted = [student(batch) for batch in batches]
+    with torch.no_grad(), bf16_linear.where_faster():
+        wanted = [[student(batch) for batch in batches] for batches in kinds]
         while len(gone) < count - 1:
             damages = {}
             for number in set(range(count)) - set(gone):
                 cut = student.copy()
                 kept = tuple(sorted(set(range(count)) - {*gone, number}))
                 anatomy.keep_layers(cut.backbone, kept)
-                damages[number] = _damage(cut, batches, wanted)
+                damages[number] = max(
+                    _damage(cut, batches, vectors) for batches, vectors in zip(kinds, wanted, strict=True)
+                )
             gone.append(min(damages, key=lambda number: damages[number]))
     return gone
 
@@ -144,14 +152,34 @@ def _cut_neurons(student: Student, lasting: list[torch.Tensor]) -> None:
         block.widen.out_features = block.narrow.in_features = len(kept)
 
 
-def _repair(student: Student, whole: Student, batches: Sequence[Tokens]) -> None:
-    """Fit each cut matrix so that it gives what the whole encoder's gives, from the inputs it gets now."""
-    pairs = list(zip(anatomy.blocks(student.backbone), anatomy.blocks(whole.backbone), strict=True))
-    for block, old in pairs:
-        for part in ("context", "narrow"):
-            linear, wanted = getattr(block, part), getattr(old, part)
-            if linear.in_features < wanted.in_features:
-                _fit(student, whole, linear, wanted, batches)
+def _repair(
+    student: Student, whole: Student, layers: tuple[int, ...] | None, batches: Sequence[Tokens]
+) -> None:
+    """Fit what stands behind a cut to what the whole encoder computes there, from the inputs it gets now.
+
+    A layer whose successors went takes over their part: it ends with the last one's layer norm, and what it
+    adds is fitted to what that one's norm read.
+    """
+    kind, old = anatomy.architecture(whole.backbone), anatomy.blocks(whole.backbone)
+    blocks = anatomy.blocks(student.backbone)
+    numbers = range(len(old)) if layers is None else layers
+    ends = anatomy.targets(layers, len(old))
+    norms = [anatomy.last_norm(old[end - 1], kind) for end in ends]
+    wanted = [[inputs for inputs, _ in watch(whole, batch, norms)] for batch in batches]
+    changed = False
+    for place, (block, number, end) in enumerate(zip(blocks, numbers, ends, strict=True)):
+        if block.context.in_features < old[number].context.in_features:
+            _fit(student, whole, block.context, old[number].context, batches)
+            changed = True
+        if changed or end > number + 1 or block.narrow.in_features < old[number].narrow.in_features:
+            norm = copy.deepcopy(norms[place])
+            anatomy.put_last_norm(block, kind, norm)
+            change = LeastChange(block.narrow)
+            for batch, totals in zip(batches, wanted, strict=True):
+                (neurons, _), (total, _) = watch(student, batch, [block.narrow, norm])
+                change.add(neurons, totals[place] - total)
+            change.make()
+            changed = True
 
 
 def _fit(student: Student, whole: Student, linear: Any, wanted: Any, batches: Sequence[Tokens]) -> None:

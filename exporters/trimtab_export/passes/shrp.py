@@ -46,7 +46,7 @@ class ExpertLayer(torch.nn.Module):
         else:
             self.attention = block.attention.self
             self.activation = layer.intermediate.intermediate_act_fn
-        self.norm = last_norm(block, kind)
+        self.norm = anatomy.last_norm(block, kind)
         self.neurons = neurons
         self.up = torch.nn.Linear(block.context.in_features, wide)
         self.beside = torch.nn.Linear(hidden, wide, bias=False)
@@ -96,11 +96,6 @@ class ExpertLayer(torch.nn.Module):
             self.attention.n_heads, self.attention.dim = len(heads), len(columns)
         else:
             self.attention.num_attention_heads, self.attention.all_head_size = len(heads), len(columns)
-
-
-def last_norm(block: Block, kind: str) -> Any:
-    """The layer norm at the end of a layer."""
-    return block.module.output_layer_norm if kind == "distilbert" else block.module.output.LayerNorm
 
 
 def replace(student: Student, batches: Sequence[Tokens]) -> None:
@@ -178,7 +173,7 @@ def _fit(student: Student, whole: Student, batches: Sequence[Tokens]) -> None:
         first, seen = LeastChange(both), []
         for batch in batches:
             (context, _), (states, _) = watch(student, batch, [expert.up, expert.beside])
-            (_, wanted), (total, _) = watch(whole, batch, [block.widen, last_norm(block, kind)])
+            (_, wanted), (total, _) = watch(whole, batch, [block.widen, anatomy.last_norm(block, kind)])
             inputs = torch.cat([context, states], dim=1)
             first.add(inputs, wanted[:, expert.neurons] - both(inputs))
             seen.append((inputs, total - states))

@@ -5,7 +5,7 @@ An `EarlyStudent` is one that ends at an exit, behind a linear map of the pooled
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trimtab_export.passes import anatomy
 from trimtab_export.source import Dense, Head
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
@@ -103,12 +104,20 @@ def _pool(pooling: str, states: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
     return states[torch.arange(len(states)), mask.sum(1) - 1]
 
 
-def buckets(lengths: Sequence[int], size: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Numbers of texts in batches of alike lengths, the batches in random order."""
-    order = sorted(range(len(lengths)), key=lambda number: (lengths[number], number))
-    groups = [order[start : start + size] for start in range(0, len(order), size)]
-    for place in rng.permutation(len(groups)):
-        yield groups[place]
+def traced(student: Student, batch: Tokens) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The vectors, and the states behind each layer: (n, length, hidden) each."""
+    states: list[torch.Tensor] = []
+    handles = [
+        layer.register_forward_hook(
+            lambda _, __, output: states.append(output[0] if isinstance(output, tuple) else output)
+        )
+        for layer in anatomy.stack(student.backbone)
+    ]
+    try:
+        return student(batch), states
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _AllSeenError(Exception):

@@ -14,6 +14,7 @@ from trimtab.artifacts.bundle import (
     Passes,
     ReportCard,
 )
+from trimtab_export.passes.curve import Point
 from trimtab_export.variants import fidelity, make, packed
 from trimtab_export.variants.fidelity import Yardstick
 from trimtab_export.variants.make import Workshop
@@ -29,6 +30,7 @@ class Candidate:
     passes: Passes
     files: tuple[Path, ...]
     report: ReportCard
+    curve: tuple[Point, ...] = ()  # of its training
 
     @property
     def fidelity(self) -> Fidelity:
@@ -64,7 +66,8 @@ class Bench:
         measured = folder / MEASURED
         if measured.is_file():
             files = tuple(sorted(folder.glob("graph/*"), key=lambda path: path.suffix != ".onnx"))
-            return Candidate(passes, files, msgspec.json.decode(measured.read_bytes(), type=ReportCard))
+            report = msgspec.json.decode(measured.read_bytes(), type=ReportCard)
+            return Candidate(passes, files, report, tuple(make.curve(passes, self.shop)))
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
         self.tell(f"{passes.name}: making it")
@@ -74,7 +77,7 @@ class Bench:
         axes = self.shop.axes(passes.width) if passes.width is not None else None
         report = fidelity.measure(files, self.yardstick, self.int8_limit(files[0]), axes)
         durable.replace(measured, msgspec.json.encode(report))
-        candidate = Candidate(passes, files, report)
+        candidate = Candidate(passes, files, report, tuple(make.curve(passes, self.shop)))
         self.tell(f"{passes.name}: {summary(candidate.fidelity)}, {time.monotonic() - started:.0f} s")
         return candidate
 

@@ -10,6 +10,7 @@ from trimtab_export.variants.candidates import Candidate
 from trimtab_export.variants.fidelity import typical
 
 PNG = "quality-speed.png"
+CURVES = "training.png"
 PAGE = "report.html"
 HEADINGS = (
     "variant", "nDCG@10 kept", "95%", "R@10 kept", "query-only nDCG kept", "cosine, mean (least)",
@@ -50,7 +51,7 @@ def draw(
         f"{html.escape(figures.retrieval)}; fp32 itself: nDCG@10 {figures.source_ndcg:.3f}, R@10 "
         f"{figures.source_recall:.3f}. {html.escape(candidates[0].report.machine)}.</p>"
         f'<img alt="quality against speed" src="data:image/png;base64,{picture}">'
-        f"<table><tr>{heads}</tr>{rows}</table>{_grid(cells)}\n",
+        f"<table><tr>{heads}</tr>{rows}</table>{_training(candidates, folder)}{_grid(cells)}\n",
         "utf-8",
     )
     return page
@@ -67,6 +68,35 @@ def _row(candidate: Candidate) -> str:
         f"{figures.bytes / 1e6:.1f}", f"{figures.batch_min_cosine:.7f}",
     )  # fmt: skip
     return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _training(candidates: Sequence[Candidate], folder: Path) -> str:
+    """What the variants that were trained kept as it went on."""
+    trained = [candidate for candidate in candidates if candidate.curve]
+    if not trained:
+        return ""
+    _curves(trained, folder / CURVES)
+    picture = base64.b64encode((folder / CURVES).read_bytes()).decode()
+    return (
+        "<h2>Training</h2><p>nDCG@10 kept on texts of a kind that was not trained on, before the precision. "
+        "Where a curve still rises at its end, more minutes bring more.</p>"
+        f'<img alt="quality against minutes" src="data:image/png;base64,{picture}">'
+    )
+
+
+def _curves(candidates: Sequence[Candidate], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for candidate in candidates:
+        minutes = [point.seconds / 60 for point in candidate.curve]
+        axes.plot(minutes, [point.ndcg for point in candidate.curve], "o-", label=candidate.passes.name)
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("share of fp32's nDCG@10 kept")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
 
 
 def _grid(cells: Sequence[Cell]) -> str:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,8 +22,11 @@ from trimtab_export.passes import anatomy, exits, half, quantize
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
 from trimtab_export.variants import fidelity, recipe
+from trimtab_export.variants.mix import Mix
+from trimtab_export.variants.retrieval import Pairs
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from trimtab_export.passes.curve import Point
     from trimtab_export.passes.student import Student
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -30,7 +34,9 @@ Floats: TypeAlias = NDArray[np.float32]
 LONGEST = 128  # tokens of a text in training and calibration
 CALIBRATION = 256  # texts to choose, to repair and to take ranges by
 BATCH = 16
-RANKING = 4  # every so many of the calibration's batches rank the layers
+RANKING = 12  # texts of each kind to rank the layers by
+FITTING = 6000  # texts that the heads of exits and the axes are fitted on, in closed form
+MILLION = 1_000_000
 ROLES = 2
 # What is kept between runs.
 VECTORS, STATES = "vectors.npy", "states.npy"
@@ -42,14 +48,16 @@ class Workshop:
     """What variants are made from.
 
     `graph` is the encoder's own, float32, in its final form, and `joined` the same with pooled inner states,
-    where its layers were found; `texts` are unlabelled, those of calibration
-    first; `scratch` is a folder for what is worth keeping between runs.
+    where its layers were found; `kinds` are unlabelled texts by their kind; `watched` are pairs of a kind
+    that is not among them, to see by what training brings; `scratch` is a folder for what is worth keeping
+    between runs.
     """
 
     source: Source
     graph: Path
     joined: Path | None
-    texts: Sequence[str]
+    kinds: Sequence[Sequence[str]]
+    watched: Pairs | None
     scratch: Path
 
     @cached_property
@@ -59,9 +67,19 @@ class Workshop:
 
     @cached_property
     def prompted(self) -> list[str]:
-        """The texts as the encoder sees them, in both roles by turns."""
+        """Texts of all kinds by turns as the encoder sees them, in both roles; at most FITTING."""
+        turns = [text for row in zip_longest(*self.kinds) for text in row if text is not None]
+        return [self._in_role(number, text) for number, text in enumerate(turns[:FITTING])]
+
+    def _in_role(self, number: int, text: str) -> str:
         prompts = (self.source.prompts.query, self.source.prompts.passage)
-        return [prompts[number % ROLES] + text for number, text in enumerate(self.texts)]
+        # Pairs lie side by side, and kinds come by turns: no kind is to be of one role.
+        return prompts[(number // max(1, len(self.kinds))) % ROLES] + text
+
+    @cached_property
+    def mix(self) -> Mix:
+        """What is trained on."""
+        return Mix(self.kinds, self.source.prompts, self.batcher, self.source.tokenizer)
 
     @cached_property
     def calibration(self) -> list[dict[str, NDArray[np.int64]]]:
@@ -107,6 +125,7 @@ class Workshop:
             np.save(stream, vectors)
         return vectors
 
+    @cached_property
     def layer_order(self) -> list[int]:
         """The layers' numbers in the order in which they can go; kept between runs."""
         from trimtab_export.passes.prune import rank_layers
@@ -116,7 +135,11 @@ class Workshop:
         if path.is_file():
             return list(json.loads(path.read_text()))
         student = Student(self.source.backbone, self.source.head)
-        order = rank_layers(student, self.calibration[::RANKING])
+        kinds = [
+            [self.batcher([self._in_role(number, text) for number, text in enumerate(kind[:RANKING])])]
+            for kind in self.kinds
+        ]
+        order = rank_layers(student, kinds)
         durable.replace(path, json.dumps(order).encode())
         return order
 
@@ -162,19 +185,20 @@ def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
         return finished
     shutil.rmtree(folder / "making", ignore_errors=True)
     student = Student(shop.source.backbone, shop.source.head).copy()
+    targets = anatomy.targets(passes.layers, len(anatomy.blocks(student.backbone)))
     prune(student, shop.calibration, layers=passes.layers, heads=passes.heads, ffn=passes.ffn)
     folder.mkdir(parents=True, exist_ok=True)
     if passes.shrp != 1:
         whole = student.copy()
         shrp.replace(student, shop.calibration)
-        _train(student, 1, shop, folder / "routing.safetensors", tell)
+        _train(student, targets, passes.heal, shop, folder / "routing.safetensors", tell)
         kept = shrp.prune(student, whole, shop.calibration, passes.shrp)
         tell(f"heads that stay, by layer: {', '.join(map(str, kept))}")
     if passes.low_rank != 1:
         ranks = low_rank(student, shop.calibration, passes.low_rank)
         tell(f"{len(ranks.thin)} layers are thin now, {ranks.whole} would cost more and stay whole")
     if passes.heal:
-        _train(student, passes.heal, shop, folder / HEALING, tell)
+        _train(student, targets, passes.heal, shop, folder / HEALING, tell)
     graph = _graph(student.backbone, shop, folder / "making")
     unpad.take_padding_out(graph, shop.mixed)
     (folder / "making").rename(folder / "graph")
@@ -182,19 +206,23 @@ def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
 
 
 def _train(
-    student: "Student", epochs: int, shop: Workshop, progress: Path, tell: Callable[[str], object]
+    student: "Student",
+    targets: Sequence[int] | None,
+    millions: float,
+    shop: Workshop,
+    progress: Path,
+    tell: Callable[[str], object],
 ) -> None:
-    from trimtab_export.passes.heal import heal
+    """Heal the student on so many million tokens: see `heal.Lesson` for its targets."""
+    from trimtab_export.passes.heal import Lesson, heal
+    from trimtab_export.passes.student import Student
+    from trimtab_export.variants.watch import Watch
 
-    heal(
-        student,
-        shop.prompted,
-        shop.vectors,
-        shop.batcher,
-        epochs=epochs,
-        progress=progress,
-        tell=tell,
-    )
+    source = shop.source
+    teacher = Student(source.backbone, source.head)
+    look = Watch(teacher, shop.watched, source, shop.batcher) if shop.watched is not None else None
+    lesson = Lesson(teacher, shop.mix, targets, max(1, round(MILLION * millions)), look)
+    heal(student, lesson, progress, tell)
 
 
 def _graph(backbone: Any, shop: Workshop, folder: Path) -> Path:
@@ -250,9 +278,9 @@ def _healed_exit(
     backbone = copy.deepcopy(shop.source.backbone)
     anatomy.keep_layers(backbone, tuple(range(passes.exit)))
     student = EarlyStudent(backbone, shop.source.head, fitted)
-    folder = shop.scratch / f"exit-{passes.exit}.heal-{passes.heal}"
+    folder = shop.scratch / f"exit-{passes.exit}.heal-{passes.heal:g}"
     folder.mkdir(parents=True, exist_ok=True)
-    _train(student, passes.heal, shop, folder / HEALING, tell)
+    _train(student, None, passes.heal, shop, folder / HEALING, tell)
     shutil.rmtree(folder / "layers", ignore_errors=True)
     graph = _graph(backbone, shop, folder / "layers")
     layers = states.hidden_states(graph, backbone, shop.mixed)
@@ -263,8 +291,16 @@ def _healed_exit(
     return joined, student.fitted
 
 
+def curve(passes: Passes, shop: Workshop) -> "list[Point]":
+    """How the training of a variant went; empty where it was not trained."""
+    from trimtab_export.passes import progress
+
+    folder = f"exit-{passes.exit}.heal-{passes.heal:g}" if passes.exit is not None else label(passes)
+    return progress.curve(shop.scratch / folder / HEALING)
+
+
 def label(passes: Passes) -> str:
     """What was cut and trained, as a name of a folder: variants of several precisions share it."""
     layers = "all" if passes.layers is None else "-".join(map(str, passes.layers))
     cut = f"layers-{layers}.heads-{passes.heads:g}.ffn-{passes.ffn:g}.rank-{passes.low_rank:g}"
-    return f"{cut}.shrp-{passes.shrp:g}.heal-{passes.heal}.exit-{passes.exit}.width-{passes.width}"
+    return f"{cut}.shrp-{passes.shrp:g}.heal-{passes.heal:g}.exit-{passes.exit}.width-{passes.width}"

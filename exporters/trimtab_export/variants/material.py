@@ -9,16 +9,19 @@ from trimtab_export.variants.retrieval import Pairs
 
 QUERIES = 500
 DOCUMENTS = 1000
-TEXTS = 6000  # for training; more take longer
 ENOUGH = 2000  # texts of the user below which docstrings are added
 
 
 @dataclass(frozen=True)
 class Material:
-    """Held-out pairs, and texts for calibration and training of which none is among them."""
+    """Held-out pairs, and texts for calibration and training, by their kind, of which none is among them.
+
+    `watched` are pairs of a kind that is neither trained on nor judged by.
+    """
 
     pairs: Pairs
-    texts: list[str]
+    kinds: list[list[str]]
+    watched: Pairs | None = None
 
 
 def gather(pairs: Path | None, texts: Path | None) -> Material:
@@ -38,9 +41,9 @@ def gather(pairs: Path | None, texts: Path | None) -> Material:
     taken = {*held.queries, *held.documents}
     if pairs is None and texts is not None:  # a held-out pair and the text that it was cut from
         taken |= {f"{query} {document}" for query, document in found if document in taken}
-    train = [text for text in given if " ".join(text.split()) not in taken and text not in taken]
+    kinds = [[text for text in given if " ".join(text.split()) not in taken and text not in taken]]
     if texts is None:
-        train += [text for pair in found for text in pair if text not in taken]
-    if len(train) < ENOUGH and name != "docstrings":
-        train += [text for pair in texts_at_hand.docstrings() for text in pair if text not in taken]
-    return Material(held, list(dict.fromkeys(train))[:TEXTS])
+        kinds.append([text for pair in found for text in pair if text not in taken])
+    if sum(map(len, kinds)) < ENOUGH and name != "docstrings":
+        kinds.append([text for pair in texts_at_hand.docstrings() for text in pair if text not in taken])
+    return Material(held, [list(dict.fromkeys(kind)) for kind in kinds if kind])

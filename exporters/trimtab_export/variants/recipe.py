@@ -69,7 +69,7 @@ def check(passes: Passes) -> None:
     if not passes.heal:
         raise ExportError(
             f"shrp = {passes.shrp:g} puts new blocks behind the heads, which give nothing of use before "
-            "they are trained: give heal = 1 or more"
+            "they are trained: give heal = 1 or so"
         )
 
 

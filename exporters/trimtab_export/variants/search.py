@@ -1,35 +1,39 @@
 """Look for the fastest variants that keep a floor of quality, or several floors.
 
 First the precisions, which cost seconds. Then cuts, each healed, in the best precision, by bisection over a
-list of ever deeper ones: quality falls along it, so the deepest that keeps a floor is found in a few of
-them, and a lower floor is looked for beyond it. What was made on the way and kept the lowest floor is kept
+list of ever faster ones: quality falls along it, so the fastest that keeps a floor is found in a few of
+them, and a lower floor is looked for beyond it. Layers go first and neurons last, since whole layers that
+stay learn faster than halves of more of them. What was made on the way and kept the lowest floor is kept
 where nothing is both better and faster.
 """
 
 from collections.abc import Sequence
+
+import msgspec
 
 from trimtab.artifacts.bundle import Passes
 from trimtab.errors import ExportError
 from trimtab.kinds import Precision
 from trimtab_export.passes import anatomy
 from trimtab_export.source import Device, Graph, Target
-from trimtab_export.variants import fidelity
+from trimtab_export.variants import fidelity, pace
 from trimtab_export.variants.candidates import Bench, Candidate, summary
 
 # Slower than int8, and worth it for their size alone: bf16 makes the table of words small, too.
 SMALLEST: tuple[Precision, ...] = ("int4-weights", "bf16")
-# The share of the layers that goes, and of the feed-forward neurons that stays; ever deeper.
-CUTS = ((0.0, 0.75), (0.0, 0.5), (1 / 6, 0.5), (1 / 3, 0.5), (1 / 3, 0.33), (1 / 2, 0.5), (1 / 2, 0.25))
+# The share of the layers that goes, and of the feed-forward neurons that stays; ever faster.
+CUTS = ((1 / 6, 1.0), (1 / 4, 1.0), (1 / 3, 1.0), (1 / 3, 0.75), (1 / 3, 0.5), (1 / 2, 0.5))
+TRAINED = 4  # cuts that share the minutes; a search seldom makes more
 
 
 def search(
-    bench: Bench, floors: Sequence[float], target: Target, device: Device, heal: int
+    bench: Bench, floors: Sequence[float], target: Target, device: Device, minutes: float
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Variants that keep `floors` of the nDCG, the best for `target` first, none beaten by another in both.
 
     Args:
         floors: shares of the nDCG, at least one; for each the fastest that keeps it is looked for.
-        heal: how often the texts are gone through after a cut.
+        minutes: how long all cuts may train, together.
 
     Raises ExportError, with what can be had, where none keeps the lowest floor.
 
@@ -42,7 +46,7 @@ def search(
     backbone = bench.shop.source.backbone
     if not isinstance(backbone, Graph) and backbone.config.model_type in anatomy.KNOWN and seen:
         best = max(keeping or seen, key=lambda candidate: worth(candidate, target))
-        seen += _bisect(bench, floors, best.passes.precision, heal)
+        seen += _bisect(bench, floors, best.passes.precision, minutes)
     keeping = [candidate for candidate in seen if keeps(candidate, floor)]
     if not keeping:
         nearest = max(seen, key=lambda candidate: candidate.fidelity.ndcg.value, default=None)
@@ -90,30 +94,32 @@ def front(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:
     return [one for one in candidates if not any(beats(other, one) for other in candidates)]
 
 
-def cuts(layers: int, order: Sequence[int], precision: Precision, heal: int) -> list[Passes]:
-    """The list of ever deeper cuts for an encoder of so many layers; `order` is that in which they can go."""
+def cuts(layers: int, order: Sequence[int], precision: Precision) -> list[Passes]:
+    """The list of ever faster cuts for an encoder of so many layers; `order` is that in which they can go."""
     found: list[Passes] = []
     for gone, ffn in CUTS:
-        count = min(round(gone * layers), layers - 1)
+        count = min(max(1, round(gone * layers)), layers - 1)
+        if not count and ffn == 1:
+            continue  # there is no layer to take out
         kept = tuple(sorted(set(range(layers)) - set(order[:count])))
+        width = "" if ffn == 1 else f"-ffn{round(100 * ffn)}"
         passes = Passes(
-            name=f"layers{len(kept)}-ffn{round(100 * ffn)}-{precision}",
+            name=f"layers{len(kept)}{width}-{precision}",
             precision=precision,
             layers=kept if count else None,
             ffn=ffn,
-            heal=heal,
         )
         if passes.name not in [each.name for each in found]:
             found.append(passes)
     return found
 
 
-def _bisect(bench: Bench, floors: Sequence[float], precision: Precision, heal: int) -> list[Candidate]:
-    """The cuts that were made to find, for each floor, the deepest that keeps it."""
+def _bisect(bench: Bench, floors: Sequence[float], precision: Precision, minutes: float) -> list[Candidate]:
+    """The cuts that were made to find, for each floor, the fastest that keeps it."""
     shop = bench.shop
     layers = len(anatomy.blocks(shop.source.backbone))
     bench.tell("finding the layers that matter least")
-    plans = cuts(layers, shop.layer_order(), precision, heal)
+    plans = cuts(layers, shop.layer_order, precision)
     made: dict[int, Candidate | None] = {}
     low = 0
     for floor in sorted(floors, reverse=True):
@@ -121,7 +127,9 @@ def _bisect(bench: Bench, floors: Sequence[float], precision: Precision, heal: i
         while low < high:
             middle = (low + high) // 2
             if middle not in made:
-                made[middle] = _try(bench, plans[middle])
+                plan = plans[middle]
+                heal = pace.millions(minutes / TRAINED, len(plan.layers or range(layers)), plan.ffn, shop)
+                made[middle] = _try(bench, msgspec.structs.replace(plan, heal=heal))
             candidate = made[middle]
             if candidate is not None and keeps(candidate, floor):
                 low = middle + 1

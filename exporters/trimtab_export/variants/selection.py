@@ -5,6 +5,8 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -31,7 +33,7 @@ class Wanted:
     min_quality: tuple[float, ...] = ()
     target: Target = "throughput"
     device: Device = "cpu"
-    heal: int = 1
+    heal_minutes: float = 16.0
     pairs: Path | None = None
     texts: Path | None = None
     tensorrt: bool = False
@@ -74,7 +76,7 @@ def select(
     batcher = Batcher(source.tokenizer, source.max_tokens)
     tell(f"embedding {len(texts.pairs.documents)} documents of {texts.pairs.name} to compare with")
     yardstick = Yardstick.of(graph, source, batcher, texts.pairs)
-    bench = Bench(Workshop(source, graph, joined, texts.texts, place), yardstick, tell)
+    bench = Bench(Workshop(source, graph, joined, texts.kinds, texts.watched, place), yardstick, tell)
     found: list[Candidate] = []
     for passes in wanted.recipe:
         try:
@@ -89,7 +91,7 @@ def select(
         every = cells.measure(bench.shop, yardstick)
     if not wanted.min_quality:
         return Selected(found, found, every, limit)
-    best, seen = search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal)
+    best, seen = search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal_minutes)
     asked = {candidate.passes.name for candidate in found}
     best, seen = ([each for each in some if each.passes.name not in asked] for some in (best, seen))
     return Selected([*found, *best], [*found, *seen], every, limit)
@@ -122,8 +124,16 @@ def put(candidate: Candidate, folder: Path, space: str) -> bundles.Variant:
 def _key(source: Source, texts: material.Material) -> str:
     """A name for what was made of this encoder with these texts."""
     digest = hashlib.sha256()
-    parts = (source.space_parts, source.tokenizer.json, source.max_tokens, source.prompts)
+    parts = (
+        metadata.version("trimtab"),
+        source.space_parts,
+        source.tokenizer.json,
+        source.max_tokens,
+        source.prompts,
+    )
     digest.update(msgspec.json.encode(parts, order="sorted"))
-    for text in (*texts.pairs.queries, *texts.pairs.documents, *texts.texts):
+    pairs = [each for each in (texts.pairs, texts.watched) if each is not None]
+    sides = [side for each in pairs for side in (each.queries, each.documents)]
+    for text in chain.from_iterable([*sides, *texts.kinds]):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:16]

@@ -1,0 +1,13 @@
+"""What a training brings as it goes on."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was kept on texts that are not trained on, after so many tokens and seconds."""
+
+    tokens: int
+    seconds: float
+    ndcg: float  # share of the whole encoder's
+    cosine: float  # to the whole encoder's vectors

@@ -1,0 +1,101 @@
+"""Texts to train on, without end: what is at hand, cut, mixed and strewn with words, in both roles.
+
+The whole encoder labels whatever it reads, so a text need not make sense to teach something. Kinds of texts
+come by the root of how many there are, so a small kind counts; spans are of all lengths, mostly short, since
+time goes by tokens and each text has one vector; words of the tokenizer's vocabulary reach what no text at
+hand is about.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from trimtab.artifacts.bundle import Prompts
+from trimtab_export.source import Tokenizer
+from trimtab_export.tokens import Batcher
+
+CHUNK = 1024  # texts, sorted by their lengths and batched
+BATCH_TOKENS = 2048
+SHORT = 100  # characters of a text that is more likely a query
+SHORT_ASK, LONG_ASK = 0.7, 0.2  # the share of queries
+# The shares of texts that are a span, are strewn with words, are nothing but words, are two spans.
+SPAN, STREWN, WORDS, TWO = 0.30, 0.20, 0.10, 0.06
+UPPER, LOWER = 0.04, 0.06
+LEAST_WORD = 2  # letters
+BEGINS = ("\u2581", "\u0120")  # what SentencePiece and byte-level BPE put before a word
+
+
+class Mix:
+    """The batches of chunk 0, 1 and so on: the same ones each time.
+
+    Args:
+        kinds: texts by their kind, at least one of at least one.
+    """
+
+    def __init__(
+        self, kinds: Sequence[Sequence[str]], prompts: Prompts, batcher: Batcher, tokenizer: Tokenizer
+    ) -> None:
+        self._kinds = [kind for kind in kinds if kind]
+        self._weights = [len(kind) ** 0.5 for kind in self._kinds]
+        self._prompts = (prompts.query, prompts.passage)
+        self._batcher = batcher
+        self._words = words(tokenizer) or ["a"]
+
+    def __call__(self, chunk: int) -> list[dict[str, NDArray[np.int64]]]:
+        """Batches of about BATCH_TOKENS, each of texts of alike lengths, in random order."""
+        rng = random.Random(chunk)  # noqa: S311 - no secrets
+        texts = [self._prompted(rng) for _ in range(CHUNK)]
+        lengths = {text: self._batcher.count(text) for text in texts}
+        batches, batch = [], list[str]()
+        for text in sorted(texts, key=lambda text: (lengths[text], text)):
+            if batch and (len(batch) + 1) * lengths[text] > BATCH_TOKENS:
+                batches.append(batch)
+                batch = []
+            batch.append(text)
+        batches.append(batch)
+        rng.shuffle(batches)
+        return [self._batcher(each) for each in batches]
+
+    def _prompted(self, rng: random.Random) -> str:
+        text = self._text(rng)
+        asks = rng.random() < (SHORT_ASK if len(text) < SHORT else LONG_ASK)
+        return self._prompts[0 if asks else 1] + text
+
+    def _text(self, rng: random.Random) -> str:
+        text = self._found(rng)
+        drawn = rng.random()
+        if drawn < SPAN:
+            text = _span(rng, text, 2, 30)
+        elif (drawn := drawn - SPAN) < STREWN:
+            share = rng.uniform(0.1, 0.7)
+            parts = _span(rng, text, 3, 60).split()
+            text = " ".join(rng.choice(self._words) if rng.random() < share else part for part in parts)
+        elif (drawn := drawn - STREWN) < WORDS:
+            text = " ".join(rng.choices(self._words, k=rng.randint(1, 8)))
+        elif drawn - WORDS < TWO:
+            text = f"{_span(rng, text, 3, 20)} {_span(rng, self._found(rng), 3, 20)}"
+        cased = rng.random()
+        return text.upper() if cased < UPPER else text.lower() if cased < UPPER + LOWER else text
+
+    def _found(self, rng: random.Random) -> str:
+        (kind,) = rng.choices(self._kinds, self._weights)
+        return rng.choice(kind)
+
+
+def _span(rng: random.Random, text: str, least: int, most: int) -> str:
+    """So many words in a row."""
+    parts = text.split()
+    count = min(len(parts), rng.randint(least, most))
+    start = rng.randint(0, len(parts) - count)
+    return " ".join(parts[start : start + count])
+
+
+def words(tokenizer: Tokenizer) -> list[str]:
+    """The words of a vocabulary that are a token each: those that are marked to begin one, where some are."""
+    tokens = tokenizers.Tokenizer.from_str(tokenizer.json).get_vocab()
+    marked = [token for token in tokens if token.startswith(BEGINS)]
+    found = {token[1:] for token in marked} if marked else set(tokens)
+    return sorted(word for word in found if len(word) >= LEAST_WORD and word.isalpha())
