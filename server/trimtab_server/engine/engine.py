@@ -155,6 +155,7 @@ class Engine:
             return await ticket.wait()
         finally:
             if ticket.left:
+                ticket.give_up()
                 self._leave(ticket)
 
     def stop(self) -> None:

@@ -63,6 +63,11 @@ class Ticket:
             own.__cause__ = error
         self._future.set_exception(own)
 
+    def give_up(self) -> None:
+        """Nobody waits any more, nor wants to know what it has failed with."""
+        if self._future.done() and not self._future.cancelled():
+            self._future.exception()
+
     @property
     def done(self) -> bool:
         """Whether it has all of its rows, or has failed."""
