@@ -147,9 +147,10 @@ class Turns:
             return work(*args, **kwargs)
         finally:
             seconds = self._clock() - begun
-            self._used += seconds
             line.took(flow, seconds)
-            self._pass_soon()
+            if not flow.small:
+                self._used += seconds
+                self._pass_soon()
 
     def _pass_soon(self) -> None:
         if not self._passing:

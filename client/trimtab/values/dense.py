@@ -28,9 +28,17 @@ FROM_PROTO: dict[int, Dtype] = {
 
 def pack(matrix: NDArray[np.generic], dtype: Dtype, scale: float = 0.0) -> pb.Matrix:
     """An (n, d) array whose values already are of `dtype`, as a message."""
-    rows, columns = matrix.shape
-    data = np.ascontiguousarray(matrix, STORAGE[dtype]).tobytes()
-    return pb.Matrix(data=data, dtype=TO_PROTO[dtype], rows=rows, columns=columns, scale=scale)
+    message = pb.Matrix()
+    write(message, matrix, dtype, scale)
+    return message
+
+
+def write(message: pb.Matrix, matrix: NDArray[np.generic], dtype: Dtype, scale: float = 0.0) -> None:
+    """The same, into an empty message: a message that is put into another one is copied, with its bytes."""
+    message.rows, message.columns = matrix.shape
+    message.data = np.ascontiguousarray(matrix, STORAGE[dtype]).tobytes()
+    message.dtype = TO_PROTO[dtype]
+    message.scale = scale
 
 
 def unpack(matrix: pb.Matrix) -> NDArray[np.generic]:

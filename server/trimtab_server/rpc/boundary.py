@@ -210,7 +210,9 @@ class _Method:
 
     async def _message(self, call: Call, context: Context) -> Any:
         """The message of a call that has one, which it holds until it is over."""
-        data = await self._read(call, context)
+        if delay := self._boundary.pace.read_delay(call.sender.peer, time.monotonic()):
+            await asyncio.sleep(delay)
+        data = await call.read(context)
         if data is None:
             raise InvalidArgument("the call ended without a message: send one")
         self._boundary.unread.check(*call.sender)
@@ -224,22 +226,23 @@ class _Method:
             del data
 
     async def _messages(self, call: Call, context: Context) -> AsyncIterator[Any]:
-        while (data := await self._read(call, context)) is not None:
+        pace, peer = self._boundary.pace, call.sender.peer
+        while True:
+            if delay := pace.read_delay(peer, time.monotonic()):
+                await asyncio.sleep(delay)
+            data = await call.read(context)
+            if data is None:
+                return
+            call.hold(len(data))  # until its turn; from then on, the stream's window does
             try:
                 message = await self._parsed(call, data)
             except TrimtabError as error:
                 raise error.with_traceback(None) from None  # whose frames would keep the bytes
             finally:
+                call.release(len(data))
                 del data
             yield message
             del message  # not while the next one is waited for
-
-    async def _read(self, call: Call, context: Context) -> bytes | None:
-        """The next message as it came; later, where others of the connection came for nothing."""
-        delay = self._boundary.pace.read_delay(call.sender.peer, time.monotonic())
-        if delay:
-            await asyncio.sleep(delay)
-        return await call.read(context)
 
     async def _parsed(self, call: Call, data: bytes) -> Any:
         flow, pace = Flow(call.sender.flow, len(data) <= SMALL_MESSAGE), self._boundary.pace

@@ -17,7 +17,6 @@ from trimtab_server.callers import access
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.engine.batch import Priority
 from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
-from trimtab_server.policies.hubs import Hubness
 from trimtab_server.rpc import intake
 from trimtab_server.rpc.senders import Sender
 from trimtab_server.rpc.statuses import Context, as_trimtab_error, deadline_of, shorten
@@ -193,24 +192,23 @@ def _parse_rescore(request: pb.RescoreRequest, deadline: float | None, sender: S
 
 def _rescored(result: RescoreResult) -> pb.RescoreResponse:
     encoder = result.encoder
-    return pb.RescoreResponse(
+    response = pb.RescoreResponse(
         scores=result.scores.astype("<f4", copy=False).tobytes(),
         missing=result.missing,
         encoder=encoder.name,
         version=str(encoder.version),
         space=encoder.manifest.space,
         similarity=encoder.manifest.similarity,
-        times=_times(result.times),
     )
+    _write_times(response.times, result.times)
+    return response
 
 
-def _times(times: Times) -> pb.StageTimes:
-    return pb.StageTimes(
-        tokenize=_ns(times.tokenize),
-        queue=_ns(times.queue),
-        compute=_ns(times.compute),
-        output=_ns(times.output),
-    )
+def _write_times(message: pb.StageTimes, times: Times) -> None:
+    message.tokenize = _ns(times.tokenize)
+    message.queue = _ns(times.queue)
+    message.compute = _ns(times.compute)
+    message.output = _ns(times.output)
 
 
 def _parse(request: pb.EmbedRequest, deadline: float | None, sender: Sender) -> EmbedRequest:
@@ -235,28 +233,22 @@ def _parse(request: pb.EmbedRequest, deadline: float | None, sender: Sender) -> 
 
 
 def _response(result: EmbedResult) -> pb.EmbedResponse:
-    encoder = result.encoder
-    return pb.EmbedResponse(
-        embeddings=[
-            pb.Embeddings(
-                vectors=dense.pack(output.matrix, output.dtype, output.scale),
-                space=route.space,
-                adapters=route.names,
-            )
-            for route, output in result.outputs
-        ],
+    encoder, hubness = result.encoder, result.hubness
+    response = pb.EmbedResponse(
         token_counts=result.token_counts,
         encoder=encoder.name,
         version=str(encoder.version),
-        times=_times(result.times),
         variant=encoder.variant.name,
         browned_out=result.browned_out,
-        hubness=_hubness(result.hubness),
     )
-
-
-def _hubness(found: Hubness | None) -> pb.Hubness | None:
-    return None if found is None else pb.Hubness(reach=found.reach, threshold=found.threshold)
+    for route, output in result.outputs:
+        embeddings = response.embeddings.add(space=route.space, adapters=route.names)
+        dense.write(embeddings.vectors, output.matrix, output.dtype, output.scale)
+    _write_times(response.times, result.times)
+    if hubness is not None:
+        response.hubness.reach.extend(hubness.reach)
+        response.hubness.threshold = hubness.threshold
+    return response
 
 
 def _variants(encoder: Encoder) -> list[pb.Variant]:

@@ -65,8 +65,7 @@ class Pace:
 
     def read_delay(self, peer: str, now: float) -> float:
         """Seconds until this connection's next message may be read; it is counted as refused until `took`."""
-        known = self._refused.get(peer)
-        if known is None:
+        if not self._refused or (known := self._refused.get(peer)) is None:
             return 0.0
         due, each = known
         if due < now:

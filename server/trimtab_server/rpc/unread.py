@@ -7,7 +7,6 @@ is hung up on; where there is no room, the slowest are, after a second. Sans-IO.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
@@ -65,7 +64,7 @@ class Unread:
         self.bytes = 0
         self.clock = clock
         self._hang_up = hang_up
-        self._tenants: Counter[str] = Counter()
+        self._tenants: dict[str, int] = {}  # what each that holds anything holds
         self._connections: dict[tuple[str, str], _Connection] = {}
 
     def account(self, tenant: str, peer: str) -> "Account":
@@ -91,10 +90,12 @@ class Unread:
     def admit(self, connection: _Connection, size: int) -> None:
         """ResourceExhausted where so many bytes more are too many: all in all, of the tenant, or of the
         connection."""
-        if self._full(connection.tenant, size):
+        full = self._full(connection.tenant, size)
+        if full:
             self._make_room(connection.tenant, size)
+            full = self._full(connection.tenant, size)
         left, held = self.limit - self.bytes - size, connection.bytes
-        if self._full(connection.tenant, size):
+        if full:
             whose = "all connections" if left < 0 else "your tenant's connections"
         elif held and held + size > CONNECTION * left:
             whose = "this connection"
@@ -114,8 +115,10 @@ class Unread:
             return
         connection.bytes += size
         self.bytes += size
-        self._tenants[connection.tenant] += size
-        if not self._tenants[connection.tenant]:
+        held = self._tenants.get(connection.tenant, 0) + size
+        if held:
+            self._tenants[connection.tenant] = held
+        else:
             del self._tenants[connection.tenant]
 
     def leave(self, connection: _Connection) -> None:
@@ -127,7 +130,7 @@ class Unread:
     def _full(self, tenant: str, size: int) -> bool:
         if not self.bytes:
             return False
-        left, held = self.limit - self.bytes - size, self._tenants[tenant]
+        left, held = self.limit - self.bytes - size, self._tenants.get(tenant, 0)
         return left < 0 or (held > 0 and held + size > TENANT * left)
 
     def _make_room(self, tenant: str, size: int) -> None:
@@ -139,7 +142,7 @@ class Unread:
             for each in self._connections.values()
             if each.waits(now) > PATIENCE_SECONDS and (others or each.tenant == tenant)
         ]
-        slow.sort(key=lambda each: (self._tenants[each.tenant], each.waits(now)), reverse=True)
+        slow.sort(key=lambda each: (self._tenants.get(each.tenant, 0), each.waits(now)), reverse=True)
         after, chosen = self.bytes + size, []
         for each in slow:
             # No more than room for this one is made at other tenants' cost.

@@ -163,21 +163,21 @@ class Admission:
             )
 
     def _over_quota(self, tokens: int, account: Account, now: float) -> tuple[Reason, str, float] | None:
-        quota, whose = account.quota, _whose(account)
-        if wait := account.wait(now):
+        quota = account.quota
+        if quota.tokens_per_second and (wait := account.wait(now)):
             wait = max(wait, SOON)
             return (
                 "rate",
-                f"{whose} has used up its {quota.tokens_per_second:g} tokens a second (tokens_per_second): "
-                f"try again in {wait:.2f} s, or have the quota raised",
+                f"{_whose(account)} has used up its {quota.tokens_per_second:g} tokens a second "
+                f"(tokens_per_second): try again in {wait:.2f} s, or have the quota raised",
                 wait,
             )
         most = quota.max_tokens_in_flight
         if most and account.in_flight + tokens > most:
             return (
                 "in_flight",
-                f"{whose} has {account.in_flight} of its {most} tokens in flight (max_tokens_in_flight): "
-                "wait for answers before you send more, or have the quota raised",
+                f"{_whose(account)} has {account.in_flight} of its {most} tokens in flight "
+                "(max_tokens_in_flight): wait for answers before you send more, or have the quota raised",
                 SOON,
             )
         return None
@@ -196,15 +196,15 @@ class Admission:
             wait = min(max(queue_seconds(0.0), SOON), LATE)
             message = f"{self.tokens} of {self.limit} tokens are in flight: try again in {wait:.2f} s"
             return "full", message, wait
-        whose, held, most = _whose(account), account.in_flight, int(ROOM * account.quota.weight * left)
+        held, whose = account.in_flight, ""
         if alone and line.in_flight and line.in_flight + tokens > CONNECTION_ROOM * left:
-            whose, held, most = "this connection", line.in_flight, 0
-        if held and held + tokens > most:
+            held, whose = line.in_flight, "this connection"
+        if whose or (held and held + tokens > int(ROOM * account.quota.weight * left)):
             wait = min(max(queue_seconds(0.0), SOON), LATE)
             return (
                 "share",
-                f"{whose} has {held} of {self.limit} tokens in flight, the rest is kept for others: "
-                f"try again in {wait:.2f} s",
+                f"{whose or _whose(account)} has {held} of {self.limit} tokens in flight, the rest is kept "
+                f"for others: try again in {wait:.2f} s",
                 wait,
             )
         return None

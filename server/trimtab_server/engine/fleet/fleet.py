@@ -13,7 +13,7 @@ Each item leaves exactly once: answered by a flight that landed, or in the answe
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -165,7 +165,7 @@ class Fleet:
         return bool(self._flights)
 
     @property
-    def flights(self) -> Iterable[Flight]:
+    def flights(self) -> Collection[Flight]:
         """What runs now."""
         return self._flights
 

@@ -127,8 +127,11 @@ class Workers:
         back = self._fleet.back_in(now)
         if back:
             return back
-        left = [flight.begun + flight.predicted * self._pace - now for flight in self._fleet.flights]
-        return 0.0 if len(left) < self.in_service else max(0.0, min(left, default=0.0))
+        flights = self._fleet.flights
+        if len(flights) < self.in_service:
+            return 0.0
+        left = min((flight.begun + flight.predicted * self._pace for flight in flights), default=now) - now
+        return max(0.0, left)
 
     def start(self) -> None:
         """Start every device's workers, and the watchdog."""
