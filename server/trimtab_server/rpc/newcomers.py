@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 
 # So many of the connections that a port takes are kept free.
 FREE = 1 / 16
-# A connection without a call is not idle before this: its first call may be on its way.
-IDLE_SECONDS = 5.0
+# A connection without a call is idle after so long, and sooner where it never had one: its next call, or its
+# first, may be on its way.
+IDLE_SECONDS, UNUSED_SECONDS = 5.0, 1.0
 # Between two looks.
 LOOK_SECONDS = 0.5
 
@@ -65,6 +66,7 @@ class Newcomers:
         self._close = close
         self._clock = clock
         self._last: dict[Address, float] = {}  # when each connection had a call, or came
+        self._served: set[Address] = set()  # those that have had calls
 
     async def watch(self) -> None:
         """Look until cancelled."""
@@ -76,9 +78,14 @@ class Newcomers:
         """Close idle connections, where there are too many."""
         now, there, used = self._clock(), self._connections(), self._used()
         self._last = {each: now if each in used else self._last.get(each, now) for each in there}
+        self._served = self._served.union(used).intersection(there)
         if len(there) <= self._most:
             return
-        idle = {each: when for each, when in self._last.items() if now - when >= IDLE_SECONDS}
+        idle = {
+            each: when
+            for each, when in self._last.items()
+            if now - when >= (IDLE_SECONDS if each in self._served else UNUSED_SECONDS)
+        }
         chosen = longest_idle(there, idle, self._most)
         if chosen:
             log.warning(

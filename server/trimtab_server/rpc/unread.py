@@ -119,7 +119,7 @@ class Unread:
         if held:
             self._tenants[connection.tenant] = held
         else:
-            del self._tenants[connection.tenant]
+            self._tenants.pop(connection.tenant, None)
 
     def leave(self, connection: _Connection) -> None:
         """One of its accounts is closed."""

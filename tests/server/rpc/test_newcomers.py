@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trimtab_server.config import Config, Limits
 from trimtab_server.rpc import listeners, newcomers, sockets
-from trimtab_server.rpc.newcomers import IDLE_SECONDS, Newcomers, longest_idle
+from trimtab_server.rpc.newcomers import IDLE_SECONDS, UNUSED_SECONDS, Newcomers, longest_idle
 from trimtab_server.rpc.sockets import Address
 
 
@@ -44,17 +44,25 @@ def test_who_has_had_a_call_lately_or_has_just_come_is_not_idle() -> None:
     room = Newcomers(32, lambda: there, lambda: used, closed.extend, lambda: now)
     room.look()
     assert not closed
-    now += IDLE_SECONDS - 0.1
+    now += UNUSED_SECONDS - 0.1
     room.look()
     assert not closed
     now += 0.2
     used = set()
     room.look()
     assert len(closed) == 2 and at(1, 0) not in closed  # 30 of 32 are taken then
+    there, closed[:] = [at(1, 0), *(at(2, port) for port in range(31))], []
+    now += IDLE_SECONDS - 0.3
+    room.look()  # those of host 2 have just come, and the other had a call less than 5 s ago
+    assert not closed
+    now += 0.2
+    used = set(there[1:])
+    room.look()
+    assert closed == [at(1, 0)]
 
 
 async def test_a_full_port_has_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(newcomers, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(newcomers, "UNUSED_SECONDS", 0.0)
     monkeypatch.setattr(newcomers, "LOOK_SECONDS", 0.01)
     server = listeners.make(Config(limits=Limits(max_connections=16)), [])
     port = listeners.bind(server, "127.0.0.1:0", None)

@@ -131,6 +131,21 @@ def test_what_is_unread_is_counted_until_it_is_read_or_the_call_is_over() -> Non
     assert room.unread.bytes == 0 and not room.ended
 
 
+def test_a_connection_that_was_refused_is_refused_before_anything_is_done_until_it_reads() -> None:
+    room = Room(900)
+    held = room.call("", "a", 200)
+    room.unread.check("", "a")  # it may go on
+    with pytest.raises(ResourceExhausted, match="this connection"):
+        room.call("", "a", 200)
+    for _ in range(2):
+        with pytest.raises(ResourceExhausted, match="this connection"):
+            room.unread.check("", "a")
+    room.unread.check("", "b")
+    held.close()
+    room.unread.check("", "a")
+    assert room.unread.bytes == 0
+
+
 def test_each_connection_holds_a_part_of_what_is_left_and_a_tenant_leaves_some_for_others() -> None:
     room = Room(9000)
     held = []
