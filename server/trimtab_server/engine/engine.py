@@ -221,7 +221,7 @@ class Engine:
 
     def _leave(self, ticket: Ticket) -> None:
         with self._lock:
-            for item in ticket.items:
+            for item in dict.fromkeys(ticket.items):  # a text that a request repeats is one item
                 deadline = item.deadline
                 if self._sharing.leave(ticket, item):
                     self._batcher.cancel((item,))

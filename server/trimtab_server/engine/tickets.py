@@ -46,8 +46,7 @@ class Ticket:
         """A text of these rows was computed, from `begun` to `now`."""
         if self._future.done():  # cancelled, expired or failed meanwhile: nobody wants the row
             return
-        for row in rows:
-            self._vectors[row] = vector
+        self._vectors[rows[0] if len(rows) == 1 else list(rows)] = vector
         begun = max(begun, self._added)  # it may have run already when this request joined it
         self._begun = begun if self._begun is None else min(self._begun, begun)
         self._filled(len(rows), now)
