@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -133,6 +134,30 @@ async def until_over(reader: asyncio.StreamReader, calls: Collection[int]) -> di
             if head[3] == RST or (head[3] == HEADERS and head[4] & END_STREAM):
                 over.setdefault(int.from_bytes(head[5:], "big"), head[3])
     return over
+
+
+async def test_calls_that_are_answered_in_pieces_get_their_own_vectors(flooded: ServerProcess) -> None:
+    """Large and small ones of several connections take turns; some texts come again, and some calls leave."""
+
+    async def embed(call: Any, numbers: list[int]) -> None:
+        request = pb.EmbedRequest(texts=map(known.text, numbers), encoder=known.NAME)
+        vectors = (await call(request, timeout=100)).embeddings[0].vectors
+        got = np.frombuffer(vectors.data, "<f4").reshape(len(numbers), known.WIDTH)
+        np.testing.assert_allclose(got, known.vectors(numbers), atol=known.TOLERANCE)
+
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with contextlib.AsyncExitStack() as stack:
+        calls = []
+        for caller in range(5):
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(flooded.url, options))
+            method: Any = channel.unary_unary(
+                attacks.EMBED, pb.EmbedRequest.SerializeToString, pb.EmbedResponse.FromString
+            )
+            large = [1000 * caller + number % 90 for number in range(200)]  # the last ones again
+            calls += [embed(method, large), embed(method, [7]), embed(method, [*large, 7])]
+            gone = method(pb.EmbedRequest(texts=["w1", *map(known.text, large)], encoder=known.NAME))
+            stack.callback(gone.cancel)
+        await asyncio.gather(*calls)
 
 
 @pytest.mark.parametrize("parts", [1, 90])
