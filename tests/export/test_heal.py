@@ -19,7 +19,7 @@ from trimtab_export.passes.student import EarlyStudent, Student, traced
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import quiet
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import mix, retrieval
+from trimtab_export.variants import make, mix, pace, retrieval
 from trimtab_export.variants.watch import Watch
 
 TEXTS = [text for text in sentences.load() if text.strip()]
@@ -205,3 +205,18 @@ def test_weights_that_are_nan_stop_the_healing(school: Class, tmp_path: Path) ->
         anatomy.blocks(student.backbone)[0].narrow.bias[0] = float("nan")
     with pytest.raises(ExportError, match="healing: the loss is nan at step 1"):
         heal.heal(student, school.lesson(), tmp_path / "p", deaf)
+
+
+def test_minutes_become_tokens_by_the_speed_of_the_machine_once(
+    school: Class, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = make.Workshop(school.source, tmp_path, None, [TEXTS], None, tmp_path)
+    whole = pace.millions(60, 2, 1.0, shop)
+    assert whole > 0
+    assert float(f"{whole:.2g}") == whole
+    monkeypatch.setattr(heal, "trial", None)
+    assert pace.millions(60, 2, 1.0, shop) == whole, "an interrupted search makes the same variants"
+    monkeypatch.setattr(pace, "_seconds", lambda shop: 1e-3)
+    assert pace.millions(100, 2, 1.0, shop) == 6.0
+    assert pace.millions(100, 1, 1.0, shop) == 9.6, "2 layers forward, 1 forward and back, not 2"
+    assert pace.millions(100, 2, 0.5, shop) == 8.0, "a third of the work is attention"

@@ -6,6 +6,7 @@ time goes by tokens and each text has one vector; words of the tokenizer's vocab
 hand is about.
 """
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -68,13 +69,13 @@ class Mix:
         text = self._found(rng)
         drawn = rng.random()
         if drawn < SPAN:
-            text = _span(rng, text, 2, 30)
+            text = _span(rng, text, 1, 40)
         elif (drawn := drawn - SPAN) < STREWN:
             share = rng.uniform(0.1, 0.7)
             parts = _span(rng, text, 3, 60).split()
             text = " ".join(rng.choice(self._words) if rng.random() < share else part for part in parts)
         elif (drawn := drawn - STREWN) < WORDS:
-            text = " ".join(rng.choices(self._words, k=rng.randint(1, 8)))
+            text = " ".join(rng.choices(self._words, k=_length(rng, 1, 8)))
         elif drawn - WORDS < TWO:
             text = f"{_span(rng, text, 3, 20)} {_span(rng, self._found(rng), 3, 20)}"
         cased = rng.random()
@@ -88,9 +89,14 @@ class Mix:
 def _span(rng: random.Random, text: str, least: int, most: int) -> str:
     """So many words in a row."""
     parts = text.split()
-    count = min(len(parts), rng.randint(least, most))
+    count = min(len(parts), _length(rng, least, most))
     start = rng.randint(0, len(parts) - count)
     return " ".join(parts[start : start + count])
+
+
+def _length(rng: random.Random, least: int, most: int) -> int:
+    """As often from 1 to 3 as from 10 to 30: short texts cost little, and have a vector each."""
+    return round(math.exp(rng.uniform(math.log(least), math.log(most))))
 
 
 def words(tokenizer: Tokenizer) -> list[str]:
