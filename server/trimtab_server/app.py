@@ -224,6 +224,7 @@ class App:
         self._engine.start()
         newcomers = Newcomers(
             self.config.limits.max_connections,
+            sockets.open_files,
             partial(sockets.connected, self.grpc_port),
             lambda: {address for peer in self._intake.used() if (address := sockets.named(peer))},
             sockets.shut_down,

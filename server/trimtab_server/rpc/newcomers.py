@@ -47,13 +47,14 @@ def longest_idle(connections: Collection[Address], idle: Mapping[Address, float]
 class Newcomers:
     """Keeps room on one port that takes so many connections.
 
-    `connections` tells who is connected, `used` who has had a call since it was asked last; `close` closes
-    connections.
+    `files` tells how many files are open, each connection being one; `connections` who is connected, `used`
+    who has had a call since it was asked last; `close` closes connections.
     """
 
     def __init__(
         self,
         max_connections: int,
+        files: Callable[[], int],
         connections: Callable[[], Collection[Address]],
         used: Callable[[], Collection[Address]],
         close: Callable[[Collection[Address]], object],
@@ -61,6 +62,7 @@ class Newcomers:
     ) -> None:
         self._max_connections = max_connections
         self._most = max_connections - int(max_connections * FREE)
+        self._files = files
         self._connections = connections
         self._used = used
         self._close = close
@@ -76,7 +78,12 @@ class Newcomers:
 
     def look(self) -> None:
         """Close idle connections, where there are too many."""
-        now, there, used = self._clock(), self._connections(), self._used()
+        used = self._used()
+        if self._files() <= self._most:  # to look at each of them takes milliseconds
+            self._last.clear()
+            self._served.clear()
+            return
+        now, there = self._clock(), self._connections()
         self._last = {each: now if each in used else self._last.get(each, now) for each in there}
         self._served = self._served.union(used).intersection(there)
         if len(there) <= self._most:

@@ -41,7 +41,10 @@ def test_the_longest_idle_of_the_host_that_has_most_goes_first() -> None:
 
 def test_who_has_had_a_call_lately_or_has_just_come_is_not_idle() -> None:
     now, there, used, closed = 100.0, [at(1, port) for port in range(32)], {at(1, 0)}, []
-    room = Newcomers(32, lambda: there, lambda: used, closed.extend, lambda: now)
+    files = 20
+    room = Newcomers(32, lambda: files, lambda: there, lambda: used, closed.extend, lambda: now)
+    room.look()  # there cannot be as many
+    now, files = now + 10, 40
     room.look()
     assert not closed
     now += UNUSED_SECONDS - 0.1
@@ -67,7 +70,7 @@ async def test_a_full_port_has_room_again(monkeypatch: pytest.MonkeyPatch) -> No
     server = listeners.make(Config(limits=Limits(max_connections=16)), [])
     port = listeners.bind(server, "127.0.0.1:0", None)
     await server.start()
-    room = Newcomers(16, lambda: sockets.connected(port), set, sockets.shut_down)
+    room = Newcomers(16, sockets.open_files, lambda: sockets.connected(port), set, sockets.shut_down)
     watching = asyncio.create_task(room.watch())
     idle = []
     try:
