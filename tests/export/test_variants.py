@@ -324,7 +324,7 @@ def test_a_variant_that_depends_on_its_batch_is_refused(
                     if user.op_type == "MatMulIntegerToFloat" and user.input[0] == node.output[0]:
                         user.input[2], user.input[4] = scale, zero
                 node.op_type = "DynamicQuantizeLinear"
-                del node.input[1:]
+                del node.input[1:], node.attribute[:]
                 node.output.extend([scale, zero])
         return save(model, files[0])
 

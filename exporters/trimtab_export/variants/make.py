@@ -18,7 +18,7 @@ from trimtab.artifacts import durable
 from trimtab.artifacts.bundle import Passes
 from trimtab.errors import ExportError
 from trimtab_export.graph import head, states, to_onnx, unpad
-from trimtab_export.passes import anatomy, exits, half, quantize
+from trimtab_export.passes import anatomy, blocks, exits, half, quantize
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
 from trimtab_export.variants import fidelity, recipe
@@ -162,7 +162,7 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
         case "int8":
             return quantize.to_int8(graph, shop.calibration, folder)
         case "int8-weights" | "int4-weights":
-            return quantize.to_blocks(graph, folder, bits=8 if passes.precision == "int8-weights" else 4)
+            return blocks.to_blocks(graph, folder, bits=8 if passes.precision == "int8-weights" else 4)
         case "int8-qdq":
             return quantize.to_qdq(graph, shop.calibration, folder)
         case "fp16":

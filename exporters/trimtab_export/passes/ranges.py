@@ -1,0 +1,91 @@
+"""What the linear layers of a graph read on real texts, channel by channel."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from trimtab.errors import ExportError
+from trimtab_export import runtime
+from trimtab_export.passes.linear import linears
+
+Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
+Floats: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Of each channel of a layer's input, (in,): the least value, at most 0; the largest, at least 0; and
+    the mean of the squares. Of the tokens: the mean square of the largest value of each, and whether the
+    input is (tokens, in), its padding taken out."""
+
+    low: Floats
+    high: Floats
+    power: Floats
+    top: float
+    packed: bool
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of all channels together."""
+        return float(self.low.min()), float(self.high.max())
+
+    @property
+    def reach(self) -> Floats:
+        """The largest absolute value of each channel."""
+        reach: Floats = np.maximum(-self.low, self.high)
+        return reach
+
+    def divided(self, factors: Floats) -> "Range":
+        """That of the input with each channel divided by its factor."""
+        return replace(self, low=self.low / factors, high=self.high / factors, power=self.power / factors**2)
+
+
+def measure(graph: Path, batches: Iterable[Tokens]) -> dict[str, Range]:
+    """The ranges of what the linear layers of a float32 graph read, by the names of their inputs.
+
+    Args:
+        batches: of real texts, padded as little as possible. Pads are not counted where the graph has them.
+
+    Raises ExportError where a value is not finite.
+    """
+    model = onnx.load(str(graph), load_external_data=False)
+    names = sorted({linear.input for linear in linears(model.graph)})
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    probe = graph.with_name(".probe.onnx")
+    try:
+        onnx.save(model, str(probe))
+        session = runtime.session(probe, threads=1)
+    finally:
+        probe.unlink(missing_ok=True)
+    inputs = [value.name for value in session.get_inputs()]
+    seen: dict[str, Range] = {}
+    counted: dict[str, int] = {}
+    for batch in batches:
+        real = batch["attention_mask"] == 1
+        values = session.run(names, {name: batch[name] for name in inputs})
+        for name, value in zip(names, values, strict=True):
+            rows = value[real] if value.ndim == 3 else value
+            nothing = np.zeros(rows.shape[1], np.float32)
+            before = seen.get(name, Range(nothing, nothing, nothing, 0.0, value.ndim == 2))
+            count = counted.get(name, 0)
+            counted[name] = count + len(rows)
+            seen[name] = Range(
+                np.minimum(before.low, rows.min(axis=0)),
+                np.maximum(before.high, rows.max(axis=0)),
+                (before.power * count + np.square(rows).sum(axis=0)) / counted[name],
+                (before.top * count + float(np.square(rows.max(axis=1)).sum())) / counted[name],
+                value.ndim == 2,
+            )
+    for name, each in seen.items():
+        if not (np.isfinite(each.low).all() and np.isfinite(each.high).all()):
+            raise ExportError(
+                f"{graph.name} computes values that are not finite ({name}): its weights are broken"
+            )
+    return seen
