@@ -68,8 +68,6 @@ def main() -> None:
 
         student = teacher.copy()
         prune(student, shop.calibration, layers=layers, heads=1.0, ffn=options.ffn)
-        with torch.no_grad():
-            look(student)
         targets = anatomy.targets(layers, len(anatomy.blocks(teacher.backbone)))
         lesson = heal.Lesson(teacher, shop.mix, targets, round(MILLION * options.millions), look)
         heal.heal(student, lesson, Path(scratch) / "healing", lambda text: print(text, flush=True))
@@ -77,8 +75,7 @@ def main() -> None:
     rows = [
         {"tokens": tokens, "seconds": seconds, "kept": shares, "worst": min(shares.values())}
         for tokens, seconds, shares in zip(
-            [0, *(point.tokens for point in points)], [0.0, *(point.seconds for point in points)], kept,
-            strict=True,
+            [point.tokens for point in points], [point.seconds for point in points], kept, strict=True
         )
     ]  # fmt: skip
     report.append(

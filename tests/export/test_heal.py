@@ -137,7 +137,8 @@ def test_an_interrupted_training_ends_with_the_same_weights_and_curve(
         for name in ("straight", "stopped")
     ]
     assert curves[0] == curves[1]
-    assert len(curves[0]) == heal.LOOKS
+    assert len(curves[0]) == 1 + heal.LOOKS
+    assert curves[0][0][0] == 0
     assert curves[0][-1][2] > curves[0][0][2]
 
 
@@ -165,21 +166,26 @@ def looks(cosines: Sequence[float]) -> tuple[Look, list[list[torch.Tensor]]]:
 def test_a_training_that_brings_nothing_more_ends_with_its_best_weights(
     school: Class, tmp_path: Path
 ) -> None:
-    look, seen = looks([0.5, 0.8, 0.7, 0.79, 0.8, 0.9, 0.9, 0.9])
+    look, seen = looks([0.79, 0.5, 0.8, 0.7, 0.79, 0.8, 0.9, 0.9, 0.9])
     student = school.student()
     heal.heal(student, school.lesson(look=look), tmp_path / "p", deaf)
-    assert len(seen) == 2 + heal.PATIENCE
-    assert all(torch.equal(*pair) for pair in zip(weights(student), seen[1], strict=True))
+    assert len(seen) == 3 + heal.PATIENCE
+    assert all(torch.equal(*pair) for pair in zip(weights(student), seen[2], strict=True))
     curve = progress.curve(tmp_path / "p")
-    assert [point.cosine for point in curve] == [0.5, 0.8, 0.7, 0.79, 0.8]
+    assert [point.cosine for point in curve] == [0.79, 0.5, 0.8, 0.7, 0.79, 0.8]
     assert curve[-1].tokens < TOKENS
     assert isinstance(curve[0], Point)
 
 
 def test_a_training_that_gets_better_goes_on(school: Class, tmp_path: Path) -> None:
-    look, seen = looks([0.1 * number for number in range(heal.LOOKS)])
-    heal.heal(school.student(), school.lesson(look=look), tmp_path / "p", deaf)
-    assert len(seen) == heal.LOOKS
+    look, seen = looks([0.9, *(0.1 * number for number in range(heal.LOOKS))])
+    student = school.student()
+    before = weights(student)
+    heal.heal(student, school.lesson(look=look), tmp_path / "p", deaf)
+    assert len(seen) == 1 + heal.LOOKS
+    assert all(torch.equal(*pair) for pair in zip(weights(student), before, strict=True)), (
+        "never as good again"
+    )
 
 
 def test_an_exit_is_healed_with_the_head_behind_it(

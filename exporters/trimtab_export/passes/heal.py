@@ -37,7 +37,7 @@ SPREAD_BATCHES = 4
 LEAST_SPREAD = 1e-6
 CLIP = 1.0
 SAVE_SECONDS = 60.0
-LOOKS = 8  # at the student, over the whole training
+LOOKS = 8  # at the student, over the whole training, and one before it
 PATIENCE = 3  # looks that bring nothing, then it ends
 EMBEDDINGS = "embeddings."  # half of the weights and none of the work: they stay as they are
 
@@ -77,6 +77,8 @@ def heal(student: Student, lesson: Lesson, path: Path, tell: Tell) -> None:
     reached, best = progress.load(path, trained, optimiser)
     student.backbone.train(False)  # without dropout: the teacher has none either
     spreads = Spreads.of_teacher(lesson)
+    if lesson.look is not None and not reached.curve:
+        best = _look(student, lesson.look, trained, best, reached, tell)
     saved = time.monotonic()
     while not reached.done:
         started = time.monotonic()
@@ -244,6 +246,6 @@ def _look(
 
 
 def _stuck(curve: Sequence[Point]) -> bool:
-    """Whether the last looks brought nothing."""
-    cosines = [point.cosine for point in curve]
+    """Whether the last looks brought nothing. The one before training, long the best perhaps, is no bar."""
+    cosines = [point.cosine for point in curve[1:]]
     return len(cosines) > PATIENCE and max(cosines[-PATIENCE:]) <= max(cosines[:-PATIENCE])
