@@ -21,9 +21,10 @@ import numpy as np
 from bench import data, drifts, encoders, processes
 from trimtab.artifacts import artifact
 from trimtab.artifacts import bundle as bundles
+from trimtab.kinds import Role
 from trimtab_export import runtime
 from trimtab_export.adapters import metrics
-from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
+from trimtab_export.adapters.encode import BundleEncoder, Floats, Halves
 from trimtab_export.adapters.fit import Read, learn
 from trimtab_export.adapters.inputs import Pair, Query
 from trimtab_export.export import export
@@ -75,7 +76,7 @@ MADE = {
 }
 
 
-class Shallow(Encoder):
+class Shallow(BundleEncoder):
     """L6 stopped after its fourth layer: the mean of that layer's states, at length 1."""
 
     LAYERS = 5  # the embedding layer included
@@ -92,7 +93,7 @@ class Shallow(Encoder):
         return self.rows(texts, role, label)[0]
 
 
-class Narrow(Encoder):
+class Narrow(BundleEncoder):
     """L6 cut to its first 256 dimensions, at length 1, as for a store of that size."""
 
     @property
@@ -107,7 +108,7 @@ class Narrow(Encoder):
         return metrics.unit(super().vectors(texts, role, label)[:, : self.dimensions])
 
 
-class Quantised(Encoder):
+class Quantised(BundleEncoder):
     """L6 as an int8 graph, pooled here: the exporter does not accept quantised weights as a source."""
 
     def __init__(self, bundle: bundles.Bundle, cache: Path, threads: int) -> None:
@@ -116,7 +117,7 @@ class Quantised(Encoder):
         self._graph = drifts.made(drifts.INT8, data.examples()[DOCUMENTS:]) / "model.onnx"
         self._graph_file = artifact.digest(self._graph)
 
-    def _run(self, texts: list[str], prompt: str) -> Floats:
+    def compute(self, texts: list[str], prompt: str) -> Floats:
         if self._session is None:
             self._session = runtime.session(self._graph, self._threads)
         tokens = self._batcher(texts, prompt)
@@ -125,7 +126,7 @@ class Quantised(Encoder):
         return metrics.unit((states * mask).sum(axis=1) / mask.sum(axis=1))
 
 
-WRAPPERS: dict[str, tuple[str, type[Encoder]]] = {
+WRAPPERS: dict[str, tuple[str, type[BundleEncoder]]] = {
     SHALLOW: (L6, Shallow),
     NARROW: (L6, Narrow),
     INT8: (L6, Quantised),
@@ -138,12 +139,12 @@ class Bench:
     def __init__(self) -> None:
         self.examples = data.examples()
         self.judged, self.others = self.examples[:DOCUMENTS], self.examples[DOCUMENTS:]
-        self._encoders: dict[str, Encoder] = {}
+        self._encoders: dict[str, BundleEncoder] = {}
 
-    def encoder(self, name: str) -> Encoder:
+    def encoder(self, name: str) -> BundleEncoder:
         """The encoder of this name, exported if missing; its vectors are cached."""
         if name not in self._encoders:
-            base, kind = WRAPPERS.get(name, (name, Encoder))
+            base, kind = WRAPPERS.get(name, (name, BundleEncoder))
             bundle = FOLDER / "repository" / base / "1"
             if not encoders.exported(bundle):
                 folder = MADE[base](self.others)

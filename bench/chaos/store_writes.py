@@ -12,6 +12,7 @@ from bench.chaos import endings, halves, places
 from bench.chaos.places import Place
 from bench.chaos.store_run import SAME, Measured, Run, different, revive, texts_of
 from trimtab.commands import vector_files
+from trimtab.commands.description import Description
 from trimtab.errors import FailedPrecondition
 from trimtab.stores import Document, Rows, open_store
 
@@ -132,7 +133,7 @@ def run_file(run: Run, measured: Measured) -> None:
     (kind,) = run.kinds
     texts = [f"line {number} of run {run.number}" for number in range(200)]
     output = run.folder / "out" / f"docs{kind}"
-    description = vector_files.Description(
+    description = Description(
         encoder="new", version="1", space="s", role=None, truncate="end", dtype="float32", columns=16
     )
     foreign = {"notes.txt": b"mine", f"docs{kind}.bak": b"mine", f"docs{kind}.json.new": b"mine"}

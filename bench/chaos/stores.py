@@ -31,7 +31,7 @@ from bench.chaos.table import Bar, Part, table
 from bench.report import append
 from tests.client.stores.postgres_process import PostgresProcess, postgres
 from trimtab.commands import vector_files
-from trimtab.stores import faiss_store
+from trimtab.stores import faiss_contents
 
 OPERATIONS = {"reindex": 6, "compaction": 4, "search": 1, "file": 1}
 ENDINGS = {
@@ -64,12 +64,12 @@ def draw(run: Run) -> None:
 @contextmanager
 def small_generations() -> Iterator[None]:
     """New indexes and checkpoints after a few rows, so that they happen often."""
-    before = faiss_store.LEAST_COMPACTED, vector_files.CHECKPOINT_ROWS
-    faiss_store.LEAST_COMPACTED, vector_files.CHECKPOINT_ROWS = 8, 20
+    before = faiss_contents.LEAST_COMPACTED, vector_files.CHECKPOINT_ROWS
+    faiss_contents.LEAST_COMPACTED, vector_files.CHECKPOINT_ROWS = 8, 20
     try:
         yield
     finally:
-        faiss_store.LEAST_COMPACTED, vector_files.CHECKPOINT_ROWS = before
+        faiss_contents.LEAST_COMPACTED, vector_files.CHECKPOINT_ROWS = before
 
 
 def runs(

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.artifact import File
 from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, write
 from trimtab_export.graph import head, states, to_onnx, unpad
@@ -54,73 +56,20 @@ def export(
     runtime.require()
     steps = Steps(total=9 + wanted.anything + wanted.tensorrt)
     with write.staged(repository, name, version) as stage, quiet():
-        with steps(f"reading {settings.source}") as say:
-            no_progress_bars()
-            source = load(settings)
-            for note in source.notes:
-                say(f"\n  {note}")
-            weights.check_finite(source.backbone)
-            batcher = Batcher(source.tokenizer, source.max_tokens)
-        with steps("converting to ONNX"):
-            backbone = to_onnx.states_graph(source, stage.work)
-        with steps(f"adding the head ({describe(source)})"):
-            files = head.graft(backbone, source.head, source.dimensions, stage.folder / VARIANT)
-        texts = evaluate.check_texts(batcher, source.max_tokens)
-        batch = batcher(texts[:: len(texts) // 8])
-        with steps("finding the inner states") as say:
-            layers = states.hidden_states(files[0], source.backbone, batch)
-            joined = states.write(files[0], layers) if layers else None
-            say(f"{len(layers)} of them" if layers else f"not found in this graph, {WITHOUT}")
-        with steps("taking the padding out"):
-            products = unpad.take_padding_out(files[0], batch)
-            if joined is not None:
-                unpad.take_padding_out(joined, batch)
-        with steps("comparing with the source"):
-            parity, vectors = evaluate.compare(files[0], source, texts, batcher)
-        with steps("checking the inner states") as say:
-            pooled = _pooled(joined, len(layers), files[0], batch, say)
-        with steps("measuring the speed"):
-            speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
+        source, batcher = _read(settings, steps)
+        plain = _as_it_is(source, batcher, stage, steps)
         scratch = stage.target.with_name(f".{stage.version}.search")
         chosen = Selected([], [], (), None)
         if wanted.anything:
-            with steps("making smaller and faster variants") as say:
-                chosen = select(
-                    wanted,
-                    source,
-                    files[0],
-                    joined if pooled else None,
-                    scratch,
-                    lambda text: say(f"\n  {text}"),
-                )
-                page = draw(
-                    name,
-                    chosen.measured,
-                    chosen.cells,
-                    wanted.min_quality,
-                    stage.target.with_suffix(".report"),
-                )
-                say(f"\n  drawn in {page}")
+            chosen = _smaller(wanted, source, plain, name, stage, scratch, steps)
         tokenizer = stage.folder / "tokenizer.json"
         tokenizer.write_text(source.tokenizer.json, "utf-8")
         tokenizer_entry = write.entry(stage.folder, tokenizer)
-        space = bundles.space_digest(
-            source.space_parts,
-            tokenizer_sha256=tokenizer_entry.sha256,
-            prompts=source.prompts,
-            pooling=source.head.pooling,
-            normalized=source.normalized,
+        space = _space(source, tokenizer_entry)
+        variants = (
+            plain.variant(stage.folder, chosen.cells),
+            *(put(each, stage.folder, space) for each in chosen.variants),
         )
-        first = bundles.Variant(
-            name=VARIANT,
-            precision="fp32",
-            inputs=to_onnx.inputs_of(files[0]),
-            unpadded=products > 0,
-            files=tuple(write.entry(stage.folder, path) for path in files),
-            report=evaluate.report_card(parity, speed, chosen.cells),
-            states=pooled,
-        )
-        variants = (first, *(put(each, stage.folder, space) for each in chosen.variants))
         if wanted.tensorrt:
             with steps("building TensorRT engines") as say:
                 variants = tuple(
@@ -141,18 +90,125 @@ def export(
                 prompts=source.prompts,
                 tokenizer=tokenizer_entry,
                 pad_id=source.tokenizer.pad_id,
-                int8_limit=chosen.int8_limit or float(np.abs(vectors).max()),
+                int8_limit=chosen.int8_limit or plain.largest,
                 variants=variants,
-                provenance=bundles.Provenance(
-                    source=public_name(settings.source),
-                    architecture=source.architecture,
-                    recipe=recipe(settings, name, stage.version),
-                    libraries=libraries(),
-                ),
+                provenance=_provenance(source, settings, name, stage.version),
             )
             write.manifest(stage.folder, manifest)
     shutil.rmtree(scratch, ignore_errors=True)
     return bundles.read(stage.target)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """The encoder as it is, as a graph that was compared with its source.
+
+    with_states: the same graph with inner states, and what the manifest says of it; both None where they were
+    not found, or not kept. largest: the largest absolute component of any vector.
+    """
+
+    files: tuple[Path, Path]
+    with_states: Path | None
+    states: bundles.States | None
+    unpadded: bool
+    parity: bundles.Parity
+    speed: tuple[bundles.Speed, ...]
+    largest: float
+
+    def variant(self, folder: Path, cells: tuple[bundles.Cell, ...]) -> bundles.Variant:
+        """As the manifest of the bundle in `folder` has it."""
+        return bundles.Variant(
+            name=VARIANT,
+            precision="fp32",
+            inputs=to_onnx.inputs_of(self.files[0]),
+            unpadded=self.unpadded,
+            files=tuple(write.entry(folder, path) for path in self.files),
+            report=evaluate.report_card(self.parity, self.speed, cells),
+            states=self.states,
+        )
+
+
+def _read(settings: Settings, steps: Steps) -> tuple[Source, Batcher]:
+    """The source, and what makes batches of texts for it."""
+    with steps(f"reading {settings.source}") as say:
+        no_progress_bars()
+        source = load(settings)
+        for note in source.notes:
+            say(f"\n  {note}")
+        weights.check_finite(source.backbone)
+        return source, Batcher(source.tokenizer, source.max_tokens)
+
+
+def _as_it_is(source: Source, batcher: Batcher, stage: write.Staged, steps: Steps) -> _Plain:
+    """Convert the source, and compare the result with it; ExportError where they differ."""
+    with steps("converting to ONNX"):
+        backbone = to_onnx.states_graph(source, stage.work)
+    with steps(f"adding the head ({describe(source)})"):
+        files = head.graft(backbone, source.head, source.dimensions, stage.folder / VARIANT)
+    texts = evaluate.check_texts(batcher, source.max_tokens)
+    batch = batcher(texts[:: len(texts) // 8])
+    with steps("finding the inner states") as say:
+        layers = states.hidden_states(files[0], source.backbone, batch)
+        joined = states.write(files[0], layers) if layers else None
+        say(f"{len(layers)} of them" if layers else f"not found in this graph, {WITHOUT}")
+    with steps("taking the padding out"):
+        products = unpad.take_padding_out(files[0], batch)
+        if joined is not None:
+            unpad.take_padding_out(joined, batch)
+    with steps("comparing with the source"):
+        parity, vectors = evaluate.compare(files[0], source, texts, batcher)
+    with steps("checking the inner states") as say:
+        pooled = _pooled(joined, len(layers), files[0], batch, say)
+    with steps("measuring the speed"):
+        speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
+    return _Plain(
+        files=files,
+        with_states=joined if pooled else None,
+        states=pooled,
+        unpadded=products > 0,
+        parity=parity,
+        speed=speed,
+        largest=float(np.abs(vectors).max()),
+    )
+
+
+def _smaller(
+    wanted: Wanted,
+    source: Source,
+    plain: _Plain,
+    name: str,
+    stage: write.Staged,
+    scratch: Path,
+    steps: Steps,
+) -> Selected:
+    """The further variants, and a picture of what was measured of them."""
+    with steps("making smaller and faster variants") as say:
+        chosen = select(
+            wanted, source, plain.files[0], plain.with_states, scratch, lambda text: say(f"\n  {text}")
+        )
+        report = stage.target.with_suffix(".report")
+        page = draw(name, chosen.measured, chosen.cells, wanted.min_quality, report)
+        say(f"\n  drawn in {page}")
+    return chosen
+
+
+def _space(source: Source, tokenizer: File) -> str:
+    return bundles.space_digest(
+        source.space_parts,
+        tokenizer_sha256=tokenizer.sha256,
+        prompts=source.prompts,
+        pooling=source.head.pooling,
+        normalized=source.normalized,
+    )
+
+
+def _provenance(source: Source, settings: Settings, name: str, version: int) -> bundles.Provenance:
+    return bundles.Provenance(
+        source=public_name(settings.source),
+        architecture=source.architecture,
+        recipe=recipe(settings, name, version),
+        libraries=libraries(),
+    )
 
 
 def _pooled(

@@ -6,8 +6,6 @@ export of the same version out; the kernel lets go of it when the process dies, 
 next export replaces what a killed one left.
 """
 
-import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,10 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab.artifacts import (
-    artifact,
-    durable,
-)
+from trimtab.artifacts import artifact, durable, locks
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import AdapterError, BundleError, ExportError, TrimtabError
 
@@ -126,19 +121,15 @@ def lock(path: Path, busy: TrimtabError) -> Iterator[None]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            held = locks.hold(path)
         except FileNotFoundError:  # a failing export of this encoder just removed its folder
             continue
+        if held is not None:
+            break
+        if path.exists():  # otherwise its last holder removed it just now: try again
+            raise busy
+    with held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
-                break
-        except BlockingIOError:
-            os.close(handle)
-            raise busy from None
-        os.close(handle)  # its last holder removed the file after we opened it: try the new one
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+            yield
+        finally:
+            path.unlink(missing_ok=True)

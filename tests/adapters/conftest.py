@@ -10,8 +10,9 @@ import torch
 
 from tests.adapters.samples import docstrings
 from trimtab.artifacts import bundle as bundles
+from trimtab.kinds import Role
 from trimtab_export.adapters import checks, climb
-from trimtab_export.adapters.encode import Encoder, Floats, Halves, Role
+from trimtab_export.adapters.encode import BundleEncoder, Floats, Halves
 from trimtab_export.adapters.fit import Read
 from trimtab_export.adapters.inputs import Pair, Query
 from trimtab_export.adapters.metrics import unit
@@ -47,7 +48,7 @@ def few_epochs() -> Iterator[None]:
         yield
 
 
-class Turned(Encoder):
+class Turned(BundleEncoder):
     """The real encoder in a coordinate system of its own, without inner states."""
 
     @property
@@ -61,7 +62,7 @@ class Turned(Encoder):
         return super().vectors(texts, role, label) @ TURN
 
 
-class Shallow(Encoder):
+class Shallow(BundleEncoder):
     """The real encoder stopped after its second layer, inner states and all."""
 
     @property
@@ -83,18 +84,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm(minilm_repository: Path, cache: Path) -> Encoder:
+def minilm(minilm_repository: Path, cache: Path) -> BundleEncoder:
     """all-MiniLM-L6-v2 from its bundle."""
-    return Encoder(bundles.read(minilm_repository / "all-minilm-l6-v2" / "1"), cache, threads=1)
+    return BundleEncoder(bundles.read(minilm_repository / "all-minilm-l6-v2" / "1"), cache, threads=1)
 
 
 @pytest.fixture(scope="session")
-def turned(minilm: Encoder, cache: Path) -> Encoder:
+def turned(minilm: BundleEncoder, cache: Path) -> BundleEncoder:
     return Turned(minilm.bundle, cache, threads=1)
 
 
 @pytest.fixture(scope="session")
-def shallow(minilm: Encoder, cache: Path) -> Encoder:
+def shallow(minilm: BundleEncoder, cache: Path) -> BundleEncoder:
     return Shallow(minilm.bundle, cache, threads=1)
 
 

@@ -17,7 +17,7 @@ from trimtab.artifacts import bundle as bundles
 from trimtab.errors import AdapterError, BundleError, ConfigError, InvalidArgument, TrimtabError
 from trimtab_export import adapter_command
 from trimtab_export.adapters import encode
-from trimtab_export.adapters.encode import Encoder
+from trimtab_export.adapters.encode import BundleEncoder
 from trimtab_export.export import export
 from trimtab_export.source import Settings
 
@@ -143,19 +143,19 @@ def test_a_fit_goes_on_where_one_was_stopped(
 ) -> None:
     monkeypatch.setattr(encode, "ROWS_A_CHECKPOINT", 64)
     ran: list[int] = []
-    real = Encoder._run
+    real = BundleEncoder.compute
 
-    def stopping(self: Encoder, texts: list[str], prompt: str) -> encode.Floats:
+    def stopping(self: BundleEncoder, texts: list[str], prompt: str) -> encode.Floats:
         ran.append(len(texts))
         if sum(ran) > 800:
             raise KeyboardInterrupt
         return real(self, texts, prompt)
 
-    monkeypatch.setattr(Encoder, "_run", stopping)
+    monkeypatch.setattr(BundleEncoder, "compute", stopping)
     with pytest.raises(KeyboardInterrupt):
         fit(repository, files, name="resumed")
     first = sum(ran)
-    monkeypatch.setattr(Encoder, "_run", lambda *words: (ran.append(len(words[1])), real(*words))[1])
+    monkeypatch.setattr(BundleEncoder, "compute", lambda *words: (ran.append(len(words[1])), real(*words))[1])
     ran.clear()
     fit(repository, files, name="resumed")
     fresh = sum(ran)
@@ -165,7 +165,7 @@ def test_a_fit_goes_on_where_one_was_stopped(
 
 
 def test_old_vectors_come_from_a_store(repository: Path, files: Path) -> None:
-    old = Encoder(bundles.read(repository / "old" / "1"))
+    old = BundleEncoder(bundles.read(repository / "old" / "1"))
     texts = (files / "texts.txt").read_text().splitlines()
     vectors = old.vectors(texts, "passage")
     np.save(files / "old.npy", vectors)

@@ -9,7 +9,7 @@ import pytest
 from trimtab.artifacts.adapter import Check
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import checks, gate
-from trimtab_export.adapters.encode import Encoder, Floats
+from trimtab_export.adapters.encode import BundleEncoder, Floats
 from trimtab_export.adapters.fit import Fitted, Read, learn
 from trimtab_export.adapters.inputs import Pair, Query
 
@@ -17,11 +17,13 @@ pytestmark = pytest.mark.timeout(600)
 DOCUMENTS, QUERIES = 1500, 2000
 
 
-def fitted(new: Encoder, old: Encoder, found: Read, known: dict[str, Floats] | None = None) -> Fitted:
+def fitted(
+    new: BundleEncoder, old: BundleEncoder, found: Read, known: dict[str, Floats] | None = None
+) -> Fitted:
     return learn(new, old, found, known or {}, DOCUMENTS, QUERIES)
 
 
-def test_a_turned_space_is_bridged(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_a_turned_space_is_bridged(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
     outcome = fitted(turned, minilm, found).outcome
     assert outcome.verdict == "bridge"
     assert "rotation" in outcome.chosen.name, "the simplest rung that undoes it"
@@ -34,7 +36,7 @@ def test_a_turned_space_is_bridged(turned: Encoder, minilm: Encoder, found: Read
 
 
 def test_a_worse_encoder_is_not_worth_it_and_inner_states_help(
-    shallow: Encoder, minilm: Encoder, found: Read
+    shallow: BundleEncoder, minilm: BundleEncoder, found: Read
 ) -> None:
     outcome = fitted(shallow, minilm, found).outcome
     assert outcome.verdict == "stay"
@@ -44,14 +46,16 @@ def test_a_worse_encoder_is_not_worth_it_and_inner_states_help(
     assert len(recalls) == 12
 
 
-def test_without_pairs_the_verdict_is_by_agreement(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_without_pairs_the_verdict_is_by_agreement(
+    turned: BundleEncoder, minilm: BundleEncoder, found: Read
+) -> None:
     outcome = fitted(turned, minilm, replace(found, pairs=[])).outcome
     assert outcome.verdict == "bridge"
     assert outcome.reasons[0].startswith("provisional")
     assert outcome.arms.old_on_old.recall_1 == 1
 
 
-def test_groups_are_learned(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_groups_are_learned(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
     grouped = replace(
         found, queries=[Query(each.text, "long" if len(each.text) > 50 else "") for each in found.queries]
     )
@@ -65,7 +69,7 @@ def test_groups_are_learned(turned: Encoder, minilm: Encoder, found: Read) -> No
 # The traps
 
 
-def test_trap_fifty_texts(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_trap_fifty_texts(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
     pairs = found.pairs[:250]
     few = Read(texts=[pair.document for pair in pairs], queries=[], pairs=pairs)
     outcome = fitted(turned, minilm, few).outcome
@@ -73,7 +77,7 @@ def test_trap_fifty_texts(turned: Encoder, minilm: Encoder, found: Read) -> None
     assert any("give 500 or more" in reason for reason in outcome.reasons)
 
 
-def test_trap_other_domain(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_trap_other_domain(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
     names = [
         unicodedata.name(chr(code)).capitalize()
         for code in range(0x3400, 0x2F00, -1)
@@ -86,7 +90,7 @@ def test_trap_other_domain(turned: Encoder, minilm: Encoder, found: Read) -> Non
     assert any("of another domain" in reason for reason in outcome.reasons)
 
 
-def test_trap_shuffled_pairs(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_trap_shuffled_pairs(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
     order = np.random.default_rng(0).permutation(len(found.pairs))
     pairs = [
         Pair(pair.query, found.pairs[row].document) for pair, row in zip(found.pairs, order, strict=True)
@@ -96,7 +100,7 @@ def test_trap_shuffled_pairs(turned: Encoder, minilm: Encoder, found: Read) -> N
     assert any("shuffled" in reason for reason in outcome.reasons)
 
 
-def test_trap_shuffled_vectors(minilm: Encoder, found: Read) -> None:
+def test_trap_shuffled_vectors(minilm: BundleEncoder, found: Read) -> None:
     vectors = minilm.vectors(found.texts, "passage")
     checks.old_space(vectors, found.texts, minilm, "store")
     shuffled = vectors[np.random.default_rng(1).permutation(len(vectors))]
@@ -109,13 +113,13 @@ def test_trap_shuffled_vectors(minilm: Encoder, found: Read) -> None:
         checks.old_space(local, found.texts[:60], minilm, "store")
 
 
-def test_trap_constant_vectors(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_trap_constant_vectors(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
     constant = dict.fromkeys(found.texts, np.full(384, 0.05, np.float32))
     with pytest.raises(AdapterError, match="constant, or nearly"):
         fitted(turned, minilm, found, constant)
 
 
-class Prompted(Encoder):
+class Prompted(BundleEncoder):
     """The real encoder, declared to want other prompts."""
 
     PROMPTS = ("search for: ", "a text of the manual that says: ")
@@ -124,7 +128,7 @@ class Prompted(Encoder):
         return self.PROMPTS[role != "query"]
 
 
-def test_trap_prompts_left_out_or_roles_mixed_up(minilm: Encoder, found: Read) -> None:
+def test_trap_prompts_left_out_or_roles_mixed_up(minilm: BundleEncoder, found: Read) -> None:
     wants = Prompted(minilm.bundle, threads=1)
     texts = found.texts[:60]
     right = wants.vectors(texts, "passage")
@@ -137,7 +141,7 @@ def test_trap_prompts_left_out_or_roles_mixed_up(minilm: Encoder, found: Read) -
         checks.old_space(-right, texts, wants, "store")
 
 
-class Deaf(Encoder):
+class Deaf(BundleEncoder):
     """The real encoder, as it would be if it understood nothing but behind its prompts."""
 
     def prompted(self, texts: list[str], prompt: str) -> Floats:  # type: ignore[override]
@@ -146,7 +150,7 @@ class Deaf(Encoder):
         return super().prompted(["".join(sorted(text)) for text in texts], "")
 
 
-def test_trap_prompts_left_out_of_the_bundle(minilm: Encoder, found: Read) -> None:
+def test_trap_prompts_left_out_of_the_bundle(minilm: BundleEncoder, found: Read) -> None:
     queries, documents = [p.query.text for p in found.pairs[:60]], [p.document for p in found.pairs[:60]]
     assert checks.prompts(minilm, "new", queries, documents).passed
     caught = checks.prompts(Deaf(minilm.bundle, threads=1), "new", queries, documents)
@@ -154,7 +158,9 @@ def test_trap_prompts_left_out_of_the_bundle(minilm: Encoder, found: Read) -> No
     assert "its prompts were left out or mixed up" in caught.finding
 
 
-def test_trap_queries_and_documents_mixed_up(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_trap_queries_and_documents_mixed_up(
+    turned: BundleEncoder, minilm: BundleEncoder, found: Read
+) -> None:
     pairs = [Pair(Query(pair.document), pair.query.text) for pair in found.pairs]
     with pytest.raises(AdapterError, match="queries and documents are mixed up"):
         fitted(turned, minilm, replace(found, pairs=pairs))
@@ -220,7 +226,7 @@ def test_figures_over_few_documents_do_not_count(
         assert gate.judge_by_agreement(agreed, [check], depth)[0] == verdict
 
 
-def test_trap_a_dozen_documents(turned: Encoder, minilm: Encoder, found: Read) -> None:
+def test_trap_a_dozen_documents(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
     few = replace(found, texts=found.texts[:12], pairs=[])
     outcome = fitted(turned, minilm, few).outcome
     assert outcome.verdict == "re-index"

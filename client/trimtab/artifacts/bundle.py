@@ -20,7 +20,7 @@ from msgspec import Meta
 from trimtab.artifacts import ranges
 from trimtab.artifacts.artifact import File, Interval, Kind, Struct, Trusted
 from trimtab.errors import BundleError, InvalidArgument
-from trimtab.kinds import Pooling, Precision, Similarity
+from trimtab.kinds import Pooling, Precision, Role, Similarity
 
 FORMAT = 2  # 1: the space's name left the architecture out
 MANIFEST = "manifest.json"
@@ -36,6 +36,10 @@ class Prompts(Struct, frozen=True):
 
     query: str = ""
     passage: str = ""
+
+    def of(self, role: Role | None) -> str:
+        """What is put before a text of this role; nothing before one of none."""
+        return "" if role is None else self.query if role == "query" else self.passage
 
 
 class Speed(Struct, frozen=True):

@@ -7,7 +7,6 @@ written: one that nobody holds was left by a crash.
 """
 
 import errno
-import fcntl
 import io
 import os
 import re
@@ -20,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from trimtab.artifacts import locks
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -77,7 +78,7 @@ def replacing(path: Path) -> Iterator[Replacement]:
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISLNK(mode):
             raise OSError(errno.EEXIST, "is there, and is no file", str(path))
-    fresh, stream = _open_partial(path.parent)
+    fresh, stream = open_partial(path.parent)
     try:
         with stream:
             written = Replacement(stream)
@@ -151,8 +152,8 @@ def sweep(folder: Path) -> None:
     for path in folder.iterdir():
         if PARTIAL.fullmatch(path.name):
             with suppress(OSError), path.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+                if locks.claim(stream):
+                    path.unlink()
 
 
 def _to_disk(descriptor: int) -> None:
@@ -161,15 +162,11 @@ def _to_disk(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _open_partial(folder: Path) -> tuple[Path, IO[bytes]]:
+def open_partial(folder: Path) -> tuple[Path, IO[bytes]]:
     """A new temporary file, locked."""
     while True:
         path = folder / f".trimtab-{uuid.uuid4().hex}.partial"
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "r+b")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(stream.fileno()).st_nlink:
-                return path, stream
-        except BlockingIOError:
-            pass
+        if locks.claim(stream) and os.fstat(stream.fileno()).st_nlink:
+            return path, stream
         stream.close()  # a sweep came between, and took it for one that a crash left

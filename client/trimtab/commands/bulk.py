@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.commands import server_options, shards, texts
-from trimtab.commands.vector_files import Description
+from trimtab.commands.description import Description
 from trimtab.core.options import Options
 from trimtab.errors import ConfigError, FailedPrecondition, TrimtabError, Unavailable
 from trimtab.progress import Progress
@@ -22,7 +22,7 @@ WORKERS = 2  # while one waits for its last answers, the other keeps the server 
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BulkJob:
     """What all blocks have in common. The paths mean the same wherever a worker runs."""
 
     source: Path
@@ -34,7 +34,13 @@ class Job:
 
 
 def run(
-    client: Client, job: Job, connection: argparse.Namespace, *, block_rows: int, workers: int, on_ray: bool
+    client: Client,
+    job: BulkJob,
+    connection: argparse.Namespace,
+    *,
+    block_rows: int,
+    workers: int,
+    on_ray: bool,
 ) -> int:
     """Embed what is not there yet; how many rows the folder has then."""
     manifest = shards.Manifest(vectors=job.vectors, block_rows=block_rows)
@@ -53,7 +59,7 @@ def run(
         return shards.finish(job.folder, manifest, blocks)
 
 
-def embed_block(client: Client, job: Job, block: texts.Block) -> int:
+def embed_block(client: Client, job: BulkJob, block: texts.Block) -> int:
     """Write the file of a block, unless it is there; how many rows the block has."""
     wanted = texts.read_block(job.source, job.format, job.column, block)
     if len(wanted) != block.rows:
@@ -77,13 +83,13 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _changed(job: Job) -> FailedPrecondition:
+def _changed(job: BulkJob) -> FailedPrecondition:
     return FailedPrecondition(
         f"{job.source} was changed while its texts were embedded. Repeat the command: it looks at all blocks"
     )
 
 
-def _here(client: Client, job: Job, blocks: Sequence[texts.Block], workers: int) -> Iterator[int]:
+def _here(client: Client, job: BulkJob, blocks: Sequence[texts.Block], workers: int) -> Iterator[int]:
     with ThreadPoolExecutor(workers) as pool:
         pending = [pool.submit(embed_block, client, job, block) for block in blocks]
         try:
@@ -98,7 +104,7 @@ def _here(client: Client, job: Job, blocks: Sequence[texts.Block], workers: int)
 class _Worker:
     """An actor on some machine of Ray's cluster, with a client of its own."""
 
-    def __init__(self, job: Job, connection: argparse.Namespace) -> None:
+    def __init__(self, job: BulkJob, connection: argparse.Namespace) -> None:
         self._job, self._client = job, server_options.connect(connection)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +112,7 @@ class _Worker:
 
 
 def _on_ray(
-    job: Job, blocks: Sequence[texts.Block], connection: argparse.Namespace, workers: int
+    job: BulkJob, blocks: Sequence[texts.Block], connection: argparse.Namespace, workers: int
 ) -> Iterator[int]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trimtab.commands import bulk, layouts, server_options, shards, texts, vector_files
+from trimtab.commands.description import Description, describe
 from trimtab.core.answers import Encoder
 from trimtab.core.options import Options, declare, given
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound
@@ -212,7 +213,7 @@ def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> in
     with server_options.connect(options) as client:
         encoder = _encoder(client, wanted, manifest.vectors if manifest else None, folder)
         pinned = wanted.pinned(encoder)
-        job = bulk.Job(
+        job = bulk.BulkJob(
             options.file.resolve(), format, column, folder.resolve(),
             _describe(client, encoder, pinned), pinned,
         )  # fmt: skip
@@ -231,9 +232,7 @@ def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> in
     return 0
 
 
-def _encoder(
-    client: Client, wanted: Options, begun: vector_files.Description | None, output: Path
-) -> Encoder:
+def _encoder(client: Client, wanted: Options, begun: Description | None, output: Path) -> Encoder:
     """The version to embed with: of a file that was begun, the one that made its first rows."""
     if begun is None:
         return client.encoder(*wanted.version)
@@ -247,12 +246,12 @@ def _encoder(
         ) from error
 
 
-def _describe(client: Client, encoder: Encoder, wanted: Options) -> vector_files.Description:
+def _describe(client: Client, encoder: Encoder, wanted: Options) -> Description:
     """What the vectors will be; how long they are in another space or variant, the first one tells."""
     if wanted.itself and wanted.values["space"] in ("", encoder.space):
-        return vector_files.describe(encoder, wanted)
+        return describe(encoder, wanted)
     first = client.embed_detailed(["first"], **wanted.values)
-    return vector_files.describe(
+    return describe(
         encoder,
         wanted,
         space=first.space,

@@ -30,6 +30,7 @@ from trimtab.commands import server_options, texts
 from trimtab.core.options import declare
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.migration import claims, reindex
+from trimtab.migration.passing import Aside
 from trimtab.progress import Progress
 
 SUMMARY = "embed a store's documents again, with another encoder"
@@ -151,7 +152,7 @@ def _tell_left(source: stores.Store, target: stores.Store, documents: Sequence[s
         )
 
 
-def _tell_aside(aside: Sequence[reindex.Aside], name: str, path: Path | None) -> int:
+def _tell_aside(aside: Sequence[Aside], name: str, path: Path | None) -> int:
     """Name the documents that were not moved; the exit status."""
     for each in aside[:SHOWN]:
         _say(f"not moved: document {each.id!r}: {each.reason}")

@@ -10,9 +10,7 @@ length; ubinary: bytes), and says in its metadata of which space (`trimtab_space
 step is worth (`trimtab_scale`). It appears by one rename, so that one that is there is whole.
 """
 
-import fcntl
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +19,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from trimtab.artifacts import durable
+from trimtab.artifacts import durable, locks
+from trimtab.commands.description import Description, difference
 from trimtab.commands.texts import Block
-from trimtab.commands.vector_files import Description, difference
 from trimtab.core.answers import Vectors
 from trimtab.errors import ConfigError, FailedPrecondition
 from trimtab.values.dense import STORAGE
@@ -58,16 +56,12 @@ def locked(folder: Path) -> Iterator[None]:
     """Make the folder where there is none, and keep other runs out of it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        stream = locks.hold(folder / "lock")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from error
+    if stream is None:
+        raise FailedPrecondition(f"another `trimtab embed` is writing {folder}; wait for its end")
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FailedPrecondition(
-                f"another `trimtab embed` is writing {folder}; wait for its end"
-            ) from None
         yield
 
 

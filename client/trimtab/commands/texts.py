@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from trimtab.errors import ConfigError, InvalidArgument
-from trimtab.stores.base import check_id
+from trimtab.stores.ids import check_id
 
 FORMATS = ("lines", "jsonl", "parquet")
 _BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}

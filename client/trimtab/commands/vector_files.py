@@ -10,7 +10,6 @@ after those it counts are cut off by the next run and made again, so a file is t
 making was stopped. Files of such names that are not Trimtab's are neither written nor deleted.
 """
 
-import fcntl
 import hashlib
 import os
 import time
@@ -23,31 +22,15 @@ from typing import IO, Any
 
 import msgspec
 
-from trimtab.artifacts import durable
+from trimtab.artifacts import durable, locks
 from trimtab.artifacts.durable import Sum
+from trimtab.commands.description import Description, difference
 from trimtab.commands.layouts import LAYOUTS
-from trimtab.core.answers import Encoder, Vectors
-from trimtab.core.options import Options
+from trimtab.core.answers import Vectors
 from trimtab.errors import ConfigError, FailedPrecondition, InternalError
-from trimtab.kinds import Dtype
 
 CHECKPOINT_ROWS = 10_000
 CHECKPOINT_SECONDS = 5.0
-
-
-class Description(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What all vectors of a file have in common."""
-
-    encoder: str
-    version: str
-    space: str
-    role: str | None
-    truncate: str
-    dtype: Dtype
-    columns: int
-    group: str = ""
-    adapters: tuple[str, ...] = ()  # ENCODER/NAME of those that the vectors passed through
-    variant: str = ""  # that computed them; empty: the encoder itself
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,31 +42,6 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     inputs_sha256: str  # over the texts of these rows
     crc32: int | None = None  # of these rows, behind the header
-
-
-def describe(
-    encoder: Encoder,
-    options: Options,
-    *,
-    space: str = "",
-    columns: int = 0,
-    adapters: tuple[str, ...] = (),
-    variant: str = "",
-) -> Description:
-    """What the vectors will be that `encoder` makes with these options, in its own space or another one."""
-    components = options.values["dimensions"] or encoder.dimensions
-    return Description(
-        encoder=encoder.name,
-        version=encoder.version,
-        space=space or encoder.space,
-        role=options.values["role"],
-        truncate=options.values["truncate"],
-        dtype=options.values["dtype"],
-        columns=columns or (-(-components // 8) if options.values["dtype"] == "ubinary" else components),
-        group=options.values["group"],
-        adapters=adapters,
-        variant=variant,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,32 +244,14 @@ class VectorFile:
         return msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n"
 
 
-def difference(path: Path, before: Description, now: Description) -> str:
-    """In which way vectors that were begun are others than those wanted now; an error's message."""
-    changes = [
-        f"{name} was {getattr(before, name)}, now it is {getattr(now, name)}"
-        for name in Description.__struct_fields__
-        if getattr(before, name) != getattr(now, name)
-    ]
-    return (
-        f"{path} was begun with other vectors: {'; '.join(changes)}. "
-        "Repeat the command as it was, or pass --restart to begin again"
-    )
-
-
 def _open_locked(path: Path) -> IO[bytes]:
     try:
-        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        stream = locks.hold(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
-            return stream
-    except BlockingIOError:
-        pass
-    stream.close()  # another run has it, or ended just now, when the file was given its name
-    raise FailedPrecondition(f"another `trimtab embed` is writing {path}; wait for its end")
+    if stream is None:  # another run has it, or ended just now, when the file was given its name
+        raise FailedPrecondition(f"another `trimtab embed` is writing {path}; wait for its end")
+    return stream
 
 
 def _hash(inputs: Any, text: str) -> None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from trimtab.core.answers import Encoder
 from trimtab.core.options import Options
+from trimtab.core.reorder import Message, ReorderBuffer
 from trimtab.core.requests import text_room, text_size
 from trimtab.core.responses import Origin, parse, unloaded
-from trimtab.core.window import Message, Window
 from trimtab.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -68,7 +68,7 @@ class Exchange:
         self._options = options.pinned(encoder)
         self._timeout = timeout
         self._text_room = text_room(self._options, limits)
-        self._window = Window[Row](
+        self._window = ReorderBuffer[Row](
             window, min(MESSAGE_TEXTS, limits.max_texts or MESSAGE_TEXTS), self._text_room
         )
         self._read = 0

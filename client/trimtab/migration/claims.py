@@ -11,7 +11,9 @@ from trimtab.core.requests import unfit
 from trimtab.errors import FailedPrecondition, InvalidArgument
 from trimtab.kinds import Role, Similarity, Truncate
 from trimtab.sdk.client import Client
-from trimtab.stores.base import Document, Id, Matrix, Rows, Store, normalised
+from trimtab.stores.base import Document, Matrix, Rows, Store
+from trimtab.stores.ids import Id
+from trimtab.values.similarity import normalised
 
 SAMPLE = 64
 # The same text embedded again by the same encoder, on whatever device: fp16 storage costs some 1e-6.

@@ -21,7 +21,8 @@ from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, Not
 from trimtab.migration.merging import one_list
 from trimtab.sdk.aio import AsyncClient
 from trimtab.sdk.client import Client
-from trimtab.stores.base import Hit, Matrix, Store, check_apart
+from trimtab.stores.base import Hit, Matrix, Store
+from trimtab.stores.checks import check_apart
 
 CANDIDATES = 200
 Merge = Literal["rescore", "calibrate"]
@@ -39,7 +40,7 @@ class SearchOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Candidates:
     """What both halves know of a query: the old half's candidates, which of them wait to be moved, and the
     new half's best."""
 
@@ -55,7 +56,7 @@ class _Found:
         return one_list(self.near, [*scored, *self.fresh], unknown, self.k)
 
 
-class _Halves:
+class Halves:
     """What both clients' searches share; no IO but the stores'."""
 
     def __init__(self, old: Store, new: Store, encoder: str, merge: Merge, candidates: int) -> None:
@@ -94,14 +95,14 @@ class _Halves:
             )
         return self.encoder
 
-    def fetch(self, native: Matrix, adapted: Matrix, k: int) -> "_Found":
+    def fetch(self, native: Matrix, adapted: Matrix, k: int) -> "_Candidates":
         """What both halves know of the query that embeds to these rows."""
         # In this order: see the head of the module.
         near = self.old.search(adapted, max(self._candidates, k))
         there = self.new.texts([hit.id for hit in near])
         fresh = self.new.search(native, k)
         arrived = {*there, *(hit.id for hit in fresh)}
-        return _Found(near, [hit for hit in near if hit.id not in arrived], fresh, k)
+        return _Candidates(near, [hit for hit in near if hit.id not in arrived], fresh, k)
 
     def rows(self, embedded: dict[str, Embeddings]) -> tuple[Matrix, Matrix]:
         """The query in the new space, and in the old one."""
@@ -147,7 +148,7 @@ class HalfMigrated:
         merge: Merge = "rescore",
         candidates: int = CANDIDATES,
     ) -> None:
-        self._client, self._halves = client, _Halves(old, new, encoder, merge, candidates)
+        self._client, self._halves = client, Halves(old, new, encoder, merge, candidates)
 
     def search(self, text: str, k: int = 10, **options: Unpack[SearchOptions]) -> list[Hit]:
         """The k documents nearest to a query, the best first, wherever they are by now.
@@ -190,7 +191,7 @@ class AsyncHalfMigrated:
         merge: Merge = "rescore",
         candidates: int = CANDIDATES,
     ) -> None:
-        self._client, self._halves = client, _Halves(old, new, encoder, merge, candidates)
+        self._client, self._halves = client, Halves(old, new, encoder, merge, candidates)
 
     async def search(self, text: str, k: int = 10, **options: Unpack[SearchOptions]) -> list[Hit]:
         """The k documents nearest to a query. See `HalfMigrated.search`."""

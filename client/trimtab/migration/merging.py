@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trimtab.stores.base import Hit, Id
+from trimtab.stores.base import Hit
+from trimtab.stores.ids import Id
 
 
 @dataclass(slots=True)

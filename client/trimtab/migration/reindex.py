@@ -7,39 +7,31 @@ another until one finds nothing to do. The source is only read, and stays the tr
 it has. A document that cannot be moved is set aside and named in the end; the others move.
 """
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from trimtab.core.answers import Encoder
 from trimtab.core.exchange import MESSAGE_TEXTS
 from trimtab.core.requests import unfit
-from trimtab.errors import ConfigError, FailedPrecondition, InternalError, InvalidArgument
+from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument
 from trimtab.kinds import Role, Truncate
 from trimtab.migration import claims
+from trimtab.migration.passing import Advance, Aside, Feed, Pace, Pass
 from trimtab.progress import Progress
 from trimtab.sdk.client import Client
-from trimtab.stores.base import SIMILARITIES, Document, Form, Id, Matrix, Rows, Store, check_apart, check_form
+from trimtab.stores.base import SIMILARITIES, Document, Form, Matrix, Rows, Store
+from trimtab.stores.checks import check_apart, check_form
+from trimtab.stores.ids import Id
 
 BATCH = 256
 WRITE_SECONDS = 5.0  # a slow run writes this often, however few vectors there are
 MOST_PASSES = 10
 MOST_ASIDE = 10_000  # documents set aside; that many are no exceptions
-
-Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Aside:
-    """A document that was not moved, and why."""
-
-    id: Id
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,23 +48,6 @@ class Outcome:
     extra: int
     sampled: int
     aside: tuple[Aside, ...] = ()
-
-
-class Pace:
-    """At most `rate` texts a second; None for no limit."""
-
-    def __init__(self, rate: float | None) -> None:
-        if rate is not None and not rate > 0:
-            raise ConfigError(f"rate is {rate}; give texts a second above 0, or leave it out for no limit")
-        self._seconds = 1 / rate if rate else 0.0
-        self._next = time.monotonic()
-
-    def wait(self) -> None:
-        """Wait until the next text may be sent."""
-        if self._seconds:
-            now = time.monotonic()
-            self._next = max(self._next, now - self._seconds) + self._seconds
-            time.sleep(max(0.0, self._next - now))
 
 
 def target_form(encoder: Encoder) -> Form:
@@ -177,13 +152,13 @@ class Reindex:
         text, reason = self._refused.get(document.id, (None, ""))
         return reason if text == document.text else ""
 
-    def _pass(self, advance: Advance) -> "_Pass":
+    def _pass(self, advance: Advance) -> "Pass":
         """Walk over the source, and embed what the target does not have, or has with another text."""
-        done = _Pass(advance)
+        done = Pass(advance)
         missing = self._missing(done)
         again: deque[Document] = deque()
         while True:
-            feed = _Feed(again, missing)
+            feed = Feed(again, missing)
             try:
                 self._embed(feed, done)
                 return done
@@ -196,7 +171,7 @@ class Reindex:
                 self._alone(document, done)
             again.extendleft(reversed(left[MESSAGE_TEXTS:]))
 
-    def _missing(self, done: "_Pass") -> Iterator[Document]:
+    def _missing(self, done: "Pass") -> Iterator[Document]:
         """What is to be embedded, of the whole source."""
         for page in self._source.pages(self._batch):
             documents = [self._wanted(document) for document in page]
@@ -217,7 +192,7 @@ class Reindex:
                     yield document
             self._target.carry(behind)
 
-    def _embed(self, feed: "_Feed", done: "_Pass") -> None:
+    def _embed(self, feed: "Feed", done: "Pass") -> None:
         """Embed what `feed` gives, and write it."""
         ready: list[tuple[Document, Matrix]] = []
         written_at = time.monotonic()
@@ -241,7 +216,7 @@ class Reindex:
             if ready:
                 self._write(ready, done)
 
-    def _alone(self, document: Document, done: "_Pass") -> None:
+    def _alone(self, document: Document, done: "Pass") -> None:
         """Embed and write one document, or set it aside where the server refuses it."""
         try:
             (vector,) = self._client.embed([document.text or ""], **self._options.values)
@@ -250,7 +225,7 @@ class Reindex:
         else:
             self._write([(document, vector)], done)
 
-    def _write(self, ready: Sequence[tuple[Document, Matrix]], done: "_Pass") -> None:
+    def _write(self, ready: Sequence[tuple[Document, Matrix]], done: "Pass") -> None:
         documents = [document for document, _ in ready]
         try:
             self._target.upsert(Rows(documents, np.stack([vector for _, vector in ready])))
@@ -267,11 +242,11 @@ class Reindex:
             self._target.delete(gone)
         done.count(moved=len(ready))
 
-    def _refuse(self, document: Document, reason: str, done: "_Pass") -> None:
+    def _refuse(self, document: Document, reason: str, done: "Pass") -> None:
         self._refused[document.id] = (document.text, reason)
         self._set_aside(document.id, reason, done)
 
-    def _set_aside(self, id: Id, reason: str, done: "_Pass") -> None:
+    def _set_aside(self, id: Id, reason: str, done: "Pass") -> None:
         done.aside[id] = reason
         done.count(aside=1, former=len(self._target.present([id])))
         if len(done.aside) > MOST_ASIDE:
@@ -279,63 +254,3 @@ class Reindex:
                 f"more than {MOST_ASIDE:,} documents of {self._source.name} cannot be moved, such as {id!r}: "
                 f"{reason}. See to that first; what was moved stays"
             )
-
-
-@dataclass(slots=True)
-class _Pass:
-    """What one pass did.
-
-    seen: documents of the source. moved: those that it embedded. kept: those that were there already.
-    aside: those that cannot be moved, and why. former: how many of these the target has all the same, with a
-    text that they had before.
-    """
-
-    advance: Advance
-    seen: int = 0
-    moved: int = 0
-    kept: int = 0
-    former: int = 0
-    aside: dict[Id, str] = field(default_factory=dict)
-    _guard: threading.Lock = field(default_factory=threading.Lock)  # the stream reads in a thread of its own
-
-    def count(self, *, seen: int = 0, moved: int = 0, kept: int = 0, aside: int = 0, former: int = 0) -> None:
-        """Count what was done."""
-        with self._guard:
-            self.seen += seen
-            self.moved += moved
-            self.kept += kept
-            self.former += former
-            self.advance(moved + kept + aside)
-
-
-class _Feed(Iterator[str]):
-    """The texts of documents for one stream, each document noted in `sent` until its vector is there.
-
-    again: documents that come first; what is left of them is for the next stream.
-    """
-
-    def __init__(self, again: deque[Document], documents: Iterator[Document]) -> None:
-        self._again, self._documents = again, documents
-        self._open, self._guard = True, threading.Lock()
-        self.sent: deque[Document] = deque()
-        self.failed = False  # where the documents come from
-
-    def __next__(self) -> str:
-        with self._guard:
-            if not self._open:
-                raise StopIteration
-            try:
-                document = self._again.popleft() if self._again else next(self._documents)
-            except StopIteration:
-                raise
-            except BaseException:
-                self.failed = True
-                raise
-            self.sent.append(document)
-            return document.text or ""
-
-    def stop(self) -> list[Document]:
-        """Give out no more; what was given out and has no vector yet."""
-        with self._guard:
-            self._open = False
-            return list(self.sent)

@@ -15,7 +15,9 @@ from pathlib import Path
 from trimtab.errors import ConfigError, NotFound
 from trimtab.stores import address as addresses
 from trimtab.stores.address import Address
-from trimtab.stores.base import Document, Form, Hit, Id, Matrix, Rows, Store, check_apart, check_form
+from trimtab.stores.base import Document, Form, Hit, Matrix, Rows, Store
+from trimtab.stores.checks import check_apart, check_form
+from trimtab.stores.ids import Id
 
 __all__ = ["Document", "Form", "Hit", "Id", "Matrix", "Rows", "Store", "create_store", "open_store"]
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from trimtab.artifacts import durable
 from trimtab.errors import ConfigError, FailedPrecondition
 from trimtab.kinds import Similarity
-from trimtab.stores.base import Form, Matrix, nearest, normalised
+from trimtab.stores.base import Form, Matrix
+from trimtab.values.similarity import nearest, normalised
 
 faiss: Any = _faiss  # its stubs leave out half of what is used here
 

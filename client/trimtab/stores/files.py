@@ -19,22 +19,10 @@ from numpy.typing import NDArray
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.kinds import Similarity
 from trimtab.stores.address import Address
-from trimtab.stores.base import (
-    SIMILARITIES,
-    Document,
-    Form,
-    Hit,
-    Id,
-    Matrix,
-    Rows,
-    Store,
-    check_id,
-    check_query,
-    files_identity,
-    nearest,
-    order,
-    space_of,
-)
+from trimtab.stores.base import SIMILARITIES, Document, Form, Hit, Matrix, Rows, Store
+from trimtab.stores.checks import check_query, files_identity, space_of
+from trimtab.stores.ids import Id, check_id, order
+from trimtab.values.similarity import nearest
 
 _CHUNK = 65_536
 

@@ -1,9 +1,11 @@
 """What is asked of PostgreSQL's own catalogue, and what a table's comment says."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, LiteralString
 
 import msgspec
 
+from trimtab.errors import ConfigError
 from trimtab.kinds import Similarity
 
 if TYPE_CHECKING:
@@ -126,3 +128,35 @@ def wrong_tables() -> "tuple[type[psycopg.Error], ...]":
         errors.ReadOnlySqlTransaction,
         errors.WrongObjectType,
     )
+
+
+def check_columns(
+    store: str,
+    item: str,
+    names: Mapping[str, str],
+    columns: Mapping[str, tuple[LiteralString, int]],
+    kinds: Mapping[str, str],
+) -> int:
+    """The dimensions of the vectors; ConfigError where the named columns cannot be a store's.
+
+    names: of the columns, by role. columns, kinds: the type, its modifier and the kind of each that there is.
+    """
+    for role, name in names.items():
+        if name not in columns:
+            raise ConfigError(
+                f"{store} has no column {name!r} for the {role}; it has {', '.join(columns)}. "
+                f"Name it: #{item}?{role}=COLUMN"
+            )
+    if kinds[names["text"]] not in TEXTS:
+        raise ConfigError(
+            f"column {names['text']!r} of {store} is {columns[names['text']][0]}, not text. Name "
+            f"another, #{item}?text=COLUMN, or a view that casts it"
+        )
+    type, dimensions = columns[names["vector"]]
+    if type not in {"vector", "halfvec"}:
+        raise ConfigError(f"column {names['vector']!r} of {store} is {type}, not vector or halfvec")
+    if dimensions < 1:
+        raise ConfigError(
+            f"column {names['vector']!r} of {store} has no fixed dimensions; alter it to {type}(N)"
+        )
+    return dimensions

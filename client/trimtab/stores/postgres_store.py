@@ -7,44 +7,27 @@ thousand rows, best once all of them are there. `probes` and `ef_search` say how
 """
 
 import math
-import uuid
-from collections.abc import Collection, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import RLock
+from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import msgspec
 import numpy as np
 
-from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.kinds import Similarity
 from trimtab.stores import postgres_catalogue as catalogue
 from trimtab.stores.address import Address, whole
-from trimtab.stores.base import (
-    SIMILARITIES,
-    Document,
-    Form,
-    Hit,
-    Id,
-    Matrix,
-    Rows,
-    Store,
-    check_query,
-    check_rows,
-    id_fault,
-    space_of,
-)
+from trimtab.stores.base import SIMILARITIES, Document, Form, Hit, Matrix, Rows, Store
+from trimtab.stores.checks import check_query, check_rows, space_of
+from trimtab.stores.ids import Id
+from trimtab.stores.postgres_connection import PostgresConnection
+from trimtab.stores.postgres_ids import IdColumn, id_column
 
 if TYPE_CHECKING:
-    import psycopg
     from pgvector import Vector
     from psycopg import sql
 
 OPTIONS = ("id", "text", "vector", "space", "similarity", "probes", "ef_search")
-_WHOLE = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
-# Types whose values do not come back as they went in, and so name nothing.
-_NO_IDS = {"boolean", "bytea", "real", "double precision", "json", "jsonb", "oid"}
-_CONNECT_SECONDS = 10
 
 
 class PostgresStore(Store):
@@ -56,15 +39,13 @@ class PostgresStore(Store):
 
         options = address.take(*OPTIONS)
         self.name, self._address = address.name, address
-        self._guard = RLock()
-        self._connection: psycopg.Connection | None = None
-        self._closed = False
+        self._connection = PostgresConnection(address)
         self._effort = {
             name: whole(options[name], f"{self.name}: {name}")
             for name in ("probes", "ef_search")
             if name in options
         }
-        self._id_type: LiteralString = "text"
+        self._ids = IdColumn()
         self._operator: LiteralString = ""
         self._table = sql.Identifier(*address.item.split("."))
         names = {
@@ -87,7 +68,7 @@ class PostgresStore(Store):
         import psycopg
 
         table = self._table.as_string(None)
-        with self._reaching() as connection:
+        with self._connection.reaching() as connection:
             try:
                 found = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()
             except psycopg.Error:  # some services withhold it
@@ -105,31 +86,31 @@ class PostgresStore(Store):
         else:
             where = "WHERE {id} > %s::{type} ORDER BY {id} LIMIT %s"
             rows = self._rows("SELECT {id}, {text} FROM {table} " + where, after, size)  # noqa: S608 (two templates)
-        return [Document(self._id(id), text) for id, text in rows]
+        return [Document(self._ids.read(id), text) for id, text in rows]
 
     def sample(self, count: int) -> list[Id]:
         rows = self._rows("SELECT {id} FROM {table} ORDER BY random() LIMIT %s", count)
-        return [self._id(id) for (id,) in rows]
+        return [self._ids.read(id) for (id,) in rows]
 
     def get(self, ids: Sequence[Id]) -> Rows:
         # As vector, also where the column is a halfvec.
         rows = self._by_ids("{id}, {text}, {vector}::vector", ids)
-        found = {self._id(row[0]): row for row in rows if row[2] is not None}
+        found = {self._ids.read(row[0]): row for row in rows if row[2] is not None}
         rows = [found[id] for id in ids if id in found]
         vectors = np.empty((len(rows), self.form.dimensions), np.float32)
         for place, row in enumerate(rows):
             vectors[place] = row[2].to_numpy()
-        return Rows([Document(self._id(id), text) for id, text, _ in rows], vectors)
+        return Rows([Document(self._ids.read(id), text) for id, text, _ in rows], vectors)
 
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
         rows = self._by_ids("{id}, {text}, {vector} IS NULL", ids)
-        return {self._id(id): text for id, text, bare in rows if not bare}
+        return {self._ids.read(id): text for id, text, bare in rows if not bare}
 
     def present(self, ids: Sequence[Id]) -> set[Id]:
-        return {self._id(id) for (id,) in self._by_ids("{id}", ids)}
+        return {self._ids.read(id) for (id,) in self._by_ids("{id}", ids)}
 
     def check_ids(self) -> None:
-        with self._reaching() as connection:
+        with self._connection.reaching() as connection:
             found = connection.execute(catalogue.UNIQUE, (self._table.as_string(None), self._key))
             if found.fetchone() == (True,):
                 return
@@ -143,14 +124,14 @@ class PostgresStore(Store):
             )
         if distinct < named:
             twice = self._rows("SELECT {id} FROM {table} GROUP BY {id} HAVING count(*) > 1 LIMIT 1")
-            example = f", such as {self._id(twice[0][0])!r}" if twice else ""
+            example = f", such as {self._ids.read(twice[0][0])!r}" if twice else ""
             raise FailedPrecondition(
                 f"{self.name}: {rows:,} rows have {distinct:,} ids, and some share one{example}; name a "
                 f"column whose values differ: #{self._address.item}?id=COLUMN"
             )
 
     def refusal(self, document: Document) -> str:
-        if fault := super().refusal(document) or self._id_fault(document.id):
+        if fault := super().refusal(document) or self._ids.fault(document.id):
             return fault
         nul = "\0" in (document.text or "")
         return "its text holds a NUL character, which PostgreSQL keeps in no text" if nul else ""
@@ -159,7 +140,7 @@ class PostgresStore(Store):
         from pgvector import Vector
 
         query = Vector(check_query(self, vector, k))
-        with self._reaching() as connection, connection.transaction():
+        with self._connection.reaching() as connection, connection.transaction():
             told = (self._effort.get("ef_search"), k, self._effort.get("probes"), self._table.as_string(None))
             connection.execute(catalogue.SETTINGS, told)
             hits = self._nearest(query, k)
@@ -179,7 +160,7 @@ class PostgresStore(Store):
         cosine = self.form.similarity == "cosine"
         one = 1.0 if cosine else 0.0
         hits = [
-            Hit(self._id(id), text, one - distance)
+            Hit(self._ids.read(id), text, one - distance)
             for id, text, distance in found
             if not math.isnan(distance)
         ]
@@ -188,7 +169,7 @@ class PostgresStore(Store):
             zeros = self._rows(
                 "SELECT {id}, {text} FROM {table} WHERE {vector} {operator} %s = 'NaN' LIMIT %s", query, k
             )
-            hits += [Hit(self._id(id), text, 0.0) for id, text in zeros]
+            hits += [Hit(self._ids.read(id), text, 0.0) for id, text in zeros]
         # Iterative scans of IVFFlat keep the order only nearly.
         return sorted(hits, key=lambda hit: -hit.score)[:k]
 
@@ -211,7 +192,11 @@ class PostgresStore(Store):
             "INSERT INTO {table} ({id}, {text}, {vector}) VALUES (%s, %s, %s) ON CONFLICT ({id}) "
             "DO UPDATE SET {text} = EXCLUDED.{text}, {vector} = EXCLUDED.{vector}"
         )
-        with self._reaching() as connection, connection.transaction(), connection.cursor() as cursor:
+        with (
+            self._connection.reaching() as connection,
+            connection.transaction(),
+            connection.cursor() as cursor,
+        ):
             cursor.executemany(statement, values)
             self._check_kept(rows.documents)
 
@@ -230,55 +215,22 @@ class PostgresStore(Store):
                 )
 
     def delete(self, ids: Collection[Id]) -> None:
-        wanted = [id for id in ids if self._fits(id)]
+        wanted = [id for id in ids if self._ids.fits(id)]
         if wanted:
-            with self._reaching() as connection:
+            with self._connection.reaching() as connection:
                 connection.execute(
                     self._statement("DELETE FROM {table} WHERE {id} = ANY(%s::{type}[])"), (wanted,)
                 )
 
     def close(self) -> None:
-        with self._guard:
-            self._closed = True
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._connection.close()
 
     def _by_ids(self, columns: LiteralString, ids: Sequence[Id]) -> list[Any]:
-        wanted = [id for id in ids if self._fits(id)]
+        wanted = [id for id in ids if self._ids.fits(id)]
         if not wanted:
             return []
         where = " FROM {table} WHERE {id} = ANY(%s::{type}[])"
         return self._rows("SELECT " + columns + where, wanted)
-
-    def _fits(self, id: Id) -> bool:
-        """Whether the id column could hold this id."""
-        return not self._id_fault(id)
-
-    def _id_fault(self, id: Id) -> str:
-        """Why the id column cannot hold this id, or would give it back as another; "" where it can."""
-        if fault := id_fault(id):
-            return fault
-        most = _WHOLE.get(self._id_type)
-        fits = isinstance(id, int) == (most is not None)
-        if isinstance(id, str):
-            if "\0" in id:
-                return f"{id!r} holds a NUL character, which PostgreSQL keeps in no text"
-            if self._id_type == "bpchar" and id.endswith(" "):
-                return f"{id!r} ends in a blank, which type character does not keep"
-            if self._id_type == "uuid":
-                fits = fits and _is_uuid(id)
-        elif most is not None:
-            fits = -most <= id < most
-        if fits:
-            return ""
-        return f"the table has ids of type {self._id_type}, and {id!r} is none; name one whose ids are such"
-
-    def _id(self, id: Any) -> Id:
-        """The id that stands in a row."""
-        if isinstance(id, int):
-            return id
-        return str(id).rstrip(" ") if self._id_type == "bpchar" else str(id)
 
     def _statement(self, template: LiteralString) -> "sql.Composed":
         """SQL with the names of this table in place of {table}, {id}, ..."""
@@ -287,11 +239,11 @@ class PostgresStore(Store):
         parts = {"table": self._table, **self._names}
         names = {name: sql.SQL(part.as_string(None).replace("%", "%%")) for name, part in parts.items()}
         return sql.SQL(template).format(
-            type=sql.SQL(self._id_type), operator=sql.SQL(self._operator), **names
+            type=sql.SQL(self._ids.type), operator=sql.SQL(self._operator), **names
         )
 
     def _rows(self, template: LiteralString, *values: Any) -> list[Any]:
-        with self._reaching() as connection:
+        with self._connection.reaching() as connection:
             return connection.execute(self._statement(template), values).fetchall()
 
     def _create(self, form: Form, example: Id | None) -> None:
@@ -299,7 +251,7 @@ class PostgresStore(Store):
 
         comment = catalogue.Comment(trimtab_space=form.space, similarity=form.similarity)
         type = "bigint" if isinstance(example, int) else "text"
-        with self._reaching() as connection, connection.transaction():
+        with self._connection.reaching() as connection, connection.transaction():
             there = connection.execute("SELECT to_regclass(%s)", (self._table.as_string(connection),))
             if there.fetchone() != (None,):
                 return
@@ -316,49 +268,25 @@ class PostgresStore(Store):
     def _describe(self, names: dict[str, str], options: dict[str, str]) -> Form:
         """What the table says of its vectors and, on the way, the type of its ids."""
         table = self._table.as_string(None)
-        with self._reaching() as connection:
+        with self._connection.reaching() as connection:
             found = connection.execute(catalogue.COLUMNS, (table,)).fetchall()
         if not found:
             raise NotFound(f"{self.name} does not exist")
         columns = {name: (type, modifier) for name, type, modifier, _, _ in found}
         kinds = {name: kind for name, _, _, kind, _ in found}
-        for role, name in names.items():
-            if name not in columns:
-                raise ConfigError(
-                    f"{self.name} has no column {name!r} for the {role}; it has {', '.join(columns)}. "
-                    f"Name it: #{self._address.item}?{role}=COLUMN"
-                )
-        if kinds[names["text"]] not in catalogue.TEXTS:
-            raise ConfigError(
-                f"column {names['text']!r} of {self.name} is {columns[names['text']][0]}, not text. Name "
-                f"another, #{self._address.item}?text=COLUMN, or a view that casts it"
-            )
-        type, dimensions = columns[names["vector"]]
-        if type not in {"vector", "halfvec"}:
-            raise ConfigError(f"column {names['vector']!r} of {self.name} is {type}, not vector or halfvec")
-        if dimensions < 1:
-            raise ConfigError(
-                f"column {names['vector']!r} of {self.name} has no fixed dimensions; alter it to {type}(N)"
-            )
+        dimensions = catalogue.check_columns(self.name, self._address.item, names, columns, kinds)
         comment = catalogue.read_comment(found[0][4])
         similarity = options.get("similarity", comment.similarity) or self._indexed(names["vector"])
         if similarity not in SIMILARITIES:
             raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
         space = space_of(comment.trimtab_space, options.get("space"), self.name)
         self.beside = [name for name in columns if name not in names.values()]
-        self._id_type = columns[names["id"]][0]
-        if self._id_type in _NO_IDS or self._id_type.endswith("[]"):
-            raise ConfigError(
-                f"column {names['id']!r} of {self.name} is {self._id_type}; ids are whole numbers, text or "
-                f"UUIDs. Name another, #{self._address.item}?id=COLUMN, or a view that casts it to text"
-            )
-        if self._id_type == "character":
-            self._id_type = "bpchar"  # which is the type without a length; character would be character(1)
+        self._ids = id_column(columns[names["id"]][0], names["id"], self.name, self._address.item)
         return Form(space=space, dimensions=dimensions, similarity=similarity)
 
     def _indexed(self, column: str) -> Similarity:
         """The similarity for which the column has an index; cosine where it has none."""
-        with self._reaching() as connection:
+        with self._connection.reaching() as connection:
             classes = connection.execute(catalogue.CLASSES, (self._table.as_string(None), column)).fetchall()
         words = {word for (name,) in classes for word in name.split("_")}
         found = [similarity for word, similarity in catalogue.CLASS_WORDS.items() if word in words]
@@ -368,57 +296,3 @@ class PostgresStore(Store):
                 f"#{self._address.item}?similarity={found[0]}"
             )
         return found[0] if found else "cosine"
-
-    def _connect(self) -> "psycopg.Connection":
-        import psycopg
-        from pgvector.psycopg import register_vector
-
-        if self._closed:
-            raise FailedPrecondition(f"{self.name} is closed; open it again")
-        if self._connection is not None and not self._connection.closed:
-            return self._connection
-        connection = psycopg.connect(
-            self._address.location, autocommit=True, connect_timeout=_CONNECT_SECONDS
-        )
-        try:
-            connection.execute("SET client_min_messages TO warning")
-            try:
-                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            except (psycopg.errors.FeatureNotSupported, psycopg.errors.InsufficientPrivilege) as error:
-                raise FailedPrecondition(
-                    f"{self.name}: the database has no extension pgvector ({self._address.scrub(error)}); "
-                    "install it, and run CREATE EXTENSION vector"
-                ) from None
-            register_vector(connection)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        return connection
-
-    @contextmanager
-    def _reaching(self) -> "Iterator[psycopg.Connection]":
-        import psycopg
-
-        with self._guard:
-            try:
-                yield self._connect()
-            except catalogue.refusals() as error:
-                raise InvalidArgument(f"{self.name} refuses a value: {self._address.scrub(error)}") from None
-            except catalogue.wrong_tables() as error:
-                raise FailedPrecondition(
-                    f"{self.name} cannot be used so: {self._address.scrub(error)[:400]}. A table to write "
-                    "into has a unique index on its ids, and lets its text and vectors be written"
-                ) from None
-            except (psycopg.Error, OSError) as error:
-                raise Unavailable(
-                    f"{self.name} does not answer as it should: {self._address.scrub(error)[:400]}"
-                ) from None
-
-
-def _is_uuid(id: str) -> bool:
-    """Whether this is a UUID as PostgreSQL writes it."""
-    try:
-        return str(uuid.UUID(id)) == id
-    except ValueError:
-        return False

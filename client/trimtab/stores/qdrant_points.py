@@ -4,7 +4,8 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from trimtab.stores.base import Document, Id, id_fault
+from trimtab.stores.base import Document
+from trimtab.stores.ids import Id, id_fault
 
 # The one key of a payload that is Trimtab's: the id of a point whose UUID was made from it.
 ID = "trimtab_id"

@@ -8,44 +8,23 @@ metadata, which servers know from 1.16 on. Qdrant keeps vectors at length 1 wher
 `ef_search` says how far its index is searched. One process at a time can open a folder.
 """
 
-import os
-import socket
-import sqlite3
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from threading import RLock
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from trimtab.errors import ConfigError, FailedPrecondition, NotFound
 from trimtab.kinds import Similarity
 from trimtab.stores import qdrant_points as points
-from trimtab.stores.address import KEY_VARIABLE, Address, whole
-from trimtab.stores.base import (
-    Document,
-    Form,
-    Hit,
-    Id,
-    Matrix,
-    Rows,
-    Store,
-    check_query,
-    check_rows,
-    files_identity,
-    normalised,
-    space_of,
-)
-
-if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
+from trimtab.stores.address import Address, whole
+from trimtab.stores.base import Document, Form, Hit, Matrix, Rows, Store
+from trimtab.stores.checks import check_query, check_rows, space_of
+from trimtab.stores.ids import Id
+from trimtab.stores.qdrant_connection import QdrantConnection
+from trimtab.values.similarity import normalised
 
 OPTIONS = ("text", "vector", "space", "ef_search")
 _SPACE = "trimtab_space"
-_REFUSED = {400, 413, 422}  # the request, not the server, is at fault
-_PORT = 6333  # where an address names none
 _MOST_POINTS = 100  # points in one upload: a few megabytes at most
 _DISTANCES: dict[str, Similarity] = {
     "Cosine": "cosine",
@@ -72,11 +51,10 @@ class QdrantStore(Store):
         self._ef_search: int | None = None
         if "ef_search" in options:
             self._ef_search = whole(options["ef_search"], f"{self.name}: ef_search")
-        # The embedded client is not made for threads; a server's is, and waiting in turn costs it little.
-        self._guard = RLock()
-        self._client: QdrantClient = _connect(address)
+        self._connection = QdrantConnection(address)
+        self._client = self._connection.client
         try:
-            with self._reaching():
+            with self._connection.reaching():
                 if form is not None and not self._client.collection_exists(self._collection):
                     self._create(form)
                 self.form = self._describe(options.get("space"))
@@ -85,18 +63,18 @@ class QdrantStore(Store):
             raise
 
     def identity(self) -> frozenset[Hashable]:
-        with self._reaching():
+        with self._connection.reaching():
             aliases = {each.alias_name: each.collection_name for each in self._client.get_aliases().aliases}
-            place = self._place()
+            place = self._connection.place()
         return frozenset((part, aliases.get(self._collection, self._collection)) for part in place)
 
     def count(self) -> int:
-        with self._reaching():
+        with self._connection.reaching():
             return self._client.count(self._collection, exact=True).count
 
     def page(self, after: Id | None, size: int) -> list[Document]:
         start = None if after is None else points.point_id(after)
-        with self._reaching():
+        with self._connection.reaching():
             # The offset is the first that is given, where it is still there.
             found, _ = self._client.scroll(
                 self._collection,
@@ -112,7 +90,7 @@ class QdrantStore(Store):
 
     def sample(self, count: int) -> list[Id]:
         models = self._models
-        with self._reaching():
+        with self._connection.reaching():
             found = self._client.query_points(
                 self._collection,
                 query=models.SampleQuery(sample=models.Sample.RANDOM),
@@ -139,7 +117,7 @@ class QdrantStore(Store):
                 models.HasVectorCondition(has_vector=self._using or ""),
             ]
         )
-        with self._reaching():
+        with self._connection.reaching():
             found, _ = self._client.scroll(
                 self._collection, complete, limit=len(wanted), with_payload=self._fields()
             )
@@ -168,7 +146,7 @@ class QdrantStore(Store):
 
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         query = check_query(self, vector, k)
-        with self._reaching():
+        with self._connection.reaching():
             found = self._nearest(query, k, exact=False)
             if len(found) < k and len(found) < self.count():  # the graph of an index did not reach all
                 found = self._nearest(query, k, exact=True)
@@ -205,33 +183,17 @@ class QdrantStore(Store):
                 if document.payload
             ]
             if operations:
-                with self._reaching():
+                with self._connection.reaching():
                     self._client.batch_update_points(self._collection, operations, wait=True)
 
     def delete(self, ids: Collection[Id]) -> None:
         wanted = points.points_of(ids)
         if wanted:
-            with self._reaching():
+            with self._connection.reaching():
                 self._client.delete(self._collection, self._models.PointIdsList(points=wanted), wait=True)
 
     def close(self) -> None:
-        with self._guard:
-            self._client.close()
-
-    def _place(self) -> frozenset[Hashable]:
-        """The folder, or the server: by what it says of itself, or by its addresses where it says nothing."""
-        from qdrant_client.http.exceptions import ApiException
-
-        if self._address.kind == "qdrant":
-            return files_identity(Path(self._address.location))
-        try:
-            told: Any = self._client.http.service_api.telemetry(details_level=0).result
-            peers = getattr(self._client.cluster_status(), "peers", {})
-            return frozenset([("qdrant", told.id), *(("qdrant-peer", peer) for peer in peers)])
-        except ApiException:  # a key for one collection may not ask
-            url = urlsplit(self._address.location)
-            found = socket.getaddrinfo(url.hostname, url.port or _PORT, type=socket.SOCK_STREAM)
-            return frozenset(("address", each[4][0], each[4][1]) for each in found)
+        self._connection.close()
 
     def _create(self, form: Form) -> None:
         models = self._models
@@ -292,7 +254,7 @@ class QdrantStore(Store):
         if not wanted:
             return []
         asked: Any = vectors if self._using is None or not vectors else [self._using]
-        with self._reaching():
+        with self._connection.reaching():
             there = self._client.retrieve(
                 self._collection, wanted, with_payload=fields or True, with_vectors=asked
             )
@@ -316,7 +278,7 @@ class QdrantStore(Store):
             )
             for document, vector in zip(documents, vectors.tolist(), strict=True)
         ]
-        with self._reaching():
+        with self._connection.reaching():
             there = self._client.retrieve(
                 self._collection, [point.id for point in made], with_payload=False, with_vectors=False
             )
@@ -326,61 +288,3 @@ class QdrantStore(Store):
 
     def _named(self, vector: list[float]) -> Any:
         return vector if self._using is None else {self._using: vector}
-
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
-
-        with self._guard:
-            try:
-                yield
-            except sqlite3.Error as error:  # in which the embedded client keeps its points
-                raise Unavailable(
-                    f"{self.name} cannot be used: {self._address.scrub(error)[:400]}; see to the disk and "
-                    "its room, and go on"
-                ) from None
-            except UnexpectedResponse as error:
-                kind = InvalidArgument if error.status_code in _REFUSED else Unavailable
-                raise kind(
-                    f"{self.name} does not answer as it should: {self._address.scrub(error)[:400]}"
-                ) from None
-            except (ApiException, OSError, ValueError, RuntimeError) as error:
-                raise Unavailable(
-                    f"{self.name} does not answer as it should: {self._address.scrub(error)[:400]}"
-                ) from None
-
-
-def _connect(address: Address) -> "QdrantClient":
-    from qdrant_client import QdrantClient
-
-    if address.kind == "qdrant-server":
-        return QdrantClient(
-            url=address.location,
-            api_key=os.environ.get(KEY_VARIABLE),
-            check_compatibility=False,
-            timeout=60,
-        )
-    if not Path(address.location).parent.is_dir():
-        raise NotFound(f"{address.name}: the folder above it does not exist")
-    folder = Path(address.location)
-    described = folder / "meta.json"
-    if described.exists() and not described.stat().st_size and not (folder / "collection").exists():
-        described.unlink()  # the client was stopped between making it and writing the first word
-    try:
-        return QdrantClient(path=address.location, force_disable_check_same_thread=True)
-    except OSError as error:
-        raise Unavailable(f"{address.name} cannot be used: {error.strerror}; see to the disk") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(
-            f"{described} is not what Qdrant writes into a folder of its own; name another folder"
-        ) from None
-    except sqlite3.Error as error:
-        raise Unavailable(
-            f"{address.name} cannot be opened: {address.scrub(error)[:400]}; see to the disk and its room, "
-            "and go on"
-        ) from None
-    except RuntimeError:
-        raise FailedPrecondition(
-            f"{address.name} is open already, in this process or in another, and Qdrant in a folder serves "
-            "one at a time; close that one, or run a Qdrant server"
-        ) from None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trimtab.artifacts.adapter import Check
 from trimtab.errors import AdapterError
-from trimtab_export.adapters.encode import Encoder
+from trimtab_export.adapters.encode import BundleEncoder
 from trimtab_export.adapters.inputs import Pair
 from trimtab_export.adapters.metrics import Ranks, difference, unit
 from trimtab_export.adapters.split import same
@@ -38,7 +38,7 @@ CONVENTIONS = (
 )
 
 
-def old_space(vectors: Floats, texts: Sequence[str], old: Encoder, name: str) -> None:
+def old_space(vectors: Floats, texts: Sequence[str], old: BundleEncoder, name: str) -> None:
     """AdapterError if the store's vectors are not the old encoder's vectors of these texts, by a sample."""
     chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLE]
     sample = [texts[row] for row in chosen]
@@ -152,7 +152,7 @@ def likeness(fitted: Floats, judged: Floats) -> Check:
     )
 
 
-def prompts(encoder: Encoder, which: str, queries: Sequence[str], documents: Sequence[str]) -> Check:
+def prompts(encoder: BundleEncoder, which: str, queries: Sequence[str], documents: Sequence[str]) -> Check:
     """Does the encoder find more with other prompts than it declares? Then its own were omitted or mixed up.
 
     queries, documents: pairs, row by row; each query searches all these documents.

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import tokenizers
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trimtab.artifacts import durable
 from trimtab.artifacts.bundle import Bundle
 from trimtab.errors import AdapterError
+from trimtab.kinds import Role
 from trimtab.progress import Progress
 from trimtab_export import runtime
 from trimtab_export.graph.head import OUTPUT
@@ -22,13 +23,12 @@ from trimtab_export.tokens import Batcher
 
 Floats: TypeAlias = NDArray[np.float32]
 Halves: TypeAlias = NDArray[np.float16]
-Role = Literal["query", "passage"]
 
 BATCH = 32
 ROWS_A_CHECKPOINT = 2048
 
 
-class Encoder:
+class BundleEncoder:
     """An encoder that turns texts into vectors, and, where its bundle has the graph, into pooled states.
 
     `cache` keeps what was computed, by the content of the graph and of the texts; None keeps nothing.
@@ -65,7 +65,7 @@ class Encoder:
 
     def prompt(self, role: Role) -> str:
         """What the encoder wants before a text of this role."""
-        return self.manifest.prompts.query if role == "query" else self.manifest.prompts.passage
+        return self.manifest.prompts.of(role)
 
     def vectors(self, texts: Sequence[str], role: Role, label: str = "") -> Floats:
         """The embeddings alone, float32 (n, dimensions)."""
@@ -90,12 +90,13 @@ class Encoder:
                 while store.done < len(texts):
                     for start in range(store.done, min(store.done + ROWS_A_CHECKPOINT, len(texts)), BATCH):
                         part = order[start : start + BATCH]
-                        store.put(part, self._run([texts[row] for row in part], prompt))
+                        store.put(part, self.compute([texts[row] for row in part], prompt))
                         progress.advance(len(part))
                     store.checkpoint(min(store.done + ROWS_A_CHECKPOINT, len(texts)))
         return store.finish()
 
-    def _run(self, texts: list[str], prompt: str) -> Floats:
+    def compute(self, texts: list[str], prompt: str) -> Floats:
+        """The graph's rows for one batch of texts behind a prompt."""
         if self._session is None:
             self._session = runtime.session(self._graph, self._threads)
         rows = runtime.run(self._session, OUTPUT, self._batcher(texts, prompt))

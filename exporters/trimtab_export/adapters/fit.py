@@ -16,9 +16,10 @@ from trimtab.artifacts.adapter import (
 )
 from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import AdapterError
+from trimtab.kinds import Role
 from trimtab_export.adapters import checks, inputs, publish, split
 from trimtab_export.adapters.climb import Climbed, Ground, climb
-from trimtab_export.adapters.encode import Encoder, Role
+from trimtab_export.adapters.encode import BundleEncoder
 from trimtab_export.adapters.inputs import Pair, Query
 from trimtab_export.adapters.judge import Asked, Indexes, Outcome, choose, judge
 from trimtab_export.adapters.maps import Groups
@@ -73,7 +74,7 @@ def fit(request: Request) -> Adapter:
         pairs=[] if request.pairs is None else inputs.read_pairs(request.pairs),
     )
     with staged(new.path.absolute().parent, name) as stage:
-        source, target = Encoder(new, stage.cache), Encoder(old, stage.cache)
+        source, target = BundleEncoder(new, stage.cache), BundleEncoder(old, stage.cache)
         known: dict[str, Floats] = {}
         if request.old_vectors is not None:
             known = inputs.read_vectors(
@@ -95,8 +96,8 @@ def default_name(new: Manifest, old: Manifest) -> str:
 
 
 def learn(
-    source: Encoder,
-    target: Encoder,
+    source: BundleEncoder,
+    target: BundleEncoder,
     found: Read,
     known: dict[str, Floats],
     documents: int,
@@ -156,7 +157,7 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _prompts(source: Encoder, target: Encoder, parts: Split, paired: bool) -> list[Check]:
+def _prompts(source: BundleEncoder, target: BundleEncoder, parts: Split, paired: bool) -> list[Check]:
     """Try prompts on both encoders, with pairs of the select set; without pairs nothing tells."""
     if not paired:
         return []
@@ -168,13 +169,13 @@ def _prompts(source: Encoder, target: Encoder, parts: Split, paired: bool) -> li
     ]
 
 
-def _new_rows(source: Encoder, texts: Sequence[str], role: Role) -> Floats:
+def _new_rows(source: BundleEncoder, texts: Sequence[str], role: Role) -> Floats:
     """[embedding | states] of each text, float32 (n, dimensions + width)."""
     vectors, states = source.rows(texts, role, f"{source.name}, {role}")
     return np.concatenate([vectors, states.astype(np.float32)], axis=1)
 
 
-def _old_rows(target: Encoder, texts: Sequence[str], known: dict[str, Floats]) -> Floats:
+def _old_rows(target: BundleEncoder, texts: Sequence[str], known: dict[str, Floats]) -> Floats:
     """Old vectors of texts: from the store where it has them, else embedded."""
     missing = [text for text in texts if text not in known]
     fresh = dict(zip(missing, target.vectors(missing, "passage", f"{target.name}, passages"), strict=True))
@@ -182,7 +183,7 @@ def _old_rows(target: Encoder, texts: Sequence[str], known: dict[str, Floats]) -
 
 
 def _asked(
-    source: Encoder, target: Encoder, judged: Judged, groups: Sequence[str], indexes: Indexes
+    source: BundleEncoder, target: BundleEncoder, judged: Judged, groups: Sequence[str], indexes: Indexes
 ) -> Asked:
     texts = [query.text for query in judged.queries]
     old = target.vectors(texts, "query", f"{target.name}, held-out queries")
@@ -196,8 +197,8 @@ def _asked(
 
 
 def _ground(
-    source: Encoder,
-    target: Encoder,
+    source: BundleEncoder,
+    target: BundleEncoder,
     parts: Split,
     new_rows: Floats,
     old_rows: Floats,

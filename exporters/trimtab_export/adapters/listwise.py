@@ -63,76 +63,103 @@ def fit_listwise(
     if not training.epochs:
         return start
     torch.manual_seed(training.seed)
-    generator = np.random.default_rng(training.seed)
-    held, train = _held_out(generator.permutation(len(fit.x) if right is None else sorted(right)))
-    if right is not None:
-        paired, train = train, np.setdiff1d(np.arange(len(fit.x)), held)
-    documents = torch.from_numpy(old_index.rows)
-    network = _Network(fit, start, training, old_index)
-    scale = training.temperature * _typical_score(fit, old_index)
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [network.weight, network.shift], "lr": training.linear_rate},
-            {"params": [network.inward, network.bias, network.outward], "lr": training.rate},
-        ],
-        weight_decay=training.decay,
-    )
-    steps = max(1, len(train) // training.batch)
-    total = steps * training.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        [training.linear_rate, training.rate],
-        total_steps=total,
-        pct_start=max(0.1, 2 / total),  # at least one step of it, however few the rows
-        cycle_momentum=False,
-    )
-
-    def loss(rows: NDArray[np.int64], sampled: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = functional.softmax(
-                network.read(torch.from_numpy(fit.y[rows])) @ sampled.T / scale, dim=1
-            )
-        found = functional.log_softmax(network(torch.from_numpy(fit.x[rows])) @ sampled.T / scale, dim=1)
-        weights = torch.from_numpy(fit.weights[rows])
-        divergence = functional.kl_div(found, wanted, reduction="none").sum(dim=1)
-        return (weights * divergence).sum() / weights.sum()
-
-    def sample() -> NDArray[np.int64]:
-        return generator.integers(0, len(documents), size=min(training.documents, len(documents)))
-
-    def contrast(right: Mapping[int, Sequence[int]], sampled: NDArray[np.int64]) -> torch.Tensor:
-        """The cross entropy of as many paired rows, over their own right documents and the sampled ones."""
-        rows = generator.choice(paired, min(training.batch, len(paired)), replace=False)
-        among, wanted = _relevance([right[row] for row in rows.tolist()], sampled)
-        found = network(torch.from_numpy(fit.x[rows])) @ documents[among].T / scale
-        return functional.cross_entropy(found, wanted)
-
-    def success(map: Map) -> float:
-        """How many of the documents that should be found first are, on the held-out rows."""
-        adapted = map(fit.x[held])
-        if right is None:
-            return _overlap(adapted, fit.y[held], old_index)
-        found = ranks(adapted, old_index, [right[row] for row in held.tolist()])
-        return float(recall(found, NEAREST).mean())
-
-    best, best_map = success(start), start
+    lesson = _Lesson(fit, start, old_index, training, right)
+    best, best_map = lesson.success(start), start
     for _ in range(training.epochs):
-        shuffled = generator.permutation(train)
-        for part in np.array_split(shuffled, steps):
-            optimiser.zero_grad(set_to_none=True)
-            sampled = sample()
-            total_loss = loss(part, documents[sampled])
-            if right is not None:
-                total_loss = total_loss + contrast(right, sampled)
-            total_loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-        trained = network.map(start)
-        now = success(trained)
+        lesson.epoch()
+        trained = lesson.network.map(start)
+        now = lesson.success(trained)
         if now > best:
             best, best_map = now, trained
     return best_map
+
+
+class _Lesson:
+    """A network, what it learns from, and the rows that are held out."""
+
+    def __init__(
+        self,
+        fit: Fit,
+        start: Map,
+        old_index: Index,
+        training: Training,
+        right: Mapping[int, Sequence[int]] | None,
+    ) -> None:
+        self._fit, self._old_index, self._training, self._right = fit, old_index, training, right
+        self._random = np.random.default_rng(training.seed)
+        rows = self._random.permutation(len(fit.x) if right is None else sorted(right))
+        self._held, self._paired = _held_out(rows)
+        self._train = self._paired
+        if right is not None:
+            self._train = np.setdiff1d(np.arange(len(fit.x)), self._held)
+        self._documents = torch.from_numpy(old_index.rows)
+        self.network = _Network(fit, start, training, old_index)
+        self._scale = training.temperature * _typical_score(fit, old_index)
+        self._steps = max(1, len(self._train) // training.batch)
+        self._optimiser, self._schedule = self._optimisation(self._steps * training.epochs)
+
+    def epoch(self) -> None:
+        """Go through the rows once."""
+        for part in np.array_split(self._random.permutation(self._train), self._steps):
+            self._optimiser.zero_grad(set_to_none=True)
+            sampled = self._sample()
+            loss = self._divergence(part, self._documents[sampled])
+            if self._right is not None:
+                loss = loss + self._contrast(self._right, sampled)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self._optimiser.step()
+            self._schedule.step()
+
+    def success(self, map: Map) -> float:
+        """How many of the documents that should be found first are, on the held-out rows."""
+        adapted = map(self._fit.x[self._held])
+        if self._right is None:
+            return _overlap(adapted, self._fit.y[self._held], self._old_index)
+        found = ranks(adapted, self._old_index, [self._right[row] for row in self._held.tolist()])
+        return float(recall(found, NEAREST).mean())
+
+    def _optimisation(self, total: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
+        """What changes the network in so many steps, and how fast at each of them."""
+        network, training = self.network, self._training
+        optimiser = torch.optim.AdamW(
+            [
+                {"params": [network.weight, network.shift], "lr": training.linear_rate},
+                {"params": [network.inward, network.bias, network.outward], "lr": training.rate},
+            ],
+            weight_decay=training.decay,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser,
+            [training.linear_rate, training.rate],
+            total_steps=total,
+            pct_start=max(0.1, 2 / total),  # at least one step of it, however few the rows
+            cycle_momentum=False,
+        )
+        return optimiser, schedule
+
+    def _sample(self) -> NDArray[np.int64]:
+        count = len(self._documents)
+        return self._random.integers(0, count, size=min(self._training.documents, count))
+
+    def _divergence(self, rows: NDArray[np.int64], sampled: torch.Tensor) -> torch.Tensor:
+        """Of the adapted rows' scores over the sampled documents, from those of the old queries."""
+        x, y, weights = (
+            torch.from_numpy(each[rows]) for each in (self._fit.x, self._fit.y, self._fit.weights)
+        )
+        with torch.no_grad():
+            wanted = functional.softmax(self.network.read(y) @ sampled.T / self._scale, dim=1)
+        found = functional.log_softmax(self.network(x) @ sampled.T / self._scale, dim=1)
+        divergence = functional.kl_div(found, wanted, reduction="none").sum(dim=1)
+        return (weights * divergence).sum() / weights.sum()
+
+    def _contrast(self, right: Mapping[int, Sequence[int]], sampled: NDArray[np.int64]) -> torch.Tensor:
+        """The cross entropy of as many paired rows, over their own right documents and the sampled ones."""
+        size = min(self._training.batch, len(self._paired))
+        rows = self._random.choice(self._paired, size, replace=False)
+        among, wanted = _relevance([right[row] for row in rows.tolist()], sampled)
+        found = self.network(torch.from_numpy(self._fit.x[rows])) @ self._documents[among].T / self._scale
+        return functional.cross_entropy(found, wanted)
 
 
 def _held_out(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

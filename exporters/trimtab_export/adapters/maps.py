@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from trimtab.errors import AdapterError
 from trimtab_export import runtime
+from trimtab_export.graph.nodes import Nodes
 
 Floats: TypeAlias = NDArray[np.float32]
 Groups: TypeAlias = NDArray[np.int64]
@@ -86,50 +87,41 @@ class Map:
 
 def write(map: Map, path: Path) -> None:
     """The map as an ONNX graph at `path`."""
-    columns = map.shift.shape[0]
-    values: dict[str, Any] = {}
     nodes: list[Any] = []
-
-    def node(kind: str, inputs: list[str], **attributes: Any) -> str:
-        output = f"{kind.lower()}_{len(nodes)}"
-        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def value(name: str, content: Any, dtype: Any = np.float32) -> str:
-        values[name] = np.asarray(content, dtype=dtype)
-        return name
-
-    read = "vectors"
-    if (map.first, map.last) != (0, map.width):
-        bounds = [value(name, [number], np.int64) for name, number in _bounds(map).items()]
-        read = node("Slice", [read, *bounds])
-    if map.unit_input:
-        read = _unit_node(node, value, read)
-    if map.weight is None:
-        result = node("Add", [read, value("shift", map.shift)])
-    else:
-        result = node("Gemm", [read, value("weight", map.weight), value("shift", map.shift)])
-    if map.hidden is not None:
-        inner = node("Gemm", [read, value("inward", map.hidden.inward), value("bias", map.hidden.bias)])
-        inner = node("Relu", [inner])
-        result = node("Gemm", [inner, value("outward", map.hidden.outward), result])
+    constants: list[Any] = []
+    _compute(map, Nodes("map", nodes, constants))
+    nodes[-1].output[0] = "adapted"
     inputs = [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", map.width])]
     if map.groups is not None:
         inputs.append(helper.make_tensor_value_info("group", TensorProto.INT64, ["n"]))
-        result = node("Add", [result, node("Gather", [value("groups", map.groups), "group"])])
-    if map.unit_output:
-        result = _unit_node(node, value, result)
-    nodes[-1].output[0] = "adapted"
-    graph = helper.make_graph(
-        nodes,
-        "adapter",
-        inputs,
-        [helper.make_tensor_value_info("adapted", TensorProto.FLOAT, ["n", columns])],
-        [numpy_helper.from_array(content, name) for name, content in values.items()],
-    )
+    output = helper.make_tensor_value_info("adapted", TensorProto.FLOAT, ["n", map.shift.shape[0]])
+    graph = helper.make_graph(nodes, "adapter", inputs, [output], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
+
+
+def _compute(map: Map, make: Nodes) -> None:
+    """The nodes that make the adapted rows of `vectors` and `group`; the last one gives them."""
+    read = "vectors"
+    if (map.first, map.last) != (0, map.width):
+        bounds = [make.constant(np.array([number], np.int64)) for number in (map.first, map.last, 1)]
+        read = make.node("Slice", read, *bounds)
+    if map.unit_input:
+        read = _unit_node(make, read)
+    shift = make.constant(_float(map.shift))
+    if map.weight is None:
+        result = make.node("Add", read, shift)
+    else:
+        result = make.node("Gemm", read, make.constant(_float(map.weight)), shift)
+    if map.hidden is not None:
+        inward, bias = make.constant(_float(map.hidden.inward)), make.constant(_float(map.hidden.bias))
+        inner = make.node("Relu", make.node("Gemm", read, inward, bias))
+        result = make.node("Gemm", inner, make.constant(_float(map.hidden.outward)), result)
+    if map.groups is not None:
+        result = make.node("Add", result, make.node("Gather", make.constant(_float(map.groups)), "group"))
+    if map.unit_output:
+        _unit_node(make, result)
 
 
 def check(map: Map, path: Path, rows: Floats) -> None:
@@ -147,15 +139,11 @@ def check(map: Map, path: Path, rows: Floats) -> None:
         )
 
 
-def _bounds(map: Map) -> dict[str, int]:
-    return {"first": map.first, "last": map.last, "axis": 1}
-
-
-def _unit_node(node: Any, value: Any, rows: str) -> str:
+def _unit_node(make: Nodes, rows: str) -> str:
     """rows / max(|row|, SMALL), by operators that every runtime has."""
-    square = node("ReduceSumSquare", [rows, value("axes", [1], np.int64)], keepdims=1)
-    length = node("Max", [node("Sqrt", [square]), value("small", SMALL)])
-    return str(node("Div", [rows, length]))
+    square = make.node("ReduceSumSquare", rows, make.constant(np.array([1], np.int64)), keepdims=1)
+    length = make.node("Max", make.node("Sqrt", square), make.constant(np.float32(SMALL)))
+    return make.node("Div", rows, length)
 
 
 def _unit(rows: Floats) -> Floats:

@@ -1,13 +1,9 @@
 """The report of an adapter as one HTML page that needs nothing else: figures, and pictures as SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 
-from trimtab.artifacts.adapter import (
-    AdapterManifest,
-    Quality,
-    Rung,
-)
+from trimtab.artifacts.adapter import SERVED, AdapterManifest, Quality, Rung
 from trimtab.artifacts.artifact import Interval
 
 WIDTH, LEFT, RIGHT, ROW = 760, 230, 60, 30
@@ -37,89 +33,101 @@ MEANING = {
     "re-index": "only re-indexing will do; the server refuses this adapter",
     "stay": "the upgrade gains nothing: stay with the old encoder; the server refuses this adapter",
 }
+TRUTHS = {
+    "pairs": "given pairs of query and document",
+    "old ranking": "the document that the old encoder puts first (no pairs were given)",
+}
 
 
 def page(manifest: AdapterManifest) -> str:
     """The whole page."""
-    report, counts = manifest.report, manifest.report.counts
-    arms = _arms(manifest)
-    truth = (
-        "given pairs of query and document"
-        if report.truth == "pairs"
-        else "the document that the old encoder puts first (no pairs were given)"
-    )
-    source, target = manifest.source, manifest.target
-    provisional = "provisional " if manifest.provisional else ""
-    good = "yes" if manifest.verdict in {"bridge", "cascade"} else "no"
-    parts = [
-        f"<h1>{escape(source.encoder)} {source.version} &rarr; {escape(target.encoder)} "
-        f"{target.version}</h1>",
-        f"<p class='verdict {good}'>{provisional}verdict: {manifest.verdict} &ndash; "
-        f"{MEANING[manifest.verdict]}</p>",
-        _list([escape(reason) for reason in manifest.reasons]),
-        "<h2>The ways to search, side by side</h2>",
-        _bars([(name, quality.recall_10, COLORS[name]) for name, quality in arms], "Recall@10"),
-        _table(
-            ("", "Recall@1", "Recall@10", "Recall@100", "nDCG@10"),
-            [
-                (name, *(f"{value:.3f}" for value in (q.recall_1, q.recall_10, q.recall_100, q.ndcg_10)))
-                for name, q in arms
-            ],
-        ),
-        _table(
-            ("Recall@10 of", "ratio", "95% interval"),
-            [
-                ("adapted / old on old", *_interval(report.against_old)),
-                ("adapted / new re-indexed", *_interval(report.against_reindexed)),
-                (
-                    f"cascade of {report.cascade_depth} / new re-indexed",
-                    *_interval(report.cascade_against_reindexed),
-                ),
-            ],
-        ),
-        f"<p>{counts.test_queries:,} held-out queries over {counts.documents:,} documents; right is "
-        f"{truth}.</p>",
-        "<h2>The rungs</h2>",
-        f"<p>How far each is behind the best, in Recall@10 of {counts.select_queries:,} select "
-        "queries, with the paired "
-        f"bootstrap's 95% interval. Taken: <b>{escape(manifest.rung)}</b>.</p>",
-        _intervals(report.rungs, manifest.rung),
-        _table(
-            ("rung", "Recall@10", "behind the best", "fitted in"),
-            [
-                (escape(r.name), f"{r.recall_10:.3f}", f"{r.behind.value:.3f}", f"{r.seconds:,.1f} s")
-                for r in report.rungs
-            ],
-        ),
-        "<h2>What was checked first</h2>",
-        _list(
-            [
-                "<span "
-                f"class='{'yes' if each.passed else 'no'}'>{'passed' if each.passed else 'failed'}</span>: "
-                f"{escape(each.name)} &ndash; {escape(each.finding)}"
-                for each in report.checks
-            ]
-        ),
-        "<h2>What it costs, and what it was made of</h2>",
-        _list(
-            [
-                f"{report.microseconds_alone:.0f} &micro;s for a query alone, "
-                f"{report.microseconds_batched:.1f} "
-                f"&micro;s in a batch of 64 ({escape(report.machine)})",
-                f"learned from {counts.fit_queries:,} queries, {counts.fit_pairs:,} of them with their "
-                f"documents, and {counts.fit_texts:,} documents; "
-                f"reads {manifest.reads}",
-                f"space {source.space} ({source.dimensions} dimensions) to {target.space} "
-                f"({target.dimensions})",
-                f"<code>{escape(manifest.provenance.command)}</code>, {escape(manifest.created)}",
-            ]
-        ),
-    ]
+    parts = [*_verdict(manifest), *_ways(manifest), *_rungs(manifest), *_checks(manifest), *_cost(manifest)]
     title = f"{escape(manifest.name)}: {manifest.verdict}"
     body = "\n".join(parts)
     return (
         f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
         f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def _verdict(manifest: AdapterManifest) -> Iterator[str]:
+    source, target, verdict = manifest.source, manifest.target, manifest.verdict
+    yield (
+        f"<h1>{escape(source.encoder)} {source.version} &rarr; {escape(target.encoder)} {target.version}</h1>"
+    )
+    good, provisional = "yes" if verdict in SERVED else "no", "provisional " * manifest.provisional
+    yield f"<p class='verdict {good}'>{provisional}verdict: {verdict} &ndash; {MEANING[verdict]}</p>"
+    yield _list([escape(reason) for reason in manifest.reasons])
+
+
+def _ways(manifest: AdapterManifest) -> Iterator[str]:
+    report, counts, arms = manifest.report, manifest.report.counts, _arms(manifest)
+    yield "<h2>The ways to search, side by side</h2>"
+    yield _bars([(name, quality.recall_10, COLORS[name]) for name, quality in arms], "Recall@10")
+    yield _table(
+        ("", "Recall@1", "Recall@10", "Recall@100", "nDCG@10"),
+        [
+            (name, *(f"{value:.3f}" for value in (q.recall_1, q.recall_10, q.recall_100, q.ndcg_10)))
+            for name, q in arms
+        ],
+    )
+    cascade = f"cascade of {report.cascade_depth} / new re-indexed"
+    yield _table(
+        ("Recall@10 of", "ratio", "95% interval"),
+        [
+            ("adapted / old on old", *_interval(report.against_old)),
+            ("adapted / new re-indexed", *_interval(report.against_reindexed)),
+            (cascade, *_interval(report.cascade_against_reindexed)),
+        ],
+    )
+    yield (
+        f"<p>{counts.test_queries:,} held-out queries over {counts.documents:,} documents; right is "
+        f"{TRUTHS[report.truth]}.</p>"
+    )
+
+
+def _rungs(manifest: AdapterManifest) -> Iterator[str]:
+    report = manifest.report
+    yield "<h2>The rungs</h2>"
+    yield (
+        f"<p>How far each is behind the best, in Recall@10 of {report.counts.select_queries:,} select "
+        "queries, with the paired bootstrap's 95% interval. "
+        f"Taken: <b>{escape(manifest.rung)}</b>.</p>"
+    )
+    yield _intervals(report.rungs, manifest.rung)
+    yield _table(
+        ("rung", "Recall@10", "behind the best", "fitted in"),
+        [
+            (escape(r.name), f"{r.recall_10:.3f}", f"{r.behind.value:.3f}", f"{r.seconds:,.1f} s")
+            for r in report.rungs
+        ],
+    )
+
+
+def _checks(manifest: AdapterManifest) -> Iterator[str]:
+    yield "<h2>What was checked first</h2>"
+    yield _list(
+        [
+            f"<span class='{'yes' if each.passed else 'no'}'>{'passed' if each.passed else 'failed'}</span>: "
+            f"{escape(each.name)} &ndash; {escape(each.finding)}"
+            for each in manifest.report.checks
+        ]
+    )
+
+
+def _cost(manifest: AdapterManifest) -> Iterator[str]:
+    report, counts = manifest.report, manifest.report.counts
+    source, target = manifest.source, manifest.target
+    yield "<h2>What it costs, and what it was made of</h2>"
+    yield _list(
+        [
+            f"{report.microseconds_alone:.0f} &micro;s for a query alone, {report.microseconds_batched:.1f} "
+            f"&micro;s in a batch of 64 ({escape(report.machine)})",
+            f"learned from {counts.fit_queries:,} queries, {counts.fit_pairs:,} of them with their "
+            f"documents, and {counts.fit_texts:,} documents; reads {manifest.reads}",
+            f"space {source.space} ({source.dimensions} dimensions) to {target.space} ({target.dimensions})",
+            f"<code>{escape(manifest.provenance.command)}</code>, {escape(manifest.created)}",
+        ]
     )
 
 

@@ -58,7 +58,6 @@ def publish(
     if request.queries is not None or request.pairs is not None:
         queries = stage.folder / "queries.npy"
         np.save(queries, test.rows[:MOST_QUERIES, : ground.dimensions].astype(np.float16))
-    alone, batched = _cost(graph, map, rows)
     manifest = AdapterManifest(
         name=stage.target.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,37 +72,48 @@ def publish(
         verdict=outcome.verdict,
         provisional=request.pairs is None,
         reasons=outcome.reasons,
-        report=AdapterReport(
-            truth="old ranking" if request.pairs is None else "pairs",
-            counts=Counts(
-                fit_texts=len(split.fit_documents),
-                fit_queries=len(split.fit_queries),
-                fit_pairs=len(ground.right),
-                select_queries=len(split.select.queries),
-                test_queries=len(split.test.queries),
-                documents=len(split.documents),
-            ),
-            arms=outcome.arms,
-            against_old=outcome.against_old,
-            against_reindexed=outcome.against_reindexed,
-            cascade_against_reindexed=outcome.cascade_against_reindexed,
-            cascade_depth=outcome.cascade_depth,
-            rungs=outcome.rungs,
-            checks=outcome.checks,
-            microseconds_alone=alone,
-            microseconds_batched=batched,
-            machine=evaluate.machine(),
-        ),
-        provenance=AdapterProvenance(
-            command=request.command,
-            texts_sha256=inputs.sha256(request.texts),
-            queries_sha256=None if request.queries is None else inputs.sha256(request.queries),
-            pairs_sha256=None if request.pairs is None else inputs.sha256(request.pairs),
-            old_vectors=None if request.old_vectors is None else addresses.parse(request.old_vectors).name,
-            libraries={name: metadata.version(name) for name in LIBRARIES},
-        ),
+        report=_report(request, split, ground, outcome, _cost(graph, map, rows)),
+        provenance=_provenance(request),
     )
     stage.publish(manifest)
+
+
+def _report(
+    request: Request, split: Split, ground: Ground, outcome: Outcome, microseconds: tuple[float, float]
+) -> AdapterReport:
+    alone, batched = microseconds
+    return AdapterReport(
+        truth="old ranking" if request.pairs is None else "pairs",
+        counts=Counts(
+            fit_texts=len(split.fit_documents),
+            fit_queries=len(split.fit_queries),
+            fit_pairs=len(ground.right),
+            select_queries=len(split.select.queries),
+            test_queries=len(split.test.queries),
+            documents=len(split.documents),
+        ),
+        arms=outcome.arms,
+        against_old=outcome.against_old,
+        against_reindexed=outcome.against_reindexed,
+        cascade_against_reindexed=outcome.cascade_against_reindexed,
+        cascade_depth=outcome.cascade_depth,
+        rungs=outcome.rungs,
+        checks=outcome.checks,
+        microseconds_alone=alone,
+        microseconds_batched=batched,
+        machine=evaluate.machine(),
+    )
+
+
+def _provenance(request: Request) -> AdapterProvenance:
+    return AdapterProvenance(
+        command=request.command,
+        texts_sha256=inputs.sha256(request.texts),
+        queries_sha256=None if request.queries is None else inputs.sha256(request.queries),
+        pairs_sha256=None if request.pairs is None else inputs.sha256(request.pairs),
+        old_vectors=None if request.old_vectors is None else addresses.parse(request.old_vectors).name,
+        libraries={name: metadata.version(name) for name in LIBRARIES},
+    )
 
 
 def _endpoint(bundle: Bundle) -> Endpoint:

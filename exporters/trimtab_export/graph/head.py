@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
 from trimtab.errors import ExportError
 from trimtab.kinds import Pooling
+from trimtab_export.graph.nodes import Nodes
 from trimtab_export.source import Dense, Graph, Head
 
 OUTPUT = "embeddings"
@@ -87,11 +87,12 @@ def check_external_data(model: Any, folder: Path) -> None:
             raise ExportError(f"the graph's data file {name!r} is missing beside it")
 
 
-class Grafter:
-    """Appends nodes to a graph; each method takes names of tensors and returns the name of its result."""
+class Grafter(Nodes):
+    """Appends the nodes of a head to a graph, for its opset."""
 
     def __init__(self, graph: Any, opset: int, prefix: str) -> None:
-        self._graph, self._opset, self._prefix, self._count = graph, opset, prefix, 0
+        super().__init__(prefix, graph.node, graph.initializer)
+        self._opset = opset
 
     def graft(self, tensor: str, head: Head) -> None:
         if head.pooling is not None:
@@ -102,72 +103,56 @@ class Grafter:
 
     def give(self, tensor: str) -> None:
         """Let `embeddings` be this tensor."""
-        self._graph.node.append(helper.make_node("Identity", [tensor], [OUTPUT], name=self._name("output")))
+        self.node("Identity", tensor, name=self._name("output"), output=OUTPUT)
 
     def pool(self, states: str, pooling: Pooling) -> str:
         """(n, length, hidden) to (n, hidden). Pads are not read, so neighbours in the batch do not matter."""
         if pooling == "cls":
-            return self._node("Gather", states, self._constant(np.int64(0)), axis=1)
-        mask = self._node("Cast", "attention_mask", to=TensorProto.FLOAT)
+            return self.node("Gather", states, self.constant(np.int64(0)), axis=1)
+        mask = self.node("Cast", "attention_mask", to=TensorProto.FLOAT)
         if pooling == "max":
-            least = self._constant(np.finfo(np.float32).min)
-            real = self._node("Cast", self._axes("Unsqueeze", mask, 2), to=TensorProto.BOOL)
-            return self._axes("ReduceMax", self._node("Where", real, states, least), 1, keepdims=0)
+            least = self.constant(np.finfo(np.float32).min)
+            real = self.node("Cast", self._axes("Unsqueeze", mask, 2), to=TensorProto.BOOL)
+            return self._axes("ReduceMax", self.node("Where", real, states, least), 1, keepdims=0)
         count = self._axes("ReduceSum", mask, 1, keepdims=1)
         if pooling == "mean":
-            return self._node("Div", self._weighted_sum(states, mask), self._at_least(count, LEAST_COUNT))
+            return self.node("Div", self._weighted_sum(states, mask), self._at_least(count, LEAST_COUNT))
         # The last token: the running count has reached the whole count, and it is no pad.
-        running = self._node("CumSum", mask, self._constant(np.int64(1)))
-        last = self._node("Cast", self._node("Equal", running, count), to=TensorProto.FLOAT)
-        return self._weighted_sum(states, self._node("Mul", last, mask))
+        running = self.node("CumSum", mask, self.constant(np.int64(1)))
+        last = self.node("Cast", self.node("Equal", running, count), to=TensorProto.FLOAT)
+        return self._weighted_sum(states, self.node("Mul", last, mask))
 
     def _weighted_sum(self, states: str, weights: str) -> str:
         """Sum over the length of (n, length, hidden) times (n, length)."""
-        product = self._node("Mul", states, self._axes("Unsqueeze", weights, 2))
+        product = self.node("Mul", states, self._axes("Unsqueeze", weights, 2))
         return self._axes("ReduceSum", product, 1, keepdims=0)
 
     def concat(self, vectors: list[str]) -> str:
         """Several (n, width) side by side."""
-        return self._node("Concat", *vectors, axis=1)
+        return self.node("Concat", *vectors, axis=1)
 
     def dense(self, vectors: str, layer: Dense) -> str:
         """(n, in) to (n, out)."""
-        inputs = [vectors, self._constant(layer.weight)]
+        inputs = [vectors, self.constant(layer.weight)]
         if layer.bias is not None:
-            inputs.append(self._constant(layer.bias))
-        product = self._node("Gemm", *inputs, transB=1)
+            inputs.append(self.constant(layer.bias))
+        product = self.node("Gemm", *inputs, transB=1)
         return (
-            product if layer.activation == "Identity" else self._node(ACTIVATIONS[layer.activation], product)
+            product if layer.activation == "Identity" else self.node(ACTIVATIONS[layer.activation], product)
         )
 
     def normalize(self, vectors: str) -> str:
         """Each of (n, dimensions) to length 1."""
         norm = self._axes("ReduceL2", vectors, 1, keepdims=1)
-        return self._node("Div", vectors, self._at_least(norm, LEAST_NORM))
+        return self.node("Div", vectors, self._at_least(norm, LEAST_NORM))
 
     def _at_least(self, tensor: str, least: float) -> str:
-        return self._node("Max", tensor, self._constant(np.float32(least)))
+        return self.node("Max", tensor, self.constant(np.float32(least)))
 
-    def _axes(self, operator: str, tensor: str, axis: int, **attributes: int) -> str:
+    def _axes(self, operator: str, tensor: str, axis: int, **attributes: Any) -> str:
         if self._opset >= AXES_AS_INPUT[operator]:
-            return self._node(
-                operator, tensor, self._constant(np.array([axis], dtype=np.int64)), **attributes
-            )
-        return self._node(operator, tensor, axes=[axis], **attributes)
-
-    def _constant(self, value: NDArray[Any] | np.generic) -> str:
-        name = self._name("constant")
-        self._graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        name = self._name(operator)
-        self._graph.node.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def _name(self, what: str) -> str:
-        self._count += 1
-        return f"{self._prefix}/{self._count}/{what}"
+            return self.node(operator, tensor, self.constant(np.array([axis], dtype=np.int64)), **attributes)
+        return self.node(operator, tensor, axes=[axis], **attributes)
 
 
 def free_prefix(graph: Any) -> str:

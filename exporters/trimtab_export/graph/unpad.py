@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from trimtab.errors import ExportError
 from trimtab_export import runtime
 from trimtab_export.graph.head import OUTPUT, opset_of
+from trimtab_export.graph.nodes import Nodes
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
 
@@ -96,8 +96,8 @@ class _Rewriter:
         self._packed: dict[str, str] = {}  # a tensor (n, length, width) -> the same as (tokens, width)
         self._spread: set[str] = set()  # those of them that exist padded, too
         self._nodes: list[Any] = []
-        self._count = 0
         self.constants: list[Any] = []
+        self._new = Nodes(PREFIX, self._nodes, self.constants)
         self.products = 0
 
     def rewrite(self) -> list[Any]:
@@ -145,26 +145,26 @@ class _Rewriter:
 
     def _as_packed(self, name: str, width: int) -> str:
         if name not in self._packed:
-            flat = self._node("Reshape", name, self._constant([-1, width]))
-            self._packed[name] = self._node("Gather", flat, self._real, axis=0)
+            flat = self._new.node("Reshape", name, self._whole([-1, width]))
+            self._packed[name] = self._new.node("Gather", flat, self._real, axis=0)
             self._spread.add(name)
         return self._packed[name]
 
     def _need_padded(self, name: str) -> None:
         """Spread a packed tensor under its own name. Pads repeat the token before them; masks hide them."""
         if name in self._packed and name not in self._spread:
-            rows = self._node("Gather", self._packed[name], self._places, axis=0)
-            shape = self._node("Concat", self._shape, self._constant([-1]), axis=0)
-            self._nodes.append(helper.make_node("Reshape", [rows, shape], [name], name=f"{PREFIX}/to/{name}"))
+            rows = self._new.node("Gather", self._packed[name], self._places, axis=0)
+            shape = self._new.node("Concat", self._shape, self._whole([-1]), axis=0)
+            self._new.node("Reshape", rows, shape, name=f"{PREFIX}/to/{name}", output=name)
             self._spread.add(name)
 
     def _indices(self) -> None:
         """The positions of the real tokens in the flat batch, and for each position its packed row."""
-        self._shape = self._node("Shape", "attention_mask")
-        flat = self._node("Reshape", "attention_mask", self._constant([-1]))
-        self._real = self._node("Squeeze", self._node("NonZero", flat), self._constant([0]))
-        running = self._node("CumSum", flat, self._constant(0))
-        self._places = self._node("Sub", running, self._constant(1))
+        self._shape = self._new.node("Shape", "attention_mask")
+        flat = self._new.node("Reshape", "attention_mask", self._whole([-1]))
+        self._real = self._new.node("Squeeze", self._new.node("NonZero", flat), self._whole([0]))
+        running = self._new.node("CumSum", flat, self._whole(0))
+        self._places = self._new.node("Sub", running, self._whole(1))
 
     def _width(self, node: Any, name: str) -> int:
         """The last dimension of a tensor (n, length, width), by its shape or the weights beside it; or 0."""
@@ -177,14 +177,5 @@ class _Rewriter:
     def _axis(node: Any) -> int:
         return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), -1)
 
-    def _constant(self, value: Any) -> str:
-        self._count += 1
-        name = f"{PREFIX}/{self._count}/constant"
-        self.constants.append(numpy_helper.from_array(np.array(value, np.int64), name))
-        return name
-
-    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        self._count += 1
-        name = f"{PREFIX}/{self._count}/{operator}"
-        self._nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
-        return name
+    def _whole(self, value: Any) -> str:
+        return self._new.constant(np.array(value, np.int64))

@@ -20,7 +20,7 @@ from trimtab.core.answers import Limits
 from trimtab.kinds import Similarity
 from trimtab.migration import half_migrated
 from trimtab.stores import Document, Form, Hit, Id, Matrix, Rows, Store, create_store, open_store
-from trimtab.stores.base import scores
+from trimtab.values.similarity import scores
 
 QUERIES = ["how do I get my password back?", "a dish with tomatoes", "flights"]
 K = 10
@@ -257,7 +257,7 @@ def test_a_new_store_that_compares_otherwise_than_its_encoder(similarity: Simila
     vectors = np.eye(COUNT, D, dtype=np.float32)
     old = Memory("old", vectors, range(COUNT), lambda: None)
     new = Memory("new", vectors, [], lambda: None, similarity)
-    halves = half_migrated._Halves(old, new, "", "rescore", 10)
+    halves = half_migrated.Halves(old, new, "", "rescore", 10)
     encoder = trimtab.Encoder(
         name="e", version="1", space="new", dimensions=D, max_tokens=8, similarity="cosine", pooling="mean",
         normalized=True, query_prompt="", passage_prompt="", dtypes=("float32",), limits=LIMITS,

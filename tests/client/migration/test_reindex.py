@@ -25,7 +25,7 @@ from tests.client.migration.world import OLD, fill
 from tests.client.stores.postgres_process import PostgresProcess
 from tests.server.server_process import ServerProcess
 from trimtab import cli
-from trimtab.migration import claims, reindex
+from trimtab.migration import claims, passing, reindex
 from trimtab.stores import Document, Form, Id, Rows, create_store, open_store
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -416,9 +416,9 @@ def test_the_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal now, slept
         now, slept = now + seconds, slept + seconds
 
-    monkeypatch.setattr(reindex.time, "monotonic", lambda: now)
-    monkeypatch.setattr(reindex.time, "sleep", sleep)
-    pace = reindex.Pace(10)
+    monkeypatch.setattr(passing.time, "monotonic", lambda: now)
+    monkeypatch.setattr(passing.time, "sleep", sleep)
+    pace = passing.Pace(10)
     for _ in range(51):
         pace.wait()
     assert slept == pytest.approx(5, abs=0.11)
@@ -428,14 +428,14 @@ def test_the_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         pace.wait()
     assert slept == pytest.approx(1, abs=0.11)
     with pytest.raises(trimtab.ConfigError, match="rate is 0"):
-        reindex.Pace(0)
+        passing.Pace(0)
 
 
 def test_the_rate_reaches_the_work(
     fake: FakeServer, old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
 ) -> None:
     waits = []
-    monkeypatch.setattr(reindex.Pace, "wait", lambda pace: waits.append(pace._seconds))
+    monkeypatch.setattr(passing.Pace, "wait", lambda pace: waits.append(pace.seconds))
     url = fake.start()
     try:
         assert run("--from", old, "--to", f"faiss:{tmp_path / 'new'}", "--url", url, "--rate", "50") == 0

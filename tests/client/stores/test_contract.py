@@ -10,7 +10,8 @@ import pytest
 import trimtab
 from tests.client.stores.conftest import address
 from trimtab.stores import Document, Form, Id, Rows, Store, create_store, open_store
-from trimtab.stores.base import SIMILARITIES, scores
+from trimtab.stores.base import SIMILARITIES
+from trimtab.values.similarity import scores
 
 D = 8
 FORM = Form(space="space-a", dimensions=D)

@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_at_any_byte(tmp_path: Path) -> None:
 
 def losing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """From now on a new file loses its second half without an error, if it is to be called so."""
-    fsync, opened = os.fsync, durable._open_partial
+    fsync, opened = os.fsync, durable.open_partial
     lost: list[int] = []
 
     def open_partial(path: Path) -> object:
@@ -99,7 +99,7 @@ def losing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         expected.append(path.name.partition("-")[0])
         return replacing(path)
 
-    monkeypatch.setattr(durable, "_open_partial", open_partial)
+    monkeypatch.setattr(durable, "open_partial", open_partial)
     monkeypatch.setattr(durable, "replacing", noted)
     monkeypatch.setattr(os, "fsync", silent)
 
@@ -186,7 +186,7 @@ def test_a_record_that_is_damaged_is_not_the_end(tmp_path: Path, byte: int) -> N
     check(tmp_path, 4)
 
 
-@pytest.mark.parametrize("where", ["LogWriter", "sweep"])
+@pytest.mark.parametrize("where", ["faiss_store.LogWriter", "folder.sweep"])
 def test_an_end_after_the_catalogue_was_replaced(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +199,7 @@ def test_an_end_after_the_catalogue_was_replaced(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, where, interrupt)
+        patch.setattr(f"trimtab.stores.{where}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.close()
     store.upsert(rows([4], seed=4))

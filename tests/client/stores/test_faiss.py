@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import trimtab
 from tests.client.stores.test_contract import FORM, D, rows
-from trimtab.stores import Document, Form, Id, Rows, create_store, faiss_store, folder, open_store
+from trimtab.stores import Document, Form, Id, Rows, create_store, faiss_contents, folder, open_store
 
 
 def log_of(store: Path) -> Path:
@@ -66,7 +66,7 @@ def test_a_log_that_is_damaged_within(tmp_path: Path) -> None:
 
 
 def test_the_log_becomes_part_of_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss_store, "LEAST_COMPACTED", 10)
+    monkeypatch.setattr(faiss_contents, "LEAST_COMPACTED", 10)
     with create_store(f"faiss:{tmp_path}", FORM) as store, open_store(f"faiss:{tmp_path}") as reader:
         generations = set()
         for number in range(60):

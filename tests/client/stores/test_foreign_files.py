@@ -11,7 +11,7 @@ import pytest
 import trimtab
 from tests.client.stores.test_contract import FORM, D, rows
 from trimtab.artifacts import durable
-from trimtab.stores import Form, create_store, faiss_store, folder, open_store
+from trimtab.stores import Form, create_store, faiss_contents, faiss_log, folder, open_store
 
 FOREIGN = (
     "index-2025.faiss", "index-0.faiss", "index-1.faiss", "rows-2025.jsonl", "rows-1.jsonl", "log-2025",
@@ -44,7 +44,7 @@ def taken_over(folder: Path, index: str, lines: str, count: int = 40) -> None:
 def test_an_index_that_was_taken_over_and_all_beside_it_stay(
     tmp_path: Path, index: str, lines: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faiss_store, "LEAST_COMPACTED", 10)
+    monkeypatch.setattr(faiss_contents, "LEAST_COMPACTED", 10)
     for name in FOREIGN:
         (tmp_path / name).write_bytes(f"of the application: {name}".encode())
     (tmp_path / "rows-7.jsonl").mkdir()
@@ -123,9 +123,9 @@ def test_a_store_of_an_earlier_version_keeps_what_its_log_says(tmp_path: Path) -
     catalogue = msgspec.json.decode((tmp_path / "store.json").read_bytes())
     (tmp_path / "store.json").write_bytes(msgspec.json.encode({**catalogue, **earlier}))
     written = rows([500, 3], seed=4)
-    log = folder.LogWriter(tmp_path / "log-0", 0)
-    lines = [folder.Row(each.id, each.text) for each in written.documents]
-    log.append(folder.Record(rows=lines, vectors=written.vectors.tobytes()))
+    log = faiss_log.LogWriter(tmp_path / "log-0", 0)
+    lines = [faiss_log.Row(each.id, each.text) for each in written.documents]
+    log.append(faiss_log.Record(rows=lines, vectors=written.vectors.tobytes()))
     log.close()
     for _ in range(2):
         with open_store(f"faiss:{tmp_path}") as store:

@@ -13,8 +13,9 @@ from tests.client.stores.postgres_process import PostgresProcess
 from tests.client.stores.test_contract import FORM, D, rows
 from trimtab.kinds import Similarity
 from trimtab.stores import Document, Form, Rows, create_store, open_store
-from trimtab.stores.base import SIMILARITIES, Matrix, scores
+from trimtab.stores.base import SIMILARITIES, Matrix
 from trimtab.stores.postgres_catalogue import SETTINGS
+from trimtab.values.similarity import scores
 
 
 def clustered(count: int, seed: int = 0) -> Matrix:

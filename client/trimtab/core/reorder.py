@@ -27,7 +27,7 @@ class Message(Generic[Row]):
     refusals: int = 0
 
 
-class Window(Generic[Row]):
+class ReorderBuffer(Generic[Row]):
     """Tracks what is read, on its way, answered and handed out. Times are seconds of any one clock."""
 
     def __init__(self, size: int, message_texts: int, message_bytes: int) -> None:

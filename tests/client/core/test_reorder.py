@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trimtab.core.window import Message, Window
+from trimtab.core.reorder import Message, ReorderBuffer
 
 
 class Connection(RuleBasedStateMachine):
@@ -14,7 +14,7 @@ class Connection(RuleBasedStateMachine):
     @initialize(size=st.integers(1, 12), texts=st.integers(1, 5), room=st.integers(1, 30))
     def open(self, size: int, texts: int, room: int) -> None:
         self.size, self.texts, self.message_bytes = size, texts, room
-        self.window: Window[str] = Window(size, texts, room)
+        self.window: ReorderBuffer[str] = ReorderBuffer(size, texts, room)
         self.now = 0.0
         self.read: list[str] = []
         self.taken: list[str] = []
@@ -107,15 +107,15 @@ Connection.TestCase.settings = settings(max_examples=150, stateful_step_count=60
 TestConnection = Connection.TestCase
 
 
-def filled(texts: int = 3, message: int = 1) -> Window[str]:
-    window: Window[str] = Window(10, message, 1000)
+def filled(texts: int = 3, message: int = 1) -> ReorderBuffer[str]:
+    window: ReorderBuffer[str] = ReorderBuffer(10, message, 1000)
     for index in range(texts):
         window.add(f"text {index}", 10)
     return window
 
 
 def test_nothing_is_read_beyond_the_window() -> None:
-    window: Window[str] = Window(2, 16, 1000)
+    window: ReorderBuffer[str] = ReorderBuffer(2, 16, 1000)
     window.add("a", 1)
     window.add("b", 1)
     with pytest.raises(ValueError, match="no room"):

@@ -1,0 +1,98 @@
+"""The log of a FAISS store: what was written since its index, record by record.
+
+A record is on the disk before the call that writes it returns. One that a crash cut off counts for nothing.
+"""
+
+import mmap
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from trimtab.artifacts import durable
+from trimtab.errors import DamagedError
+from trimtab.stores.ids import Id
+
+_FRAME = 8  # a record's length and CRC-32, four bytes each, little-endian
+_BEGINNING = b"\x83\xa4rows"  # of every record: a map of three, the first key `rows`
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A document in a line of rows, or in a record."""
+
+    id: Id
+    text: str | None = None
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What one write did: documents with their vectors (float32, row by row), or ids that were deleted."""
+
+    rows: list[Row] = []
+    vectors: bytes = b""
+    deleted: list[Id] = []
+
+
+def read_log(path: Path, start: int) -> Iterator[tuple[Record, int]]:
+    """The records from byte `start` on, each with the place where it ends.
+
+    What a crash left at the end is no record: one that is cut off, or zeros where its bytes should be.
+    DamagedError where something else than a record stands before one.
+    """
+    if not path.is_file() or (size := path.stat().st_size) <= start:
+        return
+    with path.open("rb") as stream:
+        stream.seek(start)
+        while (body := _record(stream, size)) is not None:
+            start += _FRAME + len(body)
+            yield msgspec.msgpack.decode(body, type=Record), start
+        if start < size and _record_behind(stream, start, size):
+            raise DamagedError(f"{path} is damaged at byte {start:,}. Bring it back from a copy")
+
+
+def _record(stream: IO[bytes], size: int) -> bytes | None:
+    """The record at this place of a log, undecoded; None where there is none that is whole."""
+    frame = stream.read(_FRAME)
+    length, checksum = int.from_bytes(frame[:4], "little"), int.from_bytes(frame[4:], "little")
+    if len(frame) < _FRAME or length > size - stream.tell():
+        return None
+    body = stream.read(length)
+    # The CRC-32 of nothing is 0: without a look at how it begins, zeros would be a record.
+    return body if body.startswith(_BEGINNING) and zlib.crc32(body) == checksum else None
+
+
+def _record_behind(stream: IO[bytes], start: int, size: int) -> bool:
+    """Whether a whole record begins anywhere behind this place of a log."""
+    with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as whole:
+        place = start + _FRAME
+        while (place := whole.find(_BEGINNING, place + 1)) >= 0:
+            stream.seek(place - _FRAME)
+            if _record(stream, size) is not None:
+                return True
+    return False
+
+
+class LogWriter:
+    """The end of a log, for the process that holds the folder's lock."""
+
+    def __init__(self, path: Path, end: int) -> None:
+        self._stream: IO[bytes] = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", 0)
+        self._stream.truncate(end)
+        self._stream.seek(end)
+        durable.sync(path.parent)
+
+    def append(self, record: Record) -> int:
+        """Write a record and bring it to the disk. Returns where it ends."""
+        body = msgspec.msgpack.encode(record)
+        frame = len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little")
+        rest = memoryview(frame + body)
+        while rest:
+            rest = rest[self._stream.write(rest) :]
+        os.fsync(self._stream.fileno())
+        return self._stream.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
