@@ -22,7 +22,7 @@ class Command(Protocol):
         """Declare the command's arguments."""
 
     def run(self, options: argparse.Namespace) -> int:
-        """Do it, and return the exit status."""
+        """Run the command, and return the exit status."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,12 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
             f"pip install 'trimtab[{command.EXTRA}]'\n"
         )
         return 1
-    except OSError as error:  # such as a full disk, or a file that may not be read
+    except OSError as error:  # for example a full disk, or an unreadable file
         sys.stderr.write(f"trimtab {options.command}: {error}\n")
         try:
             sys.stdout.flush()
         except OSError:
-            # Python would fail once more over what is left, when it closes standard output.
+            # Otherwise Python would fail again when it closes standard output.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -72,13 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find_commands() -> dict[str, Command]:
-    """The commands by name, in order. A part whose modules were taken out is left out: the others work."""
+    """The commands by name, in order. A part whose modules are missing is left out: the others work."""
     commands: dict[str, Command] = {}
     for entry in sorted(metadata.entry_points(group="trimtab.commands"), key=lambda entry: entry.name):
         try:
             commands[entry.name] = cast(Command, importlib.import_module(entry.value))
         except ModuleNotFoundError as error:
-            # Only the part itself may be missing; a package it needs and does not find is a fault to show.
+            # Only the part itself may be missing; a missing dependency of it is an error to show.
             if error.name is None or not f"{entry.value}.".startswith(f"{error.name}."):
                 raise
     return commands

@@ -1,8 +1,8 @@
-"""What a fork leaves of gRPC, whose threads and locks the child does not get.
+"""gRPC after a fork: the child does not inherit its threads, and its locks may be held.
 
-Where no call was on its way at the fork, gRPC can be used in the child, over new connections: the old ones
-are the parent's, and two processes that write to one would break it for both. Where one was, the child may
-hang, abort, or write into its parent's connection, so that it is refused.
+If no call was in flight at the fork, the child can use gRPC over new connections; the old ones are the
+parent's, and two processes writing to one would break it for both. If a call was in flight, the child may
+hang, abort, or write into its parent's connection, so it is refused.
 """
 
 import os
@@ -13,7 +13,7 @@ from trimtab.errors import FailedPrecondition
 
 
 class _State:
-    """Of this process."""
+    """What is known of this process."""
 
     def __init__(self, generation: int, *, broken: bool) -> None:
         self.generation = generation
@@ -26,23 +26,23 @@ _state = _State(0, broken=False)
 
 
 def generation() -> int:
-    """A number that is another one in a child than in its parent."""
+    """A number that differs between a child and its parent."""
     return _state.generation
 
 
 def under_way() -> int:
-    """How many calls and streams of this process are on their way."""
+    """How many calls and streams of this process are in flight."""
     return _state.calls
 
 
 class Calling:
-    """Counts a call, or a stream, that is on its way; `with` it, or begin and end.
+    """Counts a call or a stream in flight; use `with`, or begin and end.
 
-    Raises FailedPrecondition where this process was forked while another was.
+    Raises FailedPrecondition if this process was forked while one was in flight.
     """
 
     def begin(self) -> None:
-        """It is on its way from now on."""
+        """It is in flight from now on."""
         state = _state
         if state.broken:
             raise FailedPrecondition(
@@ -54,7 +54,7 @@ class Calling:
             state.calls += 1
 
     def end(self) -> None:
-        """It is through."""
+        """It has ended."""
         state = _state
         with state.lock:
             state.calls = max(state.calls - 1, 0)

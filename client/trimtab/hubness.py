@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trimtab.errors import InvalidArgument
 
-TOP = 10  # what a search shows
+TOP = 10  # how many results a search shows
 
 
 class HubnessGuard:

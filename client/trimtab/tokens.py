@@ -42,7 +42,7 @@ _TEXT = 2**32 - 1
 class Tokens:
     """What is read of a text: int32 ids, special tokens included, and how many tokens the text has.
 
-    Where not the whole of it was tokenised, it has `count` tokens or more, and more than are read.
+    If it was not tokenised as a whole, it has at least `count` tokens, and more than are read.
     """
 
     ids: NDArray[np.int32]

@@ -44,7 +44,7 @@ def test_a_server_that_asks_for_signatures(minilm_repository: Path, tmp_path: Pa
     with serve(repository, tmp_path, f'[signatures]\nkeys = "{public}"\n') as server:
         with trimtab.Client(server.url, timeout=100) as client:
             assert [encoder.name for encoder in client.encoders()] == [NAME]
-            for name, words in (("turned", "signed by nobody"), ("older", "is not signed")):
+            for name, words in (("turned", "no signature of a trusted signer"), ("older", "is not signed")):
                 with pytest.raises(trimtab.FailedPrecondition, match=words):
                     client.embed(["a"], encoder=name)
             assert client.embed(["a"], encoder=NAME, space=made.v2.manifest.space).shape == (1, 256)

@@ -1,4 +1,4 @@
-"""Artifacts: immutable folders with a manifest, as bundles and adapters are, and how faults are told."""
+"""Artifacts: immutable folders with a manifest (bundles, adapters), and the errors for damaged ones."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ import msgspec
 from trimtab.artifacts import ranges, reading
 from trimtab.errors import TrimtabError
 
-# A manifest of a bundle is some kilobytes for each variant.
+# A bundle's manifest takes some kilobytes a variant.
 MOST_MANIFEST_BYTES = 16 << 20
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base of what a manifest holds."""
+    """The base of all parts of a manifest."""
 
 
 class File(Struct, frozen=True):
@@ -41,14 +41,14 @@ class Interval(Struct, frozen=True):
 
 
 class Versioned(Protocol):
-    """A manifest: it says of which format it is."""
+    """A manifest, which states its format."""
 
     @property
     def format(self) -> int: ...
 
 
 class _Header(msgspec.Struct):
-    """What a manifest of any format has."""
+    """What a manifest of every format has."""
 
     format: int
 
@@ -58,7 +58,7 @@ AnyManifest = TypeVar("AnyManifest", bound=Versioned)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of artifact, and how its faults are told."""
+    """A kind of artifact, and the words and the error for its faults."""
 
     one: str  # as messages call it: "a bundle"
     noun: str  # "the bundle"
@@ -76,7 +76,7 @@ class Kind:
         within: Path | None = None,
         trusted: "Trusted | None" = None,
     ) -> AnyManifest:
-        """The manifest of a folder, as `manifest_bytes` and `decode` have it."""
+        """The manifest of a folder, read and decoded."""
         content = self.manifest_bytes(folder, within)
         if trusted is not None:
             trusted(self, folder, content)
@@ -94,7 +94,7 @@ class Kind:
             ) from None
 
     def decode(self, folder: Path, content: bytes, type: type[AnyManifest]) -> AnyManifest:
-        """What a folder's manifest says; the kind's error where it is of another format or not believed."""
+        """A folder's manifest; the kind's error if it has another format or an impossible value."""
         path = folder / self.manifest_name
         try:
             found = msgspec.json.decode(content, type=_Header).format
@@ -108,17 +108,17 @@ class Kind:
             raise self.error(f"{path} cannot be read: {error}. Copy it, or {self.redo}") from None
 
     def check(self, folder: Path, file: File, verify: bool) -> None:
-        """Raise the kind's error where a file that the manifest names is not there as it was written."""
+        """Raise the kind's error if a file that the manifest names is missing or was changed."""
         with self._told(folder, file):
             reading.check(folder, file.path, file.size, file.sha256 if verify else None)
 
     def content(self, folder: Path, file: File) -> bytearray:
-        """The content of a file that the manifest names; the kind's error where that is another."""
+        """The content of a file that the manifest names; the kind's error if it was changed."""
         with self._told(folder, file):
             return reading.content(folder, file.path, file.size, file.sha256)
 
     def small_file(self, folder: Path, name: str, most: int) -> bytes:
-        """The content of a file that no manifest names. FileNotFoundError where there is none."""
+        """The content of a file that no manifest names. FileNotFoundError if there is none."""
         with self._told(folder):
             return reading.small(folder, name, most)
 
@@ -134,7 +134,7 @@ class Kind:
             raise self.error(f"{error}. Copy {self.noun} again, or {self.redo}") from None
 
 
-# Raises the kind's error unless this content of a folder's manifest is one to be trusted.
+# Raises the kind's error unless this content of a folder's manifest is trusted.
 Trusted = Callable[[Kind, Path, bytes], None]
 
 

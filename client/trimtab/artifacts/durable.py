@@ -1,9 +1,9 @@
-"""How one file takes another's place: written beside it, brought to the disk, read back, then renamed.
+"""Replacing files durably: written beside the old one, synced to the disk, read back, then renamed.
 
-A write that failed is not always told: some libraries print the error and go on, and a full disk may have
-room again by the time it is looked at. So the file is read from the disk and compared, by length and sum,
-while the old one still stands. Temporary files are called `.trimtab-HEX.partial`, and locked while they are
-written: one that nobody holds was left by a crash.
+A failed write is not always reported: some libraries print the error and go on, and a full disk may have room
+again when it is checked. So the new file is read back from the disk and compared, by length and checksum,
+while the old one is still there. Temporary files are called `.trimtab-HEX.partial` and are locked while they
+are written: an unlocked one was left by a crash.
 """
 
 import errno
@@ -38,7 +38,7 @@ class Sum:
 
 
 class Replacement(io.RawIOBase):
-    """A file being written from its beginning to its end, with the sum of what was written so far."""
+    """A file being written from beginning to end, with the checksum of what was written so far."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -70,10 +70,10 @@ class Replacement(io.RawIOBase):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Replacement]:
-    """Write a file that takes the place of `path`, where there is one, when the block ends.
+    """Write a file that replaces `path`, or becomes it, when the block ends.
 
-    Whatever happens, `path` is the old file or the new one, whole. Raises OSError where the disk does not
-    take the new one, or where a folder or a device has this name; what is there stands then.
+    Whatever happens, `path` is either the old file or the new one, complete. Raises OSError if the new one
+    cannot be written, or if a folder or a device has this name; then nothing changes.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISLNK(mode):
@@ -101,9 +101,9 @@ def replace(path: Path, content: bytes) -> Sum:
 
 
 def settle(descriptor: int, path: Path, expected: Sum, head: bytes = b"") -> None:
-    """Bring an open file to the disk, and read it from there; OSError where it is not what was written.
+    """Sync an open file to the disk, and read it back; OSError if it is not what was written.
 
-    expected: the sum of what stands behind `head`.
+    expected: the sum of what follows `head`.
     """
     _to_disk(descriptor)
     if os.pread(descriptor, len(head), 0) != head:
@@ -129,7 +129,7 @@ def sum_of(descriptor: int, start: int = 0, end: int | None = None) -> Sum:
 
 
 def settle_all(folder: Path) -> None:
-    """Bring all files under a folder to the disk, and forget them, so that they are read from there next."""
+    """Sync all files under a folder, and drop them from the cache: the next read is from the disk."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -139,7 +139,7 @@ def settle_all(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Sync a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -148,7 +148,7 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the temporary files that crashes left in a folder; those that are being written stay."""
+    """Delete temporary files that crashes left in a folder, but not those being written."""
     for path in folder.iterdir():
         if PARTIAL.fullmatch(path.name):
             with suppress(OSError), path.open("rb") as stream:
@@ -158,7 +158,7 @@ def sweep(folder: Path) -> None:
 
 def _to_disk(descriptor: int) -> None:
     os.fsync(descriptor)
-    if hasattr(os, "posix_fadvise"):  # otherwise what is read next may be the cache, not the disk
+    if hasattr(os, "posix_fadvise"):  # otherwise the next read may be served by the cache
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -169,4 +169,4 @@ def open_partial(folder: Path) -> tuple[Path, IO[bytes]]:
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "r+b")
         if locks.claim(stream) and os.fstat(stream.fileno()).st_nlink:
             return path, stream
-        stream.close()  # a sweep came between, and took it for one that a crash left
+        stream.close()  # a sweep took it for one that a crash had left

@@ -1,7 +1,7 @@
-"""What the numbers and names of a manifest may be: whoever wrote it may be mistaken, or a stranger.
+"""The allowed numbers and names of a manifest: its author may be mistaken, or hostile.
 
-The types say what is checked when a manifest is decoded; what holds between several of its fields is checked
-by `bundle.read` and `adapter.read`.
+The types are checked when a manifest is decoded; `bundle.read` and `adapter.read` check what must hold
+between several of its fields.
 """
 
 from typing import Annotated, TypeAlias

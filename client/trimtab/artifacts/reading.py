@@ -1,10 +1,10 @@
-"""Reading files of a folder that a stranger may have written, and may write to meanwhile.
+"""Reading files of a folder that a stranger may have written, and may still be writing to.
 
-A file is opened once, by a walk that follows no link out of the folder; it must be a regular file, and as
-large as is due; and what was hashed is what is used, not what the path leads to a moment later. A hard link
-cannot be told from any other file, and need not be: its content is checked, whatever else it is called.
+A file is opened once, without following any link out of the folder. It must be a regular file of the expected
+size, and what was hashed is what is used, whatever the path leads to a moment later. A hard link cannot be
+told from any other file, and need not be: its content is checked.
 
-Imports nothing of Trimtab's: a device's own process reads here, too.
+Imports nothing of Trimtab's: a device's own process uses this, too.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ import stat
 from io import FileIO
 from pathlib import Path
 
-# To walk through a folder it need not be listed.
+# Walking through a folder needs no permission to list it.
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# A FIFO or a terminal is opened without waiting for its other end.
+# Opening a FIFO or a terminal must not wait for its other end.
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _PART = 1 << 20
 
 
 class UnreadableError(Exception):
-    """A file that is not what it should be; the message names it and says why."""
+    """A file that is not as expected; the message names it and says why."""
 
 
 def opened(folder: Path, name: str) -> FileIO:
@@ -43,7 +43,7 @@ def opened(folder: Path, name: str) -> FileIO:
 
 
 def small(folder: Path, name: str, most: int) -> bytes:
-    """All of a file that may have so many bytes. FileNotFoundError where there is none."""
+    """All of a file of at most so many bytes. FileNotFoundError if there is none."""
     with opened(folder, name) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
@@ -98,7 +98,7 @@ def _compare(path: Path, found: str, sha256: str) -> None:
 def _descriptor(folder: Path, name: str) -> int:
     """A file of the folder, opened. ValueError where links lead out of the folder.
 
-    Links are looked through once; then the way is walked without following any, since it may have changed.
+    Links are resolved once; then the path is walked without following any, since it may have changed.
     """
     root = folder.resolve(strict=True)
     *parents, last = (root / name).resolve(strict=True).relative_to(root).parts or (".",)

@@ -1,7 +1,7 @@
 """Signatures of bundles and adapters: Ed25519 (RFC 8032) over the manifest, which has every file's hash.
 
-MANIFEST.sig lies beside the manifest: the signature's 64 bytes, in base64. Only a server that was told whom
-to trust asks for it.
+MANIFEST.sig beside the manifest has the signature's 64 bytes in base64. Only servers that are configured with
+trusted signers ask for it.
 """
 
 import base64
@@ -58,7 +58,7 @@ def sign(folder: Path, key: Path) -> Path:
 
 
 class Signers:
-    """Those whose bundles and adapters are served: the public keys of Ed25519 in a PEM file."""
+    """The signers whose bundles and adapters are served: Ed25519 public keys in a PEM file."""
 
     def __init__(self, file: Path) -> None:
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -76,14 +76,14 @@ class Signers:
             raise ConfigError(f"signatures.keys: {file} must hold public keys of Ed25519, and nothing else")
 
     def check(self, kind: Kind, folder: Path, content: bytes) -> None:
-        """Raise the kind's error unless one of them signed this content of the folder's manifest."""
+        """Raise the kind's error unless one of them signed this manifest."""
         name = kind.manifest_name + SUFFIX
         cure = "sign it with `trimtab sign`, or add its signer to signatures.keys"
-        untrusted = "is signed by nobody whom this server trusts, or was changed since"
+        untrusted = "has no signature of a trusted signer, or was changed since it was signed"
         try:
             signed = base64.b64decode(kind.small_file(folder, name, MOST_BYTES), validate=False)
         except FileNotFoundError:
-            raise kind.error(f"{folder} is not signed, and this server asks for that: {cure}") from None
+            raise kind.error(f"{folder} is not signed, and this server requires signatures: {cure}") from None
         except binascii.Error as error:
             raise kind.error(f"{folder / name} cannot be read: {error}") from None
         if not any(_verifies(key, signed, content) for key in self._keys):

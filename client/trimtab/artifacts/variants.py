@@ -33,7 +33,7 @@ def of_space(manifest: Manifest, space: str) -> Manifest | None:
 
 
 def depth(manifest: Manifest, variant: Variant) -> int | None:
-    """How many layers a variant of the bundle computes; None: nobody knows."""
+    """How many layers a variant of the bundle computes; None: unknown."""
     passes, states = variant.passes, manifest.variants[0].states
     if passes is not None and passes.exit is not None:
         return passes.exit

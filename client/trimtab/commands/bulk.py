@@ -18,7 +18,7 @@ from trimtab.progress import Progress
 from trimtab.sdk.client import Client
 
 BLOCK_ROWS = 8192
-WORKERS = 2  # while one waits for its last answers, the other keeps the server busy
+WORKERS = 2  # one keeps the server busy while the other waits for its last answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def run(
     workers: int,
     on_ray: bool,
 ) -> int:
-    """Embed what is not there yet; how many rows the folder has then."""
+    """Embed the missing blocks. Returns how many rows the folder has then."""
     manifest = shards.Manifest(vectors=job.vectors, block_rows=block_rows)
     with shards.locked(job.folder):
         if connection.restart:
@@ -60,7 +60,7 @@ def run(
 
 
 def embed_block(client: Client, job: BulkJob, block: texts.Block) -> int:
-    """Write the file of a block, unless it is there; how many rows the block has."""
+    """Write the file of a block, unless it exists. Returns how many rows the block has."""
     wanted = texts.read_block(job.source, job.format, job.column, block)
     if len(wanted) != block.rows:
         raise _changed(job)
@@ -97,7 +97,7 @@ def _here(client: Client, job: BulkJob, blocks: Sequence[texts.Block], workers: 
                 yield each.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # ends the streams of the blocks that are on their way
+            client.close()  # ends the streams of blocks in progress
             raise
 
 

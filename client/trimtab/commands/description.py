@@ -1,4 +1,4 @@
-"""What all vectors of an output have in common, as it is kept beside them."""
+"""What all vectors of an output have in common: kept beside them, and compared by the next run."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def describe(
     adapters: tuple[str, ...] = (),
     variant: str = "",
 ) -> Description:
-    """What the vectors will be that `encoder` makes with these options, in its own space or another one."""
+    """What the vectors of `encoder` with these options will be, in its own space or another."""
     components = options.values["dimensions"] or encoder.dimensions
     return Description(
         encoder=encoder.name,
@@ -50,7 +50,7 @@ def describe(
 
 
 def difference(path: Path, before: Description, now: Description) -> str:
-    """In which way vectors that were begun are others than those wanted now; an error's message."""
+    """The error message for vectors that were begun with other options."""
     changes = [
         f"{name} was {getattr(before, name)}, now it is {getattr(now, name)}"
         for name in Description.__struct_fields__

@@ -10,14 +10,14 @@ A .npy file is one array, a row a text, and is written row by row: memory stays 
 there are. A .jsonl file, and standard output, have a line a text: {"row": 0, "embedding": [...]}. Beside a
 file, OUT.json says what its vectors are: encoder, version, space, and for int8 what one step is worth.
 
-A run that stops, for whatever reason, leaves OUT.partial; the same command goes on from there. All vectors
-of a file are of one version of the encoder and of one space: its own, or the one that --space names, into
-which the server's adapters map them.
+A run that stops, for whatever reason, leaves OUT.partial; the same command resumes it. All vectors of a file
+are of one version of the encoder and of one space: its own, or the one that --space names, into which the
+server's adapters map them.
 
-With a / at its end OUT is a folder, of a Parquet file for each block of texts, with the columns id (the row,
-from 0) and vector, and of vectors.json. Several workers fill it, with --ray those of a Ray cluster, which
-all have to find FILE and OUT under their names (and TRIMTAB_TOKEN, where one is needed, in their
-environment). The same command makes what is not there yet; another space or input is refused.
+If OUT ends in /, it is a folder with vectors.json and a Parquet file for each block of texts, with the
+columns id (the row, from 0) and vector. Several workers fill it; with --ray, those of a Ray cluster, all of
+which must find FILE and OUT under these paths (and TRIMTAB_TOKEN in their environment, if one is needed).
+The same command resumes it; another space or input is refused.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a .npy or .jsonl file, or a folder, as NAME/; default: JSON lines on standard output",
     )
     target.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
-    target.add_argument("--restart", action="store_true", help="drop what was begun, and begin again")
+    target.add_argument("--restart", action="store_true", help="discard an unfinished OUT, and start again")
     folder = parser.add_argument_group("folders")
     folder.add_argument(
         "--ray", action="store_true", help="embed on Ray: RAY_ADDRESS's, or one of this machine"
@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Embed, and return the exit status."""
-    # A file outlives whatever overload there is now.
+    # A file outlives any overload.
     wanted = given(options, priority="bulk", allow_brownout=False)
     output: Path | None = options.output
     if output is not None and output.suffix not in layouts.LAYOUTS:
@@ -119,21 +119,21 @@ def _positive(value: str) -> int:
 
 
 class Suspects:
-    """The rows that the server found suspicious, where it looks at passages; told when all are embedded."""
+    """The rows that the server found suspicious, if it checks passages; reported at the end."""
 
     def __init__(self) -> None:
         self._first: list[int] = []
         self._count = 0
 
     def note(self, row: int, suspicious: bool | None) -> None:
-        """Of a row, what the server said of it."""
+        """Note what the server said of a row."""
         if suspicious:
             self._count += 1
             if len(self._first) < NAMED:
                 self._first.append(row)
 
     def tell(self) -> None:
-        """A line on standard error, where there were any."""
+        """Report them on standard error, if there were any."""
         if self._count:
             more = f" and {self._count - len(self._first):,} more" if self._count > len(self._first) else ""
             sys.stderr.write(
@@ -152,7 +152,7 @@ def _to_standard_output(client: Client, wanted: Options, source: texts.Texts) ->
                 suspects.note(index, stream.suspicious)
         suspects.tell()
     except BrokenPipeError:
-        # The reader has had enough. Python would complain once more when it closes standard output.
+        # The reader closed the pipe. Python would complain again when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -173,7 +173,7 @@ def _to_file(
     description = _describe(client, encoder, wanted)
     file, suspects = vector_files.VectorFile(output, description, journal), Suspects()
     try:
-        _check_free(output, overwrite=overwrite)  # again: another run may have ended meanwhile
+        _check_free(output, overwrite=overwrite)  # again: another run may have finished
         file.skip(source.texts)
         read: deque[str] = deque()
         with (
@@ -192,7 +192,7 @@ def _to_file(
         _check_free(output, overwrite=overwrite)
         file.finish()
     except BaseException as error:
-        suspects.tell()  # the next run does not see them again
+        suspects.tell()  # the next run will not see them
         if rows := file.stop():
             sys.stderr.write(
                 f"trimtab embed: stopped after {rows:,} rows; the same command goes on from there\n"
@@ -233,7 +233,7 @@ def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> in
 
 
 def _encoder(client: Client, wanted: Options, begun: Description | None, output: Path) -> Encoder:
-    """The version to embed with: of a file that was begun, the one that made its first rows."""
+    """The version to embed with: for a file that was begun, the one that made its first rows."""
     if begun is None:
         return client.encoder(*wanted.version)
     try:
@@ -247,7 +247,7 @@ def _encoder(client: Client, wanted: Options, begun: Description | None, output:
 
 
 def _describe(client: Client, encoder: Encoder, wanted: Options) -> Description:
-    """What the vectors will be; how long they are in another space or variant, the first one tells."""
+    """What the vectors will be. Their dimensions in another space or variant come from a first vector."""
     if wanted.itself and wanted.values["space"] in ("", encoder.space):
         return describe(encoder, wanted)
     first = client.embed_detailed(["first"], **wanted.values)

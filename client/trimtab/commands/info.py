@@ -1,9 +1,9 @@
-"""Show what a bundle is: its space, its sizes, where it came from, its variants and their report cards.
+"""Show a bundle: its space, its sizes, its origin, its variants and their report cards.
 
     trimtab info models/my-encoder/1
     trimtab info --url 127.0.0.1:8001
 
-Without a bundle, it is what a server serves: each encoder's variants, what they keep, and which are loaded.
+Without a bundle, show what a server serves: each encoder's variants, the quality they keep, which are loaded.
 """
 
 import argparse

@@ -9,12 +9,12 @@ A store is faiss:FOLDER, qdrant:FOLDER#COLLECTION, qdrant+http://HOST:PORT#COLLE
 postgresql://USER@HOST/DATABASE#TABLE; vectors are read from FILE.npy and FILE.parquet too. What a store does
 not say itself is added, such as #TABLE?text=body&space=0123456789abcdef.
 
-The old store is only read. The new one is made where there is none, and tells how far the work is: a run that
-stops, for whatever reason, is gone on with by the same command, and one more run when all is done only
-verifies. The server lets live queries go first. Ids and texts stay as they are.
+The old store is only read. The new one is created if needed, and is the record of progress: after a stop, for
+whatever reason, the same command resumes, and a run after the end only verifies. The server lets live queries
+go first. Ids and texts stay the same.
 
-A document that cannot be moved, such as one without a text, stops nothing: it is named at the end, and the
-exit status is then 3.
+A document that cannot be moved, for example one without a text, does not stop the run: it is named at the
+end, and the exit status is 3.
 """
 
 import argparse
@@ -36,9 +36,9 @@ from trimtab.progress import Progress
 SUMMARY = "embed a store's documents again, with another encoder"
 EXTRA = None
 INTERRUPTED = 130  # as shells count a stop by Ctrl-C
-SET_ASIDE = 3  # all is done but for documents that cannot be moved
+SET_ASIDE = 3  # done, except for documents that cannot be moved
 SHOWN = 20
-LOOKED_AT = 256  # documents whose payload is looked at
+LOOKED_AT = 256  # documents whose payload is examined
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--rate", type=float, metavar="N", help="at most N texts a second; default: no limit")
     work.add_argument(
         "--batch", type=int, metavar="N", default=reindex.BATCH,
-        help="documents under way, which a crash makes it embed again; default: %(default)s",
+        help="documents in progress, which a crash makes it embed again; default: %(default)s",
     )  # fmt: skip
     work.add_argument(
         "--sample", type=int, metavar="N", default=claims.SAMPLE,
@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     work.add_argument(
         "--aside", metavar="FILE", type=Path,
-        help="where to write a line of JSON for each document that cannot be moved: its id, and why",
+        help="write a line of JSON for each document that cannot be moved: its id, and why",
     )  # fmt: skip
     server_options.declare(parser)
 
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_aside(path: Path, read: Path | None) -> None:
-    """ConfigError where --aside would take the place of anything but what an earlier run wrote there."""
+    """ConfigError if --aside would replace anything but an earlier run's file."""
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--aside {path}: the folder does not exist")
     if read is not None and texts.same_file(path, read):
@@ -141,7 +141,7 @@ def _example(documents: Sequence[stores.Document]) -> stores.Id | None:
 
 
 def _tell_left(source: stores.Store, target: stores.Store, documents: Sequence[stores.Document]) -> None:
-    """Say what does not move: columns, other vectors, and payload where the target keeps none."""
+    """Report what does not move: other columns and vectors, and payload if the target keeps none."""
     left = list(source.beside)
     if not target.keeps_payload:
         left += sorted({key for document in documents for key in document.payload})

@@ -1,4 +1,4 @@
-"""A folder of Parquet files, one for each block of texts, that any number of workers write and go on with.
+"""A folder of Parquet files, one for each block of texts, written and resumed by any number of workers.
 
     FOLDER/
         vectors.json                      what its vectors are, and of which blocks of which length
@@ -7,7 +7,7 @@
 
 A Parquet file has the columns `id` (the text's row in the input, from 0) and `vector` (a list of fixed
 length; ubinary: bytes), and says in its metadata of which space (`trimtab_space`) and, for int8, what one
-step is worth (`trimtab_scale`). It appears by one rename, so that one that is there is whole.
+step is worth (`trimtab_scale`). It appears by a rename, so an existing one is complete.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _SHARD = re.compile(r"(\d{12})-([0-9a-f]{32})\.parquet")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """vectors.json. `rows` is there once all of them are."""
+    """vectors.json. `rows` is set when all blocks are there."""
 
     vectors: Description
     block_rows: int
@@ -39,7 +39,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """What the vectors of a folder are; None where nothing was begun in it."""
+    """What the vectors of a folder are; None if none was begun in it."""
     path = folder / MANIFEST
     try:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder where there is none, and keep other runs out of it."""
+    """Create the folder if needed, and keep other runs out of it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = locks.hold(folder / "lock")
@@ -66,7 +66,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def begin(folder: Path, manifest: Manifest) -> None:
-    """Claim a folder for these vectors; FailedPrecondition where it has others, or strange files."""
+    """Claim a folder for these vectors; FailedPrecondition if it has others, or foreign files."""
     before = read_manifest(folder)
     if before is None:
         if strangers := [path.name for path in folder.iterdir() if not _beside(path.name)]:
@@ -84,7 +84,7 @@ def begin(folder: Path, manifest: Manifest) -> None:
 
 
 def finish(folder: Path, manifest: Manifest, blocks: Sequence[Block]) -> int:
-    """Say that all blocks are there, once they are; how many rows that is."""
+    """Record that all blocks are there. Returns how many rows that is."""
     there, rows = _shards(folder), sum(block.rows for block in blocks)
     wanted = {block.first for block in blocks}
     if missing := wanted - there.keys():
@@ -100,7 +100,7 @@ def finish(folder: Path, manifest: Manifest, blocks: Sequence[Block]) -> int:
 
 
 def clear(folder: Path) -> None:
-    """Delete what was begun, and nothing else; ConfigError where the manifest is somebody else's."""
+    """Delete what was begun, and nothing else; ConfigError if the manifest is not ours."""
     if read_manifest(folder) is None:
         return
     for path in folder.iterdir():
@@ -121,7 +121,7 @@ def shard_path(folder: Path, block: Block, texts: Iterable[str]) -> Path:
 
 
 def check(path: Path) -> bool:
-    """Whether a block is there; FailedPrecondition where the file has this block with other texts."""
+    """Whether a block exists; FailedPrecondition if it exists with other texts."""
     if path.exists():
         return True
     first = path.name.partition("-")[0]
@@ -134,7 +134,7 @@ def check(path: Path) -> bool:
 
 
 def write(path: Path, first: int, vectors: Vectors, scale: float, description: Description) -> None:
-    """Write the vectors of a block, (n, d), as one file, whole or not at all."""
+    """Write the vectors of a block, (n, d), as one file, atomically."""
     import pyarrow
     from pyarrow import parquet
 
@@ -148,13 +148,13 @@ def write(path: Path, first: int, vectors: Vectors, scale: float, description: D
     if description.dtype == "int8":
         metadata["trimtab_scale"] = repr(scale)
     table = pyarrow.table(columns).replace_schema_metadata(metadata)
-    # Two workers may make the same block, such as one that was taken for dead: each has a file of its own.
+    # Two workers may make the same block, if one was taken for dead: each writes its own file.
     with durable.replacing(path) as stream:
         parquet.write_table(table, stream)
 
 
 def _beside(name: str) -> bool:
-    """Whether a file may be in a folder in which nothing was begun yet."""
+    """Whether a file may be in a folder that was not begun yet."""
     return name == "lock" or durable.PARTIAL.fullmatch(name) is not None
 
 

@@ -17,23 +17,23 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def same_file(left: Path, right: Path) -> bool:
-    """Whether both are there and one file, through links of either kind."""
+    """Whether both exist and are the same file, links followed."""
     return left.exists() and right.exists() and left.samefile(right)
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What is to be embedded: the texts in order, and how many they are where the file says so."""
+    """The texts to embed, in order, and their number if the file tells it."""
 
     texts: Iterator[str]
     total: int | None
 
 
 def open_texts(path: Path | None, format: str | None, column: str | None) -> Texts:
-    """The texts of `path`, of standard input for None. The format is by the file's suffix where it is None.
+    """The texts of `path`, or of standard input for None. Format None: by the file's suffix.
 
-    ConfigError at once where this cannot be read; InvalidArgument, which names the line or row, where the
-    texts turn out to be wrong.
+    Raises ConfigError at once if it cannot be read; InvalidArgument, while texts are read, names the line or
+    row of an invalid one.
     """
     format, column = check_source(path, format, column)
     if format == "lines":
@@ -44,7 +44,7 @@ def open_texts(path: Path | None, format: str | None, column: str | None) -> Tex
 
 
 def check_source(path: Path | None, format: str | None, column: str | None) -> tuple[str, str]:
-    """The format of a source, by the file's suffix where none is given, and its column, "" where it has none.
+    """The format of a source (by the file's suffix if not given), and its column, or "".
 
     Errors as in `open_texts`.
     """
@@ -109,7 +109,7 @@ def read_block(path: Path, format: str, column: str, block: Block) -> list[str]:
 def _raw_lines(path: Path | None, offset: int = 0, first: int = 1) -> Iterator[tuple[str, bytes]]:
     """Each line without its newline, and its place for messages, from line `first` at byte `offset` on."""
     name = "standard input" if path is None else str(path)
-    # Standard input gets a reader of its own, because Python cannot exit while a thread waits in sys.stdin.
+    # A separate reader, because Python cannot exit while a thread waits in sys.stdin.
     with open(path or 0, "rb", closefd=path is not None) as stream:
         if offset:
             stream.seek(offset)
@@ -189,8 +189,8 @@ def _rows_of(file: Any, path: Path, columns: Sequence[str], skip: int = 0) -> It
 def read_documents(path: Path, id_column: str, text_column: str) -> dict[int | str, str]:
     """The texts of a JSONL or Parquet file by the ids beside them, all in memory.
 
-    ConfigError where the file cannot be read; InvalidArgument, which names the line or row, where an id is
-    neither a whole number nor text, where a text is none, or where an id comes twice.
+    ConfigError if the file cannot be read. InvalidArgument, which names the line or row, if an id is neither
+    a whole number nor text, if a text is not text, or if an id occurs twice.
     """
     if not path.is_file():
         raise ConfigError(f"{path} is no file")

@@ -1,13 +1,13 @@
-"""Files of vectors that are written row by row, and that a second run goes on with after any kind of stop.
+"""Files of vectors, written row by row, that another run can resume after any kind of stop.
 
     OUT.partial       the rows so far
     OUT.partial.json  the journal: how many of them count, what they are, and of which inputs they are made
     OUT               the finished file: the renamed OUT.partial
     OUT.json          what its vectors are: encoder, version, space, scale
 
-The journal is there before the rows, and replaced as a whole after those that it counts are on the disk. Rows
-after those it counts are cut off by the next run and made again, so a file is the same however often its
-making was stopped. Files of such names that are not Trimtab's are neither written nor deleted.
+The journal is written before the rows, and replaced atomically after the rows that it counts are on the disk.
+The next run removes rows beyond those and makes them again, so the file is the same however often it was
+interrupted. Foreign files of such names are neither written nor deleted.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ CHECKPOINT_SECONDS = 5.0
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a file is."""
+    """The progress of a file."""
 
     vectors: Description
     scale: float  # of int8: what one step is worth
@@ -53,13 +53,13 @@ class _State:
 
 
 def read_journal(output: Path) -> Journal | None:
-    """The journal of an unfinished file, where there is one to go on with."""
+    """The journal of an unfinished file, if there is one to resume."""
     partial, path = partial_paths(output)
     return _read(path) if partial.exists() else None
 
 
 def complete(output: Path) -> None:
-    """Write what was yet to be written where a run was stopped after OUT had got its name."""
+    """Finish the work of a run that was stopped after OUT got its name."""
     partial, path = partial_paths(output)
     if output.exists() and not partial.exists() and (journal := _read(path)) is not None:
         with output.open("rb") as stream:
@@ -71,7 +71,7 @@ def complete(output: Path) -> None:
 
 
 def _read(path: Path) -> Journal | None:
-    """A journal, or what stands beside a finished file; ConfigError where the file is somebody else's."""
+    """A journal, or the description of a finished file; ConfigError if it is not ours."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Journal)
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def _beside(output: Path) -> Path:
 
 
 def partial_paths(output: Path) -> tuple[Path, Path]:
-    """Where the unfinished rows and their journal lie."""
+    """The paths of the unfinished rows and of their journal."""
     return output.with_name(f"{output.name}.partial"), output.with_name(f"{output.name}.partial.json")
 
 
@@ -136,7 +136,7 @@ class VectorFile:
         return self._state.rows
 
     def skip(self, texts: Iterator[str]) -> None:
-        """Pass over the inputs whose rows are there; FailedPrecondition where they are not the same texts."""
+        """Skip the texts whose rows exist; FailedPrecondition if they are not the same texts."""
         if self._journal is None:
             return
         inputs = hashlib.sha256()
@@ -171,7 +171,7 @@ class VectorFile:
         inputs = self._state.inputs.copy()
         _hash(inputs, text)
         self._file.write(data)
-        # One assignment: whenever an interrupt comes, rows, bytes and inputs belong together.
+        # One assignment, so that rows, bytes and inputs are consistent at any interrupt.
         crc32 = zlib.crc32(data, self._state.crc32)
         self._state = _State(self.rows + 1, self._state.bytes + len(data), inputs, crc32)
         if (
@@ -181,14 +181,14 @@ class VectorFile:
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Bring the rows so far to the disk, then the journal that counts them."""
+        """Sync the rows so far to the disk, then the journal that counts them."""
         self._file.flush()
         os.fsync(self._file.fileno())
         durable.replace(self._journal_path, self._describe())
         self._saved, self._saved_at = self._state, time.monotonic()
 
     def stop(self) -> int:
-        """Leave off so that another run can go on. Returns the rows that are kept; with none, no file is."""
+        """Stop so that another run can resume. Returns how many rows are kept; with none, no file is."""
         if self.rows:
             with suppress(OSError):  # a full disk: the last checkpoint stands
                 self.checkpoint()
@@ -207,8 +207,8 @@ class VectorFile:
         self.checkpoint()
         rows = Sum(self._state.bytes - len(header), self._state.crc32)
         durable.settle(self._file.fileno(), self._partial, rows, header)
-        _read(_beside(self._output))  # one that somebody put there meanwhile stays
-        # In this order no file ever has another's description beside it. `complete` ends what a crash left.
+        _read(_beside(self._output))  # refuses to replace a foreign file
+        # In this order no file ever has another's description. `complete` finishes after a crash.
         _beside(self._output).unlink(missing_ok=True)
         self._partial.replace(self._output)
         durable.sync(self._output.parent)
@@ -217,7 +217,7 @@ class VectorFile:
         self._file.close()
 
     def _checked(self, journal: Journal, head: int) -> int:
-        """The checksum of the rows that the journal counts; FailedPrecondition where they are others."""
+        """The checksum of the rows that the journal counts; FailedPrecondition if they were changed."""
         found = durable.sum_of(self._file.fileno(), head, journal.bytes)
         if found.bytes < journal.bytes - head:
             raise FailedPrecondition(
@@ -249,13 +249,13 @@ def _open_locked(path: Path) -> IO[bytes]:
         stream = locks.hold(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    if stream is None:  # another run has it, or ended just now, when the file was given its name
+    if stream is None:  # another run holds it, or just finished and renamed it
         raise FailedPrecondition(f"another `trimtab embed` is writing {path}; wait for its end")
     return stream
 
 
 def _hash(inputs: Any, text: str) -> None:
-    # The length keeps two texts apart from one that is both.
+    # The length tells two texts from their concatenation.
     data = text.encode()
     inputs.update(len(data).to_bytes(8, "little"))
     inputs.update(data)

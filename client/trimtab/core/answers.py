@@ -17,8 +17,8 @@ Vectors: TypeAlias = NDArray[Any]  # its dtype follows the request: float32, flo
 class Limits:
     """What one request to the server may hold; 0 where the server names no limit.
 
-    The SDK splits what exceeds `max_texts` or `max_message_bytes`; a single text above `max_text_bytes`
-    (in UTF-8) is the caller's to shorten, and refused.
+    The SDK splits requests that exceed `max_texts` or `max_message_bytes`; a single text above
+    `max_text_bytes` (in UTF-8) is refused.
     """
 
     max_texts: int
@@ -31,8 +31,8 @@ class Variant:
     """One graph of an encoder's bundle: the encoder itself, or a smaller or faster one.
 
     `space` is its own, `dimensions` the length of its vectors, `layers` how many it computes (0: unknown).
-    Requests may name it where it is `loaded`. `fidelity` is what it keeps of the encoder itself and what it
-    gains, as measured at export; None of the encoder itself.
+    Requests may name it if it is `loaded`. `fidelity` says how much of the encoder's quality it keeps and
+    what it gains, as measured at export; None for the encoder itself.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Encoder:
 
     `space` names the coordinate system of its vectors: vectors may be compared only where it is the same.
     `similarity` is the measure made for them: cosine, dot, euclidean or manhattan. `dimensions` is the
-    length of a full vector; `normalized` says that it is 1 long. No more than `max_tokens` tokens of a
-    text are read, special tokens included. The prompts are put before a text by the server. A version on
-    trial answers a `canary_share` of the requests that name no version, or is shown a `shadow_share` of the
-    texts beside the answers. `variants` are those of its bundle, the encoder itself first.
+    number of components of a full vector; `normalized` says that vectors have length 1. At most `max_tokens`
+    tokens of a text are read, special tokens included. The server prepends the prompts. A version on trial
+    answers a `canary_share` of the requests that name no version, or is shown a `shadow_share` of the texts
+    without answering. `variants` are those of its bundle, the encoder itself first.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Encoder:
 class StageTimes:
     """Where the time went inside the server, in seconds; the stages follow one another.
 
-    Where a call was split into several requests, each stage is the sum over them.
+    If a call was split into several requests, each stage is their sum.
     """
 
     tokenize: float = 0.0
@@ -88,23 +88,23 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Embeddings:
-    """Vectors, and what they are.
+    """Vectors, and how they were made.
 
     vectors: (n, d), one row a text, in the order of the texts; the caller's own, writable. Of float32,
         float16, int8, or uint8 for dtype "ubinary", where d is the number of bytes.
     token_counts: (n,) uint32, the tokens the encoder read of each text, special tokens included.
     encoder, version, space: what made them; all rows are of this one space.
-    adapters: ENCODER/NAME of the adapters that they passed through, in order; none: they are the variant's
-        own. Where an adapter was replaced during a call that was split, both are named.
+    adapters: ENCODER/NAME of the adapters that were applied, in order; none: the vectors are the variant's
+        own. If an adapter was replaced during a call that was split, both are named.
     scale: for int8, what one step is worth: `vectors * scale`; otherwise 0.
     times: where the time went inside the server.
     variant: the variant of the encoder that computed them.
-    browned_out: the server was overloaded, and `variant` stood in for the encoder itself for all rows or
-        some: they are for searching an index of their space, not for filling one.
-    reach, suspicious: where the server looks at passages (role "passage") before they are indexed: (n,)
-        float32, the share of its sentinel queries that each would be shown for among the first ten, NaN
-        for those that it did not look at; and (n,) bool, whether that is far more than ordinary passages
-        reach. None where it looked at none of them.
+    browned_out: the server was overloaded, and `variant` stood in for the encoder itself for some or all
+        rows: use them to search an index of their space, not to fill one.
+    reach, suspicious: if the server checks passages (role "passage") before they are indexed: (n,) float32,
+        the share of its sentinel queries that would show each among the first ten results, NaN for those
+        not checked; and (n,) bool, whether that is far more than ordinary passages reach. None if none was
+        checked.
     """
 
     vectors: Vectors
@@ -126,12 +126,12 @@ class Embeddings:
 class Adapter:
     """An adapter of a server's repository: a map from the space of one encoder into that of an older one.
 
-    `encoder` and `name` say where it lies, and `encoder/name` is how answers name it. `source` and `target`
-    are its two ends, `rung` the kind of map, `groups` those it knows. `verdict` and `reasons` are what was
-    found when it was judged; "bridge" and "cascade" are served, and `provisional` says that there was no
-    relevance data to judge by. `calibrator` maps scores of adapted queries onto the scale of the target's
-    own, so that an application's thresholds keep their meaning. `problem` says why requests cannot use it;
-    empty, they can.
+    `encoder` and `name` locate it in the repository; answers call it `encoder/name`. `source` and `target`
+    are its two ends, `rung` the kind of map, `groups` those it knows. `verdict` and `reasons` are how it was
+    judged; "bridge" and "cascade" are served, and `provisional` says that there was no relevance data to
+    judge by. `calibrator` maps scores of adapted queries onto the scale of the target's own, so that an
+    application's thresholds keep their meaning. `problem` says why requests cannot use it; it is empty if
+    they can.
     """
 
     encoder: str

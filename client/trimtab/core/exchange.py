@@ -1,7 +1,7 @@
-"""What is said over a stream, without its IO: requests, answers, refusals, breaks, patience.
+"""The conversation of a stream, without IO: requests, answers, refusals, lost connections, timeouts.
 
-Both clients' streams own one Exchange and only move messages: they call it under one lock or on one event
-loop, and tell it the time.
+Each stream owns one Exchange and only moves messages. It calls it under one lock or on one event loop, and
+passes the time.
 """
 
 import math
@@ -30,14 +30,14 @@ from trimtab.errors import (
 from trimtab.v1 import encoder_pb2 as pb
 
 DEFAULT_WINDOW = 256
-# Enough that a message costs little per text, and few enough that answers come in a steady flow.
+# Enough to share the cost of a message, and few enough for a steady flow of answers.
 MESSAGE_TEXTS = 16
-# Connections in a row that may break without one answer in between.
+# Consecutive connections that may break without an answer in between.
 ATTEMPTS = 8
-# How often a request is sent again, for some seconds altogether, where its version is not known.
+# How often a request whose version is not known is sent again, over some seconds.
 LATE_ATTEMPTS = 5
 _IDLE_ATTEMPT = 3  # the backoff while nothing is owed
-# Seconds that a server may take to end a stream whose requests it has all answered.
+# Seconds that a server may take to end a stream after its last answer.
 GRACE = 1.0
 FIRST_BACKOFF = 0.2
 MAX_BACKOFF = 5.0
@@ -58,13 +58,13 @@ class Exchange:
             raise InvalidArgument(f"window is {window}; give at least 1 text")
         limits = encoder.limits
         self.encoder = encoder
-        # Of another variant, the first answer tells.
+        # The space of another variant is known from the first answer.
         self.space = options.values["space"] or (encoder.space if options.itself else "")
         self.scale = 0.0
         self.adapters: tuple[str, ...] = ()  # of the last answer
         self.variant = ""
         self.browned_out = False  # any answer until now
-        self.suspicious: bool | None = None  # the last vector taken; None: nobody looked
+        self.suspicious: bool | None = None  # of the last vector taken; None: not checked
         self._options = options.pinned(encoder)
         self._timeout = timeout
         self._text_room = text_room(self._options, limits)
@@ -123,7 +123,7 @@ class Exchange:
         return None if due is None else max(due - now, 0.0)
 
     def receive(self, answer: pb.EmbedStreamResponse, now: float) -> None:
-        """One message of the server."""
+        """One message from the server."""
         message = self._window.sent(answer.id)
         if message is None:
             self._failure = InternalError(f"the server answered request {answer.id}, which nobody waits for")
@@ -140,7 +140,7 @@ class Exchange:
         self._failure = error
 
     def broke(self, error: TrimtabError | None) -> float | None:
-        """The connection ended with `error`, or without one although answers are owed.
+        """The connection ended with `error`, or without one although answers are still due.
 
         Returns the seconds after which to open the next one; None where the stream has failed.
         """
@@ -150,10 +150,10 @@ class Exchange:
         if error is None:
             error = Unavailable("the server ended the stream before it had answered every request")
         self._refusal = error
-        # A token's file may be away while it is renewed.
+        # A token's file may be missing while it is renewed.
         again = error.retryable or isinstance(error, ConfigError)
         if again and not self._window.owed:
-            return _backoff(_IDLE_ATTEMPT)  # the next text finds a connection, however often this happens
+            return _backoff(_IDLE_ATTEMPT)  # the next text needs a connection, however often this happens
         self._breaks += 1
         if not again or self._breaks >= ATTEMPTS:
             self._failure = error
@@ -196,7 +196,7 @@ class Exchange:
         self._origin.check(part.origin)
         self.adapters, self.variant = part.adapters, part.variant
         self.browned_out |= part.browned_out
-        # Rows of their own: a view would keep the whole message alive for one vector.
+        # Copies: a view would keep the whole message alive for one vector.
         rows = [row.copy() for row in part.vectors]
         flags = [None] * len(rows) if part.reach is None else part.suspicious.tolist()
         self._window.answer(message, list(zip(rows, flags, strict=True)))
@@ -205,7 +205,7 @@ class Exchange:
     def _refuse(self, message: Message[Row], refusal: pb.Error, now: float) -> None:
         retry_after = refusal.retry_after_ms / 1000
         error = from_code(code_of(refusal.code), refusal.message, retry_after)
-        # A version that one replica had when the stream began, another may be about to load.
+        # Another replica may be about to load the version that was pinned.
         late = isinstance(error, NotFound) and message.refusals < LATE_ATTEMPTS
         if error.retryable or late:
             self._refusal = error
@@ -217,5 +217,5 @@ class Exchange:
 
 
 def _backoff(attempt: int) -> float:
-    # Jitter, so that the clients of a server that went away do not all come back at one moment.
+    # Jitter keeps the clients of a server that went away from all coming back at once.
     return min(FIRST_BACKOFF * 2.0 ** (attempt - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0)  # noqa: S311

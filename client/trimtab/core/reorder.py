@@ -1,9 +1,9 @@
-"""The order of a stream, without its IO: texts go in, messages come out, rows come back, in the texts' order.
+"""The order of a stream, without IO: texts go in, messages go out, rows come back in the order of the texts.
 
-A text is *read* when it is added and *handed out* when its row is taken. At most `size` texts are between
-the two. Texts that wait are gathered into a message only when the connection can take one: a slow producer's
-text leaves at once, a fast one's leave many to a message. A message keeps its id and its texts until it is
-answered; what a broken connection left unanswered is sent again, and nothing else is.
+A text is *read* when it is added and *handed out* when its row is taken; at most `size` texts are in between.
+Waiting texts are put into a message only when the connection can take one: the texts of a slow producer leave
+at once, those of a fast one leave together. A message keeps its id and its texts until it is answered. Only
+what a broken connection left unanswered is sent again.
 """
 
 import heapq

@@ -6,10 +6,10 @@ from trimtab.core.answers import Limits
 from trimtab.core.options import Options
 from trimtab.errors import InvalidArgument
 
-# A text's tag and length, and what EmbedStreamRequest puts around a request: the most they can take.
+# Upper bounds: a text's tag and length, and what EmbedStreamRequest adds to a request.
 _TEXT_OVERHEAD = 6
 _MESSAGE_OVERHEAD = 24
-# What a request of one text takes beside it, at the most: names, options, a query's text.
+# The most that a request of one text takes beside it: names, options, a query's text.
 _REQUEST_MOST = 4096
 
 
@@ -20,7 +20,7 @@ def text_room(options: Options, limits: Limits, spaces: Sequence[str] | None = N
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list; InvalidArgument where one is no text, or where `texts` is itself one."""
+    """The texts as a list; InvalidArgument if one is not a str, or if `texts` itself is."""
     refuse_single(texts)
     checked = list(texts)
     for index, text in enumerate(checked):
@@ -30,15 +30,15 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def refuse_single(texts: object) -> None:
-    """InvalidArgument for a single text, whose characters would otherwise be taken for texts."""
+    """InvalidArgument for a single str, whose characters would otherwise be taken for texts."""
     if isinstance(texts, str | bytes):
         raise InvalidArgument(f"texts is one {type(texts).__name__}; pass a list of str: [text]")
 
 
 def text_size(text: str, index: int, room: int) -> int:
-    """The most bytes that `text` adds to a message; InvalidArgument where it is no text or more than `room`.
+    """The most bytes that `text` adds to a message; InvalidArgument if it is not a str or exceeds `room`.
 
-    `index` is its place among the caller's texts, and `room` what one message holds.
+    `index` is its place among the caller's texts, `room` the bytes that one message may hold.
     """
     if not isinstance(text, str):
         raise InvalidArgument(f"texts[{index}] is {type(text).__name__}, not str")
@@ -58,7 +58,7 @@ def text_size(text: str, index: int, room: int) -> int:
 
 
 def unfit(text: str | None, limits: Limits) -> str:
-    """What keeps a text from a server of these limits, as what follows "the text"; "" where nothing does."""
+    """Why a server of these limits would refuse a text, to follow "the text"; "" if it would not."""
     if text is None:
         return "is missing"
     try:
@@ -71,7 +71,7 @@ def unfit(text: str | None, limits: Limits) -> str:
 
 
 def check_spaces(spaces: Iterable[str], options: Options) -> tuple[str, ...]:
-    """The spaces as they are; InvalidArgument where there is none, one twice, or one that is no name."""
+    """The spaces as they are; InvalidArgument if there is none, a duplicate, or one that is not a name."""
     if space := options.values["space"]:
         raise InvalidArgument(f"space is {space!r} beside spaces; name all of them in spaces")
     checked = (spaces,) if isinstance(spaces, str) else tuple(spaces)

@@ -21,7 +21,7 @@ _NANOSECOND = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What must be the same of all rows that a caller gets together."""
+    """What all rows of one result must have in common."""
 
     encoder: str
     version: str
@@ -48,7 +48,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One answer of the server in one space, checked."""
+    """One answer of the server, in one space, validated."""
 
     origin: Origin
     vectors: Vectors
@@ -57,15 +57,15 @@ class Part:
     adapters: tuple[str, ...]
     variant: str
     browned_out: bool
-    reach: NDArray[np.float32] | None  # None: nobody looked
-    suspicious: NDArray[np.bool_]  # all False where nobody looked
+    reach: NDArray[np.float32] | None  # None: not checked
+    suspicious: NDArray[np.bool_]  # all False if not checked
 
 
 def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]:
     """The answer to a request of so many texts, a part a space. InternalError where it does not fit."""
     if len(response.embeddings) != spaces:
         raise InternalError(f"the server answered for {len(response.embeddings)} spaces instead of {spaces}")
-    if len(response.token_counts) != texts:  # before anything looks at each of them
+    if len(response.token_counts) != texts:  # before anything is done with each of them
         raise InternalError(
             f"the server answered {texts} texts with {len(response.token_counts)} token counts"
         )
@@ -152,7 +152,7 @@ def join(parts: Sequence[Part], space: str = "") -> Embeddings:
             output=sum(part.times.output for part in parts),
         ),
         adapters=tuple(dict.fromkeys(name for part in parts for name in part.adapters)),
-        # Where a brownout began or ended meanwhile, the variant that stood in is the one to know of.
+        # If a brownout began or ended in between, name the variant that stood in.
         variant=next((part.variant for part in parts if part.browned_out), parts[0].variant),
         browned_out=any(part.browned_out for part in parts),
         reach=np.concatenate([_reach(part) for part in parts]) if looked else None,
@@ -170,7 +170,7 @@ def join_spaces(answers: Sequence[Sequence[Part]], spaces: Sequence[str]) -> dic
 
 
 def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
-    """What NotFound means within a call that is pinned to a version that was there at its start."""
+    """The error for a version that was served when the call began, and is not found now."""
     return FailedPrecondition(
         f"version {version} of {encoder!r} was unloaded during the call ({error}), and another version's "
         "vectors must not be mixed with its own; call again to embed all texts with the version served now"
@@ -178,7 +178,7 @@ def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
 
 
 def describe_adapter(message: pb.Adapter) -> Adapter:
-    """An adapter as the SDK's own type; InternalError where the server says what no adapter can be."""
+    """An adapter as the SDK's own type; InternalError if the server describes an impossible one."""
     try:
         return _adapter(message)
     except ValueError as error:
@@ -211,7 +211,7 @@ def _adapter(message: pb.Adapter) -> Adapter:
 
 
 def describe(message: pb.Encoder) -> Encoder:
-    """An encoder as the SDK's own type, without the dtypes of a newer server that this client cannot read."""
+    """An encoder as the SDK's own type, without dtypes of a newer server that this client does not know."""
     return Encoder(
         name=message.name,
         version=message.version,

@@ -1,4 +1,4 @@
-"""Are the vectors of a store what they are said to be? A sample of its texts is embedded again."""
+"""Checks that a store's vectors are of the space it claims, by embedding a sample of its texts again."""
 
 from collections.abc import Mapping
 
@@ -16,15 +16,15 @@ from trimtab.stores.ids import Id
 from trimtab.values.similarity import normalised
 
 SAMPLE = 64
-# The same text embedded again by the same encoder, on whatever device: fp16 storage costs some 1e-6.
+# The same text by the same encoder on any device: fp16 storage costs about 1e-6.
 SAME_COSINE = 0.999
 SAME_LENGTH = 0.01
-# A store may have been filled by another build of the encoder, and a few of its texts may have changed since.
+# Another build of the encoder may have filled a store, and a few texts may have changed since.
 CLAIMED_COSINE = 0.98
 
 
 def bulk(encoder: Encoder, role: Role | None = None, truncate: Truncate = "end") -> Options:
-    """The options for documents: behind live queries, and with prompts as passages where no role is named."""
+    """The options for documents: low priority and, if the encoder has prompts, role passage by default."""
     if role is None and (encoder.query_prompt or encoder.passage_prompt):
         role = "passage"
     return Options(role=role, truncate=truncate, priority="bulk").pinned(encoder)
@@ -33,12 +33,11 @@ def bulk(encoder: Encoder, role: Role | None = None, truncate: Truncate = "end")
 def check_source(
     client: Client, source: Store, texts: Mapping[Id, str] | None = None, *, sample: int = SAMPLE
 ) -> str:
-    """See that the source's vectors are of the space it claims, where its encoder is served.
+    """Check that the source's vectors are of the space it claims, if its encoder is served.
 
-    A sample of its texts is embedded again by that encoder. Returns a sentence that says what was found,
-    and whether the store ranks these vectors as they are meant to be compared.
-    Raises FailedPrecondition where the vectors are others, where most hold NaN, or where ids do not tell all
-    documents apart.
+    Embeds a sample of its texts again with that encoder. Returns a sentence about the result, and about
+    whether the store compares these vectors as intended. Raises FailedPrecondition if the vectors differ, if
+    most hold NaN, or if documents share ids.
     """
     check_sample(sample)
     source.check_ids()
@@ -81,7 +80,7 @@ def check_source(
 
 
 def _ranked(source: Store, encoder: Encoder, stored: Matrix, again: Matrix) -> str:
-    """Why the store ranks its vectors otherwise than the encoder's are compared; "" where it does not.
+    """Why the store's ranking differs from the encoder's similarity; "" if it does not.
 
     stored, again: (n, d). At length 1, cosine, dot product and Euclidean distance rank alike.
     """
@@ -100,10 +99,10 @@ def _ranked(source: Store, encoder: Encoder, stored: Matrix, again: Matrix) -> s
 
 
 def verify(client: Client, store: Store, options: Options, limits: Limits, sample: int = SAMPLE) -> int:
-    """Embed the texts of so many of a store's documents again, and compare; returns how many.
+    """Embed a sample of a store's texts again, and compare; returns how many were compared.
 
-    Documents without a text, or with one that the server does not take, are passed over. FailedPrecondition
-    where a document has another vector.
+    Documents without a text, or with one that the server refuses, are skipped. FailedPrecondition if a
+    document has another vector.
     """
     check_sample(sample)
     rows = store.get(store.sample(sample))
@@ -124,7 +123,7 @@ def verify(client: Client, store: Store, options: Options, limits: Limits, sampl
 
 
 def check_sample(sample: int) -> None:
-    """InvalidArgument where a sample would verify nothing."""
+    """InvalidArgument if a sample would verify nothing."""
     if sample < 1:
         raise InvalidArgument(f"sample is {sample}; give at least 1, so that something is verified")
 
@@ -132,7 +131,7 @@ def check_sample(sample: int) -> None:
 def _with_texts(
     rows: Rows, usable: NDArray[np.bool_], texts: Mapping[Id, str] | None, limits: Limits
 ) -> Rows:
-    """Of the usable rows, those whose texts can be embedded, with these texts where they are given."""
+    """The usable rows whose texts can be embedded, with texts from `texts` if given."""
     documents = [
         document if texts is None else Document(document.id, texts.get(document.id))
         for document in rows.documents
@@ -142,13 +141,13 @@ def _with_texts(
 
 
 def _embedded(client: Client, rows: Rows, options: Options) -> list[tuple[Rows, Matrix]]:
-    """The rows with what their texts embed to, without those that the server refuses."""
+    """The rows with their texts' embeddings, without those that the server refuses."""
     if not len(rows):
         return []
     try:
         texts = [document.text or "" for document in rows.documents]
         return [(rows, client.embed(texts, **options.values))]
-    except InvalidArgument:  # as where truncate is none, and a document of somebody else's is too long
+    except InvalidArgument:  # for example with truncate none, if another's document is too long
         if len(rows) == 1:
             return []
         half = len(rows) // 2
@@ -162,9 +161,9 @@ def _cosines(left: Matrix, right: Matrix) -> NDArray[np.float32]:
 
 
 def _same(left: Matrix, right: Matrix, similarity: Similarity) -> NDArray[np.bool_]:
-    """Which rows are the same vector, up to what storage and another device do to it."""
+    """Which rows hold the same vector, within the error of storage and devices."""
     same: NDArray[np.bool_] = _cosines(left, right) >= SAME_COSINE
-    if similarity != "cosine":  # otherwise a store may keep directions alone
+    if similarity != "cosine":  # for cosine, a store may keep directions only
         lengths = np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
         same &= np.abs(lengths - 1) <= SAME_LENGTH
     return same

@@ -1,10 +1,10 @@
-"""Search while a re-index runs: the old half by an adapted query, the new half by the encoder's own.
+"""Search during a re-index: the old half with an adapted query, the new half with the encoder's own.
 
-The order of the steps is what keeps documents from being lost or shown twice. The old store has every
-document until the end, so it is searched first. Then the new store tells which of those candidates it has
-by now: their vectors there are better, and the search of the new store, which comes last, finds them if
-they belong among the best. A document that arrives between these steps is found in both, and its new place
-counts. How the halves become one list stands in trimtab.migration.merging.
+The order of the steps ensures that no document is lost or shown twice. The old store has every document until
+the end, so it is searched first. Then the new store says which of those candidates it already has: their
+vectors there are better, and the search of the new store, which comes last, finds them if they are among the
+best. A document that arrives in between is found in both, and its new place counts. For how the halves become
+one list see trimtab.migration.merging.
 """
 
 import asyncio
@@ -41,8 +41,7 @@ class SearchOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """What both halves know of a query: the old half's candidates, which of them wait to be moved, and the
-    new half's best."""
+    """The old half's candidates, those of them that have not moved yet, and the new half's best."""
 
     near: list[Hit]
     waiting: list[Hit]
@@ -50,14 +49,14 @@ class _Candidates:
     k: int
 
     def merged(self, scored: Sequence[Hit] = ()) -> list[Hit]:
-        """The hits, with those of the waiting documents that were scored in the new space."""
+        """The merged hits; `scored`: waiting documents that were scored in the new space."""
         known = {hit.id for hit in scored}
         unknown = {hit.id for hit in self.waiting if hit.id not in known}
         return one_list(self.near, [*scored, *self.fresh], unknown, self.k)
 
 
 class Halves:
-    """What both clients' searches share; no IO but the stores'."""
+    """What both clients' searches share; no IO except the stores'."""
 
     def __init__(self, old: Store, new: Store, encoder: str, merge: Merge, candidates: int) -> None:
         for store, half in ((old, "old"), (new, "new")):
@@ -97,7 +96,7 @@ class Halves:
 
     def fetch(self, native: Matrix, adapted: Matrix, k: int) -> "_Candidates":
         """What both halves know of the query that embeds to these rows."""
-        # In this order: see the head of the module.
+        # In this order: see the module's docstring.
         near = self.old.search(adapted, max(self._candidates, k))
         there = self.new.texts([hit.id for hit in near])
         fresh = self.new.search(native, k)
@@ -164,7 +163,7 @@ class HalfMigrated:
             embedded = self._client.embed_spaces(
                 [text], halves.spaces, timeout=timeout, **_query(encoder, options)
             )
-        except NotFound:  # perhaps another version took its place
+        except NotFound:  # another version may have replaced it
             encoder = halves.choose(self._client.encoders(timeout=timeout))
             embedded = self._client.embed_spaces(
                 [text], halves.spaces, timeout=timeout, **_query(encoder, options)
@@ -216,7 +215,7 @@ class AsyncHalfMigrated:
 
 
 def _query(encoder: Encoder, options: SearchOptions) -> EmbedOptions:
-    """How the query is embedded: as one, where the encoder tells queries from passages."""
+    """How the query is embedded: with role query, if the encoder has prompts."""
     prompted = bool(encoder.query_prompt or encoder.passage_prompt)
     return {
         "encoder": encoder.name,

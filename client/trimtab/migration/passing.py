@@ -1,4 +1,4 @@
-"""One pass of a re-index: how fast it goes, what it gives to the stream, and what it did."""
+"""One pass of a re-index: its pace, the texts it gives to the stream, and its counts."""
 
 import threading
 import time
@@ -42,9 +42,8 @@ class Pace:
 class Pass:
     """What one pass did.
 
-    seen: documents of the source. moved: those that it embedded. kept: those that were there already.
-    aside: those that cannot be moved, and why. former: how many of these the target has all the same, with a
-    text that they had before.
+    seen: documents of the source. moved: those that were embedded. kept: those already in the target.
+    aside: those that cannot be moved, and why. former: how many of these the target has with an earlier text.
     """
 
     advance: Advance
@@ -53,7 +52,7 @@ class Pass:
     kept: int = 0
     former: int = 0
     aside: dict[Id, str] = field(default_factory=dict)
-    _guard: threading.Lock = field(default_factory=threading.Lock)  # the stream reads in a thread of its own
+    _guard: threading.Lock = field(default_factory=threading.Lock)  # the stream reads in its own thread
 
     def count(self, *, seen: int = 0, moved: int = 0, kept: int = 0, aside: int = 0, former: int = 0) -> None:
         """Count what was done."""
@@ -68,7 +67,7 @@ class Pass:
 class Feed(Iterator[str]):
     """The texts of documents for one stream, each document noted in `sent` until its vector is there.
 
-    again: documents that come first; what is left of them is for the next stream.
+    again: documents to send first; the rest is for the next stream.
     """
 
     def __init__(self, again: deque[Document], documents: Iterator[Document]) -> None:
@@ -92,7 +91,7 @@ class Feed(Iterator[str]):
             return document.text or ""
 
     def stop(self) -> list[Document]:
-        """Give out no more; what was given out and has no vector yet."""
+        """Give out no more texts. Returns the documents that have no vector yet."""
         with self._guard:
             self._open = False
             return list(self.sent)

@@ -1,10 +1,10 @@
 """Re-index: embed every document of a store again with a new encoder, into another store.
 
-The target is the only record of how far this is: a document is done when the target has its id with the
-same text. So a run that was killed at any moment goes on where it was, at most a batch is embedded twice,
-and what was added to the source or changed in it meanwhile is found by the next pass. Passes follow one
-another until one finds nothing to do. The source is only read, and stays the truth about the documents that
-it has. A document that cannot be moved is set aside and named in the end; the others move.
+The target is the only record of progress: a document is done when the target has its id with the same text.
+So a run that was killed at any moment resumes where it was, embeds at most one batch twice, and the next pass
+finds what was added or changed in the source. Passes are repeated until one finds nothing to do. The source
+is only read, and stays authoritative for its documents. A document that cannot be moved is set aside and
+named at the end; the others move.
 """
 
 import time
@@ -29,9 +29,9 @@ from trimtab.stores.checks import check_apart, check_form
 from trimtab.stores.ids import Id
 
 BATCH = 256
-WRITE_SECONDS = 5.0  # a slow run writes this often, however few vectors there are
+WRITE_SECONDS = 5.0  # a slow run writes at least this often
 MOST_PASSES = 10
-MOST_ASIDE = 10_000  # documents set aside; that many are no exceptions
+MOST_ASIDE = 10_000  # documents set aside; more are not exceptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Outcome:
 
 
 def target_form(encoder: Encoder) -> Form:
-    """What a store for an encoder's vectors must be."""
+    """The form of a store for an encoder's vectors."""
     similarity = next(known for known in SIMILARITIES if known == encoder.similarity)
     return Form(space=encoder.space, dimensions=encoder.dimensions, similarity=similarity)
 
@@ -86,16 +86,15 @@ class Reindex:
         self._client, self._source, self._target = client, source, target
         self._options, self._limits = claims.bulk(encoder, role, truncate), encoder.limits
         self._texts, self._batch, self._pace = texts, batch, Pace(rate)
-        # What the server or the target refused when it came to it: the text, and why.
+        # What the server or the target refused: the text, and why.
         self._refused: dict[Id, tuple[str | None, str]] = {}
 
     def run(self, *, sample: int = claims.SAMPLE, progress: type[Progress] | None = None) -> Outcome:
         """Move what is not there yet, pass by pass, and verify the whole.
 
-        Where nothing is to do, it does nothing but verify. progress: shows each pass. Raises
-        Unavailable where a store or the server goes away, and FailedPrecondition where the verification
-        fails, or where no document can be moved; what was moved until then is kept, and another run goes on
-        from there.
+        If nothing is left to do, it only verifies. progress: shows each pass. Raises Unavailable if a store
+        or the server goes away, and FailedPrecondition if the verification fails or no document can be moved;
+        what was moved until then is kept, and another run resumes there.
         """
         claims.check_sample(sample)
         self._source.check_ids()
@@ -121,7 +120,7 @@ class Reindex:
         )
 
     def _check_some(self) -> None:
-        """FailedPrecondition where no document of a sample can be moved: then something else is wrong."""
+        """FailedPrecondition if no document of a sample can be moved: then something else is wrong."""
         found = self._source.get(self._source.sample(claims.SAMPLE)).documents
         documents = [self._wanted(document) for document in found]
         refusals = [self._refusal(document) for document in documents]
@@ -153,7 +152,7 @@ class Reindex:
         return reason if text == document.text else ""
 
     def _pass(self, advance: Advance) -> "Pass":
-        """Walk over the source, and embed what the target does not have, or has with another text."""
+        """Go through the source, and embed what the target lacks or has with another text."""
         done = Pass(advance)
         missing = self._missing(done)
         again: deque[Document] = deque()
@@ -166,13 +165,13 @@ class Reindex:
                 left = feed.stop()
                 if feed.failed or not left:
                     raise
-            # The server refuses a message as a whole: its texts, one by one, tell which it is.
+            # The server refuses a whole message: find the text at fault one by one.
             for document in left[:MESSAGE_TEXTS]:
                 self._alone(document, done)
             again.extendleft(reversed(left[MESSAGE_TEXTS:]))
 
     def _missing(self, done: "Pass") -> Iterator[Document]:
-        """What is to be embedded, of the whole source."""
+        """All documents of the source that need embedding."""
         for page in self._source.pages(self._batch):
             documents = [self._wanted(document) for document in page]
             refusals = [self._refusal(document) for document in documents]
@@ -196,7 +195,7 @@ class Reindex:
         """Embed what `feed` gives, and write it."""
         ready: list[tuple[Document, Matrix]] = []
         written_at = time.monotonic()
-        # What is on its way and what is ready but not written are a batch together: all that a crash costs.
+        # Texts in flight and vectors not yet written make up one batch: the most that a crash costs.
         window = max(1, self._batch // 2)
         try:
             with self._client.embed_stream(feed, window=window, **self._options.values) as stream:
@@ -236,7 +235,7 @@ class Reindex:
                 for each in ready:
                     self._write([each], done)
             return
-        # Who deletes a document does so in the source, then in the target: perhaps just before this write.
+        # Documents are deleted from the source, then from the target: perhaps just before this write.
         still = self._source.present([document.id for document in documents])
         if gone := [document.id for document in documents if document.id not in still]:
             self._target.delete(gone)

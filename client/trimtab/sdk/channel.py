@@ -33,9 +33,9 @@ Tls = bool | str | Path | grpc.ChannelCredentials
 ChannelOptions = tuple[tuple[str, int | str], ...]
 
 _SERVICE = "trimtab.v1.EncoderService"
-# Only what may succeed later is sent again, and gRPC itself does it: after the server's pushback where it
-# names one, else after a backoff with jitter. Five attempts is the most gRPC allows; these delays bridge a
-# server that is away for three or four seconds. Streams are not in here: they keep what was answered.
+# gRPC itself retries what may succeed later: after the server's pushback if there is one, otherwise after a
+# backoff with jitter. Five attempts is the most gRPC allows; with these delays they bridge three or four
+# seconds without a server. Streams are not listed: they keep what was answered.
 _METHODS = {
     "name": [
         {"service": _SERVICE, "method": method}
@@ -46,13 +46,13 @@ _METHODS = {
         "initialBackoff": "0.2s",
         "maxBackoff": "5s",
         "backoffMultiplier": 2.5,
-        # CANCELLED: the server ended with the call in its hands; a caller's own is not retried.
+        # CANCELLED: the server stopped during the call; a caller's own cancellation is not retried.
         "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
     },
 }
 _ROUND_ROBIN: dict[str, Any] = {"round_robin": {}}
-# gRPC's own policy for this (gRFC A58): it weighs servers by the reports that come with their answers, once
-# they have come for a second. Who is not heard of for half a minute is weighed like the others again.
+# gRPC's own policy (gRFC A58): servers are weighted by the load reports in their answers, after one second of
+# reports. A server that has not reported for half a minute gets the average weight again.
 _BY_LOAD = {
     "weighted_round_robin": {
         "blackoutPeriod": "1s",
@@ -65,16 +65,15 @@ _POLICIES: dict[Balancing, list[dict[str, Any]]] = {
     "least_loaded": [_BY_LOAD, _ROUND_ROBIN],
 }
 _OPTIONS: ChannelOptions = (
-    # gRPC retries no call that it had to keep more than this for; its default, 256 KiB, is less than one
-    # batch of documents.
+    # gRPC does not retry a larger request. Its default, 256 KiB, is less than one batch of documents.
     ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
-    # A refused connection is tried again soon enough for the retries above to see it come back.
+    # Reconnect early enough for the retries above to succeed when a server comes back.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # The server says what a request may hold, and the SDK keeps to it; an answer may have any size.
+    # The SDK keeps to the limits that the server announces; an answer may have any size.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # A peer that vanished without a word is noticed while a call waits for it.
+    # Detects a peer that vanished while a call waits for it.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
@@ -90,9 +89,9 @@ def call_options(target: Target, balancing: Balancing) -> ChannelOptions:
 def stream_options(target: Target) -> ChannelOptions:
     """gRPC's options for the connections of streams, which have their own, without gRPC's retries.
 
-    An Exchange knows better what to send again, and where a server goes away, gRPC's machinery for retries
-    (1.81) now and then leaves a stream's read pending for ever although its status is there. New streams go
-    round the servers: a report of load comes with the end of a call, too late to place the next stream.
+    The Exchange knows what to resend. gRPC's own retries (1.81) sometimes leave a stream's read pending
+    forever when a server goes away, although its status has arrived. New streams go to the servers in turn: a
+    load report comes at the end of a call, too late to place the next stream.
     """
     return (*_OPTIONS, *target.options, _service_config("round_robin"), ("grpc.enable_retries", 0))
 
@@ -133,7 +132,7 @@ def from_rpc(error: grpc.RpcError, target: Target, timeout: float = math.inf) ->
     """Trimtab's error for a failed call of gRPC, with the server's pushback where it names one."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":
-        # gRPC's own words for a deadline that passed on this side name neither the limit nor the cure.
+        # gRPC's own message for a deadline that passed on this side names neither the limit nor the cure.
         return DeadlineExceeded(
             f"no answer from {target.url} within {timeout:g} s; pass a longer timeout, or fewer texts at once"
         )
@@ -144,11 +143,11 @@ def from_rpc(error: grpc.RpcError, target: Target, timeout: float = math.inf) ->
 
 def from_break(error: grpc.RpcError, target: Target) -> TrimtabError:
     """Trimtab's error for a stream that broke; Unavailable where another connection may cure it."""
-    # A server that is stopped cancels its calls. A client that was closed does so too, and then has no
-    # further connection to offer.
+    # A server that stops cancels its calls. So does a client that is closed, but then the next connection
+    # fails.
     cut = error.code() is grpc.StatusCode.CANCELLED
-    # grpc.aio forgets the status of a stream that ended while it was writing, and says this in its place
-    # (grpc/grpc#36066). Whatever it was, the next connection brings it to light.
+    # grpc.aio loses the status of a stream that ends during a write, and reports this instead
+    # (grpc/grpc#36066). The next connection shows the real cause.
     forgotten = error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
     if cut or forgotten:
         return Unavailable(f"{target.url}: the connection broke ({error.details()})")
@@ -165,7 +164,7 @@ def _pushback(error: grpc.RpcError) -> float:
     """The seconds the server asks to wait; 0 where it names none, or says not to try again."""
     trailers = cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ())
     pushback = str(dict(trailers).get("grpc-retry-pushback-ms", ""))
-    # No server waits for months; one that says so may be none of ours.
+    # Longer numbers, of months, are not ours.
     return int(pushback) / 1000 if pushback.isdecimal() and len(pushback) < 10 else 0.0
 
 

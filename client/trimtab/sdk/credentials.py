@@ -10,18 +10,18 @@ from trimtab.sdk.target import is_local
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
-# Seconds between two looks at a token's file.
+# Seconds between two checks of a token's file.
 INTERVAL = 1.0
-# What else may say who calls, in metadata that the caller gave.
+# Metadata of the caller's that holds credentials.
 _SECRET = {"authorization", "proxy-authorization", "cookie", "x-api-key"}
 
 
 class CallMetadata:
     """The metadata of each call. `secure`: whether the connection is encrypted.
 
-    A token given as text is sent as it is; as a Path, it is read from the file, and again once that has
-    changed, as the tokens do that a platform renews. Raises ConfigError where it cannot be read, or would
-    travel to another machine in plain text.
+    A token given as text is sent as it is. A Path is read, and read again when the file has changed:
+    platforms renew tokens. Raises ConfigError if it cannot be read, or would be sent to another machine in
+    plain text.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class CallMetadata:
 
     @property
     def secret(self) -> bool:
-        """Whether credentials are among it."""
+        """Whether it includes credentials."""
         return any(key in _SECRET for key, _ in self._all)
 
     def get(self) -> Metadata:
@@ -72,9 +72,9 @@ class CallMetadata:
 
 
 def _traceparent() -> Metadata:
-    """The application's current span, where it traces with OpenTelemetry, for the server's to be linked to.
+    """The application's current OpenTelemetry span, as the parent of the server's.
 
-    Source: W3C Trace Context. The package is used where the application has imported it, and never by us.
+    Source: W3C Trace Context. We never import the package; it is used if the application has.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:

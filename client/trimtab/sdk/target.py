@@ -1,4 +1,4 @@
-"""A server's address: what gRPC takes, what is this machine's, and when a proxy may be on the way."""
+"""A server's address: whether gRPC accepts it, whether it is local, and whether a proxy may be used."""
 
 import ipaddress
 import os
@@ -12,7 +12,7 @@ _SCHEMES = ("dns://", "unix://", "xds://", "ipv4://", "ipv6://")
 # The variables that gRPC reads, in its order.
 _PROXY = ("grpc_proxy", "https_proxy", "http_proxy")
 _NO_PROXY = ("no_grpc_proxy", "no_proxy")
-# gRPC's two ways to a proxy: by the name of the target, and by the address that it has.
+# gRPC has two ways to use a proxy: by the target's name, and by its address.
 _DIRECT: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.address_http_proxy_enabled_addresses", ""),
@@ -21,7 +21,7 @@ _DIRECT: tuple[tuple[str, int | str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a client connects to. `direct`: through no proxy, whatever the environment says."""
+    """Where a client connects to. `direct`: without a proxy, whatever the environment says."""
 
     url: str
     direct: bool
@@ -33,7 +33,7 @@ class Target:
 
     @property
     def proxied(self) -> str:
-        """What to say of a proxy on the way: gRPC's own message has only the address that refused."""
+        """A note about the proxy for error messages: gRPC's own names only the address that refused."""
         proxy = next((name for name in _PROXY if os.environ.get(name)), None)
         without = next((value for name in _NO_PROXY if (value := os.environ.get(name))), "")
         host = self.url.rpartition("/")[2].rpartition(":")[0]
@@ -54,8 +54,8 @@ class Target:
 def target(url: str, *, encrypted: bool, credentials: bool) -> Target:
     """The target of a client that sends `credentials` or none over a connection that is encrypted or not.
 
-    A proxy would read what is not encrypted, and has no business with what stays within this machine. Raises
-    ConfigError where gRPC would not take the address.
+    A proxy could read what is not encrypted, and is never needed within this machine. Raises ConfigError if
+    gRPC would not accept the address.
     """
     checked = check_target(url)
     return Target(checked, direct=(credentials and not encrypted) or is_local(checked, resolve=False))
@@ -77,8 +77,8 @@ def check_target(url: str) -> str:
 def is_local(url: str, *, resolve: bool = True) -> bool:
     """Whether everything that the target can mean is this machine: a socket file, or loopback addresses.
 
-    A name that only begins like an address is none. Of names, "localhost" alone is believed, and, with
-    `resolve`, only where it leads to loopback addresses.
+    A name that only begins like an address does not count. "localhost" is the only name that does and, with
+    `resolve`, only if it resolves to loopback addresses.
     """
     if url.startswith(("unix:", "unix-abstract:")):
         return True
@@ -86,7 +86,7 @@ def is_local(url: str, *, resolve: bool = True) -> bool:
         if url.startswith(scheme):
             return all(_is_loopback(each) for each in url.removeprefix(scheme).lstrip("/").split(","))
     if url.startswith("dns://") and not url.startswith("dns:///"):
-        return False  # it names a server to be asked, which may say anything
+        return False  # the authority is a DNS server, which may answer anything
     rest = url.removeprefix("dns:").removeprefix("///")
     if _host(rest).lower() in {"localhost", "localhost."}:
         return not resolve or _resolves_to_loopback()
@@ -94,7 +94,7 @@ def is_local(url: str, *, resolve: bool = True) -> bool:
 
 
 def _host(address: str) -> str:
-    """The host of HOST:PORT or HOST; brackets around an IPv6 address are taken off."""
+    """The host of HOST:PORT or HOST, without the brackets around an IPv6 address."""
     bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.%\w]+)\](:\d+)?", address)
     if bracketed:
         return bracketed[1]

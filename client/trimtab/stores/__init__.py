@@ -6,8 +6,7 @@
         for rows in store.batches():
             rows.documents, rows.vectors
 
-A store is one class with the calls of `Store`; what is written in which form stands in
-trimtab.stores.address.
+A store is one class that implements `Store`; trimtab.stores.address defines how addresses are written.
 """
 
 from pathlib import Path
@@ -33,8 +32,8 @@ _EXTRAS = {
 def open_store(url: str) -> Store:
     """The store at `url`, which must exist.
 
-    Raises NotFound where it does not, ConfigError where the address is none or a package is missing,
-    Unavailable where it cannot be reached. No message repeats a password.
+    Raises NotFound if it does not, ConfigError if the address is invalid or a package is missing, Unavailable
+    if it cannot be reached. No message repeats a password.
     """
     address = addresses.parse(url)
     try:
@@ -44,12 +43,12 @@ def open_store(url: str) -> Store:
 
 
 def create_store(url: str, form: Form, *, example: Id | None = None, source: Store | None = None) -> Store:
-    """The store at `url`, made where there is none.
+    """The store at `url`, created if there is none.
 
-    form: the space, dimensions and similarity of the vectors that it will hold. FailedPrecondition where it
-        exists and holds others: vectors of two spaces are never mixed.
-    example: an id like those that will come; where the ids of a store have a type, it is this one's.
-    source: a store that this must not be, by any name; ConfigError where it is.
+    form: the space, dimensions and similarity of its vectors. FailedPrecondition if it exists and holds
+        others: vectors of two spaces are never mixed.
+    example: an id like those to come, for stores whose ids have a type.
+    source: a store that this must not be, under any name; ConfigError if it is.
     """
     address = addresses.parse(url)
     if form.space is None:
@@ -76,7 +75,7 @@ def _open(address: Address) -> Store:
     if address.kind in {"qdrant", "qdrant-server"}:
         from trimtab.stores.qdrant_store import QdrantStore
 
-        # Qdrant would begin a storage of its own in any folder that it is given.
+        # Qdrant would initialise its storage in any folder.
         if address.kind == "qdrant" and not (Path(address.location) / "meta.json").is_file():
             raise NotFound(f"{address.name}: no folder of Qdrant's is there; it has a file meta.json")
         return QdrantStore(address)

@@ -6,9 +6,9 @@
     postgresql://USER@HOST/DATABASE#TABLE
     vectors.npy, vectors.parquet
 
-What a store does not say itself stands behind a `?` in the fragment:
-`#docs?text=body&space=0123456789abcdef`. Passwords belong into PGPASSWORD or ~/.pgpass, Qdrant's key into
-QDRANT_API_KEY. Where the string holds one all the same, it is never shown again.
+What a store does not record itself follows a `?` in the fragment: `#docs?text=body&space=0123456789abcdef`.
+Passwords belong in PGPASSWORD or ~/.pgpass, Qdrant's key in QDRANT_API_KEY. If the address contains one
+anyway, it is never shown.
 """
 
 import os
@@ -62,7 +62,7 @@ class Address:
 
 
 def parse(url: str) -> Address:
-    """An address as a user writes it. ConfigError, which repeats no credentials, where it is none."""
+    """An address as a user writes it. ConfigError, which repeats no credentials, if it is invalid."""
     body, _, fragment = url.rpartition("#") if "#" in url else (url, "", "")
     item, _, query = fragment.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
@@ -114,7 +114,7 @@ def _server(kind: str, location: str, scheme: str, item: str, options: dict[str,
 
 
 def _split(location: str) -> SplitResult:
-    """The parts of a URL; where it cannot be read for certain, nothing of it is repeated."""
+    """The parts of a URL. The error for an ambiguous one repeats nothing of it."""
     try:
         parts = urlsplit(location)
         sound = bool(parts.netloc) and (parts.port is None or parts.port > 0)

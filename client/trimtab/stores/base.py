@@ -1,8 +1,7 @@
-"""What a vector store is to Trimtab: a few calls that FAISS, Qdrant and pgvector all answer alike.
+"""The interface of a vector store: a few calls that FAISS, Qdrant and pgvector all implement.
 
-A store holds documents: an id, a text where it keeps one, and a vector. All its vectors are of one space,
-which the store's own metadata names. Ids are whole numbers or text; a store gives back the ids that it was
-given.
+A store holds documents: an id, a text if it keeps texts, and a vector. All its vectors are of one space,
+named in the store's own metadata. Ids are whole numbers or text, and are returned as they were given.
 """
 
 from abc import ABC, abstractmethod
@@ -27,8 +26,8 @@ PAGE = 256
 class Form:
     """What all vectors of a store have in common.
 
-    space: the digest that names their coordinate system; None where the store does not say.
-    similarity: how they are compared. For cosine, a store may keep a vector at length 1 instead of its own.
+    space: the digest that names their coordinate system; None if the store does not record it.
+    similarity: how they are compared. For cosine, a store may normalise the vectors that it keeps.
     """
 
     space: str | None
@@ -38,7 +37,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """An id, its text where the store has it, and what else the store keeps of it, such as a payload."""
+    """An id, its text if the store has it, and its payload if the store keeps one."""
 
     id: Id
     text: str | None
@@ -47,7 +46,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document that a search found. The larger its score, the nearer: distances are negated."""
+    """A document that a search found. Larger scores are nearer: distances are negated."""
 
     id: Id
     text: str | None
@@ -76,12 +75,12 @@ class Store(ABC):
     name: what messages call it, without credentials.
     form: the space, dimensions and similarity of its vectors.
     keeps_payload: whether it keeps the payload of documents, too.
-    beside: names of what else lies beside the documents, which moves with none of them.
+    beside: names of what else is stored with the documents, and does not move with them.
 
-    A document may be there without a vector, where others write into the store, too: `count`, `page` and
-    `present` know of it, the other calls do not.
+    Documents that others wrote may have no vector: `count`, `page` and `present` include them, the other
+    calls do not.
 
-    Raises Unavailable where the store cannot be reached, and then the same call may be made again later.
+    Raises Unavailable if the store cannot be reached; the same call may then be made again later.
     """
 
     name: str
@@ -91,9 +90,9 @@ class Store(ABC):
 
     @abstractmethod
     def identity(self) -> frozenset[Hashable]:
-        """What this store is made of, by names that hold whatever its address says.
+        """What this store consists of, under names that do not depend on its address.
 
-        Two stores that have one of them in common are one place, at least in part.
+        Two stores with one of them in common are the same place, at least in part.
         """
 
     @abstractmethod
@@ -102,40 +101,40 @@ class Store(ABC):
 
     @abstractmethod
     def page(self, after: Id | None, size: int) -> list[Document]:
-        """The next `size` documents behind the id `after`, in the store's own order of ids; None: the first.
+        """The next `size` documents after the id `after`, in the store's own order of ids; None: the first.
 
         The order stays the same while documents come and go, and `after` itself may be gone.
         """
 
     @abstractmethod
     def sample(self, count: int) -> list[Id]:
-        """So many ids at random, each once; all, where there are fewer."""
+        """So many random ids, without repetition; all if there are fewer."""
 
     @abstractmethod
     def get(self, ids: Sequence[Id]) -> Rows:
-        """The documents with these ids and their vectors, in the order of `ids`; the missing are left out.
+        """The documents with these ids and their vectors, in the order of `ids`.
 
-        So are those that have no vector.
+        Missing ones are left out, and those without a vector.
         """
 
     @abstractmethod
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
-        """The texts of those of these ids that are there with a vector."""
+        """The texts of those of these documents that exist and have a vector."""
 
     @abstractmethod
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         """The k documents nearest to `vector`, float32 (d,), the best first."""
 
     def present(self, ids: Sequence[Id]) -> set[Id]:
-        """Those of these ids that are there, with a vector or without."""
+        """Those of these ids that exist, with a vector or without."""
         return set(self.texts(ids))
 
     def payloads(self, ids: Sequence[Id]) -> dict[Id, Mapping[str, Any]]:
-        """The payloads of those of these ids that are there, where the store keeps them."""
+        """The payloads of those of these documents that exist, if the store keeps payloads."""
         return {}
 
     def check_ids(self) -> None:  # noqa: B027 (most stores cannot hold others)
-        """FailedPrecondition where walking over the ids would miss documents: they have one id, or none."""
+        """FailedPrecondition if paging by id would miss documents: some share an id, or have none."""
 
     def refusal(self, document: Document) -> str:
         """Why the store cannot hold a document; "" where it can."""
@@ -145,19 +144,19 @@ class Store(ABC):
         return f"its text {fault}" if fault else ""
 
     def upsert(self, rows: Rows) -> None:
-        """Write documents, over those that have the same ids. On return they are as durable as the store is.
+        """Write documents, replacing those with the same ids. On return they are as durable as the store is.
 
-        InvalidArgument, and nothing written, where a vector is not of the store's dimensions or not finite,
-        or where the store cannot hold one of the documents. What else others keep of these documents in the
-        same place stays: payload of other names, other columns, other vectors.
+        InvalidArgument, and nothing is written, if a vector is not finite or not of the store's dimensions,
+        or if the store cannot hold one of the documents. Whatever others keep with these documents stays:
+        payload under other names, other columns, other vectors.
         """
         raise Unimplemented(f"{self.name} can only be read")
 
     def carry(self, documents: Sequence[Document]) -> None:  # noqa: B027 (most stores keep no payload)
-        """Write the payloads of documents that are there, and leave their vectors and texts."""
+        """Write the payloads of existing documents, and leave their vectors and texts."""
 
     def delete(self, ids: Collection[Id]) -> None:
-        """Delete the documents with these ids; those missing do not matter."""
+        """Delete the documents with these ids; missing ones are ignored."""
         raise Unimplemented(f"{self.name} can only be read")
 
     def close(self) -> None:  # noqa: B027 (a file has nothing to close)

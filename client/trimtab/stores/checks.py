@@ -1,4 +1,4 @@
-"""What every store checks before it writes or searches, and what two stores must not have in common."""
+"""Checks that every store makes before it writes or searches, and that two stores are not the same place."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -11,7 +11,7 @@ from trimtab.values.similarity import normalised
 
 
 def check_rows(store: Store, rows: Rows) -> Matrix:
-    """The vectors as they are to be written; InvalidArgument names the document whose vector cannot be."""
+    """The vectors as they will be written; InvalidArgument names the document that cannot be."""
     vectors = np.ascontiguousarray(rows.vectors, np.float32)
     wanted = (len(rows), store.form.dimensions)
     if vectors.shape != wanted:
@@ -37,7 +37,7 @@ def check_rows(store: Store, rows: Rows) -> Matrix:
 
 
 def check_query(store: Store, vector: Matrix, k: int) -> Matrix:
-    """The query as float32 (d,), for cosine of length 1; InvalidArgument where it does not fit the store."""
+    """The query as float32 (d,), normalised for cosine; InvalidArgument if it does not fit the store."""
     query = np.ascontiguousarray(vector, np.float32)
     if query.shape != (store.form.dimensions,):
         raise InvalidArgument(
@@ -48,12 +48,12 @@ def check_query(store: Store, vector: Matrix, k: int) -> Matrix:
         raise InvalidArgument(f"the query for {store.name} holds NaN or infinity")
     if k < 1:
         raise InvalidArgument(f"k is {k}; ask for at least 1")
-    # Lengths do not count then, and squares of very large and small numbers are no float32.
+    # Lengths do not matter then, and squares of extreme numbers do not fit into float32.
     return normalised(query) if store.form.similarity == "cosine" else query
 
 
 def check_form(found: Form, wanted: Form, name: str) -> None:
-    """FailedPrecondition where a store that exists is not of the form that its writer wants."""
+    """FailedPrecondition if an existing store does not have the form that its writer wants."""
     if found.space != wanted.space:
         raise FailedPrecondition(
             f"{name} holds vectors of space {found.space or 'unknown'}, and those of space {wanted.space} "
@@ -67,7 +67,7 @@ def check_form(found: Form, wanted: Form, name: str) -> None:
 
 
 def check_apart(source: Store, target: Store) -> None:
-    """ConfigError where writing into the target would change the source, whatever both are called."""
+    """ConfigError if writing into the target would change the source, whatever their addresses."""
     if source.identity() & target.identity():
         raise ConfigError(
             f"{target.name} and {source.name} are one place, or share a part: what is written into the one "
@@ -76,7 +76,7 @@ def check_apart(source: Store, target: Store) -> None:
 
 
 def space_of(recorded: object, claimed: str | None, name: str) -> str | None:
-    """The space that a store records, or that its address claims where the store records none."""
+    """The space that a store records, or else the one that its address claims."""
     if recorded is None:
         return claimed or None
     if claimed and claimed != recorded:
@@ -87,6 +87,6 @@ def space_of(recorded: object, claimed: str | None, name: str) -> str | None:
 
 
 def files_identity(*paths: Path) -> frozenset[Hashable]:
-    """Of those of these files and folders that are there, through links of either kind: device and inode."""
+    """Device and inode of those of these files and folders that exist, links followed."""
     found = [path.stat() for path in paths if path.exists()]
     return frozenset(("file", each.st_dev, each.st_ino) for each in found)

@@ -1,6 +1,6 @@
-"""What a FAISS store has in memory: a generation's index, and behind it the rows of its logs.
+"""The contents of a FAISS store in memory: a generation's index, followed by the rows of its logs.
 
-A document that was written again has a later place, and its former row counts no more.
+A document that is written again gets a later place; its earlier row is ignored.
 """
 
 import errno
@@ -28,7 +28,7 @@ LEAST_COMPACTED = 1024  # rows in the logs before it is worth writing the index 
 
 
 class Contents:
-    """One generation, read from its files, and what its last log says as far as `read_on` has read it.
+    """One generation, read from its files, and its last log as far as `read_on` has read it.
 
     generation: with the checksums of its files. log: where that log lies. end: how far it was read.
     """
@@ -57,7 +57,7 @@ class Contents:
         if len(self._place) != len(rows):
             raise FailedPrecondition(f"{name}: {generation.rows} has an id twice; give each id once")
         self._dead = {"index": 0, "tail": 0}
-        self._ordered: list[Id] | None = None  # all ids in order, once somebody asks
+        self._ordered: list[Id] | None = None  # all ids in order, computed when needed
         *closed, last = generation.logs
         for log in closed:
             if not (folder / log).exists():
@@ -74,7 +74,7 @@ class Contents:
 
     @property
     def grown(self) -> bool:
-        """Whether the logs have more rows than the index, and enough to be worth a new one."""
+        """Whether the logs have more rows than the index, and enough to justify a new one."""
         return self._tail.count > max(LEAST_COMPACTED, self._base)
 
     def ids(self) -> list[Id]:
@@ -82,14 +82,14 @@ class Contents:
         return list(self._place)
 
     def page(self, after: Id | None, size: int) -> list[Document]:
-        """The next documents behind an id, in the order of ids."""
+        """The next documents after an id, in the order of ids."""
         if self._ordered is None:
             self._ordered = sorted(self._place, key=order)
         start = 0 if after is None else bisect_right(self._ordered, order(after), key=order)
         return [self._documents[self._place[id]] for id in self._ordered[start : start + size]]
 
     def rows(self, ids: Iterable[Id]) -> Rows:
-        """Those of these documents that are there, with their vectors."""
+        """Those of these documents that exist, with their vectors."""
         return self._rows([self._place[id] for id in ids if id in self._place])
 
     def all_rows(self) -> Rows:
@@ -97,7 +97,7 @@ class Contents:
         return self._rows(sorted(self._place.values()))
 
     def texts(self, ids: Iterable[Id]) -> dict[Id, str | None]:
-        """The texts of those of these documents that are there."""
+        """The texts of those of these documents that exist."""
         return {id: self._documents[self._place[id]].text for id in ids if id in self._place}
 
     def search(self, query: Matrix, k: int) -> list[Hit]:
@@ -111,13 +111,13 @@ class Contents:
         return [Hit(document.id, document.text, score) for document, score in found]
 
     def read_on(self) -> None:
-        """Apply what the log says behind what was read of it."""
+        """Apply the records of the log that have not been read yet."""
         for record, end in read_log(self.log, self.end):
             self.apply(record)
             self.end = end
 
     def apply(self, record: Record) -> None:
-        """What one write did."""
+        """Apply one record."""
         if len(record.vectors) != 4 * self.form.dimensions * len(record.rows):
             raise FailedPrecondition(
                 f"{self.name}: its log does not hold vectors of the {self.form.dimensions} dimensions that "
@@ -132,7 +132,7 @@ class Contents:
         self._tail.add(np.frombuffer(record.vectors, "<f4").reshape(-1, self.form.dimensions))
 
     def index_of(self, vectors: Matrix) -> Index:
-        """An index of these vectors, of the kind that the generation has."""
+        """An index of these vectors, of the generation's kind."""
         return self._index.with_vectors(vectors)
 
     def _rows(self, places: Sequence[int]) -> Rows:
@@ -163,7 +163,7 @@ class Contents:
 
 
 def newest(folder: Path, name: str, catalogue: Catalogue, effort: Effort) -> Contents:
-    """The newest generation that is whole, without what its last log says."""
+    """The newest undamaged generation, without its last log."""
     form = Form(space=catalogue.space, dimensions=catalogue.dimensions, similarity=catalogue.similarity)
     wrong: FileNotFoundError | DamagedError | None = None
     for generation in catalogue.generations:

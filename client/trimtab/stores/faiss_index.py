@@ -1,7 +1,7 @@
-"""FAISS indexes as a store needs them: which are taken over, and what a search of them must give.
+"""FAISS indexes as a store needs them: which kinds are accepted, and what a search must return.
 
-Where an approximate index does not look far enough, FAISS returns fewer rows than it is asked for, without a
-word. Here it looks further, in the end at every row.
+If an approximate index does not look far enough, FAISS silently returns fewer rows than requested. Here the
+search is widened, in the end to every row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -79,7 +79,7 @@ class Index:
         return int(self.faiss.ntotal)
 
     def add(self, vectors: Matrix) -> None:
-        """Rows (n, d) behind those that are there."""
+        """Append rows (n, d)."""
         self.faiss.add(np.ascontiguousarray(vectors))
 
     def vectors(self, rows: Sequence[int]) -> Matrix:
@@ -95,7 +95,7 @@ class Index:
             yield start, self.faiss.reconstruct_n(start, min(_CHUNK, self.count - start))
 
     def check_lengths(self, name: str) -> None:
-        """FailedPrecondition where vectors that are compared by cosine have another length than 1, or 0."""
+        """FailedPrecondition if vectors that are compared by cosine have a length other than 1 or 0."""
         if self._form.similarity != "cosine":
             return
         wrong, first, length = 0, 0, 0.0
@@ -114,9 +114,9 @@ class Index:
             )
 
     def search(self, query: Matrix, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and rows of the k nearest, as good as the index is; always k, where there are as many.
+        """Scores and rows of the k nearest, as precise as the index; always k if there are that many.
 
-        query: (d,). The scores are those of `trimtab.stores.base.scores`.
+        query: (d,). The scores are those of `trimtab.values.similarity.scores`.
         """
         k = min(k, self.count)
         if k == 0:
@@ -137,7 +137,7 @@ class Index:
             effort = min(2 * effort, most)
 
     def with_vectors(self, vectors: Matrix) -> "Index":
-        """An index of the same kind, trained alike, with these rows (n, d) alone."""
+        """An index of the same kind and training, with these rows (n, d) only."""
         index = faiss.clone_index(self.faiss)
         index.reset()  # keeps what it was trained to
         found = Index(index, self._form)
@@ -181,7 +181,7 @@ def flat(form: Form) -> Any:
 
 
 def read(stream: IO[bytes], form: Form, effort: Effort) -> Index:
-    """The index in a file. FailedPrecondition where it is none that a store of this form can be."""
+    """The index in a file. FailedPrecondition if a store of this form cannot use it."""
     name = stream.name
     try:
         index = faiss.read_index(faiss.PyCallbackIOReader(stream.read))
@@ -213,7 +213,7 @@ def read(stream: IO[bytes], form: Form, effort: Effort) -> Index:
 
 
 def _check_kind(name: str, index: Any, effort: Effort) -> None:
-    """Refuse an index that does not keep vectors as they were, and options that it has not."""
+    """Refuse an index that does not keep vectors unchanged, and options that it does not have."""
     kind = type(index).__name__
     if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
         raise FailedPrecondition(
@@ -236,5 +236,5 @@ def _check_kind(name: str, index: Any, effort: Effort) -> None:
 
 
 def last_line(error: Exception) -> str:
-    """What FAISS says, without where in its source it says so."""
+    """FAISS's message, without the place in its source."""
     return str(error).strip().splitlines()[-1]

@@ -1,6 +1,6 @@
-"""The log of a FAISS store: what was written since its index, record by record.
+"""The log of a FAISS store: what was written after its index, record by record.
 
-A record is on the disk before the call that writes it returns. One that a crash cut off counts for nothing.
+A record is on the disk before the call that writes it returns. One that a crash cut off is ignored.
 """
 
 import mmap
@@ -38,8 +38,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def read_log(path: Path, start: int) -> Iterator[tuple[Record, int]]:
     """The records from byte `start` on, each with the place where it ends.
 
-    What a crash left at the end is no record: one that is cut off, or zeros where its bytes should be.
-    DamagedError where something else than a record stands before one.
+    What a crash left at the end is ignored: a record that is cut off, or zeros in its place. DamagedError if
+    anything but a record precedes a record.
     """
     if not path.is_file() or (size := path.stat().st_size) <= start:
         return
@@ -53,18 +53,18 @@ def read_log(path: Path, start: int) -> Iterator[tuple[Record, int]]:
 
 
 def _record(stream: IO[bytes], size: int) -> bytes | None:
-    """The record at this place of a log, undecoded; None where there is none that is whole."""
+    """The record at this place of a log, undecoded; None if there is no complete one."""
     frame = stream.read(_FRAME)
     length, checksum = int.from_bytes(frame[:4], "little"), int.from_bytes(frame[4:], "little")
     if len(frame) < _FRAME or length > size - stream.tell():
         return None
     body = stream.read(length)
-    # The CRC-32 of nothing is 0: without a look at how it begins, zeros would be a record.
+    # The CRC-32 of nothing is 0: zeros would pass for a record without this check of its beginning.
     return body if body.startswith(_BEGINNING) and zlib.crc32(body) == checksum else None
 
 
 def _record_behind(stream: IO[bytes], start: int, size: int) -> bool:
-    """Whether a whole record begins anywhere behind this place of a log."""
+    """Whether a complete record begins anywhere after this place of a log."""
     with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as whole:
         place = start + _FRAME
         while (place := whole.find(_BEGINNING, place + 1)) >= 0:
@@ -84,7 +84,7 @@ class LogWriter:
         durable.sync(path.parent)
 
     def append(self, record: Record) -> int:
-        """Write a record and bring it to the disk. Returns where it ends."""
+        """Write a record and sync it to the disk. Returns where it ends."""
         body = msgspec.msgpack.encode(record)
         frame = len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little")
         rest = memoryview(frame + body)

@@ -1,9 +1,9 @@
-"""FAISS in a folder, with what FAISS itself does not keep: ids, texts, the space, and writes that last.
+"""FAISS in a folder, with what FAISS itself lacks: ids, texts, the space, and durable writes.
 
-The folder is read into memory as a whole. One process writes at a time; others read meanwhile, and see in
-each call what was written before it. What is written goes to the log of the folder (see
-trimtab.stores.folder) and is searched beside the index, exactly; once the log has more rows than the index,
-and when the store is closed, both become a new index of the same kind.
+The whole folder is read into memory. One process writes at a time; others may read, and each call sees what
+was written before it. Writes go to a log in the folder (see trimtab.stores.folder), which is searched
+exactly, beside the index. When the log has more rows than the index, and when the store is closed, both are
+merged into a new index of the same kind.
 """
 
 import errno
@@ -48,16 +48,16 @@ class FaissStore(Store):
 
     @classmethod
     def create(cls, folder: Path, name: str, form: Form, effort: Effort = LEFT_TO_THE_INDEX) -> "FaissStore":
-        """The store in `folder`, made with this form where there is none.
+        """The store in `folder`, created with this form if there is none.
 
-        FailedPrecondition where there is none, but files of such names.
+        FailedPrecondition if there is none, but files with such names exist.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / files.CATALOGUE).exists():
                 files.check_vacant(folder, name)
                 with files.lock(folder, name):
-                    if not (folder / files.CATALOGUE).exists():  # again: who had the lock may have made it
+                    if not (folder / files.CATALOGUE).exists():  # again: another may have made it
                         files.write_catalogue(folder, files.empty(form))
         except OSError as error:
             raise _unusable(name, error) from None
@@ -126,7 +126,7 @@ class FaissStore(Store):
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """All that was written before, by whatever process."""
+        """The store with everything written before this call, by any process."""
         with self._held():
             if self._lock is None:
                 self._refresh()
@@ -134,9 +134,9 @@ class FaissStore(Store):
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """The store, for this thread alone."""
+        """The store, locked for this thread."""
         if self._process != forks.generation():
-            # After a fork the parent is the writer still, and its threads are not here to let go.
+            # After a fork the parent is still the writer, and its threads are not here to release the lock.
             self._process, self._guard = forks.generation(), RLock()
             self._start_over()
         with self._guard, self._reaching():
@@ -175,7 +175,7 @@ class FaissStore(Store):
         try:
             self._contents.read_on()
         except BaseException:
-            self._stamp = None  # half of a record may be in memory
+            self._stamp = None  # a record may be half applied
             raise
 
     # Writing
@@ -187,7 +187,7 @@ class FaissStore(Store):
                 self._contents.end = log.append(record)
                 self._contents.apply(record)
             except BaseException:
-                # Half of it may be in the log, or in memory. The next call reads again what the disk has.
+                # It may be half written or half applied. The next call reads from the disk again.
                 self._start_over()
                 raise
             if self._contents.grown:
@@ -212,7 +212,7 @@ class FaissStore(Store):
         return log
 
     def _start_over(self) -> None:
-        """Be no writer any more, and believe nothing of what is in memory."""
+        """Stop being the writer, and distrust what is in memory."""
         self._stamp = None
         self._release()
 
@@ -232,7 +232,7 @@ class FaissStore(Store):
             self._log = LogWriter(self._contents.log, self._contents.end)
             files.sweep(self._folder, self._catalogue)
         except BaseException:
-            # What the catalogue says by now is for the next write to see: nothing more goes into this log.
+            # The catalogue may have changed already: nothing more may go into this log.
             self._start_over()
             raise
 
@@ -262,7 +262,7 @@ class FaissStore(Store):
             yield
         except OSError as error:
             raise _unusable(self.name, error) from None
-        except RuntimeError as error:  # FAISS's word for everything
+        except RuntimeError as error:  # FAISS raises nothing else
             raise Unavailable(f"{self.name} cannot be used: FAISS says: {last_line(error)}") from None
 
 

@@ -32,13 +32,13 @@ class _Described(msgspec.Struct, frozen=True):
 
 
 class _Beside(msgspec.Struct, frozen=True):
-    """What `trimtab embed` writes beside a .npy file, as far as it matters here."""
+    """The part of `trimtab embed`'s FILE.npy.json that matters here."""
 
     vectors: _Described = _Described()
 
 
 class FileStore(Store):
-    """Vectors of a file; they are not changed."""
+    """Vectors of a file, read-only."""
 
     def __init__(
         self,
@@ -99,12 +99,12 @@ class FileStore(Store):
         return [Hit(document.id, document.text, score) for document, score in found]
 
     def _parts(self) -> Iterator[Matrix]:
-        """All vectors as float32, so many at a time that no other copy of a large file is made."""
+        """All vectors as float32, in parts, so that a large file is not copied as a whole."""
         for start in range(0, max(len(self._ids), 1), _CHUNK):
             yield np.asarray(self._vectors[start : start + _CHUNK], np.float32)
 
     def _row(self, id: Id) -> int:
-        """The row of an id; -1 where it is not there."""
+        """The row of an id; -1 if there is none."""
         if self._place is not None:
             return self._place.get(id, -1)
         return id if isinstance(id, int) and 0 <= id < len(self._ids) else -1

@@ -1,4 +1,4 @@
-"""How a FAISS store lies on the disk, so that no crash and no failed write loses or halves what was written.
+"""The files of a FAISS store: no crash and no failed write loses or halves what was written.
 
     FOLDER/
         store.json         the catalogue: the space, the similarity, and the files of the generation N
@@ -7,14 +7,14 @@
         log-N-KEY          what was written since, record by record
         lock               held by the process that writes
 
-A write is one record at the end of the log, and on the disk before the call returns. A record that a crash
-cut off counts for nothing, and the next writer cuts it away. A new generation is written beside the old one
-and read back before store.json, replaced as a whole, names it. The generation before it stays until the next:
-where the current index does not match its checksum any more, the former one and its log take its place.
+A write is one record at the end of the log, and is on the disk before the call returns. A record that a crash
+cut off is ignored, and the next writer removes it. A new generation is written beside the old one and read
+back before store.json, replaced atomically, names it. The previous generation is kept until the next: if the
+current index does not match its checksum, the previous one and its log are used instead.
 
-The KEY is made at random when Trimtab first writes into a folder, and stands in the catalogue. Only files
-that carry it are ever written over or deleted. All others, an index that was taken over among them, are the
-user's.
+The KEY is random, made when Trimtab first writes into a folder, and recorded in the catalogue. Only files
+with the key in their names are ever overwritten or deleted. All others, including an index that was taken
+over, are the user's.
 """
 
 import re
@@ -40,7 +40,7 @@ _LIKE_OURS = re.compile(r"index-.*\.faiss|rows-.*\.jsonl|log-.*")
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Files that are all documents together. Without an index, there are only logs, in their order."""
+    """Files that together hold all documents. Without an index, there are only logs, in their order."""
 
     index: str | None = None
     rows: str | None = None
@@ -56,10 +56,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """store.json. All names are of files in the same folder.
 
-    index, rows: left out where there is none yet. logs: in the order in which they were written.
+    index, rows: absent if there is none yet. logs: in the order in which they were written.
     sums: length and checksum of the files that Trimtab wrote.
     key: in the names of Trimtab's own files; empty before it wrote any.
-    former: what to go back to where index or rows are damaged; with `logs` behind it, it is as complete.
+    former: the fallback if index or rows are damaged; followed by `logs`, it is just as complete.
     """
 
     space: str | None = None
@@ -76,7 +76,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def current(self) -> Generation:
-        """The files that count."""
+        """The current generation."""
         logs = (f"log-{self.generation}",) if self.logs is None else self.logs
         return Generation(index=self.index, rows=self.rows, logs=logs, sums=self.sums)
 
@@ -90,13 +90,13 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """What a store.json of any format has."""
+    """What a store.json of every format has."""
 
     format: int = 1
 
 
 def read_catalogue(folder: Path) -> Catalogue:
-    """store.json. FileNotFoundError where there is none, ConfigError where it cannot be used."""
+    """store.json. FileNotFoundError if there is none, ConfigError if it cannot be used."""
     path = folder / CATALOGUE
     try:
         content = path.read_bytes()
@@ -125,12 +125,12 @@ def _check_format(format: int, path: Path) -> None:
 
 
 def write_catalogue(folder: Path, catalogue: Catalogue) -> None:
-    """Replace store.json as a whole: whatever happens, it is the old one or the new one."""
+    """Replace store.json atomically."""
     durable.replace(folder / CATALOGUE, msgspec.json.format(msgspec.json.encode(catalogue), indent=2) + b"\n")
 
 
 def check_vacant(folder: Path, name: str) -> None:
-    """FailedPrecondition where a folder without a catalogue has files that could be a store's."""
+    """FailedPrecondition if a folder without a catalogue has files that could be a store's."""
     there = sorted(path.name for path in folder.iterdir() if _LIKE_OURS.fullmatch(path.name))
     if there:
         raise FailedPrecondition(
@@ -153,9 +153,9 @@ def empty(form: Form) -> Catalogue:
 
 
 def taken_over(folder: Path, catalogue: Catalogue, current: Generation) -> Catalogue:
-    """The catalogue with which Trimtab begins to write beside files that it does not own."""
+    """The catalogue for writing beside files that Trimtab does not own."""
     key, number = secrets.token_hex(8), catalogue.generation + 1
-    # Earlier versions wrote a log without a key. One of that name may as well be somebody else's.
+    # Earlier versions wrote a log without a key. A file of that name may also be somebody else's.
     logs = [name for name in current.logs if next(read_log(folder / name, 0), None) is not None]
     return msgspec.structs.replace(
         catalogue,
@@ -178,12 +178,12 @@ def rows_name(generation: int, key: str) -> str:
 
 
 def log_name(generation: int, key: str) -> str:
-    """The log that follows on a generation."""
+    """The log that follows a generation."""
     return f"log-{generation}-{key}"
 
 
 def sweep(folder: Path, catalogue: Catalogue) -> None:
-    """Delete Trimtab's own files of generations that count no more. Only for who holds the lock."""
+    """Delete Trimtab's own files of obsolete generations. Only for the holder of the lock."""
     durable.sweep(folder)
     if not catalogue.key:
         return
@@ -199,7 +199,7 @@ Stamp = tuple[int, int, int]
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Inode, length and last change of a file, which tell one from another. None where there is none."""
+    """Inode, length and modification time of a file, to notice a change. None if there is no file."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -209,7 +209,7 @@ def stamp(path: Path) -> Stamp | None:
 
 @contextmanager
 def checked(path: Path, sums: dict[str, Sum]) -> Iterator[IO[bytes]]:
-    """A file, open at its beginning; DamagedError where `sums` has another sum for it. A new one is added."""
+    """A file, open at its beginning; DamagedError if `sums` has another checksum for it. Adds a new one."""
     with path.open("rb") as stream:
         found = durable.sum_of(stream.fileno())
         if sums.setdefault(path.name, found) != found:
@@ -221,7 +221,7 @@ def checked(path: Path, sums: dict[str, Sum]) -> Iterator[IO[bytes]]:
 
 
 def read_rows(stream: IO[bytes]) -> list[Row]:
-    """The lines of a file of rows; ConfigError names the one that is none."""
+    """The lines of a file of rows; ConfigError names an invalid one."""
     decoder = msgspec.json.Decoder(Row)
     rows = []
     for number, line in enumerate(stream, 1):
@@ -233,7 +233,7 @@ def read_rows(stream: IO[bytes]) -> list[Row]:
 
 
 def write_rows(path: Path, rows: list[Row]) -> Sum:
-    """Write a file of rows, and bring it to the disk. Returns its sum."""
+    """Write a file of rows durably. Returns its checksum."""
     encoder = msgspec.json.Encoder()
     with durable.replacing(path) as stream:
         for row in rows:
@@ -242,7 +242,7 @@ def write_rows(path: Path, rows: list[Row]) -> Sum:
 
 
 def lock(folder: Path, name: str) -> IO[bytes]:
-    """The folder's lock, held until it is closed; FailedPrecondition where another process has it."""
+    """The folder's lock, held until it is closed; FailedPrecondition if another process holds it."""
     stream = locks.hold(folder / "lock")
     if stream is None:
         raise FailedPrecondition(f"another process is writing {name}; wait for its end")

@@ -1,4 +1,4 @@
-"""What is asked of PostgreSQL's own catalogue, and what a table's comment says."""
+"""Queries of PostgreSQL's own catalogue, and the comment of a table."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, LiteralString
@@ -103,7 +103,7 @@ class Comment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_comment(text: str | None) -> Comment:
-    """What the table's comment says of its vectors; nothing, where it is somebody else's."""
+    """What the table's comment says of its vectors; nothing if it is not Trimtab's."""
     try:
         return msgspec.json.decode(text or "{}", type=Comment)
     except msgspec.MsgspecError:
@@ -111,14 +111,14 @@ def read_comment(text: str | None) -> Comment:
 
 
 def refusals() -> "tuple[type[psycopg.Error], ...]":
-    """What PostgreSQL says where a row, and not the server, is at fault."""
+    """The errors for which a row is to blame, not the server."""
     from psycopg import errors
 
     return (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
 
 
 def wrong_tables() -> "tuple[type[psycopg.Error], ...]":
-    """What PostgreSQL says where a table, and no row and not the server, is at fault."""
+    """The errors for which the table is to blame, not a row or the server."""
     from psycopg import errors
 
     return (
@@ -137,9 +137,9 @@ def check_columns(
     columns: Mapping[str, tuple[LiteralString, int]],
     kinds: Mapping[str, str],
 ) -> int:
-    """The dimensions of the vectors; ConfigError where the named columns cannot be a store's.
+    """The dimensions of the vectors; ConfigError if the named columns cannot be used.
 
-    names: of the columns, by role. columns, kinds: the type, its modifier and the kind of each that there is.
+    names: the columns by role. columns, kinds: type, modifier and kind of every column of the table.
     """
     for role, name in names.items():
         if name not in columns:

@@ -1,4 +1,4 @@
-"""A connection to a PostgreSQL that has pgvector, and what its errors mean."""
+"""A connection to PostgreSQL with pgvector, and the translation of its errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _CONNECT_SECONDS = 10
 
 
 class PostgresConnection:
-    """One connection, made anew where it was lost. Threads take turns."""
+    """One connection, reopened if it was lost. Threads take turns."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -26,7 +26,7 @@ class PostgresConnection:
 
     @contextmanager
     def reaching(self) -> "Iterator[psycopg.Connection]":
-        """The connection, for this thread alone; PostgreSQL's errors are raised as Trimtab's."""
+        """The connection, locked for this thread; PostgreSQL's errors are raised as Trimtab's."""
         import psycopg
 
         name, scrub = self._address.name, self._address.scrub

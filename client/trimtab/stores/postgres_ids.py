@@ -1,4 +1,4 @@
-"""Which ids a column of PostgreSQL can hold, and gives back as they went in."""
+"""Which ids a column of PostgreSQL can hold and return unchanged."""
 
 import uuid
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from trimtab.errors import ConfigError
 from trimtab.stores.ids import Id, id_fault
 
 _WHOLE = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
-# Types whose values do not come back as they went in, and so name nothing.
+# Types whose values do not come back unchanged, and so cannot be ids.
 _NO_IDS = {"boolean", "bytea", "real", "double precision", "json", "jsonb", "oid"}
 
 
@@ -23,7 +23,7 @@ class IdColumn:
         return not self.fault(id)
 
     def fault(self, id: Id) -> str:
-        """Why it cannot hold this id, or would give it back as another; "" where it can."""
+        """Why it cannot hold this id and return it unchanged; "" if it can."""
         if fault := id_fault(id):
             return fault
         most = _WHOLE.get(self.type)
@@ -42,14 +42,14 @@ class IdColumn:
         return f"the table has ids of type {self.type}, and {id!r} is none; name one whose ids are such"
 
     def read(self, value: Any) -> Id:
-        """The id that stands in a row."""
+        """The id in a row."""
         if isinstance(value, int):
             return value
         return str(value).rstrip(" ") if self.type == "bpchar" else str(value)
 
 
 def id_column(type: LiteralString, column: str, name: str, item: str) -> IdColumn:
-    """The column of this type; ConfigError where its values name nothing."""
+    """The column of this type; ConfigError if its values cannot be ids."""
     if type in _NO_IDS or type.endswith("[]"):
         raise ConfigError(
             f"column {column!r} of {name} is {type}; ids are whole numbers, text or "

@@ -2,8 +2,8 @@
 
 A table made here has the columns `id` (bigint or text, as the first ids are), `text` and `embedding`, and its
 comment names the space. Options name the columns of another table: `#docs?id=doc&text=body&vector=embedding`.
-`vector` and `halfvec` columns are read; bring an index of your own (HNSW, IVFFlat) for more than some ten
-thousand rows, best once all of them are there. `probes` and `ef_search` say how far these are searched.
+`vector` and `halfvec` columns are read. For more than some ten thousand rows, create an index (HNSW,
+IVFFlat), best after all rows are written; `probes` and `ef_search` say how much of it is searched.
 """
 
 import math
@@ -34,7 +34,7 @@ class PostgresStore(Store):
     """A table with a column of pgvector's."""
 
     def __init__(self, address: Address, form: Form | None = None, example: Id | None = None) -> None:
-        """The table at `address`; with `form`, made where there is none, its ids of the type of `example`."""
+        """The table at `address`; with `form`, created if there is none, its ids typed like `example`."""
         from psycopg import sql
 
         options = address.take(*OPTIONS)
@@ -71,7 +71,7 @@ class PostgresStore(Store):
         with self._connection.reaching() as connection:
             try:
                 found = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()
-            except psycopg.Error:  # some services withhold it
+            except psycopg.Error:  # some services do not allow it
                 found = connection.execute("SELECT pg_postmaster_start_time()").fetchone()
             tables = connection.execute(catalogue.TABLES, (table,)).fetchall()
         return frozenset(("postgresql", found, *each) for each in tables)
@@ -165,12 +165,12 @@ class PostgresStore(Store):
             if not math.isnan(distance)
         ]
         if cosine and (len(hits) < k or min(hit.score for hit in hits) < 0):
-            # A vector of length 0 is at cosine 0. PostgreSQL says NaN, behind all others, and indexes none.
+            # A vector of length 0 has cosine 0. PostgreSQL says NaN, sorts it last, and does not index it.
             zeros = self._rows(
                 "SELECT {id}, {text} FROM {table} WHERE {vector} {operator} %s = 'NaN' LIMIT %s", query, k
             )
             hits += [Hit(self._ids.read(id), text, 0.0) for id, text in zeros]
-        # Iterative scans of IVFFlat keep the order only nearly.
+        # Iterative scans of IVFFlat are only nearly in order.
         return sorted(hits, key=lambda hit: -hit.score)[:k]
 
     def _available(self, most: int) -> int:
@@ -201,9 +201,9 @@ class PostgresStore(Store):
             self._check_kept(rows.documents)
 
     def _check_kept(self, documents: Sequence[Document]) -> None:
-        """InvalidArgument where the table made something else of an id or a text that was just written.
+        """InvalidArgument if the table changed an id or a text that was just written.
 
-        Types cut and pad ('01' as numeric is 1, and may be another's id), and so do triggers.
+        Types truncate and pad ('01' as numeric is 1, and may be another document's id), and so do triggers.
         """
         found = self.texts([document.id for document in documents])
         for document in documents:
@@ -266,7 +266,7 @@ class PostgresStore(Store):
             connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self._table, written))
 
     def _describe(self, names: dict[str, str], options: dict[str, str]) -> Form:
-        """What the table says of its vectors and, on the way, the type of its ids."""
+        """What the table says of its vectors; sets the type of its ids."""
         table = self._table.as_string(None)
         with self._connection.reaching() as connection:
             found = connection.execute(catalogue.COLUMNS, (table,)).fetchall()
@@ -285,7 +285,7 @@ class PostgresStore(Store):
         return Form(space=space, dimensions=dimensions, similarity=similarity)
 
     def _indexed(self, column: str) -> Similarity:
-        """The similarity for which the column has an index; cosine where it has none."""
+        """The similarity for which the column has an index; cosine if there is none."""
         with self._connection.reaching() as connection:
             classes = connection.execute(catalogue.CLASSES, (self._table.as_string(None), column)).fetchall()
         words = {word for (name,) in classes for word in name.split("_")}

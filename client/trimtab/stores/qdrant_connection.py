@@ -1,4 +1,4 @@
-"""Qdrant's client, for a server or a folder of its own, and what its errors mean."""
+"""Qdrant's client, for a server or a local folder, and the translation of its errors."""
 
 import os
 import socket
@@ -17,8 +17,8 @@ from trimtab.stores.checks import files_identity
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-_REFUSED = {400, 413, 422}  # the request, not the server, is at fault
-_PORT = 6333  # where an address names none
+_REFUSED = {400, 413, 422}  # the request is to blame, not the server
+_PORT = 6333  # if an address names none
 
 
 class QdrantConnection:
@@ -31,14 +31,14 @@ class QdrantConnection:
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """The client, for this thread alone; its errors are raised as Trimtab's."""
+        """The client, locked for this thread; its errors are raised as Trimtab's."""
         from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
         name, scrub = self._address.name, self._address.scrub
         with self._guard:
             try:
                 yield
-            except sqlite3.Error as error:  # in which the embedded client keeps its points
+            except sqlite3.Error as error:  # the embedded client keeps its points in SQLite
                 raise Unavailable(
                     f"{name} cannot be used: {scrub(error)[:400]}; see to the disk and its room, and go on"
                 ) from None
@@ -49,7 +49,7 @@ class QdrantConnection:
                 raise Unavailable(f"{name} does not answer as it should: {scrub(error)[:400]}") from None
 
     def place(self) -> frozenset[Hashable]:
-        """The folder, or the server: by what it says of itself, or by its addresses where it says nothing."""
+        """The folder, or the server: its own id, or its addresses if it does not tell."""
         from qdrant_client.http.exceptions import ApiException
 
         if self._address.kind == "qdrant":
@@ -58,7 +58,7 @@ class QdrantConnection:
             told: Any = self.client.http.service_api.telemetry(details_level=0).result
             peers = getattr(self.client.cluster_status(), "peers", {})
             return frozenset([("qdrant", told.id), *(("qdrant-peer", peer) for peer in peers)])
-        except ApiException:  # a key for one collection may not ask
+        except ApiException:  # a key for one collection is not allowed to ask
             url = urlsplit(self._address.location)
             found = socket.getaddrinfo(url.hostname, url.port or _PORT, type=socket.SOCK_STREAM)
             return frozenset(("address", each[4][0], each[4][1]) for each in found)
@@ -84,7 +84,7 @@ def _client(address: Address) -> "QdrantClient":
     folder = Path(address.location)
     described = folder / "meta.json"
     if described.exists() and not described.stat().st_size and not (folder / "collection").exists():
-        described.unlink()  # the client was stopped between making it and writing the first word
+        described.unlink()  # the client was stopped before it wrote anything
     try:
         return QdrantClient(path=address.location, force_disable_check_same_thread=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Documents as Qdrant's points, and back; and what is written of a point that is there already."""
+"""Documents as Qdrant's points, and back; and what is written of a point that exists."""
 
 import uuid
 from collections.abc import Collection, Sequence
@@ -14,7 +14,7 @@ _LARGEST = 2**64
 
 
 def point_id(id: Id) -> int | str:
-    """The id that Qdrant takes: whole numbers and UUIDs as they are, a UUID made from any other."""
+    """The id for Qdrant: whole numbers and UUIDs as they are, a UUID derived from any other."""
     if isinstance(id, int):
         return id if 0 <= id < _LARGEST else str(uuid.uuid5(uuid.NAMESPACE_OID, f"int:{id}"))
     try:
@@ -26,12 +26,12 @@ def point_id(id: Id) -> int | str:
 
 
 def points_of(ids: Collection[Id]) -> list[Any]:
-    """The points of these ids; what is no id is nowhere."""
+    """The points of these ids, without invalid ones."""
     return [point_id(id) for id in ids if not id_fault(id)]
 
 
 def _made_from(id: object, point: int | str) -> bool:
-    """Whether this is the id from which a point's UUID was made. Nobody has such a pair by chance."""
+    """Whether a point's UUID is derived from this id, which does not happen by chance."""
     return isinstance(id, int | str) and not id_fault(id) and id != point and point_id(id) == point
 
 
@@ -57,7 +57,7 @@ def payload_of(document: Document, text_key: str) -> dict[str, Any]:
 
 
 def operations(points: Sequence[Any], known: Collection[Any], text_key: str) -> list[Any]:
-    """What writes these points. Of the `known` ones, which are there, other vectors and payload stay."""
+    """The operations that write these points; other vectors and payload of the `known` ones stay."""
     from qdrant_client import models
 
     fresh = [point for point in points if point.id not in known]
@@ -77,7 +77,7 @@ def operations(points: Sequence[Any], known: Collection[Any], text_key: str) -> 
 
 
 def carrying(id: Any, payload: dict[str, Any]) -> Any:
-    """What writes these fields of a point's payload, and leaves the others."""
+    """The operation that writes these fields of a point's payload, and leaves the others."""
     from qdrant_client import models
 
     return models.SetPayloadOperation(set_payload=models.SetPayload(payload=payload, points=[id]))

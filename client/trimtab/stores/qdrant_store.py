@@ -1,11 +1,11 @@
 """Qdrant: a collection of a server, or of a folder that the client itself opens.
 
 A point's payload holds its text under `text` (option `text=NAME`). Qdrant's own ids are whole numbers and
-UUIDs; any other id becomes a UUID made from it, and the payload keeps the id under `trimtab_id`, the one key
-that is Trimtab's. It counts only where the point's UUID is made from it. All other payload is the
-application's: it is carried along, and writing leaves what was there. The space stands in the collection's
-metadata, which servers know from 1.16 on. Qdrant keeps vectors at length 1 where they are compared by cosine.
-`ef_search` says how far its index is searched. One process at a time can open a folder.
+UUIDs; any other id becomes a UUID derived from it, and the payload keeps the id under `trimtab_id`, the only
+key that is Trimtab's. It is believed only if the point's UUID is derived from it. All other payload is the
+application's: it moves along, and writing leaves it. The space is in the collection's metadata, which needs
+Qdrant 1.16. For cosine, Qdrant normalises vectors. `ef_search` says how much of its index is searched. Only
+one process at a time can open a folder.
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -75,7 +75,7 @@ class QdrantStore(Store):
     def page(self, after: Id | None, size: int) -> list[Document]:
         start = None if after is None else points.point_id(after)
         with self._connection.reaching():
-            # The offset is the first that is given, where it is still there.
+            # The offset itself is returned first, if it still exists.
             found, _ = self._client.scroll(
                 self._collection,
                 limit=size + 1,
@@ -148,7 +148,7 @@ class QdrantStore(Store):
         query = check_query(self, vector, k)
         with self._connection.reaching():
             found = self._nearest(query, k, exact=False)
-            if len(found) < k and len(found) < self.count():  # the graph of an index did not reach all
+            if len(found) < k and len(found) < self.count():  # the graph of an index did not reach them
                 found = self._nearest(query, k, exact=True)
         sign = -1.0 if self.form.similarity in {"euclidean", "manhattan"} else 1.0
         documents = [points.document_of(point, self._text) for point in found]
@@ -169,7 +169,9 @@ class QdrantStore(Store):
 
     def upsert(self, rows: Rows) -> None:
         vectors = check_rows(self, rows)
-        if self.form.similarity == "cosine":  # as Qdrant does, but for those whose squares it cannot hold
+        if (
+            self.form.similarity == "cosine"
+        ):  # as Qdrant does, except for vectors whose squares overflow there
             vectors = normalised(vectors)
         for start in range(0, len(rows), _MOST_POINTS):
             part = slice(start, start + _MOST_POINTS)
@@ -249,7 +251,7 @@ class QdrantStore(Store):
     def _retrieve(
         self, ids: Sequence[Id], *, vectors: bool = False, fields: list[str] | None = None
     ) -> list[Any]:
-        """The points of those of these ids that are there, in the order of `ids`."""
+        """The existing points of these ids, in their order."""
         wanted = points.points_of(ids)
         if not wanted:
             return []
@@ -262,14 +264,14 @@ class QdrantStore(Store):
         return [found[id] for id in wanted if id in found]
 
     def _vector(self, point: Any) -> list[float] | None:
-        """The vector of a point; None where others wrote it without."""
+        """The vector of a point; None if it was written without."""
         found = point.vector
         if self._using is not None:
             found = (found or {}).get(self._using)
         return found or None
 
     def _write(self, documents: Sequence[Document], vectors: Matrix) -> None:
-        """Write points. Of those that are there, other vectors and other payload stay."""
+        """Write points; other vectors and other payload of existing ones stay."""
         made = [
             self._models.PointStruct(
                 id=points.point_id(document.id),
