@@ -4,17 +4,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import msgspec
 
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
-from trimtab.kinds import Dtype, Truncate
+from trimtab.kinds import Dtype, Priority, Role, Truncate
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Limits
 from trimtab_server.engine.admission.admission import Admission, Pass
-from trimtab_server.engine.batch import Priority
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.tickets import Computed
 from trimtab_server.inputs.text import Tokenization
@@ -29,8 +28,6 @@ from trimtab_server.spaces.adapters import Route, Vectors
 from trimtab_server.spaces.applying import Applier
 from trimtab_server.turns import PIECE, Flow, Turns
 
-Role = Literal["query", "passage"]
-
 # Each space asked for holds a matrix of its own until the answer is sent.
 MAX_SPACES = 8
 
@@ -41,14 +38,14 @@ SPECIAL_TOKENS = 4
 
 
 class EmbedRequest(msgspec.Struct, frozen=True):
-    """What a caller asks for, whatever the protocol it came by. `dimensions` 0: all of them."""
+    """What a caller asks for, whatever the protocol it came by. The options are those of `EmbedOptions`."""
 
     encoder: str
     version: str
     texts: Sequence[str]
     role: Role | None = None
     truncate: Truncate = "end"
-    dimensions: int = 0
+    dimensions: int | None = None
     dtype: Dtype = "float32"
     deadline: float | None = None  # on time.monotonic's clock
     tenant: str = ""
@@ -57,8 +54,8 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     spaces: Sequence[str] = ()  # none: the encoder's own
     group: str = ""
     variant: str = ""  # of the encoder's bundle
-    layers: int = 0  # that the variant computes; 0: any
-    refuse_brownout: bool = False
+    layers: int | None = None
+    allow_brownout: bool = True
 
 
 class Request(Protocol):
@@ -311,7 +308,10 @@ class Pipeline:
     async def _embed(
         self, encoder: Encoder, request: EmbedRequest, protocol: str, begun: float
     ) -> EmbedResult:
-        itself, encoder = encoder, encoder.choose(request.variant, request.layers, request.dimensions)
+        itself, encoder = (
+            encoder,
+            encoder.choose(request.variant, request.layers or 0, request.dimensions or 0),
+        )
         self._check(encoder, request)
         routes = self._routes(encoder, request)
         stand_in = self._stand_in(encoder, request) if encoder is itself else None
@@ -319,7 +319,7 @@ class Pipeline:
             encoder, routes = stand_in
         prompts, prompt = encoder.manifest.prompts, ""
         if request.role is not None:
-            prompt = prompts.query if request.role == "query" else prompts.passage
+            prompt = prompts.of(request.role)
         texts = [prompt + text for text in request.texts] if prompt else request.texts
         others = sum([route.dimensions for route in routes if route.hops])
         with self.admit(encoder, request, texts, others) as share:
@@ -373,10 +373,10 @@ class Pipeline:
             request.role == "query"
             and request.priority == "interactive"
             and tuple(request.spaces) in ((), (encoder.manifest.space,))
-            and request.dimensions in (0, encoder.manifest.dimensions)
+            and request.dimensions in (None, encoder.manifest.dimensions)
             and request.dtype != "ubinary"
         )
-        if request.refuse_brownout or request.variant or request.layers or not measured:
+        if not request.allow_brownout or request.variant or request.layers or not measured:
             return None
         found = self._brownouts.stand_in(encoder)
         return None if found is None else (found[0], [found[1]])

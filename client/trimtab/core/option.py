@@ -105,7 +105,7 @@ class Choice(Option):
     def from_parameter(self, given: Any) -> str:
         if self.ranked:
             first, second = self.numbers
-            return second if _whole(self, given) > 1 else first
+            return second if whole(self.parameter, given) > 1 else first
         if not isinstance(given, str) or given.lower() not in self.numbers:
             raise self._refuse(given, f"choose one of {self._names}")
         return given.lower()
@@ -136,7 +136,7 @@ class Count(Option):
         return content or None
 
     def from_parameter(self, given: Any) -> int:
-        return _whole(self, given)
+        return whole(self.parameter, given)
 
     def argument(self) -> dict[str, Any]:
         return {"default": None, "help": self.help, "type": int, "metavar": "N"}
@@ -163,10 +163,10 @@ class Permission(Option):
         return given
 
 
-def _whole(option: Option, given: Any) -> int:
-    """A whole number from 1, also as a string."""
+def whole(parameter: str, given: Any) -> int:
+    """The value of a parameter that is a whole number from 1, also as a string."""
     if isinstance(given, str) and given.isdecimal() and len(given) <= _DIGITS:
         given = int(given)
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise InvalidArgument(f"parameter {option.parameter} is {given!r}; it must be a whole number from 1")
+        raise InvalidArgument(f"parameter {parameter} is {given!r}; it must be a whole number from 1")
     return given

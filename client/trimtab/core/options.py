@@ -5,8 +5,12 @@ From an option's line there follow the SDK's keyword, its check, the message tha
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Protocol, TypedDict, Unpack, cast, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, cached_property
+from typing import Annotated, Any, TypedDict, Unpack, cast, get_type_hints
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
 
 from trimtab.core.answers import Encoder
 from trimtab.core.option import Choice, Count, Option, Permission, Text
@@ -124,6 +128,9 @@ PARAMETERS: Mapping[str, str] = {
 """The names of the options that KServe's parameters carry, by the parameter."""
 
 
+_DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
+
+
 class Options:
     """The options of a call, checked; `values` has all of them.
 
@@ -135,8 +142,7 @@ class Options:
             raise TypeError(f"{min(unknown)!r} is not an option; there are {', '.join(OPTIONS)}")
         for name, value in options.items():
             OPTIONS[name].check(name, value)
-        defaults = {name: option.default for name, option in OPTIONS.items()}
-        self.values = cast(EmbedOptions, {**defaults, **options})
+        self.values = cast(EmbedOptions, {**_DEFAULTS, **options})
 
     @property
     def itself(self) -> bool:
@@ -156,13 +162,16 @@ class Options:
 
     def request(self, texts: Iterable[str] = (), spaces: Sequence[str] | None = None) -> pb.EmbedRequest:
         """The message that asks for these texts, in these spaces instead of `space` where they are given."""
-        fields: dict[str, Any] = {
+        fields = self._message_fields if spaces is None else {**self._message_fields, "spaces": spaces}
+        return pb.EmbedRequest(texts=texts, **fields)
+
+    @cached_property
+    def _message_fields(self) -> dict[str, Any]:
+        """The options as the fields of a message."""
+        return {
             option.field or name: option.to_field(self.values[name])  # type: ignore[literal-required]
             for name, option in OPTIONS.items()
         }
-        if spaces is not None:
-            fields["spaces"] = spaces
-        return pb.EmbedRequest(texts=texts, **fields)
 
     def of(self, encoder: str, version: str) -> "Options":
         """The same options for exactly this version of an encoder."""
@@ -183,34 +192,39 @@ class Options:
         return self.of(encoder.name, encoder.version)
 
 
-class Message(Protocol):
-    """A request with options: EmbedRequest, or one with some of its fields."""
-
-    @property
-    def DESCRIPTOR(self) -> Any: ...  # noqa: N802
+Read = Callable[[str, Any], Any]
 
 
-def from_message(request: Message) -> EmbedOptions:
-    """The options that a message holds, as many as it has fields for.
+@cache
+def _fields(message: Descriptor) -> tuple[tuple[str, str, Read | None], ...]:
+    """The options that a message has fields for, with those, and how they are read; None: as they are."""
+    named = ((name, option.field or name, option) for name, option in OPTIONS.items())
+    return tuple(
+        (name, field, None if isinstance(option, Text) and not option.repeated else option.from_field)
+        for name, field, option in named
+        if field in message.fields_by_name
+    )
 
-    Of several spaces the first one. Raises InvalidArgument for a number that stands for nothing.
+
+def from_message(request: Message) -> dict[str, Any]:
+    """The options that an EmbedRequest holds, or a message with some of its fields.
+
+    Of several spaces, the first. Raises InvalidArgument for a number that stands for nothing.
     """
-    fields = request.DESCRIPTOR.fields_by_name
-    found = {
-        name: option.from_field(name, getattr(request, option.field or name))
-        for name, option in OPTIONS.items()
-        if (option.field or name) in fields
-    }
-    return cast(EmbedOptions, found)
+    found = {}
+    for name, field, read in _fields(request.DESCRIPTOR):
+        content = getattr(request, field)
+        found[name] = content if read is None else read(name, content)
+    return found
 
 
-def from_parameters(parameters: Mapping[str, Any]) -> EmbedOptions:
+def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The options that KServe's parameters name, and defaults for the others. Raises InvalidArgument."""
-    found = {name: option.default for name, option in OPTIONS.items()}
+    found = dict(_DEFAULTS)
     for parameter, given in parameters.items():
         name = PARAMETERS[parameter]
         found[name] = OPTIONS[name].from_parameter(given)
-    return cast(EmbedOptions, found)
+    return found
 
 
 def declare(parser: argparse._ActionsContainer, names: Iterable[str] = OPTIONS, **helps: str) -> None:

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.inputs import TokenTypes
+from trimtab.kinds import Precision, Priority
 
 Ids = NDArray[np.int32]
-Priority = Literal["interactive", "bulk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Model:
     max_tokens: int
     pad_id: int
     types: TokenTypes = field(default_factory=TokenTypes)
-    precision: str = "fp32"  # a bundle.Precision; that module brings gRPC into a device's own process
+    precision: Precision = "fp32"
     engines: tuple[Stored, ...] = ()  # of TensorRT
 
     @property

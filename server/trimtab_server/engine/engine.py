@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import DeadlineExceeded, NotFound, Unavailable
-from trimtab_server.engine.batch import Batch, Ids, Item, Model, Priority
+from trimtab.kinds import Priority
+from trimtab_server.engine.batch import Batch, Ids, Item, Model
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.workers import OUT_OF_SERVICE, Workers
 from trimtab_server.engine.queue.batcher import Batcher

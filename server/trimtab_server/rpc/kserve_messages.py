@@ -8,78 +8,36 @@ import struct
 import time
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
+from trimtab.core import options
+from trimtab.core.option import whole
 from trimtab.errors import InvalidArgument
-from trimtab.kinds import (
-    DTYPES,
-    Truncate,
-    check_dtype,
-)
 from trimtab.values.dense import STORAGE
-from trimtab_server.pipeline import EmbedRequest, EmbedResult, Role, check_count
+from trimtab_server.pipeline import EmbedRequest, EmbedResult, check_count
 from trimtab_server.rpc.senders import Sender
 
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
-DIGITS = 18  # of a whole number that comes as a string
 OUTPUTS = ("embeddings", "token_count")
-PARAMETERS = (
-    "input_type", "truncate", "dimensions", "embedding_type", "timeout", "priority", "space", "group",
-    "variant", "layers", "allow_brownout",
-)  # fmt: skip
+PARAMETERS = (*options.PARAMETERS, "timeout")
 
 
-class Parameters:
-    """A request's parameters, typed; one that is not known is refused."""
-
-    def __init__(self, parameters: Any) -> None:
-        self._values: dict[str, Any] = {}
-        for name, value in parameters.items():
-            if name == "triton_enable_empty_final_response":  # a stream's own; see ModelStreamInfer
-                continue
-            if name not in PARAMETERS:
-                raise InvalidArgument(
-                    f"parameter {name!r} is not known; this server takes {', '.join(PARAMETERS)}"
-                )
-            kind = value.WhichOneof("parameter_choice")
-            self._values[name] = getattr(value, kind) if kind else None
-
-    def choice(self, name: str, choices: tuple[str, ...]) -> Any:
-        """A string out of `choices`, in either case; None where it is absent."""
-        if name not in self._values:
-            return None
-        value = self._values[name]
-        if not isinstance(value, str) or value.lower() not in choices:
-            raise InvalidArgument(f"parameter {name} is {value!r}; choose one of {', '.join(choices)}")
-        return value.lower()
-
-    def string(self, name: str) -> str:
-        """Any string; "" where it is absent."""
-        value = self._values.get(name, "")
-        if not isinstance(value, str):
-            raise InvalidArgument(f"parameter {name} is {value!r}; it must be a string")
-        return value
-
-    def boolean(self, name: str, default: bool) -> bool:
-        """True or false; the default where it is absent."""
-        value = self._values.get(name, default)
-        if not isinstance(value, bool):
-            raise InvalidArgument(f"parameter {name} is {value!r}; it must be true or false")
-        return value
-
-    def integer(self, name: str) -> int:
-        """A whole number from 1, also as a string; 0 where it is absent."""
-        if name not in self._values:
-            return 0
-        value = self._values[name]
-        if isinstance(value, str) and value.isdecimal() and len(value) <= DIGITS:
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidArgument(f"parameter {name} is {value!r}; it must be a whole number from 1")
-        return value
+def _parameters(request: Any) -> dict[str, Any]:
+    """A request's parameters; one that is not known is refused."""
+    given = {}
+    for name, value in request.parameters.items():
+        if name == "triton_enable_empty_final_response":  # a stream's own; see ModelStreamInfer
+            continue
+        if name not in PARAMETERS:
+            raise InvalidArgument(
+                f"parameter {name!r} is not known; this server takes {', '.join(PARAMETERS)}"
+            )
+        kind = value.WhichOneof("parameter_choice")
+        given[name] = getattr(value, kind) if kind else None
+    return given
 
 
 def rows(request: Any) -> int:
@@ -89,29 +47,20 @@ def rows(request: Any) -> int:
 
 def parse(request: Any, deadline: float | None, sender: Sender, max_texts: int) -> EmbedRequest:
     """A ModelInferRequest as the pipeline takes it; InvalidArgument names what is wrong with it."""
-    parameters = Parameters(request.parameters)
+    given = _parameters(request)
     _wanted(request)
-    timeout = parameters.integer("timeout")  # microseconds, as Triton's
-    space = parameters.string("space")
-    own = time.monotonic() + timeout / 1e6 if timeout else None
+    own = None
+    if "timeout" in given:  # microseconds, as Triton's
+        own = time.monotonic() + whole("timeout", given.pop("timeout")) / 1e6
+    asked = options.from_parameters(given)
+    space = asked.pop("space")
     return EmbedRequest(
-        encoder=request.model_name,
-        version=request.model_version,
         texts=_texts(request, max_texts),
-        role=parameters.choice("input_type", get_args(Role)),
-        truncate=parameters.choice("truncate", get_args(Truncate)) or "end",
-        dimensions=parameters.integer("dimensions"),
-        dtype=check_dtype(parameters.choice("embedding_type", DTYPES) or "float32"),
+        spaces=(space,) if space else (),
         deadline=min((each for each in (deadline, own) if each is not None), default=None),
         tenant=sender.tenant,
         flow=sender.flow,
-        # Triton's priorities: 1 is the highest, and what is left out is the default.
-        priority="bulk" if parameters.integer("priority") > 1 else "interactive",
-        spaces=(space,) if space else (),
-        group=parameters.string("group"),
-        variant=parameters.string("variant"),
-        layers=parameters.integer("layers"),
-        refuse_brownout=not parameters.boolean("allow_brownout", True),
+        **{**asked, "encoder": request.model_name, "version": request.model_version},
     )
 
 

@@ -1,22 +1,20 @@
 """trimtab.v1.EncoderService: our own API, over the pipeline."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from typing import TypeVar
+from collections.abc import AsyncIterator
 
 from trimtab import kinds
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import Interval
 from trimtab.artifacts.bundle import Fidelity
-from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
-from trimtab.kinds import Truncate
+from trimtab.core.options import from_message
+from trimtab.errors import ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab.values import dense
 from trimtab_server.callers import access
 from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.engine.batch import Priority
-from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Role, Times
+from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Times
 from trimtab_server.rpc import intake
 from trimtab_server.rpc.senders import Sender
 from trimtab_server.rpc.statuses import Context, as_trimtab_error, deadline_of, shorten
@@ -27,25 +25,6 @@ from trimtab_server.spaces.routes import refusal
 from trimtab_server.tasks.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 
 PROTOCOL = "trimtab.v1"
-Choice = TypeVar("Choice")
-
-ROLES: dict[int, Role | None] = {
-    pb.ROLE_UNSPECIFIED: None,
-    pb.ROLE_QUERY: "query",
-    pb.ROLE_PASSAGE: "passage",
-}
-TRUNCATES: dict[int, Truncate] = {
-    pb.TRUNCATE_UNSPECIFIED: "end",
-    pb.TRUNCATE_END: "end",
-    pb.TRUNCATE_START: "start",
-    pb.TRUNCATE_NONE: "none",
-}
-
-PRIORITIES: dict[int, Priority] = {
-    pb.PRIORITY_UNSPECIFIED: "interactive",
-    pb.PRIORITY_INTERACTIVE: "interactive",
-    pb.PRIORITY_BULK: "bulk",
-}
 
 
 class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
@@ -166,27 +145,17 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         )
 
 
-def _known(choices: Mapping[int, Choice], value: int, name: str, enum: str) -> Choice:
-    try:
-        return choices[value]
-    except KeyError:
-        raise InvalidArgument(f"{name} {value} is not known; see {enum} in trimtab.v1") from None
-
-
 def _parse_rescore(request: pb.RescoreRequest, deadline: float | None, sender: Sender) -> RescoreRequest:
     return RescoreRequest(
-        encoder=request.encoder,
-        version=request.version,
         query=request.query,
         candidates=[
             Candidate(each.id, each.text if each.HasField("text") else None, each.digest)
             for each in request.candidates
         ],
-        truncate=_known(TRUNCATES, request.truncate, "truncate", "Truncate"),
         deadline=deadline,
         tenant=sender.tenant,
         flow=sender.flow,
-        priority=_known(PRIORITIES, request.priority, "priority", "Priority"),
+        **from_message(request),
     )
 
 
@@ -212,23 +181,15 @@ def _write_times(message: pb.StageTimes, times: Times) -> None:
 
 
 def _parse(request: pb.EmbedRequest, deadline: float | None, sender: Sender) -> EmbedRequest:
+    options = from_message(request)
+    del options["space"]  # here they may be several
     return EmbedRequest(
-        encoder=request.encoder,
-        version=request.version,
         texts=request.texts,
-        role=_known(ROLES, request.role, "role", "Role"),
-        truncate=_known(TRUNCATES, request.truncate, "truncate", "Truncate"),
-        dimensions=request.dimensions,
-        dtype=_known(dense.FROM_PROTO, request.dtype, "dtype", "DataType"),
+        spaces=request.spaces,
         deadline=deadline,
         tenant=sender.tenant,
         flow=sender.flow,
-        priority=_known(PRIORITIES, request.priority, "priority", "Priority"),
-        spaces=request.spaces,
-        group=request.group,
-        variant=request.variant,
-        layers=request.layers,
-        refuse_brownout=request.refuse_brownout,
+        **options,
     )
 
 

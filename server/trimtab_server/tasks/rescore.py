@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from trimtab.core.rescoring import digest_of
 from trimtab.errors import InvalidArgument
-from trimtab.kinds import Truncate
+from trimtab.kinds import Priority, Truncate
 from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.engine.batch import Priority
 from trimtab_server.outputs import dense
 from trimtab_server.pipeline import Pipeline, Times
 

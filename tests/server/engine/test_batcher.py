@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trimtab_server.engine.batch import Batch, Item, Model, Priority
+from trimtab.kinds import Priority
+from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.engine.queue.batcher import CROWD, MOST_FLOWS, Batcher
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.queue.lane import AHEAD, EXACT, WEIGHTS

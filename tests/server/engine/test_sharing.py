@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trimtab_server.engine.batch import Item, Model, Priority
+from trimtab.kinds import Priority
+from trimtab_server.engine.batch import Item, Model
 from trimtab_server.engine.queue.sharing import ENTRY_BYTES, Sharing
 
 

@@ -24,7 +24,8 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from trimtab_server.engine.batch import Batch, Item, Model, Priority
+from trimtab.kinds import Priority
+from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.queue.lane import WEIGHTS, Lane
 

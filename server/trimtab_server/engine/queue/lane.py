@@ -6,7 +6,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TypeAlias
 
-from trimtab_server.engine.batch import Item, Priority
+from trimtab.kinds import Priority
+from trimtab_server.engine.batch import Item
 from trimtab_server.engine.queue.cost import Cost
 
 # Up to so many items are split into batches exactly; that takes time with their square.

@@ -11,7 +11,8 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab_server.engine.batch import Ids, Item, Model, Priority
+from trimtab.kinds import Priority
+from trimtab_server.engine.batch import Ids, Item, Model
 
 Vector: TypeAlias = NDArray[np.float32]
 Key: TypeAlias = tuple[Model, bytes, str]

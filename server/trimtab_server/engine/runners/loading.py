@@ -9,11 +9,11 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
-from typing import Any, cast
+from typing import Any
 
 import onnxruntime as ort
 
-from trimtab.artifacts import reading
+from trimtab.artifacts import reading, tensorrt
 from trimtab_server.engine.batch import Model, Stored
 
 # A folder that nobody can make, where ONNX Runtime looks for what it was not given.
@@ -89,10 +89,5 @@ def _provider(model: Model, name: str, index: int, copied: Path | None) -> Any:
         return name
     if name != TENSORRT or copied is None:
         return name, {"device_id": str(index)}
-    # Here, since they bring gRPC along, which a device's own process has no other use for.
-    from trimtab.artifacts import tensorrt
-    from trimtab.kinds import Precision
-
     engines = copied.with_name(tensorrt.FOLDER) if model.engines else None
-    precision = cast(Precision, model.precision)
-    return name, tensorrt.options(model.inputs, model.max_tokens, precision, engines, index)
+    return name, tensorrt.options(model.inputs, model.max_tokens, model.precision, engines, index)
