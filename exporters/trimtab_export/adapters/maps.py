@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from trimtab.errors import AdapterError
 from trimtab_export import runtime
+from trimtab_export.adapters.metrics import unit
 from trimtab_export.graph.nodes import Nodes
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -58,7 +59,7 @@ class Map:
         """The adapted rows, float32 (n, d_out)."""
         read = rows[:, self.first : self.last]
         if self.unit_input:
-            read = _unit(read)
+            read = unit(read)
         result = (read if self.weight is None else read @ self.weight) + self.shift
         if self.hidden is not None:
             inner = np.maximum(read @ self.hidden.inward + self.hidden.bias, 0)
@@ -66,7 +67,7 @@ class Map:
         if self.groups is not None:
             result = result + self.groups[np.zeros(len(rows), np.int64) if group is None else group]
         result = result.astype(np.float32)
-        return _unit(result) if self.unit_output else result
+        return unit(result) if self.unit_output else result
 
     def scaled(self, factor: float) -> "Map":
         """The same map with its outputs `factor` times as long; no change where they are of length 1."""
@@ -144,11 +145,6 @@ def _unit_node(make: Nodes, rows: str) -> str:
     square = make.node("ReduceSumSquare", rows, make.constant(np.array([1], np.int64)), keepdims=1)
     length = make.node("Max", make.node("Sqrt", square), make.constant(np.float32(SMALL)))
     return make.node("Div", rows, length)
-
-
-def _unit(rows: Floats) -> Floats:
-    result: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), SMALL)
-    return result
 
 
 def _float(values: NDArray[Any]) -> Floats:

@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import InternalError
-from trimtab.kinds import Dtype, Similarity
+from trimtab.kinds import Dtype
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -22,26 +22,6 @@ def check_finite(vectors: NDArray[np.float32], name: str = "texts") -> None:
     if not np.logical_and.reduce(finite, axis=None):  # as `all`, by way of less Python
         bad = ~finite.all(axis=1)
         raise InternalError(f"the encoder gave no finite vector for {name}[{int(bad.argmax())}]")
-
-
-def scores(
-    query: NDArray[np.float32], vectors: NDArray[np.float32], similarity: Similarity
-) -> NDArray[np.float32]:
-    """How near each of `vectors`, float32 (n, d), is to `query`, (d,): float32 (n,), the more the nearer.
-
-    A distance has a minus before it.
-    """
-    nearness: NDArray[np.float32]
-    if similarity == "euclidean":
-        nearness = -np.linalg.norm(vectors - query, axis=1)
-    elif similarity == "manhattan":
-        nearness = -np.abs(vectors - query).sum(axis=1)
-    else:
-        nearness = vectors @ query
-        if similarity == "cosine":
-            lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-            nearness = nearness / np.maximum(lengths, 1e-12)
-    return nearness
 
 
 def finish(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trimtab.core.rescoring import digest_of
 from trimtab.errors import InvalidArgument
 from trimtab.kinds import Priority, Truncate
+from trimtab.values import similarity
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.outputs import dense
 from trimtab_server.pipeline import Pipeline, Times
@@ -136,7 +137,7 @@ class Rescorer:
                     digest = digest_of(candidates[place].text or "")
                     self.memory.remember(keys[place], vector.copy(), digest)  # a view would keep all the rows
             matrix = np.array(vectors, np.float32)
-            scores = dense.scores(computed[0], matrix, encoder.manifest.similarity)
+            scores = similarity.scores(computed[0], matrix, encoder.manifest.similarity)
             times = self._pipeline.answered(encoder, rows, protocol, begun)
             return RescoreResult(encoder, scores, [], times)
 
