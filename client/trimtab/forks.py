@@ -46,7 +46,7 @@ class Calling:
         state = _state
         if state.broken:
             raise FailedPrecondition(
-                "this process was forked while calls of gRPC were on their way, which gRPC does not survive: "
+                "this process was forked while gRPC calls were in flight, which gRPC does not survive: "
                 "start processes by 'spawn' or 'forkserver' (multiprocessing.set_start_method), or fork "
                 "while no call and no stream is open"
             )

@@ -102,7 +102,7 @@ def publish(folder: Path, target: Path, read: Callable[[Path], object]) -> None:
     try:
         read(folder)
     except (BundleError, AdapterError) as error:
-        raise ExportError(f"what was written does not read back, see to the disk: {error}") from None
+        raise ExportError(f"what was written does not read back, check the disk: {error}") from None
     folder.rename(target)
     durable.sync(target.parent)
 

@@ -184,7 +184,7 @@ def test_a_folder_that_does_not_read_back_is_not_published(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", losing)
-        with pytest.raises(ExportError, match="does not read back, see to the disk: weights"):
+        with pytest.raises(ExportError, match="does not read back, check the disk: weights"):
             write.publish(folder, target, read)
     assert not target.exists()
     (folder / "weights").write_bytes(b"whole")

@@ -128,7 +128,7 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
     "bare-tokenizer": ({"tokenizer_json": bare_tokenizer()}, "no token for an empty text"),
     "wide-tokenizer": ({"tokenizer_json": wide_tokenizer()}, "ids from 0 to 54"),
     "growing-tokenizer": ({"tokenizer_json": growing_tokenizer()}, "ended the process|memory|did not get on"),
-    "manifest-fifo": ({"harm": manifest(fifo)}, "no regular file"),
+    "manifest-fifo": ({"harm": manifest(fifo)}, "not a regular file"),
     "manifest-folder": ({"harm": manifest(folder)}, "manifest.json"),
     "manifest-socket": ({"harm": manifest(listening)}, "manifest.json"),
     "manifest-sparse": ({"harm": manifest(sparse)}, "manifest-sparse"),

@@ -208,9 +208,7 @@ class Adapter(Struct, frozen=True):
             return None
         path, dimensions = self.file(file), self.manifest.source.dimensions
         if file.size > MOST_QUERIES_BYTES:
-            raise AdapterError(
-                f"{path} has {file.size} bytes, {MOST_QUERIES_BYTES} are the most that are read"
-            )
+            raise AdapterError(f"{path} has {file.size} bytes; at most {MOST_QUERIES_BYTES} are read")
         content = KIND.content(self.path, file)
         try:
             vectors = _array(content)
@@ -218,8 +216,8 @@ class Adapter(Struct, frozen=True):
             raise AdapterError(f"{path} cannot be read: {error}. Fit the adapter again") from None
         if vectors.dtype != np.float16 or vectors.shape[1:] != (dimensions,) or not len(vectors):
             raise AdapterError(
-                f"{path} holds {vectors.dtype} {vectors.shape}, and not queries, float16 (m, {dimensions}): "
-                "fit the adapter again"
+                f"{path} holds {vectors.dtype} {vectors.shape} instead of queries, float16 (m, "
+                f"{dimensions}): fit the adapter again"
             )
         return vectors
 
@@ -234,7 +232,7 @@ def read(
     """
     manifest = KIND.manifest(path, AdapterManifest, within=within, trusted=trusted)
     if len(set(manifest.groups)) < len(manifest.groups) or "" in manifest.groups:
-        raise AdapterError(f"{path / MANIFEST} names two groups alike, or one nothing. Fit the adapter again")
+        raise AdapterError(f"{path / MANIFEST} has duplicate or empty group names. Fit the adapter again")
     for file in files(manifest):
         KIND.check(path, file, verify)
     return Adapter(path=path, manifest=manifest)

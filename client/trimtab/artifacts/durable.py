@@ -77,7 +77,7 @@ def replacing(path: Path) -> Iterator[Replacement]:
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISLNK(mode):
-            raise OSError(errno.EEXIST, "is there, and is no file", str(path))
+            raise OSError(errno.EEXIST, "exists and is not a file", str(path))
     fresh, stream = open_partial(path.parent)
     try:
         with stream:

@@ -38,7 +38,7 @@ def opened(folder: Path, name: str) -> FileIO:
         raise UnreadableError(f"{path} cannot be read: {reason}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UnreadableError(f"{path} is no regular file")
+        raise UnreadableError(f"{path} is not a regular file")
     return FileIO(handle)
 
 
@@ -47,7 +47,7 @@ def small(folder: Path, name: str, most: int) -> bytes:
     with opened(folder, name) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
-        raise UnreadableError(f"{folder / name} has more than {most} bytes, which is too much for it")
+        raise UnreadableError(f"{folder / name} has more than {most} bytes, more than it may have")
     return content
 
 
@@ -68,7 +68,7 @@ def content(folder: Path, name: str, size: int, sha256: str) -> bytearray:
         try:
             data = bytearray(size)
         except MemoryError:
-            raise UnreadableError(f"{folder / name}: there is no memory for its {size} bytes") from None
+            raise UnreadableError(f"{folder / name}: not enough memory for its {size} bytes") from None
         view, at = memoryview(data), 0
         while got := stream.readinto(view[at:]):
             at += got

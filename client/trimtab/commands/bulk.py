@@ -85,7 +85,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 def _changed(job: BulkJob) -> FailedPrecondition:
     return FailedPrecondition(
-        f"{job.source} was changed while its texts were embedded. Repeat the command: it looks at all blocks"
+        f"{job.source} was changed while its texts were embedded. Repeat the command: it checks all blocks"
     )
 
 

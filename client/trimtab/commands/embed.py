@@ -85,11 +85,11 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--ray, --workers and --block-rows go with a folder: --output NAME/")
     if output is not None:
         if output.exists() and not output.is_file():
-            raise ConfigError(f"{output} is there, and is no file; name another --output")
+            raise ConfigError(f"{output} exists and is not a file; name another --output")
         vector_files.complete(output)
         _check_free(output, overwrite=options.overwrite)
     if output is not None and options.file is not None and texts.same_file(output, options.file):
-        raise ConfigError(f"{output} is what is read; name another file for the vectors")
+        raise ConfigError(f"{output} is also the input; name another file for the vectors")
     source = texts.open_texts(options.file, options.format, options.column)
     with server_options.connect(options) as client:
         if output is None:
@@ -207,7 +207,7 @@ def _to_file(
 
 def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> int:
     if options.file is None:
-        raise ConfigError("a folder is made of a file, which can be read in several places; name one")
+        raise ConfigError("a folder needs a FILE as its input, since several workers read it; name one")
     format, column = texts.check_source(options.file, options.format, options.column)
     manifest = None if options.restart else shards.read_manifest(folder)
     with server_options.connect(options) as client:

@@ -119,18 +119,18 @@ def _check_aside(path: Path, read: Path | None) -> None:
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--aside {path}: the folder does not exist")
     if read is not None and texts.same_file(path, read):
-        raise ConfigError(f"--aside {path} is what is read; name another file")
+        raise ConfigError(f"--aside {path} is also the input; name another file")
     if not path.exists():
         return
     try:
         if not path.is_file():
-            raise ConfigError(f"--aside {path} is no file")
+            raise ConfigError(f"--aside {path} is not a file")
         with path.open("rb") as stream:
             ours = all(msgspec.json.decode(line).keys() == {"id", "reason"} for line in stream)
     except (OSError, ValueError, AttributeError, RecursionError):
         ours = False
     if not ours:
-        raise ConfigError(f"--aside {path} is there, and no earlier run wrote it; name another file")
+        raise ConfigError(f"--aside {path} exists, and no earlier run wrote it; name another file")
 
 
 def _example(documents: Sequence[stores.Document]) -> stores.Id | None:

@@ -193,7 +193,7 @@ def read_documents(path: Path, id_column: str, text_column: str) -> dict[int | s
     a whole number nor text, if a text is not text, or if an id occurs twice.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} is no file")
+        raise ConfigError(f"{path} is not a file")
     kind = _BY_SUFFIX.get(path.suffix.lower())
     if kind is None:
         raise ConfigError(f"{path}: ids and texts are read from a .jsonl or a .parquet file")

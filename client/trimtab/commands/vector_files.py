@@ -115,7 +115,7 @@ class VectorFile:
         try:
             if journal is not None and _read(self._journal_path) != journal:
                 raise FailedPrecondition(
-                    f"another `trimtab embed` went on with {self._partial} meanwhile; repeat the command"
+                    f"another `trimtab embed` has resumed {self._partial}; repeat the command"
                 )
             if journal is None:
                 durable.replace(self._journal_path, self._describe())

@@ -126,7 +126,7 @@ class Exchange:
         """One message from the server."""
         message = self._window.sent(answer.id)
         if message is None:
-            self._failure = InternalError(f"the server answered request {answer.id}, which nobody waits for")
+            self._failure = InternalError(f"the server answered request {answer.id}, which was not sent")
         elif answer.HasField("error"):
             self._refuse(message, answer.error, now)
         else:

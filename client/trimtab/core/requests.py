@@ -77,7 +77,7 @@ def check_spaces(spaces: Iterable[str], options: Options) -> tuple[str, ...]:
     checked = (spaces,) if isinstance(spaces, str) else tuple(spaces)
     for index, space in enumerate(checked):
         if not isinstance(space, str) or not space:
-            raise InvalidArgument(f"spaces[{index}] is {space!r}; pass a space's name, as answers bear it")
+            raise InvalidArgument(f"spaces[{index}] is {space!r}; pass the name of a space, as in answers")
         if space in checked[:index]:
             raise InvalidArgument(f"spaces[{index}] is {space!r} again; name each space once")
     if not checked:

@@ -138,12 +138,11 @@ def _split(part: list[_Candidate], query: str, options: Options, limits: Limits)
 def _missing(part: Sequence[_Candidate], response: pb.RescoreResponse) -> Iterable[str]:
     if len(response.missing) > len(part):
         raise InternalError(
-            f"the server misses the texts of {len(response.missing)} candidates, and was asked for "
-            f"{len(part)}"
+            f"the server asks for the texts of {len(response.missing)} candidates, and was sent {len(part)}"
         )
     for place in response.missing:
         if place >= len(part) or part[place].text is not None:
-            raise InternalError(f"the server misses the text of candidate {place}, which was sent")
+            raise InternalError(f"the server asks for the text of candidate {place}, which was sent")
         yield part[place].id
 
 

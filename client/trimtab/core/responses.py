@@ -110,7 +110,7 @@ def _part(
     reach, suspicious = None, np.zeros(texts, np.bool_)
     if response.HasField("hubness"):
         if len(response.hubness.reach) != texts:
-            raise InternalError(f"the server looked at {len(response.hubness.reach)} of {texts} passages")
+            raise InternalError(f"the server checked {len(response.hubness.reach)} of {texts} passages")
         reach = np.array(response.hubness.reach, np.float32)
         suspicious = reach > response.hubness.threshold
     return Part(

@@ -48,7 +48,7 @@ def check_source(
     if 2 * bad > len(rows):
         raise FailedPrecondition(
             f"{source.name}: the vector of document {rows.ids[int(finite.argmin())]!r} holds NaN or "
-            f"infinity, and {bad} of {len(rows)} sampled do; see where they come from"
+            f"infinity, and {bad} of {len(rows)} sampled do; find out where they come from"
         )
     if claimed is None:
         return f"{source.name} does not name the space of its vectors, which were not checked"
@@ -62,14 +62,14 @@ def check_source(
     if again.shape != rows.vectors.shape:
         raise FailedPrecondition(
             f"{source.name} claims space {claimed}, whose vectors have {again.shape[1]} dimensions, "
-            f"and holds vectors of {rows.vectors.shape[1]}; set right what it claims"
+            f"and holds vectors of {rows.vectors.shape[1]}; correct its claim"
         )
     cosines = _cosines(rows.vectors, again)
     if np.median(cosines) < CLAIMED_COSINE:
         raise FailedPrecondition(
             f"{source.name} claims space {claimed}, but {int((cosines < CLAIMED_COSINE).sum())} of "
             f"{len(cosines)} sampled vectors are not what {encoder.name} {encoder.version} makes of their "
-            f"texts (median cosine {np.median(cosines):.3f}). Set right what it claims; or were prompts left "
+            f"texts (median cosine {np.median(cosines):.3f}). Correct its claim; or were prompts left "
             "out when it was filled, or texts changed since?"
         )
     besides = f"; {bad} more hold NaN or infinity" if bad else ""

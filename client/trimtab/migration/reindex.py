@@ -251,5 +251,5 @@ class Reindex:
         if len(done.aside) > MOST_ASIDE:
             raise FailedPrecondition(
                 f"more than {MOST_ASIDE:,} documents of {self._source.name} cannot be moved, such as {id!r}: "
-                f"{reason}. See to that first; what was moved stays"
+                f"{reason}. Resolve that first; what was moved stays"
             )

@@ -82,7 +82,7 @@ _OPTIONS: ChannelOptions = (
 def call_options(target: Target, balancing: Balancing) -> ChannelOptions:
     """gRPC's options for the connections of calls."""
     if balancing not in _POLICIES:
-        raise ConfigError(f"balancing {balancing!r} is not known; choose of {', '.join(_POLICIES)}")
+        raise ConfigError(f"balancing {balancing!r} is not known; choose one of {', '.join(_POLICIES)}")
     return (*_OPTIONS, *target.options, _service_config(balancing))
 
 

@@ -36,8 +36,9 @@ class CallMetadata:
             return
         if not secure and not is_local(url):
             raise ConfigError(
-                f"token: it would travel to {url} in plain text, for everybody on the way to read. Pass "
-                "tls=True or a CA; where something else encrypts, pass it in metadata as 'authorization'"
+                f"token: it would be sent to {url} in plain text, for anyone in between to read. Pass "
+                "tls=True or a CA; if something else encrypts the connection, pass it in metadata as "
+                "'authorization'"
             )
         if isinstance(token, str):
             self._all = self._with(token)

@@ -121,7 +121,7 @@ class Contents:
         if len(record.vectors) != 4 * self.form.dimensions * len(record.rows):
             raise FailedPrecondition(
                 f"{self.name}: its log does not hold vectors of the {self.form.dimensions} dimensions that "
-                f"{files.CATALOGUE} says; set right what it says"
+                f"{files.CATALOGUE} says; correct what it says"
             )
         for id in record.deleted:
             self._forget(id)

@@ -196,7 +196,7 @@ def read(stream: IO[bytes], form: Form, effort: Effort) -> Index:
         fitting = " or ".join(_NAMES[metric] for metric in _METRICS[form.similarity])
         raise FailedPrecondition(
             f"{name} ranks by {_NAMES.get(index.metric_type, 'another metric')}, and the store's catalogue "
-            f"says similarity {form.similarity!r}, which needs {fitting}. Set right what the catalogue says, "
+            f"says similarity {form.similarity!r}, which needs {fitting}. Correct the catalogue, "
             "or build the index with that metric"
         )
     if isinstance(index, faiss.IndexIVF):
@@ -204,7 +204,7 @@ def read(stream: IO[bytes], form: Form, effort: Effort) -> Index:
             index.make_direct_map()  # without it, no vector can be read back
         except RuntimeError:
             raise FailedPrecondition(
-                f"{name} numbers its rows otherwise than 0, 1, 2, ...; build it without ids of its own, "
+                f"{name} does not number its rows 0, 1, 2, ...; build it without ids of its own, "
                 "and write them as rows"
             ) from None
     found = Index(index, form, effort)
@@ -222,7 +222,7 @@ def _check_kind(name: str, index: Any, effort: Effort) -> None:
     hnsw = isinstance(index, faiss.IndexHNSW)
     if kind not in _TAKEN or (hnsw and type(faiss.downcast_index(index.storage)).__name__ not in _TAKEN):
         raise FailedPrecondition(
-            f"{name} is an {kind}, from which vectors do not come back as they were; Flat, HNSW and IVF "
+            f"{name} is an {kind}, which does not return vectors as they were; Flat, HNSW and IVF "
             "indexes over flat vectors are taken over (such as Flat, HNSW32, IVF100,Flat). Build one of these"
         )
     if not index.is_trained:

@@ -49,7 +49,7 @@ def read_log(path: Path, start: int) -> Iterator[tuple[Record, int]]:
             start += _FRAME + len(body)
             yield msgspec.msgpack.decode(body, type=Record), start
         if start < size and _record_behind(stream, start, size):
-            raise DamagedError(f"{path} is damaged at byte {start:,}. Bring it back from a copy")
+            raise DamagedError(f"{path} is damaged at byte {start:,}. Restore it from a copy")
 
 
 def _record(stream: IO[bytes], size: int) -> bytes | None:

@@ -163,7 +163,7 @@ class FaissStore(Store):
                 missing = error
         if missing is not None:
             raise NotFound(f"{self.name} is no store: {missing.filename} is missing")
-        raise Unavailable(f"{self.name} is written anew faster than it can be read; try again")
+        raise Unavailable(f"{self.name} is rewritten faster than it can be read; try again")
 
     def _load(self) -> None:
         self._catalogue = files.read_catalogue(self._folder)
@@ -274,5 +274,5 @@ def effort_of(address: Address) -> Effort:
 
 def _unusable(name: str, error: OSError) -> Unavailable:
     full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    cure = "make room on the disk" if full else "see to the disk"
-    return Unavailable(f"{name} cannot be used: {error.strerror or error}; {cure}, and go on")
+    cure = "make room on the disk" if full else "check the disk"
+    return Unavailable(f"{name} cannot be used: {error.strerror or error}; {cure}, and try again")

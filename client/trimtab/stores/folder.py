@@ -214,8 +214,8 @@ def checked(path: Path, sums: dict[str, Sum]) -> Iterator[IO[bytes]]:
         found = durable.sum_of(stream.fileno())
         if sums.setdefault(path.name, found) != found:
             raise DamagedError(
-                f"{path} is damaged, or was exchanged: it is not what it was when {CATALOGUE} was written. "
-                "Bring it back from a copy"
+                f"{path} is damaged or was replaced: it has changed since {CATALOGUE} was written. "
+                "Restore it from a copy"
             )
         yield stream
 

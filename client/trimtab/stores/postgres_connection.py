@@ -37,7 +37,7 @@ class PostgresConnection:
                 raise InvalidArgument(f"{name} refuses a value: {scrub(error)}") from None
             except catalogue.wrong_tables() as error:
                 raise FailedPrecondition(
-                    f"{name} cannot be used so: {scrub(error)[:400]}. A table to write "
+                    f"{name} cannot be used like this: {scrub(error)[:400]}. A table to write "
                     "into has a unique index on its ids, and lets its text and vectors be written"
                 ) from None
             except (psycopg.Error, OSError) as error:

@@ -210,7 +210,7 @@ class PostgresStore(Store):
             if document.id not in found or found[document.id] != document.text:
                 what = "its text" if document.id in found else "it under its id"
                 raise InvalidArgument(
-                    f"{self.name} does not keep {what}: document {document.id!r}. See to the types of its "
+                    f"{self.name} does not keep {what}: document {document.id!r}. Check the types of its "
                     "columns, to triggers and to row security. It was not changed"
                 )
 

@@ -40,7 +40,8 @@ class QdrantConnection:
                 yield
             except sqlite3.Error as error:  # the embedded client keeps its points in SQLite
                 raise Unavailable(
-                    f"{name} cannot be used: {scrub(error)[:400]}; see to the disk and its room, and go on"
+                    f"{name} cannot be used: {scrub(error)[:400]}; check the disk and its free space, and "
+                    "try again"
                 ) from None
             except UnexpectedResponse as error:
                 kind = InvalidArgument if error.status_code in _REFUSED else Unavailable
@@ -88,18 +89,16 @@ def _client(address: Address) -> "QdrantClient":
     try:
         return QdrantClient(path=address.location, force_disable_check_same_thread=True)
     except OSError as error:
-        raise Unavailable(f"{address.name} cannot be used: {error.strerror}; see to the disk") from None
+        raise Unavailable(f"{address.name} cannot be used: {error.strerror}; check the disk") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(
-            f"{described} is not what Qdrant writes into a folder of its own; name another folder"
-        ) from None
+        raise ConfigError(f"{described} was not written by Qdrant; name another folder") from None
     except sqlite3.Error as error:
         raise Unavailable(
-            f"{address.name} cannot be opened: {address.scrub(error)[:400]}; see to the disk and its room, "
+            f"{address.name} cannot be opened: {address.scrub(error)[:400]}; check the disk and its room, "
             "and go on"
         ) from None
     except RuntimeError:
         raise FailedPrecondition(
-            f"{address.name} is open already, in this process or in another, and Qdrant in a folder serves "
+            f"{address.name} is open already, in this process or in another, and a folder of Qdrant's serves "
             "one at a time; close that one, or run a Qdrant server"
         ) from None

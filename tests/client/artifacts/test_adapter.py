@@ -106,7 +106,7 @@ def test_a_baseline_that_is_none_is_named(content: bytes, tmp_path: Path) -> Non
     path.write_bytes(content)
     entry = msgspec.structs.replace(artifact.digest(path), path=path.name)
     found = adapters.Adapter(path=path.parent, manifest=msgspec.structs.replace(manifest, queries=entry))
-    with pytest.raises(AdapterError, match=r"queries\.npy (cannot be read|holds .* and not queries)"):
+    with pytest.raises(AdapterError, match=r"queries\.npy (cannot be read|holds .* instead of queries)"):
         found.baseline()
 
 

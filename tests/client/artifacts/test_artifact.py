@@ -81,9 +81,9 @@ def outside(path: Path) -> None:
 @pytest.mark.parametrize(
     ("put", "message"),
     [
-        (fifo, "no regular file"),
-        (listening, "cannot be read|no regular file"),
-        (Path.mkdir, "no regular file"),
+        (fifo, "not a regular file"),
+        (listening, "cannot be read|not a regular file"),
+        (Path.mkdir, "not a regular file"),
         (huge, "has more than 16777216 bytes"),
         (loop, "cannot be read"),
         (outside, "is a link that leads out of "),
@@ -102,7 +102,7 @@ def test_what_a_manifest_may_not_be(put: Callable[[Path], object], message: str,
 @pytest.mark.parametrize(
     ("put", "message"),
     [
-        (fifo, "no regular file"),
+        (fifo, "not a regular file"),
         (huge, "2147483648 bytes, its manifest says"),
         (loop, "cannot be read"),
         (outside, "is a link that leads out of "),
@@ -248,7 +248,7 @@ def test_what_a_bundle_may_not_say(change: Edit, message: str, made: Path, folde
         (lambda manifest: manifest["report"].update(microseconds_alone=-1.0), "microseconds_alone"),
         (lambda manifest: manifest["report"]["against_old"].update(low=2.0), "from low to high"),
         (lambda manifest: manifest["report"]["arms"]["adapted"].update(recall_10=7.0), "recall_10"),
-        (lambda manifest: manifest.update(groups=["de", "de"]), "two groups alike"),
+        (lambda manifest: manifest.update(groups=["de", "de"]), "duplicate or empty group"),
     ],
 )
 def test_what_an_adapter_may_not_say(change: Edit, message: str, mapped: Path) -> None:

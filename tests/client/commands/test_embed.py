@@ -435,7 +435,7 @@ def test_an_output_that_is_no_file_stays(
     (tmp_path / "folder.npy").mkdir()
     os.mkfifo(tmp_path / "pipe.npy")
     for name in ("folder.npy", "pipe.npy"):
-        assert "is no file" in refused(run, capsys, source, "--output", tmp_path / name, "--overwrite")
+        assert "is not a file" in refused(run, capsys, source, "--output", tmp_path / name, "--overwrite")
         assert not (tmp_path / name).is_file()
     assert leftovers(tmp_path) == []
 
@@ -447,7 +447,7 @@ def test_a_file_that_exists_is_only_replaced_on_demand(
     assert "pass --overwrite" in refused(run, capsys, source, "--output", output)
     (tmp_path / "link.jsonl").symlink_to(output)
     same = ("--output", tmp_path / "link.jsonl", "--overwrite", "--format", "lines")
-    assert "is what is read" in refused(run, capsys, output, *same)
+    assert "is also the input" in refused(run, capsys, output, *same)
     assert output.read_text() == "precious\n"
     assert run(source, "--output", output, "--overwrite") == 0
     assert output.read_text().startswith('{"row":0')

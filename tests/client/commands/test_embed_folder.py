@@ -178,7 +178,7 @@ def test_what_goes_with_a_folder_alone_is_refused_elsewhere(
     assert run(source, "--output", tmp_path / "out.npy", "--ray") == 1
     assert "go with a folder" in capsys.readouterr().err
     assert run("--output", f"{tmp_path}/out/") == 1
-    assert "a folder is made of a file" in capsys.readouterr().err
+    assert "a folder needs a FILE" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(source, "--output", f"{tmp_path}/out/", "--block-rows", "0")
 

@@ -56,7 +56,7 @@ def test_what_is_suspicious_stays_with_its_row() -> None:
     unseen = join(parse(response(), 3))
     assert unseen.reach is None and unseen.suspicious is None
     looked_at.hubness.reach.pop()
-    with pytest.raises(InternalError, match="looked at 2 of 3 passages"):
+    with pytest.raises(InternalError, match="checked 2 of 3 passages"):
         parse(looked_at, 3)
 
 

@@ -131,7 +131,7 @@ def test_the_list_of_names_takes_no_other_files_place(
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
         assert run(*command, "--aside", str(path)) == 1
-        assert "is no file" in capsys.readouterr().err
+        assert "is not a file" in capsys.readouterr().err
     assert not (tmp_path / "new").exists(), "all of this before anything began"
     (tmp_path / "empty").touch()
     for _ in range(2):  # the second time, it is its own

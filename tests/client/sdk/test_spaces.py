@@ -174,9 +174,9 @@ def test_parts_are_of_one_version(server: FakeServer, url: str) -> None:
     ("tamper", "match"),
     [
         (lambda response: setattr(response, "scores", b"123"), "4 candidates with 3 bytes"),
-        (lambda response: response.missing.append(2), "misses the text of candidate 2"),
+        (lambda response: response.missing.append(2), "asks for the text of candidate 2"),
         (lambda response: response.missing.append(9), "candidate 9"),
-        (lambda response: response.missing.extend([0] * 9), "9 candidates, and was asked for 4"),
+        (lambda response: response.missing.extend([0] * 9), "9 candidates, and was sent 4"),
     ],
 )
 def test_answers_that_make_no_sense_are_a_fault_of_the_server(

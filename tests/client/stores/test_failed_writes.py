@@ -231,7 +231,7 @@ def test_temporary_files_that_are_being_written_are_not_swept(tmp_path: Path) ->
 def test_a_folder_of_qdrant_that_is_not(tmp_path: Path) -> None:
     for content in ("{}", "not JSON", "[]", '{"collections": 3}'):
         (tmp_path / "meta.json").write_text(content)
-        with pytest.raises(trimtab.ConfigError, match=r"meta\.json is not what Qdrant writes"):
+        with pytest.raises(trimtab.ConfigError, match=r"meta\.json was not written by Qdrant"):
             create_store(f"qdrant:{tmp_path}#docs", FORM)
         assert (tmp_path / "meta.json").read_text() == content
     (tmp_path / "meta.json").write_bytes(b"")  # what a kill at the very beginning leaves
@@ -251,7 +251,7 @@ def test_qdrant_on_a_full_disk(tmp_path: Path) -> None:
             with open_store(url) as store:
                 store.upsert(rows(list(range(10, 200))))
         except trimtab.Unavailable as error:
-            os._exit(7 if "see to the disk" in str(error) else 8)
+            os._exit(7 if "check the disk" in str(error) else 8)
 
     process = multiprocessing.get_context("fork").Process(target=write)
     process.start()

@@ -112,7 +112,7 @@ def test_an_index_exchanged_below_the_log_is_noticed(tmp_path: Path) -> None:
     store = open_store(f"faiss:{tmp_path}")
     store.upsert(rows([7]))
     faiss.write_index(faiss.IndexFlatIP(D), str(tmp_path / "my.index"))
-    with pytest.raises(trimtab.FailedPrecondition, match=r"my\.index is damaged, or was exchanged"):
+    with pytest.raises(trimtab.FailedPrecondition, match=r"my\.index is damaged or was replaced"):
         open_store(f"faiss:{tmp_path}")
     store.close()
 
@@ -197,7 +197,7 @@ def test_a_file_takes_the_place_of_files_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"of the application")
     (tmp_path / "link").symlink_to("file")
     for name in ("folder", "pipe"):
-        with pytest.raises(OSError, match="is no file"):
+        with pytest.raises(OSError, match="is not a file"):
             durable.replace(tmp_path / name, b"new")
     durable.replace(tmp_path / "link", b"new")
     assert contents(tmp_path) == {"file": b"of the application", "link": b"new"}

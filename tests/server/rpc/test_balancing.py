@@ -116,5 +116,5 @@ async def test_one_that_is_killed_costs_no_call_and_is_found_again(
 
 
 def test_an_unknown_balancing_is_refused() -> None:
-    with pytest.raises(trimtab.ConfigError, match="'random' is not known; choose of round_robin"):
+    with pytest.raises(trimtab.ConfigError, match="'random' is not known; choose one of round_robin"):
         trimtab.Client(balancing="random")  # type: ignore[arg-type]
