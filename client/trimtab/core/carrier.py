@@ -4,8 +4,8 @@
     converse   reads answers, and opens the next connection when one breaks
     requests   is what gRPC's writer takes messages from, one generator a connection
 
-They, and `take`, are generators that yield what they wait for and what is to be done. One of them runs at a
-time: EmbeddingStream gives each a thread and runs them under one lock, AsyncEmbeddingStream a task.
+They, and `vectors`, are generators that yield what they wait for and what is to be done. One of them runs at
+a time: EmbeddingStream gives each a thread and runs them under one lock, AsyncEmbeddingStream a task.
 """
 
 import enum
@@ -85,18 +85,18 @@ class Carrier:
         self._silent = True
         self._ring_all()
 
-    def take(self) -> Generator[Wait, None, Vector | None]:
-        """The next vector; None where all are out, or the stream was closed."""
+    def vectors(self) -> Generator[Wait | Vector, None, None]:
+        """The vectors in the order of the texts, until all are out or the stream is closed."""
         while not self.closed:
             now = self._clock()
             vector = self.exchange.take(now)
             if vector is not None:
                 self._ring(Bell.ROOM)
-                return vector
-            if self.exchange.finished:
+                yield vector
+            elif self.exchange.finished:
                 break
-            yield Wait(Bell.READY, self.exchange.patience(now))
-        return None
+            else:
+                yield Wait(Bell.READY, self.exchange.patience(now))
 
     def feed(self) -> Generator[Wait | ReadText, Any, None]:
         """Read texts until they end, or the stream is closed."""

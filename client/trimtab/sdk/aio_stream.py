@@ -116,6 +116,7 @@ class _Pump:
         self._loop = asyncio.get_running_loop()
         self._bells = {bell: asyncio.Event() for bell in Bell}
         self.carrier = Carrier(exchange, lambda bell: self._bells[bell].set())
+        self._vectors = self.carrier.vectors()
         feeder = asyncio.create_task(self._drive(self.carrier.feed()), name="trimtab-stream-feeder")
         conversation = asyncio.create_task(
             self._drive(self.carrier.converse()), name="trimtab-stream-conversation"
@@ -124,8 +125,11 @@ class _Pump:
         self._tasks = (feeder, conversation)
 
     async def take(self) -> Vector | None:
-        vector: Vector | None = await self._drive(self.carrier.take())
-        return vector
+        for step in self._vectors:
+            if not isinstance(step, Wait):
+                return step
+            await self._heard(step)
+        return None
 
     async def join(self) -> None:
         """Let the server end a stream that is through: cancelled, it would count there as a failure."""
@@ -149,8 +153,8 @@ class _Pump:
             connection.cancel()
         self.carrier.silence()
 
-    async def _drive(self, steps: Generator[Any, Any, Any]) -> Any:
-        """Run an activity to its end, and return its result. Cancelled, it ends where it is."""
+    async def _drive(self, steps: Generator[Any, Any, None]) -> None:
+        """Run an activity to its end. Cancelled, it ends where it is."""
         try:
             step = next(steps)
             while True:
@@ -163,8 +167,8 @@ class _Pump:
                     step = steps.throw(error)
                 else:
                     step = steps.send(outcome)
-        except StopIteration as end:
-            return end.value
+        except StopIteration:
+            pass
 
     async def _perform(self, step: Wait | ReadText | Connect | Receive) -> Any:
         if isinstance(step, Wait):

@@ -93,6 +93,7 @@ class _Pump:
         self._lock = threading.RLock()
         self._bells = {bell: threading.Condition(self._lock) for bell in Bell}
         self.carrier = Carrier(exchange, lambda bell: self._bells[bell].notify_all())
+        self._vectors = self.carrier.vectors()
         feeder = threading.Thread(target=self._feed, args=(texts,), name="trimtab-stream-feeder", daemon=True)
         self._conversation = threading.Thread(
             target=self._converse, name="trimtab-stream-conversation", daemon=True
@@ -106,10 +107,9 @@ class _Pump:
                 "this stream was opened by the parent of this process, whose threads carry it: open one here"
             )
         try:
-            self._advance(self.carrier.take())
-        except StopIteration as end:
-            vector: Vector | None = end.value
-        return vector
+            return self._advance(self._vectors)
+        except StopIteration:
+            return None
 
     def join(self) -> None:
         """Let the server end a stream that is through: cancelled, it would count there as a failure."""

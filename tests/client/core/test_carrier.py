@@ -3,9 +3,10 @@
 from collections.abc import Generator
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.client.fake_server import FakeServer
+from tests.client.fake_server import DIMENSIONS, FakeServer
 from trimtab.core.carrier import END, Bell, Carrier, Connect, ReadText, Receive, Wait
 from trimtab.core.exchange import Exchange
 from trimtab.core.options import Options
@@ -67,16 +68,15 @@ def test_a_stream_from_its_first_text_to_its_end() -> None:
     request = next(requests)
     assert isinstance(request, pb.EmbedStreamRequest) and list(request.request.texts) == ["a", "b"]
     assert next(requests) == Wait(Bell.SENDABLE, None)
-    taking = world.carrier.take()
-    assert next(taking) == Wait(Bell.READY, 10.0)
+    vectors = world.carrier.vectors()
+    assert next(vectors) == Wait(Bell.READY, 10.0)
     world.rung.clear()
     assert world.conversation.send(world.answer(request)) == Receive()
     assert Bell.READY in world.rung
     world.over(requests)
-    assert world.over(taking) is not None and Bell.ROOM in world.rung
+    assert [np.shape(vector) for vector in vectors] == [(DIMENSIONS,)] * 2
+    assert Bell.ROOM in world.rung
     world.over(world.conversation)
-    assert world.over(world.carrier.take()) is not None
-    assert world.over(world.carrier.take()) is None
     assert not connection.cancelled
 
 
@@ -106,7 +106,7 @@ def test_an_error_that_no_connection_cures_is_raised() -> None:
     with pytest.raises(StopIteration):
         world.conversation.throw(Unauthenticated("who are you"))
     with pytest.raises(Unauthenticated):
-        next(world.carrier.take())
+        next(world.carrier.vectors())
 
 
 @pytest.mark.parametrize("where", ["connecting", "reading"])
@@ -119,7 +119,7 @@ def test_a_defect_is_raised_where_vectors_are_awaited(where: str) -> None:
     with pytest.raises(StopIteration):
         world.conversation.throw(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        next(world.carrier.take())
+        next(world.carrier.vectors())
 
 
 def test_what_the_texts_raise_comes_after_the_vectors_before() -> None:
@@ -132,19 +132,20 @@ def test_what_the_texts_raise_comes_after_the_vectors_before() -> None:
     request = next(world.carrier.requests(0))
     assert isinstance(request, pb.EmbedStreamRequest)
     world.conversation.send(world.answer(request))
-    assert world.over(world.carrier.take()) is not None
+    vectors = world.carrier.vectors()
+    assert np.shape(next(vectors)) == (DIMENSIONS,)
     with pytest.raises(KeyError, match="a text"):
-        next(world.carrier.take())
+        next(vectors)
 
 
 def test_a_wait_that_is_too_long_is_the_deadline() -> None:
     world = World()
     world.read("a")
-    taking = world.carrier.take()
-    assert next(taking) == Wait(Bell.READY, 10.0)
+    vectors = world.carrier.vectors()
+    assert next(vectors) == Wait(Bell.READY, 10.0)
     world.now = 10.5
     with pytest.raises(DeadlineExceeded):
-        next(taking)
+        next(vectors)
 
 
 def test_closing_ends_everything_and_sends_no_good_end_before_the_cancel() -> None:
@@ -160,7 +161,7 @@ def test_closing_ends_everything_and_sends_no_good_end_before_the_cancel() -> No
     assert set(world.rung) >= set(Bell)
     world.over(requests)
     world.over(world.feeding, "b")
-    assert world.over(world.carrier.take()) is None
+    assert list(world.carrier.vectors()) == []
     world.over(world.conversation)
 
 
