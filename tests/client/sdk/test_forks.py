@@ -122,7 +122,7 @@ def test_a_child_that_was_forked_among_calls_is_refused(server: FakeServer, url:
     told = lines(url, "busy")
     assert len(told) == 9
     for each in told:
-        assert each.startswith("refused: this process was forked while calls of gRPC were on their way")
+        assert each.startswith("refused: this process was forked while gRPC calls were in flight")
         assert "'spawn'" in each
 
 
@@ -130,7 +130,7 @@ def test_a_stream_belongs_to_the_process_that_opened_it(url: str) -> None:
     told = lines(url, "stream")
     assert len(told) == 2
     assert any("this stream was opened by the parent of this process" in each for each in told)
-    assert any("this process was forked while calls of gRPC were on their way" in each for each in told)
+    assert any("this process was forked while gRPC calls were in flight" in each for each in told)
 
 
 async def test_an_async_client_belongs_to_its_loop(url: str) -> None:
