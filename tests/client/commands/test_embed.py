@@ -376,7 +376,7 @@ def test_a_run_that_ends_while_another_begins(
         assert run(source, "--output", begun) == 0
         lock(*arguments)
 
-    monkeypatch.setattr(vector_files.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     assert "another `trimtab embed` is writing" in refused(run, capsys, source, "--output", begun)
     assert np.array_equal(np.load(begun), vectors(many(1_000)))
     assert leftovers(begun.parent) == []
