@@ -1,4 +1,4 @@
-"""The export itself: source, graph, head, check, bundle, one after the other."""
+"""The steps of an export: source, graph, head, check, bundle."""
 
 import shlex
 import shutil
@@ -27,7 +27,7 @@ from trimtab_export.variants.selection import Selected, Wanted, put, select
 
 VARIANT = "fp32"
 NOTHING_MORE = Wanted()
-WITHOUT = "and the bundle goes without"
+WITHOUT = "so the bundle has none"
 LIBRARIES = (
     "torch",
     "transformers",
@@ -49,9 +49,9 @@ def export(
 ) -> bundles.Bundle:
     """Export a source into `repository`/`name`/`version`, and read the bundle back.
 
-    Prints the steps on standard error. Raises ExportError, and leaves nothing behind, where the source
-    cannot be exported faithfully or the version exists; of further variants, what is finished is kept in a
-    hidden folder beside the bundle, for the next run.
+    Prints the steps on standard error. Raises ExportError, and leaves nothing behind, if the source cannot be
+    exported faithfully or the version exists. Finished further variants are kept in a hidden folder next to
+    the bundle, for the next run.
     """
     runtime.require()
     steps = Steps(total=9 + wanted.anything + wanted.tensorrt)
@@ -151,7 +151,7 @@ def _as_it_is(source: Source, batcher: Batcher, stage: write.Staged, steps: Step
         layers = states.hidden_states(files[0], source.backbone, batch)
         joined = states.write(files[0], layers) if layers else None
         say(f"{len(layers)} of them" if layers else f"not found in this graph, {WITHOUT}")
-    with steps("taking the padding out"):
+    with steps("removing the padding"):
         products = unpad.take_padding_out(files[0], batch)
         if joined is not None:
             unpad.take_padding_out(joined, batch)
@@ -214,7 +214,7 @@ def _provenance(source: Source, settings: Settings, name: str, version: int) -> 
 def _pooled(
     joined: Path | None, layers: int, graph: Path, batch: dict[str, Any], say: Callable[[str], object]
 ) -> bundles.States | None:
-    """The graph with pooled inner states, where there is one and it passes its check."""
+    """The graph with pooled inner states, if there is one and it passes its check."""
     if joined is None:
         return None
     try:
@@ -229,7 +229,7 @@ def _pooled(
 def _with_engines(
     variant: bundles.Variant, folder: Path, max_tokens: int, say: Callable[[str], object]
 ) -> bundles.Variant:
-    """The variant with the engines that were built of it, where they can be."""
+    """The variant with its engines, if they can be built."""
     graph = folder / variant.files[0].path
     try:
         built = to_tensorrt.build(graph, variant.inputs, max_tokens, variant.precision)
@@ -247,13 +247,13 @@ def describe(source: Source) -> str:
 
 
 def public_name(source: str) -> str:
-    """A source as others may read it: an id of the hub as it is, of a path the last name only."""
+    """A source to show to others: a hub id unchanged, only the last part of a path."""
     path = Path(source)
     return path.absolute().name if path.exists() else source
 
 
 def recipe(settings: Settings, name: str, version: int) -> str:
-    """The command line that makes the bundle again, where the source and the repository lie at hand."""
+    """The command line that makes the bundle again, next to the source and the repository."""
     words = ["trimtab", "export", public_name(settings.source), "--name", name]
     words += ["--repository", "REPOSITORY", "--version", str(version)]
     if settings.pooling is not None:
@@ -272,6 +272,6 @@ def recipe(settings: Settings, name: str, version: int) -> str:
 
 
 def libraries() -> dict[str, str]:
-    """The versions of what made the bundle."""
+    """The versions of the software that made the bundle."""
     versions = {library: metadata.version(library) for library in LIBRARIES}
     return {**versions, "onnxruntime": runtime.require()}

@@ -1,9 +1,9 @@
-"""Bundles appear whole or not at all.
+"""Bundles are published whole or not at all.
 
-An export works in REPOSITORY/NAME/.VERSION.partial and renames that folder when everything in it is on the
-disk. Readers of a repository look at folders named by a number only. The lock beside it keeps a second
-export of the same version out; the kernel lets go of it when the process dies, however it dies, so that the
-next export replaces what a killed one left.
+An export works in REPOSITORY/NAME/.VERSION.partial and renames that folder once everything in it is on disk.
+Readers of a repository look only at folders named by a number. A lock next to it keeps out a second export of
+the same version. The kernel releases the lock when the process dies, however it dies, so the next export
+replaces the remains of a killed one.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from trimtab.errors import AdapterError, BundleError, ExportError, TrimtabError
 
 @dataclass(frozen=True)
 class Staged:
-    """A version in the making: its folder now, a folder for scratch files, and where it will be."""
+    """A version in the making: its current folder, a scratch folder, and its final folder."""
 
     folder: Path
     work: Path
@@ -34,9 +34,9 @@ def staged(repository: Path, name: str, version: int | None) -> Iterator[Staged]
     """The folder to build a version in; published when the block ends, removed when it raises.
 
     Args:
-        repository: made where it does not exist.
-        name: of the encoder, a folder of the repository.
-        version: a number that is not there yet; None: the one after the last, 1 for a new encoder.
+        repository: created if missing.
+        name: the encoder's name, a folder of the repository.
+        version: an unused number; None: the last one plus 1, or 1 for a new encoder.
 
     Raises:
         ExportError: the version exists, or another process is exporting it.
@@ -68,7 +68,7 @@ def staged(repository: Path, name: str, version: int | None) -> Iterator[Staged]
 
 
 def next_version(encoder: Path) -> int:
-    """The number after the encoder's last version; 1 where there is none."""
+    """The number after the encoder's last version; 1 if there is none."""
     entries = encoder.iterdir() if encoder.is_dir() else ()
     return max((int(entry.name) for entry in entries if bundles.VERSION.fullmatch(entry.name)), default=0) + 1
 
@@ -79,7 +79,7 @@ def entry(folder: Path, path: Path) -> artifact.File:
 
 
 def manifest(folder: Path, content: bundles.Manifest) -> None:
-    """Write manifest.json. Raises ExportError where a server would not take it."""
+    """Write manifest.json. Raises ExportError if a server would refuse it."""
     text = encoded(content, ExportError)
     if wrong := bundles.contradiction(content):
         raise ExportError(f"this encoder cannot be served: its manifest {wrong}")
@@ -87,7 +87,7 @@ def manifest(folder: Path, content: bundles.Manifest) -> None:
 
 
 def encoded(content: msgspec.Struct, error: type[TrimtabError]) -> bytes:
-    """A manifest as its file has it; `error` where a number in it is none that is believed."""
+    """A manifest as written to its file; `error` if a number in it is out of range."""
     text = msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
     try:
         msgspec.json.decode(text, type=type(content))
@@ -97,7 +97,7 @@ def encoded(content: msgspec.Struct, error: type[TrimtabError]) -> bytes:
 
 
 def publish(folder: Path, target: Path, read: Callable[[Path], object]) -> None:
-    """Give a finished folder its name, when everything in it is on the disk and was read back by `read`."""
+    """Rename a finished folder, once everything in it is on disk and was read back by `read`."""
     durable.settle_all(folder)
     try:
         read(folder)
@@ -122,7 +122,7 @@ def lock(path: Path, busy: TrimtabError) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             held = locks.hold(path)
-        except FileNotFoundError:  # a failing export of this encoder just removed its folder
+        except FileNotFoundError:  # a failed export of this encoder has just removed its folder
             continue
         if held is not None:
             break

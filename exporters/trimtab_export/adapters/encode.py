@@ -1,4 +1,4 @@
-"""Vectors of texts by a bundle's own graph, kept in a folder: a second run goes on where one stopped."""
+"""Vectors of texts by a bundle's own graph, cached in a folder, so that an interrupted run can resume."""
 
 import hashlib
 import json
@@ -29,9 +29,9 @@ ROWS_A_CHECKPOINT = 2048
 
 
 class BundleEncoder:
-    """An encoder that turns texts into vectors, and, where its bundle has the graph, into pooled states.
+    """An encoder that turns texts into vectors and, if its bundle has the graph, into pooled states.
 
-    `cache` keeps what was computed, by the content of the graph and of the texts; None keeps nothing.
+    `cache`: the folder that keeps results, by the content of the graph and the texts; None: no cache.
     """
 
     def __init__(self, bundle: Bundle, cache: Path | None = None, threads: int = 0) -> None:
@@ -50,29 +50,29 @@ class BundleEncoder:
 
     @property
     def name(self) -> str:
-        """As messages call it."""
+        """Its name in messages."""
         return f"{self.manifest.name} {self.manifest.version}"
 
     @property
     def dimensions(self) -> int:
-        """Of an embedding."""
+        """The dimensions of an embedding."""
         return self.manifest.dimensions
 
     @property
     def width(self) -> int:
-        """Of the pooled states of all layers; 0 where the bundle gives none."""
+        """The width of the pooled states of all layers; 0 if the bundle has none."""
         return 0 if self._states is None else self._states.width
 
     def prompt(self, role: Role) -> str:
-        """What the encoder wants before a text of this role."""
+        """The encoder's prompt for this role."""
         return self.manifest.prompts.of(role)
 
     def vectors(self, texts: Sequence[str], role: Role, label: str = "") -> Floats:
-        """The embeddings alone, float32 (n, dimensions)."""
+        """Only the embeddings, float32 (n, dimensions)."""
         return self._rows(texts, self.prompt(role), label)[0]
 
     def prompted(self, texts: Sequence[str], prompt: str) -> Floats:
-        """The embeddings of texts behind a prompt of the caller's choice."""
+        """The embeddings of texts with a prompt of the caller's choice."""
         return self._rows(texts, prompt, "")[0]
 
     def rows(self, texts: Sequence[str], role: Role, label: str = "") -> tuple[Floats, Halves]:
@@ -85,7 +85,7 @@ class BundleEncoder:
             return np.empty((0, dimensions), np.float32), np.empty((0, width), np.float16)
         store = _Store(self._cache, self._key(texts, prompt), len(texts), dimensions, width)
         if store.done < len(texts):
-            order = np.argsort([len(text) for text in texts], kind="stable")[::-1]  # the dearest first
+            order = np.argsort([len(text) for text in texts], kind="stable")[::-1]  # the most expensive first
             with Progress(label or self.name, "texts", len(texts), store.done) as progress:
                 while store.done < len(texts):
                     for start in range(store.done, min(store.done + ROWS_A_CHECKPOINT, len(texts)), BATCH):
@@ -116,16 +116,16 @@ class BundleEncoder:
 
 def _mapped(file: Path, known: bool, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
     if not shape[1]:
-        return np.empty(shape, dtype)  # nothing cannot be mapped
+        return np.empty(shape, dtype)  # an empty file cannot be mapped
     mapped = np.lib.format.open_memmap(file, "r+" if known else "w+", dtype, None if known else shape)
-    # A mapped file that the disk has no room for would end the process at whatever page is the first.
+    # Writing to a mapped file without disk space would kill the process at the first missing page.
     with file.open("r+b") as stream:
         os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
     return mapped
 
 
 class _Store:
-    """Rows being computed: embeddings at full precision, states at half; on disk where there is a cache."""
+    """Rows being computed: embeddings in full precision, states in half; on disk if there is a cache."""
 
     def __init__(self, folder: Path | None, key: str, rows: int, dimensions: int, width: int) -> None:
         self._files = (
@@ -151,7 +151,7 @@ class _Store:
         states[rows] = values[:, vectors.shape[1] :]
 
     def checkpoint(self, done: int) -> None:
-        """Bring the rows to the disk, then the journal that counts them."""
+        """Flush the rows to disk, then the journal that counts them."""
         self.done = done
         if self._journal is not None:
             for array in self._arrays:

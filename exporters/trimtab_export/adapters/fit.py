@@ -1,4 +1,4 @@
-"""The fit itself: read, split, check, embed, climb, choose, judge, write, one after the other."""
+"""The steps of a fit: read, split, check, embed, climb, choose, judge, write."""
 
 import sys
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What the files hold."""
+    """The contents of the input files."""
 
     texts: list[str]
     queries: list[Query]
@@ -42,7 +42,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """All that a fit found out."""
+    """The results of a fit."""
 
     split: Split
     ground: Ground
@@ -54,12 +54,12 @@ class Fitted:
 
 
 def fit(request: Request) -> Adapter:
-    """Fit an adapter, judge it, and write it beside the bundles of the new encoder.
+    """Fit an adapter, judge it, and write it next to the new encoder's bundles.
 
-    Prints its progress on standard error. What was embedded is kept where it stops, and used again.
+    Prints its progress on standard error. If it stops, computed vectors are kept for the next run.
 
-    Raises AdapterError, and publishes nothing, where the inputs are not what they are said to be. An adapter
-    that is not good enough is written all the same: its verdict says no, and why.
+    Raises AdapterError, and publishes nothing, if the inputs are not what they claim to be. An adapter that
+    is not good enough is still written, with a negative verdict and the reasons.
     """
     new, old = variants.read(str(request.source)), variants.read(str(request.target))
     if new.manifest.space == old.manifest.space:
@@ -88,7 +88,7 @@ def fit(request: Request) -> Adapter:
 
 
 def default_name(new: Manifest, old: Manifest) -> str:
-    """v1-to-OLD-v1, with the variants' names where they are not the first of their bundles."""
+    """v1-to-OLD-v1, with the variants' names unless they are the first of their bundles."""
     first, second = (each.variants[0] for each in (new, old))
     source = f"{first.name}-v{new.version}" if first.space is not None else f"v{new.version}"
     target = f"{old.name}-v{old.version}" + (f"-{second.name}" if second.space is not None else "")
@@ -152,13 +152,13 @@ def learn(
 
 
 def say(line: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def _prompts(source: BundleEncoder, target: BundleEncoder, parts: Split, paired: bool) -> list[Check]:
-    """Try prompts on both encoders, with pairs of the select set; without pairs nothing tells."""
+    """Try prompts on both encoders, with pairs of the select set; needs pairs."""
     if not paired:
         return []
     queries = [query.text for query in parts.select.queries]
@@ -176,7 +176,7 @@ def _new_rows(source: BundleEncoder, texts: Sequence[str], role: Role) -> Floats
 
 
 def _old_rows(target: BundleEncoder, texts: Sequence[str], known: dict[str, Floats]) -> Floats:
-    """Old vectors of texts: from the store where it has them, else embedded."""
+    """Old vectors of texts: from the store if it has them, else embedded."""
     missing = [text for text in texts if text not in known]
     fresh = dict(zip(missing, target.vectors(missing, "passage", f"{target.name}, passages"), strict=True))
     return np.stack([known[text] if text in known else fresh[text] for text in texts])
@@ -191,7 +191,7 @@ def _asked(
         rows=_new_rows(source, texts, "query"),
         old=old,
         groups=_numbers(judged.queries, groups),
-        # Without pairs the old encoder's own first document stands for the right one.
+        # Without pairs, the old encoder's first document counts as the right one.
         right=judged.right or indexes.nearest(old),
     )
 
@@ -205,7 +205,7 @@ def _ground(
     groups: Sequence[str],
     indexes: Indexes,
 ) -> Ground:
-    """Queries and documents to learn from, one behind the other."""
+    """The queries to fit on, followed by the documents."""
     texts = [query.text for query in parts.fit_queries]
     asked = target.vectors(texts, "query", f"{target.name}, queries")
     y = np.concatenate([asked, old_rows[parts.fit_documents]])
@@ -229,6 +229,6 @@ def _ground(
 
 
 def _numbers(queries: Sequence[Query], groups: Sequence[str]) -> Groups:
-    """The number of each query's group; 0 for none, or one that is not known."""
+    """The number of each query's group; 0 for no group or an unknown one."""
     number = {name: place for place, name in enumerate(groups, 1)}
     return np.array([number.get(query.group, 0) for query in queries], dtype=np.int64)

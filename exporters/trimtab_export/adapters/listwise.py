@@ -1,10 +1,10 @@
 """The trained rungs: they learn to rank as the old query does.
 
-A linear map goes on from a fitted one, with a hidden layer beside it or without; the hidden layer's last
-matrix begins at zero, so that both start exactly there. The loss is listwise (Cao et al., 2007; as
+Training starts from a fitted linear map, with or without an additional hidden layer; the hidden layer's last
+matrix starts at zero, so both start at exactly the fitted map. The loss is listwise (Cao et al., 2007; as
 distillation: Hofstaetter et al., 2021): the softmax of a query's scores over vectors sampled from the old
-index is to be that of the old encoder's own query. Where right documents of queries are known, those are to
-come out of it as well (the contrastive loss of van den Oord et al., 2018, over the old index).
+index should equal that of the old encoder's query. For queries with known right documents, a contrastive loss
+over the old index is added (van den Oord et al., 2018).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from trimtab_export.adapters.metrics import CHUNK, Index, ranks, recall, scores
 
 Floats: TypeAlias = NDArray[np.float32]
 
-HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # of the rows, to stop by
+HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # of the rows are held out, to choose the epoch
 NEAREST = 10
 EDGE = 1e-6
 
@@ -50,15 +50,15 @@ def fit_listwise(
     training: Training,
     right: Mapping[int, Sequence[int]] | None = None,
 ) -> Map:
-    """`start`, with a hidden layer beside it where one is asked for, trained.
+    """`start`, trained, with an additional hidden layer if requested.
 
-    right: rows of the fit, and the documents of the old index that answer each; None to learn from the old
-    encoder's queries alone.
+    right: rows of the fit, and the documents of the old index that answer each; None to learn only from the
+    old encoder's queries.
 
-    After each epoch it is tried on held-out rows: how many of the documents that the old query finds first,
-    or of the right ones where these are known, are found? The best epoch is kept; epoch 0, which is `start`
-    itself, is one of them. There is no stopping early: while the rate is high this falls, and it rises above
-    where it was as the rate goes down.
+    Each epoch is tested on held-out rows: how many of the old query's first documents, or of the known right
+    ones, are found? The best epoch is kept; epoch 0, which is `start` itself, counts too. Training never
+    stops early: the figure falls while the learning rate is high, and rises above its start as the rate
+    decays.
     """
     if not training.epochs:
         return start
@@ -112,7 +112,7 @@ class _Lesson:
             self._schedule.step()
 
     def success(self, map: Map) -> float:
-        """How many of the documents that should be found first are, on the held-out rows."""
+        """The share of the documents that should come first and do, on the held-out rows."""
         adapted = map(self._fit.x[self._held])
         if self._right is None:
             return _overlap(adapted, self._fit.y[self._held], self._old_index)
@@ -133,7 +133,7 @@ class _Lesson:
             optimiser,
             [training.linear_rate, training.rate],
             total_steps=total,
-            pct_start=max(0.1, 2 / total),  # at least one step of it, however few the rows
+            pct_start=max(0.1, 2 / total),  # at least one step, however few the rows
             cycle_momentum=False,
         )
         return optimiser, schedule
@@ -154,7 +154,7 @@ class _Lesson:
         return (weights * divergence).sum() / weights.sum()
 
     def _contrast(self, right: Mapping[int, Sequence[int]], sampled: NDArray[np.int64]) -> torch.Tensor:
-        """The cross entropy of as many paired rows, over their own right documents and the sampled ones."""
+        """The cross entropy of equally many paired rows, over their right documents and the sampled ones."""
         size = min(self._training.batch, len(self._paired))
         rows = self._random.choice(self._paired, size, replace=False)
         among, wanted = _relevance([right[row] for row in rows.tolist()], sampled)
@@ -163,7 +163,7 @@ class _Lesson:
 
 
 def _held_out(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A share of the rows to stop by, and the rest."""
+    """Splits the rows into a held-out share and the rest."""
     held, rest = np.split(rows, [min(MOST_HELD_OUT, max(1, int(len(rows) * HELD_OUT)))])
     return held, rest
 
@@ -171,9 +171,9 @@ def _held_out(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 def _relevance(
     right: Sequence[Sequence[int]], sampled: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
-    """The documents, each once, that rows are to choose among, and the share of each that is wanted.
+    """The documents, each once, that rows choose among, and the wanted share of each.
 
-    A document that answers another row of the batch is one more that does not answer this one.
+    A document that answers another row of the batch serves this row as a negative.
     """
     owners = np.repeat(np.arange(len(right)), [len(each) for each in right])
     answers = np.concatenate([np.asarray(each, np.int64) for each in right])
@@ -216,7 +216,7 @@ class _Network(torch.nn.Module):
         return self.read(z @ self.weight + self.shift + inner @ self.outward)
 
     def read(self, adapted: torch.Tensor) -> torch.Tensor:
-        """The vectors as the index compares them."""
+        """The vectors in the form that the index compares."""
         if self._similarity == "cosine":
             return functional.normalize(adapted, dim=1)
         if self._similarity == "euclidean":
@@ -224,7 +224,7 @@ class _Network(torch.nn.Module):
         return adapted
 
     def map(self, start: Map) -> Map:
-        """The network as it is now, its standardisation folded in."""
+        """The current network as a Map, with its standardisation folded in."""
         with torch.no_grad():
             weight = self.weight / self._spread[:, None]
             inward = self.inward / self._spread[:, None]
@@ -237,7 +237,7 @@ class _Network(torch.nn.Module):
 
 
 def _overlap(adapted: Floats, old: Floats, documents: Index) -> float:
-    """The share of each old query's first NEAREST documents among those of its adapted twin."""
+    """The share of each old query's NEAREST first documents that its adapted query also finds."""
     columns = min(NEAREST, len(documents.rows))
     shared = 0
     for start in range(0, len(old), CHUNK):
@@ -250,7 +250,7 @@ def _overlap(adapted: Floats, old: Floats, documents: Index) -> float:
 
 
 def _typical_score(fit: Fit, old_index: Index) -> float:
-    """What a score of 1 is among cosines: the length of a query times that of a document."""
+    """The factor from cosines to scores: the length of a query times that of a document."""
     if old_index.similarity == "cosine":
         return 1.0
     columns = fit.y.shape[1]

@@ -1,7 +1,7 @@
-"""What every rung of the ladder becomes: one form, computed here in NumPy and exported to ONNX.
+"""The common form of every rung, computed here in NumPy and exported to ONNX.
 
-z = x[:, first:last], its rows scaled to length 1 where `unit_input` says so
-y = z W + b + relu(z U + c) V + shift[group], scaled to length 1 where the target's vectors are
+z = x[:, first:last], its rows scaled to length 1 if `unit_input`
+y = z W + b + relu(z U + c) V + shift[group], scaled to length 1 if the target's vectors are
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ SMALL = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A hidden layer beside the linear map: U (k, h), c (h,), V (h, d_out)."""
+    """A hidden layer parallel to the linear map: U (k, h), c (h,), V (h, d_out)."""
 
     inward: Floats
     bias: Floats
@@ -40,7 +40,7 @@ class Hidden:
 class Map:
     """A map of rows of `width` columns to rows of `d_out`.
 
-    weight: W (k, d_out), k the columns that are read; None: the columns themselves.
+    weight: W (k, d_out), where k columns are read; None: the identity.
     shift: b (d_out,).
     groups: (1 + groups, d_out), added by group; its first row is for rows of no known group.
     """
@@ -70,7 +70,7 @@ class Map:
         return unit(result) if self.unit_output else result
 
     def scaled(self, factor: float) -> "Map":
-        """The same map with its outputs `factor` times as long; no change where they are of length 1."""
+        """The same map with outputs `factor` times as long; unchanged if they have length 1."""
         if self.unit_output:
             return self
         weight = np.eye(self.last - self.first, dtype=np.float32) if self.weight is None else self.weight
@@ -126,7 +126,7 @@ def _compute(map: Map, make: Nodes) -> None:
 
 
 def check(map: Map, path: Path, rows: Floats) -> None:
-    """AdapterError where the graph at `path` does not give the map's own vectors for `rows`."""
+    """AdapterError if the graph at `path` does not return the map's own vectors for `rows`."""
     group = None if map.groups is None else np.arange(len(rows)) % len(map.groups)
     expected = map(rows, group)
     inputs = {"vectors": rows} if group is None else {"vectors": rows, "group": group}
@@ -135,13 +135,13 @@ def check(map: Map, path: Path, rows: Floats) -> None:
     worst = float(np.abs(found - expected).max()) / scale
     if not worst <= TOLERANCE:
         raise AdapterError(
-            f"the adapter's graph differs from the fitted map by {worst:.1e} of its largest component, at "
-            f"most {TOLERANCE:.0e} is allowed: the map is ill-conditioned. Give more texts"
+            f"the adapter's graph differs from the fitted map by {worst:.1e} of its largest component; at "
+            f"most {TOLERANCE:.0e} is allowed. The map is ill-conditioned: give more texts"
         )
 
 
 def _unit_node(make: Nodes, rows: str) -> str:
-    """rows / max(|row|, SMALL), by operators that every runtime has."""
+    """rows / max(|row|, SMALL), with operators that every runtime has."""
     square = make.node("ReduceSumSquare", rows, make.constant(np.array([1], np.int64)), keepdims=1)
     length = make.node("Max", make.node("Sqrt", square), make.constant(np.float32(SMALL)))
     return make.node("Div", rows, length)

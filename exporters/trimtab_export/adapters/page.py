@@ -1,4 +1,4 @@
-"""The report of an adapter as one HTML page that needs nothing else: figures, and pictures as SVG."""
+"""An adapter's report as one self-contained HTML page: figures, and pictures as SVG."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -30,12 +30,12 @@ svg text { font-size: 13px; }
 MEANING = {
     "bridge": "the new encoder's queries may search the old index through this adapter",
     "cascade": "let the adapted query fetch candidates, and rescore them in the new space",
-    "re-index": "only re-indexing will do; the server refuses this adapter",
+    "re-index": "only re-indexing helps; the server refuses this adapter",
     "stay": "the upgrade gains nothing: stay with the old encoder; the server refuses this adapter",
 }
 TRUTHS = {
     "pairs": "given pairs of query and document",
-    "old ranking": "the document that the old encoder puts first (no pairs were given)",
+    "old ranking": "the document that the old encoder ranks first (no pairs were given)",
 }
 
 
@@ -62,7 +62,7 @@ def _verdict(manifest: AdapterManifest) -> Iterator[str]:
 
 def _ways(manifest: AdapterManifest) -> Iterator[str]:
     report, counts, arms = manifest.report, manifest.report.counts, _arms(manifest)
-    yield "<h2>The ways to search, side by side</h2>"
+    yield "<h2>Ways to search</h2>"
     yield _bars([(name, quality.recall_10, COLORS[name]) for name, quality in arms], "Recall@10")
     yield _table(
         ("", "Recall@1", "Recall@10", "Recall@100", "nDCG@10"),
@@ -105,7 +105,7 @@ def _rungs(manifest: AdapterManifest) -> Iterator[str]:
 
 
 def _checks(manifest: AdapterManifest) -> Iterator[str]:
-    yield "<h2>What was checked first</h2>"
+    yield "<h2>Checks of the inputs</h2>"
     yield _list(
         [
             f"<span class='{'yes' if each.passed else 'no'}'>{'passed' if each.passed else 'failed'}</span>: "
@@ -118,7 +118,7 @@ def _checks(manifest: AdapterManifest) -> Iterator[str]:
 def _cost(manifest: AdapterManifest) -> Iterator[str]:
     report, counts = manifest.report, manifest.report.counts
     source, target = manifest.source, manifest.target
-    yield "<h2>What it costs, and what it was made of</h2>"
+    yield "<h2>Cost and training data</h2>"
     yield _list(
         [
             f"{report.microseconds_alone:.0f} &micro;s for a query alone, {report.microseconds_batched:.1f} "
@@ -156,7 +156,7 @@ def _bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
 
 
 def _intervals(rungs: Sequence[Rung], taken: str) -> str:
-    """A point and a line for each rung: how far behind the best it is; the further left the better."""
+    """A point and a line for each rung: how far it is behind the best; further left is better."""
     widest = max([rung.behind.high for rung in rungs] + [0.01])
     least = min([rung.behind.low for rung in rungs] + [0.0])
     scale = (WIDTH - LEFT - RIGHT) / (widest - least)

@@ -1,4 +1,4 @@
-"""Write what was fitted: the graph, the calibration queries, and the manifest with the report card."""
+"""Writes a fitted adapter: the graph, the calibration queries, and the manifest with the report card."""
 
 import statistics
 import time
@@ -47,7 +47,7 @@ def publish(
     test: Asked,
     outcome: Outcome,
 ) -> None:
-    """Write the adapter into the stage, check its graph against the map, and give it its name."""
+    """Write the adapter into the stage, check its graph against the map, and publish it."""
     rung = outcome.chosen
     map = rung.map.scaled(ground.scale)
     rows = test.rows if rung.reads == "states" else test.rows[:, : ground.dimensions]
@@ -127,7 +127,7 @@ def _endpoint(bundle: Bundle) -> Endpoint:
 
 
 def _cost(graph: Path, map: Map, rows: Floats) -> tuple[float, float]:
-    """Microseconds for one query alone, and for one of a batch; one thread, the median of several runs."""
+    """Microseconds for a single query, and per query of a batch; one thread, the median of several runs."""
     session = runtime.session(graph, threads=1)
 
     def median(count: int) -> float:

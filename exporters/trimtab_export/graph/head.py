@@ -1,7 +1,7 @@
-"""Graft the head on a graph: pooling, dense layers, normalisation, as ONNX nodes behind the token states.
+"""Append the head to a graph: pooling, dense layers, normalisation, as ONNX nodes after the token states.
 
-The result has one output, `embeddings`, float32 (n, dimensions). The nodes are those of opset 11 and later,
-written for the opset of the graph at hand, so that a graph made elsewhere needs no conversion.
+The result has one output, `embeddings`, float32 (n, dimensions). The nodes are written for the graph's own
+opset, 11 or later, so that a graph made elsewhere needs no conversion.
 """
 
 from pathlib import Path
@@ -21,11 +21,11 @@ OUTPUT = "embeddings"
 GRAPH = "model.onnx"
 WEIGHTS = "weights.bin"
 STATES_GRAPH = "model-with-states.onnx"
-EXTERNAL = 1024  # bytes from which on a tensor lies beside the graph, where several graphs can share it
+EXTERNAL = 1024  # from this size on, a tensor is stored next to the graph, where several graphs can share it
 FIRST_OPSET = 11  # CumSum, and Equal on floats
 FIRST_IR_VERSION = 4
 PREFIX = "trimtab"
-# From these opsets on, the axes are an input and no longer an attribute.
+# From these opsets on, the axes are an input, no longer an attribute.
 AXES_AS_INPUT = {"Unsqueeze": 13, "ReduceSum": 13, "ReduceMax": 18, "ReduceL2": 18}
 ACTIVATIONS = {"Tanh": "Tanh", "ReLU": "Relu", "Sigmoid": "Sigmoid"}  # torch's name: ONNX's name
 LEAST_COUNT = 1e-9  # both as in torch and sentence-transformers
@@ -33,7 +33,7 @@ LEAST_NORM = 1e-12
 
 
 def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path, Path]:
-    """Write `folder`/model.onnx: the graph with the head behind `graph.output`, and `embeddings` its output.
+    """Write `folder`/model.onnx: the graph with the head after `graph.output`, and the output `embeddings`.
 
     Returns the files written: the graph, and weights.bin.
     """
@@ -41,12 +41,12 @@ def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path
     opset = opset_of(model)
     if opset < FIRST_OPSET:
         raise ExportError(
-            f"{graph.path.name} is of opset {opset}; pooling needs {FIRST_OPSET} or later. "
+            f"{graph.path.name} has opset {opset}; pooling needs {FIRST_OPSET} or later. "
             "Convert it with onnx.version_converter, or export it again"
         )
-    # Constants need not be inputs from this version of the file format on.
+    # From this version of the file format on, constants need not be inputs.
     model.ir_version = max(model.ir_version, FIRST_IR_VERSION)
-    # The name must be free, also where the graph's own output has it.
+    # The name must be free, even if the graph's own output has it.
     prefix = free_prefix(model.graph)
     taken = f"{prefix}/source"
     rename(model.graph, OUTPUT, taken)
@@ -58,11 +58,11 @@ def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path
 
 
 def save(model: Any, path: Path) -> tuple[Path, Path]:
-    """Write a model that holds all its weights: the graph, and weights.bin beside it."""
+    """Write a model with all its weights: the graph, and weights.bin next to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = path.with_name(WEIGHTS)
-    weights.write_bytes(b"")  # onnx would append to what is there, and hide what it makes
-    for tensor in model.graph.initializer:  # not those of subgraphs: ONNX Runtime takes none from memory
+    weights.write_bytes(b"")  # onnx would append to an existing file, and make it private
+    for tensor in model.graph.initializer:  # not of subgraphs: ONNX Runtime takes none from memory
         if len(tensor.raw_data) >= EXTERNAL:
             set_external_data(tensor, WEIGHTS)
     onnx.save(model, str(path))
@@ -106,7 +106,7 @@ class Grafter(Nodes):
         self.node("Identity", tensor, name=self._name("output"), output=OUTPUT)
 
     def pool(self, states: str, pooling: Pooling) -> str:
-        """(n, length, hidden) to (n, hidden). Pads are not read, so neighbours in the batch do not matter."""
+        """(n, length, hidden) to (n, hidden). Padding is not read, so batch neighbours do not matter."""
         if pooling == "cls":
             return self.node("Gather", states, self.constant(np.int64(0)), axis=1)
         mask = self.node("Cast", "attention_mask", to=TensorProto.FLOAT)
@@ -117,7 +117,7 @@ class Grafter(Nodes):
         count = self._axes("ReduceSum", mask, 1, keepdims=1)
         if pooling == "mean":
             return self.node("Div", self._weighted_sum(states, mask), self._at_least(count, LEAST_COUNT))
-        # The last token: the running count has reached the whole count, and it is no pad.
+        # The last token: the running count has reached the total, and it is not padding.
         running = self.node("CumSum", mask, self.constant(np.int64(1)))
         last = self.node("Cast", self.node("Equal", running, count), to=TensorProto.FLOAT)
         return self._weighted_sum(states, self.node("Mul", last, mask))
@@ -156,7 +156,7 @@ class Grafter(Nodes):
 
 
 def free_prefix(graph: Any) -> str:
-    """A prefix that no name of the graph has: a bundle's graph can be a source, too."""
+    """A prefix that no name in the graph has, since a bundle's graph can be a source, too."""
     names = {name for node in graph.node for name in (node.name, *node.output)}
     names |= {tensor.name for tensor in graph.initializer}
     prefix = PREFIX
@@ -166,7 +166,7 @@ def free_prefix(graph: Any) -> str:
 
 
 def rename(graph: Any, old: str, new: str) -> None:
-    """Give the tensor `old` another name wherever the graph and its subgraphs mention it."""
+    """Rename the tensor `old` everywhere in the graph and its subgraphs."""
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]

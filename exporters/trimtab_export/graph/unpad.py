@@ -1,9 +1,9 @@
-"""Take the padding out of a graph: what works on each token by itself runs on real tokens alone.
+"""Remove the padding from a graph: everything that acts on single tokens runs only on real tokens.
 
-A padded batch wastes every linear layer on its pads. Here the token states are packed to (tokens, width)
-before the first layer norm, and spread to (n, length, width) only where the tokens of a text meet, in the
-attention. Source: ByteTransformer (Zhai et al., 2023, arXiv:2210.03052), as a rewrite of any ONNX graph
-rather than of one architecture's code: no name of a layer is looked at, only operators and ranks.
+In a padded batch, every linear layer wastes work on the padding. Here the token states are packed to
+(tokens, width) before the first layer norm, and spread to (n, length, width) only where the tokens of a text
+meet, in the attention. Source: ByteTransformer (Zhai et al., 2023, arXiv:2210.03052), but as a rewrite of any
+ONNX graph instead of one architecture's code: it goes by operators and ranks, never by names of layers.
 """
 
 from collections.abc import Mapping
@@ -24,17 +24,17 @@ Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
 FIRST_OPSET = 13  # Squeeze with its axes as an input
 TOLERANCE = 1e-5
 PREFIX = "unpad"
-# What acts on each token by itself, given that its other inputs are constants or tokens, too.
+# Operators that act on each token by itself if their other inputs are constants or tokens, too.
 UNARY = {"Erf", "Tanh", "Relu", "Sigmoid", "Gelu", "Cast", "Identity", "Sqrt", "Neg", "Exp", "Reciprocal"}
 BINARY = {"Add", "Sub", "Mul", "Div", "Pow"}
 STARTS = {"LayerNormalization", "MatMul"}
 
 
 def take_padding_out(graph: Path, batch: Tokens) -> int:
-    """Rewrite the graph file where that leaves its vectors for `batch` as they are.
+    """Rewrite the graph file if that does not change its vectors for `batch`.
 
-    `batch` is a padded batch of texts of unlike lengths. Returns how many matrix products run on packed
-    tokens now; 0 where the graph has no such form, and is left as it was.
+    `batch` is a padded batch of texts of different lengths. Returns how many matrix products now run on
+    packed tokens; 0 if the graph has no such form and was left unchanged.
     """
     model = onnx.load(str(graph), load_external_data=False)
     products = unpad(model)
@@ -46,7 +46,7 @@ def take_padding_out(graph: Path, batch: Tokens) -> int:
         before = runtime.run(runtime.session(graph), OUTPUT, batch)
         after = runtime.run(runtime.session(rewritten), OUTPUT, batch)
         same = np.abs(after - before).max() <= TOLERANCE * max(1.0, float(np.abs(before).max()))
-    except ExportError:  # where it is the source's own fault, the comparison with it will say so
+    except ExportError:  # if it is the source's own fault, the comparison with it will say so
         same = False
     if not same:
         rewritten.unlink()
@@ -58,8 +58,8 @@ def take_padding_out(graph: Path, batch: Tokens) -> int:
 def unpad(model: Any) -> int:
     """Rewrite a model in place; returns how many matrix products run on packed tokens.
 
-    The model must have the input `attention_mask`, int64 (n, length), 1 for tokens and 0 for pads. With 0
-    there was nothing to rewrite, and the model is as it was.
+    The model must have the input `attention_mask`, int64 (n, length), 1 for tokens and 0 for padding. A
+    result of 0 means that there was nothing to rewrite, and the model is unchanged.
     """
     if opset_of(model) < FIRST_OPSET:
         return 0
@@ -79,7 +79,7 @@ def unpad(model: Any) -> int:
 
 
 class _Rewriter:
-    """Walks the nodes once, in their order, and keeps what acts on tokens in packed form."""
+    """Walks the nodes once, in order, and keeps everything that acts on tokens in packed form."""
 
     def __init__(self, graph: Any, shapes: dict[str, list[int]]) -> None:
         self._graph = graph
@@ -94,7 +94,7 @@ class _Rewriter:
                 if value is not None:
                     self._ranks[node.output[0]] = len(value.dims)
         self._packed: dict[str, str] = {}  # a tensor (n, length, width) -> the same as (tokens, width)
-        self._spread: set[str] = set()  # those of them that exist padded, too
+        self._spread: set[str] = set()  # those that also exist padded
         self._nodes: list[Any] = []
         self.constants: list[Any] = []
         self._new = Nodes(PREFIX, self._nodes, self.constants)
@@ -118,7 +118,7 @@ class _Rewriter:
         tokens = [name for name in node.input if name and name not in self._ranks]
         constants = [self._ranks[name] for name in node.input if name in self._ranks]
         if node.op_type in STARTS:
-            # These may begin a packed stretch. Nothing else may: what a mask set to zero stays padded.
+            # Only these may start a packed section: anything that a mask set to zero stays padded.
             source = node.input[0]
             first = tokens == [source] and (source in self._packed or self._width(node, source) > 0)
             if node.op_type == "MatMul":
@@ -151,7 +151,7 @@ class _Rewriter:
         return self._packed[name]
 
     def _need_padded(self, name: str) -> None:
-        """Spread a packed tensor under its own name. Pads repeat the token before them; masks hide them."""
+        """Spread a packed tensor under its own name. Padding repeats the token before it; masks hide it."""
         if name in self._packed and name not in self._spread:
             rows = self._new.node("Gather", self._packed[name], self._places, axis=0)
             shape = self._new.node("Concat", self._shape, self._whole([-1]), axis=0)
@@ -159,7 +159,7 @@ class _Rewriter:
             self._spread.add(name)
 
     def _indices(self) -> None:
-        """The positions of the real tokens in the flat batch, and for each position its packed row."""
+        """The positions of the real tokens in the flat batch, and the packed row of each position."""
         self._shape = self._new.node("Shape", "attention_mask")
         flat = self._new.node("Reshape", "attention_mask", self._whole([-1]))
         self._real = self._new.node("Squeeze", self._new.node("NonZero", flat), self._whole([0]))
@@ -167,7 +167,7 @@ class _Rewriter:
         self._places = self._new.node("Sub", running, self._whole(1))
 
     def _width(self, node: Any, name: str) -> int:
-        """The last dimension of a tensor (n, length, width), by its shape or the weights beside it; or 0."""
+        """The last dimension of a tensor (n, length, width), from its shape or adjacent weights; or 0."""
         shape = self._shapes.get(name, [])
         if len(shape) != 3:
             return 0
