@@ -29,3 +29,8 @@ def check_dtype(name: str) -> Dtype:
     if name not in DTYPES:
         raise InvalidArgument(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
     return name
+
+
+# What a set of queries and documents was to a variant: a kind of text that it was neither made nor chosen on,
+# the user's own (and what the user has more of trained it), or held-out pairs of a kind that trained it.
+JudgedBy = Literal["left out", "yours", "trained on"]

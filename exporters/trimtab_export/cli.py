@@ -94,8 +94,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SHARE",
-        help="search for the fastest variants that keep this share of the encoder's nDCG@10, such as 0.99; "
-        "given several times, for the fastest at each",
+        help="search for the fastest variants that keep this share of the encoder's nDCG@10, such as 0.99, "
+        "over each kind of text that was left out of making them, and over --pairs; given several times, for "
+        "the fastest at each",
     )
     more.add_argument("--recipe", type=Path, metavar="FILE", help="make the variants of this TOML file")
     more.add_argument(
@@ -127,13 +128,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--pairs",
         type=Path,
         metavar="FILE",
-        help='held-out retrieval: {"query": "...", "document": "..."} a line (default: docstrings)',
+        help='retrieval of your own: {"query": "...", "document": "..."} a line. Some are held out and '
+        "judge, beside the kinds of text that are left out; the others train",
     )
     more.add_argument(
         "--texts",
         type=Path,
         metavar="FILE",
-        help="texts to train and calibrate on, one a line (default: docstrings)",
+        help="texts to train and calibrate on, one a line, before those that are at hand (see --list-texts)",
     )
     more.add_argument(
         "--list-texts", action=_ListTexts, nargs=0, help="list the kinds of text on this machine, and exit"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests import variants_made
 from trimtab.artifacts.adapter import Check
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import checks, gate
@@ -52,7 +53,15 @@ def test_without_pairs_the_verdict_is_by_agreement(
     outcome = fitted(turned, minilm, replace(found, pairs=[])).outcome
     assert outcome.verdict == "bridge"
     assert outcome.reasons[0].startswith("provisional")
+
     assert outcome.arms.old_on_old.recall_1 == 1
+
+
+def test_an_adapter_is_no_surer_than_the_cards_of_its_variants() -> None:
+    sure, unsure = (variants_made.card(0.9, kind).fidelity for kind in ("left out", "trained on"))
+    assert gate.provisional_ends(sure, None) == ()
+    (why,) = gate.provisional_ends(unsure, sure)
+    assert why.startswith("provisional: the report card of the new variant was judged by the kind of text")
 
 
 def test_groups_are_learned(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:

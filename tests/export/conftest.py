@@ -10,6 +10,29 @@ from tiny_encoders import Export
 from trimtab.errors import ExportError
 from trimtab_export.export import export as export_source
 from trimtab_export.source import Settings
+from trimtab_export.texts.domain import Domain, Pair, Role
+from trimtab_export.texts.gather import Found
+from trimtab_export.variants import material
+
+
+@pytest.fixture(autouse=True)
+def texts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """As few texts as a tiny encoder needs, of made-up kinds; called with roles, one kind for each."""
+
+    def use(*roles: Role) -> None:
+        found = []
+        for place, role in enumerate(roles):
+            words = [f"w{n} x{n * 7 % 13} y{n * 3 % 17}" for n in range(300 * place, 300 * place + 300)]
+            pairs = [Pair(f"what is {w}", f"about {w} there is much to say, {w} again") for w in words]
+            found.append(Found(Domain(f"{role} {place}", "made up", role, list), pairs))
+        monkeypatch.setattr(material, "texts_at_hand", lambda: found)
+
+    use("train", "judge")
+    for name in ("QUERIES", "YOUR_QUERIES"):
+        monkeypatch.setattr(material, name, 40)
+    for name in ("DOCUMENTS", "YOUR_DOCUMENTS"):
+        monkeypatch.setattr(material, name, 60)
+    return use
 
 
 @pytest.fixture

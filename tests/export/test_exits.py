@@ -16,18 +16,13 @@ from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import File
 from trimtab.cli import main as cli_main
 from trimtab_export.passes import exits
-from trimtab_export.variants import cells, fidelity, material, mix
+from trimtab_export.variants import cells, fidelity, mix
 
 TEXTS = [f"w{number} some words x{number * 7 % 13}" for number in range(20)]
 
 
 @pytest.fixture(autouse=True)
-def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [f"w{number} x{number * 7 % 13} y{number * 3 % 17}" for number in range(300)]
-    pairs = [(f"what is {word}", f"about {word} there is much to say, {word} again") for word in words]
-    monkeypatch.setattr(material.texts_at_hand, "docstrings", lambda: pairs)
-    monkeypatch.setattr(material, "QUERIES", 40)
-    monkeypatch.setattr(material, "DOCUMENTS", 60)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mix, "CHUNK", 64)
     monkeypatch.setattr(mix, "BATCH_TOKENS", 512)
     monkeypatch.setattr(fidelity, "SHAPES", ((1, 8),))

@@ -1,6 +1,7 @@
 """Held-out retrieval: the sets of pairs, and the figures made of them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import variants_made
 from trimtab.errors import ExportError
-from trimtab_export.variants import material, retrieval
+from trimtab_export.texts.domain import Role
+from trimtab_export.texts.gather import key
+from trimtab_export.variants import fidelity, kept, material, retrieval
 
 PAIRS = [(f"question number {number}", f"the answer to {number} is written here") for number in range(60)]
 
@@ -37,9 +41,9 @@ def test_retention_of_oneself_is_one_and_lies_in_its_interval(values: list[float
     same = retrieval.retention(source, source)
     assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
     worse = source * np.random.default_rng(seed).random(len(source))
-    kept = retrieval.retention(worse, source)
-    assert kept.low <= kept.high <= 1.0
-    assert kept.value < 1.0
+    less = retrieval.retention(worse, source)
+    assert less.low <= less.high <= 1.0
+    assert less.value < 1.0
 
 
 def test_pairs_of_a_file(tmp_path: Path) -> None:
@@ -70,28 +74,115 @@ def test_too_few_pairs_say_so(tmp_path: Path) -> None:
         material.gather(path, None)
 
 
-def test_what_is_measured_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(material, "DOCUMENTS", 30)
-    monkeypatch.setattr(material, "QUERIES", 25)
+def test_what_judges_and_chooses_is_not_trained_on(tmp_path: Path, texts: Callable[..., None]) -> None:
+    texts("train", "train", "choose", "judge", "judge")
     pairs = write(tmp_path / "pairs.jsonl", PAIRS)
-    texts = tmp_path / "texts.txt"
+    given = tmp_path / "texts.txt"
     long = [" ".join(f"word{number}-{place}" for place in range(20)) for number in range(80)]
-    texts.write_text("\n".join([*long, PAIRS[0][0], ""]), "utf-8")
+    given.write_text("\n".join([*long, PAIRS[0][0], ""]), "utf-8")
     for given_pairs, given_texts, name in (
         (pairs, None, "pairs.jsonl"),
-        (pairs, texts, "pairs.jsonl"),
-        (None, texts, "pairs made of texts.txt"),
-        (None, None, "docstrings"),
+        (pairs, given, "pairs.jsonl"),
+        (None, given, "pairs made of texts.txt"),
+        (None, None, ""),
     ):
         found = material.gather(given_pairs, given_texts)
-        assert found.pairs.name == name
-        assert (len(found.pairs.queries), len(found.pairs.documents)) == (25, 30)
-        held = {*found.pairs.queries, *found.pairs.documents}
-        held |= {
-            f"{query} {document}"
-            for query, document in zip(found.pairs.queries, found.pairs.documents, strict=False)
-        }
-        assert held.isdisjoint(found.texts)
-        assert len(found.texts) > 1000, "docstrings where the user gave few"
+        assert [(each.name, each.kind) for each in found.yours] == ([(name, "yours")] if name else [])
+        assert found.watched is not None and found.watched.name == "choose 2"
+        assert [(each.name, each.kind) for each in found.judge] == [
+            ("judge 3", "left out"), ("judge 4", "left out"),
+        ]  # fmt: skip
+        assert all(each.languages == ("en",) for each in found.judge)
+        for each in found.judged_by:
+            assert (len(each.queries), len(each.documents)) in {(40, 60), (25, 60)}
+        held = {key(text) for each in (*found.judged_by, found.watched) for text in each.texts}
+        assert held.isdisjoint(key(text) for kind in found.kinds for text in kind)
+        *own, first, second = found.kinds
+        assert len(own) == (given_pairs is not None) + (given_texts is not None)
+        assert (first[0], second[0]) == ("what is w0 x0 y0", "what is w300 x7 y16")
         if given_texts is not None and given_pairs is not None:
-            assert found.texts[:80] == long
+            assert own[0] == long, "the user's come first"
+
+
+@pytest.mark.parametrize(
+    ("there", "train", "choose", "judge"),
+    [
+        (["train", "choose", "judge"], 1, 1, 1),
+        (["train", "train", "train"], 2, 0, 1),
+        (["train", "choose"], 1, 0, 1),
+        (["choose", "judge"], 1, 0, 1),
+        (["judge", "judge"], 1, 0, 1),
+        (["judge"], 1, 0, 0),
+        (["train"], 1, 0, 0),
+    ],
+)
+def test_where_kinds_are_few_one_judges_as_long_as_one_trains(
+    there: list[Role], train: int, choose: int, judge: int, texts: Callable[..., None]
+) -> None:
+    texts(*there)
+    roles = material.shared_out(material.texts_at_hand())
+    assert [len(roles[each]) for each in ("train", "choose", "judge")] == [train, choose, judge]
+    found = material.gather(None, None)
+    assert [each.kind for each in found.judge] == ["left out" if judge else "trained on"]
+    held = {key(text) for each in found.judge for text in each.texts}
+    assert found.kinds and held.isdisjoint(key(text) for kind in found.kinds for text in kind)
+
+
+def test_documents_that_judge_are_bounded_by_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(material, "CHARACTERS", 1500)
+    (judge,) = material.gather(None, None).judge
+    assert retrieval.FEWEST <= len(judge.documents) < 60
+    assert sum(map(len, judge.documents)) <= 1500
+
+
+def rows(angles: np.ndarray) -> np.ndarray:
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def test_the_card_shows_each_set_and_the_figures_of_the_worst() -> None:
+    """Over one set the variant is the source itself, over the other it finds the next query's document."""
+    sets = [retrieval.Pairs(name, ["q"] * 30, ["d"] * 30, "left out", ("en",)) for name in ("same", "other")]
+    whole = kept.Vectors(rows(np.linspace(0, 3, 30)), rows(np.linspace(0, 3, 30)))
+    turned = kept.Vectors(np.roll(whole.queries, 1, axis=0), whole.documents)
+    same, other = (
+        kept.judge(pairs, now, whole, whole, "cosine")
+        for pairs, now in zip(sets, (whole, turned), strict=True)
+    )
+    assert (same.share.ndcg.value, same.share.query_only_ndcg.value, same.share.source_ndcg) == (1, 1, 1)
+    assert 0.3 < other.share.ndcg.value < 0.7
+    assert kept.least([same.share.ndcg, other.share.ndcg]) == other.share.ndcg
+
+
+def test_intervals_allow_for_the_variants_that_one_was_chosen_among() -> None:
+    card = variants_made.card(0.9)
+    assert kept.among(card, 1) is card
+    wide = kept.among(card, 8).fidelity
+    assert card.fidelity is not None and wide is not None
+    before, after = card.fidelity.query_only_ndcg, wide.query_only_ndcg
+    assert after.value == before.value
+    # A normal distribution's 0.25/8 % end over its 2.5 % end: 2.734 / 1.960.
+    assert after.high - after.value == pytest.approx(1.395 * (before.high - before.value), abs=1e-4)
+    assert wide.sets[0].ndcg.high - wide.sets[0].ndcg.value == pytest.approx(1.395 * 0.01, abs=1e-4)
+    assert wide.compared == 8
+
+
+def test_a_set_over_which_the_source_finds_nothing_judges_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Source:
+        similarity = "cosine"
+
+    whole = kept.Vectors(rows(np.linspace(0, 3, 30)), rows(np.linspace(0, 3, 30)))
+    lost = kept.Vectors(whole.queries, np.roll(whole.documents, 15, axis=0))
+    names = {"found": whole, "lost": lost}
+    monkeypatch.setattr(fidelity, "embed_pairs", lambda graph, source, batcher, pairs: names[pairs.name])
+    sets = [retrieval.Pairs(name, ["q"] * 30, ["d"] * 30) for name in names]
+    stick = lambda sets, file: fidelity.Yardstick.of(tmp_path, Source, None, sets, tmp_path / file)  # noqa: E731
+    for _ in range(2):
+        assert [each.name for each in stick(sets, "both").sets] == ["found"]
+        monkeypatch.setattr(fidelity, "embed_pairs", None)  # the second time they are read
+    monkeypatch.setattr(fidelity, "embed_pairs", lambda graph, source, batcher, pairs: names[pairs.name])
+    with pytest.raises(ExportError, match="finds next to nothing over lost"):
+        stick(sets[1:], "lost")
+    own = retrieval.Pairs("lost", ["q"] * 30, ["d"] * 30, "yours")
+    assert stick([own], "own").sets == (own,), "the user's own judges whatever it says"

@@ -19,7 +19,7 @@ from trimtab_export.passes.student import Student
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import fidelity, make, material, mix
+from trimtab_export.variants import fidelity, make, mix
 
 TEXTS = [text for text in sentences.load() if text.strip()]
 ARCHITECTURES = [name for name in tiny_encoders.ARCHITECTURES if name != "mpnet"]
@@ -27,12 +27,7 @@ RECIPE = "[[variants]]\nname = 'experts'\nshrp = 0.5\nheal = 0.004\n"
 
 
 @pytest.fixture(autouse=True)
-def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [f"w{number} x{number * 7 % 13} y{number * 3 % 17}" for number in range(300)]
-    pairs = [(f"what is {word}", f"about {word} there is much to say, {word} again") for word in words]
-    monkeypatch.setattr(material.texts_at_hand, "docstrings", lambda: pairs)
-    monkeypatch.setattr(material, "QUERIES", 40)
-    monkeypatch.setattr(material, "DOCUMENTS", 60)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mix, "CHUNK", 64)
     monkeypatch.setattr(mix, "BATCH_TOKENS", 512)
     monkeypatch.setattr(fidelity, "SHAPES", ((1, 8),))

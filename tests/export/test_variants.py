@@ -30,7 +30,7 @@ from trimtab.errors import ExportError
 from trimtab_export.graph.head import save
 from trimtab_export.passes import quantize
 from trimtab_export.passes.curve import Point
-from trimtab_export.variants import draw, fidelity, material, mix, pace, recipe, search
+from trimtab_export.variants import draw, fidelity, mix, pace, recipe, search
 from trimtab_export.variants.candidates import Candidate
 
 BRIEF = ("--heal-minutes", "0.01")
@@ -55,13 +55,8 @@ heal = 0.004
 
 
 @pytest.fixture(autouse=True)
-def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """So little as a tiny encoder needs; and speed is no matter of tests."""
-    words = [f"w{number} x{number * 7 % 13} y{number * 3 % 17}" for number in range(300)]
-    pairs = [(f"what is {word}", f"about {word} there is much to say, {word} again") for word in words]
-    monkeypatch.setattr(material.texts_at_hand, "docstrings", lambda: pairs)
-    monkeypatch.setattr(material, "QUERIES", 40)
-    monkeypatch.setattr(material, "DOCUMENTS", 60)
     monkeypatch.setattr(mix, "CHUNK", 64)
     monkeypatch.setattr(mix, "BATCH_TOKENS", 512)
     monkeypatch.setattr(fidelity, "SHAPES", ((1, 8), (4, 8)))
@@ -84,7 +79,7 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
     out = capsys.readouterr().out
     assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "1.report"]
     page = (folder.parent / "1.report" / "report.html").read_text("utf-8")
-    assert all(name in page for name in ("small-fp32", "docstrings", "data:image/png;base64,"))
+    assert all(name in page for name in ("small-fp32", "judge 1", "left out", "data:image/png;base64,"))
     assert (folder.parent / "1.report" / "quality-speed.png").read_bytes()[:4] == b"\x89PNG"
     bundle = bundles.read(folder)
     first, *rest = bundle.manifest.variants
@@ -95,7 +90,10 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
     for variant in rest:
         figures = variant.report.fidelity
         assert figures is not None
-        assert (figures.queries, figures.documents, figures.retrieval) == (40, 60, "docstrings")
+        assert (figures.queries, figures.documents, figures.retrieval) == (40, 60, "judge 1")
+        assert [(each.name, each.kind) for each in figures.sets] == [("judge 1", "left out")]
+        assert figures.ndcg == figures.sets[0].ndcg
+        assert not figures.provisional
         assert figures.batch_min_cosine >= 0.99999
         assert figures.bytes == sum(file.size for file in variant.files)
         assert variant.unpadded
@@ -111,7 +109,8 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
     assert cli_main(["info", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert str(small.space) in shown
-    assert "measured on          40 queries, 60 documents of docstrings" in shown
+    assert "of judge 1 en: 40 queries, 60 documents" in shown
+    assert "provisional" not in shown
 
     (tmp_path / "again.toml").write_text(out.split("again:\n\n")[1])
     assert recipe.load(tmp_path / "again.toml") == tuple(variant.passes for variant in rest)
@@ -199,6 +198,39 @@ def test_a_search_keeps_its_floor_beside_a_recipe(
     sizes = [sum(file.size for file in variant.files) for variant in found]
     assert sizes == sorted(sizes), "the best for the target first"
     assert "finding the layers that matter least" in capsys.readouterr().err
+
+
+def test_one_kind_of_text_gives_a_provisional_card(
+    st_bert: Path, tmp_path: Path, export: Export, texts: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    texts("train")
+    (tmp_path / "recipe.toml").write_text("[[variants]]\nname = 'int8'\nprecision = 'int8'\n")
+    folder = export(st_bert, "--recipe", str(tmp_path / "recipe.toml"))
+    figures = bundles.read(folder).manifest.variants[1].report.fidelity
+    assert figures is not None and figures.provisional
+    assert [each.kind for each in figures.sets] == ["trained on"]
+    capsys.readouterr()
+    assert cli_main(["info", str(folder)]) == 0
+    assert "provisional: judged by the kind of text that it was made on" in capsys.readouterr().out
+    page = (folder.parent / "1.report" / "report.html").read_text("utf-8")
+    assert "provisional: judged by the kind of text" in page
+
+
+def test_the_users_own_pairs_are_told_apart(st_bert: Path, tmp_path: Path, export: Export) -> None:
+    rows = [
+        {"query": f"who did w{n}", "document": f"w{n} was done by x{n}, y{n % 7} says"} for n in range(90)
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    bundle = bundles.read(export(st_bert, "--min-quality", "0.5", "--pairs", str(tmp_path / "own.jsonl")))
+    for variant in bundle.manifest.variants[1:]:
+        figures = variant.report.fidelity
+        assert figures is not None
+        assert [(each.name, each.kind) for each in figures.sets] == [
+            ("own.jsonl", "yours"), ("judge 1", "left out"),
+        ]  # fmt: skip
+        assert figures.ndcg.value == min(each.ndcg.value for each in figures.sets) >= 0.5
+        assert figures.compared > 1
 
 
 def test_a_floor_that_cannot_be_kept_says_what_can(st_bert: Path, tmp_path: Path, export: Export) -> None:

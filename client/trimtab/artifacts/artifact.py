@@ -40,6 +40,15 @@ class Interval(Struct, frozen=True):
             raise ValueError(f"an interval goes from low to high, not from {self.low} to {self.high}")
 
 
+def provisional(why: str) -> str:
+    """How a verdict is told that nothing may count on, of variants and of adapters alike.
+
+    One counts where what judged was left out of what was made: whole kinds of text, or pairs that say which
+    document is right.
+    """
+    return f"provisional: {why}"
+
+
 class Versioned(Protocol):
     """A manifest, which states its format."""
 

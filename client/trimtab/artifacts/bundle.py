@@ -20,7 +20,7 @@ from msgspec import Meta
 from trimtab.artifacts import ranges
 from trimtab.artifacts.artifact import File, Interval, Kind, Struct, Trusted
 from trimtab.errors import BundleError, InvalidArgument
-from trimtab.kinds import Pooling, Precision, Role, Similarity
+from trimtab.kinds import JudgedBy, Pooling, Precision, Role, Similarity
 
 FORMAT = 2  # 1: the space's name left the architecture out
 MANIFEST = "manifest.json"
@@ -76,11 +76,25 @@ class Packed(Struct, frozen=True):
     ubinary_documents_ndcg: ranges.Kept  # float32 queries and documents in bits
 
 
+class Kept(Struct, frozen=True):
+    """What a variant keeps of the first one's nDCG@10 over one set of queries and documents."""
+
+    name: str
+    kind: JudgedBy
+    languages: tuple[str, ...]  # of the queries, as ISO 639-1 has them; none: unknown
+    queries: ranges.Count
+    documents: ranges.Count
+    source_ndcg: ranges.Quality  # of the first variant itself
+    ndcg: Interval
+    query_only_ndcg: Interval
+
+
 class Fidelity(Struct, frozen=True):
     """What a variant keeps of the bundle's first, over held-out queries and the documents that answer them.
 
     The four retentions are quality by the variant over quality by the first: both sides embedded by the
-    variant (its own index), or only the queries, searched in the first variant's index.
+    variant (its own index), or only the queries, searched in the first variant's index. Each is that of the
+    worst of `sets`; the set that is named is the worst by the nDCG.
     """
 
     retrieval: str  # the set of pairs
@@ -98,6 +112,22 @@ class Fidelity(Struct, frozen=True):
     speedup: tuple[Speedup, ...]
     bytes: ranges.Bytes  # of the variant's files
     packed: Packed | None = None  # None: made before it was measured
+    sets: tuple[Kept, ...] = ()  # that judged; none: made before there were several
+    compared: ranges.Some = (
+        1  # variants that this one was chosen among; the intervals are as wide as it takes
+    )
+
+    @property
+    def provisional(self) -> bool:
+        """Whether nothing may count on these figures: no kind of text was left out of making the variant."""
+        return all(each.kind != "left out" for each in self.sets)
+
+
+# Why a report card is provisional, and the cure.
+TRAINED_ON = (
+    "judged by the kind of text that it was made on, and on other kinds it keeps less; export it again where "
+    "there are more kinds (`trimtab export --list-texts`)"
+)
 
 
 class Cell(Struct, frozen=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from trimtab.artifacts import bundle as bundles
-from trimtab.artifacts.artifact import Interval
+from trimtab.artifacts.artifact import Interval, provisional
 from trimtab.commands import server_options
 from trimtab.core.answers import Encoder, Variant
 
@@ -77,11 +77,10 @@ def describe(manifest: bundles.Manifest) -> str:
         if (kept := variant.report.fidelity) is not None:
             lines[-1:-1] = [
                 f"  space                {variant.space}",
-                f"  keeps of nDCG@10     {_interval(kept.ndcg)}, of R@10 {_interval(kept.recall)}",
+                f"  keeps of nDCG@10     {_interval(kept.ndcg)} at worst, of R@10 {_interval(kept.recall)}",
                 f"  queries alone        {_interval(kept.query_only_ndcg)} and "
                 f"{_interval(kept.query_only_recall)}, in the first variant's index",
-                f"  measured on          {kept.queries} queries, {kept.documents} documents of "
-                f"{kept.retrieval}",
+                *_sets("  ", kept),
                 f"  cosine               {kept.cosine:.4f}, least {kept.min_cosine:.4f}; alone or in a batch "
                 f"{kept.batch_min_cosine:.7f}",
                 *_packed(kept.packed),
@@ -96,6 +95,19 @@ def describe(manifest: bundles.Manifest) -> str:
                 f"{per_text:7.2f} ms a text"
             )
     return "\n".join(lines)
+
+
+def _sets(indent: str, kept: bundles.Fidelity) -> list[str]:
+    """What judged, a line for each set, and whether that counts."""
+    lines = [
+        f"{indent}{each.kind + ':':<13}{_interval(each.ndcg)}, queries alone "
+        f"{each.query_only_ndcg.value:.3f}, of {' '.join([each.name, *each.languages])}: {each.queries} "
+        f"queries, {each.documents} documents"
+        for each in kept.sets
+    ]
+    if kept.compared > 1:
+        lines.append(f"{indent}chosen among {kept.compared} variants, for which the intervals allow")
+    return [*lines, *([indent + provisional(bundles.TRAINED_ON)] if kept.provisional else [])]
 
 
 def _packed(packed: bundles.Packed | None) -> list[str]:
@@ -133,6 +145,7 @@ def describe_served(encoder: Encoder) -> str:
             lines += [
                 f"    keeps of nDCG@10   {_interval(kept.ndcg)}",
                 f"    queries alone      {_interval(kept.query_only_ndcg)}",
+                *_sets("    ", kept),
                 f"    times as fast      {fastest}",
             ]
     return "\n".join(lines)

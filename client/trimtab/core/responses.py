@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from trimtab.artifacts.adapter import Calibrator, Endpoint
 from trimtab.artifacts.artifact import Interval
-from trimtab.artifacts.bundle import Fidelity, Speedup
+from trimtab.artifacts.bundle import Fidelity, Kept, Speedup
 from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits, StageTimes, Variant, Vectors
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
-from trimtab.kinds import Dtype, Reads, Verdict
+from trimtab.kinds import Dtype, JudgedBy, Reads, Verdict
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values.dense import FROM_PROTO, unpack
 
@@ -268,4 +268,18 @@ def _describe_fidelity(message: pb.Fidelity) -> Fidelity:
             Speedup(batch=each.batch, length=each.length, factor=each.factor) for each in message.speedup
         ),
         bytes=message.bytes,
+        sets=tuple(
+            Kept(
+                name=each.name,
+                kind=cast(JudgedBy, each.kind),
+                languages=tuple(each.languages),
+                queries=each.queries,
+                documents=each.documents,
+                source_ndcg=each.source_ndcg,
+                ndcg=interval(each.ndcg),
+                query_only_ndcg=interval(each.query_only_ndcg),
+            )
+            for each in message.sets
+        ),
+        compared=message.compared or 1,
     )

@@ -785,6 +785,8 @@ class Fidelity(_message.Message):
     BATCH_MIN_COSINE_FIELD_NUMBER: _builtins.int
     SPEEDUP_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    SETS_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
     retrieval: _builtins.str
     """the set of pairs it was measured on"""
     queries: _builtins.int
@@ -799,6 +801,8 @@ class Fidelity(_message.Message):
     """a text alone against the same text batched with longer ones"""
     bytes: _builtins.int
     """total size of its files"""
+    compared: _builtins.int
+    """variants that this one was chosen among, for which the intervals allow"""
     @_builtins.property
     def ndcg(self) -> Global___Interval:
         """shares of these, with an index of the variant's own vectors"""
@@ -813,6 +817,10 @@ class Fidelity(_message.Message):
     def query_only_recall(self) -> Global___Interval: ...
     @_builtins.property
     def speedup(self) -> _containers.RepeatedCompositeFieldContainer[Global___Speedup]: ...
+    @_builtins.property
+    def sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Kept]:
+        """that judged; the figures above are those of the worst of them"""
+
     def __init__(
         self,
         *,
@@ -830,14 +838,62 @@ class Fidelity(_message.Message):
         batch_min_cosine: _builtins.float = ...,
         speedup: _abc.Iterable[Global___Speedup] | None = ...,
         bytes: _builtins.int = ...,
+        sets: _abc.Iterable[Global___Kept] | None = ...,
+        compared: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ndcg", b"ndcg", "query_only_ndcg", b"query_only_ndcg", "query_only_recall", b"query_only_recall", "recall", b"recall"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_min_cosine", b"batch_min_cosine", "bytes", b"bytes", "cosine", b"cosine", "documents", b"documents", "min_cosine", b"min_cosine", "ndcg", b"ndcg", "queries", b"queries", "query_only_ndcg", b"query_only_ndcg", "query_only_recall", b"query_only_recall", "recall", b"recall", "retrieval", b"retrieval", "source_ndcg", b"source_ndcg", "source_recall", b"source_recall", "speedup", b"speedup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_min_cosine", b"batch_min_cosine", "bytes", b"bytes", "compared", b"compared", "cosine", b"cosine", "documents", b"documents", "min_cosine", b"min_cosine", "ndcg", b"ndcg", "queries", b"queries", "query_only_ndcg", b"query_only_ndcg", "query_only_recall", b"query_only_recall", "recall", b"recall", "retrieval", b"retrieval", "sets", b"sets", "source_ndcg", b"source_ndcg", "source_recall", b"source_recall", "speedup", b"speedup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Fidelity: _TypeAlias = Fidelity  # noqa: Y015
+
+@_typing.final
+class Kept(_message.Message):
+    """What a variant keeps of the encoder's nDCG@10 over one set of queries and documents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    SOURCE_NDCG_FIELD_NUMBER: _builtins.int
+    NDCG_FIELD_NUMBER: _builtins.int
+    QUERY_ONLY_NDCG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    kind: _builtins.str
+    """"left out", "yours" or "trained on": what the set was to the variant"""
+    queries: _builtins.int
+    documents: _builtins.int
+    source_ndcg: _builtins.float
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def ndcg(self) -> Global___Interval: ...
+    @_builtins.property
+    def query_only_ndcg(self) -> Global___Interval: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        queries: _builtins.int = ...,
+        documents: _builtins.int = ...,
+        source_ndcg: _builtins.float = ...,
+        ndcg: Global___Interval | None = ...,
+        query_only_ndcg: Global___Interval | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ndcg", b"ndcg", "query_only_ndcg", b"query_only_ndcg"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "kind", b"kind", "languages", b"languages", "name", b"name", "ndcg", b"ndcg", "queries", b"queries", "query_only_ndcg", b"query_only_ndcg", "source_ndcg", b"source_ndcg"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Kept: _TypeAlias = Kept  # noqa: Y015
 
 @_typing.final
 class Interval(_message.Message):

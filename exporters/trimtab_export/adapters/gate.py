@@ -13,8 +13,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.artifacts import artifact
 from trimtab.artifacts.adapter import Check
 from trimtab.artifacts.artifact import Interval
+from trimtab.artifacts.bundle import TRAINED_ON, Fidelity
 from trimtab.kinds import Verdict
 from trimtab_export.adapters import metrics
 
@@ -128,13 +130,24 @@ def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict
     )
 
 
+def provisional_ends(new: Fidelity | None, old: Fidelity | None) -> tuple[str, ...]:
+    """Why an adapter between variants with these cards is provisional, whatever judged it."""
+    return tuple(
+        artifact.provisional(f"the report card of the {which} variant was {TRAINED_ON}")
+        for which, card in (("new", new), ("old", old))
+        if card is not None and card.provisional
+    )
+
+
 def judge_by_agreement(
     found: Searched, checks: Sequence[Check], depth: int
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The provisional verdict without pairs: how often the old encoder's first document is found."""
     agreed, within = found.adapted.mean(), found.candidates.mean()
     reasons = [
-        "provisional: no pairs were given, so nothing is known of right and wrong answers; give --pairs",
+        artifact.provisional(
+            "no pairs were given, so nothing is known of right and wrong answers; give --pairs"
+        ),
         "the document that the old encoder ranks first is among the adapter's first ten for "
         f"{agreed:.1%} of the "
         f"queries, and among its first {depth} for {within:.1%}",

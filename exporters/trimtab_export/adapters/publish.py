@@ -20,7 +20,7 @@ from trimtab.artifacts.adapter import (
 from trimtab.artifacts.bundle import Bundle
 from trimtab.stores import address as addresses
 from trimtab_export import evaluate, runtime, write
-from trimtab_export.adapters import inputs, maps
+from trimtab_export.adapters import gate, inputs, maps
 from trimtab_export.adapters.climb import Ground
 from trimtab_export.adapters.judge import Asked, Outcome
 from trimtab_export.adapters.maps import Map
@@ -58,6 +58,7 @@ def publish(
     if request.queries is not None or request.pairs is not None:
         queries = stage.folder / "queries.npy"
         np.save(queries, test.rows[:MOST_QUERIES, : ground.dimensions].astype(np.float16))
+    unsure = gate.provisional_ends(*(each.manifest.variants[0].report.fidelity for each in (new, old)))
     manifest = AdapterManifest(
         name=stage.target.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,8 +71,8 @@ def publish(
         queries=None if queries is None else write.entry(stage.folder, queries),
         calibrator=outcome.calibrator,
         verdict=outcome.verdict,
-        provisional=request.pairs is None,
-        reasons=outcome.reasons,
+        provisional=request.pairs is None or bool(unsure),
+        reasons=(*unsure, *outcome.reasons),
         report=_report(request, split, ground, outcome, _cost(graph, map, rows)),
         provenance=_provenance(request),
     )

@@ -4,7 +4,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from trimtab_export.texts import (
     dictionary,
@@ -76,12 +75,6 @@ def describe(found: Sequence[Found], domains: Sequence[Domain] = DOMAINS) -> str
         said = f"{len(pairs):>6} pairs, {' '.join(languages)}" if pairs else "     - not on this machine"
         lines.append(f"{domain.name:<14}{domain.role:<8}{domain.what:<64}{said}\n")
     return "".join(lines)
-
-
-@cache
-def docstrings() -> list[tuple[str, str]]:
-    """The pairs of the kind of text that is everywhere."""
-    return [pair[:2] for pair in _pairs(DOMAINS[0].find(), set())]
 
 
 def key(text: str) -> str:

@@ -86,7 +86,8 @@ def summary(figures: Fidelity) -> str:
     """The figures that matter most, in a line."""
     ndcg, query_only = figures.ndcg, figures.query_only_ndcg
     return (
-        f"nDCG {ndcg.value:.3f} ({ndcg.low:.3f} to {ndcg.high:.3f}), query-only {query_only.value:.3f}, "
+        f"nDCG {ndcg.value:.3f} ({ndcg.low:.3f} to {ndcg.high:.3f}) at worst, over {figures.retrieval}, "
+        f"query-only {query_only.value:.3f}, "
         f"cosine {figures.cosine:.4f}, {fidelity.typical(figures.speedup):.2f}x as fast, "
         f"{figures.bytes / 1e6:.1f} MB"
     )

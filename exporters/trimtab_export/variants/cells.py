@@ -1,6 +1,6 @@
 """What is kept at every depth and width: each exit with its fitted head, each width on the fitted axes.
 
-It takes one pass of the held-out texts through the graph with the inner states; nothing is written for it.
+It takes one pass of the first set that judges through the graph with the inner states; nothing is written.
 """
 
 from typing import TypeAlias
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from trimtab.artifacts.bundle import Cell
 from trimtab_export.passes import exits
 from trimtab_export.variants import fidelity, retrieval
-from trimtab_export.variants.fidelity import Vectors, Yardstick
+from trimtab_export.variants.fidelity import Yardstick
+from trimtab_export.variants.kept import Vectors
 from trimtab_export.variants.make import Workshop
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -23,8 +24,8 @@ def measure(shop: Workshop, yardstick: Yardstick) -> tuple[Cell, ...]:
     """A cell for every number of layers from 1 on and every width; none where the layers were not found."""
     if shop.joined is None:
         return ()
-    source, whole = yardstick.source, yardstick.vectors
-    rows = fidelity.embed_pairs(shop.joined, source, yardstick.batcher, yardstick.pairs)
+    source, whole = yardstick.source, yardstick.vectors[0]
+    rows = fidelity.embed_pairs(shop.joined, source, yardstick.batcher, yardstick.sets[0])
     layers = exits.depth(shop.joined)
     full = source.dimensions
     best = retrieval.gains(whole.queries, whole.documents, source.similarity)[0].mean()

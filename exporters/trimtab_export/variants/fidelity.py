@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import durable
 from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, sentences
 from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Source
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import packed, retrieval
+from trimtab_export.variants import kept, packed, retrieval
+from trimtab_export.variants.kept import Vectors
 from trimtab_export.variants.retrieval import Pairs
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -24,30 +26,43 @@ BATCH = 16
 SHAPES = ((1, 16), (8, 16), (1, 128), (8, 64), (32, 16))
 ROUNDS = 12  # both graphs in turns
 LEAST_BATCH_COSINE = 0.99999
+LEAST_NDCG = 0.2  # of the source over a set, below which there is nothing to keep
+SIDES = ("queries", "documents")
 NEIGHBOURS = 200  # words of the long text that a short one is put beside
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """A graph's answers to the queries and the documents of a set of pairs."""
-
-    queries: Floats
-    documents: Floats
-
-
-@dataclass(frozen=True)
 class Yardstick:
-    """What variants are measured by: the source's own graph, and its vectors of the pairs."""
+    """What variants are measured by: the source's own graph, and its vectors of each set of pairs."""
 
     graph: Path
     source: Source
     batcher: Batcher
-    pairs: Pairs
-    vectors: Vectors
+    sets: tuple[Pairs, ...]
+    vectors: tuple[Vectors, ...]
 
     @classmethod
-    def of(cls, graph: Path, source: Source, batcher: Batcher, pairs: Pairs) -> "Yardstick":
-        return cls(graph, source, batcher, pairs, embed_pairs(graph, source, batcher, pairs))
+    def of(
+        cls, graph: Path, source: Source, batcher: Batcher, sets: Sequence[Pairs], stored: Path
+    ) -> "Yardstick":
+        """The vectors are read from the file `stored`, where an earlier run left them.
+
+        A set over which the source itself finds next to nothing, such as one in a language that it does not
+        have, is left out: there is nothing to keep. Raises ExportError where that is all sets.
+        """
+        vectors = _read(stored, sets) or embed_sets(graph, source, batcher, sets, stored)
+        found = [
+            (pairs, each)
+            for pairs, each in zip(sets, vectors, strict=True)
+            if retrieval.gains(each.queries, each.documents, source.similarity)[0].mean() >= LEAST_NDCG
+            or pairs.kind == "yours"
+        ]
+        if not found:
+            raise ExportError(
+                f"the encoder itself finds next to nothing over {', '.join(pairs.name for pairs in sets)}: "
+                "there is nothing to judge variants by. Give --pairs"
+            )
+        return cls(graph, source, batcher, *zip(*found, strict=True))
 
 
 def embed(graph: Path, batcher: Batcher, texts: Sequence[str], prompt: str = "") -> Floats:
@@ -71,6 +86,25 @@ def embed_pairs(graph: Path, source: Source, batcher: Batcher, pairs: Pairs) -> 
     )
 
 
+def embed_sets(
+    graph: Path, source: Source, batcher: Batcher, sets: Sequence[Pairs], keep: Path | None = None
+) -> list[Vectors]:
+    """The vectors of several sets, written to the file `keep` as well."""
+    vectors = [embed_pairs(graph, source, batcher, pairs) for pairs in sets]
+    if keep is not None:
+        rows = {f"{n} {side}": getattr(each, side) for n, each in enumerate(vectors) for side in SIDES}
+        with durable.replacing(keep) as stream:
+            np.savez(stream, **rows)
+    return vectors
+
+
+def _read(path: Path, sets: Sequence[Pairs]) -> list[Vectors] | None:
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as rows:
+        return [Vectors(*(rows[f"{n} {side}"] for side in SIDES)) for n in range(len(sets))]
+
+
 def measure(
     files: Sequence[Path], yardstick: Yardstick, int8_limit: float, axes: Floats | None = None
 ) -> bundles.ReportCard:
@@ -83,34 +117,40 @@ def measure(
 
     Raises ExportError where a vector is not finite, or changes with its neighbours in the batch.
     """
-    graph, source, pairs = files[0], yardstick.source, yardstick.pairs
-    whole = yardstick.vectors
-    before = whole if axes is None else _projected(whole, axes, source.normalized)
-    now = embed_pairs(graph, source, yardstick.batcher, pairs)
-    if not (np.isfinite(now.queries).all() and np.isfinite(now.documents).all()):
+    graph, source = files[0], yardstick.source
+    wholes = yardstick.vectors
+    befores = wholes if axes is None else [_projected(each, axes, source.normalized) for each in wholes]
+    nows = embed_sets(graph, source, yardstick.batcher, yardstick.sets)
+    if not all(np.isfinite(each.queries).all() and np.isfinite(each.documents).all() for each in nows):
         raise ExportError("the variant gives vectors that are not finite")
-    batch_cosine, batch_diff = batch_invariance(graph, yardstick.batcher, pairs)
+    batch_cosine, batch_diff = batch_invariance(graph, yardstick.batcher, yardstick.sets[0])
     if batch_cosine < LEAST_BATCH_COSINE:
         raise ExportError(
             f"a text's vector changes with its neighbours in the batch: its cosine to itself is "
             f"{batch_cosine:.6f}, and {LEAST_BATCH_COSINE} is the least that is served"
         )
-    ndcg, recall = retrieval.gains(whole.queries, whole.documents, source.similarity)
-    own_ndcg, own_recall = retrieval.gains(now.queries, now.documents, source.similarity)
-    query_ndcg, query_recall = retrieval.gains(now.queries, before.documents, source.similarity)
-    cosines = np.concatenate(
-        [_cosines(now.queries, before.queries), _cosines(now.documents, before.documents)]
-    )
+    judged = [
+        kept.judge(pairs, now, before, whole, source.similarity)
+        for pairs, now, before, whole in zip(yardstick.sets, nows, befores, wholes, strict=True)
+    ]
+    worst = min(judged, key=lambda each: each.share.ndcg.value)
+    now = nows[judged.index(worst)]
+    pairs_of_rows = [
+        (getattr(one, side), getattr(other, side))
+        for one, other in zip(nows, befores, strict=True)
+        for side in SIDES
+    ]
+    cosines = np.concatenate([_cosines(one, other) for one, other in pairs_of_rows])
     figures = bundles.Fidelity(
-        retrieval=pairs.name,
-        queries=len(pairs.queries),
-        documents=len(pairs.documents),
-        source_ndcg=round(float(ndcg.mean()), 4),
-        source_recall=round(float(recall.mean()), 4),
-        ndcg=retrieval.retention(own_ndcg, ndcg),
-        recall=retrieval.retention(own_recall, recall),
-        query_only_ndcg=retrieval.retention(query_ndcg, ndcg),
-        query_only_recall=retrieval.retention(query_recall, recall),
+        retrieval=worst.share.name,
+        queries=worst.share.queries,
+        documents=worst.share.documents,
+        source_ndcg=worst.share.source_ndcg,
+        source_recall=worst.source_recall,
+        ndcg=worst.share.ndcg,
+        recall=kept.least(each.recall for each in judged),
+        query_only_ndcg=kept.least(each.share.query_only_ndcg for each in judged),
+        query_only_recall=kept.least(each.query_only_recall for each in judged),
         cosine=round(float(cosines.mean()), 6),
         min_cosine=round(float(cosines.min()), 6),
         batch_min_cosine=round(batch_cosine, 8),
@@ -120,11 +160,12 @@ def measure(
             now.queries,
             now.documents,
             int8_limit,
-            float(ndcg.mean()),
+            worst.share.source_ndcg,
             source.similarity,
         ),
+        sets=tuple(each.share for each in judged),
     )
-    differences = [np.abs(now.queries - before.queries).max(), np.abs(now.documents - before.documents).max()]
+    differences = [np.abs(one - other).max() for one, other in pairs_of_rows]
     parity = bundles.Parity(
         texts=len(cosines),
         max_abs_diff=float(max(differences)),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trimtab.artifacts.artifact import Interval
 from trimtab.errors import ExportError
-from trimtab.kinds import Similarity
+from trimtab.kinds import JudgedBy, Similarity
 
 Floats: TypeAlias = NDArray[np.float32]
 Gains: TypeAlias = NDArray[np.float64]
@@ -30,6 +30,14 @@ class Pairs:
     name: str
     queries: list[str]
     documents: list[str]
+    kind: JudgedBy = "left out"
+    languages: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """Both sides, and each query with its document, which may have been one text."""
+        both = [f"{query} {document}" for query, document in zip(self.queries, self.documents, strict=False)]
+        return [*self.queries, *self.documents, *both]
 
 
 def load(path: Path) -> list[tuple[str, str]]:

@@ -56,8 +56,8 @@ def search(
             else "none works"
         )
         raise ExportError(
-            f"--min-quality {floor:g} is kept by no variant of this encoder: {can}. Ask for less, or leave "
-            "--min-quality out"
+            f"--min-quality {floor:g} is kept by no variant of this encoder over each set that judges: {can}."
+            " Ask for less, or leave --min-quality out"
         )
     return sorted(front(keeping, target), key=lambda candidate: -worth(candidate, target)), seen
 
@@ -70,7 +70,7 @@ def precisions(target: Target, device: Device) -> tuple[Precision, ...]:
 
 
 def keeps(candidate: Candidate, floor: float) -> bool:
-    """Whether the share of the nDCG that a variant keeps is at least the floor."""
+    """Whether a variant keeps that share of the nDCG over each set that judges."""
     return candidate.fidelity.ndcg.value >= floor
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -18,11 +18,13 @@ from trimtab_export import write
 from trimtab_export.graph import to_onnx
 from trimtab_export.source import Device, Source, Target
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import cells, material
+from trimtab_export.variants import cells, kept, material
 from trimtab_export.variants.candidates import Bench, Candidate
 from trimtab_export.variants.fidelity import Yardstick
 from trimtab_export.variants.make import Workshop
 from trimtab_export.variants.search import search
+
+JUDGED = "judged.npz"
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,11 @@ def select(
     place = scratch / _key(source, texts)
     place.mkdir(parents=True, exist_ok=True)
     batcher = Batcher(source.tokenizer, source.max_tokens)
-    tell(f"embedding {len(texts.pairs.documents)} documents of {texts.pairs.name} to compare with")
-    yardstick = Yardstick.of(graph, source, batcher, texts.pairs)
+    tell(f"embedding what judges: {', '.join(pairs.name for pairs in texts.judged_by)}")
+    yardstick = Yardstick.of(graph, source, batcher, texts.judged_by, place / JUDGED)
+    for pairs in texts.judged_by:
+        if pairs not in yardstick.sets:
+            tell(f"{pairs.name}: the encoder itself finds next to nothing there, and it judges nothing")
     bench = Bench(Workshop(source, graph, joined, texts.kinds, texts.watched, place), yardstick, tell)
     found: list[Candidate] = []
     for passes in wanted.recipe:
@@ -93,8 +98,15 @@ def select(
         return Selected(found, found, every, limit)
     best, seen = search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal_minutes)
     asked = {candidate.passes.name for candidate in found}
-    best, seen = ([each for each in some if each.passes.name not in asked] for some in (best, seen))
+    best, seen = (
+        [among(each, len(seen)) for each in some if each.passes.name not in asked] for some in (best, seen)
+    )
     return Selected([*found, *best], [*found, *seen], every, limit)
+
+
+def among(candidate: Candidate, compared: int) -> Candidate:
+    """A candidate that was chosen among so many."""
+    return replace(candidate, report=kept.among(candidate.report, compared))
 
 
 def put(candidate: Candidate, folder: Path, space: str) -> bundles.Variant:
@@ -132,8 +144,7 @@ def _key(source: Source, texts: material.Material) -> str:
         source.prompts,
     )
     digest.update(msgspec.json.encode(parts, order="sorted"))
-    pairs = [each for each in (texts.pairs, texts.watched) if each is not None]
-    sides = [side for each in pairs for side in (each.queries, each.documents)]
-    for text in chain.from_iterable([*sides, *texts.kinds]):
+    pairs = [*texts.judged_by, *([texts.watched] if texts.watched is not None else [])]
+    for text in chain.from_iterable([*(each.texts for each in pairs), *texts.kinds]):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:16]

@@ -11,7 +11,9 @@ from typing import TypeVar
 
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts import variants
+from trimtab.artifacts.artifact import provisional
 from trimtab.artifacts.bundle import (
+    TRAINED_ON,
     Bundle,
     Manifest,
 )
@@ -114,6 +116,10 @@ class Opener:
         seconds |= await self._ask(policies, encoder)
         stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
         log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
+        for variant in beside:
+            if variant.report.fidelity is not None and variant.report.fidelity.provisional:
+                whose = f"variant {variant.name} of {manifest.name} version {manifest.version}"
+                log.warning("the report card of %s is %s", whose, provisional(TRAINED_ON))
         self._loaded(manifest.name, manifest.version, seconds)
         self._on_disk.remember(manifest, stamps)
         return encoder

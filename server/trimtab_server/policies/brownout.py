@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from trimtab.artifacts import variants
-from trimtab.artifacts.bundle import Manifest
+from trimtab.artifacts.artifact import provisional
+from trimtab.artifacts.bundle import TRAINED_ON, Manifest
 from trimtab.errors import ConfigError
 from trimtab_server import config
 from trimtab_server.catalog.encoder import Encoder
@@ -128,6 +129,7 @@ def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) 
         for each in adapters
         if (each.manifest.source.space, each.manifest.target.space) == (stand_in.space, whole.space)
         and each.manifest.verdict == "bridge"
+        and not each.manifest.provisional
         and not routes.refusal(each)
     ]
     best = max(between, key=_keeps, default=None)
@@ -137,9 +139,11 @@ def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) 
     card = variant.report.fidelity
     if card is not None and stand_in.dimensions == whole.dimensions:
         alone = card.query_only_ndcg.value
-        if alone >= settings.min_quality:
+        if alone >= settings.min_quality and not card.provisional:
             return own(whole)
         found.append(f"its queries alone keep {alone:.3f} of nDCG@10 by its report card")
+        if card.provisional:
+            found.append(f"which is {provisional(TRAINED_ON)}")
     folder = f"{whole.name}/{whole.version}"
     raise ConfigError(
         f"brownout asks for min_quality = {settings.min_quality:g} in the index of {variants.title(whole)}, "

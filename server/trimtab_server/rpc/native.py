@@ -253,6 +253,20 @@ def _fidelity(figures: Fidelity | None) -> pb.Fidelity | None:
             pb.Speedup(batch=each.batch, length=each.length, factor=each.factor) for each in figures.speedup
         ],
         bytes=figures.bytes,
+        sets=[
+            pb.Kept(
+                name=each.name,
+                kind=each.kind,
+                languages=each.languages,
+                queries=each.queries,
+                documents=each.documents,
+                source_ndcg=each.source_ndcg,
+                ndcg=interval(each.ndcg),
+                query_only_ndcg=interval(each.query_only_ndcg),
+            )
+            for each in figures.sets
+        ],
+        compared=figures.compared,
     )
 
 

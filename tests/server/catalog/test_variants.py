@@ -225,6 +225,14 @@ def test_the_commands(
     assert [each["name"] for each in encoder["variants"]] == ["fp32", "small", "early", "early-16"]
 
 
+def test_a_card_that_nothing_counts_on_is_named_in_the_log(running: ServerProcess) -> None:
+    said = "".join(running.log)
+    assert (
+        "the report card of variant early-16 of layered version 1 is provisional: judged by the kind" in said
+    )
+    assert "variant small of" not in said
+
+
 def test_variants_are_described_and_counted(
     running: ServerProcess, client: trimtab.Client, bundle: Bundle
 ) -> None:

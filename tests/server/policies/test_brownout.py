@@ -163,6 +163,20 @@ def test_narrow_queries_need_an_adapter_that_was_judged_good_enough(
         brownout.way(ask("early-16", 0.96), whole, adapters)
 
 
+def test_a_provisional_card_or_adapter_answers_nothing(
+    mapped: Adapters, whole: Manifest, tmp_path: Path
+) -> None:
+    small = whole.variants[1]
+    trained_on = msgspec.structs.replace(small, report=variants_made.card(0.99, "trained on"))
+    unsure = msgspec.structs.replace(whole, variants=(whole.variants[0], trained_on, *whole.variants[2:]))
+    with pytest.raises(
+        ConfigError, match=r"keep 0\.990 .*; which is provisional: judged by the kind of text"
+    ):
+        brownout.way(ask("small", 0.98), unsure, ())
+    with pytest.raises(ConfigError, match="nothing was measured there"):
+        brownout.way(ask("early-16", 0.9), whole, adapter(mapped, tmp_path, whole, 0.99, provisional=True))
+
+
 @pytest.mark.parametrize("verdict", ["cascade", "re-index", "stay"])
 def test_an_adapter_that_is_no_bridge_answers_nothing(
     mapped: Adapters, whole: Manifest, tmp_path: Path, verdict: str
