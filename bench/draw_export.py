@@ -6,7 +6,7 @@ from typing import Any
 
 
 def draw(encoder: str, variants: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """nDCG@10 kept with its 95% interval over speed, and what is kept on texts of another kind."""
+    """nDCG@10 kept over the worst set with its interval, against speed, and what is kept outside."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -26,15 +26,15 @@ def draw(encoder: str, variants: Sequence[Mapping[str, Any]], path: Path) -> Non
             markersize=5,
             capsize=2,
             linewidth=1,
-            label="Debian's packages, 95% interval" if not number else None,
+            label="worst kind of text that was left out, and its interval" if not number else None,
         )
         axes.plot(
             speed,
-            variant["elsewhere"],
+            variant["outside"],
             color="tab:orange",
             marker="x",
             linestyle="",
-            label="docstrings, of which nothing was trained on" if not number else None,
+            label="outside: descriptions of Debian's packages" if not number else None,
         )
         axes.annotate(
             variant["name"],
