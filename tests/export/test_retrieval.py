@@ -174,6 +174,7 @@ def test_a_set_over_which_the_source_finds_nothing_judges_nothing(
 
     whole = kept.Vectors(rows(np.linspace(0, 3, 30)), rows(np.linspace(0, 3, 30)))
     lost = kept.Vectors(whole.queries, np.roll(whole.documents, 15, axis=0))
+    monkeypatch.setattr(fidelity, "LEAST_NDCG", 0.2)
     names = {"found": whole, "lost": lost}
     monkeypatch.setattr(fidelity, "embed_pairs", lambda graph, source, batcher, pairs: names[pairs.name])
     sets = [retrieval.Pairs(name, ["q"] * 30, ["d"] * 30) for name in names]

@@ -222,7 +222,9 @@ def test_the_users_own_pairs_are_told_apart(st_bert: Path, tmp_path: Path, expor
         {"query": f"who did w{n}", "document": f"w{n} was done by x{n}, y{n % 7} says"} for n in range(90)
     ]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    bundle = bundles.read(export(st_bert, "--min-quality", "0.5", "--pairs", str(tmp_path / "own.jsonl")))
+    bundle = bundles.read(
+        export(st_bert, "--min-quality", "0.5", *BRIEF, "--pairs", str(tmp_path / "own.jsonl"))
+    )
     for variant in bundle.manifest.variants[1:]:
         figures = variant.report.fidelity
         assert figures is not None
