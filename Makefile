@@ -43,7 +43,7 @@ bench-upgrade: $(INSTALLED)  ## adapters across twelve encoder changes; an inter
 demo-upgrade: $(INSTALLED)  ## demo: change a search's encoder and compare the ways to search; QUICK=1: short run
 	$(BIN)/python -m bench.demo_upgrade $(if $(QUICK),--quick)
 
-bench-export: $(INSTALLED)  ## export benchmark: variants of all-MiniLM-L6-v2; an interrupted run resumes; QUICK=1: short run
+bench-export: $(INSTALLED)  ## export benchmark: variants of two encoders; an interrupted run resumes; QUICK=1: short run
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.export $(if $(QUICK),--quick) $(BENCH)
 
 clean:  ## remove the environment and the exported models
