@@ -1,14 +1,18 @@
-"""What a graph is fed: padded token ids, and what stands beside them.
+"""What a graph is fed: for texts padded token ids, and what stands beside them.
 
 The server and the exporter's check both make it here, so that what was checked is what is served. It needs
 NumPy alone: a device's own process imports it.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trimtab.values.column import Columns
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -51,3 +55,62 @@ def feeds(
     if "token_type_ids" in names:
         made["token_type_ids"] = types.rows(lengths, mask.shape[1])
     return made
+
+
+class GraphInput(ABC):
+    """A kind of input, as a graph takes it: plain settings, which go to other processes as JSON.
+
+    Each kind is a frozen dataclass that has its name in `kind`, and stands in KINDS.
+    """
+
+    kind: str
+    names: tuple[str, ...]  # the graph's inputs
+    fewest: int  # units of an item
+
+    @property
+    @abstractmethod
+    def signature(self) -> dict[str, tuple[str, int]]:
+        """Of each of the graph's inputs ONNX Runtime's type and the number of axes."""
+
+    @abstractmethod
+    def feeds(self, batch: Columns) -> Mapping[str, NDArray[Any]]:
+        """The graph's inputs for a batch of items, as they were prepared."""
+
+    @abstractmethod
+    def sample(self, units: int) -> Mapping[str, NDArray[Any]]:
+        """The arrays of an item of so many units, to try a graph with."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput(GraphInput):
+    """Texts, whose units are tokens: a column `ids`, int32, of each text's token ids.
+
+    `highest` is the highest id that the tokenizer gives; 0: samples are of pads alone.
+    """
+
+    names: tuple[str, ...] = INPUTS
+    pad_id: int = 0
+    types: TokenTypes = field(default_factory=TokenTypes)
+    fewest: int = 1
+    highest: int = 0
+    kind: str = "text"
+
+    @property
+    def signature(self) -> dict[str, tuple[str, int]]:
+        """Of each of the graph's inputs ONNX Runtime's type and the number of axes."""
+        return dict.fromkeys(self.names, ("tensor(int64)", 2))
+
+    def feeds(self, batch: Columns) -> Mapping[str, NDArray[Any]]:
+        """As the function does."""
+        ids = batch["ids"]
+        return feeds([ids.item(place) for place in range(len(ids))], self.pad_id, self.types, self.names)
+
+    def sample(self, units: int) -> Mapping[str, NDArray[Any]]:
+        """Ids from all over the vocabulary, its last one first."""
+        if not self.highest:
+            return {"ids": np.full(units, self.pad_id, np.int32)}
+        ids = (self.highest - 7919 * np.arange(units, dtype=np.int64)) % (self.highest + 1)
+        return {"ids": ids.astype(np.int32)}
+
+
+KINDS: dict[str, type[GraphInput]] = {"text": TextInput}
