@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from trimtab.artifacts import adapter as adapters
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound, TrimtabError
 from trimtab_server import limited, memory
 from trimtab_server.callers import access
+from trimtab_server.catalog import folders
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.opening import Opener
 from trimtab_server.catalog.policy import Policy
@@ -74,7 +74,9 @@ class Repository(Served):
         for key in self._wanted(found):  # so that whoever asks meanwhile is told to wait
             self._put(Entry(*key, "LOADING"))
         # An encoder that is gone may have left adapters, and routes lead through them.
-        beside = await limited.run(self._load_seconds, f"reading {self.path}", self._with_adapters)
+        beside = await limited.run(
+            self._load_seconds, f"reading {self.path}", partial(folders.with_adapters, self.path)
+        )
         wanted = sorted({name for name, _ in found} | beside)
         outcomes = await asyncio.gather(*map(self.load, wanted), return_exceptions=True)
         for name, outcome in zip(wanted, outcomes, strict=True):
@@ -126,19 +128,11 @@ class Repository(Served):
         for task in self._tasks:
             task.cancel()
 
-    async def _look(self) -> tuple[dict[Key, Path], dict[str, str]]:
-        """The versions on disk, by name and version, of each name the oldest first; and which folders of
-        encoders cannot be read, and why.
-        """
-        return await limited.run(self._load_seconds, f"reading {self.path}", self._found)
-
-    def _with_adapters(self) -> set[str]:
-        return set(adapters.encoders(self.path))
-
-    def _found(self) -> tuple[dict[Key, Path], dict[str, str]]:
-        unreadable: dict[str, str] = {}
-        versions = bundles.versions(self.path, unreadable)
-        return {(name, version): path for name, version, path in versions}, unreadable
+    async def _look(self) -> tuple[Mapping[Key, Path], Mapping[str, str]]:
+        """As folders.found."""
+        return await limited.run(
+            self._load_seconds, f"reading {self.path}", partial(folders.found, self.path)
+        )
 
     def _wanted(self, found: Iterable[Key]) -> list[Key]:
         """Of the versions on disk those that are to be served, where they can be loaded."""
@@ -192,7 +186,7 @@ class Repository(Served):
             for key in served:
                 if key in kept:
                     continue
-                await self._unload(self._entries[key], _why_gone(self.path, *key), retired=True)
+                await self._unload(self._entries[key], folders.why_gone(self.path, *key), retired=True)
             self._publish()
         if changed:
             raise FailedPrecondition("; ".join(changed))
@@ -225,7 +219,9 @@ class Repository(Served):
         folder = self.path / name
         if not everything:
             folder = self.path
-        elif not await limited.run(self._load_seconds, f"reading {folder}", partial(_is_empty, folder)):
+        elif not await limited.run(
+            self._load_seconds, f"reading {folder}", partial(folders.is_empty, folder)
+        ):
             return
         raise FailedPrecondition(
             f"there is nothing any more in {folder}, as where a volume is not mounted: what is served stays. "
@@ -313,16 +309,5 @@ class Repository(Served):
             policy.published(encoders, self.adapters.usable)
 
 
-def _is_empty(folder: Path) -> bool:
-    """Whether there is such a folder with nothing in it."""
-    return folder.is_dir() and not any(folder.iterdir())
-
-
 def _models(encoder: Encoder) -> list[Model]:
     return [graph.model for graph in encoder.graphs()]
-
-
-def _why_gone(repository: Path, name: str, version: int) -> str:
-    if (repository / name / str(version)).is_dir():
-        return "there are newer versions, and this server keeps as many as versions.newest says"
-    return "it is gone from the repository"
