@@ -40,6 +40,7 @@ import trimtab
 from bench import data, processes, report
 from tests import adapters_made as made
 from trimtab.artifacts.bundle import Bundle
+from trimtab.values.column import Column
 from trimtab_export.adapters import maps
 from trimtab_export.adapters.maps import Hidden, Map
 from trimtab_server.spaces.adapters import Adapters, Loaded, Route
@@ -158,7 +159,7 @@ def sessions(bundle: Bundle, loaded: Sequence[Loaded], ids: Sequence[list[int]],
 
 async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figures:
     """32 requests of one row, in each of three ways; asyncio's own cost of 32 tasks is subtracted."""
-    applier = Applier()
+    applier, source = Applier(), loaded.manifest.source.dimensions
     route = Route("there", (loaded,), vectors.shape[1] - loaded.states_width, True, None)
 
     async def nothing(row: NDArray[np.float32]) -> None:
@@ -168,7 +169,8 @@ async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figu
         loaded.run(row, [""])
 
     async def together(row: NDArray[np.float32]) -> None:
-        await applier.apply(route, row, route.dimensions, "")
+        dense, states = np.split(row, [source], axis=1)
+        await applier.apply(route, {"dense": Column(dense), "states": Column(states)}, "")
 
     async def thread(row: NDArray[np.float32]) -> None:
         await asyncio.to_thread(loaded.run, row, [""])

@@ -9,17 +9,16 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from trimtab.values.column import Column, Columns
 from trimtab_server import config as configs
 from trimtab_server.app import App
 from trimtab_server.config import Config, Server
-from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.batch import Model, Wanted
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
 from trimtab_server.observing import logs
@@ -30,13 +29,14 @@ class Sleeper:
 
     def __init__(self, model: Model, seconds_per_token: float) -> None:
         self._seconds = seconds_per_token
-        self._vectors = np.full((1024, model.dimensions), model.dimensions**-0.5, np.float32)
+        (dense,) = model.specs(["dense"])
+        self._vectors = np.full((1024, dense.width), dense.width**-0.5, np.float32)
 
-    def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
+    def run(self, batch: Columns, wanted: Wanted) -> Columns:
         """The same for all: float32 (n, dimensions)."""
         if self._seconds:
-            time.sleep(self._seconds * sum(map(len, ids)))
-        return self._vectors[: len(ids)]
+            time.sleep(self._seconds * len(batch["ids"].values))
+        return {"dense": Column(self._vectors[: len(batch["ids"])])}
 
 
 async def serve(repository: Path, devices: int, seconds_per_token: float, config: Config) -> None:
@@ -46,12 +46,12 @@ async def serve(repository: Path, devices: int, seconds_per_token: float, config
     ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0")
     config = msgspec.structs.replace(config, server=ports)
 
-    def open_session(model: Model, place: Place) -> Sleeper:
+    def open_graph(model: Model, place: Place) -> Sleeper:
         return Sleeper(model, seconds_per_token)
 
     # Named like GPUs, each with a name of its own; nothing here asks for a real one.
     places = [Place("cuda", number, workers=1) for number in range(devices)]
-    app = App(config, repository, Opening(open_session, foreign=False), places)
+    app = App(config, repository, Opening(open_graph, foreign=False), places)
     await app.start()
     metrics = f"http://127.0.0.1:{app.metrics_port}/metrics"
     print(f"trimtab serves a fake on 127.0.0.1:{app.grpc_port}, metrics on {metrics};", flush=True)

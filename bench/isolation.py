@@ -24,7 +24,7 @@ from bench.report import append
 from trimtab.artifacts import bundle as bundles
 from trimtab.inputs import TokenTypes
 from trimtab_server.catalog.encoder import model_of
-from trimtab_server.engine.runners.session import OrtSession
+from trimtab_server.engine.runners.onnx import OnnxRunner
 
 IN_FLIGHT = 8
 CONFIG = '[engine]\ncosts = ""\nisolation = "{}"\n'
@@ -89,7 +89,7 @@ def open_seconds(repository: Path) -> float:
     times = []
     for _ in range(5):
         begun = time.perf_counter()
-        sessions = [OrtSession(model, "cpu") for model in models]
+        sessions = [OnnxRunner(model, "cpu") for model in models]
         times.append(time.perf_counter() - begun)
         del sessions
     return statistics.median(times)

@@ -303,16 +303,20 @@ def costs(folder: Path) -> Target:
     """Measured costs that an earlier start has kept."""
     import numpy as np
 
+    from trimtab_server.engine.batch import Payload
     from trimtab_server.engine.fleet.measuring import Measured
 
+    def sample(units: int) -> Payload:
+        return Payload({}, min(units, 16), b"")
+
     measured = Measured(folder / "costs")
-    measured.measure(lambda ids: None, 0, 16, "of")
+    measured.measure(lambda payloads: None, sample, "of")
     (path,) = (folder / "costs").iterdir()
     seed = path.read_bytes()
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
-        cost = measured.measure(lambda ids: None, 0, 16, "of")
+        cost = measured.measure(lambda payloads: None, sample, "of")
         assert np.isfinite(cost.seconds(2, 20, 10)), cost
         assert cost.seconds(2, 20, 10) > 0, cost
 

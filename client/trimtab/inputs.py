@@ -80,6 +80,10 @@ class GraphInput(ABC):
     def sample(self, units: int) -> Mapping[str, NDArray[Any]]:
         """The arrays of an item of so many units, to try a graph with."""
 
+    @abstractmethod
+    def describe(self, units: Sequence[int]) -> str:
+        """What samples of so many units are, for people."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextInput(GraphInput):
@@ -111,6 +115,12 @@ class TextInput(GraphInput):
             return {"ids": np.full(units, self.pad_id, np.int32)}
         ids = (self.highest - 7919 * np.arange(units, dtype=np.int64)) % (self.highest + 1)
         return {"ids": ids.astype(np.int32)}
+
+    def describe(self, units: Sequence[int]) -> str:
+        """Texts by their tokens, and between which ids these are."""
+        return (
+            f"texts of {', '.join(map(str, units))} tokens, with ids from 0 to {self.highest or self.pad_id}"
+        )
 
 
 KINDS: dict[str, type[GraphInput]] = {"text": TextInput}

@@ -10,10 +10,12 @@ import msgspec
 
 from trimtab.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, TrimtabError
 from trimtab.kinds import Dtype, Priority, Role, Truncate
+from trimtab.values.column import Columns
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Limits
 from trimtab_server.engine.admission.admission import Admission, Pass
+from trimtab_server.engine.batch import Wanted
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.tickets import Computed
 from trimtab_server.inputs.text import Tokenization
@@ -229,14 +231,21 @@ class Pipeline:
             if reason:
                 self._metrics.failed(name, version, protocol, reason, time.monotonic() - begun)
 
-    def admit(self, encoder: Encoder, request: Request, texts: Sequence[str], others: int = 0) -> Pass:
+    def admit(
+        self,
+        encoder: Encoder,
+        request: Request,
+        texts: Sequence[str],
+        wanted: Wanted = dense.ALONE,
+        others: int = 0,
+    ) -> Pass:
         """Room for texts whose prompts stand before them already, until the answer is made of them.
 
-        `others`: components that are held for each row beside the model's own.
+        `others`: components that are held for each of them beside what is wanted of the model.
         """
         most, model = encoder.manifest.max_tokens, encoder.model
         lengths = [_most_bytes(text) for text in texts]
-        size = sum(lengths) + 4 * len(texts) * (model.dimensions + others)
+        size = sum(lengths) + len(texts) * (model.item_bytes(wanted) + 4 * others)
         estimate = sum([min(length + SPECIAL_TOKENS, most) for length in lengths])
         return self._admission.admit(
             estimate,
@@ -248,18 +257,25 @@ class Pipeline:
         )
 
     async def compute(
-        self, encoder: Encoder, request: Request, texts: Sequence[str], share: Pass, begun: float
+        self,
+        encoder: Encoder,
+        request: Request,
+        texts: Sequence[str],
+        share: Pass,
+        begun: float,
+        wanted: Wanted = dense.ALONE,
     ) -> Rows:
-        """The rows of texts that were admitted: tokenise, compute."""
-        ids = await self._tokenization.encode(
+        """What is wanted of texts that were admitted: tokenise, compute."""
+        payloads = await self._tokenization.encode(
             encoder.tokenizer, texts, request.truncate, (request.flow, request.priority)
         )
         tokenized = time.monotonic()
-        counts = [len(each) for each in ids]
+        counts = [payload.units for payload in payloads]
         share.settle(sum(counts))
         computed = await self._engine.compute(
             encoder.model,
-            ids,
+            payloads,
+            wanted,
             request.deadline,
             tenant=request.tenant,
             flow=request.flow,
@@ -321,20 +337,24 @@ class Pipeline:
         if request.role is not None:
             prompt = prompts.of(request.role)
         texts = [prompt + text for text in request.texts] if prompt else request.texts
-        others = sum([route.dimensions for route in routes if route.hops])
-        with self.admit(encoder, request, texts, others) as share:
-            rows = await self.compute(encoder, request, texts, share, begun)
-            vectors, dimensions = rows.computed.vectors, encoder.manifest.dimensions
-            dense.check_finite(vectors[:, :dimensions])  # before anybody learns anything of them
+        adapted = [route for route in routes if route.hops]
+        with_states = max([route.hops[0].states_width for route in adapted], default=0)
+        wanted = dense.WITH_STATES if with_states else dense.ALONE
+        others = sum([route.dimensions for route in adapted])
+        with self.admit(encoder, request, texts, wanted, others) as share:
+            rows = await self.compute(encoder, request, texts, share, begun, wanted)
+            result = rows.computed.result
+            vectors = result[dense.DENSE].values
+            dense.check_finite(vectors)  # before anybody learns anything of them
             if self._show is not None and encoder is itself:  # versions are compared, not their variants
                 self._show(encoder, request, vectors)
             hubness = None
             guard = self._guards.of(encoder.name, encoder.version) if encoder is itself else None
             if guard is not None and request.role == "passage":
-                hubness = await guard.look(vectors[:, :dimensions])
+                hubness = await guard.look(vectors)
                 self._metrics.suspicious(encoder.name, encoder.version, len(hubness.suspicious))
                 guard.refuse(hubness)
-            answers = await self._outputs(encoder, request, routes, vectors)
+            answers = await self._outputs(encoder, request, routes, result)
             browned_out = stand_in is not None
             self._metrics.computed_by(
                 encoder.name, encoder.version, encoder.model.variant, len(vectors), browned_out=browned_out
@@ -343,11 +363,11 @@ class Pipeline:
             return EmbedResult(encoder, answers, rows.counts, times, browned_out, hubness)
 
     async def _outputs(
-        self, encoder: Encoder, request: EmbedRequest, routes: Sequence[Route], vectors: Vectors
+        self, encoder: Encoder, request: EmbedRequest, routes: Sequence[Route], result: Columns
     ) -> list[tuple[Route, Output]]:
-        answers = []
+        answers, vectors = [], result[dense.DENSE].values
         for route in routes:
-            there = await self._applier.apply(route, vectors, encoder.manifest.dimensions, request.group)
+            there = await self._applier.apply(route, result, request.group)
             if route.hops:
                 dense.check_finite(there)
             answers.append((route, _finish(route, request, there)))

@@ -14,12 +14,13 @@ from embedder import Embedder
 from onnx import TensorProto, helper, numpy_helper
 from tiny_encoders import Export, Layers
 
+from tests.server.models_made import ALONE, batch
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ExportError
 from trimtab.inputs import TokenTypes
 from trimtab_export import sentences
 from trimtab_server.catalog.encoder import model_of
-from trimtab_server.engine.runners.session import OrtSession
+from trimtab_server.engine.runners.onnx import OnnxRunner
 
 TEXTS = sentences.load()
 
@@ -219,7 +220,8 @@ def test_weights_of_a_graph_within_the_graph_stay_inside_it(
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     bundle = bundles.read(export(copy, "--pooling", "mean"))
     model = model_of(bundle, bundle.manifest.variants[0], TokenTypes())
-    assert OrtSession(model, "cpu").run([np.array([2, 7, 3], np.int32)]).shape == (1, 32)
+    found = OnnxRunner(model, "cpu").run(batch(np.array([2, 7, 3], np.int32)), ALONE)
+    assert found["dense"].values.shape == (1, 32)
 
 
 def test_external_data_outside_of_the_folder_is_refused(copy: Path, export: Export) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.server.fingerprint import fingerprint
-from trimtab_server.engine.batch import Ids, Model
+from tests.server.models_made import Ids, TextRunner
+from trimtab_server.engine.batch import Model
 from trimtab_server.engine.runners import child
 
 ROOT = Path(__file__).parents[2]
@@ -25,14 +26,14 @@ DEADLY = "deadly"  # an encoder that ends the process that loads it
 leaked: list[np.ndarray] = []
 
 
-class Session:
+class Session(TextRunner):
     """Vectors that name their text."""
 
     def __init__(self, model: Model, kind: str, index: int) -> None:
         if model.encoder == DEADLY:
             ctypes.string_at(0)
 
-    def run(self, ids: Sequence[Ids]) -> np.ndarray:
+    def vectors(self, ids: Sequence[Ids]) -> np.ndarray:
         lengths = {len(each) for each in ids if each.any()}  # the warm-up's are of padding
         if CRASHES in lengths:
             ctypes.string_at(0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trimtab_server.engine.batch import Ids
+from tests.server.models_made import Ids
 
 
 def fingerprint(ids: Ids) -> np.ndarray:

@@ -13,11 +13,12 @@ import tokenizers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.server.fingerprint import fingerprint
+from tests.server.models_made import Ids, TextRunner
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
 from trimtab_server.config import Config, Engine, Limits, Server, Sharing, Versions
-from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
 from trimtab_server.engine.runners.process import PROGRAM
@@ -65,7 +66,7 @@ class Rig:
         await self.until(lambda: self.metric("trimtab_device_up", device=device) == up)
 
 
-class FakeSession:
+class FakeSession(TextRunner):
     """Vectors that name their text, where the rig lets it run."""
 
     def __init__(self, rig: Rig, device: str, encoder: str) -> None:
@@ -73,7 +74,7 @@ class FakeSession:
         self.device = device
         self.encoder = encoder
 
-    def run(self, ids: Sequence[Ids]) -> np.ndarray:
+    def vectors(self, ids: Sequence[Ids]) -> np.ndarray:
         if self.rig.app is not None:
             self.rig.runs.append((self.device, [len(each) for each in ids]))
             if self.rig.behave is not None:

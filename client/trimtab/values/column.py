@@ -72,17 +72,28 @@ def stacked(items: Sequence[Values]) -> Column:
     return Column(np.concatenate(items), offsets)
 
 
-def gathered(parts: Sequence[tuple[Column, int]]) -> Column:
-    """One column of items that stand in others: item i is that of parts[i], by its column and its place.
+def gathered(parts: Sequence[tuple[Columns, int]], names: Sequence[str]) -> Columns:
+    """Columns of these names, whose item i is the one at the place parts[i][1] of the columns parts[i][0].
 
-    The columns must be alike: of one dtype, and of rows of one shape.
+    Columns of one name must be alike: of one dtype, and of rows of one shape. Of one part alone, views.
     """
-    column, place = parts[0]
     if len(parts) == 1:
-        return column.only(place)
-    if column.offsets is not None:
-        return stacked([each.item(at) for each, at in parts])
-    values = np.empty((len(parts), *column.values.shape[1:]), column.values.dtype)
-    for row, (each, at) in enumerate(parts):
-        values[row] = each.values[at]
-    return Column(values)
+        columns, place = parts[0]
+        return {name: columns[name].only(place) for name in names}
+    # Row by row would take many times as long where many come from one result, as they do.
+    sources: dict[int, tuple[Columns, list[int], list[int]]] = {}
+    for row, (columns, place) in enumerate(parts):
+        _, rows, places = sources.setdefault(id(columns), (columns, [], []))
+        rows.append(row)
+        places.append(place)
+    result = {}
+    for name in names:
+        first = parts[0][0][name]
+        if first.offsets is not None:
+            result[name] = stacked([columns[name].item(place) for columns, place in parts])
+            continue
+        values = np.empty((len(parts), *first.values.shape[1:]), first.values.dtype)
+        for columns, rows, places in sources.values():
+            values[rows] = columns[name].values[places]
+        result[name] = Column(values)
+    return result

@@ -11,10 +11,14 @@ from trimtab.artifacts.bundle import (
     Variant,
 )
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
-from trimtab.inputs import TokenTypes
+from trimtab.inputs import TextInput, TokenTypes
 from trimtab.tokens import Tokenizer
-from trimtab_server.engine.batch import Model, Stored
+from trimtab_server.engine.batch import Model, OutputSpec, Stored
+from trimtab_server.outputs import dense
 from trimtab_server.spaces.adapters import Route
+
+# Of a graph, with the embedding of each text, and behind it the inner states, where it gives these.
+TENSOR = "embeddings"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -47,8 +51,8 @@ class Encoder:
 
     @property
     def states_width(self) -> int:
-        """How many components of inner states stand behind the embedding in each row of the model."""
-        return self.model.dimensions - self.manifest.dimensions
+        """How many components of inner states the model gives beside the embedding; 0: it gives none."""
+        return sum(output.width for output in self.model.outputs if output.name == dense.STATES)
 
     def graphs(self) -> tuple["Encoder", ...]:
         """This one, and those that are loaded beside it."""
@@ -94,25 +98,36 @@ class Encoder:
         return ", ".join(f"{name} ({depth} layers)" if depth else name for name, depth in depths)
 
 
-def model_of(bundle: Bundle, variant: Variant, types: TokenTypes, *, with_states: bool = False) -> Model:
+def model_of(
+    bundle: Bundle,
+    variant: Variant,
+    types: TokenTypes,
+    *,
+    fewest: int = 1,
+    highest: int = 0,
+    with_states: bool = False,
+) -> Model:
     """The graph of a variant, or what gives its inner states, too, as devices load it.
 
-    `types` are those that the bundle's tokenizer gives.
+    `types` are those that the bundle's tokenizer gives; of its tokens a text has `fewest` or more, and their
+    ids go up to `highest` (0: nobody knows).
     """
     manifest, states = variants.alone(bundle.manifest, variant), variant.states if with_states else None
     graph = states.file if states else variant.files[0]
+    width = manifest.dimensions
+    outputs = [OutputSpec(dense.DENSE, TENSOR, width, unit=manifest.normalized)]
+    if states:  # in one tensor, since ONNX Runtime computes every output, asked for or not
+        outputs.append(OutputSpec(dense.STATES, TENSOR, states.width, start=width))
     return Model(
         encoder=manifest.name,
         version=manifest.version,
         variant=variant.name,
         folder=bundle.path,
         files=tuple(map(stored, (graph, *variant.files[1:]))),
-        inputs=variant.inputs,
+        input=TextInput(variant.inputs, manifest.pad_id, types, fewest, highest),
+        outputs=tuple(outputs),
+        most_units=manifest.max_tokens,
         unpadded=variant.unpadded,
-        dimensions=manifest.dimensions + (states.width if states else 0),
-        max_tokens=manifest.max_tokens,
-        pad_id=manifest.pad_id,
-        types=types,
         precision=variant.precision,
         engines=tuple(map(stored, variant.engines)),
     )

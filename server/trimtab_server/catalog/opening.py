@@ -12,11 +12,7 @@ from typing import TypeVar
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import provisional
-from trimtab.artifacts.bundle import (
-    TRAINED_ON,
-    Bundle,
-    Manifest,
-)
+from trimtab.artifacts.bundle import TRAINED_ON, Bundle, Variant
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import BundleError
 from trimtab.tokens import Tokenizer
@@ -25,11 +21,13 @@ from trimtab_server.catalog import ondisk
 from trimtab_server.catalog.encoder import Encoder, model_of, others, stored
 from trimtab_server.catalog.ondisk import OnDisk, Stamps
 from trimtab_server.catalog.policy import Policy
-from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.batch import Model, Payload
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.runners.rehearsal import Finding, Piece, Tokens
-from trimtab_server.engine.runners.session import GraphError
+from trimtab_server.engine.runners.runner import GraphError
 from trimtab_server.engine.runners.stage import Stage
+from trimtab_server.inputs import text
+from trimtab_server.outputs import dense
 from trimtab_server.spaces.adapters import Adapters, Vectors, own
 
 log = logging.getLogger(__name__)
@@ -96,11 +94,11 @@ class Opener:
         found = await self._rehearse_tokens(bundle)
         tokenizer = await self._step(f"loading {file}", partial(_tokenizer, bundle))
         with_states = self._adapters.wants_states(manifest)
-        first = model_of(bundle, manifest.variants[0], tokenizer.types, with_states=with_states)
-        models = [first, *(model_of(bundle, variant, tokenizer.types) for variant in beside)]
+        first = _model(bundle, manifest.variants[0], tokenizer, found, with_states=with_states)
+        models = [first, *(_model(bundle, variant, tokenizer, found) for variant in beside)]
         await self._step(f"reading {path}", partial(_check_rest, bundle, models))
         tokenized = time.monotonic()
-        await self._rehearse(manifest, models, found)
+        await self._rehearse(models)
         rehearsed = time.monotonic()
         await self._load_models(models)
         seconds = {
@@ -147,8 +145,9 @@ class Opener:
         if bundle.manifest != before.manifest:
             raise BundleError(f"{path} holds another bundle than the one that was loaded")
         first, with_states = bundle.manifest.variants[0], self._adapters.wants_states(bundle.manifest)
-        model = model_of(bundle, first, before.tokenizer.types, with_states=with_states)
-        await self._rehearse(bundle.manifest, [model], await self._rehearse_tokens(bundle))
+        found = await self._rehearse_tokens(bundle)
+        model = _model(bundle, first, before.tokenizer, found, with_states=with_states)
+        await self._rehearse([model])
         await self._engine.load(model)
         return replace(before, model=model)
 
@@ -164,12 +163,12 @@ class Opener:
     async def _embed(self, encoder: Encoder, texts: list[str]) -> Vectors:
         """Whole vectors of texts whose prompts stand before them, float32 (n, dimensions)."""
 
-        def tokenize() -> list[Ids]:
-            return [tokens.ids for tokens in encoder.tokenizer.read(texts, "end")]
+        def tokenize() -> list[Payload]:
+            return list(map(text.payload, encoder.tokenizer.read(texts, "end")))
 
-        ids = await asyncio.to_thread(tokenize)
-        computed = await self._engine.compute(encoder.model, ids, None, priority="bulk")
-        return computed.vectors[:, : encoder.manifest.dimensions]
+        payloads = await asyncio.to_thread(tokenize)
+        computed = await self._engine.compute(encoder.model, payloads, dense.ALONE, None, priority="bulk")
+        return computed.result[dense.DENSE].values
 
     async def _rehearse_tokens(self, bundle: Bundle) -> Finding:
         """Have a tokenizer tried in a process of its own. BundleError where that fails."""
@@ -178,14 +177,12 @@ class Opener:
         file = bundle.manifest.tokenizer
         return await self._try(self._stage, bundle.file(file), Tokens(bundle.path, stored(file)))
 
-    async def _rehearse(self, manifest: Manifest, models: Sequence[Model], tokens: Finding) -> None:
-        """The same of graphs, with ids of a tokenizer of which this was found."""
+    async def _rehearse(self, models: Sequence[Model]) -> None:
+        """The same of graphs."""
         if self._stage is None:
             return
-        dimensions = {each.name: each.dimensions or manifest.dimensions for each in manifest.variants}
         for model in models:
-            unit = dimensions[model.variant] if manifest.normalized else 0
-            await self._try(self._stage, model.graph, self._stage.graph(model, tokens, unit))
+            await self._try(self._stage, model.graph, self._stage.graph(model))
 
     async def _try(self, stage: Stage, path: Path, piece: Piece) -> Finding:
         progress = limited.Progress()
@@ -214,6 +211,16 @@ class Opener:
         trusted = self._signers.check if self._signers is not None else None
         bundle = bundles.read(path, verify=False, within=self._path, trusted=trusted)
         return bundle, ondisk.stamps(path, bundle.manifest)
+
+
+def _model(
+    bundle: Bundle, variant: Variant, tokenizer: Tokenizer, found: Finding, *, with_states: bool = False
+) -> Model:
+    """A graph, with what was found of its tokenizer."""
+    return model_of(
+        bundle, variant, tokenizer.types,
+        fewest=max(1, found.fewest), highest=found.highest, with_states=with_states,
+    )  # fmt: skip
 
 
 def _tokenizer(bundle: Bundle) -> Tokenizer:

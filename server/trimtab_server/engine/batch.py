@@ -1,16 +1,32 @@
-"""What travels through the engine: plain data."""
+"""What travels through the engine: plain data. Of an item, only its units and its key matter to who waits for
+whom; what it is made of is the business of its input's kind, and of the runner."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+import msgspec
 
-from trimtab.inputs import TokenTypes
+from trimtab.inputs import GraphInput
 from trimtab.kinds import Precision, Priority
+from trimtab.values.column import Columns, Values, stacked
 
-Ids = NDArray[np.int32]
+Wanted: TypeAlias = tuple[str, ...]  # names of outputs, in order
+# What a number of an output may be, and how many bytes it has.
+BYTES = {"float32": 4, "int32": 4, "int64": 8}
+
+
+class Payload(msgspec.Struct, frozen=True, eq=False):
+    """One item for a graph, prepared by its input's kind.
+
+    `arrays` have a row a unit, such as the ids of a text's tokens. What has the same `key` for the same model
+    gives the same.
+    """
+
+    arrays: Mapping[str, Values]
+    units: int  # what it costs: batches are padded to the most of these, and bounded by them
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +38,24 @@ class Stored:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """An output of a graph: a column, cut out of one of its tensors."""
+
+    name: str
+    tensor: str
+    width: int = 0  # components of a row; 0: a row is one number
+    start: int = 0  # where they begin in the tensor's rows
+    dtype: str = "float32"
+    several: bool = False  # an item has several rows, at most one a unit
+    unit: bool = False  # rows are of length 1
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes."""
+        return (self.width or 1) * BYTES[self.dtype]
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Model:
     """One graph, as devices load it. Two loads of the same file are two models: identity is the key."""
@@ -31,12 +65,10 @@ class Model:
     variant: str
     folder: Path  # of its bundle
     files: tuple[Stored, ...]  # the graph, and its external data
-    inputs: tuple[str, ...]
-    unpadded: bool  # its linear layers compute real tokens alone
-    dimensions: int
-    max_tokens: int
-    pad_id: int
-    types: TokenTypes = field(default_factory=TokenTypes)
+    input: GraphInput
+    outputs: tuple[OutputSpec, ...]
+    most_units: int
+    unpadded: bool = False  # its linear layers compute real units alone
     precision: Precision = "fp32"
     engines: tuple[Stored, ...] = ()  # of TensorRT
 
@@ -50,23 +82,47 @@ class Model:
         """Of its files."""
         return "".join(file.sha256 for file in self.files)
 
+    @property
+    def names(self) -> Wanted:
+        """The names of all its outputs."""
+        return tuple(sorted(output.name for output in self.outputs))
+
+    def specs(self, wanted: Iterable[str]) -> list[OutputSpec]:
+        """The outputs of these names. KeyError where it has no such one."""
+        by_name = {output.name: output for output in self.outputs}
+        return [by_name[name] for name in wanted]
+
+    def item_bytes(self, wanted: Wanted) -> int:
+        """As many bytes as an item may have of these outputs."""
+        size = 0
+        for each in self.outputs:
+            if each.name in wanted:
+                size += each.row_bytes * (self.most_units if each.several else 1)
+        return size
+
+    def sample(self, units: int) -> Payload:
+        """An item of so many units, to try the graph with; no more than it takes."""
+        units = max(1, min(units, self.most_units))
+        return Payload(self.input.sample(units), units, b"")
+
 
 @dataclass(eq=False, slots=True)
 class Item:
-    """One text, waiting for a device, and for it whoever asked for that text: see sharing.py."""
+    """One payload, waiting for a device, and for it whoever asked for its like: see sharing.py."""
 
     model: Model
-    ids: Ids
+    payload: Payload
+    wanted: Wanted
     deadline: float | None  # the latest of its waiters', on the engine's clock; None: no deadline
     tenant: str = ""
     priority: Priority = "interactive"
-    key: Any = None  # what makes another text the same
+    key: Any = None  # what makes another item the same
     waiters: dict[Any, list[int]] = field(default_factory=dict)  # tickets, and the rows it fills of each
 
     @property
-    def length(self) -> int:
-        """Tokens."""
-        return len(self.ids)
+    def units(self) -> int:
+        """What it costs."""
+        return self.payload.units
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +133,30 @@ class Batch:
     items: tuple[Item, ...]
 
     @property
-    def length(self) -> int:
-        """Tokens of the longest item: the width of the padded batch."""
-        return max(item.length for item in self.items)
+    def longest(self) -> int:
+        """Units of the longest item: the width of the padded batch."""
+        return max(item.units for item in self.items)
 
     @property
-    def tokens(self) -> int:
-        """Real tokens, padding left out."""
-        return sum(item.length for item in self.items)
+    def units(self) -> int:
+        """Real units, padding left out."""
+        return sum(item.units for item in self.items)
 
     @property
-    def padded_tokens(self) -> int:
-        """Positions of the padded batch."""
-        return len(self.items) * self.length
+    def computed_units(self) -> int:
+        """Units that the graph's linear layers compute."""
+        return self.units if self.model.unpadded else len(self.items) * self.longest
 
     @property
-    def computed_tokens(self) -> int:
-        """Tokens that the graph's linear layers compute."""
-        return self.tokens if self.model.unpadded else self.padded_tokens
+    def wanted(self) -> Wanted:
+        """What its items want, altogether."""
+        first = self.items[0].wanted
+        if all(item.wanted == first for item in self.items):
+            return first
+        return tuple(sorted({name for item in self.items for name in item.wanted}))
+
+
+def collated(payloads: Sequence[Payload]) -> Columns:
+    """Payloads of one kind as a batch for a runner."""
+    names = payloads[0].arrays
+    return {name: stacked([payload.arrays[name] for payload in payloads]) for name in names}

@@ -1,9 +1,9 @@
 """The queue between requests and devices: one batcher under one lock, from which free workers take.
 
-The event loop adds texts; worker threads pop batches by themselves, so that a free device never waits
+The event loop adds items; worker threads pop batches by themselves, so that a free device never waits
 for the loop to notice it. Results go back to the loop, which alone touches futures. What happens to a
-batch that fails, and to its device, is the fleet's to say (fleet.py); which texts are computed together
-for several requests, or not at all, is the sharing's (sharing.py). Both are kept under the same lock.
+batch that fails, and to its device, is the fleet's to say (fleet.py); which items are computed once for
+several requests, or not at all, is the sharing's (sharing.py). Both are kept under the same lock.
 """
 
 import asyncio
@@ -14,12 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trimtab.errors import DeadlineExceeded, NotFound, Unavailable
 from trimtab.kinds import Priority
-from trimtab_server.engine.batch import Batch, Ids, Item, Model
+from trimtab.values.column import Columns
+from trimtab_server.engine.batch import Batch, Item, Model, Payload, Wanted
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.workers import OUT_OF_SERVICE, Workers
 from trimtab_server.engine.queue.batcher import Batcher
@@ -29,12 +27,15 @@ from trimtab_server.engine.tickets import Computed, Ticket
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.turns import PIECE, Flow, Turns
 
-# Tickets with the rows that a text fills of each, and the text's vector or what it has failed with.
-Answer: TypeAlias = tuple[dict[Ticket, list[int]], NDArray[np.float32] | Exception]
+# Tickets, with the rows that an item fills of each.
+Waiters: TypeAlias = dict[Ticket, list[int]]
+# Of items that went together: who waits for each, the result in which they stand in this order or what they
+# have failed with, and from when to when that took.
+Answers: TypeAlias = tuple[list[Waiters], Columns | Exception, float, float]
 
 
 class Engine:
-    """Computes the vectors of token ids on whatever device is free.
+    """Computes what is wanted of payloads on whatever device is free.
 
     Called on the event loop: `serving` when the last device goes out of service, and when one is back;
     `retired` with a model that is not run any more, because it fails while others run well, and why.
@@ -58,12 +59,12 @@ class Engine:
         self._metrics = metrics
         self._lock = threading.Lock()  # guards the batcher, the sharing, the workers and the fields below
         self._open: set[Model] = set()
-        self._answers: deque[tuple[list[Answer], float, float]] = deque()  # on their way to the event loop
+        self._answers: deque[Answers] = deque()  # on their way to the event loop
         self._turns = turns or Turns()
-        self._untold = 0  # texts of which no worker was told yet
+        self._untold = 0  # items of which no worker was told yet
         self._stopping = False
         self._loop = asyncio.get_running_loop()
-        metrics.watch(lambda: len(batcher), lambda: batcher.tokens, lambda: sharing.bytes)
+        metrics.watch(lambda: len(batcher), lambda: batcher.units, lambda: sharing.bytes)
         self._workers = Workers(
             devices, self._lock, hang_seconds, metrics, load_seconds=load_seconds,
             pop=self._pop,
@@ -78,7 +79,7 @@ class Engine:
         self._workers.start()
 
     async def load(self, model: Model) -> Cost:
-        """Load and warm a model on every device, then accept its texts."""
+        """Load and warm a model on every device, then accept its payloads."""
         cost = await self._workers.roster.load(model)
         with self._lock:
             self._batcher.open(model, cost)
@@ -95,8 +96,8 @@ class Engine:
         self._workers.roster.unload(model)
 
     def queue_seconds(self, model: Model, flow: str, priority: Priority, coming: float = 0.0) -> float:
-        """About how long a text of this flow will wait until the run begins that computes it, behind what
-        waits and so many tokens that are coming.
+        """About how long an item of this flow will wait until the run begins that computes it, behind what
+        waits and so many units that are coming.
 
         0 where no device is in service: there is nothing to wait for.
         """
@@ -118,40 +119,42 @@ class Engine:
             return workers.run_seconds, workers.in_service, wait + workers.free_seconds(time.monotonic())
 
     def waiting_seconds(self, model: Model) -> float:
-        """About how long all that waits, of whomever, takes to compute at this model's pace."""
+        """How long it takes to drain the queue, all tenants, at this model's pace."""
         with self._lock:
             if not self._workers.serving or model not in self._open:
                 return 0.0
-            return self._seconds(model, 0.0, self._batcher.tokens)
+            return self._seconds(model, 0.0, self._batcher.units)
 
     async def compute(
         self,
         model: Model,
-        texts: Sequence[Ids],
+        payloads: Sequence[Payload],
+        wanted: Wanted,
         deadline: float | None,
         *,
         tenant: str = "",
         flow: str = "",
         priority: Priority = "interactive",
     ) -> Computed:
-        """The vectors of `texts`, row i for texts[i], by turns with other flows; a tenant is one by default.
+        """What is `wanted` of `payloads`, item i of each column for payloads[i]. Flows take turns; a tenant
+        is one by default.
 
         What still waits at `deadline`, on time.monotonic's clock, is not computed any more; the
-        caller has to keep its own timer. A caller that is cancelled takes its texts out of the queue,
+        caller has to keep its own timer. A caller that is cancelled takes its items out of the queue,
         but for those that others wait for, too.
         """
-        ticket = Ticket(model, len(texts), deadline, time.monotonic(), self._loop.create_future())
+        ticket = Ticket(wanted, len(payloads), deadline, time.monotonic(), self._loop.create_future())
         flow = flow or tenant
         try:
-            if len(texts) <= PIECE:
-                self._enter(ticket, model, texts, 0, tenant, flow, priority)
-            for start in range(0, len(texts), PIECE) if len(texts) > PIECE else ():
-                if ticket.done:  # one of its texts has failed
+            if len(payloads) <= PIECE:
+                self._enter(ticket, model, payloads, 0, tenant, flow, priority)
+            for start in range(0, len(payloads), PIECE) if len(payloads) > PIECE else ():
+                if ticket.done:  # one of its items has failed
                     break
-                turn, part = Flow(flow, small=False), texts[start : start + PIECE]
+                turn, part = Flow(flow, small=False), payloads[start : start + PIECE]
                 await self._turns.do(turn, self._enter, ticket, model, part, start, tenant, flow, priority)
             self._metrics.shared(model.encoder, model.version, "cache", ticket.remembered)
-            joined = len(texts) - ticket.remembered - ticket.queued
+            joined = len(payloads) - ticket.remembered - ticket.queued
             self._metrics.shared(model.encoder, model.version, "in_flight", joined)
             return await ticket.wait()
         finally:
@@ -169,13 +172,13 @@ class Engine:
         self,
         ticket: Ticket,
         model: Model,
-        texts: Sequence[Ids],
+        payloads: Sequence[Payload],
         start: int,
         tenant: str,
         flow: str,
         priority: Priority,
     ) -> None:
-        """Queue what is neither remembered nor on its way, of texts from the ticket's row `start` on."""
+        """Queue what is neither remembered nor on its way, of payloads from the ticket's row `start` on."""
         with self._lock:
             if model not in self._open:
                 raise NotFound(f"encoder {model.encoder} version {model.version} was unloaded; try again")
@@ -185,7 +188,7 @@ class Engine:
                 raise Unavailable(str(why))
             if not self._workers.serving:
                 raise Unavailable(str(OUT_OF_SERVICE))
-            queued = self._queue(ticket, model, texts, start, tenant, flow, priority)
+            queued = self._queue(ticket, model, payloads, start, tenant, flow, priority)
         if queued:
             ticket.queued += queued
             if not self._untold:
@@ -196,23 +199,23 @@ class Engine:
         self,
         ticket: Ticket,
         model: Model,
-        texts: Sequence[Ids],
+        payloads: Sequence[Payload],
         start: int,
         tenant: str,
         flow: str,
         priority: Priority,
     ) -> int:
         sharing, batcher, queued = self._sharing, self._batcher, 0
-        flow = batcher.tenant(flow)
-        for row, ids in enumerate(texts, start):
-            key = sharing.key(model, ids, tenant)
-            vector = sharing.recall(key)
-            if vector is not None:
-                ticket.remember(row, vector)
+        flow, wanted = batcher.tenant(flow), ticket.wanted
+        for row, payload in enumerate(payloads, start):
+            key = sharing.key(model, payload, wanted, tenant)
+            remembered = sharing.recall(key)
+            if remembered is not None:
+                ticket.remember(row, remembered)
                 continue
             item = sharing.flying(key, priority)
             if item is None:
-                item = sharing.begin(ticket, row, key, ids, flow, priority)
+                item = sharing.begin(ticket, row, key, payload, flow, priority)
                 batcher.add(item)
                 queued += 1
             elif sharing.join(ticket, row, item):
@@ -238,10 +241,10 @@ class Engine:
 
     # -- on any thread, with the lock held ---------------------------------------------------------------
 
-    def _seconds(self, model: Model, measured: float, tokens: float = 0.0) -> float:
-        """How long so many seconds of computing, as they were measured, and tokens take all devices now."""
-        tokens += measured / self._batcher.cost(model).token_seconds
-        return tokens / max(self._workers.tokens_per_second(model), 1e-9)
+    def _seconds(self, model: Model, measured: float, units: float = 0.0) -> float:
+        """How long so many seconds of computing, as they were measured, and units take all devices now."""
+        units += measured / self._batcher.cost(model).unit_seconds
+        return units / max(self._workers.units_per_second(model), 1e-9)
 
     def _pop(self, now: float, costs: Mapping[Model, Cost]) -> Batch | None:
         popped = self._batcher.pop(now, costs)
@@ -249,16 +252,10 @@ class Engine:
             self._answer(popped.expired, DeadlineExceeded("the deadline passed in the queue"), now)
         return popped.batch
 
-    def _answer(self, items: Sequence[Item], outcome: NDArray[np.float32] | Exception, begun: float) -> None:
-        answers: list[Answer]
-        if isinstance(outcome, Exception):
-            answers = [(self._sharing.finish(item, None), outcome) for item in items]
-        else:
-            answers = [
-                (self._sharing.finish(item, vector), vector)
-                for item, vector in zip(items, outcome, strict=True)
-            ]
-        self._answers.append((answers, begun, time.monotonic()))
+    def _answer(self, items: Sequence[Item], outcome: Columns | Exception, begun: float) -> None:
+        result = None if isinstance(outcome, Exception) else outcome
+        waiters = [self._sharing.finish(item, result, place) for place, item in enumerate(items)]
+        self._answers.append((waiters, outcome, begun, time.monotonic()))
 
     def _tell(self) -> None:
         if self._answers:
@@ -267,18 +264,18 @@ class Engine:
     # -- on the event loop -------------------------------------------------------------------------------
 
     def _notify(self) -> None:
-        """Wake workers for all that one turn of the loop has queued: to wake one costs more than to queue a
-        text, and whoever is woken by the first of many takes that alone."""
+        """Wake workers for all that one turn of the loop has queued: to wake one costs more than to queue an
+        item, and whoever is woken by the first of many takes that alone."""
         with self._lock:
             self._workers.notify(self._untold)
         self._untold = 0
 
     def _deliver(self) -> None:
         while self._answers:
-            answers, begun, now = self._answers.popleft()
-            for waiters, outcome in answers:
+            answers, outcome, begun, now = self._answers.popleft()
+            for place, waiters in enumerate(answers):
                 for ticket, rows in waiters.items():
                     if isinstance(outcome, Exception):
                         ticket.fail(rows, outcome)
                     else:
-                        ticket.fill(rows, outcome, begun, now)
+                        ticket.fill(rows, outcome, place, begun, now)

@@ -4,17 +4,17 @@ import asyncio
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from trimtab.errors import InternalError, TrimtabError
-from trimtab_server.engine.batch import Item, Model
+from trimtab.values.column import Columns, gathered
+from trimtab_server.engine.batch import Item, Wanted
 
 
 class Computed(msgspec.Struct, frozen=True):
-    """The vectors of one request, float32 (n, dimensions), and the seconds they waited and took."""
+    """What a request wanted of its items, and the seconds they waited and took. Nobody may write to the
+    result: it may be remembered, or be others' as well."""
 
-    vectors: NDArray[np.float32]
+    result: Columns
     queue_seconds: float
     compute_seconds: float
 
@@ -23,36 +23,40 @@ class Ticket:
     """One request's stake in the engine. Once its request waits, the event loop alone touches it."""
 
     def __init__(
-        self, model: Model, texts: int, deadline: float | None, now: float, future: asyncio.Future[None]
+        self, wanted: Wanted, rows: int, deadline: float | None, now: float, future: asyncio.Future[None]
     ) -> None:
         self.deadline = deadline
         self.items: list[Item] = []  # that it waits for; those it shares with others may be here twice
-        self.left = texts  # rows
+        self.left = rows
         self.queued = 0  # of them: that nobody else waited for
         self.remembered = 0  # of them: they were computed before
-        self._vectors = np.empty((texts, model.dimensions), np.float32)
+        self.wanted = wanted
+        # Of each row the result that it is in, and its place there.
+        self._parts: list[tuple[Columns, int]] = [({}, 0)] * rows
         self._future = future
         self._added = now
-        self._begun: float | None = None  # when the first of its texts went to a device
+        self._begun: float | None = None  # when the first of its items went to a device
         self._ended = now
 
-    def remember(self, row: int, vector: NDArray[np.float32]) -> None:
-        """A text of this row was computed before: the row is there at once."""
+    def remember(self, row: int, result: Columns) -> None:
+        """The item of this row was computed before: it is there at once."""
         self.remembered += 1
-        self._vectors[row] = vector
+        self._parts[row] = result, 0
         self._filled(1, self._added)
 
-    def fill(self, rows: Sequence[int], vector: NDArray[np.float32], begun: float, now: float) -> None:
-        """A text of these rows was computed, from `begun` to `now`."""
+    def fill(self, rows: Sequence[int], result: Columns, place: int, begun: float, now: float) -> None:
+        """The item of these rows was computed, from `begun` to `now`, and is at this place of a result."""
         if self._future.done():  # cancelled, expired or failed meanwhile: nobody wants the row
             return
-        self._vectors[rows[0] if len(rows) == 1 else list(rows)] = vector
+        part = result, place
+        for row in rows:
+            self._parts[row] = part
         begun = max(begun, self._added)  # it may have run already when this request joined it
         self._begun = begun if self._begun is None else min(self._begun, begun)
         self._filled(len(rows), now)
 
     def fail(self, rows: Sequence[int], error: Exception) -> None:
-        """A text of these rows cannot be computed: the request has failed."""
+        """The item of these rows cannot be computed: the request has failed."""
         if self._future.done():
             return
         if isinstance(error, TrimtabError):
@@ -76,7 +80,7 @@ class Ticket:
         """Wait until every row is filled; raises what one of them has failed with."""
         await self._future
         begun = self._ended if self._begun is None else self._begun
-        return Computed(self._vectors, begun - self._added, self._ended - begun)
+        return Computed(gathered(self._parts, self.wanted), begun - self._added, self._ended - begun)
 
     def _filled(self, rows: int, now: float) -> None:
         self.left -= rows

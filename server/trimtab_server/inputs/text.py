@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from trimtab.errors import InternalError, InvalidArgument
 from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer, Tokens
-from trimtab_server.engine.batch import Ids
+from trimtab_server.engine.batch import Payload
 
 # Parallelism comes from the threads of this module, as many as configured; the library's own would take
 # every core.
@@ -103,8 +103,8 @@ class Tokenization:
 
     async def encode(
         self, tokenizer: Tokenizer, texts: Sequence[str], how: Truncate, flow: Hashable = None
-    ) -> list[Ids]:
-        """The ids of each text, cut to what the encoder reads. Flows take turns.
+    ) -> list[Payload]:
+        """The tokens of each text, cut to what the encoder reads. Flows take turns.
 
         Raises InvalidArgument where `how` is "none" and a text is too long.
         """
@@ -158,8 +158,8 @@ class Tokenization:
             self._loop.call_soon_threadsafe(act, jobs, what)
 
 
-def _fitting(read: Sequence[Tokens], tokenizer: Tokenizer, how: Truncate) -> list[Ids]:
-    """The ids; InvalidArgument names the first text that is too long, where none may be cut."""
+def _fitting(read: Sequence[Tokens], tokenizer: Tokenizer, how: Truncate) -> list[Payload]:
+    """The payloads; InvalidArgument names the first text that is too long, where none may be cut."""
     if how == "none":
         for row, tokens in enumerate(read):
             if tokens.count > tokenizer.max_tokens:
@@ -168,7 +168,12 @@ def _fitting(read: Sequence[Tokens], tokenizer: Tokenizer, how: Truncate) -> lis
                     f"texts[{row}] has {tokens.count} tokens{more}, this encoder reads "
                     f"{tokenizer.max_tokens}: shorten it, or let it be cut with truncate=END or START"
                 )
-    return [tokens.ids for tokens in read]
+    return [payload(tokens) for tokens in read]
+
+
+def payload(tokens: Tokens) -> Payload:
+    """A text for a graph, whose units are its tokens."""
+    return Payload({"ids": tokens.ids}, len(tokens.ids), tokens.ids.tobytes())
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -7,6 +7,11 @@ from numpy.typing import NDArray
 from trimtab.errors import InternalError
 from trimtab.kinds import Dtype
 
+# The engine's names: of a vector for each item, and of the mean hidden states that some adapters read, too.
+DENSE, STATES = "dense", "states"
+ALONE = (DENSE,)
+WITH_STATES = (DENSE, STATES)
+
 
 class Output(msgspec.Struct, frozen=True):
     """A matrix of `dtype`, one row a text; for int8, component = value * scale."""

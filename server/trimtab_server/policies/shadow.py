@@ -25,6 +25,7 @@ from trimtab_server.catalog.served import Served
 from trimtab_server.engine.engine import Engine
 from trimtab_server.inputs.text import Tokenization
 from trimtab_server.observing.families import SECONDS
+from trimtab_server.outputs import dense
 from trimtab_server.policies.comparing import Comparison
 from trimtab_server.policies.trials import Trials
 
@@ -190,15 +191,15 @@ class Shadow:
             if shown.query is not None:
                 prompt = prompts.query if shown.query else prompts.passage
             async with asyncio.timeout_at(deadline):
-                ids = await self._tokenization.encode(
+                payloads = await self._tokenization.encode(
                     shadow.tokenizer, [prompt + shown.text], shown.truncate, (TENANT, "bulk")
                 )
                 computed = await self._engine.compute(
-                    shadow.model, ids, deadline, tenant=TENANT, priority="bulk"
+                    shadow.model, payloads, dense.ALONE, deadline, tenant=TENANT, priority="bulk"
                 )
             labels = _labels(answered, shown.version)
             self._figures.seconds.labels(*labels).observe(time.monotonic() - begun)
-            vector = computed.vectors[0, : shadow.manifest.dimensions]
+            vector = computed.result[dense.DENSE].values[0]
             if not (np.isfinite(vector).all() and np.isfinite(shown.vector).all()):
                 return "failed"
             finding = self._comparison(answered, shadow).add(shown.vector, vector)

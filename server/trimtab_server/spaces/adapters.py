@@ -39,7 +39,7 @@ from trimtab_server.engine.batch import Stored
 from trimtab_server.engine.runners import rehearsal, runtime
 from trimtab_server.engine.runners.mapping import Maps, OpenMap
 from trimtab_server.engine.runners.maps import Map
-from trimtab_server.engine.runners.session import DeviceLostError, GraphError
+from trimtab_server.engine.runners.runner import DeviceLostError, GraphError
 from trimtab_server.engine.runners.stage import Stage
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.watching import Watch, Watched

@@ -128,7 +128,7 @@ class Rescorer:
         texts += [prompts.passage + (candidates[place].text or "") for place in wanted]
         with self._pipeline.admit(encoder, request, texts) as share:
             rows = await self._pipeline.compute(encoder, request, texts, share, begun)
-            computed = rows.computed.vectors[:, : encoder.manifest.dimensions]
+            computed = rows.computed.result[dense.DENSE].values
             dense.check_finite(computed[:1], "query")
             dense.check_finite(computed[1:], "candidates")
             for place, vector in zip(wanted, computed[1:], strict=True):

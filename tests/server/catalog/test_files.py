@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +16,8 @@ from onnx import TensorProto, helper
 
 from tests import hostile
 from tests.server.engine.test_isolation import child_of
+from tests.server.models_made import ALONE, batch
+from tests.server.models_made import model as made
 from tests.server.server_process import NAME, serve
 from trimtab import Client
 from trimtab.artifacts import bundle as bundles
@@ -22,11 +25,12 @@ from trimtab.errors import BundleError, FailedPrecondition
 from trimtab_server.catalog.ondisk import OnDisk, stamps
 from trimtab_server.engine.batch import Model, Stored
 from trimtab_server.engine.runners import loading
-from trimtab_server.engine.runners.session import GraphError, OrtSession
+from trimtab_server.engine.runners.onnx import OnnxRunner
+from trimtab_server.engine.runners.runner import GraphError
 
 WEIGHTS = "weights.bin"
 TEXTS = ["w1 w2", "w3", "w4 w5 w6"]
-IDS = [np.array([2, 5, 6, 3], np.int32), np.array([2, 7, 3], np.int32)]
+IDS = batch(np.array([2, 5, 6, 3], np.int32), np.array([2, 7, 3], np.int32))
 
 
 def apart(location: str = WEIGHTS) -> tuple[bytes, bytes]:
@@ -41,16 +45,15 @@ def apart(location: str = WEIGHTS) -> tuple[bytes, bytes]:
     return model.SerializeToString(), data
 
 
-def model_in(folder: Path, *names: str, **changes: object) -> Model:
+def model_in(folder: Path, *names: str, **changes: Any) -> Model:
     """A model of these files in a folder, the graph first."""
 
     def stored(name: str) -> Stored:
         content = (folder / name).read_bytes()
         return Stored(name, len(content), hashlib.sha256(content).hexdigest())
 
-    settings = {"inputs": ("input_ids", "attention_mask"), "unpadded": False, "max_tokens": 64, "pad_id": 0}
     files = tuple(map(stored, names))
-    return Model("a", 1, "fp32", folder, files, dimensions=hostile.DIMENSIONS, **settings, **changes)  # type: ignore[arg-type]
+    return made(folder=folder, files=files, dimensions=hostile.DIMENSIONS, most=64, **changes)
 
 
 @pytest.fixture
@@ -64,13 +67,13 @@ def folder(tmp_path: Path) -> Path:
 
 def test_files_that_are_copied_over_change_nothing(folder: Path) -> None:
     """Nor do they end the process, as a file does that was mapped and is cut off."""
-    session = OrtSession(model_in(folder, "model.onnx", WEIGHTS), "cpu")
-    before = session.run(IDS)
+    session = OnnxRunner(model_in(folder, "model.onnx", WEIGHTS), "cpu")
+    before = session.run(IDS, ALONE)["dense"].values
     np.testing.assert_allclose(before, hostile.vectors(["w1 w2", "w3"]), atol=1e-6)
     size = (folder / WEIGHTS).stat().st_size
     for content in (bytes(size), b""):
         (folder / WEIGHTS).write_bytes(content)  # the same inode
-        np.testing.assert_array_equal(session.run(IDS), before)
+        np.testing.assert_array_equal(session.run(IDS, ALONE)["dense"].values, before)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", WEIGHTS])
@@ -80,7 +83,7 @@ def test_what_is_not_what_was_hashed_is_not_opened(name: str, folder: Path) -> N
     content[-1] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(GraphError, match=f"{name} does not have the SHA-256"):
-        OrtSession(model, "cpu")
+        OnnxRunner(model, "cpu")
 
 
 @pytest.mark.parametrize("location", [WEIGHTS, "../outside.bin", "sub/weights.bin"])
@@ -97,7 +100,7 @@ def test_a_graph_reads_no_file_that_is_not_named(
         path.write_bytes(data)
     monkeypatch.chdir(inside)
     with pytest.raises(Exception, match=r"[Ee]xternal"):
-        OrtSession(model_in(inside, "model.onnx", *listed), "cpu")
+        OnnxRunner(model_in(inside, "model.onnx", *listed), "cpu")
 
 
 def test_nor_does_a_graph_within_a_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +120,7 @@ def test_nor_does_a_graph_within_a_graph(folder: Path, monkeypatch: pytest.Monke
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     monkeypatch.chdir(folder)
     with pytest.raises(Exception, match="should be stored in /dev/null"):
-        OrtSession(model_in(folder, "model.onnx"), "cpu")
+        OnnxRunner(model_in(folder, "model.onnx"), "cpu")
 
 
 def test_engines_are_those_of_the_manifest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +151,7 @@ def test_engines_are_those_of_the_manifest(folder: Path, monkeypatch: pytest.Mon
     assert not kept.exists()
 
 
-def bundle(repository: Path, **changes: object) -> Path:
+def bundle(repository: Path, **changes: Any) -> Path:
     graph, data = apart()
     return hostile.bundle(repository, NAME, graph, data={WEIGHTS: data}, **changes)  # type: ignore[arg-type]
 

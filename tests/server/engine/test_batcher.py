@@ -1,7 +1,6 @@
 """The sans-IO batcher, under a fake clock: whatever comes in whatever order, its promises hold."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.server.models_made import ALONE
+from tests.server.models_made import model as made
 from trimtab.kinds import Priority
-from trimtab_server.engine.batch import Batch, Item, Model
+from trimtab_server.engine.batch import Batch, Item, Model, Payload
 from trimtab_server.engine.queue.batcher import CROWD, MOST_FLOWS, Batcher
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.queue.lane import AHEAD, EXACT, WEIGHTS
@@ -26,7 +27,7 @@ COSTS = st.builds(
 
 
 def model(name: str) -> Model:
-    return Model(name, 1, "fp32", Path("none"), (), (), False, 8, 512, 0)
+    return made(name)
 
 
 def item(
@@ -36,7 +37,7 @@ def item(
     tenant: str = "",
     priority: Priority = "interactive",
 ) -> Item:
-    return Item(of, np.zeros(length, np.int32), deadline, tenant, priority)
+    return Item(of, Payload({}, length, b""), ALONE, deadline, tenant, priority)
 
 
 def filled(cost: Cost, lengths: list[int], max_texts: int = 256) -> tuple[Batcher, list[Item]]:
@@ -114,7 +115,7 @@ class Machine(RuleBasedStateMachine):
         assert set(batch.items) <= set(self.waiting) and len(set(batch.items)) == len(batch.items)
         assert all(each.model is batch.model for each in batch.items)
         assert len(batch.items) <= MAX_TEXTS
-        assert batch.padded_tokens <= MAX_TOKENS or len(batch.items) == 1
+        assert len(batch.items) * batch.longest <= MAX_TOKENS or len(batch.items) == 1
         heads = {}  # the first of each flow: one of them goes
         for each in self.waiting:
             heads.setdefault((each.tenant, each.priority), each)
@@ -124,7 +125,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def counts(self) -> None:
         assert len(self.batcher) == len(self.waiting)
-        assert self.batcher.tokens == sum(each.length for each in self.waiting)
+        assert self.batcher.units == sum(each.units for each in self.waiting)
 
 
 TestBatcher = Machine.TestCase
@@ -137,15 +138,15 @@ def test_a_few_items_are_split_as_cheaply_as_any_split_at_once(cost: Cost, lengt
     batcher, _ = filled(cost, lengths)
     taken: list[int] = []
     seconds = 0.0
-    limit = cost.run_tokens / 0.02
+    limit = cost.run_units / 0.02
 
     def price(part: list[int]) -> float:
         shape = (len(part), sum(part), max(part))
-        return cost.seconds(*shape) if len(part) == 1 or cost.tokens(*shape) <= limit else float("inf")
+        return cost.seconds(*shape) if len(part) == 1 or cost.units(*shape) <= limit else float("inf")
 
     while len(batcher):
         batch = pop(batcher)
-        part = [each.length for each in batch.items]
+        part = [each.units for each in batch.items]
         taken += part
         seconds += price(part)
     assert sorted(taken) == sorted(lengths)
@@ -168,14 +169,14 @@ def test_of_many_items_a_batch_does_at_least_as_much_a_second_as_its_anchor_alon
     batch = pop(batcher)
     assert items[0] in batch.items
     alone = lengths[0] / cost.seconds(1, lengths[0], lengths[0])
-    together = batch.tokens / cost.seconds(len(batch.items), batch.tokens, batch.length)
+    together = batch.units / cost.seconds(len(batch.items), batch.units, batch.longest)
     assert together >= alone * (1 - 1e-9)
 
 
 def test_padding_that_costs_keeps_long_and_short_apart() -> None:
     lengths = [8, 200, 9, 204, 8]
     batcher, _ = filled(Cost(0.002, 0.0002, 0.0002), lengths)  # a run costs as much as ten tokens
-    parts = [[each.length for each in pop(batcher).items] for _ in range(2)]
+    parts = [[each.units for each in pop(batcher).items] for _ in range(2)]
     assert parts == [[8, 8, 9], [200, 204]]
 
 
@@ -214,7 +215,7 @@ def served(batcher: Batcher, tokens: int) -> dict[tuple[str, str], int]:
     while sum(shares.values()) < tokens:
         for each in pop(batcher).items:
             flow = (each.tenant, each.priority)
-            shares[flow] = shares.get(flow, 0) + each.length
+            shares[flow] = shares.get(flow, 0) + each.units
     return shares
 
 
@@ -256,7 +257,7 @@ def test_tenants_that_callers_make_up_are_one_beyond_so_many() -> None:
     assert batcher.tenant("made-up-7") == "made-up-7" and batcher.tenant("another") == CROWD
     assert batcher.ahead("another", "interactive") == batcher.ahead(CROWD, "interactive") > 0
     assert batcher.tenant("known") == "known" and batcher.ahead("known", "interactive") == 0
-    while batcher.tokens:
+    while batcher.units:
         pop(batcher)
     assert batcher.tenant("another") == "another"
 
@@ -273,7 +274,7 @@ def test_what_is_ahead_is_what_a_flow_has_waiting_and_what_others_get_meanwhile(
     assert batcher.ahead("b", "interactive") == pytest.approx(0.3 + 0.1)  # a third for A beside it
     assert batcher.ahead("a", "interactive") == pytest.approx(1.0 + 0.3)
     assert batcher.ahead("c", "bulk") == 0
-    while batcher.tokens:
+    while batcher.units:
         pop(batcher)
     assert batcher.ahead("a", "interactive") == 0
 

@@ -14,12 +14,13 @@ from grpc_health.v1 import health_pb2
 
 from tests.server.fingerprint import fingerprint
 from tests.server.misbehaving import PATIENCE, FakeSession, Gate, running
+from tests.server.models_made import ALONE, Ids, payload
 from tests.server.rpc.test_lifecycle import copy_bundle
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.catalog import retrying
 from trimtab_server.config import Engine
-from trimtab_server.engine.batch import Ids, Model
-from trimtab_server.engine.fleet.devices import PROBE_TOKENS
+from trimtab_server.engine.batch import Model
+from trimtab_server.engine.fleet.devices import PROBE_UNITS
 from trimtab_server.engine.fleet.homes import InThreads
 from trimtab_server.engine.fleet.places import Place
 
@@ -29,7 +30,7 @@ NAME = "all-minilm-l6-v2"
 
 def probe(ids: Sequence[Ids]) -> bool:
     """Whether a run is a probe: one text of padding."""
-    return len(ids) == 1 and len(ids[0]) == PROBE_TOKENS and not ids[0].any()
+    return len(ids) == 1 and len(ids[0]) == PROBE_UNITS and not ids[0].any()
 
 
 def code(call: "asyncio.Task[None]") -> grpc.StatusCode | None:
@@ -241,8 +242,8 @@ async def test_an_encoder_loaded_while_a_device_is_out_is_loaded_there_before_it
         await rig.until_up("bad:0", True)
         assert [device for model, device in rig.opened if model is other] == ["good:0", "bad:0"]
         texts = [np.full(number + 1, 7, np.int32) for number in range(200)]
-        computed = await rig.app._engine.compute(other, texts, None)
-        np.testing.assert_array_equal(computed.vectors, [fingerprint(each) for each in texts])
+        computed = await rig.app._engine.compute(other, list(map(payload, texts)), ALONE, None)
+        np.testing.assert_array_equal(computed.result["dense"].values, [fingerprint(each) for each in texts])
         await rig.app._engine.unload(other)
 
 
@@ -365,7 +366,7 @@ async def test_a_worker_survives_whatever_a_session_brings(minilm_repository: Pa
     odd = threading.Event()
 
     async with running(minilm_repository, "one") as (rig, client):
-        run = FakeSession.run
+        run = FakeSession.vectors
 
         def misbehave(session: FakeSession, ids: Sequence[Ids]) -> object:
             if odd.is_set() and not probe(ids):
@@ -373,7 +374,7 @@ async def test_a_worker_survives_whatever_a_session_brings(minilm_repository: Pa
             return run(session, ids)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(FakeSession, "run", misbehave)
+            patch.setattr(FakeSession, "vectors", misbehave)
             odd.set()
             bad = client.embed("a text")
             await asyncio.wait([bad])
@@ -467,13 +468,13 @@ async def test_a_load_that_hangs_holds_up_no_other_and_no_end(
         hanging = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def open_session(model: Model, place: Place) -> FakeSession:
+        def open_graph(model: Model, place: Place) -> FakeSession:
             if model.encoder == "hangs":
                 loop.call_soon_threadsafe(hanging.set)
                 gate.wait(PATIENCE)
             return opened(model, place)
 
-        rig.app._engine._workers._devices[0].home = InThreads(open_session, Place("one", 0, 1))
+        rig.app._engine._workers._devices[0].home = InThreads(open_graph, Place("one", 0, 1))
         for name in ("fine", "hangs"):
             copy_bundle(minilm_repository, tmp_path, name)
         load = asyncio.create_task(served.load("hangs"))

@@ -15,11 +15,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import trimtab
 from tests.server.fingerprint import fingerprint
+from tests.server.models_made import Ids, TextRunner
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
 from trimtab_server.config import Config, Limits, Server
-from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
 
@@ -27,28 +28,28 @@ POISON = 200  # a text of so many tokens
 CALLS = 10_000
 
 
-class FakeSession:
+class FakeSession(TextRunner):
     """Vectors that name their text; raises on a batch that holds a poisoned one."""
 
     def __init__(self, model: Model, place: Place) -> None:
         self.model = model
 
-    def run(self, ids: Sequence[Ids]) -> np.ndarray:
+    def vectors(self, ids: Sequence[Ids]) -> np.ndarray:
         if any(len(each) == POISON for each in ids):
             raise RuntimeError("poison")
         return np.stack([fingerprint(each) for each in ids])
 
 
 class NoNumbers(FakeSession):
-    def run(self, ids: Sequence[Ids]) -> np.ndarray:
-        vectors = super().run(ids)
+    def vectors(self, ids: Sequence[Ids]) -> np.ndarray:
+        vectors = super().vectors(ids)
         vectors[[len(each) == 7 for each in ids]] = np.nan
         return vectors
 
 
 class WrongShape(FakeSession):
-    def run(self, ids: Sequence[Ids]) -> np.ndarray:
-        return super().run(ids)[:, :5] if len(ids[0]) == 5 else super().run(ids)
+    def vectors(self, ids: Sequence[Ids]) -> np.ndarray:
+        return super().vectors(ids)[:, :5] if len(ids[0]) == 5 else super().vectors(ids)
 
 
 @asynccontextmanager
@@ -177,9 +178,9 @@ class Gated(FakeSession):
 
     gate = threading.Event()
 
-    def run(self, ids: Sequence[Ids]) -> np.ndarray:
+    def vectors(self, ids: Sequence[Ids]) -> np.ndarray:
         self.gate.wait(30)
-        return super().run(ids)
+        return super().vectors(ids)
 
 
 async def in_flight(app: App, wanted: int) -> None:

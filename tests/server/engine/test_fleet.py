@@ -1,7 +1,6 @@
 """The sans-IO fleet, under a fake clock: whatever fails, hangs or comes back late, its promises hold."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.server.models_made import ALONE, model, payload
 from trimtab.errors import InternalError, Unavailable
-from trimtab_server.engine.batch import Batch, Item, Model
+from trimtab_server.engine.batch import Batch, Item
 from trimtab_server.engine.fleet.fleet import (
     FIRST_PROBE,
     LAST_PROBE,
@@ -23,14 +23,14 @@ from trimtab_server.engine.fleet.fleet import (
     Reason,
 )
 
-MODEL = Model("a", 1, "fp32", Path("none"), (), (), False, 8, 512, 0)
+MODEL = model()
 HANG = 10.0
 FAULT = RuntimeError("a fault")
 
 
 def batch(size: int, deadline: float | None = None) -> Batch:
     ids = np.zeros(3, np.int32)
-    items = (Item(MODEL, ids, deadline, waiters={object(): [0]}) for _ in range(size))
+    items = (Item(MODEL, payload(ids), ALONE, deadline, waiters={object(): [0]}) for _ in range(size))
     return Batch(MODEL, tuple(items))
 
 

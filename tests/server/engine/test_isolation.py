@@ -136,6 +136,7 @@ def test_the_process_ends_with_its_server(stopped: bool) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
+        "from trimtab.inputs import TextInput\n"
         "from trimtab_server.engine.batch import Model\n"
         "from trimtab_server.engine.fleet.homes import InProcess\n"
         "from trimtab_server.engine.fleet.places import Place\n"
@@ -143,7 +144,7 @@ def test_the_process_ends_with_its_server(stopped: bool) -> None:
         "home = InProcess(Place('cpu', 0, 1))\n"
         "home.start(lambda: None)\n"
         "try:\n"
-        "    home.open(Model('a', 1, 'fp32', Path('/nowhere'), (), (), False, 8, 512, 0))\n"
+        "    home.open(Model('a', 1, 'fp32', Path('/nowhere'), (), TextInput(), (), 512))\n"
         "except RemoteError as error:\n"  # so it runs, and has answered
         "    print(type(error).__name__, flush=True)\n"
         "sys.stdin.read()\n"
@@ -232,11 +233,11 @@ async def test_a_session_that_a_process_left_behind_is_opened_anew(minilm_reposi
     async with faulty(minilm_repository, "one") as (rig, client):
         assert rig.app is not None
         (device,) = rig.app._engine._workers._devices
-        (before,) = device._sessions.items()
+        (before,) = device._runners.items()
         device.home.end()
         await rig.until(lambda: rig.metric("trimtab_device_restarts_total", device="one:0") == 1)
         await rig.until_up("one:0", True)
-        device._sessions.update([before])
+        device._runners.update([before])
         await asyncio.gather(client.embed("one", "two"), client.embed("three"))
 
 

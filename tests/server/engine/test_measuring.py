@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_server.engine.batch import Ids
+from trimtab_server.engine.batch import Payload
 from trimtab_server.engine.fleet import measuring
 from trimtab_server.engine.fleet.measuring import SHAPES, Measured, fit, measure
 from trimtab_server.engine.queue.cost import Cost
+
+
+def sample(units: int) -> Payload:
+    return Payload({}, min(units, 256), b"")
 
 
 @given(
@@ -34,13 +38,15 @@ def test_the_fit_finds_the_cost_that_made_the_times(
 
 
 def test_a_graph_that_costs_nothing_has_a_cost() -> None:
-    cost = measure(lambda ids: None, 0, 256)
-    assert 0 < cost.run_seconds < 0.01 and cost.token_seconds > 0
+    cost = measure(lambda payloads: None, sample)
+    assert 0 < cost.run_seconds < 0.01 and cost.unit_seconds > 0
 
 
 def test_texts_are_no_longer_than_the_encoder_reads() -> None:
     seen: list[int] = []
-    measure(lambda ids: seen.extend(map(len, ids)), 0, 64)
+    measure(
+        lambda payloads: seen.extend(each.units for each in payloads), lambda units: sample(min(units, 64))
+    )
     assert max(seen) == 64
 
 
@@ -51,20 +57,21 @@ class Device:
         self.factor, self.runs, self._now = factor, 0, 0.0
         monkeypatch.setattr(measuring.time, "perf_counter", lambda: self._now)
 
-    def run(self, ids: Sequence[Ids]) -> None:
+    def run(self, payloads: Sequence[Payload]) -> None:
         self.runs += 1
-        self._now += self.factor * Cost(0.01, 0.001).seconds(len(ids), sum(map(len, ids)), max(map(len, ids)))
+        units = [payload.units for payload in payloads]
+        self._now += self.factor * Cost(0.01, 0.001).seconds(len(units), sum(units), max(units))
 
 
 def test_a_cost_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     measured = Measured(tmp_path / "costs")
     first = Device(monkeypatch)
-    cost = measured.measure(first.run, 0, 256, "graph", "cpu")
+    cost = measured.measure(first.run, sample, "graph", "cpu")
     second = Device(monkeypatch)
-    assert measured.measure(second.run, 0, 256, "graph", "cpu") == cost
+    assert measured.measure(second.run, sample, "graph", "cpu") == cost
     assert second.runs < first.runs / 2
     other = Device(monkeypatch)
-    measured.measure(other.run, 0, 256, "another graph", "cpu")
+    measured.measure(other.run, sample, "another graph", "cpu")
     assert other.runs == first.runs
 
 
@@ -72,19 +79,19 @@ def test_a_cost_that_does_not_hold_any_more_is_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     measured = Measured(tmp_path)
-    before = measured.measure(Device(monkeypatch).run, 0, 256, "graph")
-    after = measured.measure(Device(monkeypatch, factor=5).run, 0, 256, "graph")
-    assert after.token_seconds == pytest.approx(5 * before.token_seconds)
-    assert measured.measure(Device(monkeypatch, factor=5).run, 0, 256, "graph") == after
+    before = measured.measure(Device(monkeypatch).run, sample, "graph")
+    after = measured.measure(Device(monkeypatch, factor=5).run, sample, "graph")
+    assert after.unit_seconds == pytest.approx(5 * before.unit_seconds)
+    assert measured.measure(Device(monkeypatch, factor=5).run, sample, "graph") == after
 
 
 @pytest.mark.parametrize(
     "content",
     [
         "{",
-        '{"run_seconds": 0.138, "token_seconds": 0e-9}',
-        '{"run_seconds": 0.266, "token_seconds": -0.001}',
-        '{"run_seconds": 0.01, "token_seconds": 0.001, "pad_seconds": -1.0}',
+        '{"run_seconds": 0.138, "unit_seconds": 0e-9}',
+        '{"run_seconds": 0.266, "unit_seconds": -0.001}',
+        '{"run_seconds": 0.01, "unit_seconds": 0.001, "pad_seconds": -1.0}',
         '{"\xff": 1}',
     ],
 )
@@ -92,9 +99,9 @@ def test_what_cannot_be_read_or_written_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> None:
     measured = Measured(tmp_path)
-    cost = measured.measure(Device(monkeypatch).run, 0, 256, "graph")
+    cost = measured.measure(Device(monkeypatch).run, sample, "graph")
     for path in tmp_path.iterdir():
         path.write_bytes(content.encode("latin-1"))
-    assert measured.measure(Device(monkeypatch).run, 0, 256, "graph") == cost
+    assert measured.measure(Device(monkeypatch).run, sample, "graph") == cost
     (tmp_path / "file").touch()
-    assert Measured(tmp_path / "file").measure(Device(monkeypatch).run, 0, 256, "graph") == cost
+    assert Measured(tmp_path / "file").measure(Device(monkeypatch).run, sample, "graph") == cost

@@ -3,27 +3,28 @@
 import hashlib
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import hostile
+from tests.server.models_made import ALONE, batch, model
 from trimtab_server import stopping
-from trimtab_server.engine.batch import Model, Stored
-from trimtab_server.engine.runners.session import GraphError, OrtSession
+from trimtab_server.engine.batch import Stored
+from trimtab_server.engine.runners.onnx import OnnxRunner
+from trimtab_server.engine.runners.runner import GraphError
 
-IDS = [np.array([2, 5, 6, 3], np.int32), np.array([2, 7, 3], np.int32)]
+IDS = batch(np.array([2, 5, 6, 3], np.int32), np.array([2, 7, 3], np.int32))
 
 
 def session(
-    folder: Path, graph: bytes, *, dimensions: int = hostile.DIMENSIONS, **changes: object
-) -> OrtSession:
+    folder: Path, graph: bytes, *, dimensions: int = hostile.DIMENSIONS, **changes: Any
+) -> OnnxRunner:
     path = folder / "model.onnx"
     path.write_bytes(graph)
-    inputs = ("input_ids", "attention_mask")
-    settings = {"inputs": inputs, "unpadded": False, "max_tokens": 64, "pad_id": 0, **changes}
     files = (Stored(path.name, len(graph), hashlib.sha256(graph).hexdigest()),)
-    return OrtSession(Model("a", 1, "fp32", folder, files, dimensions=dimensions, **settings), "cpu")  # type: ignore[arg-type]
+    return OnnxRunner(model(folder=folder, files=files, dimensions=dimensions, most=64, **changes), "cpu")
 
 
 WRONG = {
@@ -57,10 +58,10 @@ def test_what_a_run_gives_is_looked_at(tmp_path: Path, graph: bytes, words: str)
     opened = session(tmp_path, graph)
     if words:
         with pytest.raises(GraphError, match=words):
-            opened.run(IDS)
+            opened.run(IDS, ALONE)
     else:  # a graph need not declare the shape that it gives
         expected = hostile.vectors(["w1 w2", "w3"])
-        np.testing.assert_allclose(opened.run(IDS), expected, atol=1e-6)
+        np.testing.assert_allclose(opened.run(IDS, ALONE)["dense"].values, expected, atol=1e-6)
 
 
 def test_a_loop_without_end_can_be_stopped(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_loop_without_end_can_be_stopped(tmp_path: Path) -> None:
 
     def run() -> None:
         try:
-            opened.run(IDS)
+            opened.run(IDS, ALONE)
         except Exception as error:
             raised.append(error)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 
 from tests.server.misbehaving import Client, Gate, Rig, running
+from tests.server.models_made import Ids
 from trimtab_server.config import Sharing
-from trimtab_server.engine.batch import Ids
 
 NAME = "all-minilm-l6-v2"
 

@@ -34,7 +34,7 @@ async def test_truncation_is_the_tokenizers_own(path: Path, words: int, how: str
     text = " ".join(f"word{number}" for number in range(words))
     tokenization = Tokenization(1)
     ids = await tokenization.encode(Tokenizer(path, LIMIT), [text], how)  # type: ignore[arg-type]
-    assert ids[0].tolist() == reference(path, text, direction)
+    assert ids[0].arrays["ids"].tolist() == reference(path, text, direction)
     tokenization.stop()
 
 
@@ -57,7 +57,7 @@ async def test_many_callers_each_get_their_own(path: Path) -> None:
     )
     for number, (each, ids) in enumerate(zip(texts, results, strict=True)):
         expected = (other if number % 7 == 0 else tokenizer).read(each, "end")
-        assert [one.tolist() for one in ids] == [one.ids.tolist() for one in expected]
+        assert [one.arrays["ids"].tolist() for one in ids] == [one.ids.tolist() for one in expected]
     tokenization.stop()
 
 
@@ -70,7 +70,7 @@ async def test_a_text_of_the_largest_size_does_not_hold_up_the_loop(path: Path) 
         turns += 1
         await asyncio.sleep(0)
     assert turns > 100
-    assert (await waiting)[0].tolist() == reference(path, text, "right")
+    assert (await waiting)[0].arrays["ids"].tolist() == reference(path, text, "right")
     tokenization.stop()
 
 
@@ -108,7 +108,7 @@ async def test_a_caller_that_left_does_not_disturb_the_others(path: Path) -> Non
     await asyncio.sleep(0)  # let it queue its jobs
     gone.cancel()
     ids = await tokenization.encode(tokenizer, ["hello world"], "end")
-    assert ids[0].tolist() == [101, 7592, 2088, 102]
+    assert ids[0].arrays["ids"].tolist() == [101, 7592, 2088, 102]
     with pytest.raises(asyncio.CancelledError):
         await gone
     tokenization.stop()

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from trimtab.errors import NotFound
+from trimtab.values.column import Column
 from trimtab_server.callers import access
 from trimtab_server.callers.access import Caller
 from trimtab_server.pipeline import EmbedRequest
@@ -68,8 +69,10 @@ class World:
         self.how.append(how)
         return texts
 
-    async def compute(self, model: object, texts: Sequence[str], deadline: float, **_: object) -> Any:
-        return SimpleNamespace(vectors=np.stack([vector(text) for text in texts]))
+    async def compute(
+        self, model: object, texts: Sequence[str], wanted: object, deadline: float, **_: object
+    ) -> Any:
+        return SimpleNamespace(result={"dense": Column(np.stack([vector(text) for text in texts]))})
 
     def see(self, name: str, texts: Sequence[str], rows: np.ndarray | None = None, **more: Any) -> None:
         request = EmbedRequest(name, "", texts, **more)

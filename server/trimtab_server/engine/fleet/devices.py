@@ -1,4 +1,4 @@
-"""A device: a place with the sessions of all loaded models."""
+"""A device: a place with the graphs of all loaded models."""
 
 import logging
 import math
@@ -8,28 +8,27 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
+from trimtab.values.column import Columns
 from trimtab_server import stopping
-from trimtab_server.engine.batch import Ids, Model
+from trimtab_server.engine.batch import Model, Payload, Wanted, collated
 from trimtab_server.engine.fleet.homes import Home
 from trimtab_server.engine.fleet.measuring import Measured, measure
 from trimtab_server.engine.fleet.places import Place, hardware
 from trimtab_server.engine.queue.cost import Cost
-from trimtab_server.engine.runners.session import GraphError, NotReopenedError, Session, checked
+from trimtab_server.engine.runners.runner import GraphError, NotReopenedError, Runner, checked
 
 log = logging.getLogger(__name__)
 
-# The length of the text that a device is probed with.
-PROBE_TOKENS = 8
+# The units of the item that a device is probed with.
+PROBE_UNITS = 8
 # Other models that are probed to tell a bad model from a bad device.
 MOST_PROBED = 3
 
 
 class Device:
-    """One place: a session for each loaded model, and threads to run them on.
+    """One place: a runner for each loaded model, and threads to run them on.
 
     Its home is begun anew where it holds more than `max_resident_bytes`; 0 is no limit.
     """
@@ -49,7 +48,7 @@ class Device:
         self._measured = measured
         self._max_resident_bytes = max_resident_bytes
         self._hang_seconds = hang_seconds
-        self._sessions: dict[Model, Session] = {}
+        self._runners: dict[Model, Runner] = {}
         self._open_seconds: dict[Model, float] = {}
 
     @property
@@ -68,40 +67,39 @@ class Device:
         return self.home.lost or self.too_large
 
     def load(self, model: Model, step: Callable[[], None] = lambda: None) -> None:
-        """Open a session, warm it and measure its cost. Blocks.
+        """Open a graph, warm it and measure its cost. Blocks.
 
         `step` is called before each run and at the end; where it raises, nothing is loaded.
         """
-        session = self._open(model)
+        runner = self._open(model)
 
-        def run(ids: Sequence[Ids]) -> object:
+        def run(payloads: Sequence[Payload]) -> object:
             step()
-            return session.run(ids)
+            return runner.run(collated(payloads), model.names)
 
         try:
             if self._measured is None:
-                cost = measure(run, model.pad_id, model.max_tokens)
+                cost = measure(run, model.sample)
             else:
                 # Numbers that go to another process and back take their time, too.
                 kind = f"{self.place.kind} in a process" if self.home.restarts else self.place.kind
                 cost = self._measured.measure(
-                    run, model.pad_id, model.max_tokens,
-                    model.digest, kind, hardware(self.place), ort.__version__,
+                    run, model.sample, model.digest, kind, hardware(self.place), ort.__version__,
                 )  # fmt: skip
             step()
         except BaseException:
-            self.home.close(session)
+            self.home.close(runner)
             raise
-        self._sessions[model] = session
+        self._runners[model] = runner
         self.costs[model] = cost
 
     def unload(self, model: Model) -> None:
         """Forget a model; no batch of it may come any more."""
         self.costs.pop(model, None)
         self._open_seconds.pop(model, None)
-        session = self._sessions.pop(model, None)
-        if session is not None:
-            self.home.close(session)
+        runner = self._runners.pop(model, None)
+        if runner is not None:
+            self.home.close(runner)
 
     def start(self, work: Callable[[], None], ended: Callable[[], None]) -> list[threading.Thread]:
         """Start `work` on a thread for each of the place's workers; `ended` is its home's."""
@@ -122,35 +120,36 @@ class Device:
             threads[-1].start()
         return threads
 
-    def run(self, model: Model, ids: Sequence[Ids]) -> NDArray[np.float32] | Exception:
-        """The vectors of texts, or what their run has raised: that is for the caller to judge."""
+    def run(self, model: Model, payloads: Sequence[Payload], wanted: Wanted) -> Columns | Exception:
+        """What is wanted of payloads, or what their run has raised: that is for the caller to judge."""
         try:
-            return checked(self._sessions[model].run(ids), (len(ids), model.dimensions))
+            result = self._runners[model].run(collated(payloads), wanted)
+            return checked(result, model, wanted, len(payloads))
         except Exception as error:
             return error
         except BaseException as error:  # whatever a library raises, the thread goes on
             return RuntimeError(f"{type(error).__name__}: {error}")
 
     def probe(self, model: Model) -> Exception | None:
-        """What is wrong with this device, if anything: run a text that it has run while it warmed up."""
+        """What is wrong with this device, if anything: run an item that it has run while it warmed up."""
         # Nobody else watches it.
         timer = threading.Timer(self._hang_seconds, stopping.stop, (threading.get_ident(),))
         timer.daemon = True
         timer.start()
         try:
-            outcome = self.run(model, [np.full(min(PROBE_TOKENS, model.max_tokens), model.pad_id, np.int32)])
+            outcome = self.run(model, [model.sample(PROBE_UNITS)], model.names)
         finally:
             timer.cancel()
         return outcome if isinstance(outcome, Exception) else None
 
     def judge(self, model: Model) -> Literal["device", "model"] | None:
-        """What is at fault when a run of this model has failed; None: neither, but its texts.
+        """What is at fault when a run of this model has failed; None: neither, but its items.
 
         It is the model where others run well on the device.
         """
         if self.probe(model) is None:
             return None
-        others = [other for other in list(self._sessions) if other is not model][:MOST_PROBED]
+        others = [other for other in list(self._runners) if other is not model][:MOST_PROBED]
         return "model" if any(self.probe(other) is None for other in others) else "device"
 
     def recover(self, models: Sequence[Model]) -> tuple[dict[Model, Exception], Exception | None]:
@@ -201,15 +200,15 @@ class Device:
             if model not in self.costs:
                 self.load(model)
             elif begun:
-                self._sessions[model] = self._open(model)
+                self._runners[model] = self._open(model)
         except GraphError as error:
             return NotReopenedError(str(error)) if begun else error
         except Exception as error:
             return error
         return self.probe(model)
 
-    def _open(self, model: Model) -> Session:
+    def _open(self, model: Model) -> Runner:
         begun = time.monotonic()
-        session = self.home.open(model)
+        runner = self.home.open(model)
         self._open_seconds[model] = time.monotonic() - begun
-        return session
+        return runner

@@ -2,7 +2,7 @@
 
 A batch that fails is tried once more, whole, on another device. Where that succeeds, the first device was
 at fault, and is taken out of service; where it fails too, or there is no other device, the batch is run by
-halves, so that in the end only the texts have failed that fail alone. A device that fails on a text known
+halves, so that in the end only the items have failed that fail alone. A device that fails on an item known
 to be good is at fault as well; so is one that does not come back from a run in twenty times the time that
 the run was measured to take, and on a thread does not end it when it is stopped. A device out of service is
 probed, at growing intervals, and comes back when it is well. When none is in service, nothing waits: what is
@@ -220,14 +220,14 @@ class Fleet:
         return True
 
     def succeeded(self, flight: Flight, now: float) -> None:
-        """A flight has landed with vectors."""
+        """A flight has landed with a result."""
         state = self._states[flight.device]
         state.delay = max(FIRST_PROBE, state.delay / 2)
         if flight.job.blame and flight.job.avoid != flight.device:
             self._take_out(flight.job.avoid, "raised", now)
 
     def failed(self, flight: Flight, error: Exception, *, sick: bool, now: float) -> list[Failed]:
-        """A flight has landed with an error; `sick` where its device fails on a text known to be good."""
+        """A flight has landed with an error; `sick` where its device fails on an item known to be good."""
         job, device = flight.job, flight.device
         if sick:
             self._take_out(device, "raised", now)

@@ -1,4 +1,4 @@
-"""Where the sessions of a place live: in the server's process, or in one of their own."""
+"""Where the graphs of a place are open: in the server's process, or in one of their own."""
 
 import itertools
 import threading
@@ -10,14 +10,15 @@ from trimtab.errors import ConfigError
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet import cores
 from trimtab_server.engine.fleet.places import Place
-from trimtab_server.engine.runners.process import PROGRAM, Process, RemoteSession
-from trimtab_server.engine.runners.session import DeviceLostError, OrtSession, Session, UnusableError
+from trimtab_server.engine.runners.onnx import OnnxRunner
+from trimtab_server.engine.runners.process import PROGRAM, Process, RemoteRunner
+from trimtab_server.engine.runners.runner import DeviceLostError, Runner, UnusableError
 
-Open = Callable[[Model, Place], Session]
+Open = Callable[[Model, Place], Runner]
 
 
 class Home(Protocol):
-    """Where the sessions of a place live: in the server's process, or in one of their own."""
+    """Where the graphs of a place are open: in the server's process, or in one of their own."""
 
     @property
     def restarts(self) -> bool:
@@ -25,7 +26,7 @@ class Home(Protocol):
 
     @property
     def lost(self) -> bool:
-        """Whether all that it held is gone, until `restart`: its sessions raise DeviceLostError."""
+        """Whether all that it held is gone, until `restart`: its runners raise DeviceLostError."""
 
     @property
     def resident_bytes(self) -> int:
@@ -37,11 +38,11 @@ class Home(Protocol):
     def restart(self) -> None:
         """End what is left of it, and begin anew. OSError where that cannot be."""
 
-    def open(self, model: Model) -> Session:
+    def open(self, model: Model) -> Runner:
         """Open a graph."""
 
-    def close(self, session: Session) -> None:
-        """Let go of a session that nobody runs any more."""
+    def close(self, runner: Runner) -> None:
+        """Let go of a graph that nobody runs any more."""
 
     def end(self) -> None:
         """End it at once where it `restarts`, whatever it does. Does not wait."""
@@ -51,14 +52,14 @@ class Home(Protocol):
 
 
 class InThreads:
-    """The sessions of a place in the server's own process, where nothing can end them."""
+    """The graphs of a place in the server's own process, where nothing can end them."""
 
     restarts = False
     lost = False
     resident_bytes = 0
 
-    def __init__(self, open_session: Open, place: Place) -> None:
-        self._open = open_session
+    def __init__(self, open_graph: Open, place: Place) -> None:
+        self._open = open_graph
         self._place = place
 
     def start(self, ended: Callable[[], None]) -> None:
@@ -67,10 +68,10 @@ class InThreads:
     def restart(self) -> None:
         pass
 
-    def open(self, model: Model) -> Session:
+    def open(self, model: Model) -> Runner:
         return self._open(model, self._place)
 
-    def close(self, session: Session) -> None:
+    def close(self, runner: Runner) -> None:
         pass
 
     def end(self) -> None:
@@ -81,7 +82,7 @@ class InThreads:
 
 
 class InProcess:
-    """The sessions of a place in a process of their own, one process after another."""
+    """The graphs of a place in a process of their own, one process after another."""
 
     restarts = True
 
@@ -116,14 +117,14 @@ class InProcess:
                 self._process.close()
             self._process = Process(self._program, f"device {self._place}", self._usable, self._ended)
 
-    def open(self, model: Model) -> Session:
+    def open(self, model: Model) -> Runner:
         if self._process is None:
             raise DeviceLostError(f"device {self._place} has no process")
-        return RemoteSession(self._process, next(self._numbers), model, self._place.kind, self._place.index)
+        return RemoteRunner(self._process, next(self._numbers), model, self._place.kind, self._place.index)
 
-    def close(self, session: Session) -> None:
-        if isinstance(session, RemoteSession):
-            session.close()
+    def close(self, runner: Runner) -> None:
+        if isinstance(runner, RemoteRunner):
+            runner.close()
 
     def end(self) -> None:
         if self._process is not None:
@@ -136,10 +137,10 @@ class InProcess:
                 self._process.close()
 
 
-def open_ort(model: Model, place: Place) -> Session:
-    """The real thing: an ONNX Runtime session at a place. ConfigError where that cannot be used."""
+def open_ort(model: Model, place: Place) -> Runner:
+    """The real thing: ONNX Runtime at a place. ConfigError where that cannot be used."""
     try:
-        return OrtSession(model, place.kind, place.index)
+        return OnnxRunner(model, place.kind, place.index)
     except UnusableError as error:
         raise ConfigError(str(error)) from None
 

@@ -8,40 +8,44 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
 
-from trimtab_server.engine.batch import Ids
+from trimtab_server.engine.batch import Payload
 from trimtab_server.engine.queue.cost import LEAST, Cost
 
 log = logging.getLogger(__name__)
 
-# Batches to measure, by the lengths of their texts: alone, alike, and long beside short.
+# Runs a batch; makes an item of so many units, or as many as the graph takes.
+Run: TypeAlias = Callable[[Sequence[Payload]], object]
+Sample: TypeAlias = Callable[[int], Payload]
+
+# Batches to measure, by the units of their items: alone, alike, and long beside short.
 SHAPES = ([8], [32], [128], [256], [8] * 8, [32] * 4, [128] * 2, [64] + [8] * 7, [128] + [8] * 7)
 RUNS = 3
-# A device that does all of them faster than this is measured on more texts at once, too.
+# A device that does all of them faster than this is measured on more items at once, too.
 SECONDS = 0.03
-MOST_TEXTS = 256
+MOST_ITEMS = 256
 # A batch that tells whether a cost measured earlier still holds, and by how much it may differ.
 CHECK = [32] * 4
 CHECK_FACTOR = 2.0
 
 
-def measure(run: Callable[[Sequence[Ids]], object], pad_id: int, max_tokens: int) -> Cost:
+def measure(run: Run, sample: Sample) -> Cost:
     """Warm a graph up, and fit its cost to the median times of batches of many shapes."""
     samples: list[tuple[list[int], float]] = []
     factor = 1
     while True:
         slowest = 0.0
         for shape in SHAPES:
-            lengths = [min(length, max_tokens) for length in shape] * factor
-            ids = [np.full(length, pad_id, np.int32) for length in lengths]
-            seconds = _median_seconds(run, ids)
-            samples.append((lengths, seconds))
+            payloads = list(map(sample, shape)) * factor
+            seconds = _median_seconds(run, payloads)
+            samples.append(([payload.units for payload in payloads], seconds))
             slowest = max(slowest, seconds)
         factor *= 4
-        if slowest > SECONDS or 8 * factor > MOST_TEXTS:
+        if slowest > SECONDS or 8 * factor > MOST_ITEMS:
             return fit(samples)
 
 
@@ -55,19 +59,20 @@ class Measured:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def measure(self, run: Callable[[Sequence[Ids]], object], pad_id: int, max_tokens: int, *of: str) -> Cost:
+    def measure(self, run: Run, sample: Sample, *of: str) -> Cost:
         """As `measure`, or what it said earlier for the same `of`, where a run of CHECK confirms it."""
         path = self._folder / f"{hashlib.sha256(repr(of).encode()).hexdigest()[:32]}.json"
         cost = _read(path)
         if cost is not None:
             for shape in SHAPES:  # the first run of a shape allocates
-                run([np.full(min(length, max_tokens), pad_id, np.int32) for length in shape])
-            lengths = [min(length, max_tokens) for length in CHECK]
-            seconds = _median_seconds(run, [np.full(length, pad_id, np.int32) for length in lengths])
-            predicted = cost.seconds(len(lengths), sum(lengths), max(lengths))
+                run(list(map(sample, shape)))
+            payloads = list(map(sample, CHECK))
+            seconds = _median_seconds(run, payloads)
+            units = [payload.units for payload in payloads]
+            predicted = cost.seconds(len(units), sum(units), max(units))
             if predicted / CHECK_FACTOR < seconds < predicted * CHECK_FACTOR:
                 return cost
-        cost = measure(run, pad_id, max_tokens)
+        cost = measure(run, sample)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -85,24 +90,24 @@ def _read(path: Path) -> Cost | None:
         return None
 
 
-def _median_seconds(run: Callable[[Sequence[Ids]], object], ids: Sequence[Ids]) -> float:
+def _median_seconds(run: Run, payloads: Sequence[Payload]) -> float:
     times = []
     for _ in range(RUNS + 1):
         begun = time.perf_counter()
-        run(ids)
+        run(payloads)
         times.append(time.perf_counter() - begun)
     return statistics.median(times[1:])  # the first run of a shape allocates
 
 
 def fit(samples: Sequence[tuple[Sequence[int], float]]) -> Cost:
-    """The cost nearest to measured (lengths, seconds), by least squares of the relative error.
+    """The cost nearest to measured (units, seconds), by least squares of the relative error.
 
     No figure may be negative: one that comes out so is noise around nothing, and left out.
     """
     rows = []
-    for lengths, seconds in samples:
-        positions = len(lengths) * max(lengths)
-        row = [1.0, sum(lengths), positions - sum(lengths), positions * max(lengths)]
+    for units, seconds in samples:
+        positions = len(units) * max(units)
+        row = [1.0, sum(units), positions - sum(units), positions * max(units)]
         rows.append([each / seconds for each in row])
     matrix = np.array(rows)
     # Brought to one scale first: a pair's seconds are a millionth of a run's.
@@ -115,5 +120,5 @@ def fit(samples: Sequence[tuple[Sequence[int], float]]) -> Cost:
             figures[used] = solution / scale[used]
             break
         used.pop(int(solution.argmin()))
-    run, token, pad, pair = (float(figure) for figure in figures)
-    return Cost(max(run, LEAST), max(token, LEAST), pad, pair)
+    run, unit, pad, pair = (float(figure) for figure in figures)
+    return Cost(max(run, LEAST), max(unit, LEAST), pad, pair)

@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from trimtab.errors import ConfigError
 from trimtab_server.engine.fleet import cores
-from trimtab_server.engine.runners.session import PROVIDERS
+from trimtab_server.engine.runners.onnx import PROVIDERS
 
 DEV = Path("/dev")
 

@@ -14,7 +14,7 @@ from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.fleet import Fleet
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.runners import runtime
-from trimtab_server.engine.runners.session import DeviceLostError
+from trimtab_server.engine.runners.runner import DeviceLostError
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Roster:
     def strike(self, model: Model, error: Exception) -> None:
         """A model has failed, and its device has not. When it has so several times in a row, it is retired.
 
-        Its texts are refused, and others have the devices to themselves. The last model is not: who knows?
+        Its items are refused, and others have the devices to themselves. The last model is not: who knows?
         """
         self._strikes[model] += 1
         if self._strikes[model] < STRIKES or model not in self.models or len(self.models) == 1:

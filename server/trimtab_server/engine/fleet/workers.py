@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trimtab.errors import DeadlineExceeded, Unavailable
+from trimtab.values.column import Columns
 from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.fleet import Failed, Fleet, Flight, Job, Reason
@@ -21,7 +19,7 @@ from trimtab_server.engine.fleet.roster import Roster
 from trimtab_server.engine.fleet.watchdog import Watchdog
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.runners import runtime
-from trimtab_server.engine.runners.session import DeviceLostError, NotReopenedError
+from trimtab_server.engine.runners.runner import DeviceLostError, NotReopenedError
 from trimtab_server.observing.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ class Workers:
     """All devices' workers, under the lock of whom they work for. Called with the lock held:
 
     `pop` for the next batch of the queue, by what runs cost on the device; `answer` with items, what
-    became of them (a row of vectors each, or an error) and the second when that began. `serving` is
+    became of them (a result with an item for each, or an error) and the second when that began. `serving` is
     called when the last device goes out of service, and when one is back; `retired` with a model that is not
     run any more, and why; `tell` after the answers, and without the lock where it matters: who is woken by
     them wants it at once.
@@ -55,7 +53,7 @@ class Workers:
         *,
         load_seconds: float,
         pop: Callable[[float, Mapping[Model, Cost]], Batch | None],
-        answer: Callable[[Sequence[Item], NDArray[np.float32] | Exception, float], None],
+        answer: Callable[[Sequence[Item], Columns | Exception, float], None],
         tell: Callable[[], None],
         serving: Callable[[bool], object],
         retired: Callable[[Model, str], object],
@@ -95,9 +93,9 @@ class Workers:
         """Whether any device is in service, or will be in a moment."""
         return self._fleet.serving
 
-    def notify(self, texts: int) -> None:
-        """So many texts were queued."""
-        self._work.notify(texts)
+    def notify(self, items: int) -> None:
+        """So many items were queued."""
+        self._work.notify(items)
 
     def retired(self, model: Model) -> Unavailable | None:
         """Why this model is not run any more, where it is not."""
@@ -107,11 +105,11 @@ class Workers:
         """Whether anything of this model runs or is to be run again."""
         return self._fleet.busy(model)
 
-    def tokens_per_second(self, model: Model) -> float:
+    def units_per_second(self, model: Model) -> float:
         """What the devices in service do, at the pace of their last runs."""
         working = [self._by_name[name] for name in self._fleet.working]
         most = sum(
-            device.place.workers / device.costs[model].token_seconds
+            device.place.workers / device.costs[model].unit_seconds
             for device in working
             if model in device.costs
         )
@@ -186,7 +184,7 @@ class Workers:
                 if job is not None:
                     batch = job.batch
                     predicted = device.costs[batch.model].seconds(
-                        len(batch.items), batch.tokens, batch.length
+                        len(batch.items), batch.units, batch.longest
                     )
                     flight = self._fleet.launch(device.name, job, predicted, now)
                     return partial(self._run, device, flight)
@@ -213,7 +211,7 @@ class Workers:
     def _run(self, device: Device, flight: Flight) -> None:
         batch = flight.job.batch
         self._watchdog.runs_on[flight] = threading.get_ident()
-        outcome = device.run(batch.model, [item.ids for item in batch.items])
+        outcome = device.run(batch.model, [item.payload for item in batch.items], batch.wanted)
         seconds = time.monotonic() - flight.begun
         fault = None
         if isinstance(outcome, Exception) and not (_is_lost(outcome) or device.home.lost):
@@ -228,7 +226,7 @@ class Workers:
         sick = fault == "device"
         self._metrics.batch(
             batch.model.encoder, batch.model.version, device.name,
-            size=len(batch.items), tokens=batch.tokens, computed=batch.computed_tokens, seconds=seconds,
+            size=len(batch.items), tokens=batch.units, computed=batch.computed_units, seconds=seconds,
         )  # fmt: skip
         with self._lock:
             # A session may be of the process before, if it was opened as that ended: a probe finds it.

@@ -1,4 +1,4 @@
-"""Which texts run together: a sans-IO policy, with no clock, thread, loop or device of its own.
+"""Which items run together: a sans-IO policy, with no clock, thread, loop or device of its own.
 
 Batching is by backpressure: nothing waits for a timer. Items gather while devices are busy; when one is
 free, `pop` gives it a batch.
@@ -9,9 +9,9 @@ devices in proportion to their weights. The item with the least stamp is the bat
 that is first come, first served; between tenants it is fair; interactive items go before bulk ones, and
 yet nothing starves: a stamp, once given, is overtaken only by stamps below it.
 
-*What rides along* are the anchor's neighbours in length, by the measured cost of the graph. Few items are
+*What rides along* are the anchor's neighbours in units, by the measured cost of the graph. Few items are
 split into the batches that cost least altogether, and the anchor's is taken. Of many, the batch grows from
-the anchor to either side as long as it finishes more tokens a second. It never grows past the point where
+the anchor to either side as long as it finishes more units a second. It never grows past the point where
 the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only make its items wait. While
 several tenants wait, only what is due within the next few batches may ride along, which is as much of each
 as its share: neighbours out of all that waits would nearly all be of whoever has queued the most. Nothing
@@ -66,14 +66,14 @@ class Batcher:
 
     def __init__(
         self,
-        max_batch_tokens: int,
-        max_batch_texts: int,
+        max_batch_units: int,
+        max_batch_items: int,
         weight: Callable[[str], float] = lambda tenant: 1.0,
         known: Container[str] = (),
     ) -> None:
-        self.max_batch_tokens = max_batch_tokens
-        self.max_batch_texts = max_batch_texts
-        self.tokens = 0  # of all items that wait
+        self.max_batch_units = max_batch_units
+        self.max_batch_items = max_batch_items
+        self.units = 0  # of all items that wait
         self._weight = weight
         self._known = known
         self._lanes: dict[tuple[Model, Priority], Lane] = {}
@@ -96,7 +96,7 @@ class Batcher:
         """Accept items of this model, whose graph was measured to cost so much."""
         for priority in WEIGHTS:
             self._lanes[model, priority] = Lane(
-                cost, self.max_batch_tokens, self.max_batch_texts, self._weight
+                cost, self.max_batch_units, self.max_batch_items, self._weight
             )
 
     def close(self, model: Model) -> list[Item]:
@@ -149,7 +149,7 @@ class Batcher:
             self._flows = {key: value for key, value in self._flows.items() if value > self._now}
         lane.add(number, item, stamp)
         self._numbers[item] = number
-        self.tokens += item.length
+        self.units += item.units
         waiting = self._backlog.setdefault(flow, _Waiting())
         waiting.items += 1
         waiting.seconds += seconds
@@ -208,14 +208,14 @@ class Batcher:
     def _remove(self, item: Item) -> None:
         lane, flow = self._lanes[item.model, item.priority], (item.tenant, item.priority)
         lane.remove(self._numbers.pop(item))
-        self.tokens -= item.length
+        self.units -= item.units
         waiting = self._backlog[flow]
         waiting.items -= 1
         waiting.seconds -= lane.seconds(item)
         if not waiting.items:
             del self._backlog[flow]
         # Entries of items that left stay in the heap until their deadline; rebuild it before they
-        # are most of it, so that a long deadline does not keep the texts of finished calls alive.
+        # are most of it, so that a long deadline does not keep the items of finished calls alive.
         if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self._numbers):
             self._deadlines = [
                 entry

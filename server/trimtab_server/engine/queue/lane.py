@@ -21,17 +21,17 @@ Lengths: TypeAlias = list[tuple[int, int]]  # (length, number), sorted
 
 
 class Lane:
-    """The items of one model and priority, in the order of their turns and in the order of their lengths.
+    """The items of one model and priority, in the order of their turns and in the order of their units.
 
     `weight` is a tenant's share beside others.
     """
 
     def __init__(
-        self, cost: Cost, max_positions: int, max_texts: int, weight: Callable[[str], float]
+        self, cost: Cost, max_positions: int, max_items: int, weight: Callable[[str], float]
     ) -> None:
         self.cost = cost
         self.max_positions = max_positions
-        self.max_texts = max_texts
+        self.max_items = max_items
         self.weight = weight
         self.items: dict[int, Item] = {}
         self.turns: list[tuple[float, int]] = []  # a heap of (stamp, number); may hold items that left
@@ -41,16 +41,16 @@ class Lane:
     def add(self, number: int, item: Item, stamp: float) -> None:
         self.items[number] = item
         heapq.heappush(self.turns, (stamp, number))
-        insort(self.lengths, (item.length, number))
+        insort(self.lengths, (item.units, number))
         self.tenants.setdefault(item.tenant, {})[number] = stamp
 
     def seconds(self, item: Item) -> float:
         """What an item adds to a run."""
-        return self.cost.seconds(1, item.length, item.length) - self.cost.run_seconds
+        return self.cost.seconds(1, item.units, item.units) - self.cost.run_seconds
 
     def remove(self, number: int) -> Item:
         item = self.items.pop(number)
-        del self.lengths[bisect_left(self.lengths, (item.length, number))]
+        del self.lengths[bisect_left(self.lengths, (item.units, number))]
         stamps = self.tenants[item.tenant]
         del stamps[number]
         if not stamps:
@@ -68,7 +68,7 @@ class Lane:
     def batch(self, number: int, stamp: float, cost: Cost, worthwhile: float) -> tuple[Item, ...]:
         """What runs with item `number`, whose turn it is, where a run has this cost."""
         lengths = self.lengths if len(self.tenants) == 1 else self._due(number, stamp, cost, worthwhile)
-        anchor = bisect_left(lengths, (self.items[number].length, number))
+        anchor = bisect_left(lengths, (self.items[number].units, number))
         choose = self._split if len(lengths) <= EXACT else self._grow
         first, last = choose(lengths, anchor, cost, worthwhile)
         return tuple(self.items[each] for _, each in lengths[first:last])
@@ -78,21 +78,21 @@ class Lane:
         weights = {tenant: self.weight(tenant) for tenant in self.tenants}
         whole, priority = sum(weights.values()), self.items[number].priority
         until = stamp + AHEAD * cost.run_seconds / worthwhile / (WEIGHTS[priority] * whole)
-        due = [(self.items[number].length, number)]
+        due = [(self.items[number].units, number)]
         for tenant, stamps in self.tenants.items():
-            most = 1 + int(AHEAD * self.max_texts * weights[tenant] / whole)
+            most = 1 + int(AHEAD * self.max_items * weights[tenant] / whole)
             for each, when in islice(stamps.items(), most):
                 if when > until:
                     break
                 if each != number:
-                    due.append((self.items[each].length, each))
+                    due.append((self.items[each].units, each))
         return sorted(due)
 
-    def _fits(self, cost: Cost, worthwhile: float, texts: int, tokens: int, longest: int) -> bool:
-        return texts == 1 or (
-            texts <= self.max_texts
-            and texts * longest <= self.max_positions
-            and cost.tokens(texts, tokens, longest) * worthwhile <= cost.run_tokens
+    def _fits(self, cost: Cost, worthwhile: float, items: int, units: int, longest: int) -> bool:
+        return items == 1 or (
+            items <= self.max_items
+            and items * longest <= self.max_positions
+            and cost.units(items, units, longest) * worthwhile <= cost.run_units
         )
 
     def _split(self, lengths: Lengths, anchor: int, cost: Cost, worthwhile: float) -> tuple[int, int]:
@@ -101,12 +101,12 @@ class Lane:
         starts = [0]  # of the last run of that split
         for last in range(1, len(lengths) + 1):
             longest = lengths[last - 1][0]
-            best, start, tokens = float("inf"), last - 1, 0
+            best, start, units = float("inf"), last - 1, 0
             for first in range(last - 1, -1, -1):
-                tokens += lengths[first][0]
-                if not self._fits(cost, worthwhile, last - first, tokens, longest):
+                units += lengths[first][0]
+                if not self._fits(cost, worthwhile, last - first, units, longest):
                     break
-                seconds = least[first] + cost.seconds(last - first, tokens, longest)
+                seconds = least[first] + cost.seconds(last - first, units, longest)
                 if seconds < best:
                     best, start = seconds, first
             least.append(best)
@@ -118,14 +118,14 @@ class Lane:
 
     def _grow(self, lengths: Lengths, anchor: int, cost: Cost, worthwhile: float) -> tuple[int, int]:
         """From the anchor to either side, by whichever neighbour makes the batch do more a second."""
-        first, last, tokens = anchor, anchor + 1, lengths[anchor][0]
-        rate = tokens / cost.seconds(1, tokens, tokens)
+        first, last, units = anchor, anchor + 1, lengths[anchor][0]
+        rate = units / cost.seconds(1, units, units)
         while True:
-            best = (rate, first, last, tokens)
+            best = (rate, first, last, units)
             for low, high in ((first - 1, last), (first, last + 1)):
                 if low < 0 or high > len(lengths):
                     continue
-                more = tokens + lengths[low if low < first else high - 1][0]
+                more = units + lengths[low if low < first else high - 1][0]
                 longest = lengths[high - 1][0]
                 if self._fits(cost, worthwhile, high - low, more, longest):
                     faster = more / cost.seconds(high - low, more, longest)
@@ -133,4 +133,4 @@ class Lane:
                         best = (faster, low, high, more)
             if best[1:3] == (first, last):
                 return first, last
-            rate, first, last, tokens = best
+            rate, first, last, units = best

@@ -16,23 +16,22 @@ import sys
 import threading
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
+from trimtab.values.column import Column, Columns
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.runners import frames
-from trimtab_server.engine.runners.maps import Map, MapSession
-from trimtab_server.engine.runners.session import OrtSession, Session, checked
+from trimtab_server.engine.runners.maps import Map, MapOpened, MapSession
+from trimtab_server.engine.runners.onnx import OnnxRunner
+from trimtab_server.engine.runners.runner import Runner, checked
 
-Open = Callable[[Model, str, int], Session]
+Open = Callable[[Model, str, int], Runner]
 
 
-class Sessions:
+class Graphs:
     """What is open here, by the numbers that the server gave."""
 
-    def __init__(self, open_session: Open) -> None:
-        self._open = open_session
-        self._sessions: dict[int, tuple[Session, int]] = {}  # and the length of a vector
+    def __init__(self, open_graph: Open) -> None:
+        self._open = open_graph
+        self._runners: dict[int, tuple[Runner, Model]] = {}
         self._maps: dict[int, MapSession] = {}
 
     def serve(self, sock: socket.socket) -> None:
@@ -52,32 +51,33 @@ class Sessions:
                     elif what == frames.MAP:
                         self._run_map(sock, number, size)
                     elif what == frames.READY:
-                        sock.sendall(frames.REPLY.pack(frames.OK, 0, 0))
+                        sock.sendall(frames.REPLY.pack(frames.OK, 0))
                     elif what == frames.CLOSE_MAP:
                         self._maps.pop(number, None)
                     else:
-                        self._sessions.pop(number, None)
+                        self._runners.pop(number, None)
             except (EOFError, OSError):
                 pass  # the server has closed it, or is gone
 
     def _load(self, sock: socket.socket, number: int, asked: frames.Opening) -> None:
         try:
-            session = self._open(asked.model, asked.kind, asked.index)
+            runner = self._open(asked.model, asked.kind, asked.index)
         except BaseException as error:
             _tell(sock, error)
             return
-        self._sessions[number] = session, asked.model.dimensions
-        sock.sendall(frames.REPLY.pack(frames.OK, 0, 0))
+        self._runners[number] = runner, asked.model
+        sock.sendall(frames.REPLY.pack(frames.OK, 0))
 
-    def _run(self, sock: socket.socket, number: int, texts: int) -> None:
-        ids = frames.receive_ids(sock, texts)
+    def _run(self, sock: socket.socket, number: int, size: int) -> None:
+        batch, wanted = frames.receive_columns(sock, size)
         try:
-            session, dimensions = self._sessions[number]
-            vectors = np.ascontiguousarray(checked(session.run(ids), (texts, dimensions)))
+            runner, model = self._runners[number]
+            items = len(next(iter(batch.values())))
+            result = checked(runner.run(batch, wanted), model, wanted, items)
         except BaseException as error:  # whatever a library raises, this is its answer
             _tell(sock, error)
             return
-        _send(sock, vectors)
+        _send(sock, result)
 
     def _load_map(self, sock: socket.socket, number: int, asked: Map) -> None:
         try:
@@ -85,23 +85,22 @@ class Sessions:
         except BaseException as error:
             _tell(sock, error)
             return
-        _send(sock, np.array([[opened.width]], np.float32))
+        data = frames.encode(MapOpened(opened.width))
+        sock.sendall(frames.REPLY.pack(frames.OK, len(data)) + data)
 
-    def _run_map(self, sock: socket.socket, number: int, texts: int) -> None:
-        opened = self._maps[number]
-        rows = frames.array(sock, (texts, opened.width), np.float32)
-        groups = frames.array(sock, (texts,), np.int64)
+    def _run_map(self, sock: socket.socket, number: int, size: int) -> None:
+        rows, _ = frames.receive_columns(sock, size)
         try:
-            adapted = np.ascontiguousarray(opened.run(rows, groups))
+            adapted = self._maps[number].run(rows["vectors"].values, rows["groups"].values)
         except BaseException as error:
             _tell(sock, error)
             return
-        _send(sock, adapted)
+        _send(sock, {"adapted": Column(adapted)})
 
 
-def _send(sock: socket.socket, vectors: NDArray[np.float32]) -> None:
-    sock.sendall(frames.REPLY.pack(frames.OK, *vectors.shape))
-    sock.sendall(vectors.data.cast("B"))
+def _send(sock: socket.socket, columns: Columns) -> None:
+    data, numbers = frames.described(columns)
+    frames.send(sock, frames.REPLY.pack(frames.OK, len(data)), [data, *numbers])
 
 
 def _rehearse(sock: socket.socket, data: bytearray) -> None:
@@ -111,21 +110,21 @@ def _rehearse(sock: socket.socket, data: bytearray) -> None:
 
     try:
         piece: rehearsal.Piece = frames.decode(data, rehearsal.Piece)  # type: ignore[arg-type]
-        found = rehearsal.rehearse(piece, lambda: sock.sendall(frames.REPLY.pack(frames.STEP, 0, 0)))
+        found = rehearsal.rehearse(piece, lambda: sock.sendall(frames.REPLY.pack(frames.STEP, 0)))
     except BaseException as error:
         _tell(sock, error)
         return
     reply = frames.encode(found)
-    sock.sendall(frames.REPLY.pack(frames.OK, len(reply), 0) + reply)
+    sock.sendall(frames.REPLY.pack(frames.OK, len(reply)) + reply)
 
 
 def _tell(sock: socket.socket, error: BaseException) -> None:
     data = frames.encode(frames.Raised(type(error).__name__, str(error)))
-    sock.sendall(frames.REPLY.pack(frames.RAISED, len(data), 0) + data)
+    sock.sendall(frames.REPLY.pack(frames.RAISED, len(data)) + data)
 
 
-def main(open_session: Open = OrtSession) -> None:
-    """Serve until the server is gone; tests hand in sessions that fail on purpose."""
+def main(open_graph: Open = OnnxRunner) -> None:
+    """Serve until the server is gone; tests hand in runners that fail on purpose."""
     _, control, lifeline, usable = sys.argv[1:]
     faulthandler.enable()  # a crash leaves the stack in the server's log
     _die_with(int(lifeline))
@@ -133,7 +132,7 @@ def main(open_session: Open = OrtSession) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.sched_setaffinity(0, set(map(int, usable.split(","))))
-    sessions = Sessions(open_session)
+    graphs = Graphs(open_graph)
     with socket.socket(fileno=int(control)) as calls:
         while True:
             data, descriptors, *_ = socket.recv_fds(calls, 1, 1)
@@ -141,7 +140,7 @@ def main(open_session: Open = OrtSession) -> None:
                 os._exit(0)  # without waiting for runs: nobody wants what they bring
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
-                threading.Thread(target=sessions.serve, args=(sock,), daemon=True).start()
+                threading.Thread(target=graphs.serve, args=(sock,), daemon=True).start()
 
 
 def _die_with(lifeline: int) -> None:

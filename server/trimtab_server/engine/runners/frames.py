@@ -1,7 +1,8 @@
-"""What the server and a device's own process say to each other over a socket: a head of fixed size, then raw
-numbers, or JSON where it is no numbers. Either side raises EOFError when the other is gone.
+"""What the server and a device's own process say to each other over a socket: a head of fixed size, then
+JSON, then the raw numbers of columns. Either side raises EOFError when the other is gone.
 """
 
+import math
 import socket
 import struct
 from collections.abc import Sequence
@@ -10,17 +11,20 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from trimtab_server.engine.batch import Ids, Model
+from trimtab import inputs
+from trimtab.values.column import Column, Columns, Values
+from trimtab_server.engine.batch import Model, Wanted
 
 T = TypeVar("T")
 OPEN, CLOSE, RUN, TRY, OPEN_MAP, MAP, CLOSE_MAP, READY = range(1, 9)
 OK, RAISED, STEP = 0, 1, 2
-# What is asked, of which session, of how many texts or bytes.
+# What is asked, of which graph, and how many bytes of JSON follow.
 REQUEST = struct.Struct("=III")
-# What became of it; rows and columns of vectors, or the bytes of what was raised or found.
-REPLY = struct.Struct("=III")
+# What became of it, and how many bytes of JSON follow.
+REPLY = struct.Struct("=II")
+# What is smaller is sent at once, beside its head.
+AT_ONCE = 1 << 16
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -38,6 +42,25 @@ class Raised(msgspec.Struct, frozen=True):
     text: str
 
 
+class Lying(msgspec.Struct, frozen=True, array_like=True):
+    """A column, whose numbers follow: first its offsets, where it has `items` of several rows (else -1)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    items: int = -1
+
+
+class Described(msgspec.Struct, frozen=True, array_like=True):
+    """Columns, and what is wanted of them."""
+
+    columns: tuple[Lying, ...]
+    wanted: Wanted = ()
+
+
+_decode_described = msgspec.json.Decoder(Described).decode
+
+
 def encode(value: msgspec.Struct) -> bytes:
     """As JSON."""
     return msgspec.json.encode(value, enc_hook=str)  # of paths
@@ -46,10 +69,12 @@ def encode(value: msgspec.Struct) -> bytes:
 def decode(data: bytes | bytearray, type: type[T]) -> T:
     """What `encode` made of it."""
 
-    def path(kind: Any, value: Any) -> Any:
+    def hook(kind: Any, value: Any) -> Any:
+        if kind is inputs.GraphInput:
+            return msgspec.convert(value, inputs.KINDS[value["kind"]])
         return Path(value)
 
-    return msgspec.json.decode(data, type=type, dec_hook=path)
+    return msgspec.json.decode(data, type=type, dec_hook=hook)
 
 
 def receive(sock: socket.socket, size: int) -> bytearray:
@@ -59,32 +84,57 @@ def receive(sock: socket.socket, size: int) -> bytearray:
     return data
 
 
-def reply(sock: socket.socket) -> tuple[int, int, int]:
-    """The head of what became of something."""
-    what, first, second = REPLY.unpack(receive(sock, REPLY.size))
-    return what, first, second
+def reply(sock: socket.socket) -> tuple[int, int]:
+    """The head of what became of something, and how much follows."""
+    what, size = REPLY.unpack(receive(sock, REPLY.size))
+    return what, size
 
 
-def array(sock: socket.socket, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+def described(columns: Columns, wanted: Wanted = ()) -> tuple[bytes, list[memoryview]]:
+    """Columns as JSON, and their numbers as they lie in memory."""
+    lying, numbers = [], []
+    for name, column in columns.items():
+        values, offsets = column.values, column.offsets
+        lying.append(Lying(name, values.dtype.str, values.shape, -1 if offsets is None else len(column)))
+        if offsets is not None:
+            numbers.append(offsets)
+        numbers.append(np.ascontiguousarray(values))
+    data = msgspec.json.encode(Described(tuple(lying), wanted))
+    return data, [each.data.cast("B") for each in numbers if each.size]
+
+
+def send(sock: socket.socket, head: bytes, parts: Sequence[bytes | memoryview]) -> None:
+    """A head and what belongs to it."""
+    if sum(map(len, parts)) <= AT_ONCE:
+        sock.sendall(b"".join((head, *parts)))
+        return
+    for part in (head, *parts):  # to join them would be to copy them
+        sock.sendall(part)
+
+
+def receive_columns(sock: socket.socket, size: int, most: float = math.inf) -> tuple[Columns, Wanted]:
+    """Columns that are described by so many bytes of JSON. EOFError where they take more than `most` bytes,
+    or are no plain numbers: no such thing was asked for."""
+    described = _decode_described(receive(sock, size))
+    columns = {}
+    for lying in described.columns:
+        dtype, offsets = np.dtype(lying.dtype), None
+        bytes_ = dtype.itemsize * math.prod(lying.shape) + 8 * max(0, lying.items + 1)
+        if dtype.kind not in "biuf" or min(lying.shape, default=0) < 0 or bytes_ > most:
+            raise EOFError(f"an array of {dtype} {lying.shape} was not asked for")
+        most -= bytes_
+        if lying.items >= 0:
+            offsets = _array(sock, np.dtype(np.int64), (lying.items + 1,))
+        columns[lying.name] = Column(_array(sock, dtype, lying.shape), offsets)
+    return columns, described.wanted
+
+
+def _array(sock: socket.socket, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> Values:
     """An array of this shape, as the machine writes its numbers."""
-    values: NDArray[Any] = np.empty(shape, dtype)
+    values = np.empty(shape, dtype)
     if values.size:
         _fill(sock, values.data.cast("B"))
     return values
-
-
-def send_ids(sock: socket.socket, session: int, ids: Sequence[Ids]) -> None:
-    """Ask for the vectors of texts."""
-    lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-    tokens = np.concatenate(ids, dtype=np.int32)
-    sock.sendall(b"".join((REQUEST.pack(RUN, session, len(ids)), lengths.tobytes(), tokens.tobytes())))
-
-
-def receive_ids(sock: socket.socket, texts: int) -> list[Ids]:
-    """The texts of `send_ids`, after its head."""
-    lengths = array(sock, (texts,), np.int32)
-    tokens = array(sock, (int(lengths.sum()),), np.int32)
-    return np.split(tokens, np.cumsum(lengths)[:-1])
 
 
 def _fill(sock: socket.socket, view: memoryview) -> None:

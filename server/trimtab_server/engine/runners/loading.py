@@ -90,4 +90,4 @@ def _provider(model: Model, name: str, index: int, copied: Path | None) -> Any:
     if name != TENSORRT or copied is None:
         return name, {"device_id": str(index)}
     engines = copied.with_name(tensorrt.FOLDER) if model.engines else None
-    return name, tensorrt.options(model.inputs, model.max_tokens, model.precision, engines, index)
+    return name, tensorrt.options(model.input.names, model.most_units, model.precision, engines, index)

@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.values.column import Column
 from trimtab_server import limited
 from trimtab_server.engine.runners import frames
-from trimtab_server.engine.runners.maps import Map, MapSession
-from trimtab_server.engine.runners.process import PROGRAM, Process, reply
-from trimtab_server.engine.runners.session import DeviceLostError
+from trimtab_server.engine.runners.maps import Map, MapOpened, MapSession
+from trimtab_server.engine.runners.process import PROGRAM, Process, answered
+from trimtab_server.engine.runners.runner import DeviceLostError
 
 Rows = NDArray[np.float32]
 # How long a process, and what it opens, may take to be there: it is not the adapter's fault.
@@ -116,7 +117,7 @@ class RemoteMap:
             data = frames.encode(self._map)
             with process.channel() as sock:
                 sock.sendall(frames.REQUEST.pack(frames.OPEN_MAP, self._number, len(data)) + data)
-                self.width = int(reply(sock, (1, 1))[0, 0])
+                self.width = frames.decode(frames.receive(sock, answered(sock)), MapOpened).width
             self._process = process
         return process
 
@@ -141,8 +142,12 @@ class RemoteMap:
     def _run(self, rows: Rows, groups: NDArray[np.int64]) -> Rows:
         process = self.open()
         limited.step()
-        rows = np.ascontiguousarray(rows)
+        data, numbers = frames.described({"vectors": Column(rows), "groups": Column(groups)})
+        expected = (len(rows), self._map.target)
         with process.channel() as sock:
-            head = frames.REQUEST.pack(frames.MAP, self._number, len(rows))
-            sock.sendall(b"".join((head, rows.data.cast("B"), groups.data.cast("B"))))
-            return reply(sock, (len(rows), self._map.target))
+            frames.send(sock, frames.REQUEST.pack(frames.MAP, self._number, len(data)), [data, *numbers])
+            most = rows.itemsize * expected[0] * expected[1]
+            adapted: Rows = frames.receive_columns(sock, answered(sock), most)[0]["adapted"].values
+            if adapted.shape != expected or adapted.dtype != np.float32:
+                raise EOFError("an answer to another question")
+            return adapted

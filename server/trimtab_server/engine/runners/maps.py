@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from trimtab.artifacts import reading
 from trimtab_server.engine.batch import Stored
 from trimtab_server.engine.runners import loading, runtime
-from trimtab_server.engine.runners.session import GraphError, checked
+from trimtab_server.engine.runners.runner import GraphError
 
 OUTPUT = "adapted"
 
@@ -28,6 +28,12 @@ class Map(msgspec.Struct, frozen=True):
     def graph(self) -> Path:
         """Where the graph lies, to name it."""
         return self.folder / self.file.path
+
+
+class MapOpened(msgspec.Struct, frozen=True):
+    """What is known of a graph once it is open."""
+
+    width: int
 
 
 class MapSession:
@@ -66,7 +72,11 @@ class MapSession:
         feeds: dict[str, NDArray[np.generic]] = {"vectors": np.ascontiguousarray(rows)}
         if self._groups:
             feeds["group"] = groups
-        return checked(runtime.run(self._session, [OUTPUT], feeds)[0], (len(rows), self._target))
+        given, expected = runtime.run(self._session, [OUTPUT], feeds)[0], (len(rows), self._target)
+        if not isinstance(given, np.ndarray) or given.dtype != np.float32 or given.shape != expected:
+            what = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
+            raise GraphError(f"the graph gave {what} instead of float32 {expected}")
+        return given
 
 
 def _listed(kinds: dict[str, str]) -> str:

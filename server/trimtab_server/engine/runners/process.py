@@ -1,4 +1,4 @@
-"""A process that runs sessions, as the server sees it: see child.py for its own side."""
+"""A process that runs graphs, as the server sees it: see child.py for its own side."""
 
 import contextlib
 import logging
@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError
-from trimtab_server.engine.batch import Ids, Model
+from trimtab.values.column import Columns
+from trimtab_server.engine.batch import Model, Wanted
 from trimtab_server.engine.runners import frames
-from trimtab_server.engine.runners.session import DeviceLostError, GraphError, UnusableError
+from trimtab_server.engine.runners.runner import DeviceLostError, GraphError, UnusableError
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +25,12 @@ log = logging.getLogger(__name__)
 # server was started in on its path, since what lies there is not ours.
 PROGRAM = (sys.executable, "-P", "-m", "trimtab_server.engine.runners.child")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+OFFSET_BYTES = 8  # of an item, where it has several rows
+MOST_JSON = 1 << 24  # of an answer: what was raised may be long
 
 
 class RemoteError(Exception):
-    """What a session in another process has raised."""
+    """What a runner in another process has raised."""
 
 
 class Process:
@@ -94,7 +95,7 @@ class Process:
         with self.channel() as sock:
             sock.settimeout(seconds)
             sock.sendall(frames.REQUEST.pack(frames.READY, 0, 0))
-            reply(sock, (0, 0))
+            answered(sock)
             sock.settimeout(None)
         self._ready = True
 
@@ -158,22 +159,26 @@ class Process:
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
 
 
-class RemoteSession:
-    """A session in another process. `run` raises DeviceLostError when the process ends meanwhile."""
+class RemoteRunner:
+    """A graph in another process. `run` raises DeviceLostError when the process ends meanwhile."""
 
     def __init__(self, process: Process, number: int, model: Model, kind: str, index: int) -> None:
         self._process = process
         self._number = number
-        self._dimensions = model.dimensions
+        self._model = model
         data = frames.encode(frames.Opening(model, kind, index))
         with process.channel() as sock:
             sock.sendall(frames.REQUEST.pack(frames.OPEN, number, len(data)) + data)
-            reply(sock, (0, 0))
+            answered(sock)
 
-    def run(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
+    def run(self, batch: Columns, wanted: Wanted) -> Columns:
+        """What is wanted of the items of a batch."""
+        items = len(next(iter(batch.values())))
+        most = items * self._model.item_bytes(wanted) + OFFSET_BYTES * (items + 1) * len(wanted)
+        data, numbers = frames.described(batch, wanted)
         with self._process.channel() as sock:
-            frames.send_ids(sock, self._number, ids)
-            return reply(sock, (len(ids), self._dimensions))
+            frames.send(sock, frames.REQUEST.pack(frames.RUN, self._number, len(data)), [data, *numbers])
+            return frames.receive_columns(sock, answered(sock), most)[0]
 
     def close(self) -> None:
         """Let the process forget it, sooner or later."""
@@ -181,14 +186,14 @@ class RemoteSession:
             sock.sendall(frames.REQUEST.pack(frames.CLOSE, self._number, 0))
 
 
-def reply(sock: socket.socket, expected: tuple[int, int]) -> NDArray[np.float32]:
-    """The vectors that a call has brought, or what it has raised."""
-    what, *shape = frames.reply(sock)
-    if what == frames.RAISED:
-        raise raised_by(msgspec.json.decode(frames.receive(sock, shape[0]), type=frames.Raised))
-    if tuple(shape) != expected:
+def answered(sock: socket.socket) -> int:
+    """How many bytes of JSON follow of what a call has brought; or what it has raised."""
+    what, size = frames.reply(sock)
+    if size > MOST_JSON:
         raise EOFError("an answer to another question")
-    return frames.array(sock, expected, np.float32)
+    if what == frames.RAISED:
+        raise raised_by(msgspec.json.decode(frames.receive(sock, size), type=frames.Raised))
+    return size
 
 
 def raised_by(raised: frames.Raised) -> Exception:

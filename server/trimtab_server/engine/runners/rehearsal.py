@@ -19,10 +19,12 @@ import tokenizers
 from numpy.typing import NDArray
 
 from trimtab.artifacts import reading
-from trimtab_server.engine.batch import Ids, Model, Stored
+from trimtab.values.column import Column, Columns, Values
+from trimtab_server.engine.batch import Model, OutputSpec, Payload, Stored, collated
 from trimtab_server.engine.runners import runtime
 from trimtab_server.engine.runners.maps import Map, MapSession
-from trimtab_server.engine.runners.session import GraphError, OrtSession, UnusableError, providers
+from trimtab_server.engine.runners.onnx import OnnxRunner, providers
+from trimtab_server.engine.runners.runner import GraphError, UnusableError
 
 Step: TypeAlias = Callable[[], None]
 Rows: TypeAlias = NDArray[np.float32]
@@ -31,9 +33,9 @@ Rows: TypeAlias = NDArray[np.float32]
 SPARE_BYTES = 2 << 30
 GRAPH_FACTOR, TOKENIZER_FACTOR = 4, 40
 NICENESS = 5  # others are being served meanwhile
-# The longest text that a graph is tried with: one of 8,192 tokens would take minutes on a CPU.
+# The longest item that a graph is tried with: a text of 8,192 tokens would take minutes on a CPU.
 LONG = 512
-# The same texts in another order are the same vectors, but for rounding; a text alone is less alike where
+# The same items in another order are the same, but for rounding; one alone is less alike where
 # activations are quantised by the batch.
 SAME_ORDER, SAME_ALONE = 0.99, 0.8
 # The same run once more is the same; of what draws random numbers, it is not.
@@ -63,15 +65,11 @@ class Tokens(msgspec.Struct, frozen=True, tag=True):
 
 
 class Graph(msgspec.Struct, frozen=True, tag=True):
-    """An encoder's graph, on a kind of device; the fewest tokens of a text, and their highest id; how many
-    first components of a row are a vector of length 1 (0: it may have any)."""
+    """An encoder's graph, on a kind of device."""
 
     model: Model
     kind: str
     index: int
-    fewest: int
-    highest: int
-    unit: int = 0
 
 
 class Adapter(msgspec.Struct, frozen=True, tag=True):
@@ -149,49 +147,69 @@ def _graph(piece: Graph, step: Step) -> None:
     try:
         providers(piece.kind, piece.index)
         # An engine of TensorRT takes minutes to build, and says no more of a graph than CUDA.
-        session = OrtSession(model, "cuda" if piece.kind == "tensorrt" else piece.kind, piece.index)
+        runner = OnnxRunner(model, "cuda" if piece.kind == "tensorrt" else piece.kind, piece.index)
     except (GraphError, UnusableError):
         raise
     except Exception as error:  # ONNX Runtime's errors share no base
         raise GraphError(f"cannot be opened: {runtime.told(error)}") from None
 
-    def text(length: int) -> Ids:
-        """Ids from all over the vocabulary, its last one first."""
-        ids = (piece.highest - 7919 * np.arange(length, dtype=np.int64)) % (piece.highest + 1)
-        return ids.astype(np.int32)
-
-    def run(lengths: Sequence[int]) -> Rows:
+    def run(units: Sequence[int]) -> Columns:
         step()
-        lengths = [max(1, min(length, model.max_tokens)) for length in lengths]
+        payloads = [model.sample(each) for each in units]
         try:
-            rows = session.run([text(length) for length in lengths])
+            result = runner.run(collated(payloads), model.names)
         except GraphError:
             raise
         except Exception as error:  # as above
             raise GraphError(
-                f"cannot be run on texts of {', '.join(map(str, lengths))} tokens, with ids from 0 to "
-                f"{piece.highest}: {runtime.told(error)}"
+                f"cannot be run on {_described(payloads, model)}: {runtime.told(error)}"
             ) from None
-        if not np.isfinite(rows).all():
-            raise GraphError(f"gives values that are not finite for texts of {lengths} tokens")
-        length = np.linalg.norm(rows[:, : piece.unit], axis=1) if piece.unit else np.ones(1)
-        if np.abs(length - 1).max() > UNIT:
-            raise GraphError(
-                f"gives a vector of length {length[np.abs(length - 1).argmax()]:.3g}, and its manifest says "
-                "that they are normalized"
-            )
-        return rows
+        for spec in model.outputs:
+            _check(result[spec.name], spec, _described(payloads, model))
+        return result
 
-    run([piece.fewest])
+    fewest = model.input.fewest
+    run([fewest])
     run([LONG])
-    mixed = [8, piece.fewest, 5, 16, 3]
-    rows, turned = run(mixed), run(mixed[::-1])[::-1]
-    if _likeness(rows, run(mixed)) < SAME_AGAIN:
-        raise GraphError("gives a text another vector each time")
-    if _likeness(rows, turned) < SAME_ORDER:
-        raise GraphError("gives a text another vector when the texts stand in another order")
-    if _likeness(rows[:1], run(mixed[:1])) < SAME_ALONE:
-        raise GraphError("gives a text another vector when others stand beside it")
+    mixed = [8, fewest, 5, 16, 3]
+    result, turned = run(mixed), run(mixed[::-1])
+    if _likeness(result, run(mixed)) < SAME_AGAIN:
+        raise GraphError("gives an item another vector each time")
+    if _likeness(result, turned, turned=True) < SAME_ORDER:
+        raise GraphError("gives an item another vector when the items stand in another order")
+    if _likeness(run(mixed[:1]), result) < SAME_ALONE:
+        raise GraphError("gives an item another vector when others stand beside it")
+
+
+def _check(column: Column, spec: OutputSpec, described: str) -> None:
+    if not column.finite:
+        raise GraphError(f"gives values that are not finite for {described}, as {spec.name}")
+    length = np.linalg.norm(column.values, axis=1) if spec.unit else np.ones(1)
+    if np.abs(length - 1).max() > UNIT:
+        raise GraphError(
+            f"gives a vector of length {length[np.abs(length - 1).argmax()]:.3g}, and its manifest says "
+            "that they are normalized"
+        )
+
+
+def _described(payloads: Sequence[Payload], model: Model) -> str:
+    return model.input.describe([payload.units for payload in payloads])
+
+
+def _likeness(one: Columns, other: Columns, *, turned: bool = False) -> float:
+    """The least cosine of an item in one result and in another, which may hold more; `turned`: in the other
+    order."""
+    least = 1.0
+    for name, column in one.items():
+        for place in range(len(column)):
+            there = other[name].item(len(column) - 1 - place if turned else place)
+            least = min(least, _alike(column.item(place), there))
+    return least
+
+
+def _alike(one: Values, other: Values) -> float:
+    """The cosine of two items; those without length are like each other, and of another shape not at all."""
+    return _rows_alike(one.reshape(1, -1), other.reshape(1, -1)) if one.shape == other.shape else 0.0
 
 
 def rehearse_map(map: Map, step: Step) -> Finding:
@@ -215,10 +233,10 @@ def rehearse_map(map: Map, step: Step) -> Finding:
         adapted = run(rows, some[: len(rows)])
         if not np.isfinite(adapted).all():
             raise GraphError("gives values that are not finite for rows of length 1")
-        if _likeness(adapted, run(rows, some[: len(rows)])) < SAME_AGAIN:
+        if _rows_alike(adapted, run(rows, some[: len(rows)])) < SAME_AGAIN:
             raise GraphError("gives a row another vector each time")
         turned = run(rows[::-1], some[: len(rows)][::-1])[::-1]
-        if _likeness(adapted, turned) < SAME_ORDER:
+        if _rows_alike(adapted, turned) < SAME_ORDER:
             raise GraphError("gives a row another vector when the rows stand in another order")
     run(np.zeros_like(random), some)
     seconds = []
@@ -229,10 +247,10 @@ def rehearse_map(map: Map, step: Step) -> Finding:
     return Finding(row_seconds=min(seconds) / ROWS)
 
 
-def _likeness(one: Rows, other: Rows) -> float:
+def _rows_alike(one: Values, other: Values) -> float:
     """The least cosine of two rows; those without length are like each other."""
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    same = np.abs(one - other).max(axis=1) < 1e-6
+    same = np.abs(one - other).max(axis=1, initial=0) < 1e-6
     cosines = np.where(same, 1.0, (one * other).sum(axis=1) / np.maximum(lengths, 1e-30))
     least: float = cosines.min()
     return least

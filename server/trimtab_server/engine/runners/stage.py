@@ -13,7 +13,7 @@ from trimtab_server.engine.batch import Model
 from trimtab_server.engine.runners import frames
 from trimtab_server.engine.runners.process import PROGRAM, Process, raised_by
 from trimtab_server.engine.runners.rehearsal import Finding, Graph, Piece
-from trimtab_server.engine.runners.session import DeviceLostError, GraphError
+from trimtab_server.engine.runners.runner import DeviceLostError, GraphError
 
 # A process that nothing was given to for so long is ended.
 IDLE_SECONDS = 10.0
@@ -43,9 +43,9 @@ class Stage:
         """Have a process begin, so that it is there when the first piece is."""
         self._give_back(self._take())
 
-    def graph(self, model: Model, tokens: Finding, unit: int) -> Graph:
-        """A graph as a piece, beside what was found of its tokenizer; `unit` as in Graph."""
-        return Graph(model, self._kind, self._index, tokens.fewest, tokens.highest, unit)
+    def graph(self, model: Model) -> Graph:
+        """A graph as a piece."""
+        return Graph(model, self._kind, self._index)
 
     def rehearse(self, piece: Piece, step: Callable[[], None]) -> Finding:
         """Try a piece; `step` is called with each of its steps. Blocks.
@@ -63,10 +63,10 @@ class Stage:
                 try:
                     data = frames.encode(piece)
                     sock.sendall(frames.REQUEST.pack(frames.TRY, 0, len(data)) + data)
-                    what, size, _ = frames.reply(sock)
+                    what, size = frames.reply(sock)
                     while what == frames.STEP:
                         step()
-                        what, size, _ = frames.reply(sock)
+                        what, size = frames.reply(sock)
                     reply = frames.receive(sock, size)
                 except TimeoutError:
                     late = True
