@@ -97,7 +97,7 @@ def test_a_user_without_a_home_is_served(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_nothing_is_left_in_the_home_and_nobody_is_told(minilm_repository: Path, tmp_path: Path) -> None:
     """ONNX Runtime would leave an id and a queue of reports there, for a connection to its makers."""
     graph = next(minilm_repository.glob("*/1/fp32/model.onnx"))
-    imports = "import trimtab_server.engine.runners.session, onnxruntime"
+    imports = "import trimtab_server.engine.runners.onnx, onnxruntime"
     code = f"{imports}; onnxruntime.InferenceSession({str(graph)!r})"
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=240)
