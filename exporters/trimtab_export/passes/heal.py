@@ -27,7 +27,8 @@ Mix: TypeAlias = Callable[[int], Sequence[Tokens]]  # the batches of a chunk, th
 Look: TypeAlias = Callable[[Student], tuple[float, float]]  # the share of the nDCG, the mean cosine
 Tell: TypeAlias = Callable[[str], object]
 
-RATE = 1e-4  # at 3e-4 a student whose cut was repaired well is led astray first, and takes twice as long
+# At 3e-4 a student whose cut was repaired well first lost some of that again.
+RATE = 1e-4
 # Behind a head that was fitted, RATE would undo the fit; the head itself reads thousands of columns.
 FITTED_RATE, FITTED_OWN_RATE = 5e-5, 1e-5
 BETAS = (0.9, 0.98)
