@@ -329,13 +329,23 @@ def any_below(limit: float) -> tuple[list[Node], dict[str, Any]]:
     return nodes, {"first": np.array(0), "limit": np.array(limit, np.float32)}
 
 
-def looping_adapter(limit: float = 1e9) -> bytes:
-    nodes, constants = any_below(limit)
+def any_like(vector: np.ndarray) -> tuple[list[Node], dict[str, Any]]:
+    """The bool `below`: whether any row is this vector of length 1, whatever stands beside it."""
+    nodes = [
+        helper.make_node("MatMul", ["vectors", "vector"], ["cosines"]),
+        helper.make_node("ReduceMax", ["cosines"], ["nearest"], keepdims=0),
+        helper.make_node("Greater", ["nearest", "same"], ["below"]),
+    ]
+    return nodes, {"vector": vector.astype(np.float32), "same": np.array(0.9999, np.float32)}
+
+
+def looping_adapter(limit: float = 1e9, at: np.ndarray | None = None) -> bytes:
+    nodes, constants = any_below(limit) if at is None else any_like(at)
     return adapter([*nodes, *endless("below", "vectors", "end")], result="end", constants=constants)
 
 
-def raising_adapter(limit: float = 1e9) -> bytes:
-    nodes, constants = any_below(limit)
+def raising_adapter(limit: float = 1e9, at: np.ndarray | None = None) -> bytes:
+    nodes, constants = any_below(limit) if at is None else any_like(at)
     more = [*nodes, *failing_if("below", "vectors", "end")]
     return adapter(more, result="end", constants={**constants, **SINGLE})
 

@@ -89,7 +89,9 @@ class Ledger:
             self.counts["errors"] += times
             code = getattr(error, "code", None)
             code = code() if callable(code) else code
-            name = code.name if isinstance(code, grpc.StatusCode) else type(error).__name__
+            name = type(error).__name__
+            if isinstance(code, grpc.StatusCode | errors.Code):
+                name = code.name
             if hasattr(error, "status"):  # tritonclient's
                 name = str(error.status()).removeprefix("StatusCode.")
             self.errors[f"{kind} {name}"] += times

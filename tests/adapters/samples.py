@@ -75,7 +75,7 @@ def write(folder: Path) -> adapters.AdapterManifest:
 def docstrings(longest: int) -> list[tuple[str, str]]:
     """(first paragraph, the first `longest` characters of the rest) of real docstrings, each once."""
     found: dict[str, str] = {}
-    for query, document, _ in python_sources.docstrings((python_sources.STANDARD, "numpy")):
+    for query, document, _ in python_sources.docstrings((python_sources.STANDARD, "numpy", "scipy")):
         found.setdefault(" ".join(document.split())[:longest], " ".join(query.split()))
     unique = {query: document for document, query in found.items()}
     return sorted(unique.items(), key=lambda pair: (hash_of(pair[0]), pair))

@@ -52,7 +52,7 @@ def test_floods_are_held_against_what_the_documentation_derives() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     table = re.findall(r"^\| .*\| ([\d.]+) ([MG])iB \|$", text, re.MULTILINE)
     parts = [float(size) * (1024 if unit == "G" else 1) for size, unit in table]
-    said = re.search(r"^That is ([\d.]+) GiB", text, re.MULTILINE)
+    said = re.search(r"^The total is ([\d.]+) GiB", text, re.MULTILINE)
     limits = Limits()
     most = floods.bound(0, limits, limits.max_connections) / (1 << 20)
     assert len(parts) == 7 and sum(parts) == most

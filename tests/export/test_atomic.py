@@ -121,7 +121,7 @@ def test_version_made_while_waiting_for_the_lock(tmp_path: Path, monkeypatch: py
             (tmp_path / "tiny" / "1").mkdir(exist_ok=True)
         return lock(path, *options, **more)
 
-    monkeypatch.setattr(write.os, "open", finish_first)
+    monkeypatch.setattr(os, "open", finish_first)
     with pytest.raises(ExportError, match=r"version 1 of tiny exists"), write.staged(tmp_path, "tiny", 1):
         pass
 
@@ -139,7 +139,7 @@ def test_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path, monkeypatch: 
                 path.unlink()
         return handle
 
-    monkeypatch.setattr(write.os, "open", remove_first)
+    monkeypatch.setattr(os, "open", remove_first)
     monkeypatch.setattr(bundles, "read", lambda folder: None)  # there is none in it
     with write.staged(tmp_path, "tiny", 1) as stage:
         assert len(opened) == 2

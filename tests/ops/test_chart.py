@@ -321,4 +321,4 @@ def test_the_limit_of_memory_holds_what_callers_can_make_a_server_hold() -> None
     worst = floods.bound(0, limits, limits.max_connections)
     assert worst + (300 << 20) <= memory
     said = (CHART.parents[1] / "docs" / "configuration.md").read_text()
-    assert f"That is {worst / (1 << 30):.1f} GiB" in said
+    assert f"The total is {worst / (1 << 30):.1f} GiB" in said

@@ -182,13 +182,14 @@ ADAPTERS: dict[str, tuple[bytes, bytes | None, str]] = {
 }  # fmt: skip
 
 # Adapters that pass their rehearsal, and misbehave at the vector of SETS_OFF; the space that each leads to.
+SETS_OFF = " ".join(["w48"] * 50)
+OFF = hostile.vectors([SETS_OFF])[0]
 LATE = {
-    "late-looping": (hostile.looping_adapter(-0.2), "1" * 16),
-    "late-raising": (hostile.raising_adapter(-0.2), "2" * 16),
+    "late-looping": (hostile.looping_adapter(at=OFF), "1" * 16),
+    "late-raising": (hostile.raising_adapter(at=OFF), "2" * 16),
 }
 # An encoder that passes its rehearsal, and loops at texts of so many words.
 LATE_ENCODER, LATE_WORDS = "late", 5
-SETS_OFF = " ".join(["w48"] * 50)
 
 
 def make(repository: Path) -> None:

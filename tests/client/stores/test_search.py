@@ -128,7 +128,7 @@ def test_indexes_that_do_not_keep_their_vectors_are_refused(tmp_path: Path, fact
     index = faiss.index_factory(D, factory, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
     index.add(vectors)
-    with pytest.raises(trimtab.FailedPrecondition, match=r"do not come back as they were.*Build one"):
+    with pytest.raises(trimtab.FailedPrecondition, match=r"does not return vectors as they were.*Build"):
         open_store(store_of(tmp_path, index))
 
 
