@@ -20,7 +20,7 @@ from bench.chaos import flooding, known, replicas
 from bench.chaos.replicas import Replica
 from bench.chaos.table import Bar, Part
 from trimtab_server.config import Limits
-from trimtab_server.pipeline import BYTES_A_TOKEN
+from trimtab_server.tasks.pipeline import BYTES_A_TOKEN
 
 # From one connection, and from ten times as many as once did harm: that was six that never read, and 300 idle
 # ones, of which 3,000 are more than a server accepts.

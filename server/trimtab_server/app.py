@@ -42,7 +42,6 @@ from trimtab_server.observing.load import Load
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.scrapes import Scrapes
 from trimtab_server.observing.tracing import Tracing
-from trimtab_server.pipeline import Pipeline
 from trimtab_server.policies.brownout import Brownout, Brownouts
 from trimtab_server.policies.canary import Canary
 from trimtab_server.policies.hubs import Guards
@@ -62,6 +61,8 @@ from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.watching import Watch
+from trimtab_server.tasks.embed import Embedder
+from trimtab_server.tasks.pipeline import Pipeline
 from trimtab_server.tasks.rescore import Rescorer
 from trimtab_server.turns import Turns
 
@@ -133,14 +134,17 @@ class App:
             self._engine,
             self._metrics,
             self._tracing,
+            self._turns,
+        )
+        embedder = Embedder(
+            pipeline,
+            Canary(self.repository, trials),
+            self._brownouts,
+            guards,
             self._shadow.see if config.shadow else None,
             config.engine.hang_seconds,
-            self._turns,
-            canary=Canary(self.repository, trials),
-            brownouts=self._brownouts,
-            guards=guards,
         )
-        self._servers = self._make_servers(pipeline)
+        self._servers = self._make_servers(pipeline, embedder)
 
     def _make_engine(self, opening: Opening, places: Sequence[Place], quotas: Quotas) -> Engine:
         config, settings = self.config, self.config.engine
@@ -196,7 +200,7 @@ class App:
             load_seconds=load_seconds,
         )
 
-    def _make_servers(self, pipeline: Pipeline) -> tuple[grpc.aio.Server, ...]:
+    def _make_servers(self, pipeline: Pipeline, embedder: Embedder) -> tuple[grpc.aio.Server, ...]:
         config, limits = self.config, self.config.limits
         self._arriving = Arriving(limits.max_received_bytes)
         self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
@@ -204,8 +208,10 @@ class App:
         tenants = Tenants(config.server.tenant_header)
         self._boundary, self._admin_boundary = self._boundaries(unread, tenants)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
-        self._native = NativeServicer(pipeline, rescorer, unread)
-        self._kserve = KServeServicer(pipeline, self._metrics, unread, lambda: self._ready and self._served)
+        self._native = NativeServicer(pipeline, embedder, rescorer, unread)
+        self._kserve = KServeServicer(
+            pipeline, embedder, self._metrics, unread, lambda: self._ready and self._served
+        )
         return self._listen()
 
     async def start(self) -> None:

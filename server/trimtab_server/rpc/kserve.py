@@ -15,13 +15,14 @@ from tritonclient.grpc import service_pb2_grpc
 from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.observing.metrics import Count, Metrics
-from trimtab_server.pipeline import Pipeline
 from trimtab_server.rpc import intake
 from trimtab_server.rpc.kserve_messages import parse, respond, rows
 from trimtab_server.rpc.senders import Sender
 from trimtab_server.rpc.statuses import Context, as_trimtab_error, deadline_of, shorten
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
+from trimtab_server.tasks.embed import Embedder
+from trimtab_server.tasks.pipeline import Pipeline
 
 PROTOCOL = "kserve"
 EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
@@ -33,11 +34,13 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     def __init__(
         self,
         pipeline: Pipeline,
+        embedder: Embedder,
         metrics: Metrics,
         unread: Unread,
         serving: Callable[[], bool],
     ) -> None:
         self._pipeline = pipeline
+        self._embedder = embedder
         self._max_texts = pipeline.limits.max_texts
         self._repository = pipeline.repository
         self._metrics = metrics
@@ -224,7 +227,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             reader.cancel()
 
     async def _infer(self, request: Any, deadline: float | None, sender: Sender) -> Any:
-        result = await self._pipeline.embed(
+        result = await self._embedder.embed(
             PROTOCOL, lambda: parse(request, deadline, sender, self._max_texts)
         )
         return await self._pipeline.made(sender.flow, len(result.token_counts), respond, request, result)

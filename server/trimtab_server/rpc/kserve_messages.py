@@ -17,8 +17,9 @@ from trimtab.core import options
 from trimtab.core.option import whole
 from trimtab.errors import InvalidArgument
 from trimtab.values.dense import STORAGE
-from trimtab_server.pipeline import EmbedRequest, EmbedResult, check_count
 from trimtab_server.rpc.senders import Sender
+from trimtab_server.tasks.embed import EmbedRequest, EmbedResult
+from trimtab_server.tasks.pipeline import check_count
 
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
 OUTPUTS = ("embeddings", "token_count")

@@ -14,7 +14,6 @@ from trimtab.v1 import encoder_pb2_grpc
 from trimtab.values import dense
 from trimtab_server.callers import access
 from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.pipeline import EmbedRequest, EmbedResult, Pipeline, Times
 from trimtab_server.rpc import intake
 from trimtab_server.rpc.senders import Sender
 from trimtab_server.rpc.statuses import Context, as_trimtab_error, deadline_of, shorten
@@ -22,6 +21,8 @@ from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
 from trimtab_server.spaces.routes import refusal
+from trimtab_server.tasks.embed import Embedder, EmbedRequest, EmbedResult
+from trimtab_server.tasks.pipeline import Pipeline, Times
 from trimtab_server.tasks.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 
 PROTOCOL = "trimtab.v1"
@@ -30,8 +31,9 @@ PROTOCOL = "trimtab.v1"
 class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     """Translates messages; the pipeline does the work."""
 
-    def __init__(self, pipeline: Pipeline, rescorer: Rescorer, unread: Unread) -> None:
+    def __init__(self, pipeline: Pipeline, embedder: Embedder, rescorer: Rescorer, unread: Unread) -> None:
         self._pipeline = pipeline
+        self._embedder = embedder
         self._rescorer = rescorer
         self._unread = unread
         self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
@@ -116,12 +118,12 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def _embed(
         self, request: pb.EmbedRequest, deadline: float | None, sender: Sender
     ) -> pb.EmbedResponse:
-        result = await self._pipeline.embed(PROTOCOL, lambda: _parse(request, deadline, sender))
+        result = await self._embedder.embed(PROTOCOL, lambda: _parse(request, deadline, sender))
         return await self._pipeline.made(sender.flow, len(result.token_counts), _response, result)
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits
-        canary, shadow = self._pipeline.canary.shares(encoder)
+        canary, shadow = self._embedder.canary.shares(encoder)
         return pb.Encoder(
             name=encoder.name,
             version=str(encoder.version),

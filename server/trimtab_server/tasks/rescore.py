@@ -18,7 +18,7 @@ from trimtab.kinds import Priority, Truncate
 from trimtab.values import similarity
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.outputs import dense
-from trimtab_server.pipeline import Pipeline, Times
+from trimtab_server.tasks.pipeline import Pipeline, Times
 
 # By this name the metrics know it, beside the protocols of embedding.
 PROTOCOL = "rescore"

@@ -15,9 +15,9 @@ from trimtab.errors import NotFound
 from trimtab.values.column import Column
 from trimtab_server.callers import access
 from trimtab_server.callers.access import Caller
-from trimtab_server.pipeline import EmbedRequest
 from trimtab_server.policies.comparing import FEWEST
 from trimtab_server.policies.shadow import Figures, Shadow
+from trimtab_server.tasks.embed import EmbedRequest
 
 WIDTH = 8
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from trimtab.errors import InvalidArgument, PermissionDenied, TrimtabError
 from trimtab_server.config import Limits, Trial
-from trimtab_server.pipeline import EmbedRequest, Pipeline
 from trimtab_server.policies.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
 from trimtab_server.policies.trials import Trials, falls_to
+from trimtab_server.tasks.embed import Embedder, EmbedRequest
+from trimtab_server.tasks.pipeline import Pipeline
 
 NEWEST, THIRD = Trial(share=1.0), Trial(version=3, share=1.0)
 
@@ -120,10 +121,8 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
     metrics = SimpleNamespace(failed=lambda *failure: None)
     limits = Limits(max_texts=8, max_text_bytes=1000)
     others: Any = None
-    pipeline = Pipeline(
-        limits, repository, None, None, None, metrics,  # type: ignore[arg-type]
-        canary=canary, brownouts=others, guards=others,
-    )  # fmt: skip
+    pipeline = Pipeline(limits, repository, None, None, None, metrics)  # type: ignore[arg-type]
+    embedder = Embedder(pipeline, canary, others, others)
     with pytest.raises(error):
-        await pipeline.embed("test", lambda: EmbedRequest("a", "", texts))
+        await embedder.embed("test", lambda: EmbedRequest("a", "", texts))
     assert not asked

@@ -1,0 +1,240 @@
+"""A request's way through the server, the same for every protocol and every task."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import ParamSpec, Protocol, TypeVar
+
+import msgspec
+
+from trimtab.errors import DeadlineExceeded, InvalidArgument, TrimtabError
+from trimtab.kinds import Priority, Truncate
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.repository import Repository
+from trimtab_server.config import Limits
+from trimtab_server.engine.admission.admission import Admission, Pass
+from trimtab_server.engine.batch import Wanted
+from trimtab_server.engine.engine import Engine
+from trimtab_server.engine.tickets import Computed
+from trimtab_server.inputs.text import Tokenization
+from trimtab_server.observing.metrics import Metrics
+from trimtab_server.observing.tracing import Tracing
+from trimtab_server.outputs import dense
+from trimtab_server.turns import PIECE, Flow, Turns
+
+# What is in flight also holds memory: so many bytes of texts and vectors are charged as a token.
+BYTES_A_TOKEN = 128
+# A text has no more tokens than bytes, and these.
+SPECIAL_TOKENS = 4
+
+
+class Request(Protocol):
+    """What every request has, whatever it asks for."""
+
+    @property
+    def encoder(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def truncate(self) -> Truncate: ...
+    @property
+    def deadline(self) -> float | None: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def flow(self) -> str: ...
+    @property
+    def priority(self) -> Priority: ...
+
+
+R = TypeVar("R", bound=Request)
+A = TypeVar("A")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """What was computed of a request's texts, and how far the time has gone, in seconds."""
+
+    computed: Computed
+    counts: list[int]  # tokens
+    tokenize: float
+    arrived: float  # when the last row was there, on time.monotonic's clock
+
+
+class Times(msgspec.Struct, frozen=True):
+    """Seconds spent in each stage."""
+
+    tokenize: float
+    queue: float
+    compute: float
+    output: float
+
+
+class Pipeline:
+    """What every task shares: admits, tokenises, computes and counts requests."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        repository: Repository,
+        admission: Admission,
+        tokenization: Tokenization,
+        engine: Engine,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+        turns: Turns | None = None,
+    ) -> None:
+        self.limits = limits
+        self.repository = repository
+        self.turns = turns or Turns()
+        self.engine = engine
+        self.metrics = metrics
+        self._admission = admission
+        self._tokenization = tokenization
+        self._tracing = tracing
+
+    async def answer(
+        self,
+        protocol: str,
+        parse: Callable[[], R],
+        work: Callable[[Encoder, R, str, float], Awaitable[A]],
+    ) -> A:
+        """Parse a request, find its encoder, and work on it until its deadline; count it where that fails.
+
+        `work` gets the encoder, the request, the protocol and the second when the request arrived. Until it
+        awaits something, the adapters are those that belong to the encoder. Parsing is part of it all, so
+        that a request that cannot be read is counted like any that fails.
+        """
+        begun = time.monotonic()
+        name, version = "", None
+        reason = "INTERNAL"
+        try:
+            request = parse()
+            with self.repository.use(request.encoder, request.version) as encoder:
+                name, version = encoder.name, encoder.version
+                self.metrics.began(name, version, protocol)
+                try:
+                    async with asyncio.timeout_at(request.deadline):
+                        result = await work(encoder, request, protocol, begun)
+                finally:
+                    self.metrics.ended(name, version, protocol)
+            reason = ""
+            return result
+        except TimeoutError:
+            reason = "DEADLINE_EXCEEDED"
+            raise DeadlineExceeded("the deadline passed before the vectors were there") from None
+        except TrimtabError as error:
+            reason = error.code.name
+            raise
+        except asyncio.CancelledError:
+            reason = "CANCELLED"
+            raise
+        finally:
+            if reason:
+                self.metrics.failed(name, version, protocol, reason, time.monotonic() - begun)
+
+    def admit(
+        self,
+        encoder: Encoder,
+        request: Request,
+        texts: Sequence[str],
+        wanted: Wanted = dense.ALONE,
+        others: int = 0,
+    ) -> Pass:
+        """Room for texts whose prompts stand before them already, until the answer is made of them.
+
+        `others`: components that are held for each of them beside what is wanted of the model.
+        """
+        most, model = encoder.manifest.max_tokens, encoder.model
+        lengths = [_most_bytes(text) for text in texts]
+        size = sum(lengths) + len(texts) * (model.item_bytes(wanted) + 4 * others)
+        estimate = sum([min(length + SPECIAL_TOKENS, most) for length in lengths])
+        return self._admission.admit(
+            estimate,
+            partial(self.engine.queue_seconds, model, request.flow, request.priority),
+            request.deadline,
+            request.tenant,
+            size // BYTES_A_TOKEN,
+            request.flow,
+        )
+
+    async def compute(
+        self,
+        encoder: Encoder,
+        request: Request,
+        texts: Sequence[str],
+        share: Pass,
+        begun: float,
+        wanted: Wanted = dense.ALONE,
+    ) -> Rows:
+        """What is wanted of texts that were admitted: tokenise, compute."""
+        payloads = await self._tokenization.encode(
+            encoder.tokenizer, texts, request.truncate, (request.flow, request.priority)
+        )
+        tokenized = time.monotonic()
+        counts = [payload.units for payload in payloads]
+        share.settle(sum(counts))
+        computed = await self.engine.compute(
+            encoder.model,
+            payloads,
+            wanted,
+            request.deadline,
+            tenant=request.tenant,
+            flow=request.flow,
+            priority=request.priority,
+        )
+        return Rows(computed, counts, tokenized - begun, time.monotonic())
+
+    async def made(self, flow: str, rows: int, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """An answer of so many rows: in its caller's turn, where they are many."""
+        if rows <= PIECE:
+            return make(*args, **kwargs)
+        return await self.turns.do(Flow(flow, small=False), make, *args, **kwargs)
+
+    def answered(self, encoder: Encoder, rows: Rows, protocol: str, begun: float) -> Times:
+        """Count an answered request; where its time went."""
+        ended = time.monotonic()
+        computed = rows.computed
+        times = Times(rows.tokenize, computed.queue_seconds, computed.compute_seconds, ended - rows.arrived)
+        self.metrics.answered(
+            encoder.name, encoder.version, protocol,
+            texts=len(rows.counts), tokens=sum(rows.counts),
+            tokenize=times.tokenize, queue=times.queue, compute=times.compute, output=times.output,
+            total=ended - begun, now_ms=int(time.time() * 1000),
+        )  # fmt: skip
+        if self._tracing is not None:
+            self._tracing.answered(
+                protocol, encoder.name, encoder.version,
+                texts=len(rows.counts), tokens=sum(rows.counts),
+                seconds=(times.tokenize, times.queue, times.compute, times.output),
+            )  # fmt: skip
+        return times
+
+    def check_texts(self, encoder: Encoder, texts: Sequence[str], name: str = "texts") -> None:
+        """Refuse as many texts, or as long ones, as the limits do not allow, naming the element."""
+        limits = self.limits
+        check_count(len(texts), limits.max_texts, name)
+        for row, text in enumerate(texts):
+            # A character has one to four bytes: only texts near the limit have to be encoded.
+            if 4 * len(text) > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes:
+                raise InvalidArgument(
+                    f"{name}[{row}] has {len(text.encode())} bytes, this server takes "
+                    f"{limits.max_text_bytes}: cut it; the encoder reads only {encoder.manifest.max_tokens} "
+                    "tokens of it anyway"
+                )
+
+
+def check_count(given: int, most: int, name: str = "texts") -> None:
+    """Refuse more texts than one request may have. To be asked before anything looks at each of them."""
+    if given > most:
+        raise InvalidArgument(
+            f"the request has {given} {name}, this server takes {most} in one request: "
+            "split it, or use a stream"
+        )
+
+
+def _most_bytes(text: str) -> int:
+    """As many bytes as a text may have, in UTF-8 or as Python keeps it; and no more of its tokens."""
+    return (1 if text.isascii() else 4) * len(text)

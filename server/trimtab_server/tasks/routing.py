@@ -1,0 +1,75 @@
+"""The way into each space that a request asks for, and what cannot be had there."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from trimtab.errors import FailedPrecondition, InvalidArgument
+from trimtab.kinds import Dtype
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.spaces.adapters import Adapters, Route
+
+# Each space asked for holds a matrix of its own until the answer is sent.
+MAX_SPACES = 8
+
+
+class Asked(Protocol):
+    """What of a request says how its vectors are wanted."""
+
+    @property
+    def spaces(self) -> Sequence[str]: ...
+    @property
+    def dimensions(self) -> int | None: ...
+    @property
+    def dtype(self) -> Dtype: ...
+
+
+def routes(adapters: Adapters, encoder: Encoder, request: Asked) -> list[Route]:
+    """The way into each space asked for; refuses what cannot be had there, naming the cure."""
+    manifest, spaces = encoder.manifest, request.spaces
+    if not spaces:
+        _check_output(encoder.own, encoder, request)
+        return [encoder.own]
+    if len(spaces) > MAX_SPACES or len(set(spaces)) < len(spaces):
+        raise InvalidArgument(
+            f"spaces names {len(spaces)} spaces, of which {len(set(spaces))} differ: name each once, and "
+            f"{MAX_SPACES} at most"
+        )
+    found = [
+        encoder.own if space == manifest.space else adapters.route(manifest, encoder.states_width, space)
+        for space in spaces
+    ]
+    for route in found:
+        _check_output(route, encoder, request)
+    return found
+
+
+def _check_output(route: Route, encoder: Encoder, request: Asked) -> None:
+    wanted = request.dimensions or route.dimensions
+    if wanted > route.dimensions:
+        whose = f"space {route.space}" if route.hops else f"encoder {encoder.name}"
+        raise InvalidArgument(
+            f"dimensions is {request.dimensions}, {whose} has {route.dimensions}: ask for that many or fewer"
+        )
+    if request.dtype == "ubinary" and wanted % 8:
+        raise InvalidArgument(
+            f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not {wanted}"
+        )
+    if not route.hops:
+        if request.dtype == "int8" and route.int8_limit is None:
+            raise FailedPrecondition(
+                f"the range of int8 was calibrated for {encoder.name} itself, not for its narrower variant "
+                f"{encoder.variant.name}: ask for float32 or float16, or export the encoder again"
+            )
+        return
+    end = route.hops[-1].manifest.target
+    cure = f"or put the bundle of {end.encoder} version {end.version} into the repository"
+    if request.dtype == "int8" and route.int8_limit is None:
+        raise FailedPrecondition(
+            f"the range of int8 in space {route.space} was calibrated with an encoder that this server does "
+            f"not have: ask for float32 or float16, {cure}"
+        )
+    if wanted < route.dimensions and route.normalized is None:
+        raise FailedPrecondition(
+            f"vectors of space {route.space} cannot be cut: whether they are of length 1 only its encoder "
+            f"tells, which this server does not have. Ask for all dimensions, {cure}"
+        )
