@@ -52,6 +52,7 @@ class Fetch:
 
 Step: TypeAlias = Call | Begin | Await | Fetch
 Steps: TypeAlias = Generator[Step, Any, Result]
+Kind = TypeVar("Kind")  # of steps
 
 
 def ask(method: Method, request: Message) -> Steps[Answer]:
@@ -61,7 +62,7 @@ def ask(method: Method, request: Message) -> Steps[Answer]:
     return answer
 
 
-def run(steps: Steps[Result], perform: Callable[[Step], Any]) -> Result:
+def run(steps: Generator[Kind, Any, Result], perform: Callable[[Kind], Any]) -> Result:
     """The result of an operation whose steps are performed one after another."""
     try:
         step = next(steps)
@@ -77,7 +78,7 @@ def run(steps: Steps[Result], perform: Callable[[Step], Any]) -> Result:
         return result
 
 
-async def run_async(steps: Steps[Result], perform: Callable[[Step], Awaitable[Any]]) -> Result:
+async def run_async(steps: Generator[Kind, Any, Result], perform: Callable[[Kind], Awaitable[Any]]) -> Result:
     """As `run`, with steps that are awaited."""
     try:
         step = next(steps)

@@ -9,14 +9,16 @@ one list see trimtab.migration.merging.
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict, Unpack
+from functools import partial
+from typing import Any, Literal, TypedDict, Unpack
 
 from trimtab.core.answers import Embeddings, Encoder
 from trimtab.core.options import EmbedOptions
 from trimtab.core.requests import unfit
 from trimtab.core.rescoring import Scores
+from trimtab.core.steps import run, run_async
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.migration.merging import one_list
 from trimtab.sdk.aio import AsyncClient
@@ -157,24 +159,7 @@ class HalfMigrated:
         calibrate leaves the adapted scores. Raises FailedPrecondition where no adapter leads to the old
         store's space.
         """
-        halves, timeout = self._halves, options.get("timeout")
-        encoder = halves.encoder or halves.choose(self._client.encoders(timeout=timeout))
-        try:
-            embedded = self._client.embed_spaces(
-                [text], halves.spaces, timeout=timeout, **_query(encoder, options)
-            )
-        except NotFound:  # another version may have replaced it
-            encoder = halves.choose(self._client.encoders(timeout=timeout))
-            embedded = self._client.embed_spaces(
-                [text], halves.spaces, timeout=timeout, **_query(encoder, options)
-            )
-        found = halves.fetch(*halves.rows(embedded), k)
-        again = halves.scorable(found.waiting, encoder)
-        if not again:
-            return found.merged()
-        names, texts = _named(again)
-        near = self._client.rescore(text, names, texts=texts, timeout=timeout, **_pinned(encoder))
-        return found.merged(_scored(again, near))
+        return run(_search(self._client, self._halves, text, k, options), lambda step: step.ask())
 
 
 class AsyncHalfMigrated:
@@ -194,24 +179,45 @@ class AsyncHalfMigrated:
 
     async def search(self, text: str, k: int = 10, **options: Unpack[SearchOptions]) -> list[Hit]:
         """The k documents nearest to a query. See `HalfMigrated.search`."""
-        halves, timeout = self._halves, options.get("timeout")
-        encoder = halves.encoder or halves.choose(await self._client.encoders(timeout=timeout))
-        try:
-            embedded = await self._client.embed_spaces(
-                [text], halves.spaces, timeout=timeout, **_query(encoder, options)
-            )
-        except NotFound:
-            encoder = halves.choose(await self._client.encoders(timeout=timeout))
-            embedded = await self._client.embed_spaces(
-                [text], halves.spaces, timeout=timeout, **_query(encoder, options)
-            )
-        found = await asyncio.to_thread(halves.fetch, *halves.rows(embedded), k)
-        again = halves.scorable(found.waiting, encoder)
-        if not again:
-            return found.merged()
-        names, texts = _named(again)
-        near = await self._client.rescore(text, names, texts=texts, timeout=timeout, **_pinned(encoder))
-        return found.merged(_scored(again, near))
+
+        async def perform(step: _Step) -> Any:
+            return await (asyncio.to_thread(step.ask) if step.stores else step.ask())
+
+        return await run_async(_search(self._client, self._halves, text, k, options), perform)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Something to ask of the client, which an AsyncClient answers by an awaitable, or of the stores."""
+
+    ask: Callable[[], Any]
+    stores: bool = False
+
+
+def _search(
+    client: Client | AsyncClient, halves: Halves, text: str, k: int, options: SearchOptions
+) -> Generator[_Step, Any, list[Hit]]:
+    """A search, for both clients: see `HalfMigrated.search`."""
+    timeout = options.get("timeout")
+    encoders = _Step(partial(client.encoders, timeout=timeout))
+
+    def embed(encoder: Encoder) -> _Step:
+        query = _query(encoder, options)
+        return _Step(partial(client.embed_spaces, [text], halves.spaces, timeout=timeout, **query))
+
+    encoder = halves.encoder or halves.choose((yield encoders))
+    try:
+        embedded = yield embed(encoder)
+    except NotFound:  # another version may have replaced it
+        encoder = halves.choose((yield encoders))
+        embedded = yield embed(encoder)
+    found: _Candidates = yield _Step(partial(halves.fetch, *halves.rows(embedded), k), stores=True)
+    again = halves.scorable(found.waiting, encoder)
+    if not again:
+        return found.merged()
+    names, texts = _named(again)
+    near = yield _Step(partial(client.rescore, text, names, texts=texts, timeout=timeout, **_pinned(encoder)))
+    return found.merged(_scored(again, near))
 
 
 def _query(encoder: Encoder, options: SearchOptions) -> EmbedOptions:
