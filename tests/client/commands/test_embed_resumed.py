@@ -47,7 +47,8 @@ def test_killed_at_any_moment_the_next_run_gives_the_same_file(
         stream.write(b"\0" * 77)
     server.requests.clear()
     assert run(source, "--output", output, *short) == 0
-    assert server.texts()[0] == "text 10000"
+    # The server may still have been reading what the killed run had sent, which is all further on.
+    assert min(int(text.removeprefix("text ")) for text in server.texts()) == 10_000
     assert output.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
     described = [(tmp_path / f"{name}.{suffix}.json").read_bytes() for name in ("out", "whole")]
     assert described[0] == described[1]
