@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,6 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
+from trimtab_server.callers.access import SERVER
 from trimtab_server.callers.auth import Authenticator
 from trimtab_server.catalog.opening import Opener
 from trimtab_server.catalog.policy import Policy
@@ -240,9 +242,9 @@ class App:
         for server in self._servers:
             await server.start()
         await self.repository.load_all()
-        if not self.repository.encoders():
+        if not self.repository.encoders(SERVER):
             reasons = "".join(
-                f"\n  {entry.name}/{entry.version}: {entry.reason}" for entry in self.repository.index()
+                f"\n  {entry.name}/{entry.version}: {entry.reason}" for entry in self.repository.index(SERVER)
             )
             raise ConfigError(
                 f"no encoder can be served from {self.repository.path}{reasons or ': it is empty'}"
@@ -253,6 +255,7 @@ class App:
         log.info("ready after %.2f s, of which the encoders took %.2f s", process + encoders, encoders)
         self._ready = True
         self._announce()
+        self._shadow.start()
         self._poller.start()
 
     async def stop(self) -> None:
@@ -303,8 +306,8 @@ class App:
         """Tell everyone who asks what can be served now: nothing at all while no device is in service."""
         for service in ("", *SERVICES[:2]):
             self._health.set(service, self._ready and self._served)
-        encoders = [encoder.name for encoder in self.repository.encoders()]
-        for entry in self.repository.index():
+        encoders = [encoder.name for encoder in self.repository.encoders(SERVER)]
+        for entry in self.repository.index(SERVER):
             serving = entry.state == "READY" and self._served
             if not entry.retired:
                 self._metrics.ready(entry.name, entry.version, serving)
@@ -320,32 +323,35 @@ class App:
         config, refused, turns = self.config, self._metrics.refused, self._turns
         every = (self._intake, unread, tenants, config.limits.max_texts)
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
+        ids = config.logging.calls or config.logging.format == "json"
+        observed = Observed(self._tracing, ids=ids) if self._tracing or ids else None
         load = Load(self._engine.pressure, time.monotonic)
-        if not authenticator and not config.server.admin_address:
-            return Boundary(*every, load=load, turns=turns), Boundary(*every, turns=turns)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        return Boundary(*every, guards[0], load, turns), Boundary(*every, guards[1], turns=turns)
+        return (
+            Boundary(*every, guards[0], load, turns, observed),
+            Boundary(*every, guards[1], None, turns, observed),
+        )
 
     def _listen(self) -> tuple[grpc.aio.Server, ...]:
         config = self.config
-        ids = config.logging.calls or config.logging.format == "json"
-        observed = [Observed(self._tracing, ids=ids)] if self._tracing or ids else []
-        server = listeners.make(config, [*observed, self._boundary])
-        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._native, server)
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        # The servicers' methods take what the boundary hands them, not what gRPC would.
+        native, kserve, health = (cast(Any, each) for each in (self._native, self._kserve, self._health))
+        server = listeners.make(config, [self._boundary])
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(native, server)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
         reflection.add_to(server, SERVICES)
         ports = config.server
         self.grpc_port = listeners.bind(server, ports.grpc_address, ports.tls)
         servers = [server]
         if ports.admin_address:
-            servers.append(listeners.make(config, [*observed, self._admin_boundary]))
-            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._kserve, servers[-1])
+            servers.append(listeners.make(config, [self._admin_boundary]))
+            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, servers[-1])
             listeners.bind(servers[-1], ports.admin_address, ports.tls)
         if ports.health_address:
             servers.append(listeners.make_probed(config, [self._boundary]))
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, servers[-1])
+            health_pb2_grpc.add_HealthServicer_to_server(health, servers[-1])
             listeners.bind(servers[-1], ports.health_address, None)
         return tuple(servers)
 

@@ -67,9 +67,11 @@ def _allow_files() -> int:
 
 def _announce(app: "App") -> None:
     """The line printed once ready, for people and for scripts that wait for it."""
+    from trimtab_server.callers.access import SERVER
+
     server = app.config.server
     host, metrics_host = (each.rpartition(":")[0] for each in (server.grpc_address, server.metrics_address))
-    encoders = app.repository.encoders()
+    encoders = app.repository.encoders(SERVER)
     names = ", ".join(f"{each.name} (version {each.version})" for each in encoders)
     url = f"{host}:{app.grpc_port}"
     try_it = f'echo "hello world" | {sys.argv[0]} embed --url {url}'

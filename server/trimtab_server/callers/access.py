@@ -1,9 +1,9 @@
-"""Who calls, and what they may do: carried beside a call, so that no layer hands it on.
+"""Who calls, and what they may do.
 
-Without credentials in the configuration everybody is ANYONE, who may do everything.
+A door finds out who calls, and hands that on as an argument: whatever asks for a caller cannot be called
+without one, so an authority that is missing is never taken for somebody's.
 """
 
-from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -35,42 +35,24 @@ class Caller:
 
     def may_use(self, encoder: str) -> bool:
         """Whether this caller may see and use an encoder."""
-        return self is ANYONE or any(fnmatchcase(encoder, pattern) for pattern in self.encoders)
+        return "*" in self.encoders or any(fnmatchcase(encoder, pattern) for pattern in self.encoders)
+
+    def check_encoder(self, name: str) -> None:
+        """PermissionDenied if the caller may not use the encoder; the same whether or not it exists."""
+        if not self.may_use(name):
+            raise PermissionDenied(
+                f"{self.name} may not use encoder {name!r}: its key or token does not allow it"
+            )
+
+    def check_admin(self) -> None:
+        """PermissionDenied if the caller may not change what is served."""
+        if not self.admin:
+            raise PermissionDenied(
+                f"{self.name} may not load or unload encoders: its key or token is not an admin's"
+            )
 
 
+# Whom a door takes every caller for, by this name, where the configuration has no credentials.
 ANYONE = Caller("", ("*",), admin=True)
-
-_current: ContextVar[Caller] = ContextVar("caller")
-
-
-def enter(caller: Caller) -> None:
-    """Set the caller for the rest of this task, and for tasks that it starts."""
-    _current.set(caller)
-
-
-def current() -> Caller:
-    """The caller of this task."""
-    return _current.get(ANYONE)
-
-
-def entered() -> bool:
-    """Whether this task's caller was set."""
-    return _current.get(None) is not None
-
-
-def check_encoder(name: str) -> None:
-    """PermissionDenied if the caller may not use the encoder; the same whether or not it exists."""
-    caller = current()
-    if not caller.may_use(name):
-        raise PermissionDenied(
-            f"{caller.name} may not use encoder {name!r}: its key or token does not allow it"
-        )
-
-
-def check_admin() -> None:
-    """PermissionDenied if the caller may not change what is served."""
-    caller = current()
-    if not caller.admin:
-        raise PermissionDenied(
-            f"{caller.name} may not load or unload encoders: its key or token is not an admin's"
-        )
+# The server's own work, such as the poller's. No caller can have the name: one of theirs is printable.
+SERVER = Caller("\0server", ("*",), admin=True)

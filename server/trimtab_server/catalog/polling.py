@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from trimtab.errors import FailedPrecondition, TrimtabError
 from trimtab_server import limited
+from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Poller:
 
     async def _load(self, name: str) -> None:
         try:
-            await self._repository.load(name)
+            await self._repository.load(SERVER, name)
         except FailedPrecondition as error:
             log.warning("%s: %s", name, error)
         except TrimtabError as error:  # a folder that is no encoder, perhaps

@@ -4,7 +4,6 @@ step with it."""
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextvars import Context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from weakref import WeakValueDictionary
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound, TrimtabError
 from trimtab_server import limited, memory
-from trimtab_server.callers import access
+from trimtab_server.callers.access import SERVER, Caller
 from trimtab_server.catalog import folders
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.opening import Opener
@@ -78,7 +77,7 @@ class Repository(Served):
             self._load_seconds, f"reading {self.path}", partial(folders.with_adapters, self.path)
         )
         wanted = sorted({name for name, _ in found} | beside)
-        outcomes = await asyncio.gather(*map(self.load, wanted), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self.load(SERVER, name) for name in wanted), return_exceptions=True)
         for name, outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, TrimtabError):
                 log.error("%s: %s", self.path / name, outcome)
@@ -90,15 +89,15 @@ class Repository(Served):
             for name in sorted(set(names) - {name for name, _ in found}):
                 log.warning("[%s.%s] is configured, and the repository has no such encoder", table, name)
 
-    async def load(self, name: str) -> None:
+    async def load(self, caller: Caller, name: str) -> None:
         """Bring an encoder in step with the disk: load new versions and adapters, unload those that are gone.
 
         Raises NotFound where the repository has no such encoder, and FailedPrecondition where a version that
         is loaded was changed on disk: it goes on as it is. A version or an adapter that cannot be loaded does
-        not keep the others from it; its entry says why.
+        not keep the others from it; its entry says why. PermissionDenied where the caller may not load.
         """
-        access.check_admin()
-        access.check_encoder(name)
+        caller.check_admin()
+        caller.check_encoder(name)
         await self._finish(self._synchronise(name))
 
     def problems(self, name: str) -> dict[str, str]:
@@ -111,15 +110,18 @@ class Repository(Served):
         found = self.adapters.problems(name)
         return versions | {f"adapter {adapter}": found[adapter] for adapter in sorted(found)}
 
-    async def unload(self, name: str) -> None:
-        """Stop serving every version of an encoder, after what they have accepted is answered."""
-        access.check_admin()
-        access.check_encoder(name)
+    async def unload(self, caller: Caller, name: str) -> None:
+        """Stop serving every version of an encoder, after what they have accepted is answered.
+
+        PermissionDenied where the caller may not unload.
+        """
+        caller.check_admin()
+        caller.check_encoder(name)
         await self._finish(self._unload_all(name))
 
     def retire(self, model: Model, why: str) -> None:
         """Serve a model no more that fails while others run well, and try it again after a while."""
-        task = asyncio.create_task(self._give_up(model, why), context=Context())
+        task = asyncio.create_task(self._give_up(model, why))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -143,8 +145,7 @@ class Repository(Served):
 
     async def _finish(self, work: Coroutine[None, None, None]) -> None:
         """Run this as a task of the repository's, and wait for it; a caller that leaves does not stop it."""
-        # In a context of its own: what it announces is not for this caller alone.
-        task = asyncio.create_task(work, context=Context())
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
@@ -301,7 +302,7 @@ class Repository(Served):
         await asyncio.to_thread(memory.give_back)
 
     def _publish(self) -> None:
-        encoders = self.encoders()
+        encoders = self.encoders(SERVER)
         self.adapters.publish(
             (graph.manifest, graph.states_width) for encoder in encoders for graph in encoder.graphs()
         )

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from trimtab_server.callers import access
+from trimtab_server.callers.access import ANYONE, Caller
 from trimtab_server.catalog.encoder import Encoder
 
 State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
@@ -56,14 +56,13 @@ class Served:
         # What requests name, by name and version, until an entry changes; "" for those who may use all.
         self._meant: dict[tuple[str, str], Encoder] = {}
 
-    def index(self) -> list[Entry]:
+    def index(self, caller: Caller) -> list[Entry]:
         """Every version that is or was served or tried, and that the caller may use; by name and version."""
-        may_use = access.current().may_use
-        return [self._entries[key] for key in sorted(self._entries) if may_use(key[0])]
+        return [self._entries[key] for key in sorted(self._entries) if caller.may_use(key[0])]
 
-    def encoders(self) -> list[Encoder]:
+    def encoders(self, caller: Caller) -> list[Encoder]:
         """Every version that is ready, and that the caller may use; by name, the newest version first."""
-        entries = [entry for entry in self.index() if entry.state == "READY"]
+        entries = [entry for entry in self.index(caller) if entry.state == "READY"]
         ready = [entry.encoder for entry in entries if entry.encoder is not None]
         return sorted(ready, key=lambda encoder: (encoder.name, -encoder.version))
 
@@ -72,9 +71,9 @@ class Served:
         return {f"{encoder.name}/{encoder.version}": count for encoder, count in self._users.items()}
 
     @contextmanager
-    def use(self, name: str, version: str) -> Iterator[Encoder]:
+    def use(self, caller: Caller, name: str, version: str) -> Iterator[Encoder]:
         """Find an encoder and keep it from being unloaded for as long as a request needs it."""
-        encoder = self.find(name, version)
+        encoder = self.find(caller, name, version)
         self._users[encoder] += 1
         try:
             yield encoder
@@ -84,7 +83,7 @@ class Served:
                 del self._users[encoder]
                 self._left.set()
 
-    def find(self, name: str, version: str = "") -> Encoder:
+    def find(self, caller: Caller, name: str, version: str = "") -> Encoder:
         """The encoder of this name: where `version` is empty, the newest version that is ready and not on
         trial.
 
@@ -95,21 +94,22 @@ class Served:
         if version and not bundles.VERSION.fullmatch(version):
             raise InvalidArgument(f"version {version!r} is not a whole number from 1")
         if name:
-            access.check_encoder(name)
-        elif access.current() is not access.ANYONE:
-            name = self.only()
+            caller.check_encoder(name)
+        elif caller is not ANYONE:
+            name = self.only(caller)
         found = self._meant.get((name, version))
         if found is None:
-            found = self._meant[name, version] = self._find(name or self.only(), version)
+            found = self._find(caller, name or self.only(caller), version)
+            self._meant[name, version] = found
         return found
 
-    def _find(self, name: str, version: str) -> Encoder:
+    def _find(self, caller: Caller, name: str, version: str) -> Encoder:
         known = sorted(
             (entry for key, entry in self._entries.items() if key[0] == name),
             key=lambda entry: -entry.version,
         )
         if not known:
-            served = ", ".join(self._names()) or "none"
+            served = ", ".join(self._names(caller)) or "none"
             raise NotFound(f"encoder {name!r} is not served here; this server has {served}")
         asked = [entry for entry in known if version in ("", str(entry.version))]
         if not asked:
@@ -141,16 +141,16 @@ class Served:
         )
         return ready or loading
 
-    def only(self) -> str:
+    def only(self, caller: Caller) -> str:
         """The name that is meant where a request names none; "" where there is no encoder at all."""
-        names = self._names()
+        names = self._names(caller)
         if len(names) > 1:
             raise InvalidArgument(f"name an encoder: this server has {', '.join(names)}")
-        return names[0] if names else next((entry.name for entry in self.index()), "")
+        return names[0] if names else next((entry.name for entry in self.index(caller)), "")
 
-    def _names(self) -> list[str]:
+    def _names(self, caller: Caller) -> list[str]:
         """The names of the encoders that the caller may use, and that are served or on their way."""
-        return sorted({entry.name for entry in self.index() if entry.state != "UNAVAILABLE"})
+        return sorted({entry.name for entry in self.index(caller) if entry.state != "UNAVAILABLE"})
 
     def _of(self, name: str) -> list[Entry]:
         return [entry for key, entry in self._entries.items() if key[0] == name]

@@ -1,5 +1,6 @@
 """A version on trial answers a share of the requests that name no version."""
 
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.served import Served
 from trimtab_server.policies.trials import Trials
@@ -15,13 +16,13 @@ class Canary:
     def __bool__(self) -> bool:
         return bool(self._trials)
 
-    def of(self, name: str, tenant: str, text: str) -> Encoder | None:
+    def of(self, call: Call, name: str, text: str) -> Encoder | None:
         """The version on trial to which a request of this first text is given; None: the others answer it.
 
         Ask only for callers who may use the encoder, and for texts within the limits.
         """
-        name = name or self._served.only()
-        version = self._trials.canary(name, self._served.versions(name), tenant, text)
+        name = name or self._served.only(call.caller)
+        version = self._trials.canary(name, self._served.versions(name), call.tenant, text)
         return self._served.ready(name, version) if version else None
 
     def shares(self, encoder: Encoder) -> tuple[float, float]:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,6 +19,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from trimtab.errors import TrimtabError
 from trimtab.kinds import Truncate
+from trimtab_server.callers.access import SERVER
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.served import Served
 from trimtab_server.engine.engine import Engine
@@ -50,8 +51,6 @@ class Request(Protocol):
 
     @property
     def texts(self) -> Sequence[str]: ...
-    @property
-    def tenant(self) -> str: ...
     @property
     def role(self) -> Literal["query", "passage"] | None: ...
     @property
@@ -121,11 +120,16 @@ class Shadow:
         self._comparisons: dict[tuple[Encoder, Encoder], Comparison] = {}
         self._figures = figures
 
-    def see(self, answered: Encoder, request: Request, rows: NDArray[np.float32]) -> None:
+    def start(self) -> None:
+        """Begin to show texts, if any version is to be shown some."""
+        if self._trials:
+            self._task = asyncio.create_task(self._show_all())
+
+    def see(self, answered: Encoder, call: Call, request: Request, rows: NDArray[np.float32]) -> None:
         """A request was answered by a version, with rows, float32 (n, d) or wider."""
         if not self._trials:
             return
-        name, tenant = answered.name, request.tenant
+        name, tenant = answered.name, call.tenant
         query = None if request.role is None else request.role == "query"
         # What was not too long for the one may be for the other.
         truncate: Truncate = "start" if request.truncate == "start" else "end"
@@ -143,9 +147,6 @@ class Shadow:
             self._characters += len(text)
             vector = row[: answered.manifest.dimensions].copy()  # a view would keep all the rows
             self._texts.put_nowait(_Text(answered, vector, text, query, truncate, version))
-            if self._task is None:
-                # In a context of its own: it works for everybody, and not by this caller's rights.
-                self._task = asyncio.create_task(self._show_all(), context=Context())
 
     def forget(self, encoder: str, version: int) -> None:
         """A version will not be served any more: what was compared with it goes, its series, too."""
@@ -170,7 +171,7 @@ class Shadow:
             answered = shown.answered
             with (
                 contextlib.suppress(TrimtabError),  # it is gone: nobody wants the comparison any more
-                self._served.use(answered.name, str(answered.version)),
+                self._served.use(SERVER, answered.name, str(answered.version)),
             ):
                 self._count(answered, shown.version, await self._outcome(shown))
 
@@ -186,7 +187,7 @@ class Shadow:
     async def _show(self, shown: _Text) -> str:
         answered, begun = shown.answered, time.monotonic()
         deadline = begun + PATIENCE_SECONDS
-        with self._served.use(answered.name, str(shown.version)) as shadow:
+        with self._served.use(SERVER, answered.name, str(shown.version)) as shadow:
             prompts, prompt = shadow.manifest.prompts, ""
             if shown.query is not None:
                 prompt = prompts.query if shown.query else prompts.passage

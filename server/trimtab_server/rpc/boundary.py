@@ -9,18 +9,19 @@ import contextlib
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
-from trimtab.errors import InternalError, InvalidArgument, TrimtabError, Unavailable, Unimplemented
-from trimtab_server.callers import access
+from trimtab.errors import InvalidArgument, TrimtabError, Unavailable, Unimplemented
+from trimtab_server.callers.access import Caller
 from trimtab_server.observing.load import TRAILER, Load
 from trimtab_server.rpc.bounds import bounded
 from trimtab_server.rpc.guard import Guard
-from trimtab_server.rpc.intake import Call, Intake
+from trimtab_server.rpc.intake import Intake, OpenCall
 from trimtab_server.rpc.messages import LARGE, SMALL_BYTES, parse_with
+from trimtab_server.rpc.observed import UNSEEN, Observed, Seen
 from trimtab_server.rpc.pace import CHEAP, NOTHING, TAKEN_BACK, Pace
 from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
@@ -38,8 +39,9 @@ class Boundary(grpc.aio.ServerInterceptor):
     It also knows which calls are in flight, and turns away new ones while the server drains: gRPC's own
     stop cancels calls that have arrived and are not taken up yet, and a client may not retry those.
 
-    Where there is a guard, a call that it does not let in is answered before its message is read. Where the
-    load is known, each call of one message is answered with a report of it; streams stay where they are.
+    A call that the guard does not let in is answered before its message is read. Where the load is known,
+    each call of one message is answered with a report of it; streams stay where they are. `observed` sees
+    every call, refused or not, but those of the infrastructure.
     """
 
     def __init__(
@@ -48,15 +50,17 @@ class Boundary(grpc.aio.ServerInterceptor):
         unread: Unread,
         tenants: Tenants,
         max_texts: int,
-        guard: Guard | None = None,
+        guard: Guard,
         load: Load | None = None,
         turns: Turns | None = None,
+        observed: Observed | None = None,
     ) -> None:
         self.intake = intake
         self.unread = unread
         self.tenants = tenants
         self.guard = guard
         self.load = load
+        self.observed = observed
         self.pace = Pace()
         self.turns = turns or Turns()
         self._max_texts = max_texts
@@ -79,29 +83,35 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
-        if self.guard is not None:
-            try:
-                access.enter(self.guard.admit(method, handler_call_details.invocation_metadata))
-            except Exception as error:
-                return self._refusal(as_trimtab_error(error))
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:  # and not remembered
-                return self._refusal(Unimplemented("this server has no such method: see docs/protocols.md"))
+                return grpc.stream_stream_rpc_method_handler(_Unknown(self, method).called)
             self._wrapped[method] = _Method(self, method, handler, self._max_texts).handler()
         return self._wrapped[method]
 
-    def open(self, context: Context, *, counted: bool) -> Call:
+    def admit(self, method: str, context: Context) -> Caller:
+        """Whom a call is from; Unauthenticated or PermissionDenied where it may not come in."""
+        metadata = (context.invocation_metadata() or ()) if self.guard.reads_metadata else ()
+        return self.guard.admit(method, metadata)
+
+    async def refuse(self, context: Context, error: TrimtabError) -> NoReturn:
+        """Answer a call with the error before a message of it is read."""
+        await self.pace.wait(context.peer(), NOTHING)
+        await abort(context, error)
+
+    def open(self, caller: Caller, context: Context, request_id: str, *, counted: bool) -> OpenCall:
         """A call is taken up: Unavailable while the server drains, ResourceExhausted where it has no room."""
         if counted and self._draining:
             raise Unavailable("the server is draining: try another one")
-        call = self.intake.open(self.tenants.of(context), access.current().name, asyncio.current_task())
+        sender = self.tenants.of(caller, context)
+        call = self.intake.open(caller, sender, context, asyncio.current_task(), request_id)
         if counted:
             self._calls += 1
             self._idle.clear()
         return call
 
-    def close(self, call: Call, *, counted: bool) -> None:
+    def close(self, call: OpenCall, *, counted: bool) -> None:
         """The call is over."""
         self.intake.close(call)
         if counted:
@@ -109,21 +119,49 @@ class Boundary(grpc.aio.ServerInterceptor):
             if not self._calls:
                 self._idle.set()
 
-    def _refusal(self, error: TrimtabError) -> Any:
-        """Answers a call of any kind with the error, before a message is read."""
 
-        async def refuse(requests: Any, context: Context) -> None:
-            await self.pace.wait(context.peer(), NOTHING)
-            await abort(context, error)
+class _Entrance:
+    """Where the calls of a method come in: they are seen, and their callers found."""
 
-        return grpc.stream_stream_rpc_method_handler(refuse)
+    def __init__(self, boundary: Boundary, name: str) -> None:
+        self._boundary = boundary
+        self._name = name
+        self._counted = not name.startswith(UNCOUNTED)
+        self._observed = boundary.observed if self._counted else None
+
+    async def called(self, requests: Any, context: Context) -> Any:
+        if self._observed is None:
+            return await self._admitted(context, UNSEEN)
+        with self._observed.call(self._name, context) as seen:
+            return await self._admitted(context, seen)
+
+    async def _admitted(self, context: Context, seen: Seen) -> Any:
+        try:
+            caller = self._boundary.admit(self._name, context)
+        except Exception as raised:
+            refusal = as_trimtab_error(raised)
+        else:
+            seen.caller = caller.name
+            return await self._called(caller, context, seen)
+        await self._boundary.refuse(context, refusal)
+
+    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
+        raise NotImplementedError
 
 
-class _Method:
+class _Unknown(_Entrance):
+    """A method that no service has."""
+
+    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
+        error = Unimplemented("this server has no such method: see docs/protocols.md")
+        await self._boundary.refuse(context, error)
+
+
+class _Method(_Entrance):
     """One method of a service: from a call's messages to its answer, or to the error that it ends with."""
 
     def __init__(self, boundary: Boundary, name: str, handler: Any, max_texts: int) -> None:
-        self._boundary = boundary
+        super().__init__(boundary, name)
         self._streams = handler.request_streaming
         self._answers_stream = handler.response_streaming
         self._serve = (
@@ -131,7 +169,6 @@ class _Method:
         )
         self._yields = inspect.isasyncgenfunction(self._serve)  # such as reflection; others write
         self._serialize = handler.response_serializer
-        self._counted = not name.startswith(UNCOUNTED)
         self._large = name in LARGE
         most = None if self._large else SMALL_BYTES
         self._parse = parse_with(bounded(handler.request_deserializer, max_texts), most)
@@ -145,12 +182,12 @@ class _Method:
             if self._answers_stream
             else grpc.stream_unary_rpc_method_handler
         )
-        return kind(self._called, response_serializer=self._serialized)
+        return kind(self.called, response_serializer=self._serialized)
 
-    async def _called(self, requests: Any, context: Context) -> Any:
+    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
         boundary, call = self._boundary, None
         try:
-            call = boundary.open(context, counted=self._counted)
+            call = boundary.open(caller, context, seen.request_id, counted=self._counted)
             try:
                 return await self._answer(call, context)
             except Exception as raised:
@@ -182,18 +219,16 @@ class _Method:
         self._report(context, error)
         await abort(context, error)
 
-    async def _answer(self, call: Call, context: Context) -> Any:
+    async def _answer(self, call: OpenCall, context: Context) -> Any:
         boundary, peer = self._boundary, call.sender.peer
-        if boundary.guard is not None and not access.entered():
-            raise InternalError("the call's credentials were not looked at")
         if not self._large:
             await boundary.pace.wait(peer, CHEAP)
         # Nothing here keeps a message: a call that watches needs it no longer than it is looked at.
         if self._streams:
-            messages = self._messages(call, context)
-            answered = self._serve(messages if self._large else self._each_paced(messages, peer), context)
+            messages = self._messages(call)
+            answered = self._serve(messages if self._large else self._each_paced(messages, peer), call)
         else:
-            answered = self._serve(await self._message(call, context), context)
+            answered = self._serve(await self._message(call), call)
         if self._yields:
             async for each in answered:
                 await context.write(each)
@@ -208,11 +243,11 @@ class _Method:
         self._report(context)
         return response
 
-    async def _message(self, call: Call, context: Context) -> Any:
+    async def _message(self, call: OpenCall) -> Any:
         """The message of a call that has one, which it holds until it is over."""
         if delay := self._boundary.pace.read_delay(call.sender.peer, time.monotonic()):
             await asyncio.sleep(delay)
-        data = await call.read(context)
+        data = await call.read()
         if data is None:
             raise InvalidArgument("the call ended without a message: send one")
         self._boundary.unread.check(*call.sender)
@@ -225,12 +260,12 @@ class _Method:
         finally:
             del data
 
-    async def _messages(self, call: Call, context: Context) -> AsyncIterator[Any]:
+    async def _messages(self, call: OpenCall) -> AsyncIterator[Any]:
         pace, peer = self._boundary.pace, call.sender.peer
         while True:
             if delay := pace.read_delay(peer, time.monotonic()):
                 await asyncio.sleep(delay)
-            data = await call.read(context)
+            data = await call.read()
             if data is None:
                 return
             call.hold(len(data))  # until its turn; from then on, the stream's window does
@@ -244,7 +279,7 @@ class _Method:
             yield message
             del message  # not while the next one is waited for
 
-    async def _parsed(self, call: Call, data: bytes) -> Any:
+    async def _parsed(self, call: OpenCall, data: bytes) -> Any:
         flow, pace = Flow(call.sender.flow, len(data) <= SMALL_MESSAGE), self._boundary.pace
         try:
             message = await self._boundary.turns.do(flow, self._parse, data)

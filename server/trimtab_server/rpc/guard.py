@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from trimtab.errors import PermissionDenied, TrimtabError
-from trimtab_server.callers import access
 from trimtab_server.callers.access import ANYONE, Caller
 from trimtab_server.callers.auth import Authenticator, Metadata
 
@@ -16,8 +15,11 @@ BESIDE_ADMIN = frozenset({f"{_KSERVE}RepositoryIndex"})
 
 
 class Guard:
-    """Lets calls in. `admin`: True where this is the port for admins, False where there is another one for
-    them, None where there is no such port. `refused` is told the status of each call that is not let in."""
+    """Lets calls in: as ANYONE's, where there is no `authenticator`.
+
+    `admin`: True where this is the port for admins, False where there is another one for them, None where
+    there is no such port. `refused` is told the status of each call that is not let in.
+    """
 
     def __init__(
         self, authenticator: Authenticator | None, admin: bool | None, refused: Callable[[str], None]
@@ -25,6 +27,11 @@ class Guard:
         self._authenticator = authenticator
         self._admin = admin
         self._refused = refused
+
+    @property
+    def reads_metadata(self) -> bool:
+        """Whether a call's metadata must be given: the credentials stand there."""
+        return self._authenticator is not None
 
     def admit(self, method: str, metadata: Metadata) -> Caller:
         """Whom the call is from; Unauthenticated or PermissionDenied where it may not come in."""
@@ -41,8 +48,7 @@ class Guard:
         if method in ADMIN:
             if self._admin is False:
                 raise PermissionDenied("encoders are loaded and unloaded at the server's admin address alone")
-            access.enter(caller)
-            access.check_admin()
+            caller.check_admin()
         elif self._admin and method not in BESIDE_ADMIN:
             raise PermissionDenied("the admin address is for loading and unloading encoders alone")
         return caller

@@ -1,22 +1,22 @@
 """grpc.health.v1: the server as a whole under "", each encoder under NAME and NAME/VERSION.
 
 The package's own servicer deafens every watcher of a service when one of them leaves, and begins as
-SERVING; so this one stands on its generated base class instead.
+SERVING; so this is one of our own.
 """
 
 import asyncio
 from typing import Any
 
-import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from trimtab.errors import NotFound
+from trimtab_server.rpc.intake import OpenCall
 
 Status = health_pb2.HealthCheckResponse
 
 
-class Health(health_pb2_grpc.HealthServicer):
-    """The states of all services, told to whoever asks or watches."""
+class Health:
+    """The states of all services, told to whoever asks or watches. The boundary hands a method its call."""
 
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {"": False}
@@ -35,16 +35,12 @@ class Health(health_pb2_grpc.HealthServicer):
         for service in self._serving:
             self.set(service, False)
 
-    async def Check(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> Status:
+    async def Check(self, request: health_pb2.HealthCheckRequest, opened: OpenCall) -> Status:
         if request.service not in self._serving:
             raise NotFound(f"no service {request.service!r} here; '' asks for the server as a whole")
         return Status(status=self._status(request.service))
 
-    async def Watch(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    async def Watch(self, request: health_pb2.HealthCheckRequest, opened: OpenCall) -> None:
         service, changed = request.service, asyncio.Event()
         del request
         self._watchers.add(changed)
@@ -54,7 +50,7 @@ class Health(health_pb2_grpc.HealthServicer):
                 changed.clear()
                 status = self._status(service)
                 if status != last:
-                    await context.write(Status(status=status))
+                    await opened.write(Status(status=status))
                     last = status
                 if self._draining:
                     return

@@ -1,64 +1,84 @@
 """What clients have sent and the server is not done with: open calls, and the messages that they hold.
 
 gRPC bounds the calls of one connection; here all of them are bounded together, and their bytes. Where there
-is no room, whoever holds most makes it: the latest call of the largest caller is ended (longest queue drop),
+is no room, whoever holds most makes it: the latest call of the largest holder is ended (longest queue drop),
 so that nobody is refused for what others hold.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
-from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc.aio
 
 from trimtab.errors import ResourceExhausted
+from trimtab_server.callers.access import Caller
+from trimtab_server.callers.call import Call
 from trimtab_server.rpc.arriving import Arriving
 from trimtab_server.rpc.senders import Sender
+from trimtab_server.rpc.statuses import Context, deadline_of
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 RETRY_SECONDS = 1.0
 
 
-_current: ContextVar["Call"] = ContextVar("call")
-
-
-def current() -> "Call":
-    """The call that the current task works on."""
-    return _current.get()
-
-
-class Caller:
-    """Whoever shares one part of the room: a tenant that has shown who it is, or else a connection."""
+class Holder:
+    """Whoever shares one part of the room: a caller that has shown who it is, or else a connection."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.calls: dict[Call, None] = {}  # in the order in which they came
+        self.calls: dict[OpenCall, None] = {}  # in the order in which they came
         self.bytes = 0
 
 
-class Call:
-    """One open call, and what it holds."""
+class OpenCall:
+    """One open call of gRPC's: who makes it, and what it holds. Servicers get it instead of the context."""
 
-    __slots__ = ("_intake", "bytes", "caller", "error", "sender", "task", "understood")
+    __slots__ = (
+        "_context", "_intake", "bytes", "caller", "deadline", "error", "holder", "request_id", "sender",
+        "task", "understood",
+    )  # fmt: skip
 
     def __init__(
-        self, intake: "Intake", caller: Caller, sender: Sender, task: "asyncio.Task[Any] | None"
+        self,
+        intake: "Intake",
+        holder: Holder,
+        caller: Caller,
+        sender: Sender,
+        context: Context,
+        task: "asyncio.Task[Any] | None",
+        request_id: str,
     ) -> None:
         self.caller = caller
+        self.holder = holder
         self.sender = sender
+        self.deadline = deadline_of(context)
+        self.request_id = request_id
         self.bytes = 0
         self.understood = False  # a message has come that can be read
         self.error: ResourceExhausted | None = None  # why it was ended
         self.task = task
+        self._context = context
         self._intake = intake
 
-    async def read(self, context: Context) -> bytes | None:
+    def request(self, protocol: str) -> Call:
+        """A request of this protocol, which arrives with a message of the call."""
+        tenant, peer = self.sender
+        return Call(
+            self.caller, tenant, tenant or peer, protocol, time.monotonic(), self.deadline, "interactive",
+            self.request_id,
+        )  # fmt: skip
+
+    async def write(self, answer: Any) -> None:
+        """Write one of the call's answers."""
+        await self._context.write(answer)
+
+    async def read(self) -> bytes | None:
         """The next message as it came; None where there is none."""
         arriving, peer, size = self._intake.arriving, self.sender.peer, 0
         arriving.began(peer, self)
         try:
-            data = await context.read()
+            data = await self._context.read()
             if data is grpc.aio.EOF:
                 return None
             size = len(data)
@@ -89,48 +109,53 @@ class Call:
 
 
 class Intake:
-    """Counts calls and bytes, by caller and altogether."""
+    """Counts calls and bytes, by holder and altogether."""
 
     def __init__(self, max_calls: int, max_bytes: int, arriving: Arriving) -> None:
         self.max_calls, self.max_bytes = max_calls, max_bytes
         self.calls = self.bytes = 0
         self.arriving = arriving
-        self._callers: dict[str, Caller] = {}
+        self._holders: dict[str, Holder] = {}
         self._used: set[str] = set()  # connections whose calls have ended since somebody asked
 
     def used(self) -> set[str]:
         """The connections that had calls since the last time that somebody asked."""
         used, self._used = self._used, set()
-        used.update(call.sender.peer for caller in self._callers.values() for call in caller.calls)
+        used.update(call.sender.peer for holder in self._holders.values() for call in holder.calls)
         return used
 
-    def open(self, sender: Sender, name: str, task: "asyncio.Task[Any] | None") -> Call:
-        """A call on which a task works, of the caller `name`, or of the connection where that is "";
-        ResourceExhausted where there is no room."""
-        name = name or sender.peer
-        caller = self._callers.get(name) or Caller(name)
+    def open(
+        self,
+        caller: Caller,
+        sender: Sender,
+        context: Context,
+        task: "asyncio.Task[Any] | None" = None,
+        request_id: str = "",
+    ) -> OpenCall:
+        """A call on which a task works; ResourceExhausted where there is no room."""
+        name = caller.name or sender.peer
+        holder = self._holders.get(name) or Holder(name)
         if self.calls >= self.max_calls:
             why = f"{self.calls} calls are open, and this server takes {self.max_calls} (limits.max_calls)"
-            self._end_one(lambda each: len(each.calls), len(caller.calls) + 1, lambda call: True, why)
-        call = Call(self, caller, sender, task)
-        caller.calls[call] = None
-        self._callers[name] = caller
+            self._end_one(lambda each: len(each.calls), len(holder.calls) + 1, lambda call: True, why)
+        call = OpenCall(self, holder, caller, sender, context, task, request_id)
+        holder.calls[call] = None
+        self._holders[name] = holder
         self.calls += 1
-        _current.set(call)
         return call
 
-    def close(self, call: Call) -> None:
+    def close(self, call: OpenCall) -> None:
         """The call is over, and holds nothing."""
-        caller = call.caller
-        if call in caller.calls:
+        holder = call.holder
+        if call in holder.calls:
             call.release(call.bytes)
-            del caller.calls[call]
+            del holder.calls[call]
             self.calls -= 1
-            if not caller.calls:
-                del self._callers[caller.name]
+            if not holder.calls:
+                del self._holders[holder.name]
             self._used.add(call.sender.peer)
 
-    def hold(self, call: Call, size: int) -> None:
+    def hold(self, call: OpenCall, size: int) -> None:
         """The call holds a message of so many bytes; ResourceExhausted where there is no room for it."""
         while self.bytes + size > self.max_bytes:
             why = (
@@ -138,25 +163,25 @@ class Intake:
                 "(limits.max_received_bytes)"
             )
             self._end_one(
-                lambda each: each.bytes, call.caller.bytes + size, lambda other: other.bytes > 0, why
+                lambda each: each.bytes, call.holder.bytes + size, lambda other: other.bytes > 0, why
             )
         self.count(call, size)
 
-    def count(self, call: Call, size: int) -> None:
+    def count(self, call: OpenCall, size: int) -> None:
         """The call holds so many bytes more, or less."""
         call.bytes += size
-        call.caller.bytes += size
+        call.holder.bytes += size
         self.bytes += size
 
     def _end_one(
-        self, size: Callable[[Caller], int], own: int, counts: Callable[[Call], bool], why: str
+        self, size: Callable[[Holder], int], own: int, counts: Callable[[OpenCall], bool], why: str
     ) -> None:
-        """End the latest call that counts of the largest caller.
+        """End the latest call that counts of the largest holder.
 
         ResourceExhausted where that is no larger than the one who asks for room would be.
         """
         error = ResourceExhausted(f"{why}: send less at once, and try again", RETRY_SECONDS)
-        largest = max(self._callers.values(), key=size, default=None)
+        largest = max(self._holders.values(), key=size, default=None)
         if largest is None or size(largest) <= own:
             raise error
         last = next(call for call in reversed(largest.calls) if counts(call))

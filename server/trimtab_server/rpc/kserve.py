@@ -10,15 +10,14 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as mc
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
 from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.observing.metrics import Count, Metrics
-from trimtab_server.rpc import intake
+from trimtab_server.rpc.intake import OpenCall
 from trimtab_server.rpc.kserve_messages import parse, respond, rows
-from trimtab_server.rpc.senders import Sender
-from trimtab_server.rpc.statuses import Context, as_trimtab_error, deadline_of, shorten
+from trimtab_server.rpc.statuses import as_trimtab_error, shorten
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 from trimtab_server.tasks.embed import Embedder
@@ -28,8 +27,11 @@ PROTOCOL = "kserve"
 EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 
 
-class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Translates messages; the pipeline does the work."""
+class KServeServicer:
+    """The methods of inference.GRPCInferenceService: translates messages; the tasks do the work.
+
+    The boundary hands each of them its message, or the messages of a stream, and its call.
+    """
 
     def __init__(
         self,
@@ -50,25 +52,31 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
 
     # -- state ---------------------------------------------------------------------------------------
 
-    async def ServerLive(self, request: Any, context: Context) -> Any:
+    async def ServerLive(self, request: Any, opened: OpenCall) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: Context) -> Any:
+    async def ServerReady(self, request: Any, opened: OpenCall) -> Any:
         return pb.ServerReadyResponse(ready=self._serving())
 
-    async def ModelReady(self, request: Any, context: Context) -> Any:
-        named = [encoder for encoder in self._repository.encoders() if encoder.name == request.name]
+    async def ModelReady(self, request: Any, opened: OpenCall) -> Any:
+        named = [
+            encoder for encoder in self._repository.encoders(opened.caller) if encoder.name == request.name
+        ]
         ready = self._serving() and any(request.version in ("", str(encoder.version)) for encoder in named)
         return pb.ModelReadyResponse(ready=ready)
 
-    async def ServerMetadata(self, request: Any, context: Context) -> Any:
+    async def ServerMetadata(self, request: Any, opened: OpenCall) -> Any:
         return pb.ServerMetadataResponse(
             name="trimtab", version=metadata.version("trimtab"), extensions=EXTENSIONS
         )
 
-    async def ModelMetadata(self, request: Any, context: Context) -> Any:
-        encoder = self._repository.find(request.name, request.version)
-        versions = [str(each.version) for each in self._repository.encoders() if each.name == encoder.name]
+    async def ModelMetadata(self, request: Any, opened: OpenCall) -> Any:
+        encoder = self._repository.find(opened.caller, request.name, request.version)
+        versions = [
+            str(each.version)
+            for each in self._repository.encoders(opened.caller)
+            if each.name == encoder.name
+        ]
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=encoder.name,
@@ -81,8 +89,8 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             ],
         )
 
-    async def ModelConfig(self, request: Any, context: Context) -> Any:
-        encoder = self._repository.find(request.name, request.version)
+    async def ModelConfig(self, request: Any, opened: OpenCall) -> Any:
+        encoder = self._repository.find(opened.caller, request.name, request.version)
         manifest = encoder.manifest
         parameters = {
             "space": manifest.space,
@@ -107,42 +115,44 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         )
         return pb.ModelConfigResponse(config=config)
 
-    async def ModelStatistics(self, request: Any, context: Context) -> Any:
+    async def ModelStatistics(self, request: Any, opened: OpenCall) -> Any:
         if request.name:
-            self._repository.find(request.name, request.version)
+            self._repository.find(opened.caller, request.name, request.version)
         chosen = [
             encoder
-            for encoder in self._repository.encoders()
+            for encoder in self._repository.encoders(opened.caller)
             if request.name in ("", encoder.name) and request.version in ("", str(encoder.version))
         ]
         return pb.ModelStatisticsResponse(model_stats=[self._statistics(encoder) for encoder in chosen])
 
     # -- the model repository ------------------------------------------------------------------------
 
-    async def RepositoryIndex(self, request: Any, context: Context) -> Any:
+    async def RepositoryIndex(self, request: Any, opened: OpenCall) -> Any:
         self._check_repository(request.repository_name)
         index = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
                 index(name=entry.name, version=str(entry.version), state=entry.state, reason=entry.reason)
-                for entry in self._repository.index()
+                for entry in self._repository.index(opened.caller)
                 if entry.state == "READY" or not request.ready
             ]
         )
 
-    async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:
+    async def RepositoryModelLoad(self, request: Any, opened: OpenCall) -> Any:
         self._check_repository(request.repository_name)
         if request.parameters:
             raise InvalidArgument(
                 f"load parameter {next(iter(request.parameters))!r} is not supported: a bundle is "
                 "immutable and comes from the repository alone"
             )
-        await self._repository.load(request.model_name)
-        entries = [entry for entry in self._repository.index() if entry.name == request.model_name]
+        await self._repository.load(opened.caller, request.model_name)
+        entries = [
+            entry for entry in self._repository.index(opened.caller) if entry.name == request.model_name
+        ]
         ready = [str(entry.version) for entry in entries if entry.state == "READY"]
         problems = self._repository.problems(request.model_name)
         if not ready:
-            self._repository.find(request.model_name)  # says why
+            self._repository.find(opened.caller, request.model_name)  # says why
         if problems:
             raise FailedPrecondition(
                 f"{request.model_name} version {', '.join(ready)} is served, but not {', '.join(problems)}: "
@@ -150,24 +160,23 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             )
         return pb.RepositoryModelLoadResponse()
 
-    async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:
+    async def RepositoryModelUnload(self, request: Any, opened: OpenCall) -> Any:
         self._check_repository(request.repository_name)
         for name in request.parameters:
             if name != "unload_dependents":  # no encoder has dependents: nothing to do
                 raise InvalidArgument(f"unload parameter {name!r} is not supported")
-        await self._repository.unload(request.model_name)
+        await self._repository.unload(opened.caller, request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
     # -- inference -----------------------------------------------------------------------------------
 
-    async def ModelInfer(self, request: Any, context: Context) -> Any:
-        return await self._infer(request, deadline_of(context), intake.current().sender)
+    async def ModelInfer(self, request: Any, opened: OpenCall) -> Any:
+        return await self._infer(opened.request(PROTOCOL), request)
 
-    async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
+    async def ModelStreamInfer(self, messages: AsyncIterator[Any], opened: OpenCall) -> None:
         """Answers in the order of the requests, as Triton does for models like these."""
-        deadline, call = deadline_of(context), intake.current()
-        sender, window = call.sender, Window(self._pipeline.limits.max_stream_texts, call)
-        account = self._unread.account(*sender)
+        window = Window(self._pipeline.limits.max_stream_texts, opened)
+        account = self._unread.account(*opened.sender)
         answers: asyncio.Queue[tuple[asyncio.Task[bytes], tuple[int, int]] | None] = asyncio.Queue()
 
         async def answer(message: Any) -> bytes:
@@ -177,7 +186,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
 
         async def infer(message: Any) -> Any:
             try:
-                response = await self._infer(message, deadline, sender)
+                response = await self._infer(opened.request(PROTOCOL), message)
                 final = message.parameters.get("triton_enable_empty_final_response")
                 if final is not None and final.bool_param:
                     response.parameters["triton_final_response"].bool_param = True
@@ -192,7 +201,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
 
         async def read(tasks: asyncio.TaskGroup) -> None:
             try:
-                async for message in request_iterator:
+                async for message in messages:
                     size = message.ByteSize()
                     taken = weight(min(rows(message), self._max_texts), size), size
                     await window.enter(*taken)
@@ -205,7 +214,7 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 task, taken = next_answer
                 outcome = await task
                 with account.sending(len(outcome)):
-                    await context.write(outcome)
+                    await opened.write(outcome)
                 window.leave(*taken)
 
         try:
@@ -226,36 +235,35 @@ class KServeServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _infer(self, request: Any, deadline: float | None, sender: Sender) -> Any:
-        result = await self._embedder.embed(
-            PROTOCOL, lambda: parse(request, deadline, sender, self._max_texts)
-        )
-        return await self._pipeline.made(sender.flow, len(result.token_counts), respond, request, result)
+    async def _infer(self, call: Call, request: Any) -> Any:
+        call, asked = self._pipeline.read(call, parse, request, self._max_texts)
+        result = await self._embedder.embed(call, asked)
+        return await self._pipeline.made(call, len(result.token_counts), respond, request, result)
 
     # -- what this server has not --------------------------------------------------------------------
 
-    async def SystemSharedMemoryStatus(self, request: Any, context: Context) -> Any:
+    async def SystemSharedMemoryStatus(self, request: Any, opened: OpenCall) -> Any:
         return pb.SystemSharedMemoryStatusResponse()  # no region can be registered, so there is none
 
-    async def SystemSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+    async def SystemSharedMemoryRegister(self, request: Any, opened: OpenCall) -> Any:
         raise Unimplemented("shared memory is not offered: send tensors in the request")
 
-    async def SystemSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+    async def SystemSharedMemoryUnregister(self, request: Any, opened: OpenCall) -> Any:
         return pb.SystemSharedMemoryUnregisterResponse()  # as Triton for what is not registered
 
-    async def CudaSharedMemoryStatus(self, request: Any, context: Context) -> Any:
+    async def CudaSharedMemoryStatus(self, request: Any, opened: OpenCall) -> Any:
         return pb.CudaSharedMemoryStatusResponse()
 
-    async def CudaSharedMemoryRegister(self, request: Any, context: Context) -> Any:
+    async def CudaSharedMemoryRegister(self, request: Any, opened: OpenCall) -> Any:
         raise Unimplemented("shared memory is not offered: send tensors in the request")
 
-    async def CudaSharedMemoryUnregister(self, request: Any, context: Context) -> Any:
+    async def CudaSharedMemoryUnregister(self, request: Any, opened: OpenCall) -> Any:
         return pb.CudaSharedMemoryUnregisterResponse()
 
-    async def TraceSetting(self, request: Any, context: Context) -> Any:
+    async def TraceSetting(self, request: Any, opened: OpenCall) -> Any:
         raise Unimplemented("this server does not write Triton's traces")
 
-    async def LogSettings(self, request: Any, context: Context) -> Any:
+    async def LogSettings(self, request: Any, opened: OpenCall) -> Any:
         raise Unimplemented("log settings cannot be changed over the network")
 
     # -- helpers -------------------------------------------------------------------------------------

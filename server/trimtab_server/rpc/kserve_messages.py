@@ -5,7 +5,6 @@ as raw_output_contents.
 """
 
 import struct
-import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -17,7 +16,7 @@ from trimtab.core import options
 from trimtab.core.option import whole
 from trimtab.errors import InvalidArgument
 from trimtab.values.dense import STORAGE
-from trimtab_server.rpc.senders import Sender
+from trimtab_server.callers.call import Call
 from trimtab_server.tasks.embed import EmbedRequest, EmbedResult
 from trimtab_server.tasks.pipeline import check_count
 
@@ -46,21 +45,18 @@ def rows(request: Any) -> int:
     return max((tensor.shape[0] for tensor in request.inputs[:1] if tensor.shape), default=0)
 
 
-def parse(request: Any, deadline: float | None, sender: Sender, max_texts: int) -> EmbedRequest:
-    """A ModelInferRequest as the pipeline takes it; InvalidArgument names what is wrong with it."""
+def parse(call: Call, request: Any, max_texts: int) -> tuple[Call, EmbedRequest]:
+    """A ModelInferRequest as the tasks take it; InvalidArgument names what is wrong with it."""
     given = _parameters(request)
     _wanted(request)
-    own = None
+    seconds = None
     if "timeout" in given:  # microseconds, as Triton's
-        own = time.monotonic() + whole("timeout", given.pop("timeout")) / 1e6
+        seconds = whole("timeout", given.pop("timeout")) / 1e6
     asked = options.from_parameters(given)
-    space = asked.pop("space")
-    return EmbedRequest(
+    space, priority = asked.pop("space"), asked.pop("priority")
+    return call.asking(priority, seconds), EmbedRequest(
         texts=_texts(request, max_texts),
         spaces=(space,) if space else (),
-        deadline=min((each for each in (deadline, own) if each is not None), default=None),
-        tenant=sender.tenant,
-        flow=sender.flow,
         **{**asked, "encoder": request.model_name, "version": request.model_version},
     )
 

@@ -10,13 +10,11 @@ from trimtab.artifacts.bundle import Fidelity
 from trimtab.core.options import from_message
 from trimtab.errors import ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab.v1 import encoder_pb2_grpc
 from trimtab.values import dense
-from trimtab_server.callers import access
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.rpc import intake
-from trimtab_server.rpc.senders import Sender
-from trimtab_server.rpc.statuses import Context, as_trimtab_error, deadline_of, shorten
+from trimtab_server.rpc.intake import OpenCall
+from trimtab_server.rpc.statuses import as_trimtab_error, shorten
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
@@ -25,11 +23,15 @@ from trimtab_server.tasks.embed import Embedder, EmbedRequest, EmbedResult
 from trimtab_server.tasks.pipeline import Pipeline, Times
 from trimtab_server.tasks.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 
-PROTOCOL = "trimtab.v1"
+# By these names the metrics know what is asked.
+PROTOCOL, RESCORE = "trimtab.v1", "rescore"
 
 
-class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
-    """Translates messages; the pipeline does the work."""
+class NativeServicer:
+    """The methods of trimtab.v1.EncoderService: translates messages; the tasks do the work.
+
+    The boundary hands each of them its message, or the messages of a stream, and its call.
+    """
 
     def __init__(self, pipeline: Pipeline, embedder: Embedder, rescorer: Rescorer, unread: Unread) -> None:
         self._pipeline = pipeline
@@ -38,16 +40,13 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self._unread = unread
         self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
 
-    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        return await self._embed(request, deadline_of(context), intake.current().sender)
+    async def Embed(self, request: pb.EmbedRequest, opened: OpenCall) -> pb.EmbedResponse:
+        return await self._embed(opened.request(PROTOCOL), request)
 
-    async def EmbedStream(  # type: ignore[override]  # writes to the context instead of yielding
-        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
-    ) -> None:
-        deadline, call = deadline_of(context), intake.current()
-        sender, window = call.sender, Window(self._pipeline.limits.max_stream_texts, call)
+    async def EmbedStream(self, messages: AsyncIterator[pb.EmbedStreamRequest], opened: OpenCall) -> None:
+        window = Window(self._pipeline.limits.max_stream_texts, opened)
         writing = asyncio.Lock()
-        account = self._unread.account(*sender)
+        account = self._unread.account(*opened.sender)
 
         async def answer(message: pb.EmbedStreamRequest, taken: tuple[int, int]) -> None:
             outcome = await embed(message)
@@ -57,19 +56,19 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
             # asked for fills its own window, and nobody else's.
             async with writing:
                 with account.sending(len(outcome)):
-                    await context.write(outcome)
+                    await opened.write(outcome)
             window.leave(*taken)
 
         async def embed(message: pb.EmbedStreamRequest) -> bytes:
             try:
-                response = await self._embed(message.request, deadline, sender)
+                response = await self._embed(opened.request(PROTOCOL), message.request)
                 outcome = pb.EmbedStreamResponse(id=message.id, response=response)
             except Exception as error:
                 outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
             return outcome.SerializeToString()
 
         async def read(tasks: asyncio.TaskGroup) -> None:
-            async for message in request_iterator:
+            async for message in messages:
                 size = message.ByteSize()
                 taken = weight(len(message.request.texts), size), size
                 await window.enter(*taken)
@@ -87,26 +86,26 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         if reader.cancelled():
             raise Unavailable("the server is draining: send what was not answered to another one")
 
-    async def Rescore(self, request: pb.RescoreRequest, context: Context) -> pb.RescoreResponse:
-        deadline, sender = deadline_of(context), intake.current().sender
-        return _rescored(await self._rescorer.rescore(lambda: _parse_rescore(request, deadline, sender)))
+    async def Rescore(self, request: pb.RescoreRequest, opened: OpenCall) -> pb.RescoreResponse:
+        call, asked = self._pipeline.read(opened.request(RESCORE), _parse_rescore, request)
+        return _rescored(await self._rescorer.rescore(call, asked))
 
     async def ListEncoders(
-        self, request: pb.ListEncodersRequest, context: Context
+        self, request: pb.ListEncodersRequest, opened: OpenCall
     ) -> pb.ListEncodersResponse:
-        encoders = [self._describe(encoder) for encoder in self._pipeline.repository.encoders()]
-        return pb.ListEncodersResponse(encoders=encoders)
+        encoders = self._pipeline.repository.encoders(opened.caller)
+        return pb.ListEncodersResponse(encoders=map(self._describe, encoders))
 
-    async def GetEncoder(self, request: pb.GetEncoderRequest, context: Context) -> pb.Encoder:
-        return self._describe(self._pipeline.repository.find(request.encoder, request.version))
+    async def GetEncoder(self, request: pb.GetEncoderRequest, opened: OpenCall) -> pb.Encoder:
+        encoder = self._pipeline.repository.find(opened.caller, request.encoder, request.version)
+        return self._describe(encoder)
 
     async def ListAdapters(
-        self, request: pb.ListAdaptersRequest, context: Context
+        self, request: pb.ListAdaptersRequest, opened: OpenCall
     ) -> pb.ListAdaptersResponse:
         if request.encoder:
-            access.check_encoder(request.encoder)
-        may_use = access.current().may_use
-        adapters = [each for each in self._pipeline.repository.adapters.all() if may_use(each.encoder)]
+            opened.caller.check_encoder(request.encoder)
+        adapters = self._pipeline.repository.adapters.all(opened.caller)
         chosen = [loaded for loaded in adapters if request.encoder in ("", loaded.encoder)]
         return pb.ListAdaptersResponse(adapters=[_adapter(loaded) for loaded in chosen])
 
@@ -115,11 +114,10 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _embed(
-        self, request: pb.EmbedRequest, deadline: float | None, sender: Sender
-    ) -> pb.EmbedResponse:
-        result = await self._embedder.embed(PROTOCOL, lambda: _parse(request, deadline, sender))
-        return await self._pipeline.made(sender.flow, len(result.token_counts), _response, result)
+    async def _embed(self, call: Call, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        call, asked = self._pipeline.read(call, _parse, request)
+        result = await self._embedder.embed(call, asked)
+        return await self._pipeline.made(call, len(result.token_counts), _response, result)
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits
@@ -147,18 +145,14 @@ class NativeServicer(encoder_pb2_grpc.EncoderServiceServicer):
         )
 
 
-def _parse_rescore(request: pb.RescoreRequest, deadline: float | None, sender: Sender) -> RescoreRequest:
-    return RescoreRequest(
-        query=request.query,
-        candidates=[
-            Candidate(each.id, each.text if each.HasField("text") else None, each.digest)
-            for each in request.candidates
-        ],
-        deadline=deadline,
-        tenant=sender.tenant,
-        flow=sender.flow,
-        **from_message(request),
-    )
+def _parse_rescore(call: Call, request: pb.RescoreRequest) -> tuple[Call, RescoreRequest]:
+    options = from_message(request)
+    priority = options.pop("priority")
+    candidates = [
+        Candidate(each.id, each.text if each.HasField("text") else None, each.digest)
+        for each in request.candidates
+    ]
+    return call.asking(priority), RescoreRequest(query=request.query, candidates=candidates, **options)
 
 
 def _rescored(result: RescoreResult) -> pb.RescoreResponse:
@@ -182,17 +176,11 @@ def _write_times(message: pb.StageTimes, times: Times) -> None:
     message.output = _ns(times.output)
 
 
-def _parse(request: pb.EmbedRequest, deadline: float | None, sender: Sender) -> EmbedRequest:
+def _parse(call: Call, request: pb.EmbedRequest) -> tuple[Call, EmbedRequest]:
     options = from_message(request)
     del options["space"]  # here they may be several
-    return EmbedRequest(
-        texts=request.texts,
-        spaces=request.spaces,
-        deadline=deadline,
-        tenant=sender.tenant,
-        flow=sender.flow,
-        **options,
-    )
+    priority = options.pop("priority")
+    return call.asking(priority), EmbedRequest(texts=request.texts, spaces=request.spaces, **options)
 
 
 def _response(result: EmbedResult) -> pb.EmbedResponse:

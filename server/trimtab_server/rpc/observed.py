@@ -4,15 +4,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from trimtab.errors import code_of
-from trimtab_server.callers import access
 from trimtab_server.observing import logs
 from trimtab_server.observing.tracing import Tracing
 
@@ -21,8 +20,21 @@ REQUEST_ID = "x-request-id"
 GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-class Observed(grpc.aio.ServerInterceptor):
-    """The outermost interceptor: it sees what the boundary refuses, too.
+class Seen:
+    """What is known of a call: its id from the start, and its caller's name once that is known."""
+
+    __slots__ = ("caller", "request_id")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.caller = ""
+
+
+UNSEEN = Seen("")  # one for all calls that nobody looks at
+
+
+class Observed:
+    """Sees calls of any kind from their beginning to their end, also those that are refused.
 
     `ids`: whether every call gets one, for the lines of the log; otherwise those alone that are traced.
     """
@@ -31,52 +43,35 @@ class Observed(grpc.aio.ServerInterceptor):
         self._tracing = tracing
         self._ids = ids
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        method, metadata = handler_call_details.method, handler_call_details.invocation_metadata
-        handler = await continuation(handler_call_details)
-        if handler is None or method.startswith("/grpc."):
-            return handler
+    @contextmanager
+    def call(self, method: str, context: Any) -> Iterator[Seen]:
+        """While a call lasts."""
+        metadata = context.invocation_metadata() or ()
         tracing = self._tracing if self._tracing and self._tracing.wants(metadata) else None
         if not tracing and not self._ids:
-            return handler
+            yield UNSEEN
+            return
         given = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
-        number = given if GIVEN.fullmatch(given) else secrets.token_hex(8)
-        # Boundary answers all calls by a coroutine that writes what it streams: one of these is there.
-        inner = handler.unary_unary or handler.stream_stream or handler.unary_stream or handler.stream_unary
-
-        async def call(request: Any, context: Any) -> Any:
-            begun = time.perf_counter()
-            with tracing.call(method, metadata) if tracing else nullcontext() as span:
-                ids = {"request_id": number}
-                if span is not None and span.is_recording():
-                    ids["trace_id"] = f"{span.get_span_context().trace_id:032x}"
-                    span.set_attribute("trimtab.request_id", number)
-                logs.call.set(ids)
-                code = grpc.StatusCode.CANCELLED  # unless it ends by itself
-                try:
-                    answer = await inner(request, context)
-                    code = _code(context)
-                    return answer
-                except grpc.aio.AbortError:
-                    code = _code(context)
-                    raise
-                finally:
-                    if tracing and span is not None:
-                        tracing.ended(span, code)
-                    if logs.calls.isEnabledFor(logging.INFO):
-                        _write(method, code, time.perf_counter() - begun)
-
-        return handler._replace(**{_kind(handler): call})
-
-
-def _kind(handler: Any) -> str:
-    if handler.request_streaming:
-        return "stream_stream" if handler.response_streaming else "stream_unary"
-    return "unary_stream" if handler.response_streaming else "unary_unary"
+        seen = Seen(given if GIVEN.fullmatch(given) else secrets.token_hex(8))
+        begun = time.perf_counter()
+        with tracing.call(method, metadata) if tracing else nullcontext() as span:
+            ids = {"request_id": seen.request_id}
+            if span is not None and span.is_recording():
+                ids["trace_id"] = f"{span.get_span_context().trace_id:032x}"
+                span.set_attribute("trimtab.request_id", seen.request_id)
+            logs.call.set(ids)
+            code = grpc.StatusCode.CANCELLED  # unless it ends by itself
+            try:
+                yield seen
+                code = _code(context)
+            except grpc.aio.AbortError:
+                code = _code(context)
+                raise
+            finally:
+                if tracing and span is not None:
+                    tracing.ended(span, code)
+                if logs.calls.isEnabledFor(logging.INFO):
+                    _write(method, code, time.perf_counter() - begun, seen.caller)
 
 
 def _code(context: Any) -> grpc.StatusCode:
@@ -86,11 +81,11 @@ def _code(context: Any) -> grpc.StatusCode:
     return grpc.StatusCode[code_of(code).name] if code else grpc.StatusCode.OK
 
 
-def _write(method: str, code: grpc.StatusCode, seconds: float) -> None:
+def _write(method: str, code: grpc.StatusCode, seconds: float, caller: str) -> None:
     fields = {
         "method": method,
         "code": code.name,
         "seconds": round(seconds, 6),
-        "caller": access.current().name,
+        "caller": caller,
     }
     logs.calls.info("%s %s in %.6f s", method, code.name, seconds, extra={"fields": fields})

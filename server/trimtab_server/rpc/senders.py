@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import grpc.aio
 
-from trimtab_server.callers import access
+from trimtab_server.callers.access import ANYONE, Caller
 
 TENANT_CHARACTERS = 128
 
@@ -33,13 +33,12 @@ class Tenants:
     def __init__(self, header: str) -> None:
         self._header = header.lower()  # as gRPC sends it
 
-    def of(self, context: Context) -> Sender:
+    def of(self, caller: Caller, context: Context) -> Sender:
         """Whom a call is from."""
-        return Sender(self._tenant(context), context.peer())
+        return Sender(self._tenant(caller, context), context.peer())
 
-    def _tenant(self, context: Context) -> str:
-        caller = access.current()
-        if caller is not access.ANYONE:
+    def _tenant(self, caller: Caller, context: Context) -> str:
+        if caller is not ANYONE:
             return caller.name
         if not self._header:
             return ""

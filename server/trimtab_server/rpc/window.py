@@ -2,7 +2,7 @@
 
 import asyncio
 
-from trimtab_server.rpc.intake import Call
+from trimtab_server.rpc.intake import OpenCall
 
 # So many bytes of a request count as a text.
 BYTES_A_TEXT = 4096
@@ -20,7 +20,7 @@ class Window:
     The requests are held by the call that the stream is: all calls together are bounded, too, in bytes.
     """
 
-    def __init__(self, limit: int, call: Call | None = None) -> None:
+    def __init__(self, limit: int, call: OpenCall | None = None) -> None:
         self._limit = limit
         self._texts = 0
         self._left = asyncio.Event()

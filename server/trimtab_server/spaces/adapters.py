@@ -34,7 +34,7 @@ from trimtab.errors import (
     Unavailable,
 )
 from trimtab_server import limited
-from trimtab_server.callers import access
+from trimtab_server.callers.access import Caller
 from trimtab_server.engine.batch import Stored
 from trimtab_server.engine.runners import rehearsal, runtime
 from trimtab_server.engine.runners.mapping import Maps, OpenMap
@@ -146,19 +146,21 @@ class Adapters:
         self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
         self._routes: dict[tuple[str, int, str, tuple[str, ...]], tuple[Loaded, ...]] = {}
 
-    def all(self) -> Sequence[Loaded]:
+    def all(self, caller: Caller) -> Sequence[Loaded]:
         """Every adapter of the encoders that the caller may use, by encoder and name; also the unusable."""
-        may_use = access.current().may_use
-        return [loaded for loaded in self._links if may_use(loaded.encoder)]
+        return [loaded for loaded in self._links if caller.may_use(loaded.encoder)]
 
-    def route(self, encoder: Manifest, states_width: int, wanted: str) -> Route:
-        """How vectors of this encoder come into another space. Raises as routes.find does."""
-        key = (encoder.space, states_width, wanted, access.current().encoders)
+    def route(self, caller: Caller, encoder: Manifest, states_width: int, wanted: str) -> Route:
+        """How vectors of this encoder come into another space, by the adapters that the caller may use.
+
+        Raises as routes.find does.
+        """
+        key = (encoder.space, states_width, wanted, caller.encoders)
         hops = self._routes.get(key)
         if hops is None:  # only what there is is kept: a caller may ask for anything
             if len(self._routes) >= MOST_ROUTES:
                 self._routes.clear()
-            hops = self._routes[key] = self._find(encoder, states_width, wanted)
+            hops = self._routes[key] = self._find(caller, encoder, states_width, wanted)
         last = hops[-1]
         there = own(last.target) if last.target else None
         return Route(
@@ -169,12 +171,12 @@ class Adapters:
             there.int8_limit if there else None,
         )
 
-    def _find(self, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
+    def _find(self, caller: Caller, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
         try:
-            return routes.find(self.all(), encoder.space, wanted, states_width)
+            return routes.find(self.all(caller), encoder.space, wanted, states_width)
         except NotFound:
             whose = self._own.get(wanted)
-            if whose is None or not access.current().may_use(whose.name):
+            if whose is None or not caller.may_use(whose.name):
                 raise
             fit = f"`trimtab adapter fit --from {_reference(encoder)} --to {_reference(whose)}`"
             raise FailedPrecondition(

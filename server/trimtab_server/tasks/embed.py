@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from trimtab.errors import InvalidArgument, TrimtabError
-from trimtab.kinds import Dtype, Priority, Role, Truncate
+from trimtab.kinds import Dtype, Role, Truncate
 from trimtab.values.column import Columns
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.outputs import dense
 from trimtab_server.outputs.dense import Output
@@ -30,10 +31,6 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     truncate: Truncate = "end"
     dimensions: int | None = None
     dtype: Dtype = "float32"
-    deadline: float | None = None  # on time.monotonic's clock
-    tenant: str = ""
-    flow: str = ""  # with whom it takes turns: its tenant, or its connection where it has none
-    priority: Priority = "interactive"
     spaces: Sequence[str] = ()  # none: the encoder's own
     group: str = ""
     variant: str = ""  # of the encoder's bundle
@@ -59,7 +56,7 @@ class EmbedResult(msgspec.Struct, frozen=True):
 class Embedder:
     """Answers Embed through the pipeline, as the policies say. For one event loop.
 
-    `show` is told of each answer, before it is sent: its encoder, request and vectors.
+    `show` is told of each answer, before it is sent: its encoder, call, request and vectors.
     """
 
     def __init__(
@@ -68,7 +65,7 @@ class Embedder:
         canary: Canary,
         brownouts: Brownouts,
         guards: Guards,
-        show: Callable[[Encoder, EmbedRequest, Vectors], None] | None = None,
+        show: Callable[[Encoder, Call, EmbedRequest, Vectors], None] | None = None,
         hang_seconds: float = 10.0,
     ) -> None:
         self.canary = canary
@@ -80,11 +77,12 @@ class Embedder:
         self._applier = Applier(pipeline.repository.adapters.retire, hang_seconds)
         self._show = show
 
-    async def embed(self, protocol: str, parse: Callable[[], EmbedRequest]) -> EmbedResult:
-        """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
-        return await self._pipeline.answer(protocol, lambda: self._given(parse()), self._embed)
+    async def embed(self, call: Call, request: EmbedRequest) -> EmbedResult:
+        """Answer a request, or raise one of trimtab.errors."""
+        request = self._pipeline.read(call, self._given, request)
+        return await self._pipeline.answer(call, request, self._embed)
 
-    def _given(self, request: EmbedRequest) -> EmbedRequest:
+    def _given(self, call: Call, request: EmbedRequest) -> EmbedRequest:
         """The request as the canary gets it, where it falls to its share; else as it is.
 
         Nobody who asked for no other version is answered in another space: where the canary has one of its
@@ -96,22 +94,22 @@ class Embedder:
         if not self.canary:
             return request
         # Who may not have the encoder, or asks for too much, is told so; neither counted nor hashed.
-        self._pipeline.check_texts(self._repository.find(request.encoder), request.texts)
-        canary = self.canary.of(request.encoder, request.tenant, request.texts[0])
+        self._pipeline.check_texts(self._repository.find(call.caller, request.encoder), request.texts)
+        canary = self.canary.of(call, request.encoder, request.texts[0])
         if canary is None:
             return request
-        answered = self._as_answered(canary, request)
+        answered = self._as_answered(call, canary, request)
         self._metrics.canary(canary.name, canary.version, given=answered is not None)
         return answered or request
 
-    def _as_answered(self, canary: Encoder, request: EmbedRequest) -> EmbedRequest | None:
+    def _as_answered(self, call: Call, canary: Encoder, request: EmbedRequest) -> EmbedRequest | None:
         version = str(canary.version)
         try:
-            space = self._repository.find(request.encoder).manifest.space
+            space = self._repository.find(call.caller, request.encoder).manifest.space
             if space == canary.manifest.space:
                 return msgspec.structs.replace(request, version=version)
             asked = msgspec.structs.replace(request, version=version, spaces=(space,))
-            (route,) = routing.routes(self._repository.adapters, canary, asked)
+            (route,) = routing.routes(self._repository.adapters, call.caller, canary, asked)
         except TrimtabError:  # there is no way into that space, or not for such vectors
             return None
         if any(hop.manifest.verdict != "bridge" for hop in route.hops):
@@ -119,16 +117,14 @@ class Embedder:
         # What is too long for the canary need not be for the other.
         return asked if request.role == "query" and request.truncate != "none" else None
 
-    async def _embed(
-        self, encoder: Encoder, request: EmbedRequest, protocol: str, begun: float
-    ) -> EmbedResult:
+    async def _embed(self, encoder: Encoder, call: Call, request: EmbedRequest) -> EmbedResult:
         itself, encoder = (
             encoder,
             encoder.choose(request.variant, request.layers or 0, request.dimensions or 0),
         )
         self._check(encoder, request)
-        routes = routing.routes(self._repository.adapters, encoder, request)
-        stand_in = self._stand_in(encoder, request) if encoder is itself else None
+        routes = routing.routes(self._repository.adapters, call.caller, encoder, request)
+        stand_in = self._stand_in(encoder, call, request) if encoder is itself else None
         if stand_in is not None:
             encoder, routes = stand_in
         prompts, prompt = encoder.manifest.prompts, ""
@@ -139,13 +135,13 @@ class Embedder:
         with_states = max([route.hops[0].states_width for route in adapted], default=0)
         wanted = dense.WITH_STATES if with_states else dense.ALONE
         others = sum([route.dimensions for route in adapted])
-        with self._pipeline.admit(encoder, request, texts, wanted, others) as share:
-            rows = await self._pipeline.compute(encoder, request, texts, share, begun, wanted)
+        with self._pipeline.admit(encoder, call, texts, wanted, others) as share:
+            rows = await self._pipeline.compute(encoder, call, texts, request.truncate, share, wanted)
             result = rows.computed.result
             vectors = result[dense.DENSE].values
             dense.check_finite(vectors)  # before anybody learns anything of them
             if self._show is not None and encoder is itself:  # versions are compared, not their variants
-                self._show(encoder, request, vectors)
+                self._show(encoder, call, request, vectors)
             hubness = None
             guard = self._guards.of(encoder.name, encoder.version) if encoder is itself else None
             if guard is not None and request.role == "passage":
@@ -157,7 +153,7 @@ class Embedder:
             self._metrics.computed_by(
                 encoder.name, encoder.version, encoder.model.variant, len(vectors), browned_out=browned_out
             )
-            times = self._pipeline.answered(encoder, rows, protocol, begun)
+            times = self._pipeline.answered(encoder, call, rows)
             return EmbedResult(encoder, answers, rows.counts, times, browned_out, hubness)
 
     async def _outputs(
@@ -175,7 +171,9 @@ class Embedder:
                 route.hops[0].see(vectors)
         return answers
 
-    def _stand_in(self, encoder: Encoder, request: EmbedRequest) -> tuple[Encoder, list[Route]] | None:
+    def _stand_in(
+        self, encoder: Encoder, call: Call, request: EmbedRequest
+    ) -> tuple[Encoder, list[Route]] | None:
         """The variant that answers instead, and the way into the encoder's space; None: there is no brownout.
 
         Only what was measured is answered so: whole vectors of interactive queries, in the encoder's own
@@ -184,12 +182,12 @@ class Embedder:
         brownout = self._brownouts.of(encoder.name, encoder.version)
         if brownout is None:
             return None
-        queue_seconds = self._pipeline.engine.queue_seconds(encoder.model, request.flow, "interactive")
-        if not brownout.look(queue_seconds, time.monotonic(), request.flow):
+        queue_seconds = self._pipeline.engine.queue_seconds(encoder.model, call.flow, "interactive")
+        if not brownout.look(queue_seconds, time.monotonic(), call.flow):
             return None
         measured = (
             request.role == "query"
-            and request.priority == "interactive"
+            and call.priority == "interactive"
             and tuple(request.spaces) in ((), (encoder.manifest.space,))
             and request.dimensions in (None, encoder.manifest.dimensions)
             and request.dtype != "ubinary"

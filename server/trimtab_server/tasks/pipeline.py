@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
 from trimtab.errors import DeadlineExceeded, InvalidArgument, TrimtabError
-from trimtab.kinds import Priority, Truncate
+from trimtab.kinds import Truncate
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Limits
@@ -38,14 +39,6 @@ class Request(Protocol):
     def version(self) -> str: ...
     @property
     def truncate(self) -> Truncate: ...
-    @property
-    def deadline(self) -> float | None: ...
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def flow(self) -> str: ...
-    @property
-    def priority(self) -> Priority: ...
 
 
 R = TypeVar("R", bound=Request)
@@ -95,29 +88,31 @@ class Pipeline:
         self._tokenization = tokenization
         self._tracing = tracing
 
-    async def answer(
-        self,
-        protocol: str,
-        parse: Callable[[], R],
-        work: Callable[[Encoder, R, str, float], Awaitable[A]],
-    ) -> A:
-        """Parse a request, find its encoder, and work on it until its deadline; count it where that fails.
+    def read(
+        self, call: Call, parse: Callable[Concatenate[Call, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What `parse` makes of a message; where it cannot be read, that is counted like any failure."""
+        try:
+            return parse(call, *args, **kwargs)
+        except Exception as error:
+            reason = error.code.name if isinstance(error, TrimtabError) else "INTERNAL"
+            self.metrics.failed("", None, call.protocol, reason, time.monotonic() - call.arrived)
+            raise
 
-        `work` gets the encoder, the request, the protocol and the second when the request arrived. Until it
-        awaits something, the adapters are those that belong to the encoder. Parsing is part of it all, so
-        that a request that cannot be read is counted like any that fails.
+    async def answer(self, call: Call, request: R, work: Callable[[Encoder, Call, R], Awaitable[A]]) -> A:
+        """Find a request's encoder, and work on it until the call's deadline; count it where that fails.
+
+        Until `work` awaits something, the adapters are those that belong to the encoder.
         """
-        begun = time.monotonic()
-        name, version = "", None
+        name, version, protocol = "", None, call.protocol
         reason = "INTERNAL"
         try:
-            request = parse()
-            with self.repository.use(request.encoder, request.version) as encoder:
+            with self.repository.use(call.caller, request.encoder, request.version) as encoder:
                 name, version = encoder.name, encoder.version
                 self.metrics.began(name, version, protocol)
                 try:
-                    async with asyncio.timeout_at(request.deadline):
-                        result = await work(encoder, request, protocol, begun)
+                    async with asyncio.timeout_at(call.deadline):
+                        result = await work(encoder, call, request)
                 finally:
                     self.metrics.ended(name, version, protocol)
             reason = ""
@@ -133,12 +128,12 @@ class Pipeline:
             raise
         finally:
             if reason:
-                self.metrics.failed(name, version, protocol, reason, time.monotonic() - begun)
+                self.metrics.failed(name, version, protocol, reason, time.monotonic() - call.arrived)
 
     def admit(
         self,
         encoder: Encoder,
-        request: Request,
+        call: Call,
         texts: Sequence[str],
         wanted: Wanted = dense.ALONE,
         others: int = 0,
@@ -153,25 +148,25 @@ class Pipeline:
         estimate = sum([min(length + SPECIAL_TOKENS, most) for length in lengths])
         return self._admission.admit(
             estimate,
-            partial(self.engine.queue_seconds, model, request.flow, request.priority),
-            request.deadline,
-            request.tenant,
+            partial(self.engine.queue_seconds, model, call.flow, call.priority),
+            call.deadline,
+            call.tenant,
             size // BYTES_A_TOKEN,
-            request.flow,
+            call.flow,
         )
 
     async def compute(
         self,
         encoder: Encoder,
-        request: Request,
+        call: Call,
         texts: Sequence[str],
+        truncate: Truncate,
         share: Pass,
-        begun: float,
         wanted: Wanted = dense.ALONE,
     ) -> Rows:
         """What is wanted of texts that were admitted: tokenise, compute."""
         payloads = await self._tokenization.encode(
-            encoder.tokenizer, texts, request.truncate, (request.flow, request.priority)
+            encoder.tokenizer, texts, truncate, (call.flow, call.priority)
         )
         tokenized = time.monotonic()
         counts = [payload.units for payload in payloads]
@@ -180,33 +175,33 @@ class Pipeline:
             encoder.model,
             payloads,
             wanted,
-            request.deadline,
-            tenant=request.tenant,
-            flow=request.flow,
-            priority=request.priority,
+            call.deadline,
+            tenant=call.tenant,
+            flow=call.flow,
+            priority=call.priority,
         )
-        return Rows(computed, counts, tokenized - begun, time.monotonic())
+        return Rows(computed, counts, tokenized - call.arrived, time.monotonic())
 
-    async def made(self, flow: str, rows: int, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def made(self, call: Call, rows: int, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """An answer of so many rows: in its caller's turn, where they are many."""
         if rows <= PIECE:
             return make(*args, **kwargs)
-        return await self.turns.do(Flow(flow, small=False), make, *args, **kwargs)
+        return await self.turns.do(Flow(call.flow, small=False), make, *args, **kwargs)
 
-    def answered(self, encoder: Encoder, rows: Rows, protocol: str, begun: float) -> Times:
+    def answered(self, encoder: Encoder, call: Call, rows: Rows) -> Times:
         """Count an answered request; where its time went."""
         ended = time.monotonic()
         computed = rows.computed
         times = Times(rows.tokenize, computed.queue_seconds, computed.compute_seconds, ended - rows.arrived)
         self.metrics.answered(
-            encoder.name, encoder.version, protocol,
+            encoder.name, encoder.version, call.protocol,
             texts=len(rows.counts), tokens=sum(rows.counts),
             tokenize=times.tokenize, queue=times.queue, compute=times.compute, output=times.output,
-            total=ended - begun, now_ms=int(time.time() * 1000),
+            total=ended - call.arrived, now_ms=int(time.time() * 1000),
         )  # fmt: skip
         if self._tracing is not None:
             self._tracing.answered(
-                protocol, encoder.name, encoder.version,
+                call.protocol, encoder.name, encoder.version,
                 texts=len(rows.counts), tokens=sum(rows.counts),
                 seconds=(times.tokenize, times.queue, times.compute, times.output),
             )  # fmt: skip

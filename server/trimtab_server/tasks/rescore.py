@@ -5,7 +5,7 @@ index is put in order by the new encoder. A candidate that has an id is computed
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from trimtab.core.rescoring import digest_of
 from trimtab.errors import InvalidArgument
-from trimtab.kinds import Priority, Truncate
+from trimtab.kinds import Truncate
 from trimtab.values import similarity
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.outputs import dense
 from trimtab_server.tasks.pipeline import Pipeline, Times
 
-# By this name the metrics know it, beside the protocols of embedding.
-PROTOCOL = "rescore"
 MAX_ID_BYTES = 512
 DIGEST_BYTES = 16
 # What a remembered vector costs beside its numbers and its key's strings: the objects that hold them.
@@ -82,10 +81,6 @@ class RescoreRequest:
     query: str
     candidates: Sequence[Candidate]
     truncate: Truncate
-    deadline: float | None  # on time.monotonic's clock
-    tenant: str
-    priority: Priority
-    flow: str = ""  # with whom it takes turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +100,15 @@ class Rescorer:
         self.memory = Memory(cache_bytes)
         self._pipeline = pipeline
 
-    async def rescore(self, parse: Callable[[], RescoreRequest]) -> RescoreResult:
-        """Answer the request that `parse` reads off the wire, or raise one of trimtab.errors."""
-        return await self._pipeline.answer(PROTOCOL, parse, self._rescore)
+    async def rescore(self, call: Call, request: RescoreRequest) -> RescoreResult:
+        """Answer a request, or raise one of trimtab.errors."""
+        return await self._pipeline.answer(call, request, self._rescore)
 
-    async def _rescore(
-        self, encoder: Encoder, request: RescoreRequest, protocol: str, begun: float
-    ) -> RescoreResult:
+    async def _rescore(self, encoder: Encoder, call: Call, request: RescoreRequest) -> RescoreResult:
         candidates, prompts = request.candidates, encoder.manifest.prompts
         self._check(encoder, request)
         space, cut = encoder.manifest.space, request.truncate
-        keys = [(space, request.tenant, cut, each.id) for each in candidates]
+        keys = [(space, call.tenant, cut, each.id) for each in candidates]
         vectors = [
             self.memory.recall(key, each.digest) if each.text is None else None
             for key, each in zip(keys, candidates, strict=True)
@@ -126,8 +119,8 @@ class Rescorer:
             return RescoreResult(encoder, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
         texts = [prompts.query + request.query]
         texts += [prompts.passage + (candidates[place].text or "") for place in wanted]
-        with self._pipeline.admit(encoder, request, texts) as share:
-            rows = await self._pipeline.compute(encoder, request, texts, share, begun)
+        with self._pipeline.admit(encoder, call, texts) as share:
+            rows = await self._pipeline.compute(encoder, call, texts, cut, share)
             computed = rows.computed.result[dense.DENSE].values
             dense.check_finite(computed[:1], "query")
             dense.check_finite(computed[1:], "candidates")
@@ -138,7 +131,7 @@ class Rescorer:
                     self.memory.remember(keys[place], vector.copy(), digest)  # a view would keep all the rows
             matrix = np.array(vectors, np.float32)
             scores = similarity.scores(computed[0], matrix, encoder.manifest.similarity)
-            times = self._pipeline.answered(encoder, rows, protocol, begun)
+            times = self._pipeline.answered(encoder, call, rows)
             return RescoreResult(encoder, scores, [], times)
 
     def _check(self, encoder: Encoder, request: RescoreRequest) -> None:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from trimtab.errors import FailedPrecondition, InvalidArgument
 from trimtab.kinds import Dtype
+from trimtab_server.callers.access import Caller
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.spaces.adapters import Adapters, Route
 
@@ -23,8 +24,9 @@ class Asked(Protocol):
     def dtype(self) -> Dtype: ...
 
 
-def routes(adapters: Adapters, encoder: Encoder, request: Asked) -> list[Route]:
-    """The way into each space asked for; refuses what cannot be had there, naming the cure."""
+def routes(adapters: Adapters, caller: Caller, encoder: Encoder, request: Asked) -> list[Route]:
+    """The way into each space asked for, by adapters that the caller may use; refuses what cannot be had
+    there, naming the cure."""
     manifest, spaces = encoder.manifest, request.spaces
     if not spaces:
         _check_output(encoder.own, encoder, request)
@@ -35,7 +37,9 @@ def routes(adapters: Adapters, encoder: Encoder, request: Asked) -> list[Route]:
             f"{MAX_SPACES} at most"
         )
     found = [
-        encoder.own if space == manifest.space else adapters.route(manifest, encoder.states_width, space)
+        encoder.own
+        if space == manifest.space
+        else adapters.route(caller, manifest, encoder.states_width, space)
         for space in spaces
     ]
     for route in found:

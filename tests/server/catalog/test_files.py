@@ -22,6 +22,7 @@ from tests.server.server_process import NAME, serve
 from trimtab import Client
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import BundleError, FailedPrecondition
+from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog.ondisk import OnDisk, stamps
 from trimtab_server.engine.batch import Model, Stored
 from trimtab_server.engine.runners import loading
@@ -269,7 +270,7 @@ async def test_polling_tells_the_log(tmp_path: Path, caplog: pytest.LogCaptureFi
         with caplog.at_level(logging.ERROR):
             other(folder)
             await rig.until(lambda: "another bundle" in caplog.text)
-        (entry,) = served.index()
+        (entry,) = served.index(SERVER)
         assert entry.state == "READY" and "another bundle" in entry.reason
         with pytest.raises(FailedPrecondition, match="another bundle"):
-            await served.load(NAME)
+            await served.load(SERVER, NAME)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.server.calls import call
 from trimtab.errors import BundleError, FailedPrecondition
+from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Trial
 from trimtab_server.policies.canary import Canary
@@ -83,12 +85,12 @@ async def test_a_version_is_on_trial_until_a_newer_one_is_there(tmp_path: Path, 
     await repository.load_all()
 
     def answer() -> tuple[int, int | None]:
-        canary = Canary(repository, trials).of("a", "", "text")
-        return repository.find("a").version, canary and canary.version
+        canary = Canary(repository, trials).of(call(), "a", "text")
+        return repository.find(SERVER, "a").version, canary and canary.version
 
     assert answer() == (1, 2)
     (tmp_path / "a" / "3").mkdir()
-    load = asyncio.create_task(repository.load("a"))
+    load = asyncio.create_task(repository.load(SERVER, "a"))
     await world.loading.wait()
     assert answer() == (1, 2)
     world.fails.set()
@@ -106,7 +108,7 @@ async def test_a_broken_version_does_not_take_the_place_of_one_that_is_served(tm
             (tmp_path / "a" / str(version)).mkdir(parents=True)
 
     def states(repository: Repository) -> dict[int, str]:
-        return {each.version: each.state for each in repository.index() if not each.retired}
+        return {each.version: each.state for each in repository.index(SERVER) if not each.retired}
 
     def repository() -> Repository:
         return Repository(tmp_path, world, world, lambda entry: None, newest=1)
@@ -116,14 +118,14 @@ async def test_a_broken_version_does_not_take_the_place_of_one_that_is_served(tm
     await running.load_all()
     assert states(running) == {2: "READY"}
     put(3)
-    await running.load("a")
+    await running.load(SERVER, "a")
     assert states(running) == {2: "READY", 3: "UNAVAILABLE"}
-    assert running.find("a").version == 2
+    assert running.find(SERVER, "a").version == 2
     started = repository()
     await started.load_all()
     assert states(started) == {2: "READY", 3: "UNAVAILABLE"}
     put(4)
-    await running.load("a")
+    await running.load(SERVER, "a")
     assert states(running) == {4: "READY"}
 
 
@@ -147,12 +149,12 @@ async def test_a_folder_that_cannot_be_read_keeps_no_other_from_it(
     with pytest.raises(
         FailedPrecondition, match=r"closed cannot be read: Permission denied\. What is served"
     ):
-        await before.load("closed")
-    assert before.find("closed").version == 1
+        await before.load(SERVER, "closed")
+    assert before.find(SERVER, "closed").version == 1
     repository = Repository(tmp_path, world, world, lambda entry: None)
     await repository.load_all()
-    assert [each.name for each in repository.encoders()] == ["a", "b"]
+    assert [each.name for each in repository.encoders(SERVER)] == ["a", "b"]
     assert "closed cannot be read: Permission denied" in caplog.text
     (tmp_path / "a" / "2").mkdir()
-    await repository.load("a")
-    assert repository.find("a").version == 2
+    await repository.load(SERVER, "a")
+    assert repository.find(SERVER, "a").version == 2

@@ -12,6 +12,7 @@ import pytest
 from tests.server.misbehaving import running
 from tests.server.server_process import NAME
 from trimtab.errors import FailedPrecondition, NotFound
+from trimtab_server.callers.access import SERVER, Caller
 from trimtab_server.catalog import polling
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.catalog.served import REMEMBERED
@@ -38,7 +39,7 @@ def put(repository: Path, to: Path, version: int) -> None:
 
 
 def newest(served: Repository, version: int) -> bool:
-    return served.find(NAME).version == version
+    return served.find(SERVER, NAME).version == version
 
 
 async def test_new_versions_take_over_while_calls_go_on(minilm_repository: Path, tmp_path: Path) -> None:
@@ -61,17 +62,17 @@ async def test_new_versions_take_over_while_calls_go_on(minilm_repository: Path,
         for version in range(2, 2 + SWAPS):
             put(minilm_repository, repository, version)
             await rig.until(partial(newest, served, version))
-        await rig.until(lambda: len(served.encoders()) == 1)
+        await rig.until(lambda: len(served.encoders(SERVER)) == 1)
         stopping = True
         await asyncio.gather(*load)
         assert answered > 0
         # What is not served any more leaves no series behind, or a server would grow with its versions.
         await rig.until(lambda: rig.versions() == {str(1 + SWAPS)})
         with pytest.raises(FailedPrecondition, match=r"versions\.newest"):
-            served.find(NAME, str(SWAPS))
+            served.find(SERVER, NAME, str(SWAPS))
         with pytest.raises(NotFound):  # the reasons are not remembered for ever
-            served.find(NAME, "1")
-        assert len(served.index()) == 1 + REMEMBERED < 1 + SWAPS
+            served.find(SERVER, NAME, "1")
+        assert len(served.index(SERVER)) == 1 + REMEMBERED < 1 + SWAPS
 
 
 async def test_what_a_client_unloaded_stays_so_until_it_changes(
@@ -91,15 +92,15 @@ async def test_what_a_client_unloaded_stays_so_until_it_changes(
     async with running(repository, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
         assert rig.app is not None
         served = rig.app.repository
-        await served.unload(NAME)
+        await served.unload(SERVER, NAME)
         (repository / "not-an-encoder").mkdir()  # a change elsewhere
         before = looks
         await rig.until(lambda: looks > before + 2)
-        assert not served.encoders()
+        assert not served.encoders(SERVER)
         put(minilm_repository, repository, 2)
-        await rig.until(lambda: [each.version for each in served.encoders()] == [2, 1])
+        await rig.until(lambda: [each.version for each in served.encoders(SERVER)] == [2, 1])
         shutil.rmtree(repository / NAME / "2")
-        await rig.until(lambda: [each.version for each in served.encoders()] == [1])
+        await rig.until(lambda: [each.version for each in served.encoders(SERVER)] == [1])
 
 
 @pytest.mark.parametrize("emptied", ["", NAME])
@@ -117,12 +118,12 @@ async def test_a_mount_point_that_is_emptied_takes_no_encoder_with_it(
         mount.mkdir()
         await rig.until(lambda: "what is served stays" in caplog.text)
         with pytest.raises(FailedPrecondition, match="as where a volume is not mounted"):
-            await served.load(NAME)
-        assert [each.version for each in served.encoders()] == [1]
+            await served.load(SERVER, NAME)
+        assert [each.version for each in served.encoders(SERVER)] == [1]
         mount.rmdir()
         away.rename(mount)
         put(minilm_repository, repository, 2)  # it goes on looking
-        await rig.until(lambda: [each.version for each in served.encoders()] == [2, 1])
+        await rig.until(lambda: [each.version for each in served.encoders(SERVER)] == [2, 1])
 
 
 async def test_looking_goes_on_after_an_error_that_nobody_foresaw(
@@ -132,12 +133,12 @@ async def test_looking_goes_on_after_an_error_that_nobody_foresaw(
     put(minilm_repository, repository, 1)
     failures = 0
 
-    async def load(self: Repository, name: str) -> None:
+    async def load(self: Repository, caller: Caller, name: str) -> None:
         nonlocal failures
         if not failures:
             failures += 1
             raise RecursionError("of a library")
-        await loaded(self, name)
+        await loaded(self, caller, name)
 
     async with running(repository, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
         assert rig.app is not None

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from tests.server.fingerprint import fingerprint
 from tests.server.misbehaving import PATIENCE, FakeSession, Gate, running
 from tests.server.models_made import ALONE, Ids, payload
+from trimtab_server.callers.access import SERVER
 from trimtab_server.config import Engine
 from trimtab_server.engine.fleet.devices import PROBE_UNITS
 
@@ -208,7 +209,7 @@ async def test_unloading_and_stopping_do_not_wait_for_what_hangs(minilm_reposito
         await gate.arrival()
         assert rig.app is not None
         async with asyncio.timeout(120):
-            await rig.app.repository.unload(NAME)
+            await rig.app.repository.unload(SERVER, NAME)
         await asyncio.wait([bad])
         assert code(bad) is grpc.StatusCode.UNAVAILABLE
     gate.open.set()  # only now: the server has stopped before
@@ -229,7 +230,7 @@ async def test_an_encoder_loaded_while_a_device_is_out_is_loaded_there_before_it
         while rig.metric("trimtab_device_up", device="bad:0"):
             await client.embed("a text")
         assert rig.app is not None
-        other = dataclasses.replace(rig.app.repository.encoders()[0].model)
+        other = dataclasses.replace(rig.app.repository.encoders(SERVER)[0].model)
         await rig.app._engine.load(other)
         assert [device for model, device in rig.opened if model is other] == ["good:0"]
         broken.clear()

@@ -19,6 +19,7 @@ from tests.server.models_made import Ids, TextRunner
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
+from trimtab_server.callers.access import SERVER
 from trimtab_server.config import Config, Limits, Server
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet.homes import Opening
@@ -240,10 +241,10 @@ async def test_unloading_waits_for_what_was_taken_up(minilm_repository: Path) ->
                 asyncio.ensure_future(stub.Embed(pb.EmbedRequest(texts=[words(4 + n)]))) for n in range(5)
             ]
             await in_flight(app, 5)
-            unloading = asyncio.create_task(app.repository.unload("all-minilm-l6-v2"))
+            unloading = asyncio.create_task(app.repository.unload(SERVER, "all-minilm-l6-v2"))
             with pytest.raises(trimtab.Unavailable, match="unloading"):
                 while True:
-                    app.repository.find("all-minilm-l6-v2")
+                    app.repository.find(SERVER, "all-minilm-l6-v2")
                     await asyncio.sleep(0)
             # A caller of unload that gives up changes nothing: it is the repository's own work.
             unloading.cancel()
@@ -253,28 +254,28 @@ async def test_unloading_waits_for_what_was_taken_up(minilm_repository: Path) ->
                 async with asyncio.timeout(120):
                     while True:
                         try:
-                            app.repository.find("all-minilm-l6-v2")
+                            app.repository.find(SERVER, "all-minilm-l6-v2")
                         except trimtab.Unavailable:
                             await asyncio.sleep(0)
-            await app.repository.load("all-minilm-l6-v2")
+            await app.repository.load(SERVER, "all-minilm-l6-v2")
             assert (await stub.Embed(pb.EmbedRequest(texts=["again"]))).embeddings[0].vectors.rows == 1
 
 
 async def test_a_load_that_its_caller_gives_up_is_finished(minilm_repository: Path) -> None:
     Gated.gate.set()
     async with running(minilm_repository, Gated) as app:
-        await app.repository.unload("all-minilm-l6-v2")
+        await app.repository.unload(SERVER, "all-minilm-l6-v2")
         Gated.gate.clear()
-        loading = asyncio.create_task(app.repository.load("all-minilm-l6-v2"))
+        loading = asyncio.create_task(app.repository.load(SERVER, "all-minilm-l6-v2"))
         with pytest.raises(trimtab.Unavailable, match="loading"):
             while True:
                 with contextlib.suppress(trimtab.FailedPrecondition):
-                    app.repository.find("")
+                    app.repository.find(SERVER, "")
                 await asyncio.sleep(0)
         loading.cancel()
         Gated.gate.set()
         async with asyncio.timeout(120):
-            while not app.repository.encoders():
+            while not app.repository.encoders(SERVER):
                 await asyncio.sleep(0)
 
 

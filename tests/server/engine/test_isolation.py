@@ -22,6 +22,7 @@ from tests.server.misbehaving import PATIENCE, Client, Rig, running
 from tests.server.rpc.test_lifecycle import copy_bundle
 from tests.server.server_process import NAME, ServerProcess, serve
 from tests.texts import TEXTS
+from trimtab_server.callers.access import SERVER
 from trimtab_server.config import Engine
 
 ENGINE = Engine(isolation="process", hang_seconds=1.0)
@@ -250,7 +251,7 @@ async def test_an_encoder_that_ends_whoever_loads_it_is_refused_alone(
         assert rig.app is not None
         calls = [client.embed(f"text {number}") for number in range(20)]
         await asyncio.gather(*calls)
-        await rig.app.repository.load(faulty_child.DEADLY)
+        await rig.app.repository.load(SERVER, faulty_child.DEADLY)
         await asyncio.gather(*(client.embed(f"text {number}") for number in range(20)))
-        (entry,) = [each for each in rig.app.repository.index() if each.name == faulty_child.DEADLY]
+        (entry,) = [each for each in rig.app.repository.index(SERVER) if each.name == faulty_child.DEADLY]
         assert entry.state == "UNAVAILABLE" and "ended 3 times while it loaded" in entry.reason

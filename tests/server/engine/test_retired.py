@@ -11,6 +11,7 @@ from tests.server.engine.test_devices import IMPATIENT, NAME, code
 from tests.server.misbehaving import PATIENCE, FakeSession, Gate, running
 from tests.server.rpc.test_lifecycle import copy_bundle
 from trimtab.v1 import encoder_pb2 as pb
+from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog import retrying
 from trimtab_server.config import Engine
 from trimtab_server.engine.batch import Model
@@ -35,10 +36,10 @@ async def test_an_encoder_that_fails_while_others_run_is_retired_and_no_device(
         assert {code(call) for call in good} == {None}
         refused = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION}
         assert {code(call) for call in bad} <= {grpc.StatusCode.INTERNAL, *refused}
-        (entry,) = [each for each in rig.app.repository.index() if each.name == "ill"]
+        (entry,) = [each for each in rig.app.repository.index(SERVER) if each.name == "ill"]
         while entry.state != "UNAVAILABLE":
             await asyncio.sleep(0.001)
-            (entry,) = [each for each in rig.app.repository.index() if each.name == "ill"]
+            (entry,) = [each for each in rig.app.repository.index(SERVER) if each.name == "ill"]
         assert "3 times in a row, while others ran well: this encoder is ill" in entry.reason
         assert not await client.serving("ill") and await client.serving(NAME)
         late = client.embed("a text", encoder="ill")
@@ -96,17 +97,17 @@ async def test_a_load_that_hangs_holds_up_no_other_and_no_end(
         rig.app._engine._workers._devices[0].home = InThreads(open_graph, Place("one", 0, 1))
         for name in ("fine", "hangs"):
             copy_bundle(minilm_repository, tmp_path, name)
-        load = asyncio.create_task(served.load("hangs"))
+        load = asyncio.create_task(served.load(SERVER, "hangs"))
         await hanging.wait()
-        await served.load("fine")
-        await served.unload("fine")
+        await served.load(SERVER, "fine")
+        await served.unload(SERVER, "fine")
         await client.stub.Embed(pb.EmbedRequest(encoder=NAME, texts=["a text"]), timeout=PATIENCE)
         assert not load.done()
         await load
-        (entry,) = [each for each in served.index() if each.name == "hangs"]
+        (entry,) = [each for each in served.index(SERVER) if each.name == "hangs"]
         assert entry.state == "UNAVAILABLE" and "did not get on for 5 s" in entry.reason
         hanging.clear()
-        load = asyncio.create_task(served.load("hangs"))
+        load = asyncio.create_task(served.load(SERVER, "hangs"))
         await hanging.wait()
     with pytest.raises(asyncio.CancelledError):  # the server has stopped meanwhile
         await load

@@ -9,6 +9,7 @@ import grpc
 
 from tests.server.misbehaving import Client, Gate, Rig, running
 from tests.server.models_made import Ids
+from trimtab_server.callers.access import SERVER
 from trimtab_server.config import Sharing
 
 NAME = "all-minilm-l6-v2"
@@ -137,9 +138,9 @@ async def test_a_repeat_is_answered_from_the_cache(minilm_repository: Path) -> N
         await client.embed("one", "a third text")  # half of it remembered
         assert shared(rig, "cache") == 4 and len(rig.runs) == before + 1
         assert rig.app is not None
-        await rig.app.repository.unload(NAME)
+        await rig.app.repository.unload(SERVER, NAME)
         assert rig.metric("trimtab_cache_bytes") == 0
-        await rig.app.repository.load(NAME)
+        await rig.app.repository.load(SERVER, NAME)
         await client.embed("one")
         assert shared(rig, "cache") == 4, "another load is another model"
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from tests.server.calls import call
 from trimtab.errors import NotFound
 from trimtab.values.column import Column
-from trimtab_server.callers import access
-from trimtab_server.callers.access import Caller
+from trimtab_server.callers.access import ANYONE, Caller
 from trimtab_server.policies.comparing import FEWEST
 from trimtab_server.policies.shadow import Figures, Shadow
 from trimtab_server.tasks.embed import EmbedRequest
@@ -50,8 +50,8 @@ class World:
         self.shadow_ = Shadow(every, every, every, every, Figures(self.registry))
 
     @contextmanager
-    def use(self, name: str, version: str) -> Iterator[Any]:
-        access.check_encoder(name)
+    def use(self, caller: Caller, name: str, version: str) -> Iterator[Any]:
+        caller.check_encoder(name)
         if (name, int(version)) not in self.served:
             raise NotFound("it is gone")
         yield self.served[name, int(version)]
@@ -74,10 +74,17 @@ class World:
     ) -> Any:
         return SimpleNamespace(result={"dense": Column(np.stack([vector(text) for text in texts]))})
 
-    def see(self, name: str, texts: Sequence[str], rows: np.ndarray | None = None, **more: Any) -> None:
+    def see(
+        self,
+        name: str,
+        texts: Sequence[str],
+        rows: np.ndarray | None = None,
+        caller: Caller = ANYONE,
+        **more: Any,
+    ) -> None:
         request = EmbedRequest(name, "", texts, **more)
         answered = np.stack([vector(text) for text in texts]) if rows is None else rows
-        self.shadow_.see(self.served[name, 1], request, answered)
+        self.shadow_.see(self.served[name, 1], call(caller), request, answered)
 
     def outcomes(self, name: str) -> dict[str, float]:
         return {
@@ -100,17 +107,14 @@ def vector(text: str) -> np.ndarray:
 @pytest.fixture
 async def world() -> Iterator[World]:
     world = World()
+    world.shadow_.start()
     yield world
     await world.shadow_.stop()
 
 
 async def test_it_works_by_nobodys_rights(world: World) -> None:
-    async def call(name: str) -> None:
-        access.enter(Caller(f"user of {name}", (name,)))
-        world.see(name, [f"a text for {name}"])
-
     for name in "ab":
-        await asyncio.create_task(call(name))
+        world.see(name, [f"a text for {name}"], caller=Caller(f"user of {name}", (name,)))
         await world.until(name, 1)
     assert world.outcomes("a") == world.outcomes("b") == {"compared": 1}
 

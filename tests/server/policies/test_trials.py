@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.server.calls import call
 from trimtab.errors import InvalidArgument, PermissionDenied, TrimtabError
+from trimtab_server.callers.access import Caller
 from trimtab_server.config import Limits, Trial
 from trimtab_server.policies.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
 from trimtab_server.policies.trials import Trials, falls_to
@@ -107,7 +109,7 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
     """It is neither counted nor hashed: whoever may not use an encoder would move its figures."""
     asked: list[str] = []
 
-    def find(name: str, version: str = "") -> Any:
+    def find(caller: Caller, name: str, version: str = "") -> Any:
         if denied:
             raise PermissionDenied("another's")
         return SimpleNamespace(name=name, version=1, manifest=SimpleNamespace(max_tokens=8))
@@ -117,12 +119,12 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
         use=None,
         adapters=SimpleNamespace(retire=None),
     )
-    canary: Any = SimpleNamespace(of=lambda name, tenant, text: asked.append(text))
+    canary: Any = SimpleNamespace(of=lambda call, name, text: asked.append(text))
     metrics = SimpleNamespace(failed=lambda *failure: None)
     limits = Limits(max_texts=8, max_text_bytes=1000)
     others: Any = None
     pipeline = Pipeline(limits, repository, None, None, None, metrics)  # type: ignore[arg-type]
     embedder = Embedder(pipeline, canary, others, others)
     with pytest.raises(error):
-        await embedder.embed("test", lambda: EmbedRequest("a", "", texts))
+        await embedder.embed(call(), EmbedRequest("a", "", texts))
     assert not asked

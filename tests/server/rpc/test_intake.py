@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from trimtab.errors import ResourceExhausted
+from trimtab_server.callers.access import ANYONE
 from trimtab_server.rpc import arriving
 from trimtab_server.rpc.arriving import Arriving
-from trimtab_server.rpc.intake import Call, Intake
+from trimtab_server.rpc.intake import Intake, OpenCall
 from trimtab_server.rpc.senders import Sender
 from trimtab_server.rpc.sockets import Connections
 
@@ -18,8 +20,18 @@ def intake(max_calls: int = 4, max_bytes: int = 100) -> Intake:
     return Intake(max_calls, max_bytes, Arriving(max_bytes))
 
 
-def opened(room: Intake, name: str) -> Call:
-    return room.open(Sender("", name), "", None)
+class Context:
+    """As much of gRPC's as an open call asks of it."""
+
+    def time_remaining(self) -> None:
+        return None
+
+
+CONTEXT: Any = Context()
+
+
+def opened(room: Intake, name: str) -> OpenCall:
+    return room.open(ANYONE, Sender("", name), CONTEXT)
 
 
 def test_whoever_has_most_calls_makes_room_for_the_others() -> None:
@@ -65,7 +77,7 @@ async def test_a_call_that_is_ended_is_told_why() -> None:
     begun = asyncio.Event()
 
     async def work() -> None:
-        call = room.open(Sender("", "large"), "", asyncio.current_task())
+        call = room.open(ANYONE, Sender("", "large"), CONTEXT, asyncio.current_task())
         try:
             begun.set()
             await asyncio.Event().wait()

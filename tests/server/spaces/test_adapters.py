@@ -1,10 +1,10 @@
 """Adapters read from a repository: which can be used, and what is wrong with the others."""
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from trimtab.artifacts import adapter as adapters
 from trimtab.artifacts.adapter import Endpoint
 from trimtab.errors import PermissionDenied
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.callers import access
+from trimtab_server.callers.access import SERVER, Caller
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.spaces.adapters import Adapters, Loaded
 from trimtab_server.spaces.watching import Watch
@@ -36,7 +36,7 @@ def mapped() -> Iterator[Adapters]:
 def read(mapped: Adapters, repository: Path) -> dict[str, Loaded]:
     mapped.put("new", asyncio.run(mapped.read(repository, "new")))
     mapped.publish(())
-    return {loaded.name: loaded for loaded in mapped.all()}
+    return {loaded.name: loaded for loaded in mapped.all(SERVER)}
 
 
 def renamed(graph: onnx.ModelProto, before: str, after: str) -> onnx.ModelProto:
@@ -129,14 +129,11 @@ async def test_callers_see_the_adapters_of_their_encoders(mapped: Adapters, tmp_
     servicer = NativeServicer(pipeline, None, None, None)  # type: ignore[arg-type]
 
     async def listed(encoders: tuple[str, ...], asked: str) -> list[str]:
-        access.enter(access.Caller("somebody", encoders))
-        answer = await servicer.ListAdapters(pb.ListAdaptersRequest(encoder=asked), None)  # type: ignore[arg-type]
+        opened: Any = SimpleNamespace(caller=Caller("somebody", encoders))
+        answer = await servicer.ListAdapters(pb.ListAdaptersRequest(encoder=asked), opened)
         return [adapter.name for adapter in answer.adapters]
 
-    async def apart(encoders: tuple[str, ...], asked: str) -> list[str]:
-        return await asyncio.create_task(listed(encoders, asked), context=contextvars.Context())
-
-    assert await apart(("new",), "") == await apart(("n*",), "new") == ["to-old"]
-    assert await apart(("other",), "") == []
+    assert await listed(("new",), "") == await listed(("n*",), "new") == ["to-old"]
+    assert await listed(("other",), "") == []
     with pytest.raises(PermissionDenied):
-        await apart(("other",), "new")
+        await listed(("other",), "new")
