@@ -18,8 +18,9 @@ from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server.callers.access import SERVER
 from trimtab_server.callers.auth import Authenticator
+from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.opening import Opener
-from trimtab_server.catalog.policy import Policy
 from trimtab_server.catalog.polling import Poller
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.catalog.served import Entry
@@ -47,8 +48,10 @@ from trimtab_server.observing.tracing import Tracing
 from trimtab_server.policies.brownout import Brownout, Brownouts
 from trimtab_server.policies.canary import Canary
 from trimtab_server.policies.hubs import Guards
+from trimtab_server.policies.routing import Routing
 from trimtab_server.policies.shadow import Figures, Shadow
 from trimtab_server.policies.trials import Trials
+from trimtab_server.policies.variants import Variants
 from trimtab_server.rpc import listeners, reflection, sockets
 from trimtab_server.rpc.arriving import Arriving
 from trimtab_server.rpc.boundary import Boundary
@@ -65,6 +68,7 @@ from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.watching import Watch
 from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
+from trimtab_server.tasks.plan import Policy
 from trimtab_server.tasks.rescore import Rescorer
 from trimtab_server.turns import Turns
 
@@ -122,8 +126,10 @@ class App:
         self._engine = self._make_engine(opening, places, quotas)
         trials = Trials(config.canary, config.shadow)
         settings = config.encoders.items()
-        self._brownouts = Brownouts({name: each.brownout for name, each in settings if each.brownout})
-        guards = Guards({name: each.guard for name, each in settings if each.guard})
+        brownouts = {name: each.brownout for name, each in settings if each.brownout}
+        guarded = {name: each.guard for name, each in settings if each.guard}
+        self._brownouts = Brownouts(brownouts, self._queue_seconds, time.monotonic)
+        guards = Guards(guarded, self._metrics.suspicious)
         self.repository = self._make_repository(repository, trials, (self._brownouts, guards))
         self._poller = Poller(self.repository, config.versions.poll_seconds, config.engine.load_seconds)
         figures = Figures(self._registry)
@@ -138,15 +144,20 @@ class App:
             self._tracing,
             self._turns,
         )
-        embedder = Embedder(
-            pipeline,
-            Canary(self.repository, trials),
-            self._brownouts,
-            guards,
-            self._shadow.see if config.shadow else None,
-            config.engine.hang_seconds,
-        )
-        self._servers = self._make_servers(pipeline, embedder)
+        adapters = self.repository.adapters
+        canary = Canary(self.repository, trials, adapters, self._metrics.canary)
+        # In the order in which they plan, and look; each call pays for those that are configured.
+        policies: list[tuple[object, Policy]] = [
+            (config.canary, canary),  # another version answers a share of the requests
+            (True, Variants()),  # which of its graphs is meant
+            (True, Routing(adapters)),  # the way into each space wanted
+            (brownouts, self._brownouts),  # a cheaper graph computes, while the queue is long
+            (config.shadow, self._shadow),  # another version sees a share of the texts
+            (guarded, guards),  # passages that would be found too often are flagged or refused
+        ]
+        configured = [policy for settings, policy in policies if settings]
+        embedder = Embedder(pipeline, configured, config.engine.hang_seconds)
+        self._servers = self._make_servers(pipeline, embedder, trials)
 
     def _make_engine(self, opening: Opening, places: Sequence[Place], quotas: Quotas) -> Engine:
         config, settings = self.config, self.config.engine
@@ -175,7 +186,7 @@ class App:
             turns=self._turns,
         )
 
-    def _make_repository(self, path: Path, trials: Trials, policies: Sequence[Policy]) -> Repository:
+    def _make_repository(self, path: Path, trials: Trials, policies: Sequence[Lifecycle]) -> Repository:
         config, load_seconds = self.config, self.config.engine.load_seconds
         signers = _signers(config.signatures.keys)
         adapters = Adapters(self._watch, signers, load_seconds, self._stage, self._maps)
@@ -202,7 +213,9 @@ class App:
             load_seconds=load_seconds,
         )
 
-    def _make_servers(self, pipeline: Pipeline, embedder: Embedder) -> tuple[grpc.aio.Server, ...]:
+    def _make_servers(
+        self, pipeline: Pipeline, embedder: Embedder, trials: Trials
+    ) -> tuple[grpc.aio.Server, ...]:
         config, limits = self.config, self.config.limits
         self._arriving = Arriving(limits.max_received_bytes)
         self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
@@ -210,7 +223,7 @@ class App:
         tenants = Tenants(config.server.tenant_header)
         self._boundary, self._admin_boundary = self._boundaries(unread, tenants)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
-        self._native = NativeServicer(pipeline, embedder, rescorer, unread)
+        self._native = NativeServicer(pipeline, embedder, rescorer, trials, unread)
         self._kserve = KServeServicer(
             pipeline, embedder, self._metrics, unread, lambda: self._ready and self._served
         )
@@ -255,7 +268,8 @@ class App:
         log.info("ready after %.2f s, of which the encoders took %.2f s", process + encoders, encoders)
         self._ready = True
         self._announce()
-        self._shadow.start()
+        if self.config.shadow:
+            self._shadow.start()
         self._poller.start()
 
     async def stop(self) -> None:
@@ -298,6 +312,9 @@ class App:
     def _devices_changed(self, serving: bool) -> None:
         self._served = serving
         self._announce()
+
+    def _queue_seconds(self, encoder: Encoder, flow: str) -> float:
+        return self._engine.queue_seconds(encoder.model, flow, "interactive")
 
     def _model_retired(self, model: Model, why: str) -> None:
         self.repository.retire(model, why)

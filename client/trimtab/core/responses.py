@@ -152,7 +152,7 @@ def join(parts: Sequence[Part], space: str = "") -> Embeddings:
             output=sum(part.times.output for part in parts),
         ),
         adapters=tuple(dict.fromkeys(name for part in parts for name in part.adapters)),
-        # If a brownout began or ended in between, name the variant that stood in.
+        # If a brownout began or ended in between, name the fallback.
         variant=next((part.variant for part in parts if part.browned_out), parts[0].variant),
         browned_out=any(part.browned_out for part in parts),
         reach=np.concatenate([_reach(part) for part in parts]) if looked else None,

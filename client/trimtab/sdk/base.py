@@ -185,7 +185,7 @@ class BaseStream(ABC):
 
     @property
     def browned_out(self) -> bool:
-        """Whether a cheaper variant stood in for the encoder in any answer until now."""
+        """Whether a cheaper variant gave any answer until now, instead of the encoder itself."""
         return self._exchange is not None and self._exchange.browned_out
 
     @property

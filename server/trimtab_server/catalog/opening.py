@@ -19,8 +19,8 @@ from trimtab.tokens import Tokenizer
 from trimtab_server import limited
 from trimtab_server.catalog import ondisk
 from trimtab_server.catalog.encoder import Encoder, model_of, others, stored
+from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.ondisk import OnDisk, Stamps
-from trimtab_server.catalog.policy import Policy
 from trimtab_server.engine.batch import Model, Payload
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.runners.rehearsal import Finding, Piece, Tokens
@@ -51,7 +51,7 @@ class Opener:
         *,
         signers: Signers | None = None,
         wanted: Mapping[str, tuple[str, ...]] | None = None,
-        policies: Sequence[Policy] = (),
+        policies: Sequence[Lifecycle] = (),
         load_seconds: float = 60.0,
         stage: Stage | None = None,
         loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
@@ -122,7 +122,7 @@ class Opener:
         self._on_disk.remember(manifest, stamps)
         return encoder
 
-    async def _ask(self, policies: Sequence[Policy], encoder: Encoder) -> dict[str, float]:
+    async def _ask(self, policies: Sequence[Lifecycle], encoder: Encoder) -> dict[str, float]:
         """Have the policies look at a version that is warm; the seconds of those that take some. Where one
         refuses it, it is unloaded."""
         seconds: dict[str, float] = {}

@@ -15,8 +15,8 @@ from trimtab_server import limited, memory
 from trimtab_server.callers.access import SERVER, Caller
 from trimtab_server.catalog import folders
 from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.opening import Opener
-from trimtab_server.catalog.policy import Policy
 from trimtab_server.catalog.retrying import Retries
 from trimtab_server.catalog.served import Entry, Key, Served, nobody
 from trimtab_server.engine.batch import Model
@@ -45,7 +45,7 @@ class Repository(Served):
         *,
         newest: int = 0,
         on_trial: Callable[[str, Sequence[int]], set[int]] = nobody,
-        policies: Sequence[Policy] = (),
+        policies: Sequence[Lifecycle] = (),
         configured: Mapping[str, Collection[str]] | None = None,
         load_seconds: float = 60.0,
     ) -> None:

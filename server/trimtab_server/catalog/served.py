@@ -72,16 +72,24 @@ class Served:
 
     @contextmanager
     def use(self, caller: Caller, name: str, version: str) -> Iterator[Encoder]:
-        """Find an encoder and keep it from being unloaded for as long as a request needs it."""
+        """Find an encoder and keep it from being unloaded for as long as it is needed."""
         encoder = self.find(caller, name, version)
-        self._users[encoder] += 1
+        self.hold(encoder)
         try:
             yield encoder
         finally:
-            self._users[encoder] -= 1
-            if not self._users[encoder]:
-                del self._users[encoder]
-                self._left.set()
+            self.release(encoder)
+
+    def hold(self, encoder: Encoder) -> None:
+        """Keep an encoder that was just found from being unloaded, until it is released."""
+        self._users[encoder] += 1
+
+    def release(self, encoder: Encoder) -> None:
+        """A request needs the encoder no longer."""
+        self._users[encoder] -= 1
+        if not self._users[encoder]:
+            del self._users[encoder]
+            self._left.set()
 
     def find(self, caller: Caller, name: str, version: str = "") -> Encoder:
         """The encoder of this name: where `version` is empty, the newest version that is ready and not on

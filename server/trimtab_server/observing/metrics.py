@@ -164,7 +164,7 @@ class Metrics:
         """A request was refused on admission; `tenant` is one from the configuration, or OTHER."""
         self._answers.not_admitted.labels(tenant, reason).inc()
 
-    def canary(self, encoder: str, version: int, *, given: bool) -> None:
+    def canary(self, encoder: str, version: int, given: bool) -> None:
         """A request was in a canary's share, and was given to it or kept."""
         self._answers.canary.labels(encoder, version, "given" if given else "kept").inc()
 

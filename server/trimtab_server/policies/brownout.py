@@ -1,7 +1,7 @@
 """Under overload, queries may be answered by a cheaper variant of their encoder: when, and how. Sans-IO.
 
-A stand-in's vectors are of another space than the encoder's, and callers search an index of the encoder's. So
-it answers only where held-out retrieval was measured in just that case, its queries against the encoder's
+The fallback's vectors are of another space than the encoder's, and callers search an index of the encoder's.
+So it answers only where held-out retrieval was measured in just that case, its queries against the encoder's
 index, and kept enough: through an adapter that was judged *bridge*, or, where its report card says enough of
 its queries alone, as they are.
 """
@@ -9,15 +9,19 @@ its queries alone, as they are.
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
+
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import provisional
 from trimtab.artifacts.bundle import TRAINED_ON, Manifest
 from trimtab.errors import ConfigError
 from trimtab_server import config
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.catalog.policy import Embed, Policy
+from trimtab_server.catalog.lifecycle import Embed, Lifecycle
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.adapters import Loaded, Route, own
+from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ class Brownout:
     """Which tenants an encoder answers in a brownout, by how long the queue is for each; not thread-safe.
 
     One begins when the queue is longer than `above_seconds`, and ends when it has been shorter than half of
-    that for `calm_seconds`: what the stand-in saves would otherwise end it at once, and begin it again. One
+    that for `calm_seconds`: what the fallback saves would otherwise end it at once, and begin it again. One
     tenant's flood is no brownout for those who need not wait.
     """
 
@@ -67,14 +71,24 @@ class Brownout:
         return any(now - at < lately for at in list(self._long.values()))
 
 
-class Brownouts(Policy):
-    """The brownouts of all encoders: of each version its own, and how its stand-in's vectors come into its
-    space."""
+class Brownouts(Lifecycle, Policy):
+    """The brownouts of all encoders: of each version its own, and how its fallback's vectors come into its
+    space.
 
-    def __init__(self, settings: Mapping[str, config.Brownout]) -> None:
+    `queue_seconds` tells how long an interactive item of a flow will wait for an encoder.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, config.Brownout],
+        queue_seconds: Callable[[Encoder, str], float],
+        clock: Callable[[], float],
+    ) -> None:
         self._settings = settings
+        self._queue_seconds = queue_seconds
+        self._clock = clock
         self._brownouts: dict[tuple[str, int], Brownout] = {}
-        self._stand_ins: dict[tuple[str, int], tuple[Encoder, Route]] = {}
+        self._fallbacks: dict[tuple[str, int], tuple[Encoder, Route]] = {}
 
     def concerns(self, encoder: str) -> bool:
         return encoder in self._settings
@@ -89,7 +103,7 @@ class Brownouts(Policy):
         self._brownouts.pop((name, version), None)
 
     def published(self, encoders: Sequence[Encoder], adapters: Callable[[str], Sequence[Loaded]]) -> None:
-        self._stand_ins = {}
+        self._fallbacks = {}
         for encoder in encoders:
             if not self.concerns(encoder.name):
                 continue
@@ -99,21 +113,47 @@ class Brownouts(Policy):
             except ConfigError as error:  # it has lost its adapter
                 log.warning("%s version %d has no brownout: %s", encoder.name, encoder.version, error)
                 continue
-            stand_in = encoder.variants.get(settings.variant)
-            if stand_in is not None:  # not given up because it failed
-                self._stand_ins[encoder.name, encoder.version] = stand_in, route
+            fallback = encoder.variants.get(settings.variant)
+            if fallback is not None:  # not given up because it failed
+                self._fallbacks[encoder.name, encoder.version] = fallback, route
 
     def of(self, name: str, version: int) -> Brownout | None:
         """That of a version, where it is configured."""
         return self._brownouts.get((name, version))
 
-    def stand_in(self, encoder: Encoder) -> tuple[Encoder, Route] | None:
-        """The variant that stands in for an encoder, and its way into the encoder's space."""
-        return self._stand_ins.get((encoder.name, encoder.version))
+    def plan(self, call: Call, plan: Plan) -> Plan:
+        """In a brownout the fallback computes what was measured of it, in place of the encoder itself."""
+        encoder = plan.version
+        brownout = self.of(encoder.name, encoder.version) if plan.by_itself else None
+        if brownout is None:
+            return plan
+        if not brownout.look(self._queue_seconds(encoder, call.flow), self._clock(), call.flow):
+            return plan
+        fallback = self._fallbacks.get((encoder.name, encoder.version))
+        if fallback is None or not _measured(call, plan.request, encoder.manifest):
+            return plan
+        return msgspec.structs.replace(plan, encoder=fallback[0], routes=(fallback[1],), browned_out=True)
+
+
+def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
+    """Whether the request allows the fallback, and it was measured for such ones: whole vectors of queries,
+    in the encoder's own space.
+
+    A text of no role may be a passage, and would stay in an index when the brownout is over.
+    """
+    return (
+        request.allow_brownout
+        and call.priority == "interactive"
+        and request.role == "query"
+        and not (request.variant or request.layers)
+        and tuple(request.spaces) in ((), (whole.space,))
+        and request.dimensions in (None, whole.dimensions)
+        and request.dtype != "ubinary"
+    )
 
 
 def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) -> Route:
-    """How the stand-in's queries come into the space of the encoder itself, keeping `min_quality` of it.
+    """How the fallback's queries come into the space of the encoder itself, keeping `min_quality` of it.
 
     Raises ConfigError, with what was measured, where nothing keeps that much.
     """
@@ -123,11 +163,11 @@ def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) 
             f"brownout names the variant {settings.variant!r}: give one of "
             f"{variants.names(whole.variants[1:])} of {variants.title(whole)}"
         )
-    stand_in = variants.alone(whole, variant)
+    fallback = variants.alone(whole, variant)
     between = [
         each
         for each in adapters
-        if (each.manifest.source.space, each.manifest.target.space) == (stand_in.space, whole.space)
+        if (each.manifest.source.space, each.manifest.target.space) == (fallback.space, whole.space)
         and each.manifest.verdict == "bridge"
         and not each.manifest.provisional
         and not routes.refusal(each)
@@ -137,7 +177,7 @@ def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) 
         return Route(whole.space, (best,), whole.dimensions, whole.normalized, whole.int8_limit)
     found = [f"adapter {each.name} keeps {_keeps(each):.3f} of R@10" for each in between]
     card = variant.report.fidelity
-    if card is not None and stand_in.dimensions == whole.dimensions:
+    if card is not None and fallback.dimensions == whole.dimensions:
         alone = card.query_only_ndcg.value
         if alone >= settings.min_quality and not card.provisional:
             return own(whole)

@@ -1,30 +1,64 @@
 """A version on trial answers a share of the requests that name no version."""
 
+from collections.abc import Callable
+
+import msgspec
+
+from trimtab.errors import TrimtabError
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.served import Served
+from trimtab_server.policies.routing import routes
 from trimtab_server.policies.trials import Trials
+from trimtab_server.spaces.adapters import Adapters
+from trimtab_server.tasks.plan import Plan, Policy
 
 
-class Canary:
-    """Which requests fall to a version on trial, among those that are served."""
+class Canary(Policy):
+    """Gives its share of the requests to a version on trial, where it can answer them as the other would.
 
-    def __init__(self, served: Served, trials: Trials) -> None:
+    Nobody who asked for no other version is answered in another space: where the canary has one of its own,
+    it gets queries alone, through an adapter into the space of the version that would have answered. The
+    adapter must be a bridge: these callers will not score candidates again, as a cascade needs.
+
+    `counted` is told of each request of the share: encoder, version, and whether it was given to it.
+    """
+
+    def __init__(
+        self, served: Served, trials: Trials, adapters: Adapters, counted: Callable[[str, int, bool], None]
+    ) -> None:
         self._served = served
         self._trials = trials
+        self._adapters = adapters
+        self._counted = counted
 
-    def __bool__(self) -> bool:
-        return bool(self._trials)
+    def plan(self, call: Call, plan: Plan) -> Plan:
+        request = plan.request
+        if request.version or request.spaces or request.variant or request.layers:
+            return plan
+        canary = self._chosen(plan.version.name, call.tenant, request.texts[0])
+        if canary is None:
+            return plan
+        given = self._given(call, plan, canary)
+        self._counted(canary.name, canary.version, given is not None)
+        return given or plan
 
-    def of(self, call: Call, name: str, text: str) -> Encoder | None:
-        """The version on trial to which a request of this first text is given; None: the others answer it.
-
-        Ask only for callers who may use the encoder, and for texts within the limits.
-        """
-        name = name or self._served.only(call.caller)
-        version = self._trials.canary(name, self._served.versions(name), call.tenant, text)
+    def _chosen(self, name: str, tenant: str, text: str) -> Encoder | None:
+        version = self._trials.canary(name, self._served.versions(name), tenant, text)
         return self._served.ready(name, version) if version else None
 
-    def shares(self, encoder: Encoder) -> tuple[float, float]:
-        """The shares that a version has as a canary, and as a shadow."""
-        return self._trials.shares(encoder.name, encoder.version, self._served.versions(encoder.name))
+    def _given(self, call: Call, plan: Plan, canary: Encoder) -> Plan | None:
+        request, space = plan.request, plan.version.manifest.space
+        if space == canary.manifest.space:
+            return Plan(request, canary, canary, (canary.own,))
+        # What is too long for the canary need not be for the other.
+        if request.role != "query" or request.truncate == "none":
+            return None
+        asked = msgspec.structs.replace(request, spaces=(space,))
+        try:
+            (route,) = routes(self._adapters, call.caller, canary, asked)
+        except TrimtabError:  # there is no way into that space, or not for such vectors
+            return None
+        if any(hop.manifest.verdict != "bridge" for hop in route.hops):
+            return None
+        return Plan(asked, canary, canary, (route,))

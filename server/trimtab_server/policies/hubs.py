@@ -6,10 +6,10 @@ version has a space of its own.
 """
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,29 +18,16 @@ from trimtab.artifacts.bundle import Manifest
 from trimtab.errors import ConfigError, InvalidArgument
 from trimtab.hubness import HubnessGuard
 from trimtab_server import config
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.catalog.policy import Embed, Policy
+from trimtab_server.catalog.lifecycle import Embed, Lifecycle
+from trimtab_server.tasks.plan import Hubness, Plan, Policy
 
 Vectors = NDArray[np.float32]
 
 # More multiplications than this go to a thread: others would wait for them on the event loop.
 INLINE = 10_000_000
 NAMED = 10  # rows in the message of a refusal
-
-
-@dataclass(frozen=True, slots=True)
-class Hubness:
-    """Of each passage of a request the share of the sentinel queries that it would be shown for among the
-    first ten, float64 (n,); and the share that ordinary ones hardly ever exceed."""
-
-    reach: NDArray[np.float64]
-    threshold: float
-
-    @property
-    def suspicious(self) -> list[int]:
-        """The rows above the threshold."""
-        rows: list[int] = np.flatnonzero(self.reach > self.threshold).tolist()
-        return rows
 
 
 class PassageGuard:
@@ -73,13 +60,19 @@ class PassageGuard:
         )
 
 
-class Guards(Policy):
-    """The guards of all encoders, each version its own."""
+class Guards(Lifecycle, Policy):
+    """The guards of all encoders, each version its own.
+
+    `counted` is told of passages that were looked at: encoder, version, and how many are suspicious.
+    """
 
     stage = "guard"
 
-    def __init__(self, settings: Mapping[str, config.Guard]) -> None:
+    def __init__(
+        self, settings: Mapping[str, config.Guard], counted: Callable[[str, int, int], None]
+    ) -> None:
         self._settings = settings
+        self._counted = counted
         self._guards: dict[tuple[str, int], PassageGuard] = {}
 
     def concerns(self, encoder: str) -> bool:
@@ -92,9 +85,16 @@ class Guards(Policy):
     def closed(self, name: str, version: int) -> None:
         self._guards.pop((name, version), None)
 
-    def of(self, name: str, version: int) -> PassageGuard | None:
-        """That of a version, where it is configured."""
-        return self._guards.get((name, version))
+    async def look(self, call: Call, plan: Plan, vectors: Vectors) -> Plan:
+        """Look at passages; InvalidArgument where suspicious ones are to be refused."""
+        version = plan.version
+        guard = self._guards.get((version.name, version.version))
+        if guard is None or plan.request.role != "passage" or not plan.by_itself:
+            return plan
+        found = await guard.look(vectors)
+        self._counted(version.name, version.version, len(found.suspicious))
+        guard.refuse(found)
+        return msgspec.structs.replace(plan, hubness=found)
 
 
 async def guard(settings: config.Guard, manifest: Manifest, embed: Embed) -> PassageGuard:

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from trimtab_server.observing.families import SECONDS
 from trimtab_server.outputs import dense
 from trimtab_server.policies.comparing import Comparison
 from trimtab_server.policies.trials import Trials
+from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +44,6 @@ TENANT = "\0shadow"
 PARTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 _LABELS = ("encoder", "version", "shadow")
-
-
-class Request(Protocol):
-    """As much of a request as is shown."""
-
-    @property
-    def texts(self) -> Sequence[str]: ...
-    @property
-    def role(self) -> Literal["query", "passage"] | None: ...
-    @property
-    def truncate(self) -> Truncate: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +88,7 @@ class Figures:
                 metric.remove_by_labels({"encoder": encoder, label: str(version)})
 
 
-class Shadow:
+class Shadow(Policy):
     """The texts on their way, the task that shows them, and what they showed."""
 
     def __init__(
@@ -121,15 +110,18 @@ class Shadow:
         self._figures = figures
 
     def start(self) -> None:
-        """Begin to show texts, if any version is to be shown some."""
-        if self._trials:
-            self._task = asyncio.create_task(self._show_all())
+        """Begin to show texts."""
+        self._task = asyncio.create_task(self._show_all())
 
-    def see(self, answered: Encoder, call: Call, request: Request, rows: NDArray[np.float32]) -> None:
-        """A request was answered by a version, with rows, float32 (n, d) or wider."""
-        if not self._trials:
-            return
-        name, tenant = answered.name, call.tenant
+    async def look(self, call: Call, plan: Plan, vectors: NDArray[np.float32]) -> Plan:
+        """Queue the texts of the share: of versions that answer themselves, since their variants are not
+        compared."""
+        if plan.by_itself:
+            self._see(plan.version, call.tenant, plan.request, vectors)
+        return plan
+
+    def _see(self, answered: Encoder, tenant: str, request: EmbedRequest, rows: NDArray[np.float32]) -> None:
+        name = answered.name
         query = None if request.role is None else request.role == "query"
         # What was not too long for the one may be for the other.
         truncate: Truncate = "start" if request.truncate == "start" else "end"

@@ -17,8 +17,9 @@ from trimtab.core.option import whole
 from trimtab.errors import InvalidArgument
 from trimtab.values.dense import STORAGE
 from trimtab_server.callers.call import Call
-from trimtab_server.tasks.embed import EmbedRequest, EmbedResult
+from trimtab_server.tasks.embed import EmbedResult
 from trimtab_server.tasks.pipeline import check_count
+from trimtab_server.tasks.plan import EmbedRequest
 
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
 OUTPUTS = ("embeddings", "token_count")

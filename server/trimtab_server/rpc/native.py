@@ -13,14 +13,16 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.policies.trials import Trials
 from trimtab_server.rpc.intake import OpenCall
 from trimtab_server.rpc.statuses import as_trimtab_error, shorten
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
 from trimtab_server.spaces.routes import refusal
-from trimtab_server.tasks.embed import Embedder, EmbedRequest, EmbedResult
+from trimtab_server.tasks.embed import Embedder, EmbedResult
 from trimtab_server.tasks.pipeline import Pipeline, Times
+from trimtab_server.tasks.plan import EmbedRequest
 from trimtab_server.tasks.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 
 # By these names the metrics know what is asked.
@@ -33,8 +35,11 @@ class NativeServicer:
     The boundary hands each of them its message, or the messages of a stream, and its call.
     """
 
-    def __init__(self, pipeline: Pipeline, embedder: Embedder, rescorer: Rescorer, unread: Unread) -> None:
+    def __init__(
+        self, pipeline: Pipeline, embedder: Embedder, rescorer: Rescorer, trials: Trials, unread: Unread
+    ) -> None:
         self._pipeline = pipeline
+        self._trials = trials
         self._embedder = embedder
         self._rescorer = rescorer
         self._unread = unread
@@ -121,7 +126,8 @@ class NativeServicer:
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
         manifest, limits = encoder.manifest, self._pipeline.limits
-        canary, shadow = self._embedder.canary.shares(encoder)
+        versions = self._pipeline.repository.versions(encoder.name)
+        canary, shadow = self._trials.shares(encoder.name, encoder.version, versions)
         return pb.Encoder(
             name=encoder.name,
             version=str(encoder.version),

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -30,19 +30,6 @@ BYTES_A_TOKEN = 128
 SPECIAL_TOKENS = 4
 
 
-class Request(Protocol):
-    """What every request has, whatever it asks for."""
-
-    @property
-    def encoder(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def truncate(self) -> Truncate: ...
-
-
-R = TypeVar("R", bound=Request)
-A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -63,6 +50,45 @@ class Times(msgspec.Struct, frozen=True):
     queue: float
     compute: float
     output: float
+
+
+class Answering:
+    """One request on its way: counted while it is in flight, and where it fails; its version is held."""
+
+    __slots__ = ("_call", "_found", "_held", "_metrics", "_repository")
+
+    def __init__(self, repository: Repository, metrics: Metrics, call: Call) -> None:
+        self._repository = repository
+        self._metrics = metrics
+        self._call = call
+        self._found: Encoder | None = None
+        self._held = False
+
+    def found(self, version: Encoder) -> None:
+        """The request is one of this version, unless another one answers it."""
+        self._found = version
+
+    def hold(self, version: Encoder) -> None:
+        """This version answers the request, and was found without waiting for anything since."""
+        self._found, self._held = version, True
+        self._repository.hold(version)
+        self._metrics.began(version.name, version.version, self._call.protocol)
+
+    def __enter__(self) -> "Answering":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        found, call = self._found, self._call
+        if self._held and found is not None:
+            self._metrics.ended(found.name, found.version, call.protocol)
+            self._repository.release(found)
+        if kind is None:
+            return
+        name, version = ("", None) if found is None else (found.name, found.version)
+        seconds = time.monotonic() - call.arrived
+        self._metrics.failed(name, version, call.protocol, _reason(error), seconds)
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded("the deadline passed before the vectors were there") from None
 
 
 class Pipeline:
@@ -95,40 +121,12 @@ class Pipeline:
         try:
             return parse(call, *args, **kwargs)
         except Exception as error:
-            reason = error.code.name if isinstance(error, TrimtabError) else "INTERNAL"
-            self.metrics.failed("", None, call.protocol, reason, time.monotonic() - call.arrived)
+            self.metrics.failed("", None, call.protocol, _reason(error), time.monotonic() - call.arrived)
             raise
 
-    async def answer(self, call: Call, request: R, work: Callable[[Encoder, Call, R], Awaitable[A]]) -> A:
-        """Find a request's encoder, and work on it until the call's deadline; count it where that fails.
-
-        Until `work` awaits something, the adapters are those that belong to the encoder.
-        """
-        name, version, protocol = "", None, call.protocol
-        reason = "INTERNAL"
-        try:
-            with self.repository.use(call.caller, request.encoder, request.version) as encoder:
-                name, version = encoder.name, encoder.version
-                self.metrics.began(name, version, protocol)
-                try:
-                    async with asyncio.timeout_at(call.deadline):
-                        result = await work(encoder, call, request)
-                finally:
-                    self.metrics.ended(name, version, protocol)
-            reason = ""
-            return result
-        except TimeoutError:
-            reason = "DEADLINE_EXCEEDED"
-            raise DeadlineExceeded("the deadline passed before the vectors were there") from None
-        except TrimtabError as error:
-            reason = error.code.name
-            raise
-        except asyncio.CancelledError:
-            reason = "CANCELLED"
-            raise
-        finally:
-            if reason:
-                self.metrics.failed(name, version, protocol, reason, time.monotonic() - call.arrived)
+    def answering(self, call: Call) -> "Answering":
+        """While a request is answered."""
+        return Answering(self.repository, self.metrics, call)
 
     def admit(
         self,
@@ -228,6 +226,15 @@ def check_count(given: int, most: int, name: str = "texts") -> None:
             f"the request has {given} {name}, this server takes {most} in one request: "
             "split it, or use a stream"
         )
+
+
+def _reason(error: BaseException | None) -> str:
+    """What metrics call it that a request has failed."""
+    if isinstance(error, TrimtabError):
+        return error.code.name
+    if isinstance(error, TimeoutError):
+        return "DEADLINE_EXCEEDED"
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
 
 
 def _most_bytes(text: str) -> int:

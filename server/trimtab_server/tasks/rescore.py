@@ -4,6 +4,7 @@ It is the second stage of a cascade (Matveeva et al. 2006): what an adapted quer
 index is put in order by the new encoder. A candidate that has an id is computed once and remembered.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +103,11 @@ class Rescorer:
 
     async def rescore(self, call: Call, request: RescoreRequest) -> RescoreResult:
         """Answer a request, or raise one of trimtab.errors."""
-        return await self._pipeline.answer(call, request, self._rescore)
+        with self._pipeline.answering(call) as answering:
+            encoder = self._pipeline.repository.find(call.caller, request.encoder, request.version)
+            answering.hold(encoder)
+            async with asyncio.timeout_at(call.deadline):
+                return await self._rescore(encoder, call, request)
 
     async def _rescore(self, encoder: Encoder, call: Call, request: RescoreRequest) -> RescoreResult:
         candidates, prompts = request.candidates, encoder.manifest.prompts

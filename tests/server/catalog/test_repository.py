@@ -1,8 +1,9 @@
 """Which version answers what names none, while others come."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Trial
 from trimtab_server.policies.canary import Canary
 from trimtab_server.policies.trials import Trials
+from trimtab_server.tasks.plan import EmbedRequest, Plan
 
 
 @dataclass(eq=False)
@@ -22,7 +24,8 @@ class Version:
 
     name: str
     version: int
-    manifest: Any = None
+    manifest: Any = field(default_factory=lambda: SimpleNamespace(space="a space"))
+    own: Any = None
     states_width: int = 0
 
     def graphs(self) -> tuple["Version", ...]:
@@ -84,9 +87,11 @@ async def test_a_version_is_on_trial_until_a_newer_one_is_there(tmp_path: Path, 
     repository = Repository(tmp_path, world, world, lambda entry: None, on_trial=trials.versions)
     await repository.load_all()
 
-    def answer() -> tuple[int, int | None]:
-        canary = Canary(repository, trials).of(call(), "a", "text")
-        return repository.find(SERVER, "a").version, canary and canary.version
+    def answer() -> tuple[int, int]:
+        found: Any = repository.find(SERVER, "a")
+        plan = Plan(EmbedRequest("a", "", ["text"]), found, found, ())
+        canary = Canary(repository, trials, world, lambda *counted: None)
+        return found.version, canary.plan(call(), plan).version.version
 
     assert answer() == (1, 2)
     (tmp_path / "a" / "3").mkdir()

@@ -186,7 +186,7 @@ def test_an_adapter_that_is_no_bridge_answers_nothing(
 
 
 @pytest.mark.parametrize("name", ["fp32", "tiny"])
-def test_the_encoder_itself_and_nobody_cannot_stand_in(whole: Manifest, name: str) -> None:
+def test_the_encoder_itself_and_nobody_cannot_be_the_fallback(whole: Manifest, name: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"'{name}': give one of small, early, early-16 of layered version 1"
     ):

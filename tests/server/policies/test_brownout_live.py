@@ -40,14 +40,14 @@ WIDEN = adapters_made.rotation(32, 16, 3).T
 class World:
     server: ServerProcess
     bundle: Bundle
-    stand_in: str
+    fallback: str
     adapters: tuple[str, ...]
     expected: np.ndarray  # of TEXTS in a brownout
 
 
 @pytest.fixture(scope="module", params=["small", "early-16"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A server whose stand-in's queries are good enough as they are, and one where they need an adapter."""
+    """A server whose fallback's queries are good enough as they are, and one where they need an adapter."""
     repository = tmp_path_factory.mktemp("brownout")
     bundle = variants_made.bundle(repository)
     rows, names = variants_made.rows(bundle, request.param, TEXTS), ()
@@ -102,14 +102,14 @@ def until(client: trimtab.Client, browned_out: bool) -> trimtab.Embeddings:
 def test_it_begins_says_so_spares_the_others_and_ends(world: World) -> None:
     whole, own = variants_made.rows(world.bundle, "fp32", TEXTS), world.bundle.manifest.space
     gauge = f'trimtab_brownout{{encoder="{NAME}",version="1"}}'
-    counter = f'trimtab_brownout_texts_total{{encoder="{NAME}",variant="{world.stand_in}",version="1"}}'
+    counter = f'trimtab_brownout_texts_total{{encoder="{NAME}",variant="{world.fallback}",version="1"}}'
     with trimtab.Client(world.server.url, timeout=100, metadata=TENANT) as client:
         answer = client.embed_detailed(TEXTS, role="query")
         assert (answer.variant, answer.browned_out) == ("fp32", False)
         assert world.server.metrics()[gauge] == 0
         with overload(world.server.url):
             answer = until(client, True)
-            assert (answer.variant, answer.space, answer.adapters) == (world.stand_in, own, world.adapters)
+            assert (answer.variant, answer.space, answer.adapters) == (world.fallback, own, world.adapters)
             np.testing.assert_allclose(answer.vectors, world.expected, atol=TOLERANCE)
             assert world.server.metrics()[gauge] == 1
             options: list[trimtab.EmbedOptions] = [
@@ -120,13 +120,13 @@ def test_it_begins_says_so_spares_the_others_and_ends(world: World) -> None:
                 {"role": "query", "layers": 8},
                 {"role": "query", "priority": "bulk"},
             ]
-            if world.stand_in == "small":
+            if world.fallback == "small":
                 for each in options:
                     spared = client.embed_detailed(TEXTS, **each, timeout=SECONDS)
                     assert (spared.variant, spared.browned_out, spared.space) == ("fp32", False, own), each
                     np.testing.assert_allclose(spared.vectors, whole, atol=TOLERANCE)
                 cut = client.embed_detailed(TEXTS, role="query", dimensions=8, timeout=SECONDS)
-                assert not cut.browned_out, "what a stand-in keeps was measured of whole vectors"
+                assert not cut.browned_out, "what a fallback keeps was measured of whole vectors"
             streams_and_tritonclient(world)
         answer = until(client, False)
         assert (answer.variant, answer.space) == ("fp32", own)
@@ -140,7 +140,7 @@ def streams_and_tritonclient(world: World) -> None:
         async with trimtab.AsyncClient(world.server.url, timeout=100, metadata=TENANT) as client:
             stream = client.embed_stream(TEXTS, role="query", timeout=SECONDS)
             rows = [row async for row in stream]
-            assert (stream.variant, stream.browned_out) == (world.stand_in, True)
+            assert (stream.variant, stream.browned_out) == (world.fallback, True)
             return rows
 
     np.testing.assert_allclose(np.stack(asyncio.run(read())), world.expected, atol=TOLERANCE)

@@ -17,7 +17,7 @@ from trimtab.values.column import Column
 from trimtab_server.callers.access import ANYONE, Caller
 from trimtab_server.policies.comparing import FEWEST
 from trimtab_server.policies.shadow import Figures, Shadow
-from trimtab_server.tasks.embed import EmbedRequest
+from trimtab_server.tasks.plan import EmbedRequest, Plan
 
 WIDTH = 8
 
@@ -74,7 +74,7 @@ class World:
     ) -> Any:
         return SimpleNamespace(result={"dense": Column(np.stack([vector(text) for text in texts]))})
 
-    def see(
+    async def see(
         self,
         name: str,
         texts: Sequence[str],
@@ -84,7 +84,8 @@ class World:
     ) -> None:
         request = EmbedRequest(name, "", texts, **more)
         answered = np.stack([vector(text) for text in texts]) if rows is None else rows
-        self.shadow_.see(self.served[name, 1], call(caller), request, answered)
+        version = self.served[name, 1]
+        await self.shadow_.look(call(caller), Plan(request, version, version, ()), answered)
 
     def outcomes(self, name: str) -> dict[str, float]:
         return {
@@ -114,20 +115,20 @@ async def world() -> Iterator[World]:
 
 async def test_it_works_by_nobodys_rights(world: World) -> None:
     for name in "ab":
-        world.see(name, [f"a text for {name}"], caller=Caller(f"user of {name}", (name,)))
+        await world.see(name, [f"a text for {name}"], caller=Caller(f"user of {name}", (name,)))
         await world.until(name, 1)
     assert world.outcomes("a") == world.outcomes("b") == {"compared": 1}
 
 
 async def test_a_text_is_cut_as_it_was_for_the_answer(world: World) -> None:
     for text, truncate in (("one", "start"), ("two", "end"), ("three", "none")):
-        world.see("a", [text], truncate=truncate)
+        await world.see("a", [text], truncate=truncate)
     await world.until("a", 3)
     assert world.how == ["start", "end", "end"]
 
 
 async def test_an_answer_that_is_no_number_is_compared_with_nothing(world: World) -> None:
-    world.see("a", ["text"], np.full((1, WIDTH), np.nan, np.float32))
+    await world.see("a", ["text"], np.full((1, WIDTH), np.nan, np.float32))
     await world.until("a", 1)
     assert world.outcomes("a") == {"failed": 1}
 
@@ -136,12 +137,12 @@ async def test_an_answer_that_is_no_number_is_compared_with_nothing(world: World
 async def test_of_a_version_that_is_gone_nothing_is_left(world: World, gone: int) -> None:
     texts = [f"text {number}" for number in range(FEWEST + 2)]
     for name in "ab":
-        world.see(name, texts)
+        await world.see(name, texts)
         await world.until(name, len(texts))
-    world.see("a", ["a late one"])
+    await world.see("a", ["a late one"])
     del world.served["a", gone]
     world.shadow_.forget("a", gone)
-    world.see("b", ["a late one"])
+    await world.see("b", ["a late one"])
     await world.until("b", len(texts) + 1)
     left = world.outcomes("a")
     assert left == ({} if gone == 1 else {"failed": 1})

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from tests.server.calls import call
 from trimtab.errors import InvalidArgument, PermissionDenied, TrimtabError
 from trimtab_server.callers.access import Caller
+from trimtab_server.callers.call import Call
 from trimtab_server.config import Limits, Trial
 from trimtab_server.policies.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
 from trimtab_server.policies.trials import Trials, falls_to
-from trimtab_server.tasks.embed import Embedder, EmbedRequest
+from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
+from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 NEWEST, THIRD = Trial(share=1.0), Trial(version=3, share=1.0)
 
@@ -107,24 +109,23 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
     texts: list[str], denied: bool, error: type[TrimtabError]
 ) -> None:
     """It is neither counted nor hashed: whoever may not use an encoder would move its figures."""
-    asked: list[str] = []
+    asked: list[Plan] = []
+
+    class Canary(Policy):
+        def plan(self, call: Call, plan: Plan) -> Plan:
+            asked.append(plan)
+            return plan
 
     def find(caller: Caller, name: str, version: str = "") -> Any:
         if denied:
             raise PermissionDenied("another's")
         return SimpleNamespace(name=name, version=1, manifest=SimpleNamespace(max_tokens=8))
 
-    repository = SimpleNamespace(
-        find=find,
-        use=None,
-        adapters=SimpleNamespace(retire=None),
-    )
-    canary: Any = SimpleNamespace(of=lambda call, name, text: asked.append(text))
+    repository = SimpleNamespace(find=find, adapters=SimpleNamespace(retire=None))
     metrics = SimpleNamespace(failed=lambda *failure: None)
     limits = Limits(max_texts=8, max_text_bytes=1000)
-    others: Any = None
     pipeline = Pipeline(limits, repository, None, None, None, metrics)  # type: ignore[arg-type]
-    embedder = Embedder(pipeline, canary, others, others)
+    embedder = Embedder(pipeline, [Canary()])
     with pytest.raises(error):
         await embedder.embed(call(), EmbedRequest("a", "", texts))
     assert not asked

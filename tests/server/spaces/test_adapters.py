@@ -126,7 +126,7 @@ async def test_callers_see_the_adapters_of_their_encoders(mapped: Adapters, tmp_
     mapped.put("new", await mapped.read(tmp_path, "new"))
     mapped.publish(())
     pipeline = SimpleNamespace(repository=SimpleNamespace(adapters=mapped))
-    servicer = NativeServicer(pipeline, None, None, None)  # type: ignore[arg-type]
+    servicer = NativeServicer(pipeline, None, None, None, None)  # type: ignore[arg-type]
 
     async def listed(encoders: tuple[str, ...], asked: str) -> list[str]:
         opened: Any = SimpleNamespace(caller=Caller("somebody", encoders))

@@ -1,4 +1,4 @@
-"""What an operator configures of how an encoder answers, as far as it is asked while versions come and go."""
+"""What is asked, and told, while versions of encoders come and go."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeAlias
@@ -11,8 +11,8 @@ from trimtab_server.spaces.adapters import Loaded, Vectors
 Embed: TypeAlias = Callable[[list[str]], Awaitable[Vectors]]
 
 
-class Policy:
-    """Asked about each version of the encoders that it concerns, and told of it. This one agrees to all."""
+class Lifecycle:
+    """Has a say in each version of the encoders that it concerns, and is told of it. This one agrees."""
 
     stage: str = ""  # what its part of a load is called in metrics; empty: it takes no time
 

@@ -1,30 +1,30 @@
 """The way into each space that a request asks for, and what cannot be had there."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import msgspec
 
 from trimtab.errors import FailedPrecondition, InvalidArgument
-from trimtab.kinds import Dtype
 from trimtab_server.callers.access import Caller
+from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.spaces.adapters import Adapters, Route
+from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 # Each space asked for holds a matrix of its own until the answer is sent.
 MAX_SPACES = 8
 
 
-class Asked(Protocol):
-    """What of a request says how its vectors are wanted."""
+class Routing(Policy):
+    """Finds the way into each space asked for."""
 
-    @property
-    def spaces(self) -> Sequence[str]: ...
-    @property
-    def dimensions(self) -> int | None: ...
-    @property
-    def dtype(self) -> Dtype: ...
+    def __init__(self, adapters: Adapters) -> None:
+        self._adapters = adapters
+
+    def plan(self, call: Call, plan: Plan) -> Plan:
+        found = routes(self._adapters, call.caller, plan.encoder, plan.request)
+        return msgspec.structs.replace(plan, routes=found) if plan.request.spaces else plan
 
 
-def routes(adapters: Adapters, caller: Caller, encoder: Encoder, request: Asked) -> list[Route]:
+def routes(adapters: Adapters, caller: Caller, encoder: Encoder, request: EmbedRequest) -> list[Route]:
     """The way into each space asked for, by adapters that the caller may use; refuses what cannot be had
     there, naming the cure."""
     manifest, spaces = encoder.manifest, request.spaces
@@ -47,7 +47,7 @@ def routes(adapters: Adapters, caller: Caller, encoder: Encoder, request: Asked)
     return found
 
 
-def _check_output(route: Route, encoder: Encoder, request: Asked) -> None:
+def _check_output(route: Route, encoder: Encoder, request: EmbedRequest) -> None:
     wanted = request.dimensions or route.dimensions
     if wanted > route.dimensions:
         whose = f"space {route.space}" if route.hops else f"encoder {encoder.name}"

@@ -1,0 +1,17 @@
+"""A request may mean another variant of its encoder: by name, or by the layers that it computes."""
+
+import msgspec
+
+from trimtab_server.callers.call import Call
+from trimtab_server.tasks.plan import Plan, Policy
+
+
+class Variants(Policy):
+    """Chooses the graph that the request names."""
+
+    def plan(self, call: Call, plan: Plan) -> Plan:
+        request = plan.request
+        encoder = plan.version.choose(request.variant, request.layers or 0, request.dimensions or 0)
+        if encoder is plan.encoder:
+            return plan
+        return msgspec.structs.replace(plan, encoder=encoder, routes=(encoder.own,))
