@@ -27,13 +27,12 @@ from trimtab_server.catalog.served import Entry
 from trimtab_server.config import Auth, Config, split_address
 from trimtab_server.engine.admission.admission import Admission
 from trimtab_server.engine.admission.quotas import Quotas
-from trimtab_server.engine.batch import Model
-from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.fleet import cores
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.measuring import Measured
 from trimtab_server.engine.fleet.places import Place, parse
+from trimtab_server.engine.local import LocalEngine
 from trimtab_server.engine.queue.batcher import Batcher
 from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.runners.mapping import IsolatedMaps, Maps
@@ -122,8 +121,7 @@ class App:
             Stage(first.kind, first.index, config.engine.load_seconds, usable) if opening.foreign else None
         )
         self._maps = IsolatedMaps(usable) if isolated else Maps()
-        quotas = Quotas(config.quota, config.tenants)
-        self._engine = self._make_engine(opening, places, quotas)
+        self._engine = self._make_engine(opening, places)
         trials = Trials(config.canary, config.shadow)
         settings = config.encoders.items()
         brownouts = {name: each.brownout for name, each in settings if each.brownout}
@@ -137,7 +135,6 @@ class App:
         pipeline = Pipeline(
             config.limits,
             self.repository,
-            Admission(config.limits.max_tokens_in_flight, quotas, self._metrics.not_admitted),
             self._tokenization,
             self._engine,
             self._metrics,
@@ -159,9 +156,9 @@ class App:
         embedder = Embedder(pipeline, configured, config.engine.hang_seconds)
         self._servers = self._make_servers(pipeline, embedder, trials)
 
-    def _make_engine(self, opening: Opening, places: Sequence[Place], quotas: Quotas) -> Engine:
+    def _make_engine(self, opening: Opening, places: Sequence[Place]) -> LocalEngine:
         config, settings = self.config, self.config.engine
-        batching = config.batching
+        batching, quotas = config.batching, Quotas(config.quota, config.tenants)
         sharing: Sharing[Ticket] = Sharing(
             single_flight=config.sharing.single_flight,
             across_tenants=config.sharing.across_tenants,
@@ -174,10 +171,11 @@ class App:
             home = opening.home(place, isolated=settings.isolation == "process")
             return Device(place, home, measured, settings.max_resident_bytes, settings.hang_seconds)
 
-        return Engine(
+        return LocalEngine(
             Batcher(batching.max_batch_tokens, batching.max_batch_texts, quotas.weight, config.tenants),
             sharing,
             list(map(device, places)),
+            Admission(config.limits.max_tokens_in_flight, quotas, self._metrics.not_admitted),
             self._metrics,
             hang_seconds=settings.hang_seconds,
             load_seconds=settings.load_seconds,
@@ -314,9 +312,9 @@ class App:
         self._announce()
 
     def _queue_seconds(self, encoder: Encoder, flow: str) -> float:
-        return self._engine.queue_seconds(encoder.model, flow, "interactive")
+        return self._engine.pressure().queue_seconds(encoder.number, flow, "interactive")
 
-    def _model_retired(self, model: Model, why: str) -> None:
+    def _model_retired(self, model: int, why: str) -> None:
         self.repository.retire(model, why)
 
     def _announce(self) -> None:

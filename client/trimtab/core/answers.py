@@ -99,8 +99,8 @@ class Embeddings:
     scale: for int8, what one step is worth: `vectors * scale`; otherwise 0.
     times: where the time went inside the server.
     variant: the variant of the encoder that computed them.
-    browned_out: the server was overloaded, and `variant` answered instead of the encoder itself for some or all
-        rows: use them to search an index of their space, not to fill one.
+    browned_out: the server was overloaded, and `variant` answered some or all rows instead of the encoder
+        itself: use them to search an index of their space, not to fill one.
     reach, suspicious: if the server checks passages (role "passage") before they are indexed: (n,) float32,
         the share of its sentinel queries that would show each among the first ten results, NaN for those
         not checked; and (n,) bool, whether that is far more than ordinary passages reach. None if none was

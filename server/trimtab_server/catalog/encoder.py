@@ -31,6 +31,7 @@ class Encoder:
     manifest: Manifest
     tokenizer: Tokenizer
     model: Model
+    number: int  # of the model, in the engine
     own: Route  # into its own space
     variants: Mapping[str, "Encoder"] = field(default_factory=dict)  # loaded beside the first, by name
 

@@ -22,7 +22,7 @@ from trimtab_server.catalog.encoder import Encoder, model_of, others, stored
 from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.ondisk import OnDisk, Stamps
 from trimtab_server.engine.batch import Model, Payload
-from trimtab_server.engine.engine import Engine
+from trimtab_server.engine.port import EnginePort, Turn, Work
 from trimtab_server.engine.runners.rehearsal import Finding, Piece, Tokens
 from trimtab_server.engine.runners.runner import GraphError
 from trimtab_server.engine.runners.stage import Stage
@@ -33,6 +33,8 @@ from trimtab_server.spaces.adapters import Adapters, Vectors, own
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# What is embedded for policies is nobody's: a name of a caller is printable.
+TENANT = "\0load"
 
 
 class Opener:
@@ -46,7 +48,7 @@ class Opener:
     def __init__(
         self,
         path: Path,
-        engine: Engine,
+        engine: EnginePort,
         adapters: Adapters,
         *,
         signers: Signers | None = None,
@@ -100,17 +102,17 @@ class Opener:
         tokenized = time.monotonic()
         await self._rehearse(models)
         rehearsed = time.monotonic()
-        await self._load_models(models)
+        numbers = await self._load_models(models)
         seconds = {
             "read": read - begun, "tokenizer": tokenized - read, "rehearsal": rehearsed - tokenized,
             "graph": time.monotonic() - rehearsed,
         }  # fmt: skip
         alone = [variants.alone(manifest, variant) for variant in beside]
         rest = {
-            model.variant: Encoder(each, tokenizer, model, own(each))
-            for each, model in zip(alone, models[1:], strict=True)
+            model.variant: Encoder(each, tokenizer, model, number, own(each))
+            for each, model, number in zip(alone, models[1:], numbers[1:], strict=True)
         }
-        encoder = Encoder(manifest, tokenizer, first, own(manifest), rest)
+        encoder = Encoder(manifest, tokenizer, first, numbers[0], own(manifest), rest)
         seconds |= await self._ask(policies, encoder)
         stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
         log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
@@ -135,7 +137,7 @@ class Opener:
         except BaseException:
             for policy in policies:
                 policy.closed(encoder.name, encoder.version)
-            await self.close([graph.model for graph in encoder.graphs()])
+            await self.close([graph.number for graph in encoder.graphs()])
             raise
         return seconds
 
@@ -148,15 +150,14 @@ class Opener:
         found = await self._rehearse_tokens(bundle)
         model = _model(bundle, first, before.tokenizer, found, with_states=with_states)
         await self._rehearse([model])
-        await self._engine.load(model)
-        return replace(before, model=model)
+        return replace(before, model=model, number=await self._engine.load(model))
 
     async def compare(self, encoder: Encoder, path: Path) -> None:
         """Raise BundleError where an encoder is no longer what lies on disk in its folder `path`."""
         await self._step(f"reading {path}", partial(self._on_disk.compare, encoder.manifest, path))
 
-    async def close(self, models: Sequence[Model]) -> None:
-        """Unload graphs, after what they have accepted is answered."""
+    async def close(self, models: Sequence[int]) -> None:
+        """Unload graphs by their numbers, after what they have accepted is answered."""
         for model in models:
             await self._engine.unload(model)
 
@@ -167,7 +168,8 @@ class Opener:
             return list(map(text.payload, encoder.tokenizer.read(texts, "end")))
 
         payloads = await asyncio.to_thread(tokenize)
-        computed = await self._engine.compute(encoder.model, payloads, dense.ALONE, None, priority="bulk")
+        turn = Turn(TENANT, TENANT, "bulk", None)
+        computed = await self._engine.compute(Work(0, encoder.number, turn, payloads, dense.ALONE))
         return computed.result[dense.DENSE].values
 
     async def _rehearse_tokens(self, bundle: Bundle) -> Finding:
@@ -193,16 +195,16 @@ class Opener:
         except GraphError as error:
             raise BundleError(f"{path}: {error}") from None
 
-    async def _load_models(self, models: Sequence[Model]) -> None:
-        """Load all of them, or none."""
-        loaded: list[Model] = []
+    async def _load_models(self, models: Sequence[Model]) -> list[int]:
+        """Load all of them, or none. Their numbers."""
+        loaded: list[int] = []
         try:
             for model in models:
-                await self._engine.load(model)
-                loaded.append(model)
+                loaded.append(await self._engine.load(model))
         except Exception:
             await self.close(loaded)
             raise
+        return loaded
 
     async def _step(self, what: str, work: Callable[[], T]) -> T:
         return await limited.run(self._load_seconds, what, work)

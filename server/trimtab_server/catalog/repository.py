@@ -19,7 +19,6 @@ from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.opening import Opener
 from trimtab_server.catalog.retrying import Retries
 from trimtab_server.catalog.served import Entry, Key, Served, nobody
-from trimtab_server.engine.batch import Model
 from trimtab_server.engine.runners import runtime
 from trimtab_server.spaces.adapters import Adapters
 
@@ -119,8 +118,8 @@ class Repository(Served):
         caller.check_encoder(name)
         await self._finish(self._unload_all(name))
 
-    def retire(self, model: Model, why: str) -> None:
-        """Serve a model no more that fails while others run well, and try it again after a while."""
+    def retire(self, model: int, why: str) -> None:
+        """Stop serving a model that fails while others run well, and try it again after a while."""
         task = asyncio.create_task(self._give_up(model, why))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -238,18 +237,18 @@ class Repository(Served):
                 await self._unload(entry, "it was unloaded")
             self._publish()
 
-    async def _give_up(self, model: Model, why: str) -> None:
+    async def _give_up(self, model: int, why: str) -> None:
         loaded = {key: each.encoder for key, each in self._entries.items() if each.encoder}
-        for key in [key for key, encoder in loaded.items() if model in _models(encoder)]:
+        for key in [key for key, encoder in loaded.items() if model in _numbers(encoder)]:
             async with self._one_at_a_time(key[0]):
                 entry, encoder = self._entries[key], self._entries[key].encoder
-                if encoder is None or model not in _models(encoder):
+                if encoder is None or model not in _numbers(encoder):
                     continue
                 self._retries.failed(key)
-                if model is encoder.model:
+                if model == encoder.number:
                     await self._unload(entry, why)
                 else:
-                    kept = {name: each for name, each in encoder.variants.items() if each.model is not model}
+                    kept = {name: each for name, each in encoder.variants.items() if each.number != model}
                     self._put(replace(entry, encoder=replace(encoder, variants=kept)))
                     await self._retire(encoder, (model,))
                 self._publish()
@@ -283,20 +282,20 @@ class Repository(Served):
             log.error("%s: the graph cannot be changed: %r", path, error)
             return
         self._put(replace(entry, encoder=encoder))
-        await self._retire(before, (before.model,))
+        await self._retire(before, (before.number,))
 
     async def _unload(self, entry: Entry, reason: str, *, retired: bool = False) -> None:
         # Nobody finds it from here on, so those who use it only grow fewer.
         self._put(replace(entry, state="UNLOADING"))
         if entry.encoder is not None:
-            await self._retire(entry.encoder, [graph.model for graph in entry.encoder.graphs()])
+            await self._retire(entry.encoder, _numbers(entry.encoder))
         for policy in self._policies:
             policy.closed(entry.name, entry.version)
         self._put(replace(entry, state="UNAVAILABLE", encoder=None, reason=reason, retired=retired))
         if retired:
             self._forget_old(entry.name)
 
-    async def _retire(self, encoder: Encoder, models: Sequence[Model]) -> None:
+    async def _retire(self, encoder: Encoder, models: Sequence[int]) -> None:
         await self._until_unused(encoder)
         await self._opener.close(models)
         await asyncio.to_thread(memory.give_back)
@@ -310,5 +309,6 @@ class Repository(Served):
             policy.published(encoders, self.adapters.usable)
 
 
-def _models(encoder: Encoder) -> list[Model]:
-    return [graph.model for graph in encoder.graphs()]
+def _numbers(encoder: Encoder) -> list[int]:
+    """Of its models, in the engine."""
+    return [graph.number for graph in encoder.graphs()]

@@ -20,10 +20,12 @@ from trimtab.values.column import Columns
 from trimtab_server.engine.batch import Batch, Item, Model, Payload, Wanted
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.workers import OUT_OF_SERVICE, Workers
-from trimtab_server.engine.queue.batcher import Batcher
+from trimtab_server.engine.port import Computed, Pace, Pressure, Turn
+from trimtab_server.engine.queue.batcher import CROWD, Batcher
 from trimtab_server.engine.queue.cost import Cost
+from trimtab_server.engine.queue.lane import WEIGHTS
 from trimtab_server.engine.queue.sharing import Sharing
-from trimtab_server.engine.tickets import Computed, Ticket
+from trimtab_server.engine.tickets import Ticket
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.turns import PIECE, Flow, Turns
 
@@ -109,50 +111,47 @@ class Engine:
                 ahead = self._seconds(model, self._batcher.ahead(flow, priority), coming)
             return self._workers.free_seconds(time.monotonic()) + ahead
 
-    def pressure(self) -> tuple[float, int, float]:
-        """Seconds of all runs so far; workers in service; about how long what is interactive will take."""
+    def pressure(self, models: Mapping[int, Model]) -> Pressure:
+        """How much waits for the devices now, for these models by their numbers."""
         with self._lock:
             workers, batcher = self._workers, self._batcher
+            free = workers.free_seconds(time.monotonic())
+            if not workers.serving:
+                return Pressure(workers.run_seconds, workers.in_service, free, free)
+            there = {number: model for number, model in models.items() if model in self._open}
             seconds = batcher.waiting_seconds("interactive")
-            waiting = [model for model in self._open if batcher.waiting(model)] if workers.serving else []
+            waiting = [model for model in there.values() if batcher.waiting(model)]
             wait = max((self._seconds(model, seconds) for model in waiting), default=0.0)
-            return workers.run_seconds, workers.in_service, wait + workers.free_seconds(time.monotonic())
-
-    def waiting_seconds(self, model: Model) -> float:
-        """How long it takes to drain the queue, all tenants, at this model's pace."""
-        with self._lock:
-            if not self._workers.serving or model not in self._open:
-                return 0.0
-            return self._seconds(model, 0.0, self._batcher.units)
+            return Pressure(
+                workers.run_seconds,
+                workers.in_service,
+                free,
+                wait + free,
+                {
+                    number: Pace(self._seconds(model, 1.0), self._seconds(model, 0.0, batcher.units))
+                    for number, model in there.items()
+                },
+                {priority: batcher.all_ahead(priority) for priority in WEIGHTS},
+                CROWD if batcher.crowded else None,
+            )
 
     async def compute(
         self,
         model: Model,
         payloads: Sequence[Payload],
         wanted: Wanted,
-        deadline: float | None,
-        *,
-        tenant: str = "",
-        flow: str = "",
-        priority: Priority = "interactive",
+        turn: Turn,
     ) -> Computed:
-        """What is `wanted` of `payloads`, item i of each column for payloads[i]. Flows take turns; a tenant
-        is one by default.
-
-        What still waits at `deadline`, on time.monotonic's clock, is not computed any more; the
-        caller has to keep its own timer. A caller that is cancelled takes its items out of the queue,
-        but for those that others wait for, too.
-        """
-        ticket = Ticket(wanted, len(payloads), deadline, time.monotonic(), self._loop.create_future())
-        flow = flow or tenant
+        """What is `wanted` of `payloads`: see EnginePort."""
+        ticket = Ticket(wanted, len(payloads), turn.deadline, time.monotonic(), self._loop.create_future())
         try:
             if len(payloads) <= PIECE:
-                self._enter(ticket, model, payloads, 0, tenant, flow, priority)
+                self._enter(ticket, model, payloads, 0, turn)
             for start in range(0, len(payloads), PIECE) if len(payloads) > PIECE else ():
                 if ticket.done:  # one of its items has failed
                     break
-                turn, part = Flow(flow, small=False), payloads[start : start + PIECE]
-                await self._turns.do(turn, self._enter, ticket, model, part, start, tenant, flow, priority)
+                flow, part = Flow(turn.flow, small=False), payloads[start : start + PIECE]
+                await self._turns.do(flow, self._enter, ticket, model, part, start, turn)
             self._metrics.shared(model.encoder, model.version, "cache", ticket.remembered)
             joined = len(payloads) - ticket.remembered - ticket.queued
             self._metrics.shared(model.encoder, model.version, "in_flight", joined)
@@ -174,9 +173,7 @@ class Engine:
         model: Model,
         payloads: Sequence[Payload],
         start: int,
-        tenant: str,
-        flow: str,
-        priority: Priority,
+        turn: Turn,
     ) -> None:
         """Queue what is neither remembered nor on its way, of payloads from the ticket's row `start` on."""
         with self._lock:
@@ -188,7 +185,7 @@ class Engine:
                 raise Unavailable(str(why))
             if not self._workers.serving:
                 raise Unavailable(str(OUT_OF_SERVICE))
-            queued = self._queue(ticket, model, payloads, start, tenant, flow, priority)
+            queued = self._queue(ticket, model, payloads, start, turn)
         if queued:
             ticket.queued += queued
             if not self._untold:
@@ -201,14 +198,12 @@ class Engine:
         model: Model,
         payloads: Sequence[Payload],
         start: int,
-        tenant: str,
-        flow: str,
-        priority: Priority,
+        turn: Turn,
     ) -> int:
         sharing, batcher, queued = self._sharing, self._batcher, 0
-        flow, wanted = batcher.tenant(flow), ticket.wanted
+        flow, wanted, priority = batcher.tenant(turn.flow), ticket.wanted, turn.priority
         for row, payload in enumerate(payloads, start):
-            key = sharing.key(model, payload, wanted, tenant)
+            key = sharing.key(model, payload, wanted, turn.tenant)
             remembered = sharing.recall(key)
             if remembered is not None:
                 ticket.remember(row, remembered)

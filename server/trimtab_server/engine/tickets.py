@@ -3,20 +3,10 @@
 import asyncio
 from collections.abc import Sequence
 
-import msgspec
-
 from trimtab.errors import InternalError, TrimtabError
 from trimtab.values.column import Columns, gathered
 from trimtab_server.engine.batch import Item, Wanted
-
-
-class Computed(msgspec.Struct, frozen=True):
-    """What a request wanted of its items, and the seconds they waited and took. Nobody may write to the
-    result: it may be remembered, or be others' as well."""
-
-    result: Columns
-    queue_seconds: float
-    compute_seconds: float
+from trimtab_server.engine.port import Computed
 
 
 class Ticket:

@@ -11,7 +11,7 @@ an estimate of its capacity for such calls. Proxies that know ORCA can read the 
 
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 TRAILER = "endpoint-load-metrics-bin"
 
@@ -30,6 +30,22 @@ _REPORT = struct.Struct("<BdBdBd")
 _RPS, _EPS, _UTILIZATION = (number << 3 | 1 for number in (6, 7, 9))
 
 
+class Devices(Protocol):
+    """How busy the devices are."""
+
+    @property
+    def run_seconds(self) -> float:
+        """Of all runs so far."""
+
+    @property
+    def workers(self) -> int:
+        """Those in service."""
+
+    @property
+    def wait_seconds(self) -> float:
+        """The predicted queue seconds of a text that arrives now."""
+
+
 class _Sums(NamedTuple):
     """The counts at one moment."""
 
@@ -44,11 +60,10 @@ class _Sums(NamedTuple):
 class Load:
     """Counts calls, and asks the devices how busy they are.
 
-    `devices` returns the total seconds of all runs so far, the number of workers in service, and the
-    predicted queue seconds of a text that arrives now. `clock` is like time.monotonic.
+    `devices` tells how busy they are. `clock` is like time.monotonic.
     """
 
-    def __init__(self, devices: Callable[[], tuple[float, int, float]], clock: Callable[[], float]) -> None:
+    def __init__(self, devices: Callable[[], Devices], clock: Callable[[], float]) -> None:
         self._devices = devices
         self._clock = clock
         self._calls = self._failed = 0
@@ -68,7 +83,8 @@ class Load:
         return self._report
 
     def _make(self, now: float) -> bytes:
-        run, workers, wait = self._devices()
+        devices = self._devices()
+        run, workers, wait = devices.run_seconds, devices.workers, devices.wait_seconds
         last, since = self._last, self._before
         last = _Sums(now, self._calls, self._failed, run, last.waits + wait, last.reports + 1)
         self._last = last

@@ -22,7 +22,7 @@ from trimtab_server.callers.access import SERVER
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.served import Served
-from trimtab_server.engine.engine import Engine
+from trimtab_server.engine.port import EnginePort, Turn, Work
 from trimtab_server.inputs.text import Tokenization
 from trimtab_server.observing.families import SECONDS
 from trimtab_server.outputs import dense
@@ -96,7 +96,7 @@ class Shadow(Policy):
         served: Served,
         trials: Trials,
         tokenization: Tokenization,
-        engine: Engine,
+        engine: EnginePort,
         figures: Figures,
     ) -> None:
         self._served = served
@@ -132,7 +132,7 @@ class Shadow(Policy):
             if (
                 self._texts.full()
                 or self._characters + len(text) > MOST_CHARACTERS
-                or self._engine.waiting_seconds(answered.model) > BUSY_SECONDS
+                or self._engine.pressure().drain_seconds(answered.number) > BUSY_SECONDS
             ):
                 self._count(answered, version, "dropped")
                 continue
@@ -187,9 +187,8 @@ class Shadow(Policy):
                 payloads = await self._tokenization.encode(
                     shadow.tokenizer, [prompt + shown.text], shown.truncate, (TENANT, "bulk")
                 )
-                computed = await self._engine.compute(
-                    shadow.model, payloads, dense.ALONE, deadline, tenant=TENANT, priority="bulk"
-                )
+                turn = Turn(TENANT, TENANT, "bulk", deadline)
+                computed = await self._engine.compute(Work(0, shadow.number, turn, payloads, dense.ALONE))
             labels = _labels(answered, shown.version)
             self._figures.seconds.labels(*labels).observe(time.monotonic() - begun)
             vector = computed.result[dense.DENSE].values[0]

@@ -72,8 +72,8 @@ class Embedder:
     async def _answer(self, call: Call, plan: Plan) -> EmbedResult:
         encoder, texts = plan.encoder, plan.texts
         wanted, others = _needed(plan.routes)
-        with self._pipeline.admit(encoder, call, texts, wanted, others) as share:
-            rows = await self._pipeline.compute(encoder, call, texts, plan.request.truncate, share, wanted)
+        with await self._pipeline.admit(encoder, call, texts, wanted, others) as admitted:
+            rows = await self._pipeline.compute(encoder, call, texts, plan.request.truncate, admitted, wanted)
             result = rows.computed.result
             vectors = result[dense.DENSE].values
             dense.check_finite(vectors)  # before anybody learns anything of them

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -14,10 +13,8 @@ from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Limits
-from trimtab_server.engine.admission.admission import Admission, Pass
 from trimtab_server.engine.batch import Wanted
-from trimtab_server.engine.engine import Engine
-from trimtab_server.engine.tickets import Computed
+from trimtab_server.engine.port import Ask, Computed, EnginePort, Turn, Work
 from trimtab_server.inputs.text import Tokenization
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.tracing import Tracing
@@ -50,6 +47,23 @@ class Times(msgspec.Struct, frozen=True):
     queue: float
     compute: float
     output: float
+
+
+class Admitted:
+    """A request that was let in, until its answer is made."""
+
+    __slots__ = ("_engine", "number", "turn")
+
+    def __init__(self, engine: EnginePort, number: int, turn: Turn) -> None:
+        self._engine = engine
+        self.number = number
+        self.turn = turn
+
+    def __enter__(self) -> "Admitted":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._engine.release(self.number, answered=kind is None)
 
 
 class Answering:
@@ -98,9 +112,8 @@ class Pipeline:
         self,
         limits: Limits,
         repository: Repository,
-        admission: Admission,
         tokenization: Tokenization,
-        engine: Engine,
+        engine: EnginePort,
         metrics: Metrics,
         tracing: Tracing | None = None,
         turns: Turns | None = None,
@@ -110,7 +123,6 @@ class Pipeline:
         self.turns = turns or Turns()
         self.engine = engine
         self.metrics = metrics
-        self._admission = admission
         self._tokenization = tokenization
         self._tracing = tracing
 
@@ -128,30 +140,25 @@ class Pipeline:
         """While a request is answered."""
         return Answering(self.repository, self.metrics, call)
 
-    def admit(
+    async def admit(
         self,
         encoder: Encoder,
         call: Call,
         texts: Sequence[str],
         wanted: Wanted = dense.ALONE,
         others: int = 0,
-    ) -> Pass:
+    ) -> "Admitted":
         """Room for texts whose prompts stand before them already, until the answer is made of them.
 
         `others`: components that are held for each of them beside what is wanted of the model.
         """
-        most, model = encoder.manifest.max_tokens, encoder.model
+        most = encoder.manifest.max_tokens
         lengths = [_most_bytes(text) for text in texts]
-        size = sum(lengths) + len(texts) * (model.item_bytes(wanted) + 4 * others)
+        size = sum(lengths) + len(texts) * (encoder.model.item_bytes(wanted) + 4 * others)
         estimate = sum([min(length + SPECIAL_TOKENS, most) for length in lengths])
-        return self._admission.admit(
-            estimate,
-            partial(self.engine.queue_seconds, model, call.flow, call.priority),
-            call.deadline,
-            call.tenant,
-            size // BYTES_A_TOKEN,
-            call.flow,
-        )
+        turn = Turn(call.tenant, call.flow, call.priority, call.deadline)
+        number = await self.engine.admit(Ask(encoder.number, turn, estimate, size // BYTES_A_TOKEN))
+        return Admitted(self.engine, number, turn)
 
     async def compute(
         self,
@@ -159,7 +166,7 @@ class Pipeline:
         call: Call,
         texts: Sequence[str],
         truncate: Truncate,
-        share: Pass,
+        admitted: "Admitted",
         wanted: Wanted = dense.ALONE,
     ) -> Rows:
         """What is wanted of texts that were admitted: tokenise, compute."""
@@ -167,17 +174,10 @@ class Pipeline:
             encoder.tokenizer, texts, truncate, (call.flow, call.priority)
         )
         tokenized = time.monotonic()
-        counts = [payload.units for payload in payloads]
-        share.settle(sum(counts))
         computed = await self.engine.compute(
-            encoder.model,
-            payloads,
-            wanted,
-            call.deadline,
-            tenant=call.tenant,
-            flow=call.flow,
-            priority=call.priority,
+            Work(admitted.number, encoder.number, admitted.turn, payloads, wanted)
         )
+        counts = [payload.units for payload in payloads]
         return Rows(computed, counts, tokenized - call.arrived, time.monotonic())
 
     async def made(self, call: Call, rows: int, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

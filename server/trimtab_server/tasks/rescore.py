@@ -124,8 +124,8 @@ class Rescorer:
             return RescoreResult(encoder, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
         texts = [prompts.query + request.query]
         texts += [prompts.passage + (candidates[place].text or "") for place in wanted]
-        with self._pipeline.admit(encoder, call, texts) as share:
-            rows = await self._pipeline.compute(encoder, call, texts, cut, share)
+        with await self._pipeline.admit(encoder, call, texts) as admitted:
+            rows = await self._pipeline.compute(encoder, call, texts, cut, admitted)
             computed = rows.computed.result[dense.DENSE].values
             dense.check_finite(computed[:1], "query")
             dense.check_finite(computed[1:], "candidates")

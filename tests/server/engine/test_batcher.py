@@ -12,6 +12,7 @@ from tests.server.models_made import ALONE
 from tests.server.models_made import model as made
 from trimtab.kinds import Priority
 from trimtab_server.engine.batch import Batch, Item, Model, Payload
+from trimtab_server.engine.port import Pace, Pressure
 from trimtab_server.engine.queue.batcher import CROWD, MOST_FLOWS, Batcher
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.queue.lane import AHEAD, EXACT, WEIGHTS
@@ -277,6 +278,45 @@ def test_what_is_ahead_is_what_a_flow_has_waiting_and_what_others_get_meanwhile(
     while batcher.units:
         pop(batcher)
     assert batcher.ahead("a", "interactive") == 0
+
+
+def told(batcher: Batcher, flow: str, priority: Priority) -> float:
+    """What a snapshot tells of a flow, where a second of computing takes one."""
+    ahead = {priority: batcher.all_ahead(priority)}
+    crowd = CROWD if batcher.crowded else None
+    return Pressure(paces={1: Pace(1.0, 0.0)}, ahead=ahead, crowd=crowd).queue_seconds(1, flow, priority)
+
+
+@given(
+    queued=st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from(list(WEIGHTS)), st.integers(1, 30)), max_size=80
+    ),
+    pops=st.integers(0, 5),
+)
+def test_of_all_flows_at_once_the_same_is_ahead_as_of_each(
+    queued: list[tuple[str, Priority, int]], pops: int
+) -> None:
+    weights = {"a": 0.5, "b": 3.0}
+    batcher, one = Batcher(512, 8, lambda tenant: weights.get(tenant, 1.0)), model("a")
+    batcher.open(one, Cost(0.01, 0.001))
+    for tenant, priority, length in queued:
+        batcher.add(item(one, length, tenant=tenant, priority=priority))
+    for _ in range(pops):
+        batcher.pop(0.0)
+    for priority in list(WEIGHTS):
+        for flow in "abcdefg":
+            assert told(batcher, flow, priority) == pytest.approx(batcher.ahead(flow, priority), abs=1e-9)
+
+
+def test_flows_that_are_one_are_told_as_one() -> None:
+    batcher, one = Batcher(16384, 20, known={"known"}), model("a")
+    batcher.open(one, Cost(0.01, 0.001))
+    for number in range(2 * MOST_FLOWS):
+        batcher.add(item(one, 10, tenant=batcher.tenant(f"made-up-{number}")))
+    for flow in ("another", CROWD, "made-up-7", "known"):
+        expected = batcher.ahead(flow, "interactive")
+        assert told(batcher, flow, "interactive") == pytest.approx(expected)
+    assert told(batcher, "another", "interactive") > 0 == told(batcher, "known", "interactive")
 
 
 def test_interactive_work_goes_before_bulk_work_and_bulk_work_goes_on() -> None:

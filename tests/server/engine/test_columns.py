@@ -20,11 +20,13 @@ from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
+from trimtab_server.engine.port import Turn
 from trimtab_server.engine.queue.batcher import Batcher
 from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.observing.metrics import Metrics
 
 PATIENCE = 120.0
+TURN = Turn("", "", "interactive", None)
 
 
 def ids(*numbers: int) -> Ids:
@@ -44,7 +46,7 @@ class Rig:
     async def ask(self, texts: list[Ids], wanted: Wanted = SPARSE) -> None:
         """Compute texts, and check that each is its own."""
         async with asyncio.timeout(PATIENCE):
-            computed = await self.engine.compute(self.model, list(map(payload, texts)), wanted, None)
+            computed = await self.engine.compute(self.model, list(map(payload, texts)), wanted, TURN)
         assert sorted(computed.result) == sorted(wanted)
         for place, text in enumerate(texts):
             for name, values in toy.expected(text, wanted).items():

@@ -18,6 +18,7 @@ from tests.server.models_made import ALONE, Ids, payload
 from trimtab_server.callers.access import SERVER
 from trimtab_server.config import Engine
 from trimtab_server.engine.fleet.devices import PROBE_UNITS
+from trimtab_server.engine.port import Turn
 
 IMPATIENT = Engine(hang_seconds=0.05)
 NAME = "all-minilm-l6-v2"
@@ -231,15 +232,17 @@ async def test_an_encoder_loaded_while_a_device_is_out_is_loaded_there_before_it
             await client.embed("a text")
         assert rig.app is not None
         other = dataclasses.replace(rig.app.repository.encoders(SERVER)[0].model)
-        await rig.app._engine.load(other)
+        await rig.app._engine.queue.load(other)
         assert [device for model, device in rig.opened if model is other] == ["good:0"]
         broken.clear()
         await rig.until_up("bad:0", True)
         assert [device for model, device in rig.opened if model is other] == ["good:0", "bad:0"]
         texts = [np.full(number + 1, 7, np.int32) for number in range(200)]
-        computed = await rig.app._engine.compute(other, list(map(payload, texts)), ALONE, None)
+        computed = await rig.app._engine.queue.compute(
+            other, list(map(payload, texts)), ALONE, Turn("", "", "interactive", None)
+        )
         np.testing.assert_array_equal(computed.result["dense"].values, [fingerprint(each) for each in texts])
-        await rig.app._engine.unload(other)
+        await rig.app._engine.queue.unload(other)
 
 
 async def test_a_slow_device_does_not_hold_up_a_fast_one(minilm_repository: Path) -> None:

@@ -233,7 +233,7 @@ async def test_a_session_that_a_process_left_behind_is_opened_anew(minilm_reposi
     """As where a model was loaded just before its process ended, and noted just after the next one began."""
     async with faulty(minilm_repository, "one") as (rig, client):
         assert rig.app is not None
-        (device,) = rig.app._engine._workers._devices
+        (device,) = rig.app._engine.queue._workers._devices
         (before,) = device._runners.items()
         device.home.end()
         await rig.until(lambda: rig.metric("trimtab_device_restarts_total", device="one:0") == 1)

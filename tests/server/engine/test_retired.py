@@ -94,7 +94,7 @@ async def test_a_load_that_hangs_holds_up_no_other_and_no_end(
                 gate.wait(PATIENCE)
             return opened(model, place)
 
-        rig.app._engine._workers._devices[0].home = InThreads(open_graph, Place("one", 0, 1))
+        rig.app._engine.queue._workers._devices[0].home = InThreads(open_graph, Place("one", 0, 1))
         for name in ("fine", "hangs"):
             copy_bundle(minilm_repository, tmp_path, name)
         load = asyncio.create_task(served.load(SERVER, "hangs"))

@@ -5,6 +5,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from trimtab.errors import ResourceExhausted
+from trimtab_server.engine.port import Pressure
 from trimtab_server.observing.load import (
     FULL_WAIT_SECONDS,
     LEAST,
@@ -21,7 +22,7 @@ class World:
 
     def __init__(self) -> None:
         self.now, self.run, self.workers, self.wait = 100.0, 0.0, 2, 0.0
-        self.load = Load(lambda: (self.run, self.workers, self.wait), lambda: self.now)
+        self.load = Load(lambda: Pressure(self.run, self.workers, wait_seconds=self.wait), lambda: self.now)
 
     def live(self, seconds: float, *, calls: int, failed: int = 0, busy: float = 0.0) -> None:
         """So many calls a second, of which so many fail, by devices that are busy for this share."""

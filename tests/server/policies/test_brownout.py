@@ -199,9 +199,10 @@ def test_of_several_variants_of_a_depth_the_narrowest_that_is_enough(tmp_path: P
     loaded = {}
     for variant in whole.variants:
         manifest = variants.alone(whole, variant)
-        loaded[variant.name] = Encoder(manifest, None, model_of(bundle, variant, TokenTypes()), own(manifest))  # type: ignore[arg-type]
+        graph = model_of(bundle, variant, TokenTypes())
+        loaded[variant.name] = Encoder(manifest, None, graph, 1, own(manifest))  # type: ignore[arg-type]
     first = loaded.pop("fp32")
-    encoder = Encoder(whole, first.tokenizer, first.model, own(whole), loaded)
+    encoder = Encoder(whole, first.tokenizer, first.model, 1, own(whole), loaded)
     names = {
         ("", 0, 0): "fp32", ("fp32", 0, 0): "fp32", ("fp32", 8, 0): "fp32", ("", 8, 4): "fp32",
         ("", 4, 0): "early", ("", 4, 32): "early", ("", 4, 17): "early", ("", 4, 16): "early-16",
@@ -213,4 +214,4 @@ def test_of_several_variants_of_a_depth_the_narrowest_that_is_enough(tmp_path: P
         with pytest.raises(error):
             encoder.choose(name, layers, 0)
     with pytest.raises(FailedPrecondition, match=r"variant early \(4 layers\), early-16 \(4 layers\)"):
-        Encoder(whole, first.tokenizer, first.model, own(whole)).choose("", 4, 0)
+        Encoder(whole, first.tokenizer, first.model, 1, own(whole)).choose("", 4, 0)

@@ -15,6 +15,7 @@ from tests.server.calls import call
 from trimtab.errors import NotFound
 from trimtab.values.column import Column
 from trimtab_server.callers.access import ANYONE, Caller
+from trimtab_server.engine.port import Pressure
 from trimtab_server.policies.comparing import FEWEST
 from trimtab_server.policies.shadow import Figures, Shadow
 from trimtab_server.tasks.plan import EmbedRequest, Plan
@@ -34,6 +35,7 @@ class Version:
         )
     )
     model: Any = None
+    number: int = 1
     tokenizer: Any = None
 
 
@@ -62,17 +64,15 @@ class World:
     def shadow(self, name: str, served: Sequence[int], answered: int, tenant: str, text: str) -> int | None:
         return 2 if answered == 1 else None
 
-    def waiting_seconds(self, model: object) -> float:
-        return 0.0
+    def pressure(self) -> Pressure:
+        return Pressure()
 
     async def encode(self, tokenizer: object, texts: Sequence[str], how: str, flow: object) -> Sequence[str]:
         self.how.append(how)
         return texts
 
-    async def compute(
-        self, model: object, texts: Sequence[str], wanted: object, deadline: float, **_: object
-    ) -> Any:
-        return SimpleNamespace(result={"dense": Column(np.stack([vector(text) for text in texts]))})
+    async def compute(self, work: Any) -> Any:
+        return SimpleNamespace(result={"dense": Column(np.stack(list(map(vector, work.payloads))))})
 
     async def see(
         self,

@@ -124,7 +124,7 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
     repository = SimpleNamespace(find=find, adapters=SimpleNamespace(retire=None))
     metrics = SimpleNamespace(failed=lambda *failure: None)
     limits = Limits(max_texts=8, max_text_bytes=1000)
-    pipeline = Pipeline(limits, repository, None, None, None, metrics)  # type: ignore[arg-type]
+    pipeline = Pipeline(limits, repository, None, None, metrics)  # type: ignore[arg-type]
     embedder = Embedder(pipeline, [Canary()])
     with pytest.raises(error):
         await embedder.embed(call(), EmbedRequest("a", "", texts))

@@ -70,7 +70,7 @@ class World:
 class Piped(Pipeline):
     """Computes nothing: its vectors are made up."""
 
-    def admit(self, *of: Any, **more: Any) -> Any:
+    async def admit(self, *of: Any, **more: Any) -> Any:
         return contextlib.nullcontext()
 
     async def compute(self, encoder: Any, call: Call, texts: Any, *of: Any) -> Any:
@@ -83,7 +83,7 @@ class Piped(Pipeline):
 
 def embedder(world: World, policies: list[Policy]) -> Embedder:
     every: Any = world
-    return Embedder(Piped(Limits(max_texts=2), every, every, every, every, every), policies)
+    return Embedder(Piped(Limits(max_texts=2), every, every, every, every), policies)
 
 
 async def test_policies_are_asked_in_their_order() -> None:

@@ -73,6 +73,9 @@ class Pass:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.end(answered=kind is None)
+
+    def end(self, *, answered: bool) -> None:
         """The request is in flight no more; one that never came to be counted has used nothing."""
         if not self.settled:
             self._account.use(-self.tokens)
@@ -84,7 +87,7 @@ class Pass:
             deadline, admitted, needed = self._due
             ended = self._admission.clock()
             # What was given up before its time, or failed, says nothing about how long the queue was.
-            if kind is None or late(admitted, deadline, ended):
+            if answered or late(admitted, deadline, ended):
                 self._account.margin.ended(admitted, needed, deadline, ended)
 
     def _change(self, tokens: int) -> None:

@@ -20,8 +20,10 @@ interrupted, and whoever arrives meanwhile waits for its end.
 """
 
 import heapq
-from collections.abc import Callable, Container, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias
 
 from trimtab.kinds import Priority
@@ -69,7 +71,7 @@ class Batcher:
         max_batch_units: int,
         max_batch_items: int,
         weight: Callable[[str], float] = lambda tenant: 1.0,
-        known: Container[str] = (),
+        known: Collection[str] = (),
     ) -> None:
         self.max_batch_units = max_batch_units
         self.max_batch_items = max_batch_items
@@ -110,11 +112,7 @@ class Batcher:
     def tenant(self, name: str) -> str:
         """Whose an item of this tenant is to be called, if it is queued now."""
         backlog = self._backlog
-        if (
-            len(backlog) < MOST_FLOWS
-            or name in self._known
-            or any((name, each) in backlog for each in WEIGHTS)
-        ):
+        if not self.crowded or name in self._known or any((name, each) in backlog for each in WEIGHTS):
             return name
         return CROWD
 
@@ -127,6 +125,38 @@ class Batcher:
             waiting.seconds if each == flow else min(waiting.seconds, span * self._share(each))
             for each, waiting in self._backlog.items()
         )
+
+    def all_ahead(self, priority: Priority) -> dict[str, float]:
+        """The same of every flow of this priority that would have to wait for anything."""
+        backlog = sorted(
+            (waiting.seconds / share, waiting.seconds, share)
+            for flow, waiting in self._backlog.items()
+            for share in (self._share(flow),)
+        )
+        # Until whose turn a flow gets how far: those before it in this order are done by then.
+        spans = [span for span, _, _ in backlog]
+        done = list(accumulate((seconds for _, seconds, _ in backlog), initial=0.0))
+        shares = list(accumulate((share for _, _, share in reversed(backlog)), initial=0.0))[::-1]
+        found = {}
+        for flow in self._flows.keys() | self._backlog.keys():
+            if flow[1] != priority:
+                continue
+            span = max(0.0, self._flows.get(flow, 0.0) - self._now)
+            first = bisect_left(spans, span)
+            seconds = done[first] + span * shares[first]
+            own = self._backlog.get(flow)
+            if own is not None:  # it waits for all of its own
+                seconds += own.seconds - min(own.seconds, span * self._share(flow))
+            if seconds > 0.0:
+                found[flow[0]] = seconds
+        if self.crowded:  # flows that are not listed are taken for the crowd, but for these
+            found.update((name, 0.0) for name in self._known if name not in found)
+        return found
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many flows wait that others are one."""
+        return len(self._backlog) >= MOST_FLOWS
 
     def waiting_seconds(self, priority: Priority) -> float:
         """Seconds of computing that wait, of all tenants."""

@@ -1,0 +1,111 @@
+"""The engine in the same process as its front end: admission, and behind it the queue."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+from trimtab.errors import NotFound
+from trimtab_server.engine.admission.admission import Admission, Pass
+from trimtab_server.engine.batch import Model
+from trimtab_server.engine.engine import Engine
+from trimtab_server.engine.fleet.devices import Device
+from trimtab_server.engine.port import Ask, Computed, EnginePort, Pressure, Work
+from trimtab_server.engine.queue.batcher import Batcher
+from trimtab_server.engine.queue.sharing import Sharing
+from trimtab_server.engine.tickets import Ticket
+from trimtab_server.observing.metrics import Metrics
+from trimtab_server.turns import Turns
+
+# A snapshot of the queue is used again for so long.
+FRESH_SECONDS = 0.01
+
+
+class LocalEngine(EnginePort):
+    """Knows models and admitted requests by their numbers. For one event loop.
+
+    Called there: `serving` when the last device goes out of service, and when one is back; `retired` with the
+    number of a model that is not run any more, because it fails while others run well, and why.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        sharing: Sharing[Ticket],
+        devices: Sequence[Device],
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        hang_seconds: float,
+        load_seconds: float,
+        serving: Callable[[bool], None],
+        retired: Callable[[int, str], None],
+        turns: Turns | None = None,
+    ) -> None:
+        self.queue = Engine(
+            batcher, sharing, devices, metrics,
+            hang_seconds=hang_seconds, load_seconds=load_seconds,
+            serving=serving, retired=self._retired, turns=turns,
+        )  # fmt: skip
+        self._admission = admission
+        self._tell_retired = retired
+        self._next = itertools.count(1)
+        self._models: dict[int, Model] = {}
+        self._passes: dict[int, Pass] = {}
+        self._pressure = Pressure()
+        self._pressed = float("-inf")  # when that was
+
+    def start(self) -> None:
+        """Start every device's workers."""
+        self.queue.start()
+
+    def stop(self) -> None:
+        """Stop the workers, each after its current batch. Call it when nothing is in flight any more."""
+        self.queue.stop()
+
+    async def load(self, model: Model) -> int:
+        await self.queue.load(model)
+        number = next(self._next)
+        self._models[number] = model
+        return number
+
+    async def unload(self, model: int) -> None:
+        await self.queue.unload(self._models[model])
+        del self._models[model]
+
+    async def admit(self, ask: Ask) -> int:
+        model, turn = self._model(ask.model), ask.turn
+
+        def queue_seconds(coming: float) -> float:
+            return self.queue.queue_seconds(model, turn.flow, turn.priority, coming)
+
+        share = self._admission.admit(
+            ask.tokens, queue_seconds, turn.deadline, turn.tenant, ask.held, turn.flow
+        )
+        number = next(self._next)
+        self._passes[number] = share
+        return number
+
+    async def compute(self, work: Work) -> Computed:
+        if work.admitted:
+            self._passes[work.admitted].settle(sum([payload.units for payload in work.payloads]))
+        return await self.queue.compute(self._model(work.model), work.payloads, work.wanted, work.turn)
+
+    def release(self, admitted: int, *, answered: bool) -> None:
+        self._passes.pop(admitted).end(answered=answered)
+
+    def pressure(self) -> Pressure:
+        now = time.monotonic()
+        if now - self._pressed >= FRESH_SECONDS:
+            self._pressed = now
+            self._pressure = self.queue.pressure(self._models)
+        return self._pressure
+
+    def _model(self, number: int) -> Model:
+        model = self._models.get(number)
+        if model is None:
+            raise NotFound("the encoder was unloaded while the request was on its way; try again")
+        return model
+
+    def _retired(self, model: Model, why: str) -> None:
+        for number in [number for number, each in self._models.items() if each is model]:
+            self._tell_retired(number, why)
