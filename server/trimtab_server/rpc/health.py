@@ -23,6 +23,11 @@ class Health:
         self._draining = False
         self._watchers: set[asyncio.Event] = set()
 
+    @property
+    def serving(self) -> bool:
+        """Whether the server as a whole serves."""
+        return self._serving[""]
+
     def set(self, service: str, serving: bool) -> None:
         """Say whether a service serves. Once the server drains, nothing does."""
         self._serving[service] = serving and not self._draining

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.observing.metrics import Count, Metrics
+from trimtab_server.observing.metrics import Count
 from trimtab_server.rpc.intake import OpenCall
 from trimtab_server.rpc.kserve_messages import parse, respond, rows
 from trimtab_server.rpc.statuses import as_trimtab_error, shorten
@@ -37,7 +37,6 @@ class KServeServicer:
         self,
         pipeline: Pipeline,
         embedder: Embedder,
-        metrics: Metrics,
         unread: Unread,
         serving: Callable[[], bool],
     ) -> None:
@@ -45,7 +44,6 @@ class KServeServicer:
         self._embedder = embedder
         self._max_texts = pipeline.limits.max_texts
         self._repository = pipeline.repository
-        self._metrics = metrics
         self._unread = unread
         self._serving = serving
         self._readers: set[asyncio.Task[None]] = set()
@@ -273,7 +271,7 @@ class KServeServicer:
             raise NotFound(f"repository {name!r} is not known: this server has one, which has no name")
 
     def _statistics(self, encoder: Encoder) -> Any:
-        counted = self._metrics.statistics(encoder.name, encoder.version)
+        counted = self._pipeline.metrics.statistics(encoder.name, encoder.version)
 
         def duration(count: Count) -> Any:
             return pb.StatisticDuration(count=count.count, ns=count.ns)

@@ -1,0 +1,146 @@
+"""The door for gRPC: its ports, what every call passes through, and the services behind it."""
+
+import asyncio
+import time
+from functools import partial
+from typing import Any, cast
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
+from trimtab_server.callers.auth import Authenticator
+from trimtab_server.config import Auth, Config
+from trimtab_server.observing.load import Load
+from trimtab_server.observing.tracing import Tracing
+from trimtab_server.policies.trials import Trials
+from trimtab_server.rpc import listeners, reflection, sockets
+from trimtab_server.rpc.arriving import Arriving
+from trimtab_server.rpc.boundary import Boundary
+from trimtab_server.rpc.guard import Guard
+from trimtab_server.rpc.health import Health
+from trimtab_server.rpc.intake import Intake
+from trimtab_server.rpc.kserve import KServeServicer
+from trimtab_server.rpc.native import NativeServicer
+from trimtab_server.rpc.newcomers import Newcomers
+from trimtab_server.rpc.observed import Observed
+from trimtab_server.rpc.senders import Tenants
+from trimtab_server.rpc.unread import Unread
+from trimtab_server.tasks.embed import Embedder
+from trimtab_server.tasks.pipeline import Pipeline
+from trimtab_server.tasks.rescore import Rescorer
+
+# While nothing is in flight any more: calls that are on their way are told to go elsewhere. gRPC's own stop
+# would cancel them, and a client may not try those again.
+LATE_SECONDS = 0.3
+# After the calls have been answered: time for the last bytes to leave.
+FLUSH_SECONDS = 1.0
+# Between two looks at who does not take answers.
+UNREAD_SECONDS = 1.0
+# What one gRPC server offers, and health tells of under these names.
+NATIVE = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+KSERVE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class Door:
+    """Listens as soon as it is made; calls are answered from `start` on.
+
+    Health says what it is told by `tell`, for the server as a whole ("") and for each encoder.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        pipeline: Pipeline,
+        embedder: Embedder,
+        rescorer: Rescorer,
+        trials: Trials,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._config = config
+        limits = config.limits
+        self._health = Health()
+        self._arriving = Arriving(limits.max_received_bytes)
+        self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
+        self._unread = Unread(limits.max_unread_bytes, limits.max_unread_seconds, sockets.hang_up)
+        self._boundary, self._admin_boundary = self._boundaries(pipeline, tracing)
+        self._native = NativeServicer(pipeline, embedder, rescorer, trials, self._unread)
+        self._kserve = KServeServicer(pipeline, embedder, self._unread, lambda: self._health.serving)
+        self._watching: list[asyncio.Task[None]] = []
+        self.port, self._servers = self._listen()
+
+    def tell(self, service: str, serving: bool) -> None:
+        """Whether an encoder serves, NAME or NAME/VERSION; "" is the server, and with it both services."""
+        for each in (service,) if service else ("", NATIVE, KSERVE):
+            self._health.set(each, serving)
+
+    async def start(self) -> None:
+        """Answer calls."""
+        newcomers = Newcomers(
+            self._config.limits.max_connections,
+            sockets.open_files,
+            partial(sockets.connected, self.port),
+            lambda: {address for peer in self._intake.used() if (address := sockets.named(peer))},
+            sockets.shut_down,
+        )
+        watches = (self._arriving.watch(), self._watch_unread(), newcomers.watch())
+        self._watching = [asyncio.create_task(each) for each in watches]
+        for server in self._servers:
+            await server.start()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse what is new, and wait for so many seconds at most until what is in flight is answered."""
+        self._health.drain()
+        self._native.drain()
+        self._kserve.drain()
+        await asyncio.gather(self._boundary.drain(seconds), self._admin_boundary.drain(seconds))
+        await asyncio.sleep(min(LATE_SECONDS, seconds))
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        for watching in self._watching:
+            watching.cancel()
+        await asyncio.gather(*(server.stop(FLUSH_SECONDS) for server in self._servers))
+
+    async def _watch_unread(self) -> None:
+        while True:
+            await asyncio.sleep(UNREAD_SECONDS)
+            self._unread.end_slow()
+
+    def _boundaries(self, pipeline: Pipeline, tracing: Tracing | None) -> tuple[Boundary, Boundary]:
+        """What every call passes through: of the port for clients, and of the one for admins."""
+        config, refused, turns = self._config, pipeline.metrics.refused, pipeline.turns
+        every = (self._intake, self._unread, Tenants(config.server.tenant_header), config.limits.max_texts)
+        authenticator = Authenticator(config.auth) if config.auth != Auth() else None
+        ids = config.logging.calls or config.logging.format == "json"
+        observed = Observed(tracing, ids=ids) if tracing or ids else None
+        load = Load(pipeline.engine.pressure, time.monotonic)
+        elsewhere = False if config.server.admin_address else None
+        guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
+        return (
+            Boundary(*every, guards[0], load, turns, observed),
+            Boundary(*every, guards[1], None, turns, observed),
+        )
+
+    def _listen(self) -> tuple[int, list[grpc.aio.Server]]:
+        """The servers, bound to their addresses; and the port for clients."""
+        config, ports = self._config, self._config.server
+        # The servicers' methods take what the boundary hands them, not what gRPC would.
+        native, kserve, health = (cast(Any, each) for each in (self._native, self._kserve, self._health))
+        server = listeners.make(config, [self._boundary])
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(native, server)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        reflection.add_to(server, (NATIVE, KSERVE, HEALTH))
+        port, servers = listeners.bind(server, ports.grpc_address, ports.tls), [server]
+        if ports.admin_address:
+            servers.append(listeners.make(config, [self._admin_boundary]))
+            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, servers[-1])
+            listeners.bind(servers[-1], ports.admin_address, ports.tls)
+        if ports.health_address:
+            servers.append(listeners.make_probed(config, [self._boundary]))
+            health_pb2_grpc.add_HealthServicer_to_server(health, servers[-1])
+            listeners.bind(servers[-1], ports.health_address, None)
+        return port, servers
