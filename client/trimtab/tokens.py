@@ -4,10 +4,10 @@ Needs the package `tokenizers`, which the client alone does not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
@@ -38,8 +38,7 @@ CHARACTERS_A_TOKEN = 8
 _TEXT = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True, gc=False):
     """What is read of a text: int32 ids, special tokens included, and how many tokens the text has.
 
     If it was not tokenised as a whole, it has at least `count` tokens, and more than are read.
@@ -100,7 +99,10 @@ class Tokenizer:
         for number, (part, text) in enumerate(zip(parts, texts, strict=True)):
             if len(part) < len(text):
                 enough = rows[number].count > self.max_tokens
-                rows[number] = replace(rows[number], whole=False) if enough else self._encode([text], how)[0]
+                if enough:
+                    rows[number] = msgspec.structs.replace(rows[number], whole=False)
+                else:
+                    rows[number] = self._encode([text], how)[0]
         return rows
 
     def _encode(self, texts: Sequence[str], how: Truncate) -> list[Tokens]:

@@ -10,6 +10,10 @@ from pathlib import Path
 from trimtab_server.app import App
 from trimtab_server.config import Config
 
+# Of the garbage collector: how many objects are made until it looks at them, how many looks until it looks at
+# older ones, and how many of those until it looks at everything. By default a few thousand texts have it look
+# at everything, which stops every call for tens of milliseconds while many requests are open.
+THRESHOLDS = (2_000, 5, 200)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -35,6 +39,7 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
             # for some 30 ms.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*THRESHOLDS)
             ready(app)
             await stopping.wait()
     finally:

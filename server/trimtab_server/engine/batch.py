@@ -17,8 +17,10 @@ Wanted: TypeAlias = tuple[str, ...]  # names of outputs, in order
 BYTES = {"float32": 4, "int32": 4, "int64": 8}
 
 
-class Payload(msgspec.Struct, frozen=True, eq=False):
+class Payload(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One item for a graph, prepared by its input's kind.
+
+    The garbage collector leaves it out: there may be 100,000, none of which is part of a cycle.
 
     `arrays` have a row a unit, such as the ids of a text's tokens. What has the same `key` for the same model
     gives the same.

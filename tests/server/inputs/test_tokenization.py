@@ -1,6 +1,7 @@
 """Text to ids: the same as the tokenizer's own truncation, for many callers at once."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,3 +162,15 @@ def test_a_thread_that_ends_after_the_loop_ends_quietly(path: Path) -> None:
     tokenization = asyncio.run(run())
     go_on.set()
     tokenization.stop()  # an exception of a thread would fail the test
+
+
+async def test_the_garbage_collector_leaves_texts_out(path: Path) -> None:
+    """A hundred thousand of them are as many objects that it would look at, again and again."""
+    tokenization = Tokenization(1)
+    try:
+        tokenizer = Tokenizer(path, 8)
+        assert not any(gc.is_tracked(tokens) for tokens in tokenizer.read(["one"] * 3, "end"))
+        payloads = await tokenization.encode(tokenizer, ["one"] * 3, "end")
+        assert not any(gc.is_tracked(payload) or gc.is_tracked(payload.arrays) for payload in payloads)
+    finally:
+        tokenization.stop()
