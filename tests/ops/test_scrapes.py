@@ -2,9 +2,10 @@
 
 import asyncio
 import gzip
+import socket
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -87,3 +88,28 @@ async def test_who_says_nothing_or_does_not_read_is_given_a_time(monkeypatch: py
     async with listening() as port:
         for said in (b"", b"GET / HT"):
             assert await ask(port, said) == (b"", b"")
+
+
+async def test_few_connections_are_accepted_at_a_time_and_all_of_them_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pass of the event loop that accepts a hundred stops every call for tens of milliseconds."""
+    accepted: list[object] = []
+    connected = Scrapes._connected
+
+    async def noticed(self: Scrapes, *streams: object) -> None:
+        accepted.append(streams)
+        await connected(self, *streams)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Scrapes, "_connected", noticed)
+    many = 10 * scrapes.ACCEPTED
+    async with listening() as port:
+        with ExitStack() as clients:
+            for _ in range(many):  # the system accepts them while the loop stands still
+                clients.enter_context(socket.create_connection(("127.0.0.1", port), 60))
+            before = 0
+            async with asyncio.timeout(60):
+                while len(accepted) < many:
+                    await asyncio.sleep(0)
+                    assert len(accepted) - before <= 2 * scrapes.ACCEPTED
+                    before = len(accepted)

@@ -15,7 +15,9 @@ MOST = 64
 SECONDS = 5.0
 HEAD_BYTES = 8192
 # Formatting all metrics takes some milliseconds and blocks the event loop: at most this often.
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.05
+# Connections that are accepted in one pass of the event loop, some .2 ms each, and that wait for that.
+ACCEPTED, BACKLOG = 4, 128
 
 
 class Scrapes:
@@ -30,7 +32,12 @@ class Scrapes:
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port; OSError if the address cannot be bound."""
-        self._server = await asyncio.start_server(self._connected, host, port, limit=HEAD_BYTES)
+        self._server = await asyncio.start_server(
+            self._connected, host, port, limit=HEAD_BYTES, backlog=ACCEPTED
+        )
+        for each in self._server.sockets:  # asyncio knows one number for both
+            with each.dup() as listening:
+                listening.listen(BACKLOG)
         taken: int = self._server.sockets[0].getsockname()[1]
         return taken
 
