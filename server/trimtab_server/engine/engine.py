@@ -109,22 +109,23 @@ class Engine:
             ahead = 0.0
             if coming or len(self._batcher):
                 ahead = self._seconds(model, self._batcher.ahead(flow, priority), coming)
-            return self._workers.free_seconds(time.monotonic()) + ahead
+            return self._workers.capacity.free_seconds(time.monotonic()) + ahead
 
     def pressure(self, models: Mapping[int, Model]) -> Pressure:
         """How much waits for the devices now, for these models by their numbers."""
         with self._lock:
             workers, batcher = self._workers, self._batcher
-            free = workers.free_seconds(time.monotonic())
+            capacity = workers.capacity
+            free = capacity.free_seconds(time.monotonic())
             if not workers.serving:
-                return Pressure(workers.run_seconds, workers.in_service, free, free)
+                return Pressure(capacity.run_seconds, capacity.workers, free, free)
             there = {number: model for number, model in models.items() if model in self._open}
             seconds = batcher.waiting_seconds("interactive")
             waiting = [model for model in there.values() if batcher.waiting(model)]
             wait = max((self._seconds(model, seconds) for model in waiting), default=0.0)
             return Pressure(
-                workers.run_seconds,
-                workers.in_service,
+                capacity.run_seconds,
+                capacity.workers,
                 free,
                 wait + free,
                 {
@@ -239,7 +240,7 @@ class Engine:
     def _seconds(self, model: Model, measured: float, units: float = 0.0) -> float:
         """How long so many seconds of computing, as they were measured, and units take all devices now."""
         units += measured / self._batcher.cost(model).unit_seconds
-        return units / max(self._workers.units_per_second(model), 1e-9)
+        return units / max(self._workers.capacity.units_per_second(model), 1e-9)
 
     def _pop(self, now: float, costs: Mapping[Model, Cost]) -> Batch | None:
         popped = self._batcher.pop(now, costs)

@@ -11,17 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.server.models_made import ALONE, model, payload
 from trimtab.errors import InternalError, Unavailable
 from trimtab_server.engine.batch import Batch, Item
-from trimtab_server.engine.fleet.fleet import (
-    FIRST_PROBE,
-    LAST_PROBE,
-    RESTORE_SECONDS,
-    STOP_SECONDS,
-    Failed,
-    Fleet,
-    Flight,
-    Job,
-    Reason,
-)
+from trimtab_server.engine.fleet.fleet import STOP_SECONDS, Failed, Fleet, Flight, Job
+from trimtab_server.engine.fleet.standing import FIRST_PROBE, LAST_PROBE, RESTORE_SECONDS, Reason
 
 MODEL = model()
 HANG = 10.0
@@ -44,13 +35,13 @@ class Clocked:
         )
 
     def restore(self, device: str, now: float) -> None:
-        self.fleet.probing(device, now)
-        self.fleet.probed(device, well=True, now=now)
+        self.fleet.standing.probing(device, now)
+        self.fleet.standing.probed(device, well=True, now=now)
 
     def end_on(self, device: str, job: Job, now: float = 0.0) -> list[Failed]:
         """The process of the device ends while the job runs there, and another one begins."""
         flight = self.fly(device, job, now)
-        self.fleet.lost(device, now)
+        self.fleet.standing.take_out(device, "lost", now)
         assert self.fleet.land(flight)
         failed = self.fleet.ended(flight, FAULT)
         self.restore(device, now)
@@ -80,7 +71,7 @@ def test_where_another_device_succeeds_the_first_was_at_fault() -> None:
     assert clocked.again("a") is None, "it goes to another device"
     job = clocked.again("b")
     assert job is not None and job.batch == whole
-    assert clocked.fleet.up("a"), "the text may be at fault"
+    assert clocked.fleet.standing.up("a"), "the text may be at fault"
     clocked.succeed_on("b", job)
     assert clocked.changes == [("a", False, "raised")]
 
@@ -109,13 +100,13 @@ def test_one_device_alone_tries_by_halves_and_stays() -> None:
     first, second = clocked.again("a"), clocked.again("a")
     assert first and second and first.batch.items + second.batch.items == whole.items
     assert clocked.raise_on("a", first) == [Failed(first.batch.items, FAULT)]
-    assert clocked.fleet.up("a")
+    assert clocked.fleet.standing.up("a")
 
 
 def test_one_device_that_fails_on_anything_goes_out() -> None:
     clocked = Clocked("a")
     (failed,) = clocked.raise_on("a", Job(batch(2)), sick=True)
-    assert isinstance(failed.error, Unavailable) and not clocked.fleet.serving
+    assert isinstance(failed.error, Unavailable) and not clocked.fleet.standing.serving
 
 
 def test_a_run_that_hangs_is_tried_elsewhere_and_its_late_result_ignored() -> None:
@@ -131,7 +122,7 @@ def test_a_run_that_hangs_is_tried_elsewhere_and_its_late_result_ignored() -> No
     second = clocked.fly("b", job, HANG)
     (failed,) = clocked.fleet.hung(2 * HANG)
     assert failed.items == whole.items and isinstance(failed.error, InternalError), "texts that hang devices"
-    assert not clocked.fleet.land(second) and not clocked.fleet.serving and not clocked.fleet.flying
+    assert not clocked.fleet.land(second) and not clocked.fleet.standing.serving and not clocked.fleet.flying
 
 
 def test_a_run_that_could_be_stopped_leaves_its_device_in_service() -> None:
@@ -156,7 +147,7 @@ def test_a_run_that_cannot_be_stopped_hangs_a_little_later() -> None:
     flight = clocked.fly("a", Job(batch(1)))
     assert clocked.fleet.late(HANG) == [flight]
     (failed,) = clocked.fleet.hung(HANG + STOP_SECONDS)
-    assert isinstance(failed.error, Unavailable) and not clocked.fleet.serving
+    assert isinstance(failed.error, Unavailable) and not clocked.fleet.standing.serving
 
 
 def test_what_has_returned_and_is_looked_into_does_not_hang() -> None:
@@ -211,12 +202,12 @@ def test_probes_grow_apart_and_come_closer_with_success() -> None:
         delays.append(round(seconds, 6))
         now += seconds
         assert clocked.fleet.probe_in("a", now) == 0.0
-        clocked.fleet.probing("a", now)
+        clocked.fleet.standing.probing("a", now)
         assert clocked.fleet.probe_in("a", now) is None, "one probe at a time"
-        clocked.fleet.probed("a", well=False, now=now)
+        clocked.fleet.standing.probed("a", well=False, now=now)
     assert delays[:4] == [FIRST_PROBE * 2**n for n in range(4)] and delays[-1] == LAST_PROBE
-    clocked.fleet.probing("a", now)
-    clocked.fleet.probed("a", well=True, now=now)
+    clocked.fleet.standing.probing("a", now)
+    clocked.fleet.standing.probed("a", well=True, now=now)
     assert clocked.changes[-1] == ("a", True, None) and clocked.fleet.probe_in("a", now) is None
     for _ in range(20):
         clocked.succeed_on("a", Job(batch(1)), now)
@@ -245,28 +236,28 @@ def test_what_a_process_ran_when_it_ended_runs_alone_and_by_halves() -> None:
 
 def test_a_device_is_waited_for_where_it_will_be_back_in_seconds() -> None:
     clocked = Clocked("a", restore_seconds=1.0)
-    clocked.fleet.lost("a", 0.0)
-    assert clocked.fleet.serving and not clocked.fleet.up("a")
-    assert clocked.fleet.back_in(0.0) == pytest.approx(1.0 + FIRST_PROBE)
-    clocked.fleet.probing("a", 0.5)
-    clocked.fleet.probed("a", well=False, now=0.5)
-    assert clocked.fleet.serving, "it may be well the next time"
+    clocked.fleet.standing.take_out("a", "lost", 0.0)
+    assert clocked.fleet.standing.serving and not clocked.fleet.standing.up("a")
+    assert clocked.fleet.standing.back_in(0.0) == pytest.approx(1.0 + FIRST_PROBE)
+    clocked.fleet.standing.probing("a", 0.5)
+    clocked.fleet.standing.probed("a", well=False, now=0.5)
+    assert clocked.fleet.standing.serving, "it may be well the next time"
     assert clocked.fleet.due() == RESTORE_SECONDS
     clocked.fleet.hung(RESTORE_SECONDS)
-    assert not clocked.fleet.serving
+    assert not clocked.fleet.standing.serving
     clocked.restore("a", 30.0)
-    assert clocked.fleet.serving and clocked.fleet.up("a")
+    assert clocked.fleet.standing.serving and clocked.fleet.standing.up("a")
     slow = Clocked("a", restore_seconds=RESTORE_SECONDS)
-    slow.fleet.lost("a", 0.0)
-    assert not slow.fleet.serving
+    slow.fleet.standing.take_out("a", "lost", 0.0)
+    assert not slow.fleet.standing.serving
 
 
 def test_a_process_that_ends_time_and_again_is_begun_more_and_more_seldom_and_waited_for_no_more() -> None:
     clocked = Clocked("a", restore_seconds=0.5)
     now, times = 0.0, 0
     while True:
-        clocked.fleet.lost("a", now)
-        if not clocked.fleet.serving:
+        clocked.fleet.standing.take_out("a", "lost", now)
+        if not clocked.fleet.standing.serving:
             break
         now += clocked.fleet.probe_in("a", now) or 0.0
         clocked.restore("a", now)
@@ -289,8 +280,8 @@ def test_a_hung_run_is_tried_again_in_another_process() -> None:
 def test_a_device_that_is_to_begin_anew_ends_its_runs_first() -> None:
     clocked = Clocked("a", restore_seconds=1.0)
     flight = clocked.fly("a", Job(batch(1)))
-    clocked.fleet.retire("a", 0.0)
-    assert clocked.fleet.serving and clocked.fleet.probe_in("a", 1.0) is None
+    clocked.fleet.standing.retire("a", 0.0)
+    assert clocked.fleet.standing.serving and clocked.fleet.probe_in("a", 1.0) is None
     assert clocked.fleet.land(flight)
     clocked.fleet.succeeded(flight, 1.0)
     assert clocked.fleet.probe_in("a", 1.0) == 0.0
@@ -298,10 +289,10 @@ def test_a_device_that_is_to_begin_anew_ends_its_runs_first() -> None:
 
 def test_a_probe_that_hangs_is_named_once() -> None:
     clocked = Clocked("a", restore_seconds=1.0)
-    clocked.fleet.lost("a", 0.0)
-    clocked.fleet.probing("a", 1.0)
-    assert clocked.fleet.stuck(10.0) == []
-    assert clocked.fleet.stuck(100.0) == ["a"] and clocked.fleet.stuck(100.0) == []
+    clocked.fleet.standing.take_out("a", "lost", 0.0)
+    clocked.fleet.standing.probing("a", 1.0)
+    assert clocked.fleet.standing.stuck(10.0) == []
+    assert clocked.fleet.standing.stuck(100.0) == ["a"] and clocked.fleet.standing.stuck(100.0) == []
 
 
 class Machine(RuleBasedStateMachine):
@@ -322,7 +313,7 @@ class Machine(RuleBasedStateMachine):
         """What the engine does after each event."""
         for failed in failures:
             self.answered += failed.items
-        if not self.fleet.serving:
+        if not self.fleet.standing.serving:
             self.answered += self.fleet.clear()
 
     def land(self, flight: Flight) -> None:
@@ -331,7 +322,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(device=st.sampled_from("abc"), size=st.integers(1, 5), patience=st.none() | st.floats(1, 40))
     def take(self, device: str, size: int, patience: float | None) -> None:
-        if not self.fleet.up(device):
+        if not self.fleet.standing.up(device):
             return
         again = self.fleet.again(device, self.now)
         self.answered += again.expired
@@ -359,7 +350,7 @@ class Machine(RuleBasedStateMachine):
         flight = data.draw(st.sampled_from(self.flights))
         self.land(flight)
         self.settle(self.fleet.failed(flight, FAULT, sick=sick, now=self.now))
-        assert not (sick and self.fleet.up(flight.device))
+        assert not (sick and self.fleet.standing.up(flight.device))
 
     @rule(seconds=st.floats(0, 12))
     def wait(self, seconds: float) -> None:
@@ -368,7 +359,7 @@ class Machine(RuleBasedStateMachine):
         self.settle(self.fleet.hung(self.now))
         self.flights = [flight for flight in self.flights if flight not in late]
         self.given_up += late
-        assert not any(self.fleet.up(flight.device) for flight in late)
+        assert not any(self.fleet.standing.up(flight.device) for flight in late)
 
     @precondition(lambda self: self.given_up)
     @rule()
@@ -379,9 +370,9 @@ class Machine(RuleBasedStateMachine):
     def probe(self, device: str, well: bool) -> None:
         if self.fleet.probe_in(device, self.now) != 0:
             return
-        self.fleet.probing(device, self.now)
-        self.fleet.probed(device, well=well, now=self.now)
-        assert self.fleet.up(device) is well
+        self.fleet.standing.probing(device, self.now)
+        self.fleet.standing.probed(device, well=well, now=self.now)
+        assert self.fleet.standing.up(device) is well
 
     @invariant()
     def nothing_is_lost_or_answered_twice(self) -> None:
@@ -389,7 +380,7 @@ class Machine(RuleBasedStateMachine):
         flying = [item for flight in self.flights for item in flight.job.batch.items]
         everywhere = [*self.answered, *waiting, *flying]
         assert len(everywhere) == len(set(everywhere)) and set(everywhere) == self.admitted
-        assert not waiting or self.fleet.serving, "nothing waits for a device that is not there"
+        assert not waiting or self.fleet.standing.serving, "nothing waits for a device that is not there"
         assert self.fleet.flying == bool(self.flights)
         for suspect in (flight for flight in self.flights if flight.job.suspect):
             assert [each for each in self.flights if each.device == suspect.device] == [suspect]
@@ -401,12 +392,12 @@ class Machine(RuleBasedStateMachine):
             self.settle(self.fleet.failed(flight, FAULT, sick=False, now=self.now))
         for device in "abc":
             if self.fleet.probe_in(device, self.now) is not None:
-                self.fleet.probing(device, self.now)
-                self.fleet.probed(device, well=True, now=self.now)
+                self.fleet.standing.probing(device, self.now)
+                self.fleet.standing.probed(device, well=True, now=self.now)
         steps = 0
-        while self.fleet.serving and self.admitted - set(self.answered):
-            device = next(each for each in "abc" if self.fleet.up(each))
-            again = [self.fleet.again(each, self.now) for each in "abc" if self.fleet.up(each)]
+        while self.fleet.standing.serving and self.admitted - set(self.answered):
+            device = next(each for each in "abc" if self.fleet.standing.up(each))
+            again = [self.fleet.again(each, self.now) for each in "abc" if self.fleet.standing.up(each)]
             for found in again:
                 self.answered += found.expired
                 if found.job is not None:
@@ -425,7 +416,7 @@ class Restarting(Machine):
 
     @rule(device=st.sampled_from("abc"))
     def end(self, device: str) -> None:
-        self.fleet.lost(device, self.now)
+        self.fleet.standing.take_out(device, "lost", self.now)
         self.settle([])
         for flight in [each for each in self.flights if each.device == device]:
             self.land(flight)
@@ -433,7 +424,7 @@ class Restarting(Machine):
 
     @rule(device=st.sampled_from("abc"))
     def retire(self, device: str) -> None:
-        self.fleet.retire(device, self.now)
+        self.fleet.standing.retire(device, self.now)
         self.settle([])
 
 

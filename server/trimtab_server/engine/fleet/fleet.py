@@ -1,36 +1,23 @@
-"""Which devices are in service, what runs on them, and where a batch goes that failed: a sans-IO policy.
+"""What runs on which device, and where a batch goes that failed: a sans-IO policy.
 
 A batch that fails is tried once more, whole, on another device. Where that succeeds, the first device was
 at fault, and is taken out of service; where it fails too, or there is no other device, the batch is run by
 halves, so that in the end only the items have failed that fail alone. A device that fails on an item known
 to be good is at fault as well; so is one that does not come back from a run in twenty times the time that
-the run was measured to take, and on a thread does not end it when it is stopped. A device out of service is
-probed, at growing intervals, and comes back when it is well. When none is in service, nothing waits: what is
-queued is the engine's to refuse.
+the run was measured to take, and on a thread does not end it when it is stopped. How it comes back is in
+standing.py. When none is in service, nothing waits: what is queued is the engine's to refuse.
 
 Each item leaves exactly once: answered by a flight that landed, or in the answer of `failed`, `hung`,
 `again` or `clear`. A flight that was given up as hung may come back at any time; it does not land.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
 from trimtab.errors import InternalError, TrimtabError, Unavailable
 from trimtab_server.engine.batch import Batch, Item, Model
+from trimtab_server.engine.fleet.standing import HANG_FACTOR, PROBE_SECONDS, Changed, Standing, never
 
-# A device raised, did not come back from a run, lost its process, held too much memory, or is not well yet.
-Reason = Literal["raised", "hung", "lost", "memory", "probe"]
-
-# A run hangs that takes so many times as long as predicted; neighbours may make it several times as long.
-HANG_FACTOR = 20.0
-# Seconds from when a device is taken out until it is probed: doubled by each failure, halved by each success.
-FIRST_PROBE, LAST_PROBE = 0.1, 30.0
-# A device that should be back in half of these seconds is waited for, and for no longer than these.
-RESTORE_SECONDS = 20.0
-# How long a probe, which loads what has to be loaded, may take at least before it counts as hung.
-PROBE_SECONDS = 60.0
 # How long a run may take to end once it was stopped.
 STOP_SECONDS = 2.0
 
@@ -81,15 +68,6 @@ class Again:
 NOTHING, HOLD = Again(None, ()), Again(None, (), hold=True)
 
 
-@dataclass(slots=True)
-class _State:
-    probing: bool = False
-    probe_at: float = 0.0
-    probe_due: float = math.inf  # when a probe counts as hung
-    delay: float = FIRST_PROBE
-    draining: bool = False  # what runs there is let come to its end before anything else
-
-
 def _given_up(device: str, seconds: float) -> InternalError:
     return InternalError(
         f"the texts were given up: device {device} did not answer in {seconds:.0f} s. Send them one by one "
@@ -97,18 +75,10 @@ def _given_up(device: str, seconds: float) -> InternalError:
     )
 
 
-Changed: TypeAlias = Callable[[str, bool, Reason | None], None]
-
-
-def _never(device: str) -> float:
-    return math.inf
-
-
 class Fleet:
-    """The devices, by name. Not thread-safe: the engine keeps it under its lock.
+    """What runs, and what has to run again. Not thread-safe: the engine keeps it under its lock.
 
-    `changed` is called with a device, whether it is in service now, and what was wrong with it;
-    `restore_seconds` tells about how long a device takes to begin anew: infinity where it cannot.
+    `changed` and `restore_seconds` are the standing's.
     """
 
     def __init__(
@@ -116,48 +86,12 @@ class Fleet:
         devices: Iterable[str],
         hang_seconds: float,
         changed: Changed,
-        restore_seconds: Callable[[str], float] = _never,
+        restore_seconds: Callable[[str], float] = never,
     ) -> None:
+        self.standing = Standing(devices, changed, restore_seconds)
         self._hang_seconds = hang_seconds
-        self._changed = changed
-        self._restore_seconds = restore_seconds
-        self._states = {device: _State() for device in devices}
-        self._up = set(self._states)
-        self._restoring: dict[str, float] = {}  # until when each of them is waited for
         self._flights: dict[Flight, None] = {}  # a set that keeps its order
         self._jobs: list[Job] = []  # that failed and wait to be run again
-
-    @property
-    def serving(self) -> bool:
-        """Whether any device is in service, or will be in a moment."""
-        return bool(self._up or self._restoring)
-
-    @property
-    def working(self) -> set[str]:
-        """The devices in service; where there are none, those that will be in a moment."""
-        return self._up or set(self._restoring)
-
-    def back_in(self, now: float) -> float:
-        """About how long it is until a device is in service; 0 where one is, or none is waited for."""
-        if self._up:
-            return 0.0
-        states = self._states
-        return min(
-            (
-                max(0.0, states[device].probe_at - now) + self._restore_seconds(device)
-                for device in self._restoring
-            ),
-            default=0.0,
-        )
-
-    @property
-    def any_up(self) -> bool:
-        """Whether any device is in service now."""
-        return bool(self._up)
-
-    def up(self, device: str) -> bool:
-        """Whether this device is in service."""
-        return device in self._up
 
     @property
     def flying(self) -> bool:
@@ -185,7 +119,7 @@ class Fleet:
             return NOTHING
         expired: list[Item] = []
         for job in list(self._jobs):
-            if job.avoid == device and self._other(device):
+            if job.avoid == device and self.standing.other_than(device):
                 continue
             if job.suspect and here:
                 return Again(None, tuple(expired), hold=True)
@@ -221,17 +155,16 @@ class Fleet:
 
     def succeeded(self, flight: Flight, now: float) -> None:
         """A flight has landed with a result."""
-        state = self._states[flight.device]
-        state.delay = max(FIRST_PROBE, state.delay / 2)
+        self.standing.well(flight.device)
         if flight.job.blame and flight.job.avoid != flight.device:
-            self._take_out(flight.job.avoid, "raised", now)
+            self.standing.take_out(flight.job.avoid, "raised", now)
 
     def failed(self, flight: Flight, error: Exception, *, sick: bool, now: float) -> list[Failed]:
         """A flight has landed with an error; `sick` where its device fails on an item known to be good."""
         job, device = flight.job, flight.device
         if sick:
-            self._take_out(device, "raised", now)
-        if not job.retried and self._other(device):
+            self.standing.take_out(device, "raised", now)
+        if not job.retried and self.standing.other_than(device):
             again = replace(job, retried=True, avoid=device, blame=True)
             self._jobs.append(again)
             return []
@@ -246,7 +179,7 @@ class Fleet:
         """A flight has landed because the process in which it ran has ended, by it or not."""
         job = flight.job
         if not job.suspect:
-            avoid = flight.device if self._other(flight.device) else ""
+            avoid = flight.device if self.standing.other_than(flight.device) else ""
             self._jobs.append(replace(job, avoid=avoid, blame=False, suspect=True))
         elif len(job.batch.items) == 1:
             return [Failed(job.batch.items, error)]
@@ -254,21 +187,10 @@ class Fleet:
             self._halve(job)
         return []
 
-    def lost(self, device: str, now: float) -> None:
-        """The device's process has ended."""
-        self._take_out(device, "lost", now)
-
-    def retire(self, device: str, now: float) -> None:
-        """The device is to begin anew as soon as what runs on it has come to its end."""
-        if device in self._up:
-            self._states[device].draining = True
-            self._take_out(device, "memory", now)
-
     def due(self) -> float | None:
         """When the next flight or probe will count as hung, or a device be waited for no longer."""
-        times = [flight.due for flight in self._flights]
-        times += (state.probe_due for state in self._states.values() if state.probe_due < math.inf)
-        return min([*times, *self._restoring.values()], default=None)
+        times = [self.standing.due(), *(flight.due for flight in self._flights)]
+        return min((each for each in times if each is not None), default=None)
 
     def late(self, now: float) -> list[Flight]:
         """The flights that are due on devices that cannot begin anew, each once.
@@ -278,7 +200,7 @@ class Fleet:
         late = [
             flight
             for flight in self._flights
-            if flight.due <= now and not flight.stopped and math.isinf(self._restore_seconds(flight.device))
+            if flight.due <= now and not flight.stopped and not self.standing.begins_anew(flight.device)
         ]
         for flight in late:
             flight.stopped = True
@@ -287,13 +209,13 @@ class Fleet:
 
     def returned(self, flight: Flight, now: float) -> None:
         """A run has come back; it lands when it is known what was wrong."""
-        if flight in self._flights and math.isinf(self._restore_seconds(flight.device)):
+        if flight in self._flights and not self.standing.begins_anew(flight.device):
             flight.due = now + PROBE_SECONDS
 
     def overran(self, flight: Flight, now: float) -> list[Failed]:
         """A flight has landed because it was stopped: what hung is what it ran, and not its device."""
         job, seconds = flight.job, now - flight.begun
-        if not job.retried and self._other(flight.device):
+        if not job.retried and self.standing.other_than(flight.device):
             self._jobs.append(replace(job, retried=True, avoid=flight.device, blame=False))
             return []
         return [Failed(job.batch.items, _given_up(flight.device, seconds))]
@@ -301,15 +223,14 @@ class Fleet:
     def hung(self, now: float) -> list[Failed]:
         """Give up the flights that are due, take their devices out, and wait for no device too long."""
         gone = []
-        for device in [device for device, until in self._restoring.items() if until <= now]:
-            del self._restoring[device]
+        self.standing.give_up_waiting(now)
         for flight in [flight for flight in self._flights if flight.due <= now]:
             job, device = flight.job, flight.device
             del self._flights[flight]
-            self._take_out(device, "hung", now)
+            self.standing.take_out(device, "hung", now)
             seconds = now - flight.begun
-            if not job.retried and (self._other(device) or device in self._restoring):
-                avoid = device if self._other(device) else ""
+            if not job.retried and (self.standing.other_than(device) or self.standing.restoring(device)):
+                avoid = device if self.standing.other_than(device) else ""
                 self._jobs.append(replace(job, retried=True, avoid=avoid, blame=False))
                 continue
             error: TrimtabError = Unavailable(
@@ -327,57 +248,11 @@ class Fleet:
         self._jobs.clear()
         return items
 
-    # -- a device's way back -----------------------------------------------------------------------------
-
     def probe_in(self, device: str, now: float) -> float | None:
-        """Seconds until the device should be probed; None while it is in service, or being probed."""
-        state = self._states[device]
-        if device in self._up or state.probing:
-            return None
-        if state.draining and any(flight.device == device for flight in self._flights):
-            return None
-        return max(0.0, state.probe_at - now)
-
-    def probing(self, device: str, now: float) -> None:
-        """A worker of the device probes it from now on."""
-        state = self._states[device]
-        state.probing = True
-        state.probe_due = now + max(PROBE_SECONDS, HANG_FACTOR * self._restore_seconds(device))
-
-    def stuck(self, now: float) -> list[str]:
-        """The devices whose probes hang; each is named once."""
-        stuck = [device for device, state in self._states.items() if state.probe_due <= now]
-        for device in stuck:
-            self._states[device].probe_due = math.inf
-        return stuck
-
-    def probed(self, device: str, *, well: bool, now: float) -> None:
-        """A probe has returned: the device comes back, or is probed again later."""
-        state = self._states[device]
-        state.probing = state.draining = False
-        state.probe_due = math.inf
-        if well:
-            self._up.add(device)
-            self._restoring.pop(device, None)
-            self._changed(device, True, None)
-        else:
-            self._put_off(device, "probe", now)
-
-    def _take_out(self, device: str, reason: Reason, now: float) -> None:
-        if device not in self._up:
-            return
-        self._up.remove(device)
-        # A device that raises is not waited for: it may do so for ever.
-        back = self._states[device].delay + self._restore_seconds(device)
-        if reason != "raised" and 2 * back <= RESTORE_SECONDS:
-            self._restoring[device] = now + RESTORE_SECONDS
-        self._put_off(device, reason, now)
-
-    def _put_off(self, device: str, reason: Reason, now: float) -> None:
-        state = self._states[device]
-        state.probe_at = now + state.delay
-        state.delay = min(LAST_PROBE, state.delay * 2)
-        self._changed(device, False, reason)
+        """Seconds until the device should be probed; None while it is in service, being probed, or busy with
+        what has to come to its end before."""
+        busy = any(flight.device == device for flight in self._flights)
+        return self.standing.probe_in(device, now, busy=busy)
 
     def _halve(self, job: Job) -> None:
         items = job.batch.items
@@ -385,6 +260,3 @@ class Fleet:
         for part in (items[:half], items[half:]):
             batch = Batch(job.batch.model, part)
             self._jobs.append(Job(batch, job.retried, suspect=job.suspect))
-
-    def _other(self, device: str) -> bool:
-        return bool(self._up - {device})

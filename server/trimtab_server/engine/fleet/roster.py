@@ -64,9 +64,9 @@ class Roster:
         try:
             while True:
                 with self._lock:
-                    devices = [device for device in self._devices if self._fleet.up(device.name)]
+                    devices = [device for device in self._devices if self._fleet.standing.up(device.name)]
                     missing = [device for device in devices if model not in device.costs]
-                    if not self._fleet.serving:
+                    if not self._fleet.standing.serving:
                         raise Unavailable("no device is in service: load the encoder when one is back")
                     if devices and not missing:  # another round where a device came back meanwhile
                         self.models.add(model)
@@ -106,7 +106,7 @@ class Roster:
     def _wait_for_a_device(self) -> None:
         fleet = self._fleet
         with self._lock:
-            self._idle.wait_for(lambda: fleet.any_up or not fleet.serving or self._stopped)
+            self._idle.wait_for(lambda: fleet.standing.any_up or not fleet.standing.serving or self._stopped)
 
     def unload(self, model: Model) -> None:
         """Forget a model; no batch of it may come any more."""
@@ -143,7 +143,8 @@ class Roster:
 
     def not_reopened(self, model: Model, device: Device, error: Exception) -> None:
         """A device that began anew cannot open a model again: it is retired where no other device has it."""
-        others = (other for other in self._devices if other is not device and self._fleet.up(other.name))
+        up = self._fleet.standing.up
+        others = (other for other in self._devices if other is not device and up(other.name))
         if any(model in other.costs for other in others):
             self.strike(model, error)
         else:

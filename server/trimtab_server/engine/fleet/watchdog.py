@@ -74,10 +74,10 @@ class Watchdog:
             stopping.stop(self.runs_on[flight])  # it was given up, and may be in its next run
         for failed in failures if self._devices[0].home.restarts else ():
             self._roster.strike(failed.items[0].model, failed.error)
-        stuck = set(self._fleet.stuck(now))
+        stuck = set(self._fleet.standing.stuck(now))
         for device in self._devices:
             if device.name in stuck:
                 device.home.end()
                 stopping.stop(self.probes_on.get(device))
-            if self._fleet.up(device.name) and device.too_large:
-                self._fleet.retire(device.name, now)
+            if self._fleet.standing.up(device.name) and device.too_large:
+                self._fleet.standing.retire(device.name, now)

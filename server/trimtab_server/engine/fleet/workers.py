@@ -13,9 +13,11 @@ from functools import partial
 from trimtab.errors import DeadlineExceeded, Unavailable
 from trimtab.values.column import Columns
 from trimtab_server.engine.batch import Batch, Item, Model
+from trimtab_server.engine.fleet.capacity import Capacity
 from trimtab_server.engine.fleet.devices import Device
-from trimtab_server.engine.fleet.fleet import Failed, Fleet, Flight, Job, Reason
+from trimtab_server.engine.fleet.fleet import Failed, Fleet, Flight, Job
 from trimtab_server.engine.fleet.roster import Roster
+from trimtab_server.engine.fleet.standing import Reason
 from trimtab_server.engine.fleet.watchdog import Watchdog
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.runners import runtime
@@ -28,9 +30,6 @@ log = logging.getLogger(__name__)
 JOIN_SECONDS = 1.0
 # How long it waits for what runs: what is still unanswered after the drain.
 STOP_SECONDS = 5.0
-# How much of what is known of the pace each run replaces, and how slow a run may make it.
-PACE_STEP = 0.1
-SLOWEST = 10.0
 OUT_OF_SERVICE = Unavailable("no device of this server is in service: try another one, or later again")
 
 
@@ -72,6 +71,8 @@ class Workers:
         self._fleet = Fleet(
             self._by_name, hang_seconds, self._changed, lambda name: self._by_name[name].restore_seconds
         )
+        self._standing = self._fleet.standing
+        self.capacity = Capacity(devices, self._fleet)
         self.roster = Roster(
             devices, self._fleet, lock, self.idle,
             load_seconds=load_seconds, lost=self._ended, retired=retired,
@@ -80,8 +81,6 @@ class Workers:
             devices, self._fleet, self.roster, lock, hang_seconds,
             fail=self._fail, settle=self._settle, tell=tell,
         )  # fmt: skip
-        self._pace = 1.0  # how long runs take lately, of what was measured: neighbours slow them down
-        self.run_seconds = 0.0  # of all runs so far
         self._was_serving = True
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -91,7 +90,7 @@ class Workers:
     @property
     def serving(self) -> bool:
         """Whether any device is in service, or will be in a moment."""
-        return self._fleet.serving
+        return self._standing.serving
 
     def notify(self, items: int) -> None:
         """So many items were queued."""
@@ -104,32 +103,6 @@ class Workers:
     def busy(self, model: Model) -> bool:
         """Whether anything of this model runs or is to be run again."""
         return self._fleet.busy(model)
-
-    def units_per_second(self, model: Model) -> float:
-        """What the devices in service do, at the pace of their last runs."""
-        working = [self._by_name[name] for name in self._fleet.working]
-        most = sum(
-            device.place.workers / device.costs[model].unit_seconds
-            for device in working
-            if model in device.costs
-        )
-        return most / self._pace
-
-    @property
-    def in_service(self) -> int:
-        """How many workers the devices in service have."""
-        return sum(device.place.workers for device in self._devices if self._fleet.up(device.name))
-
-    def free_seconds(self, now: float) -> float:
-        """Until the next worker of those in service is free, at that pace."""
-        back = self._fleet.back_in(now)
-        if back:
-            return back
-        flights = self._fleet.flights
-        if len(flights) < self.in_service:
-            return 0.0
-        left = min((flight.begun + flight.predicted * self._pace for flight in flights), default=now) - now
-        return max(0.0, left)
 
     def start(self) -> None:
         """Start every device's workers, and the watchdog."""
@@ -173,10 +146,10 @@ class Workers:
         with self._lock:
             while not self._stopping:
                 now = time.monotonic()
-                if not self._fleet.up(device.name):
+                if not self._standing.up(device.name):
                     seconds = self._fleet.probe_in(device.name, now)
                     if seconds == 0:
-                        self._fleet.probing(device.name, now)
+                        self._standing.probing(device.name, now)
                         return partial(self._probe, device, self.roster.to_probe())
                     self._recovery.wait(seconds)
                     continue
@@ -231,13 +204,13 @@ class Workers:
         with self._lock:
             # A session may be of the process before, if it was opened as that ended: a probe finds it.
             if device.home.lost or _is_lost(outcome):
-                self._fleet.lost(device.name, time.monotonic())
+                self._standing.take_out(device.name, "lost", time.monotonic())
             self._watchdog.runs_on.pop(flight, None)
             if fault == "model" and isinstance(outcome, Exception):
                 self.roster.strike(batch.model, outcome)
             if not self._fleet.land(flight):
                 return
-            self.run_seconds += seconds
+            self.capacity.run_seconds += seconds
             now = time.monotonic()
             if isinstance(outcome, Exception):
                 failures = self._failures(device, flight, outcome, sick=sick)
@@ -248,10 +221,10 @@ class Workers:
                 self.roster.ran_well(batch.model)
                 self._answer(batch.items, outcome, flight.begun)
                 self._fleet.succeeded(flight, now)
-                self._pace += PACE_STEP * (min(seconds / flight.predicted, SLOWEST) - self._pace)
+                self.capacity.ran(flight, seconds)
             if flight.job.suspect or self._fleet.suspects:  # others waited for this device to be free
                 self._work.notify_all()
-            if not self._fleet.up(device.name):
+            if not self._standing.up(device.name):
                 self._recovery.notify_all()
             self._settle()
 
@@ -281,7 +254,7 @@ class Workers:
                     self.roster.strike(model, wrong)
             # Models that were loaded meanwhile are for the next probe, those unloaded for nobody.
             well = error is None and self.roster.models <= device.costs.keys()
-            self._fleet.probed(device.name, well=well, now=time.monotonic())
+            self._standing.probed(device.name, well=well, now=time.monotonic())
             self._settle()
             gone = [model for model in models if model not in self.roster.models]
         for model in gone:
@@ -291,7 +264,7 @@ class Workers:
         """A device's process has ended, maybe while nothing ran there."""
         with self._lock:
             if device.home.lost and not self._stopping:
-                self._fleet.lost(device.name, time.monotonic())
+                self._standing.take_out(device.name, "lost", time.monotonic())
                 self._settle()
         self._tell()
 
@@ -305,10 +278,10 @@ class Workers:
 
     def _settle(self) -> None:
         """Something was finished or changed; where no device is left, nothing waits for one."""
-        if self._fleet.serving != self._was_serving:
-            self._was_serving = self._fleet.serving
+        if self._standing.serving != self._was_serving:
+            self._was_serving = self._standing.serving
             self._tell_serving(self._was_serving)
-        if not self._fleet.serving:
+        if not self._standing.serving:
             now = time.monotonic()
             self._answer(self._fleet.clear(), OUT_OF_SERVICE, now)
             while (batch := self._pop(now, {})) is not None:

@@ -1,0 +1,52 @@
+"""What the devices in service can do: how much a second, and when the next one is free."""
+
+from collections.abc import Sequence
+
+from trimtab_server.engine.batch import Model
+from trimtab_server.engine.fleet.devices import Device
+from trimtab_server.engine.fleet.fleet import Fleet, Flight
+
+# How much of what is known of the pace each run replaces, and how slow a run may make it.
+PACE_STEP = 0.1
+SLOWEST = 10.0
+
+
+class Capacity:
+    """Of the devices in service, by what their runs took lately. Under the engine's lock, as the fleet is."""
+
+    def __init__(self, devices: Sequence[Device], fleet: Fleet) -> None:
+        self.run_seconds = 0.0  # of all runs so far
+        self._devices = {device.name: device for device in devices}
+        self._fleet = fleet
+        self._pace = 1.0  # how long runs take lately, of what was measured: neighbours slow them down
+
+    @property
+    def workers(self) -> int:
+        """How many workers the devices in service have."""
+        up = self._fleet.standing.up
+        return sum(device.place.workers for device in self._devices.values() if up(device.name))
+
+    def units_per_second(self, model: Model) -> float:
+        """What the devices in service do, at the pace of their last runs."""
+        working = [self._devices[name] for name in self._fleet.standing.working]
+        most = sum(
+            device.place.workers / device.costs[model].unit_seconds
+            for device in working
+            if model in device.costs
+        )
+        return most / self._pace
+
+    def free_seconds(self, now: float) -> float:
+        """Until the next worker of those in service is free, at that pace."""
+        back = self._fleet.standing.back_in(now)
+        if back:
+            return back
+        flights = self._fleet.flights
+        if len(flights) < self.workers:
+            return 0.0
+        left = min((flight.begun + flight.predicted * self._pace for flight in flights), default=now) - now
+        return max(0.0, left)
+
+    def ran(self, flight: Flight, seconds: float) -> None:
+        """A run that gave a result has taken so long."""
+        self._pace += PACE_STEP * (min(seconds / flight.predicted, SLOWEST) - self._pace)
