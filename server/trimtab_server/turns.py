@@ -2,9 +2,9 @@
 
 Work that may take long is done in pieces, and each piece waits for its caller's turn (Goyal, Vin and Cheng,
 1996, as the batcher does for devices). A caller's own pieces go one after the other, however many it has;
-whoever has had less than its share goes before those who have had more. So a caller with one small call waits
-for the piece that runs, not for what others have queued. Calls with small messages have a larger share than
-those with large ones. While nobody has to wait, a turn costs a few comparisons.
+whoever has had less than its share goes before those who have had more. So a caller with one request waits
+for the piece that runs, not for what others have queued. Calls with small messages do not wait at all; while
+there are any, large work has a smaller share. While nobody has to wait, a turn costs a few comparisons.
 """
 
 import asyncio
@@ -20,38 +20,39 @@ W = TypeVar("W")
 
 # Messages of more bytes are large.
 SMALL_BYTES = 16 << 10
-# Texts that are queued, or rows that are answered, in one piece: about a millisecond.
-PIECE = 64
-# A small call's share to a large one's 1.
+# Texts that are queued, or rows that are answered, in one piece: some tenths of a millisecond. A small call
+# needs the loop some eight times until it is answered, and each time may find a piece of others before it.
+PIECE = 32
+# The share of small calls, while there are any, to large work's 1.
 SMALL_SHARE = 16.0
 # In one pass of the loop so much work of large calls is begun, and then whatever has arrived is looked at.
-PASS_SECONDS = 0.001
+PASS_SECONDS = 0.00025
 # Callers that are remembered at least; beyond, those who have no more than their share are forgotten.
 REMEMBERED = 1024
 
 
 class Flow(NamedTuple):
-    """Calls that share one part of the loop's time: of a caller, small ones apart from large ones."""
+    """Calls that share one part of the loop's time: of a caller, and whether they are small."""
 
     caller: Hashable
     small: bool
 
 
-class _Account(Generic[W]):
+class _FlowState(Generic[W]):
     __slots__ = ("due", "expected", "waiting")
 
     def __init__(self) -> None:
         self.due = 0.0  # virtual time at which it has had its share
-        self.expected = 0.0  # what its next piece takes, by its last one; as a part of its share
+        self.expected = 0.0  # what its next piece takes, by its last one
         self.waiting: deque[W] = deque()
 
 
-class Line(Generic[W]):
+class TurnQueue(Generic[W]):
     """What waits, by flow, the first of each by when the flow has had its share. Sans-IO."""
 
     def __init__(self) -> None:
         self._now = 0.0  # virtual time: when the last piece that was begun was due
-        self._accounts: dict[Flow, _Account[W]] = {}
+        self._accounts: dict[Flow, _FlowState[W]] = {}
         self._first: list[
             tuple[float, int, Flow]
         ] = []  # a heap: one entry for each flow that has any waiting
@@ -96,20 +97,19 @@ class Line(Generic[W]):
     def took(self, flow: Flow, seconds: float) -> None:
         """A piece that was begun has taken so long."""
         account = self._account(flow)
-        share = seconds / SMALL_SHARE if flow.small else seconds
-        account.due += share - account.expected
-        account.expected = share
+        account.due += seconds - account.expected
+        account.expected = seconds
 
-    def _account(self, flow: Flow) -> _Account[W]:
+    def _account(self, flow: Flow) -> _FlowState[W]:
         account = self._accounts.get(flow)
         if account is None:
             if len(self._accounts) >= 2 * REMEMBERED:
                 kept = {each: known for each, known in self._accounts.items() if self._matters(known)}
                 self._accounts = kept
-            account = self._accounts[flow] = _Account()
+            account = self._accounts[flow] = _FlowState()
         return account
 
-    def _matters(self, account: _Account[W]) -> bool:
+    def _matters(self, account: _FlowState[W]) -> bool:
         return bool(account.waiting) or account.due > self._now
 
     def _top(self) -> tuple[float, int, Flow]:
@@ -118,39 +118,67 @@ class Line(Generic[W]):
             heapq.heapreplace(self._first, (due, top[1], top[2]))
         return top
 
-    def _enter(self, flow: Flow, account: _Account[W]) -> None:
+    def _enter(self, flow: Flow, account: _FlowState[W]) -> None:
         self._number += 1
         heapq.heappush(self._first, (max(self._now, account.due), self._number, flow))
 
 
 class Turns:
-    """Hands out the time of one event loop."""
+    """Hands out the time of one event loop.
+
+    While calls arrive, large work has no more than its share beside small calls: gRPC hands over one call in
+    each pass of the loop, so that each would wait for one piece of work for every call before it.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._line: Line[asyncio.Future[None]] = Line()
+        self._line: TurnQueue[asyncio.Future[None]] = TurnQueue()
         self._clock = clock
         self._used = 0.0  # of this pass
         self._passing = False
+        self._arrived = False  # since the last pass
+        self._rests_until = 0.0  # when large work has had no more than its share
+
+    def arrived(self) -> None:
+        """A call has arrived, or goes on that is small: there may be more."""
+        self._arrived = True
 
     async def do(self, flow: Flow, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `work` returns or raises, when it is this flow's turn."""
-        line = self._line
-        if line.is_next(flow) and (flow.small or self._used < PASS_SECONDS):
-            line.begin(flow)
-        else:
-            turn = asyncio.get_running_loop().create_future()
-            line.put(flow, turn)
-            self._pass_soon()
-            await turn
+        await self._turn(flow)
         begun = self._clock()
         try:
             return work(*args, **kwargs)
         finally:
-            seconds = self._clock() - begun
-            line.took(flow, seconds)
-            if not flow.small:
-                self._used += seconds
-                self._pass_soon()
+            self._took(flow, self._clock() - begun)
+
+    async def wait(self, flow: Flow, seconds: float) -> None:
+        """Until it is this flow's turn, for work that is expected to take so long."""
+        await self._turn(flow)
+        self._took(flow, seconds)
+
+    async def _turn(self, flow: Flow) -> None:
+        if flow.small:
+            return
+        if self._line.is_next(flow) and self._may_begin():
+            self._line.begin(flow)
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._line.put(flow, turn)
+        self._pass_soon()
+        await turn
+
+    def _may_begin(self) -> bool:
+        """Whether it is time for something large."""
+        return self._used < PASS_SECONDS and (not self._arrived or self._clock() >= self._rests_until)
+
+    def _took(self, flow: Flow, seconds: float) -> None:
+        if flow.small:
+            self._arrived = True
+            return
+        self._line.took(flow, seconds)
+        self._used += seconds
+        self._rests_until = self._clock() + SMALL_SHARE * seconds
+        self._pass_soon()
 
     def _pass_soon(self) -> None:
         if not self._passing:
@@ -161,7 +189,8 @@ class Turns:
         """The loop has looked at what has arrived: one of those who wait gets its turn."""
         self._passing = False
         self._used = 0.0
-        while self._line:
+        may_begin, self._arrived = self._may_begin(), False
+        while may_begin and self._line:
             flow, turn = self._line.pop()
             if not turn.done():
                 turn.set_result(None)

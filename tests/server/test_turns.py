@@ -6,7 +6,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_server.turns import PASS_SECONDS, REMEMBERED, Flow, Line, Turns
+from trimtab_server.turns import PASS_SECONDS, REMEMBERED, SMALL_SHARE, Flow, TurnQueue, Turns
 
 FLOWS = st.builds(Flow, st.integers(0, 5), st.booleans())
 SECONDS = st.floats(1e-5, 0.01)
@@ -17,7 +17,7 @@ def test_nothing_is_lost_or_comes_twice_and_each_caller_keeps_its_order(
     steps: list[tuple[Flow, float] | None],
 ) -> None:
     """None: somebody has a turn."""
-    line: Line[int] = Line()
+    line: TurnQueue[int] = TurnQueue()
     put, popped = defaultdict(list), defaultdict(list)
     took: dict[int, float] = {}
 
@@ -47,7 +47,7 @@ def test_nothing_is_lost_or_comes_twice_and_each_caller_keeps_its_order(
 def test_a_newcomer_waits_for_one_piece_of_each_other_caller_at_most(
     backlogs: list[list[float]], before: int, small: bool
 ) -> None:
-    line: Line[float] = Line()
+    line: TurnQueue[float] = TurnQueue()
     for caller, pieces in enumerate(backlogs):
         for seconds in pieces:
             line.put(Flow(caller, False), seconds)
@@ -65,7 +65,7 @@ def test_a_newcomer_waits_for_one_piece_of_each_other_caller_at_most(
 
 @given(st.lists(SECONDS, min_size=2, max_size=2), st.integers(50, 300))
 def test_two_who_always_have_work_get_the_same_time(pieces: list[float], turns: int) -> None:
-    line: Line[float] = Line()
+    line: TurnQueue[float] = TurnQueue()
     had = [0.0, 0.0]
     for caller in (0, 1):
         line.put(Flow(caller, False), pieces[caller])
@@ -78,7 +78,7 @@ def test_two_who_always_have_work_get_the_same_time(pieces: list[float], turns: 
 
 
 def test_who_has_had_less_goes_before_what_waits() -> None:
-    line: Line[str] = Line()
+    line: TurnQueue[str] = TurnQueue()
     large, other = Flow("a", False), Flow("b", False)
     assert line.is_next(large)
     for _ in range(3):
@@ -92,7 +92,7 @@ def test_who_has_had_less_goes_before_what_waits() -> None:
 
 
 def test_callers_who_come_and_go_are_forgotten() -> None:
-    line: Line[int] = Line()
+    line: TurnQueue[int] = TurnQueue()
     waiting = Flow("waiting", False)
     line.put(waiting, 1)
     for number in range(10 * REMEMBERED):
@@ -122,6 +122,28 @@ async def test_large_work_is_spread_over_passes_of_the_loop_and_small_work_is_no
     calls.append(asyncio.ensure_future(call("b0", small=True, seconds=PASS_SECONDS / 10)))
     assert await asyncio.gather(*calls) == ["a0", "a1", "a2", "a3", "b0"]
     assert order.index("b0") <= 2
+
+
+async def test_while_calls_arrive_large_work_has_no_more_than_its_share() -> None:
+    now = 0.0
+    turns = Turns(lambda: now)
+    flow, done = Flow("a", False), 0
+
+    async def piece() -> None:
+        nonlocal done
+        await turns.wait(flow, 0.001)
+        done += 1
+
+    pieces = [asyncio.ensure_future(piece()) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert done == 1  # nobody had arrived
+    for arrived in range(100):
+        turns.arrived()
+        now += 0.0005  # what it took
+        await asyncio.sleep(0)
+        assert done <= 2 + (arrived + 1) * 0.0005 / (SMALL_SHARE * 0.001)
+    assert done >= 3  # it has its share all the same
+    await asyncio.gather(*pieces)  # and all of the time when nobody arrives any more
 
 
 async def test_a_turn_that_is_cancelled_or_raises_keeps_nobody_waiting() -> None:

@@ -52,6 +52,7 @@ class Embedder:
     async def embed(self, call: Call, request: EmbedRequest) -> EmbedResult:
         """Answer a request, or raise one of trimtab.errors."""
         with self._pipeline.answering(call) as answering:
+            await self._pipeline.turn(call, len(request.texts))
             plan = self._plan(call, request, answering)
             answering.hold(plan.version)
             async with asyncio.timeout_at(call.deadline):

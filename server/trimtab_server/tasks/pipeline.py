@@ -23,6 +23,8 @@ from trimtab_server.turns import PIECE, Flow, Turns
 
 # What is in flight also holds memory: so many bytes of texts and vectors are charged as a token.
 BYTES_A_TOKEN = 128
+# What a text of a large request takes of the event loop until it is queued for the tokenizer, about.
+TEXT_SECONDS = 2e-6
 # A text has no more tokens than bytes, and these.
 SPECIAL_TOKENS = 4
 
@@ -139,6 +141,12 @@ class Pipeline:
     def answering(self, call: Call) -> "Answering":
         """While a request is answered."""
         return Answering(self.repository, self.metrics, call)
+
+    async def turn(self, call: Call, texts: int) -> None:
+        """Wait for the caller's turn, until the deadline, where so many texts will take long."""
+        if texts > PIECE:
+            async with asyncio.timeout_at(call.deadline):
+                await self.turns.wait(Flow(call.flow, small=False), texts * TEXT_SECONDS)
 
     async def admit(
         self,

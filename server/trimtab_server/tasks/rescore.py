@@ -104,6 +104,7 @@ class Rescorer:
     async def rescore(self, call: Call, request: RescoreRequest) -> RescoreResult:
         """Answer a request, or raise one of trimtab.errors."""
         with self._pipeline.answering(call) as answering:
+            await self._pipeline.turn(call, 1 + len(request.candidates))
             encoder = self._pipeline.repository.find(call.caller, request.encoder, request.version)
             answering.hold(encoder)
             async with asyncio.timeout_at(call.deadline):
