@@ -29,7 +29,7 @@ class Live:
         from trimtab_server.config import Config, Engine, Limits, Server
         from trimtab_server.rpc import pace
 
-        pace.BURST_SECONDS = math.inf  # wrong input may arrive at any rate
+        pace.BURST_SECONDS = pace.REFUSED_BURST_SECONDS = math.inf  # wrong input may arrive at any rate
         (folder / "models").mkdir()
         replicas.copy_of(known.bundle(), folder / "models")
         ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", tenant_header="tenant")

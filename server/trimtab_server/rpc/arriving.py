@@ -3,13 +3,13 @@
 gRPC compares a message with `max_receive_message_length` only when all of it is there, however long it says
 that it is, and tells nobody how far it has come. The system knows how much each connection has received. So
 while messages are read, that is looked at, less what came whole; the connection with most is the first whose
-messages are ended.
+messages are ended. So is a message of which more has come than its call takes.
 """
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,21 +24,63 @@ GROWTH_BYTES = 16 << 20
 # Beside a message: its frames, records of TLS, headers, and what the client says about the answers it reads.
 # More than these take is no harm, since nothing is saved up.
 BESIDE_MESSAGE, BESIDE_BYTES = 1024, 256
+# What all calls of a connection may send before anybody waits for their messages: of so many by default, what
+# HTTP/2 lets each.
+IN_ADVANCE_BYTES = 16 << 20
 RETRY_SECONDS = 1.0
 
 
 class Reader(Protocol):
     """A call that waits for a message."""
 
+    most: int  # bytes that its only message may have; 0: it reads one after the other
+
     def end(self, error: ResourceExhausted) -> None:
         """Answer it with the error."""
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """What has come over one connection since calls wait for messages from it."""
+
+    readers: dict[Reader, None] = field(default_factory=dict)
+    whole: int = 0  # bytes, of messages that are whole since the last look
+    seen: int | None = None  # received at the last look, since the connection began
+    on_way: int = 0
+    # The same since the last look at which no call waited for its only message that had waited before: what
+    # comes beside messages does not add up there.
+    lately: int = 0
+    waited: frozenset[Reader] = frozenset()  # for their only message, at the last look
+
+    def look(self, total: int) -> None:
+        """So many bytes have been received by now."""
+        came = total - (total if self.seen is None else self.seen) - self.whole
+        self.seen, self.whole = total, 0
+        self.on_way = max(0, self.on_way + came)
+        waiting = frozenset(reader for reader in self.readers if reader.most)
+        self.lately = max(0, self.lately + came) if waiting & self.waited else 0
+        self.waited = waiting
+
+    def too_long(self, in_advance: int) -> bool:
+        """Whether more has come than the calls that wait may send, and all others in advance."""
+        most = sum(reader.most for reader in self.readers)
+        return self.lately > most + in_advance and all(reader.most for reader in self.readers)
+
+    def end(self, error: ResourceExhausted) -> int:
+        """End the calls that wait; how many bytes have come for nothing."""
+        for reader in list(self.readers):
+            reader.end(error)
+        wasted, self.on_way, self.lately = self.on_way, 0, 0
+        return wasted
 
 
 class Arriving:
     """What came over each connection, while messages are read from it, and has not become messages.
 
-    `resident` tells how much memory the process has, `received` what each of some connections has received
-    since it began; those that it does not know are left out, and not bounded.
+    `refused` is told of connections whose messages were ended, and how many bytes had come. `resident` tells
+    how much memory the process has, `received` what each of some connections has received since it began;
+    those that it does not know are left out, and not bounded. `in_advance`: what all calls of a connection
+    may send before anybody waits for their messages.
     """
 
     def __init__(
@@ -46,32 +88,35 @@ class Arriving:
         max_bytes: int,
         resident: Callable[[], int] | None = None,
         received: Callable[[Collection[str]], Mapping[str, int]] | None = None,
+        refused: Callable[[str, int], object] = lambda peer, size: None,
+        in_advance: int = IN_ADVANCE_BYTES,
     ) -> None:
         self.max_bytes = max_bytes
         self._resident = resident or _resident
         self._received = received or Connections().received
-        self._readers: dict[str, dict[Reader, None]] = {}
+        self._refused = refused
+        self._in_advance = in_advance
+        self._connections: dict[str, _Incoming] = {}
         self._any = asyncio.Event()
         self._least = self._resident()
-        self._whole: Counter[str] = Counter()
-        self._seen: dict[str, int] = {}
-        self._on_way: dict[str, int] = {}
 
     def began(self, peer: str, reader: Reader) -> None:
         """A call of this connection waits for a message."""
-        self._readers.setdefault(peer, {})[reader] = None
-        self._any.set()
+        connection = self._connections.get(peer)
+        if connection is None:
+            connection = self._connections[peer] = _Incoming()
+            self._any.set()
+        connection.readers[reader] = None
 
     def ended(self, peer: str, reader: Reader, size: int) -> None:
         """It waits no more: a message of so many bytes has come, or none."""
-        readers = self._readers[peer]
-        del readers[reader]
-        if readers:
-            self._whole[peer] += size + size // BESIDE_BYTES + BESIDE_MESSAGE
+        connection = self._connections[peer]
+        del connection.readers[reader]
+        if connection.readers:
+            connection.whole += size + size // BESIDE_BYTES + BESIDE_MESSAGE
             return
-        del self._readers[peer]
-        self._forget(peer)
-        if not self._readers:
+        del self._connections[peer]
+        if not self._connections:
             self._any.clear()
 
     async def watch(self) -> None:
@@ -86,21 +131,30 @@ class Arriving:
                 looked = loop.time()
 
     def look(self) -> None:
-        """See what has come, and end the messages of the connections with most where it is too much."""
-        for peer, total in self._received(self._readers).items():
-            came = total - self._seen.get(peer, total) - self._whole.pop(peer, 0)
-            self._seen[peer] = total
-            self._on_way[peer] = max(0, self._on_way.get(peer, 0) + came)
-        while (held := sum(self._on_way.values())) > self.max_bytes:
-            peer = max(self._on_way, key=self._on_way.__getitem__)
-            error = ResourceExhausted(
+        """See what has come. Messages that are longer than their calls take are ended; where all together are
+        too much, those of the connections with most."""
+        for peer, total in self._received(self._connections).items():
+            connection = self._connections[peer]
+            connection.look(total)
+            if connection.too_long(self._in_advance):
+                most = max(reader.most for reader in connection.readers)
+                self._end(
+                    peer,  # in gRPC's words, by which clients know it
+                    f"received message larger than max: {connection.lately} bytes have come, and this call "
+                    f"takes {most} (limits.max_message_bytes): send less",
+                    0.0,
+                )
+        while (held := sum(each.on_way for each in self._connections.values())) > self.max_bytes:
+            self._end(
+                max(self._connections, key=lambda peer: self._connections[peer].on_way),
                 f"{held} bytes of messages are on their way, and this server keeps {self.max_bytes} of those "
                 "that are not whole (limits.max_received_bytes): send less at once, and try again",
                 RETRY_SECONDS,
             )
-            for reader in list(self._readers.get(peer, ())):
-                reader.end(error)
-            self._on_way[peer] = 0
+
+    def _end(self, peer: str, why: str, retry_seconds: float) -> None:
+        wasted = self._connections[peer].end(ResourceExhausted(why, retry_seconds))
+        self._refused(peer, wasted)
 
     def _grown(self) -> bool:
         resident = self._resident()
@@ -109,11 +163,6 @@ class Arriving:
             return False
         self._least = resident
         return True
-
-    def _forget(self, peer: str) -> None:
-        self._whole.pop(peer, None)
-        self._seen.pop(peer, None)
-        self._on_way.pop(peer, None)
 
 
 def _resident() -> int:

@@ -7,7 +7,6 @@ or turns an error into a status by itself.
 import asyncio
 import contextlib
 import inspect
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -50,9 +49,11 @@ class Boundary(grpc.aio.ServerInterceptor):
         unread: Unread,
         tenants: Tenants,
         max_texts: int,
+        max_message_bytes: int,
         guard: Guard,
         load: Load | None = None,
         turns: Turns | None = None,
+        pace: Pace | None = None,
         observed: Observed | None = None,
     ) -> None:
         self.intake = intake
@@ -61,9 +62,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         self.guard = guard
         self.load = load
         self.observed = observed
-        self.pace = Pace()
+        self.pace = pace or Pace()
         self.turns = turns or Turns()
-        self._max_texts = max_texts
+        self._max_texts, self._max_message_bytes = max_texts, max_message_bytes
         self._wrapped: dict[str, Any] = {}
         self._draining = False
         self._calls = 0
@@ -73,6 +74,7 @@ class Boundary(grpc.aio.ServerInterceptor):
     async def drain(self, seconds: float) -> None:
         """Take no new calls, and wait until those in flight are answered, or for so many seconds."""
         self._draining = True
+        self.pace.free()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -83,11 +85,13 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
+        self.turns.arrived()
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:  # and not remembered
                 return grpc.stream_stream_rpc_method_handler(_Unknown(self, method).called)
-            self._wrapped[method] = _Method(self, method, handler, self._max_texts).handler()
+            most = self._max_message_bytes if method in LARGE else SMALL_BYTES
+            self._wrapped[method] = _Method(self, method, handler, self._max_texts, most).handler()
         return self._wrapped[method]
 
     def admit(self, method: str, context: Context) -> Caller:
@@ -160,7 +164,7 @@ class _Unknown(_Entrance):
 class _Method(_Entrance):
     """One method of a service: from a call's messages to its answer, or to the error that it ends with."""
 
-    def __init__(self, boundary: Boundary, name: str, handler: Any, max_texts: int) -> None:
+    def __init__(self, boundary: Boundary, name: str, handler: Any, max_texts: int, most: int) -> None:
         super().__init__(boundary, name)
         self._streams = handler.request_streaming
         self._answers_stream = handler.response_streaming
@@ -170,7 +174,7 @@ class _Method(_Entrance):
         self._yields = inspect.isasyncgenfunction(self._serve)  # such as reflection; others write
         self._serialize = handler.response_serializer
         self._large = name in LARGE
-        most = None if self._large else SMALL_BYTES
+        self._most = 0 if self._streams else most  # bytes of its only message
         self._parse = parse_with(bounded(handler.request_deserializer, max_texts), most)
         single = not (self._streams or self._answers_stream)
         self._load = boundary.load if self._counted and single else None
@@ -221,6 +225,7 @@ class _Method(_Entrance):
 
     async def _answer(self, call: OpenCall, context: Context) -> Any:
         boundary, peer = self._boundary, call.sender.peer
+        call.most = self._most
         if not self._large:
             await boundary.pace.wait(peer, CHEAP)
         # Nothing here keeps a message: a call that watches needs it no longer than it is looked at.
@@ -245,7 +250,7 @@ class _Method(_Entrance):
 
     async def _message(self, call: OpenCall) -> Any:
         """The message of a call that has one, which it holds until it is over."""
-        if delay := self._boundary.pace.read_delay(call.sender.peer, time.monotonic()):
+        if delay := self._boundary.pace.read_delay(call.sender.peer):
             await asyncio.sleep(delay)
         data = await call.read()
         if data is None:
@@ -263,7 +268,7 @@ class _Method(_Entrance):
     async def _messages(self, call: OpenCall) -> AsyncIterator[Any]:
         pace, peer = self._boundary.pace, call.sender.peer
         while True:
-            if delay := pace.read_delay(peer, time.monotonic()):
+            if delay := pace.read_delay(peer):
                 await asyncio.sleep(delay)
             data = await call.read()
             if data is None:
@@ -284,7 +289,7 @@ class _Method(_Entrance):
         try:
             message = await self._boundary.turns.do(flow, self._parse, data)
         except TrimtabError:
-            pace.refuse(call.sender.peer, len(data), time.monotonic())
+            pace.refuse(call.sender.peer, len(data))
             raise
         pace.took(call.sender.peer)
         call.understood = True

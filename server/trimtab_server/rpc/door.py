@@ -25,6 +25,7 @@ from trimtab_server.rpc.kserve import KServeServicer
 from trimtab_server.rpc.native import NativeServicer
 from trimtab_server.rpc.newcomers import Newcomers
 from trimtab_server.rpc.observed import Observed
+from trimtab_server.rpc.pace import Pace
 from trimtab_server.rpc.senders import Tenants
 from trimtab_server.rpc.unread import Unread
 from trimtab_server.tasks.embed import Embedder
@@ -62,7 +63,10 @@ class Door:
         self._config = config
         limits = config.limits
         self._health = Health()
-        self._arriving = Arriving(limits.max_received_bytes)
+        self._pace = Pace()
+        self._arriving = Arriving(
+            limits.max_received_bytes, refused=self._pace.refuse, in_advance=listeners.in_advance(limits)
+        )
         self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
         self._unread = Unread(limits.max_unread_bytes, limits.max_unread_seconds, sockets.hang_up)
         self._boundary, self._admin_boundary = self._boundaries(pipeline, tracing)
@@ -111,18 +115,17 @@ class Door:
 
     def _boundaries(self, pipeline: Pipeline, tracing: Tracing | None) -> tuple[Boundary, Boundary]:
         """What every call passes through: of the port for clients, and of the one for admins."""
-        config, refused, turns = self._config, pipeline.metrics.refused, pipeline.turns
-        every = (self._intake, self._unread, Tenants(config.server.tenant_header), config.limits.max_texts)
+        config, refused, limits = self._config, pipeline.metrics.refused, self._config.limits
+        tenants = Tenants(config.server.tenant_header)
+        every = (self._intake, self._unread, tenants, limits.max_texts, limits.max_message_bytes)
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         ids = config.logging.calls or config.logging.format == "json"
         observed = Observed(tracing, ids=ids) if tracing or ids else None
         load = Load(pipeline.engine.pressure, time.monotonic)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        return (
-            Boundary(*every, guards[0], load, turns, observed),
-            Boundary(*every, guards[1], None, turns, observed),
-        )
+        make = partial(Boundary, *every, turns=pipeline.turns, pace=self._pace, observed=observed)
+        return make(guards[0], load), make(guards[1])
 
     def _listen(self) -> tuple[int, list[grpc.aio.Server]]:
         """The servers, bound to their addresses; and the port for clients."""

@@ -35,8 +35,8 @@ class OpenCall:
     """One open call of gRPC's: who makes it, and what it holds. Servicers get it instead of the context."""
 
     __slots__ = (
-        "_context", "_intake", "bytes", "caller", "deadline", "error", "holder", "request_id", "sender",
-        "task", "understood",
+        "_context", "_intake", "bytes", "caller", "deadline", "error", "holder", "most", "request_id",
+        "sender", "task", "understood",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,7 @@ class OpenCall:
         self.deadline = deadline_of(context)
         self.request_id = request_id
         self.bytes = 0
+        self.most = 0  # bytes of its only message; 0: it has any number
         self.understood = False  # a message has come that can be read
         self.error: ResourceExhausted | None = None  # why it was ended
         self.task = task

@@ -11,7 +11,7 @@ import msgspec
 
 from trimtab.errors import ConfigError
 from trimtab_server.callers.refreshed import Refreshed
-from trimtab_server.config import Config, Tls, split_address
+from trimtab_server.config import Config, Limits, Tls, split_address
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,11 @@ def within(config: Config, files: int) -> Config:
     return msgspec.structs.replace(config, limits=limits)
 
 
+def in_advance(limits: Limits) -> int:
+    """Bytes that a connection's calls may send before anybody waits for their messages."""
+    return 2 * limits.max_calls_per_connection * CALL_WINDOW_BYTES
+
+
 def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
     """A server for clients, which listens nowhere yet."""
     options = [
@@ -95,7 +100,8 @@ def _connections(config: Config) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
-        # Beside those that are over for the client, and that the server has not got round to.
+        # Beside those that are over for the client, and that the server has not got round to. With fewer, a
+        # client that has many calls open and takes back one in seven would have others refused.
         ("grpc.http2.max_deallocating_streams", limits.max_calls_per_connection),
         ("grpc.max_metadata_size", HEADERS_BYTES),
         ("grpc.absolute_max_metadata_size", HEADERS_BYTES),

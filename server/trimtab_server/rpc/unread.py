@@ -26,7 +26,7 @@ FREE = 0.5
 RETRY_SECONDS = 1.0
 
 
-class _Connection:
+class _UnreadPeer:
     """What one connection has not been read of for one tenant."""
 
     __slots__ = ("accounts", "bytes", "gone", "lost", "peer", "refused", "tenant", "writes")
@@ -37,7 +37,7 @@ class _Connection:
         self.accounts = 0  # that are open
         self.bytes = 0
         self.refused = 0  # bytes of the answer that there was no room for last
-        self.writes: dict[Account, float] = {}  # answers on their way, and since when; the oldest first
+        self.writes: dict[UnreadAnswers, float] = {}  # answers on their way, and since when; the oldest first
         self.gone = False  # hung up on: nothing of it counts any more
         self.lost = False  # it cannot be hung up on
 
@@ -65,15 +65,15 @@ class Unread:
         self.clock = clock
         self._hang_up = hang_up
         self._tenants: dict[str, int] = {}  # what each that holds anything holds
-        self._connections: dict[tuple[str, str], _Connection] = {}
+        self._connections: dict[tuple[str, str], _UnreadPeer] = {}
 
-    def account(self, tenant: str, peer: str) -> "Account":
+    def account(self, tenant: str, peer: str) -> "UnreadAnswers":
         """For the answers of one call of a connection; to be closed when the call is over."""
         connection = self._connections.get((tenant, peer))
         if connection is None:
-            connection = self._connections[tenant, peer] = _Connection(tenant, peer)
+            connection = self._connections[tenant, peer] = _UnreadPeer(tenant, peer)
         connection.accounts += 1
-        return Account(self, connection)
+        return UnreadAnswers(self, connection)
 
     def end_slow(self) -> None:
         """Hang up on who has not taken an answer within the time. To be called now and then."""
@@ -87,7 +87,7 @@ class Unread:
         if connection is not None and connection.refused:
             self.admit(connection, connection.refused)
 
-    def admit(self, connection: _Connection, size: int) -> None:
+    def admit(self, connection: _UnreadPeer, size: int) -> None:
         """ResourceExhausted where so many bytes more are too many: all in all, of the tenant, or of the
         connection."""
         full = self._full(connection.tenant, size)
@@ -109,7 +109,7 @@ class Unread:
             RETRY_SECONDS,
         )
 
-    def count(self, connection: _Connection, size: int) -> None:
+    def count(self, connection: _UnreadPeer, size: int) -> None:
         """So many bytes more are held, or fewer."""
         if connection.gone:
             return
@@ -121,7 +121,7 @@ class Unread:
         else:
             self._tenants.pop(connection.tenant, None)
 
-    def leave(self, connection: _Connection) -> None:
+    def leave(self, connection: _UnreadPeer) -> None:
         """One of its accounts is closed."""
         connection.accounts -= 1
         if not connection.accounts and not connection.gone:
@@ -152,7 +152,7 @@ class Unread:
             after -= each.bytes
         self._end(chosen)
 
-    def _end(self, connections: Collection[_Connection]) -> None:
+    def _end(self, connections: Collection[_UnreadPeer]) -> None:
         if not connections:
             return
         gone = set(self._hang_up([each.peer for each in connections]))
@@ -165,10 +165,10 @@ class Unread:
             del self._connections[each.tenant, each.peer]
 
 
-class Account:
+class UnreadAnswers:
     """What one call has not been read of."""
 
-    def __init__(self, unread: Unread, connection: _Connection) -> None:
+    def __init__(self, unread: Unread, connection: _UnreadPeer) -> None:
         self._unread = unread
         self._connection = connection
         self._bytes = 0

@@ -206,7 +206,7 @@ async def test_messages_of_a_stream_are_paced_as_calls_are(monkeypatch: pytest.M
 
     monkeypatch.setattr(pace.Pace, "wait", wait)
     intake, guard = Intake(10, 1 << 20, Arriving(1 << 20)), Guard(None, None, lambda status: None)
-    boundary = Boundary(intake, Unread(1 << 20, 10, lambda peers: ()), Tenants(""), 64, guard)
+    boundary = Boundary(intake, Unread(1 << 20, 10, lambda peers: ()), Tenants(""), 64, 1 << 20, guard)
     server = listeners.make(Config(), [boundary])
     reflection.add_to(server, ())
     port = listeners.bind(server, "127.0.0.1:0", None)

@@ -10,7 +10,7 @@ import pytest
 from trimtab.errors import ResourceExhausted
 from trimtab_server.callers.access import ANYONE
 from trimtab_server.rpc import arriving
-from trimtab_server.rpc.arriving import Arriving
+from trimtab_server.rpc.arriving import IN_ADVANCE_BYTES, Arriving
 from trimtab_server.rpc.intake import Intake, OpenCall
 from trimtab_server.rpc.senders import Sender
 from trimtab_server.rpc.sockets import Connections
@@ -107,6 +107,7 @@ async def test_a_call_that_is_ended_is_told_why() -> None:
 
 @dataclass(eq=False)
 class Reader:
+    most: int = 0
     error: ResourceExhausted | None = None
 
     def end(self, error: ResourceExhausted) -> None:
@@ -139,6 +140,43 @@ def test_the_connection_that_has_sent_most_of_messages_that_are_not_whole_is_end
     on_way.look()
     assert one.error is not None and "limits.max_received_bytes" in str(one.error)
     assert two.error is not None and other.error is None
+
+
+def test_a_message_that_is_longer_than_its_call_takes_is_ended_before_it_is_whole() -> None:
+    network, wasted = Network({"long": 0, "right": 0, "stream": 0}), dict[str, int]()
+    on_way = Arriving(10**9, lambda: 0, network.received, refused=wasted.__setitem__)
+    readers = {"long": Reader(1 << 20), "right": Reader(4 << 20), "stream": Reader()}
+    for peer, reader in readers.items():
+        on_way.began(peer, reader)
+    on_way.look()
+    came = (1 << 20) + IN_ADVANCE_BYTES + 1
+    for peer in readers:
+        network.totals[peer] += came
+    on_way.look()
+    ended = {peer for peer, reader in readers.items() if reader.error is not None}
+    assert ended == {"long"} and "limits.max_message_bytes" in str(readers["long"].error)
+    assert wasted == {"long": came}
+
+
+def test_what_comes_beside_messages_does_not_add_up_to_one_that_is_too_long() -> None:
+    """A gateway's connection always has some call that waits, and headers come with each."""
+    network = Network({"gateway": 0})
+    on_way = Arriving(10**9, lambda: 0, network.received)
+    before, idle = Reader(1 << 20), Reader()
+    on_way.began("gateway", before)
+    for number in range(3 * IN_ADVANCE_BYTES >> 13):
+        after = Reader(1 << 20)
+        on_way.began("gateway", after)
+        network.totals["gateway"] += 1024 + 8192
+        on_way.ended("gateway", before, 1)
+        if number % 2:
+            on_way.look()
+        before = after
+        assert before.error is None
+    on_way.began("gateway", idle)  # a stream, which may get a message of any call's size
+    network.totals["gateway"] += 2 * IN_ADVANCE_BYTES
+    on_way.look()
+    assert before.error is None and idle.error is None
 
 
 def test_messages_that_are_whole_are_not_on_their_way_any_more() -> None:

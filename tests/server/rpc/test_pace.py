@@ -1,102 +1,137 @@
 """Calls that cost a client nothing are answered at once, but for those of a connection that has too many."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
-from trimtab_server.rpc import pace
 from trimtab_server.rpc.pace import (
     BURST_SECONDS,
     CHEAP,
-    LONGEST_SECONDS,
-    MOST_SHARING,
     NOTHING,
+    OWN_BURST,
+    REFUSED_BURST_SECONDS,
     REFUSED_BYTES_PER_SECOND,
-    REMEMBERED,
     TAKEN_BACK,
     Pace,
 )
 
 
-@pytest.mark.parametrize("cost", [NOTHING, TAKEN_BACK, CHEAP])
-def test_so_many_at_once_and_then_one_after_the_other(cost: float) -> None:
-    calls, burst = Pace(), int(BURST_SECONDS / cost + 1e-6)
-    assert [calls.delay("a", cost, 100.0) for _ in range(burst)] == pytest.approx([0.0] * burst, abs=1e-9)
-    assert [calls.delay("a", cost, 100.0) for _ in range(3)] == pytest.approx(
-        [(burst + n + 1) * cost - BURST_SECONDS for n in range(3)]
-    )
-    assert calls.delay("b", cost, 100.0) == 0.0  # who has made one call is not later for it
-    for _ in range(2000):
-        assert calls.delay("a", cost, 100.0) <= LONGEST_SECONDS + 1e-6
-    assert calls.delay("a", cost, 103.0) == 0.0  # who was quiet begins anew
+class Waiting:
+    """Calls that wait for their answers; `now` is what the pace takes for the time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.pace = Pace(lambda: self.now)
+        self.answered: list[str] = []
+        self.calls: set[asyncio.Task[None]] = set()
+
+    async def arrive(self, peer: str, kind: float, times: int = 1) -> None:
+        """So many calls of this connection; they are answered, or wait, when this returns."""
+        for _ in range(times):
+            self.calls.add(asyncio.create_task(self._call(peer, kind)))
+        await asyncio.sleep(0)
+
+    async def pass_time(self, seconds: float, kind: float) -> None:
+        self.now += seconds
+        self.pace._look(self.pace._kinds[kind])
+        for _ in range(3):  # from the future by way of its waiter to the call
+            await asyncio.sleep(0)
+
+    async def _call(self, peer: str, kind: float) -> None:
+        await self.pace.wait(peer, kind)
+        self.answered.append(peer)
 
 
-def test_calls_that_are_answered_do_not_wait_for_those_that_come_to_nothing() -> None:
-    calls = Pace()
-    for _ in range(1000):
-        calls.delay("a", NOTHING, 100.0)
-        calls.delay("a", TAKEN_BACK, 100.0)
-    assert calls.delay("a", CHEAP, 100.0) == 0.0
+@pytest.fixture
+async def waiting() -> AsyncIterator[Waiting]:
+    calls = Waiting()
+    yield calls
+    calls.pace.free()
+    await asyncio.gather(*calls.calls)
 
 
-def test_a_gateways_checks_are_never_late() -> None:
-    """500 a second over one connection, however long."""
-    calls = Pace()
-    assert all(calls.delay("gateway", CHEAP, number / 500) == 0.0 for number in range(5000))
+@pytest.mark.parametrize("kind", [NOTHING, TAKEN_BACK, CHEAP])
+async def test_so_many_at_once_and_then_one_after_the_other(waiting: Waiting, kind: float) -> None:
+    burst = round(BURST_SECONDS / kind) + OWN_BURST
+    await waiting.arrive("a", kind, burst + 10)
+    assert burst - 2 <= len(waiting.answered) <= burst
+    before = len(waiting.answered)
+    await waiting.pass_time(3.5 * kind, kind)
+    assert 3 <= len(waiting.answered) - before <= 4
 
 
-def test_connections_are_forgotten() -> None:
-    calls = Pace()
-    for number in range(3 * REMEMBERED):
-        calls.delay(str(number), NOTHING, float(number))
-    assert len(calls._due) <= REMEMBERED + 1
+async def test_kinds_do_not_wait_for_each_other(waiting: Waiting) -> None:
+    await waiting.arrive("a", NOTHING, 1000)
+    await waiting.arrive("a", TAKEN_BACK, 1000)
+    before = len(waiting.answered)
+    await waiting.arrive("a", CHEAP)
+    assert len(waiting.answered) == before + 1
 
 
 @pytest.mark.parametrize("many", [1, 10, 50])
-def test_connections_that_have_too_many_share_what_one_would_have(many: int) -> None:
-    """As clients do that make the next call when one was answered: each has 128 places."""
-    calls, answers = Pace(), [[(0.0, place) for place in range(128)] for _ in range(many)]
-    answered = 0
-    for step in range(2000):
-        now = step * 0.01
-        for number, places in enumerate(answers):
-            for index, (at, place) in enumerate(places):
-                if at <= now:
-                    answered += now > 10
-                    places[index] = now + max(0.01, calls.delay(str(number), TAKEN_BACK, now)), place
-    rate = answered / 10
-    assert rate <= max(1.1 / TAKEN_BACK, many * 128 / (MOST_SHARING * LONGEST_SECONDS) * 1.1)
-    assert calls.delay("quiet", TAKEN_BACK, 20.0) == 0.0
+async def test_however_many_connections_share_one_rate_and_a_quiet_one_does_not_wait(
+    waiting: Waiting, many: int
+) -> None:
+    for number in range(many):
+        await waiting.arrive(str(number), TAKEN_BACK, 256)
+    await waiting.arrive("quiet", TAKEN_BACK, OWN_BURST)
+    assert waiting.answered.count("quiet") == OWN_BURST
+    before = len(waiting.answered)
+    for _ in range(20):
+        await waiting.pass_time(0.01, TAKEN_BACK)
+    assert len(waiting.answered) - before <= 0.2 / TAKEN_BACK + 1
+    if many > 1:  # and they get the same of it
+        counts = [waiting.answered.count(str(number)) for number in range(many)]
+        assert min(counts[1:]) >= (len(waiting.answered) - before) // many - 1
+
+
+async def test_a_gateways_checks_are_never_late(waiting: Waiting) -> None:
+    """500 a second over one connection, however long."""
+    for number in range(5000):
+        waiting.now += 1 / 500
+        await waiting.arrive("gateway", CHEAP)
+        assert len(waiting.answered) == number + 1
+
+
+async def test_nobody_waits_while_the_server_drains(waiting: Waiting) -> None:
+    await waiting.arrive("a", NOTHING, 500)
+    assert len(waiting.answered) < 500
+    waiting.pace.free()
+    await waiting.arrive("a", NOTHING)
+    await asyncio.gather(*waiting.calls)
+    assert len(waiting.answered) == 501
 
 
 def test_messages_are_read_one_after_the_other_where_they_are_refused() -> None:
-    calls = Pace()
-    assert calls.read_delay("a", 100.0) == 0.0
-    calls.refuse("a", REFUSED_BYTES_PER_SECOND, 100.0)  # takes a second
-    assert [calls.read_delay("a", 100.0) for _ in range(3)] == pytest.approx([0.5, 1.5, 2.5])
-    assert calls.read_delay("b", 100.0) == 0.0
+    now = 100.0
+    calls = Pace(lambda: now)
+    assert calls.read_delay("a") == 0.0
+    calls.refuse("a", REFUSED_BYTES_PER_SECOND)  # takes a second
+    assert [calls.read_delay("a") for _ in range(3)] == pytest.approx([0.5, 1.5, 2.5])
+    assert calls.read_delay("b") == 0.0
     for _ in range(3):  # they were good ones
         calls.took("a")
-    assert calls.read_delay("a", 100.0) == pytest.approx(0.5)
-    assert calls.read_delay("a", 200.0) == 0.0
+    assert calls.read_delay("a") == pytest.approx(0.5)
+    now = 200.0
+    assert calls.read_delay("a") == 0.0
     assert not calls._refused  # who was quiet begins anew
 
 
 def test_connections_whose_messages_are_refused_share_what_one_would_have() -> None:
-    calls = Pace()
+    calls = Pace(lambda: 100.0)
     for number in range(9):
-        calls.refuse(str(number), REFUSED_BYTES_PER_SECOND, 100.0)
-    calls.refuse("last", REFUSED_BYTES_PER_SECOND, 100.0)
-    assert calls.read_delay("last", 100.0) == pytest.approx(10 - BURST_SECONDS)
+        calls.refuse(str(number), REFUSED_BYTES_PER_SECOND)
+    calls.refuse("last", REFUSED_BYTES_PER_SECOND)
+    assert calls.read_delay("last") == pytest.approx(10 - REFUSED_BURST_SECONDS)
 
 
-async def test_a_call_that_is_taken_back_keeps_its_place_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "BURST_SECONDS", 0)
-    calls, loop = Pace(), asyncio.get_running_loop()
-    begun = loop.time()
-    waiting = asyncio.create_task(calls.wait("a", 0.05))
+async def test_a_call_that_is_taken_back_keeps_its_place_until_then(waiting: Waiting) -> None:
+    await waiting.arrive("a", TAKEN_BACK, round(BURST_SECONDS / TAKEN_BACK) + OWN_BURST)
+    taken_back = asyncio.create_task(waiting.pace.through("a", TAKEN_BACK))
     await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert loop.time() - begun >= 0.05
+    taken_back.cancel()
+    await asyncio.sleep(0)
+    assert not taken_back.done()
+    await waiting.pass_time(2 * TAKEN_BACK, TAKEN_BACK)
+    assert taken_back.done() and taken_back.result() is True

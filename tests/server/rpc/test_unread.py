@@ -15,7 +15,7 @@ from tests.server.server_process import ServerProcess, serve
 from trimtab.errors import ResourceExhausted
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.rpc import sockets
-from trimtab_server.rpc.unread import COPIES, PATIENCE_SECONDS, Account, Unread
+from trimtab_server.rpc.unread import COPIES, PATIENCE_SECONDS, Unread, UnreadAnswers
 
 TEXTS = ["a"] * 200
 ANSWER = COPIES * (len(TEXTS) * 384 * 4 + 1000)  # as it is held, with the request
@@ -103,7 +103,7 @@ class Room:
         self.ended += peers
         return peers if self.reachable else ()
 
-    def call(self, tenant: str, peer: str, size: int) -> Account:
+    def call(self, tenant: str, peer: str, size: int) -> UnreadAnswers:
         """A call with an answer of which so much is held."""
         account = self.unread.account(tenant, peer)
         account.add(size // 2)  # and its copy
