@@ -1,8 +1,10 @@
 """Floods, each ten times what once took a gigabyte or froze the server: what they cost other callers.
 
 Memory is compared with the figure that docs/configuration.md derives from the limits. A well-behaved caller,
-with its own connection and key, is timed without and with each flood. With two cores, the server has one and
-its callers the other, the flood at lower priority than the well-behaved caller.
+with its own connection and key, is timed three times: alone (calm), while another server is flooded
+(control), and while its own is (flooded). With two cores, both servers share one and all callers the other,
+the flood at lower priority than the well-behaved caller. So flooded / calm is what a flood costs in all,
+with the time that it takes from the machine; flooded / control is what it costs through the server.
 """
 
 import hashlib
@@ -42,8 +44,9 @@ SERVER_BYTES = 4 << 30
 def bound(base: int, limits: Limits, connections: int) -> int:
     """The most memory a server may use with this many connections, if it uses `base` when idle."""
     connections = min(connections, limits.max_connections)
-    calls = min(limits.max_calls, connections * limits.max_calls_per_connection)
-    waiting = 2 * connections * limits.max_calls_per_connection
+    each = limits.max_calls_per_connection
+    calls = min(limits.max_calls, connections * each)
+    waiting = 2 * connections * each
     return (
         base
         + connections * CONNECTION_BYTES
@@ -85,27 +88,37 @@ def _heard(process: "subprocess.Popen[str]") -> dict[str, Any]:
     return told
 
 
-def _flooded(
-    replica: Replica, name: str, connections: int, seconds: float, token: str, own: str
-) -> dict[str, Any]:
-    """Run the well-behaved caller beside the flood; the server's peak memory."""
-    before, busy = replica.resident(), _cpu_seconds(replica.pid)
-    Path(f"/proc/{replica.pid}/clear_refs").write_text("5")  # resets the peak
-    metrics_port = replica.metrics_url.partition("://")[2].partition("/")[0].rpartition(":")[2]
-    command = [*_on(1), "nice", "-n", "19", processes.PYTHON, "-m", "bench.chaos.flooding", name]
-    command += [str(replica.port), metrics_port, str(seconds + 2), str(connections)]
+def _beside(
+    flood: str, target: Replica, connections: int, token: str, measured: Replica, seconds: float, own: str
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Run the well-behaved caller of one server beside a flood of the same, or of another: what both saw."""
+    metrics_port = target.metrics_url.partition("://")[2].partition("/")[0].rpartition(":")[2]
+    command = [*_on(1), "nice", "-n", "19", processes.PYTHON, "-m", "bench.chaos.flooding", flood]
+    command += [str(target.port), metrics_port, str(seconds + 2), str(connections)]
     command += [token] if token else []
     attacker = subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE, text=True)
     time.sleep(1)
-    well = _heard(_well(replica.url, seconds, own))
-    sent = _heard(attacker)
+    well = _heard(_well(measured.url, seconds, own))
+    return well, _heard(attacker)
+
+
+def _flooded(
+    flood: str, replica: Replica, decoy: Replica, connections: int, seconds: float, token: str, own: str
+) -> dict[str, Any]:
+    """The well-behaved caller while the decoy is flooded, then its own server, whose peak memory is seen."""
+    control, _ = _beside(flood, decoy, connections, token, replica, seconds, own)
+    before, busy = replica.resident(), _cpu_seconds(replica.pid)
+    Path(f"/proc/{replica.pid}/clear_refs").write_text("5")  # resets the peak
+    well, sent = _beside(flood, replica, connections, token, replica, seconds, own)
     busy = _cpu_seconds(replica.pid) - busy
     time.sleep(0.5)
     return {
-        "flood": name, "connections": connections,
+        "flood": flood, "connections": connections,
         "before_mb": before // MIB, "peak_mb": replica.peak() // MIB, "after_mb": replica.resident() // MIB,
-        "p99_ms": well["p99_ms"], "calls": well["calls"], "refused": well["refused"],
-        "cpu_s": round(busy, 2), "sent": sent,
+        "control_ms": control["p99_ms"], "p50_ms": well["p50_ms"], "p99_ms": well["p99_ms"],
+        "connect_ms": well["connect_ms"],
+        "calls": well["calls"], "refused": well["refused"] + control["refused"], "cpu_s": round(busy, 2),
+        "sent": sent,
     }  # fmt: skip
 
 
@@ -120,16 +133,19 @@ def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> Part:
     for credentials in CREDENTIALS:
         auth = "" if credentials == "open" else f'[auth]\nkeys = "{folder / "keys.toml"}"\n'
         config = f'devices = ["cpu"]\n[engine]\ncosts = "{folder / "costs"}"\n{auth}'
-        replica = Replica(credentials, folder / credentials, repository, config, under=_on(0))
+        replica, decoy = (
+            Replica(name, folder / name, repository, config, under=_on(0))
+            for name in (credentials, f"{credentials}-decoy")
+        )
         token, own = keys["flood"] if credentials == "tenant" else "", keys["well"] if auth else ""
-        with replicas.running(replica):
+        with replicas.running(replica, decoy):
             _heard(_well(replica.url, seconds, own))
             base = replica.resident()
             for name in only or flooding.FLOODS:
                 calm = _heard(_well(replica.url, seconds, own))
                 for times in (ONE, MANY):
                     connections = times if times == ONE else MANY_OF.get(name, times)
-                    row = _flooded(replica, name, connections, seconds, token, own)
+                    row = _flooded(name, replica, decoy, connections, seconds, token, own)
                     row |= {"credentials": credentials, "times": times, "calm_ms": calm["p99_ms"]}
                     row["refused"] += calm["refused"]
                     row["bound_mb"] = bound(base, limits, 1 + connections) // MIB
@@ -140,8 +156,10 @@ def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> Part:
         [
             Bar("memory / the limits' figure", max(r["peak_mb"] / r["bound_mb"] for r in rows), MOST_MEMORY),
             Bar("peak memory, MB", max(r["peak_mb"] for r in rows), SERVER_BYTES // MIB),
-            Bar("p99 of others / without, one connection", _worst(rows, ONE), MOST_TIME),
-            Bar("p99 of others / without, ten times", _worst(rows, MANY), MOST_TIME),
+            Bar("p99 of others / calm, one connection", _worst(rows, ONE, "calm_ms"), MOST_TIME),
+            Bar("p99 of others / calm, ten times", _worst(rows, MANY, "calm_ms"), MOST_TIME),
+            Bar("p99 of others / control, one connection", _worst(rows, ONE, "control_ms"), MOST_TIME),
+            Bar("p99 of others / control, ten times", _worst(rows, MANY, "control_ms"), MOST_TIME),
             Bar("refused of others", sum(r["refused"] for r in rows), 0),
         ],
     )  # fmt: skip
@@ -153,15 +171,17 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _worst(rows: Sequence[dict[str, Any]], times: int) -> float:
-    ratios = [float(r["p99_ms"]) / float(r["calm_ms"]) for r in rows if r["times"] == times]
+def _worst(rows: Sequence[dict[str, Any]], times: int, against: str) -> float:
+    ratios = [float(r["p99_ms"]) / float(r[against]) for r in rows if r["times"] == times]
     return round(max(ratios), 2)
 
 
 def _line(row: dict[str, Any]) -> str:
+    calm, control, flooded = row["calm_ms"], row["control_ms"], row["p99_ms"]
     return (
         f"  {row['credentials']:8}{row['flood']:11}x{row['connections']:<3} memory {row['before_mb']:5} "
         f"-> {row['peak_mb']:5} -> {row['after_mb']:5} of {row['bound_mb']:5} MB   "
-        f"p99 {row['calm_ms']:6.1f} -> {row['p99_ms']:7.1f} ms   refused {row['refused']}   "
+        f"p99 calm {calm:5.1f}, control {control:5.1f}, flooded {flooded:7.1f} ms: "
+        f"{flooded / calm:6.1f}x, {flooded / control:6.1f}x   refused {row['refused']}   "
         f"cpu {row['cpu_s']} s   {row['sent']}"
     )

@@ -24,7 +24,7 @@ async def _call(url: str, seconds: float, token: str) -> dict[str, Any]:
     took: list[float] = []
     refused: dict[str, int] = {}
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    until = time.monotonic() + seconds
+    until = 0.0
 
     async def again(call: Any, number: int) -> None:
         while time.monotonic() < until:
@@ -43,7 +43,10 @@ async def _call(url: str, seconds: float, token: str) -> dict[str, Any]:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async with grpc.aio.insecure_channel(url, [("grpc.enable_retries", 0)]) as channel:
+        begun = time.monotonic()
         await channel.channel_ready()
+        connected = time.monotonic() - begun
+        until = time.monotonic() + seconds
         call: Any = channel.unary_unary(
             "/trimtab.v1.EncoderService/Embed", response_deserializer=pb.EmbedResponse.FromString
         )
@@ -51,7 +54,7 @@ async def _call(url: str, seconds: float, token: str) -> dict[str, Any]:
     return {
         "calls": len(took), "p50_ms": round(1000 * float(np.quantile(took, 0.5)), 2),
         "p99_ms": round(1000 * float(np.quantile(took, 0.99)), 2), "most_ms": round(1000 * max(took), 1),
-        "refused": sum(refused.values()), "words": refused,
+        "connect_ms": round(1000 * connected, 1), "refused": sum(refused.values()), "words": refused,
     }  # fmt: skip
 
 
