@@ -1,6 +1,7 @@
-"""The Trimtab server. A request passes through its modules in this order:
+"""The Trimtab server. A request passes through its rooms in this order:
 
-rpc -> pipeline -> admission -> tokenization -> engine (batcher) -> devices (session) -> outputs -> rpc
+rpc -> tasks (planned by policies) -> engine/admission -> inputs -> engine/queue -> engine/fleet -> engine/runners
+-> outputs -> rpc
 """
 
 import os
