@@ -1,83 +1,23 @@
-"""Where gRPC meets the server: which calls are taken up, and how each of them ends.
+"""Where gRPC meets the server: one interceptor wraps every method of every service."""
 
-One interceptor wraps every method of every service, so that no servicer sees a message that does not parse,
-or turns an error into a status by itself.
-"""
-
-import asyncio
-import contextlib
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
 
-from trimtab.errors import InvalidArgument, TrimtabError, Unavailable, Unimplemented
-from trimtab_server.callers.access import Caller
-from trimtab_server.observing.load import TRAILER, Load
-from trimtab_server.rpc.bounds import bounded
-from trimtab_server.rpc.guard import Guard
-from trimtab_server.rpc.intake import Intake, OpenCall
-from trimtab_server.rpc.messages import LARGE, SMALL_BYTES, parse_with
-from trimtab_server.rpc.observed import UNSEEN, Observed, Seen
-from trimtab_server.rpc.pace import CHEAP, NOTHING, TAKEN_BACK, Pace
-from trimtab_server.rpc.senders import Tenants
-from trimtab_server.rpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
-from trimtab_server.rpc.unread import Unread
-from trimtab_server.turns import SMALL_BYTES as SMALL_MESSAGE
-from trimtab_server.turns import Flow, Turns
-
-# Calls that are no work of the server's: asking after its health, or what it serves.
-UNCOUNTED = ("/grpc.",)
+from trimtab_server.rpc.entrance import Entrance
+from trimtab_server.rpc.messages import LARGE, SMALL_BYTES
+from trimtab_server.rpc.method import Method, Unknown
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Turns trimtab.errors into gRPC statuses, and anything else into INTERNAL with an id of the log.
+    """Turns trimtab.errors into gRPC statuses, and anything else into INTERNAL with an id of the log."""
 
-    It also knows which calls are in flight, and turns away new ones while the server drains: gRPC's own
-    stop cancels calls that have arrived and are not taken up yet, and a client may not retry those.
-
-    A call that the guard does not let in is answered before its message is read. Where the load is known,
-    each call of one message is answered with a report of it; streams stay where they are. `observed` sees
-    every call, refused or not, but those of the infrastructure.
-    """
-
-    def __init__(
-        self,
-        intake: Intake,
-        unread: Unread,
-        tenants: Tenants,
-        max_texts: int,
-        max_message_bytes: int,
-        guard: Guard,
-        load: Load | None = None,
-        turns: Turns | None = None,
-        pace: Pace | None = None,
-        observed: Observed | None = None,
-    ) -> None:
-        self.intake = intake
-        self.unread = unread
-        self.tenants = tenants
-        self.guard = guard
-        self.load = load
-        self.observed = observed
-        self.pace = pace or Pace()
-        self.turns = turns or Turns()
+    def __init__(self, entrance: Entrance, max_texts: int, max_message_bytes: int) -> None:
+        self._entrance = entrance
         self._max_texts, self._max_message_bytes = max_texts, max_message_bytes
         self._wrapped: dict[str, Any] = {}
-        self._draining = False
-        self._calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def drain(self, seconds: float) -> None:
-        """Take no new calls, and wait until those in flight are answered, or for so many seconds."""
-        self._draining = True
-        self.pace.free()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -85,227 +25,11 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
-        self.turns.arrived()
+        self._entrance.turns.arrived()
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:  # and not remembered
-                return grpc.stream_stream_rpc_method_handler(_Unknown(self, method).called)
+                return grpc.stream_stream_rpc_method_handler(Unknown(self._entrance, method).called)
             most = self._max_message_bytes if method in LARGE else SMALL_BYTES
-            self._wrapped[method] = _Method(self, method, handler, self._max_texts, most).handler()
+            self._wrapped[method] = Method(self._entrance, method, handler, self._max_texts, most).handler()
         return self._wrapped[method]
-
-    def admit(self, method: str, context: Context) -> Caller:
-        """Whom a call is from; Unauthenticated or PermissionDenied where it may not come in."""
-        metadata = (context.invocation_metadata() or ()) if self.guard.reads_metadata else ()
-        return self.guard.admit(method, metadata)
-
-    async def refuse(self, context: Context, error: TrimtabError) -> NoReturn:
-        """Answer a call with the error before a message of it is read."""
-        await self.pace.wait(context.peer(), NOTHING)
-        await abort(context, error)
-
-    def open(self, caller: Caller, context: Context, request_id: str, *, counted: bool) -> OpenCall:
-        """A call is taken up: Unavailable while the server drains, ResourceExhausted where it has no room."""
-        if counted and self._draining:
-            raise Unavailable("the server is draining: try another one")
-        sender = self.tenants.of(caller, context)
-        call = self.intake.open(caller, sender, context, asyncio.current_task(), request_id)
-        if counted:
-            self._calls += 1
-            self._idle.clear()
-        return call
-
-    def close(self, call: OpenCall, *, counted: bool) -> None:
-        """The call is over."""
-        self.intake.close(call)
-        if counted:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
-
-
-class _Entrance:
-    """Where the calls of a method come in: they are seen, and their callers found."""
-
-    def __init__(self, boundary: Boundary, name: str) -> None:
-        self._boundary = boundary
-        self._name = name
-        self._counted = not name.startswith(UNCOUNTED)
-        self._observed = boundary.observed if self._counted else None
-
-    async def called(self, requests: Any, context: Context) -> Any:
-        if self._observed is None:
-            return await self._admitted(context, UNSEEN)
-        with self._observed.call(self._name, context) as seen:
-            return await self._admitted(context, seen)
-
-    async def _admitted(self, context: Context, seen: Seen) -> Any:
-        try:
-            caller = self._boundary.admit(self._name, context)
-        except Exception as raised:
-            refusal = as_trimtab_error(raised)
-        else:
-            seen.caller = caller.name
-            return await self._called(caller, context, seen)
-        await self._boundary.refuse(context, refusal)
-
-    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
-        raise NotImplementedError
-
-
-class _Unknown(_Entrance):
-    """A method that no service has."""
-
-    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
-        error = Unimplemented("this server has no such method: see docs/protocols.md")
-        await self._boundary.refuse(context, error)
-
-
-class _Method(_Entrance):
-    """One method of a service: from a call's messages to its answer, or to the error that it ends with."""
-
-    def __init__(self, boundary: Boundary, name: str, handler: Any, max_texts: int, most: int) -> None:
-        super().__init__(boundary, name)
-        self._streams = handler.request_streaming
-        self._answers_stream = handler.response_streaming
-        self._serve = (
-            handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
-        )
-        self._yields = inspect.isasyncgenfunction(self._serve)  # such as reflection; others write
-        self._serialize = handler.response_serializer
-        self._large = name in LARGE
-        self._most = 0 if self._streams else most  # bytes of its only message
-        self._parse = parse_with(bounded(handler.request_deserializer, max_texts), most)
-        single = not (self._streams or self._answers_stream)
-        self._load = boundary.load if self._counted and single else None
-
-    def handler(self) -> Any:
-        """As a handler of streams, which gRPC calls before a message is read."""
-        kind = (
-            grpc.stream_stream_rpc_method_handler
-            if self._answers_stream
-            else grpc.stream_unary_rpc_method_handler
-        )
-        return kind(self.called, response_serializer=self._serialized)
-
-    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
-        boundary, call = self._boundary, None
-        try:
-            call = boundary.open(caller, context, seen.request_id, counted=self._counted)
-            try:
-                return await self._answer(call, context)
-            except Exception as raised:
-                # An aborted call is answered. Where the client has gone, or is going while it is written to,
-                # there is nobody to tell, and nothing to mend.
-                if isinstance(raised, grpc.aio.AbortError):
-                    raise
-                if context.done() or isinstance(raised, grpc.aio.InternalError):
-                    return None
-                # No local of this frame may name the error, whose traceback names the frame, and all that the
-                # call holds: that would stay until the next collection.
-                error = as_trimtab_error(raised)
-            if not call.understood:
-                await boundary.pace.wait(call.sender.peer, NOTHING)
-        except TrimtabError as full:
-            error = as_trimtab_error(full)
-        except asyncio.CancelledError:
-            if call is None:
-                raise
-            if not call.understood:
-                await boundary.pace.through(call.sender.peer, TAKEN_BACK)
-            why = call.ended()
-            if why is None:
-                raise
-            error = why
-        finally:
-            if call is not None:
-                boundary.close(call, counted=self._counted)
-        self._report(context, error)
-        await abort(context, error)
-
-    async def _answer(self, call: OpenCall, context: Context) -> Any:
-        boundary, peer = self._boundary, call.sender.peer
-        call.most = self._most
-        if not self._large:
-            await boundary.pace.wait(peer, CHEAP)
-        # Nothing here keeps a message: a call that watches needs it no longer than it is looked at.
-        if self._streams:
-            messages = self._messages(call)
-            answered = self._serve(messages if self._large else self._each_paced(messages, peer), call)
-        else:
-            answered = self._serve(await self._message(call), call)
-        if self._yields:
-            async for each in answered:
-                await context.write(each)
-            return None
-        response = await answered
-        if response is not None:  # otherwise they were written, and counted, one by one
-            response = self._serialize(response)
-            account = boundary.unread.account(*call.sender)
-            context.add_done_callback(account.done)  # type: ignore[arg-type]
-            account.add(len(response))
-            account.send()
-        self._report(context)
-        return response
-
-    async def _message(self, call: OpenCall) -> Any:
-        """The message of a call that has one, which it holds until it is over."""
-        if delay := self._boundary.pace.read_delay(call.sender.peer):
-            await asyncio.sleep(delay)
-        data = await call.read()
-        if data is None:
-            raise InvalidArgument("the call ended without a message: send one")
-        self._boundary.unread.check(*call.sender)
-        call.hold(len(data))
-        try:
-            return await self._parsed(call, data)
-        except TrimtabError as error:
-            call.release(len(data))
-            raise error.with_traceback(None) from None  # whose frames would keep the bytes
-        finally:
-            del data
-
-    async def _messages(self, call: OpenCall) -> AsyncIterator[Any]:
-        pace, peer = self._boundary.pace, call.sender.peer
-        while True:
-            if delay := pace.read_delay(peer):
-                await asyncio.sleep(delay)
-            data = await call.read()
-            if data is None:
-                return
-            call.hold(len(data))  # until its turn; from then on, the stream's window does
-            try:
-                message = await self._parsed(call, data)
-            except TrimtabError as error:
-                raise error.with_traceback(None) from None  # whose frames would keep the bytes
-            finally:
-                call.release(len(data))
-                del data
-            yield message
-            del message  # not while the next one is waited for
-
-    async def _parsed(self, call: OpenCall, data: bytes) -> Any:
-        flow, pace = Flow(call.sender.flow, len(data) <= SMALL_MESSAGE), self._boundary.pace
-        try:
-            message = await self._boundary.turns.do(flow, self._parse, data)
-        except TrimtabError:
-            pace.refuse(call.sender.peer, len(data))
-            raise
-        pace.took(call.sender.peer)
-        call.understood = True
-        return message
-
-    async def _each_paced(self, messages: AsyncIterator[Any], peer: str) -> AsyncIterator[Any]:
-        """Messages of a stream that each cost the client nothing, as calls of their own would."""
-        async for message in messages:
-            await self._boundary.pace.wait(peer, CHEAP)
-            yield message
-
-    def _serialized(self, response: Any) -> bytes:
-        done: bytes = response if isinstance(response, bytes) else self._serialize(response)
-        return done
-
-    def _report(self, context: Context, error: TrimtabError | None = None) -> None:
-        if self._load is not None:
-            self._load.called(overloaded=error is not None and error.code in OVERLOADED)
-            context.set_trailing_metadata(((TRAILER, self._load.report()),))

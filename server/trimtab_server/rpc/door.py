@@ -18,6 +18,7 @@ from trimtab_server.policies.trials import Trials
 from trimtab_server.rpc import listeners, reflection, sockets
 from trimtab_server.rpc.arriving import Arriving
 from trimtab_server.rpc.boundary import Boundary
+from trimtab_server.rpc.entrance import Entrance
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.health import Health
 from trimtab_server.rpc.intake import Intake
@@ -69,7 +70,7 @@ class Door:
         )
         self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
         self._unread = Unread(limits.max_unread_bytes, limits.max_unread_seconds, sockets.hang_up)
-        self._boundary, self._admin_boundary = self._boundaries(pipeline, tracing)
+        self._entrance, self._admin_entrance = self._entrances(pipeline, tracing)
         self._native = NativeServicer(pipeline, embedder, rescorer, trials, self._unread)
         self._kserve = KServeServicer(pipeline, embedder, self._unread, lambda: self._health.serving)
         self._watching: list[asyncio.Task[None]] = []
@@ -99,7 +100,7 @@ class Door:
         self._health.drain()
         self._native.drain()
         self._kserve.drain()
-        await asyncio.gather(self._boundary.drain(seconds), self._admin_boundary.drain(seconds))
+        await asyncio.gather(self._entrance.drain(seconds), self._admin_entrance.drain(seconds))
         await asyncio.sleep(min(LATE_SECONDS, seconds))
 
     async def stop(self) -> None:
@@ -113,18 +114,18 @@ class Door:
             await asyncio.sleep(UNREAD_SECONDS)
             self._unread.end_slow()
 
-    def _boundaries(self, pipeline: Pipeline, tracing: Tracing | None) -> tuple[Boundary, Boundary]:
+    def _entrances(self, pipeline: Pipeline, tracing: Tracing | None) -> tuple[Entrance, Entrance]:
         """What every call passes through: of the port for clients, and of the one for admins."""
-        config, refused, limits = self._config, pipeline.metrics.refused, self._config.limits
+        config, refused = self._config, pipeline.metrics.refused
         tenants = Tenants(config.server.tenant_header)
-        every = (self._intake, self._unread, tenants, limits.max_texts, limits.max_message_bytes)
+        every = (self._intake, self._unread, tenants)
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         ids = config.logging.calls or config.logging.format == "json"
         observed = Observed(tracing, ids=ids) if tracing or ids else None
         load = Load(pipeline.engine.pressure, time.monotonic)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        make = partial(Boundary, *every, turns=pipeline.turns, pace=self._pace, observed=observed)
+        make = partial(Entrance, *every, turns=pipeline.turns, pace=self._pace, observed=observed)
         return make(guards[0], load), make(guards[1])
 
     def _listen(self) -> tuple[int, list[grpc.aio.Server]]:
@@ -132,18 +133,23 @@ class Door:
         config, ports = self._config, self._config.server
         # The servicers' methods take what the boundary hands them, not what gRPC would.
         native, kserve, health = (cast(Any, each) for each in (self._native, self._kserve, self._health))
-        server = listeners.make(config, [self._boundary])
+        limits = config.limits
+        boundary, admin = (
+            Boundary(each, limits.max_texts, limits.max_message_bytes)
+            for each in (self._entrance, self._admin_entrance)
+        )
+        server = listeners.make(config, [boundary])
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(native, server)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, server)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         reflection.add_to(server, (NATIVE, KSERVE, HEALTH))
         port, servers = listeners.bind(server, ports.grpc_address, ports.tls), [server]
         if ports.admin_address:
-            servers.append(listeners.make(config, [self._admin_boundary]))
+            servers.append(listeners.make(config, [admin]))
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(kserve, servers[-1])
             listeners.bind(servers[-1], ports.admin_address, ports.tls)
         if ports.health_address:
-            servers.append(listeners.make_probed(config, [self._boundary]))
+            servers.append(listeners.make_probed(config, [boundary]))
             health_pb2_grpc.add_HealthServicer_to_server(health, servers[-1])
             listeners.bind(servers[-1], ports.health_address, None)
         return port, servers

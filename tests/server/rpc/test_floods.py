@@ -24,6 +24,7 @@ from trimtab_server.config import Config, Server
 from trimtab_server.rpc import listeners, pace, reflection
 from trimtab_server.rpc.arriving import Arriving
 from trimtab_server.rpc.boundary import Boundary
+from trimtab_server.rpc.entrance import Entrance
 from trimtab_server.rpc.guard import Guard
 from trimtab_server.rpc.health import Health
 from trimtab_server.rpc.intake import Intake
@@ -206,7 +207,8 @@ async def test_messages_of_a_stream_are_paced_as_calls_are(monkeypatch: pytest.M
 
     monkeypatch.setattr(pace.Pace, "wait", wait)
     intake, guard = Intake(10, 1 << 20, Arriving(1 << 20)), Guard(None, None, lambda status: None)
-    boundary = Boundary(intake, Unread(1 << 20, 10, lambda peers: ()), Tenants(""), 64, 1 << 20, guard)
+    entrance = Entrance(intake, Unread(1 << 20, 10, lambda peers: ()), Tenants(""), guard)
+    boundary = Boundary(entrance, 64, 1 << 20)
     server = listeners.make(Config(), [boundary])
     reflection.add_to(server, ())
     port = listeners.bind(server, "127.0.0.1:0", None)

@@ -1,0 +1,216 @@
+"""A method of a service, as gRPC calls it: from the messages of a call to its answer or its error.
+
+No servicer sees a message that does not parse, or turns an error into a status by itself.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from trimtab.errors import InvalidArgument, TrimtabError, Unimplemented
+from trimtab_server.callers.access import Caller
+from trimtab_server.observing.load import TRAILER
+from trimtab_server.rpc.bounds import bounded
+from trimtab_server.rpc.entrance import Entrance
+from trimtab_server.rpc.intake import OpenCall
+from trimtab_server.rpc.messages import LARGE, parse_with
+from trimtab_server.rpc.observed import UNSEEN, Seen
+from trimtab_server.rpc.pace import CHEAP, NOTHING, TAKEN_BACK
+from trimtab_server.rpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
+from trimtab_server.turns import SMALL_BYTES as SMALL_MESSAGE
+from trimtab_server.turns import Flow
+
+# Calls that are no work of the server's: asking after its health, or what it serves.
+UNCOUNTED = ("/grpc.",)
+
+
+class _Called:
+    """The calls of a method, until they are let in: each is seen, and its caller found."""
+
+    def __init__(self, entrance: Entrance, name: str) -> None:
+        self._entrance = entrance
+        self._name = name
+        self._counted = not name.startswith(UNCOUNTED)
+        self._observed = entrance.observed if self._counted else None
+
+    async def called(self, requests: Any, context: Context) -> Any:
+        """A call, before a message is read."""
+        if self._observed is None:
+            return await self._admitted(context, UNSEEN)
+        with self._observed.call(self._name, context) as seen:
+            return await self._admitted(context, seen)
+
+    async def _admitted(self, context: Context, seen: Seen) -> Any:
+        try:
+            caller = self._entrance.admit(self._name, context)
+        except Exception as raised:
+            refusal = as_trimtab_error(raised)
+        else:
+            seen.caller = caller.name
+            return await self._called(caller, context, seen)
+        await self._entrance.refuse(context, refusal)
+
+    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
+        raise NotImplementedError
+
+
+class Unknown(_Called):
+    """A method that no service has."""
+
+    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
+        error = Unimplemented("this server has no such method: see docs/protocols.md")
+        await self._entrance.refuse(context, error)
+
+
+class Method(_Called):
+    """One method of a service: from a call's messages to its answer, or to the error that it ends with."""
+
+    def __init__(self, entrance: Entrance, name: str, handler: Any, max_texts: int, most: int) -> None:
+        super().__init__(entrance, name)
+        self._streams = handler.request_streaming
+        self._answers_stream = handler.response_streaming
+        self._serve = (
+            handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
+        )
+        self._yields = inspect.isasyncgenfunction(self._serve)  # such as reflection; others write
+        self._serialize = handler.response_serializer
+        self._large = name in LARGE
+        self._most = 0 if self._streams else most  # bytes of its only message
+        self._parse = parse_with(bounded(handler.request_deserializer, max_texts), most)
+        single = not (self._streams or self._answers_stream)
+        self._load = entrance.load if self._counted and single else None
+
+    def handler(self) -> Any:
+        """As a handler of streams, which gRPC calls before a message is read."""
+        kind = (
+            grpc.stream_stream_rpc_method_handler
+            if self._answers_stream
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return kind(self.called, response_serializer=self._serialized)
+
+    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
+        entrance, call = self._entrance, None
+        try:
+            call = entrance.open(caller, context, seen.request_id, counted=self._counted)
+            try:
+                return await self._answer(call, context)
+            except Exception as raised:
+                # An aborted call is answered. Where the client has gone, or is going while it is written to,
+                # there is nobody to tell, and nothing to mend.
+                if isinstance(raised, grpc.aio.AbortError):
+                    raise
+                if context.done() or isinstance(raised, grpc.aio.InternalError):
+                    return None
+                # No local of this frame may name the error, whose traceback names the frame, and all that the
+                # call holds: that would stay until the next collection.
+                error = as_trimtab_error(raised)
+            if not call.understood:
+                await entrance.pace.wait(call.sender.peer, NOTHING)
+        except TrimtabError as full:
+            error = as_trimtab_error(full)
+        except asyncio.CancelledError:
+            if call is None:
+                raise
+            if not call.understood:
+                await entrance.pace.through(call.sender.peer, TAKEN_BACK)
+            why = call.ended()
+            if why is None:
+                raise
+            error = why
+        finally:
+            if call is not None:
+                entrance.close(call, counted=self._counted)
+        self._report(context, error)
+        await abort(context, error)
+
+    async def _answer(self, call: OpenCall, context: Context) -> Any:
+        entrance, peer = self._entrance, call.sender.peer
+        call.most = self._most
+        if not self._large:
+            await entrance.pace.wait(peer, CHEAP)
+        # Nothing here keeps a message: a call that watches needs it no longer than it is looked at.
+        if self._streams:
+            messages = self._messages(call)
+            answered = self._serve(messages if self._large else self._each_paced(messages, peer), call)
+        else:
+            answered = self._serve(await self._message(call), call)
+        if self._yields:
+            async for each in answered:
+                await context.write(each)
+            return None
+        response = await answered
+        if response is not None:  # otherwise they were written, and counted, one by one
+            response = self._serialize(response)
+            account = entrance.unread.account(*call.sender)
+            context.add_done_callback(account.done)  # type: ignore[arg-type]
+            account.add(len(response))
+            account.send()
+        self._report(context)
+        return response
+
+    async def _message(self, call: OpenCall) -> Any:
+        """The message of a call that has one, which it holds until it is over."""
+        if delay := self._entrance.pace.read_delay(call.sender.peer):
+            await asyncio.sleep(delay)
+        data = await call.read()
+        if data is None:
+            raise InvalidArgument("the call ended without a message: send one")
+        self._entrance.unread.check(*call.sender)
+        call.hold(len(data))
+        try:
+            return await self._parsed(call, data)
+        except TrimtabError as error:
+            call.release(len(data))
+            raise error.with_traceback(None) from None  # whose frames would keep the bytes
+        finally:
+            del data
+
+    async def _messages(self, call: OpenCall) -> AsyncIterator[Any]:
+        pace, peer = self._entrance.pace, call.sender.peer
+        while True:
+            if delay := pace.read_delay(peer):
+                await asyncio.sleep(delay)
+            data = await call.read()
+            if data is None:
+                return
+            call.hold(len(data))  # until its turn; from then on, the stream's window does
+            try:
+                message = await self._parsed(call, data)
+            except TrimtabError as error:
+                raise error.with_traceback(None) from None  # whose frames would keep the bytes
+            finally:
+                call.release(len(data))
+                del data
+            yield message
+            del message  # not while the next one is waited for
+
+    async def _parsed(self, call: OpenCall, data: bytes) -> Any:
+        flow, pace = Flow(call.sender.flow, len(data) <= SMALL_MESSAGE), self._entrance.pace
+        try:
+            message = await self._entrance.turns.do(flow, self._parse, data)
+        except TrimtabError:
+            pace.refuse(call.sender.peer, len(data))
+            raise
+        pace.took(call.sender.peer)
+        call.understood = True
+        return message
+
+    async def _each_paced(self, messages: AsyncIterator[Any], peer: str) -> AsyncIterator[Any]:
+        """Messages of a stream that each cost the client nothing, as calls of their own would."""
+        async for message in messages:
+            await self._entrance.pace.wait(peer, CHEAP)
+            yield message
+
+    def _serialized(self, response: Any) -> bytes:
+        done: bytes = response if isinstance(response, bytes) else self._serialize(response)
+        return done
+
+    def _report(self, context: Context, error: TrimtabError | None = None) -> None:
+        if self._load is not None:
+            self._load.called(overloaded=error is not None and error.code in OVERLOADED)
+            context.set_trailing_metadata(((TRAILER, self._load.report()),))
