@@ -27,7 +27,7 @@ class Live:
         from trimtab.v1 import encoder_pb2
         from trimtab_server.app import App
         from trimtab_server.config import Config, Engine, Limits, Server
-        from trimtab_server.rpc import pace
+        from trimtab_server.fronts.grpc import pace
 
         pace.BURST_SECONDS = pace.REFUSED_BURST_SECONDS = math.inf  # wrong input may arrive at any rate
         (folder / "models").mkdir()

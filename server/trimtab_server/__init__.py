@@ -1,7 +1,7 @@
 """The Trimtab server. A request passes through its rooms in this order:
 
-rpc -> tasks (as policies plan) -> engine/admission -> inputs -> engine/queue -> engine/fleet ->
-engine/runners -> outputs -> rpc
+fronts -> tasks (as policies plan) -> engine/admission -> inputs -> engine/queue -> engine/fleet ->
+engine/runners -> outputs -> fronts
 """
 
 import os

@@ -32,6 +32,7 @@ from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.runners.mapping import IsolatedMaps, Maps
 from trimtab_server.engine.runners.stage import Stage
 from trimtab_server.engine.tickets import Ticket
+from trimtab_server.fronts.grpc.door import Door
 from trimtab_server.inputs.text import Tokenization
 from trimtab_server.observing import uptime
 from trimtab_server.observing.metrics import Metrics
@@ -44,7 +45,6 @@ from trimtab_server.policies.routing import Routing
 from trimtab_server.policies.shadow import Figures, Shadow
 from trimtab_server.policies.trials import Trials
 from trimtab_server.policies.variants import Variants
-from trimtab_server.rpc.door import Door
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.watching import Watch
 from trimtab_server.tasks.embed import Embedder

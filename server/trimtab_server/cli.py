@@ -42,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
 
     memory.share_heaps()
     from trimtab_server import config, serving
+    from trimtab_server.fronts.grpc import listeners
     from trimtab_server.observing import logs
-    from trimtab_server.rpc import listeners
 
     settings = config.read(options.config) if options.config else config.Config()
     given = {

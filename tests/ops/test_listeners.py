@@ -14,7 +14,7 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.config import Config, Limits, Server
 from trimtab_server.engine.fleet import cores
-from trimtab_server.rpc import listeners
+from trimtab_server.fronts.grpc import listeners
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 

@@ -188,7 +188,7 @@ def test_keys_change_without_a_restart_and_stand_in_no_log(guarded: Guarded) -> 
 
 def test_a_caller_with_a_key_is_its_own_tenant() -> None:
     from trimtab_server.callers.access import ANYONE, Caller
-    from trimtab_server.rpc.senders import Tenants
+    from trimtab_server.fronts.grpc.senders import Tenants
 
     class Context:
         def peer(self) -> str:
@@ -205,7 +205,7 @@ def test_a_caller_with_a_key_is_its_own_tenant() -> None:
 
 def test_a_link_out_of_the_repository_is_refused(minilm_repository: Path, tmp_path: Path) -> None:
     """An encoder, or a version, that is a link to elsewhere; and no name that a call sends becomes a path."""
-    from tests.server.rpc.test_lifecycle import copy_bundle
+    from tests.server.fronts.grpc.test_lifecycle import copy_bundle
 
     repository, outside = tmp_path / "models", tmp_path / "outside"
     copy_bundle(minilm_repository, repository)

@@ -18,8 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import trimtab
 from tests.server import faulty_child
 from tests.server.engine.test_devices import code
+from tests.server.fronts.grpc.test_lifecycle import copy_bundle
 from tests.server.misbehaving import PATIENCE, Client, Rig, running
-from tests.server.rpc.test_lifecycle import copy_bundle
 from tests.server.server_process import NAME, ServerProcess, serve
 from tests.texts import TEXTS
 from trimtab_server.callers.access import SERVER

@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from tests.server.engine.test_devices import IMPATIENT, NAME, code
+from tests.server.fronts.grpc.test_lifecycle import copy_bundle
 from tests.server.misbehaving import PATIENCE, FakeSession, Gate, running
-from tests.server.rpc.test_lifecycle import copy_bundle
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog import retrying

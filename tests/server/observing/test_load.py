@@ -6,6 +6,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from trimtab.errors import ResourceExhausted
 from trimtab_server.engine.port import Pressure
+from trimtab_server.fronts.grpc.statuses import abort
 from trimtab_server.observing.load import (
     FULL_WAIT_SECONDS,
     LEAST,
@@ -14,7 +15,6 @@ from trimtab_server.observing.load import (
     TRAILER,
     Load,
 )
-from trimtab_server.rpc.statuses import abort
 
 
 class World:

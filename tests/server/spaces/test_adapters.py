@@ -17,7 +17,7 @@ from trimtab.artifacts.adapter import Endpoint
 from trimtab.errors import PermissionDenied
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.callers.access import SERVER, Caller
-from trimtab_server.rpc.native import NativeServicer
+from trimtab_server.fronts.grpc.native import NativeServicer
 from trimtab_server.spaces.adapters import Adapters, Loaded
 from trimtab_server.spaces.watching import Watch
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
-from trimtab_server.rpc.sockets import Address
+from trimtab_server.fronts.grpc.sockets import Address
 
 log = logging.getLogger(__name__)
 

@@ -12,23 +12,23 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from trimtab.v1 import encoder_pb2, encoder_pb2_grpc
 from trimtab_server.callers.auth import Authenticator
 from trimtab_server.config import Auth, Config
+from trimtab_server.fronts.grpc import listeners, reflection, sockets
+from trimtab_server.fronts.grpc.arriving import Arriving
+from trimtab_server.fronts.grpc.boundary import Boundary
+from trimtab_server.fronts.grpc.entrance import Entrance
+from trimtab_server.fronts.grpc.guard import Guard
+from trimtab_server.fronts.grpc.health import Health
+from trimtab_server.fronts.grpc.intake import Intake
+from trimtab_server.fronts.grpc.kserve import KServeServicer
+from trimtab_server.fronts.grpc.native import NativeServicer
+from trimtab_server.fronts.grpc.newcomers import Newcomers
+from trimtab_server.fronts.grpc.observed import Observed
+from trimtab_server.fronts.grpc.pace import Pace
+from trimtab_server.fronts.grpc.senders import Tenants
+from trimtab_server.fronts.grpc.unread import Unread
 from trimtab_server.observing.load import Load
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.policies.trials import Trials
-from trimtab_server.rpc import listeners, reflection, sockets
-from trimtab_server.rpc.arriving import Arriving
-from trimtab_server.rpc.boundary import Boundary
-from trimtab_server.rpc.entrance import Entrance
-from trimtab_server.rpc.guard import Guard
-from trimtab_server.rpc.health import Health
-from trimtab_server.rpc.intake import Intake
-from trimtab_server.rpc.kserve import KServeServicer
-from trimtab_server.rpc.native import NativeServicer
-from trimtab_server.rpc.newcomers import Newcomers
-from trimtab_server.rpc.observed import Observed
-from trimtab_server.rpc.pace import Pace
-from trimtab_server.rpc.senders import Tenants
-from trimtab_server.rpc.unread import Unread
 from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
 from trimtab_server.tasks.rescore import Rescorer

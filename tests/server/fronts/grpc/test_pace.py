@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from trimtab_server.rpc.pace import (
+from trimtab_server.fronts.grpc.pace import (
     BURST_SECONDS,
     CHEAP,
     NOTHING,

@@ -6,14 +6,14 @@ from typing import NoReturn
 
 from trimtab.errors import TrimtabError, Unavailable
 from trimtab_server.callers.access import Caller
+from trimtab_server.fronts.grpc.guard import Guard
+from trimtab_server.fronts.grpc.intake import Intake, OpenCall
+from trimtab_server.fronts.grpc.observed import Observed
+from trimtab_server.fronts.grpc.pace import NOTHING, Pace
+from trimtab_server.fronts.grpc.senders import Tenants
+from trimtab_server.fronts.grpc.statuses import Context, abort
+from trimtab_server.fronts.grpc.unread import Unread
 from trimtab_server.observing.load import Load
-from trimtab_server.rpc.guard import Guard
-from trimtab_server.rpc.intake import Intake, OpenCall
-from trimtab_server.rpc.observed import Observed
-from trimtab_server.rpc.pace import NOTHING, Pace
-from trimtab_server.rpc.senders import Tenants
-from trimtab_server.rpc.statuses import Context, abort
-from trimtab_server.rpc.unread import Unread
 from trimtab_server.turns import Turns
 
 

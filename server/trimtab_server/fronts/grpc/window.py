@@ -2,7 +2,7 @@
 
 import asyncio
 
-from trimtab_server.rpc.intake import OpenCall
+from trimtab_server.fronts.grpc.intake import OpenCall
 
 # So many bytes of a request count as a text.
 BYTES_A_TEXT = 4096

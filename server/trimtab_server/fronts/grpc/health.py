@@ -10,7 +10,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from trimtab.errors import NotFound
-from trimtab_server.rpc.intake import OpenCall
+from trimtab_server.fronts.grpc.intake import OpenCall
 
 Status = health_pb2.HealthCheckResponse
 

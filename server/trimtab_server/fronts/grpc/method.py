@@ -13,14 +13,14 @@ import grpc.aio
 
 from trimtab.errors import InvalidArgument, TrimtabError, Unimplemented
 from trimtab_server.callers.access import Caller
+from trimtab_server.fronts.grpc.bounds import bounded
+from trimtab_server.fronts.grpc.entrance import Entrance
+from trimtab_server.fronts.grpc.intake import OpenCall
+from trimtab_server.fronts.grpc.messages import LARGE, parse_with
+from trimtab_server.fronts.grpc.observed import UNSEEN, Seen
+from trimtab_server.fronts.grpc.pace import CHEAP, NOTHING, TAKEN_BACK
+from trimtab_server.fronts.grpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
 from trimtab_server.observing.load import TRAILER
-from trimtab_server.rpc.bounds import bounded
-from trimtab_server.rpc.entrance import Entrance
-from trimtab_server.rpc.intake import OpenCall
-from trimtab_server.rpc.messages import LARGE, parse_with
-from trimtab_server.rpc.observed import UNSEEN, Seen
-from trimtab_server.rpc.pace import CHEAP, NOTHING, TAKEN_BACK
-from trimtab_server.rpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
 from trimtab_server.turns import SMALL_BYTES as SMALL_MESSAGE
 from trimtab_server.turns import Flow
 

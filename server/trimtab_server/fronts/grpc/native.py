@@ -13,11 +13,11 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.fronts.grpc.intake import OpenCall
+from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
+from trimtab_server.fronts.grpc.unread import Unread
+from trimtab_server.fronts.grpc.window import Window, weight
 from trimtab_server.policies.trials import Trials
-from trimtab_server.rpc.intake import OpenCall
-from trimtab_server.rpc.statuses import as_trimtab_error, shorten
-from trimtab_server.rpc.unread import Unread
-from trimtab_server.rpc.window import Window, weight
 from trimtab_server.spaces.adapters import Loaded
 from trimtab_server.spaces.routes import refusal
 from trimtab_server.tasks.embed import Embedder, EmbedResult

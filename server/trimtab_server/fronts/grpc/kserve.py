@@ -14,12 +14,12 @@ from tritonclient.grpc import service_pb2 as pb
 from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.fronts.grpc.intake import OpenCall
+from trimtab_server.fronts.grpc.kserve_messages import parse, respond, rows
+from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
+from trimtab_server.fronts.grpc.unread import Unread
+from trimtab_server.fronts.grpc.window import Window, weight
 from trimtab_server.observing.metrics import Count
-from trimtab_server.rpc.intake import OpenCall
-from trimtab_server.rpc.kserve_messages import parse, respond, rows
-from trimtab_server.rpc.statuses import as_trimtab_error, shorten
-from trimtab_server.rpc.unread import Unread
-from trimtab_server.rpc.window import Window, weight
 from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab_server.config import Config, Limits
-from trimtab_server.rpc import listeners, newcomers, sockets
-from trimtab_server.rpc.newcomers import IDLE_SECONDS, UNUSED_SECONDS, Newcomers, longest_idle
-from trimtab_server.rpc.sockets import Address
+from trimtab_server.fronts.grpc import listeners, newcomers, sockets
+from trimtab_server.fronts.grpc.newcomers import IDLE_SECONDS, UNUSED_SECONDS, Newcomers, longest_idle
+from trimtab_server.fronts.grpc.sockets import Address
 
 
 def at(host: int, port: int) -> Address:

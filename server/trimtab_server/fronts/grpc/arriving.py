@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trimtab.errors import ResourceExhausted
-from trimtab_server.rpc.sockets import Connections
+from trimtab_server.fronts.grpc.sockets import Connections
 
 # Between two looks at the process's memory, which cost microseconds, and at the connections, which cost more.
 TICK_SECONDS = 0.02

@@ -4,8 +4,8 @@ import asyncio
 
 from tritonclient.grpc import service_pb2 as inference
 
-from trimtab_server.rpc.kserve_messages import rows
-from trimtab_server.rpc.window import BYTES_A_TEXT, Window, weight
+from trimtab_server.fronts.grpc.kserve_messages import rows
+from trimtab_server.fronts.grpc.window import BYTES_A_TEXT, Window, weight
 
 
 def test_a_request_weighs_its_texts_or_its_bytes() -> None:

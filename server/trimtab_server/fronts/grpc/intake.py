@@ -15,9 +15,9 @@ import grpc.aio
 from trimtab.errors import ResourceExhausted
 from trimtab_server.callers.access import Caller
 from trimtab_server.callers.call import Call
-from trimtab_server.rpc.arriving import Arriving
-from trimtab_server.rpc.senders import Sender
-from trimtab_server.rpc.statuses import Context, deadline_of
+from trimtab_server.fronts.grpc.arriving import Arriving
+from trimtab_server.fronts.grpc.senders import Sender
+from trimtab_server.fronts.grpc.statuses import Context, deadline_of
 
 RETRY_SECONDS = 1.0
 

@@ -14,8 +14,8 @@ from bench.chaos import attacks
 from tests.server.server_process import ServerProcess, serve
 from trimtab.errors import ResourceExhausted
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.rpc import sockets
-from trimtab_server.rpc.unread import COPIES, PATIENCE_SECONDS, Unread, UnreadAnswers
+from trimtab_server.fronts.grpc import sockets
+from trimtab_server.fronts.grpc.unread import COPIES, PATIENCE_SECONDS, Unread, UnreadAnswers
 
 TEXTS = ["a"] * 200
 ANSWER = COPIES * (len(TEXTS) * 384 * 4 + 1000)  # as it is held, with the request

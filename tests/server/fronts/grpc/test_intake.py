@@ -9,11 +9,11 @@ import pytest
 
 from trimtab.errors import ResourceExhausted
 from trimtab_server.callers.access import ANYONE
-from trimtab_server.rpc import arriving
-from trimtab_server.rpc.arriving import IN_ADVANCE_BYTES, Arriving
-from trimtab_server.rpc.intake import Intake, OpenCall
-from trimtab_server.rpc.senders import Sender
-from trimtab_server.rpc.sockets import Connections
+from trimtab_server.fronts.grpc import arriving
+from trimtab_server.fronts.grpc.arriving import IN_ADVANCE_BYTES, Arriving
+from trimtab_server.fronts.grpc.intake import Intake, OpenCall
+from trimtab_server.fronts.grpc.senders import Sender
+from trimtab_server.fronts.grpc.sockets import Connections
 
 
 def intake(max_calls: int = 4, max_bytes: int = 100) -> Intake:

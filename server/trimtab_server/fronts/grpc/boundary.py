@@ -6,9 +6,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from trimtab_server.rpc.entrance import Entrance
-from trimtab_server.rpc.messages import LARGE, SMALL_BYTES
-from trimtab_server.rpc.method import Method, Unknown
+from trimtab_server.fronts.grpc.entrance import Entrance
+from trimtab_server.fronts.grpc.messages import LARGE, SMALL_BYTES
+from trimtab_server.fronts.grpc.method import Method, Unknown
 
 
 class Boundary(grpc.aio.ServerInterceptor):

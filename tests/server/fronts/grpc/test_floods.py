@@ -21,15 +21,15 @@ from bench.chaos.attacks import END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, 
 from tests.server.server_process import ServerProcess, serve
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.config import Config, Server
-from trimtab_server.rpc import listeners, pace, reflection
-from trimtab_server.rpc.arriving import Arriving
-from trimtab_server.rpc.boundary import Boundary
-from trimtab_server.rpc.entrance import Entrance
-from trimtab_server.rpc.guard import Guard
-from trimtab_server.rpc.health import Health
-from trimtab_server.rpc.intake import Intake
-from trimtab_server.rpc.senders import Tenants
-from trimtab_server.rpc.unread import Unread
+from trimtab_server.fronts.grpc import listeners, pace, reflection
+from trimtab_server.fronts.grpc.arriving import Arriving
+from trimtab_server.fronts.grpc.boundary import Boundary
+from trimtab_server.fronts.grpc.entrance import Entrance
+from trimtab_server.fronts.grpc.guard import Guard
+from trimtab_server.fronts.grpc.health import Health
+from trimtab_server.fronts.grpc.intake import Intake
+from trimtab_server.fronts.grpc.senders import Tenants
+from trimtab_server.fronts.grpc.unread import Unread
 
 CHECK = "/grpc.health.v1.Health/Check"
 ACKNOWLEDGED = 1

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as inference
 
 from trimtab.errors import InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.rpc.bounds import FIELDS_A_TEXT, FIELDS_BESIDE, LENGTH, LONG, NAME_BYTES, bounded
+from trimtab_server.fronts.grpc.bounds import FIELDS_A_TEXT, FIELDS_BESIDE, LENGTH, LONG, NAME_BYTES, bounded
 
 FILES = (pb, inference, health_pb2, reflection_pb2)
 REQUESTS = {

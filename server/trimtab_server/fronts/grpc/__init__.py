@@ -1,0 +1,1 @@
+"""gRPC: our own API, KServe's, and health."""
