@@ -27,6 +27,9 @@ BESIDE_MESSAGE, BESIDE_BYTES = 1024, 256
 # What all calls of a connection may send before anybody waits for their messages: of so many by default, what
 # HTTP/2 lets each.
 IN_ADVANCE_BYTES = 16 << 20
+# Who is cut off because all together send too much may mean well: that counts as one refused message of so
+# many bytes, and not as all that had come.
+MESSAGE_BYTES = 4 << 20
 RETRY_SECONDS = 1.0
 
 
@@ -77,10 +80,10 @@ class _Incoming:
 class Arriving:
     """What came over each connection, while messages are read from it, and has not become messages.
 
-    `refused` is told of connections whose messages were ended, and how many bytes had come. `resident` tells
-    how much memory the process has, `received` what each of some connections has received since it began;
-    those that it does not know are left out, and not bounded. `in_advance`: what all calls of a connection
-    may send before anybody waits for their messages.
+    `refused` is told of connections whose messages were ended, and of how many bytes. `resident` tells how
+    much memory the process has, `received` what each of some connections has received since it began; those
+    that it does not know are left out, and not bounded. `in_advance`: what all calls of a connection may
+    send before anybody waits for their messages.
     """
 
     def __init__(
@@ -138,23 +141,19 @@ class Arriving:
             connection.look(total)
             if connection.too_long(self._in_advance):
                 most = max(reader.most for reader in connection.readers)
-                self._end(
-                    peer,  # in gRPC's words, by which clients know it
+                error = ResourceExhausted(  # in gRPC's words, by which clients know it
                     f"received message larger than max: {connection.lately} bytes have come, and this call "
-                    f"takes {most} (limits.max_message_bytes): send less",
-                    0.0,
+                    f"takes {most} (limits.max_message_bytes): send less"
                 )
+                self._refused(peer, connection.end(error))
         while (held := sum(each.on_way for each in self._connections.values())) > self.max_bytes:
-            self._end(
-                max(self._connections, key=lambda peer: self._connections[peer].on_way),
+            peer = max(self._connections, key=lambda peer: self._connections[peer].on_way)
+            error = ResourceExhausted(
                 f"{held} bytes of messages are on their way, and this server keeps {self.max_bytes} of those "
                 "that are not whole (limits.max_received_bytes): send less at once, and try again",
                 RETRY_SECONDS,
             )
-
-    def _end(self, peer: str, why: str, retry_seconds: float) -> None:
-        wasted = self._connections[peer].end(ResourceExhausted(why, retry_seconds))
-        self._refused(peer, wasted)
+            self._refused(peer, min(self._connections[peer].end(error), MESSAGE_BYTES))
 
     def _grown(self) -> bool:
         resident = self._resident()

@@ -10,7 +10,7 @@ import pytest
 from trimtab.errors import ResourceExhausted
 from trimtab_server.callers.access import ANYONE
 from trimtab_server.fronts.grpc import arriving
-from trimtab_server.fronts.grpc.arriving import IN_ADVANCE_BYTES, Arriving
+from trimtab_server.fronts.grpc.arriving import IN_ADVANCE_BYTES, MESSAGE_BYTES, Arriving
 from trimtab_server.fronts.grpc.intake import Intake, OpenCall
 from trimtab_server.fronts.grpc.senders import Sender
 from trimtab_server.fronts.grpc.sockets import Connections
@@ -126,20 +126,22 @@ class Network:
 
 def test_the_connection_that_has_sent_most_of_messages_that_are_not_whole_is_ended() -> None:
     network = Network({"a": 10**9, "b": 10**9})
-    on_way = Arriving(1000_000, lambda: 0, network.received)
+    wasted = dict[str, int]()
+    on_way = Arriving(MESSAGE_BYTES + 99, lambda: 0, network.received, refused=wasted.__setitem__)
     one, two, other = Reader(), Reader(), Reader()
     on_way.began("a", one)
     on_way.began("a", two)
     on_way.began("b", other)
     on_way.look()  # what came before is nobody's concern
-    network.totals["a"] += 700_000
-    network.totals["b"] += 200_000
+    network.totals["a"] += MESSAGE_BYTES - 10_000
+    network.totals["b"] += 1000
     on_way.look()
     assert (one.error, two.error, other.error) == (None, None, None)
-    network.totals["a"] += 200_000
+    network.totals["a"] += 20_000
     on_way.look()
     assert one.error is not None and "limits.max_received_bytes" in str(one.error)
     assert two.error is not None and other.error is None
+    assert wasted == {"a": MESSAGE_BYTES}  # it may mean well
 
 
 def test_a_message_that_is_longer_than_its_call_takes_is_ended_before_it_is_whole() -> None:
