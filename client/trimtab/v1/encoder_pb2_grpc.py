@@ -86,8 +86,8 @@ class EncoderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rescore(self, request, context):
-        """Scores candidates for a query in the encoder's own space. This is the second stage of a search whose
-        first stage fetched the candidates from an index in another space.
+        """Scores candidates for a query, by whichever of the encoder's outputs is named. This is the second stage of
+        a search whose first stage fetched the candidates from an index in another space, or by another encoder.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

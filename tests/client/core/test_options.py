@@ -47,9 +47,9 @@ def test_every_option_is_declared_and_documented() -> None:
         assert f"\n{name}: " in (inspect.getdoc(EmbedOptions) or ""), name
 
 
-def test_every_field_of_a_request_is_an_options_or_holds_the_texts() -> None:
+def test_every_field_of_a_request_is_an_options_or_says_what_is_embedded_and_given() -> None:
     fields = {option.field or name for name, option in OPTIONS.items()}
-    assert fields | {"texts"} == set(pb.EmbedRequest.DESCRIPTOR.fields_by_name)
+    assert fields | {"texts", "inputs", "outputs"} == set(pb.EmbedRequest.DESCRIPTOR.fields_by_name)
 
 
 def test_choices_are_those_of_the_kinds_and_of_the_protocol() -> None:
