@@ -160,7 +160,9 @@ def sessions(bundle: Bundle, loaded: Sequence[Loaded], ids: Sequence[list[int]],
 async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figures:
     """32 requests of one row, in each of three ways; asyncio's own cost of 32 tasks is subtracted."""
     applier, source = Applier(), loaded.manifest.source.dimensions
-    route = Route("there", (loaded,), vectors.shape[1] - loaded.states_width, True, None)
+    route = Route(
+        "there", (loaded,), vectors.shape[1] - loaded.states_width, None, True, None, loaded.encoder, 1
+    )
 
     async def nothing(row: NDArray[np.float32]) -> None:
         pass
@@ -170,7 +172,7 @@ async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figu
 
     async def together(row: NDArray[np.float32]) -> None:
         dense, states = np.split(row, [source], axis=1)
-        await applier.apply(route, {"dense": Column(dense), "states": Column(states)}, "")
+        await applier.apply(route, {"dense": Column(dense), "states": Column(states)}, "dense", "")
 
     async def thread(row: NDArray[np.float32]) -> None:
         await asyncio.to_thread(loaded.run, row, [""])

@@ -34,7 +34,9 @@ import onnx
 from bench import data, draw_export, encoders
 from bench.processes import ROOT
 from trimtab.artifacts import bundle as bundles
-from trimtab.artifacts.bundle import Passes
+from trimtab.artifacts import manifest as manifests
+from trimtab.artifacts import variants
+from trimtab.artifacts.manifest import Passes
 from trimtab_export.export import export
 from trimtab_export.load import load
 from trimtab_export.source import Settings
@@ -154,14 +156,14 @@ def outside(
     best = ndcg(whole.queries, whole.documents)
     for variant in rest:
         now = fidelity.embed_pairs(bundle.file(variant.files[0]), encoder, batcher, pairs)
-        narrow = variant.dimensions is not None
+        narrow = variants.alone(bundle.manifest, variant).dimensions < bundle.manifest.dimensions
         alone = float("nan") if narrow else ndcg(now.queries, whole.documents) / best
         kept[variant.name] = ndcg(now.queries, now.documents) / best, alone
     return kept
 
 
 def _figures(
-    bundle: bundles.Bundle, variant: bundles.Variant, found: dict[str, tuple[float, float]]
+    bundle: bundles.Bundle, variant: manifests.Variant, found: dict[str, tuple[float, float]]
 ) -> dict[str, Any]:
     card = variant.report.fidelity
     assert card is not None

@@ -22,7 +22,7 @@ import trimtab
 from bench import data, processes
 from bench.report import append
 from trimtab.artifacts import bundle as bundles
-from trimtab.inputs import TokenTypes
+from trimtab.inputs.text import TextInput
 from trimtab_server.catalog.encoder import model_of
 from trimtab_server.engine.runners.onnx import OnnxRunner
 
@@ -85,7 +85,10 @@ def child_of(pid: int) -> int:
 def open_seconds(repository: Path) -> float:
     """What opening the repository's sessions takes, one after another."""
     found = [bundles.read(path) for *_, path in bundles.versions(repository)]
-    models = [model_of(bundle, bundle.manifest.variants[0], TokenTypes()) for bundle in found]
+    models = [
+        model_of(bundle, bundle.manifest.variants[0], TextInput(bundle.manifest.variants[0].inputs))
+        for bundle in found
+    ]
     times = []
     for _ in range(5):
         begun = time.perf_counter()

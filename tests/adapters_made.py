@@ -16,15 +16,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests import manifests_made
 from tests.adapters import samples
 from trimtab.artifacts import adapter as adapters
 from trimtab.artifacts import artifact
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.adapter import Endpoint
-from trimtab.artifacts.bundle import (
-    Bundle,
-    Manifest,
-)
+from trimtab.artifacts.bundle import Bundle
+from trimtab.artifacts.manifest import Manifest
 
 
 def rotation(rows: int, columns: int, seed: int) -> np.ndarray:
@@ -64,15 +63,16 @@ def turned(bundle: Bundle, repository: Path, name: str, matrix: np.ndarray, vers
         manifest,
         name=name,
         version=version,
+    )
+    changed = manifests_made.changed(
+        manifests_made.with_variants(changed, [msgspec.structs.replace(variant, files=files, states=None)]),
         space_parts=msgspec.structs.replace(
-            manifest.space_parts,
+            manifest.output.space_parts,
             weights_sha256=hashlib.sha256(f"{manifest.space} {name} {version}".encode()).hexdigest(),
         ),
         dimensions=matrix.shape[1],
         int8_limit=0.5,
-        variants=(msgspec.structs.replace(variant, files=files, states=None),),
     )
-    changed = msgspec.structs.replace(changed, space=bundles.space_of(changed))
     (folder / bundles.MANIFEST).unlink()
     (folder / bundles.MANIFEST).write_bytes(msgspec.json.encode(changed))
     return bundles.read(folder)

@@ -14,10 +14,12 @@ import onnx
 import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
+from tests import manifests_made
 from tests.variants_made import card
 from trimtab.artifacts import artifact
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import File
+from trimtab.artifacts.manifest import SpaceParts, Variant
 
 WORDS = [f"w{number}" for number in range(50)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -267,27 +269,16 @@ def bundle(
     for file, content in (data or {}).items():
         (folder / "fp32" / file).write_bytes(content)
     (folder / "tokenizer.json").write_text(tokenizer_json or tokenizer().to_str())
-    variant = bundles.Variant(
+    variant = Variant(
         name="fp32", precision="fp32", inputs=("input_ids", "attention_mask"), unpadded=False,
+        tensors=manifests_made.TENSORS,
         files=tuple(entry(folder, f"fp32/{file}") for file in ("model.onnx", *(data or {}))),
         report=msgspec.structs.replace(card(1.0), fidelity=None),
     )  # fmt: skip
-    prompts = bundles.Prompts()
-    tokens = entry(folder, "tokenizer.json")
-    parts = bundles.SpaceParts(weights_sha256="0" * 64, structure={})
-    space = bundles.space_digest(
-        parts, tokenizer_sha256=tokens.sha256, prompts=prompts, pooling="mean", normalized=True
-    )
-    manifest = bundles.Manifest(
-        name=name, version=version, created="2026-01-01T00:00:00+00:00", space=space, space_parts=parts,
-        dimensions=DIMENSIONS,
-        max_tokens=MOST_TOKENS, similarity="cosine", pooling="mean", normalized=True, prompts=prompts,
-        tokenizer=tokens, pad_id=0, int8_limit=0.6, variants=(variant,),
-        provenance=bundles.Provenance(
-            source="seeded", architecture="none", recipe="none", libraries={}
-        ),
-    )  # fmt: skip
-    manifest = msgspec.structs.replace(manifest, **changes)
+    given = manifests_made.text(entry(folder, "tokenizer.json"), MOST_TOKENS)
+    output = manifests_made.dense(given, SpaceParts(weights_sha256="0" * 64, structure={}), DIMENSIONS)
+    manifest = manifests_made.manifest(name, version, given, output, [variant])
+    manifest = manifests_made.changed(manifest, **changes)
     (folder / bundles.MANIFEST).write_bytes(msgspec.json.encode(manifest))
     if harm is not None:
         harm(folder)

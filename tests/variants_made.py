@@ -10,17 +10,16 @@ import onnxruntime as ort
 import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
+from tests import manifests_made
 from trimtab.artifacts import (
     artifact,
+    cards,
     variants,
 )
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import File
-from trimtab.artifacts.bundle import (
-    Bundle,
-    Passes,
-    Variant,
-)
+from trimtab.artifacts.bundle import Bundle
+from trimtab.artifacts.manifest import Passes, SpaceParts, States, Variant
 from trimtab.kinds import JudgedBy
 
 NAME = "layered"
@@ -49,14 +48,17 @@ def bundle(repository: Path, *, version: int = 1, small: float = 0.98, early: fl
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A", None, [("[CLS]", 2)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    parts = bundles.SpaceParts(weights_sha256=f"{version:064x}", structure={"layers": LAYERS})
-    space = bundles.space_digest(
-        parts, tokenizer_sha256=artifact.digest(folder / "tokenizer.json").sha256, prompts=bundles.Prompts(),
-        pooling="mean", normalized=True,
-    )  # fmt: skip
+    text = manifests_made.text(_entry(folder, folder / "tokenizer.json"), TOKENS)
+    parts = SpaceParts(weights_sha256=f"{version:064x}", structure={"layers": LAYERS})
+    output = manifests_made.dense(text, parts, DIMENSIONS)
 
     def variant(
-        name: str, layers: int, dimensions: int, quality: float, kind: JudgedBy = "left out"
+        name: str,
+        layers: int,
+        dimensions: int,
+        quality: float,
+        kind: JudgedBy = "left out",
+        int8_limit: float | None = None,
     ) -> Variant:
         path = folder / name / "model.onnx"
         path.parent.mkdir()
@@ -64,50 +66,47 @@ def bundle(repository: Path, *, version: int = 1, small: float = 0.98, early: fl
         files = (_entry(folder, path),)
         return Variant(
             name=name, precision="fp32", inputs=("input_ids", "attention_mask"), unpadded=False, files=files,
-            report=card(quality, kind), space=bundles.variant_space(space, files),
-            passes=Passes(name=name, exit=layers), dimensions=dimensions if dimensions < DIMENSIONS else None,
+            tensors=manifests_made.TENSORS, report=card(quality, kind), passes=Passes(name=name, exit=layers),
+            moved=manifests_made.moved(
+                output, files, dimensions=dimensions if dimensions < DIMENSIONS else None,
+                int8_limit=int8_limit,
+            ),
         )  # fmt: skip
 
     first = variant("fp32", LAYERS, DIMENSIONS, 1.0)
     with_states = folder / "fp32" / "model-with-states.onnx"
     onnx.save(graph(table, layer, head, LAYERS, states=True), with_states)
-    states = bundles.States(file=_entry(folder, with_states), layers=LAYERS + 1, width=WIDTH * (LAYERS + 1))
+    states = States(file=_entry(folder, with_states), layers=LAYERS + 1, width=WIDTH * (LAYERS + 1))
     first = msgspec.structs.replace(
-        first, report=msgspec.structs.replace(first.report, fidelity=None), space=None, passes=None,
+        first, report=msgspec.structs.replace(first.report, fidelity=None), moved=(), passes=None,
         states=states,
     )  # fmt: skip
-    manifest = bundles.Manifest(
-        name=NAME, version=version, created="2026-01-01T00:00:00+00:00", space=space, space_parts=parts,
-        dimensions=DIMENSIONS,
-        max_tokens=TOKENS, similarity="cosine", pooling="mean", normalized=True, prompts=bundles.Prompts(),
-        tokenizer=_entry(folder, folder / "tokenizer.json"), pad_id=0, int8_limit=0.6,
-        variants=(
-            first, msgspec.structs.replace(variant("small", 2, DIMENSIONS, small), int8_limit=0.7),
+    manifest = manifests_made.manifest(
+        NAME, version, text, output,
+        (
+            first, variant("small", 2, DIMENSIONS, small, int8_limit=0.7),
             variant("early", 4, DIMENSIONS, early),
             variant("early-16", 4, 16, early, "trained on"),
-        ),
-        provenance=bundles.Provenance(
-            source="seeded", architecture="none", recipe="none", libraries={}
         ),
     )  # fmt: skip
     (folder / bundles.MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return bundles.read(folder)
 
 
-def card(quality: float, kind: JudgedBy = "left out") -> bundles.ReportCard:
+def card(quality: float, kind: JudgedBy = "left out") -> cards.ReportCard:
     """A report card that says so of queries alone, and less of nothing else."""
     kept = artifact.Interval(value=quality, low=quality - 0.01, high=quality + 0.01)
     own = artifact.Interval(value=0.99, low=0.98, high=1.0)
-    return bundles.ReportCard(
-        parity=bundles.Parity(texts=1, max_abs_diff=0.0, min_cosine=1.0, batch_max_abs_diff=0.0),
+    return cards.ReportCard(
+        parity=cards.Parity(texts=1, max_abs_diff=0.0, min_cosine=1.0, batch_max_abs_diff=0.0),
         speed=(), machine="none",
-        fidelity=bundles.Fidelity(
+        fidelity=cards.Fidelity(
             retrieval="made", queries=40, documents=60, source_ndcg=0.5, source_recall=0.6, ndcg=own,
             recall=own, query_only_ndcg=kept, query_only_recall=kept, cosine=0.9, min_cosine=0.8,
             batch_min_cosine=1.0,
-            speedup=(bundles.Speedup(batch=8, length=16, factor=2.5),), bytes=1234,
+            speedup=(cards.Speedup(batch=8, length=16, factor=2.5),), bytes=1234,
             sets=(
-                bundles.Kept(
+                cards.Kept(
                     name="made", kind=kind, languages=("en",), queries=40, documents=60, source_ndcg=0.5,
                     ndcg=own, query_only_ndcg=kept,
                 ),
@@ -171,7 +170,7 @@ def space(bundle: Bundle, variant: str) -> str:
     """The space of a variant."""
     found = variants.named(bundle.manifest, variant)
     assert found is not None
-    return found.space or bundle.manifest.space
+    return variants.alone(bundle.manifest, found).space
 
 
 def _entry(folder: Path, path: Path) -> File:

@@ -76,7 +76,7 @@ def manifest(folder: Path) -> Target:
         (copy / "manifest.json").write_bytes(data)
         with Refusing(errors.TrimtabError):
             read = bundle.read(copy, verify=False)
-            for file in bundle.files(read.manifest):
+            for file in read.manifest.files():
                 assert read.file(file).resolve().is_relative_to(copy.resolve()), "out of the bundle"
 
     return Target(run, [(source / "manifest.json").read_bytes()], right=1)

@@ -4,7 +4,7 @@
 
 from trimtab.artifacts.adapter import Calibrator as Calibrator
 from trimtab.artifacts.adapter import Endpoint as Endpoint
-from trimtab.artifacts.bundle import Fidelity as Fidelity
+from trimtab.artifacts.cards import Fidelity as Fidelity
 from trimtab.core.answers import Adapter as Adapter
 from trimtab.core.answers import Embeddings as Embeddings
 from trimtab.core.answers import Encoder as Encoder

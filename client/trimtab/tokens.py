@@ -15,7 +15,7 @@ from tokenizers import models
 
 from trimtab import words
 from trimtab.errors import BundleError
-from trimtab.inputs import TokenTypes
+from trimtab.inputs.text import TokenTypes
 from trimtab.kinds import Truncate
 
 # Texts that the template is tried with, when a tokenizer is loaded.

@@ -25,6 +25,7 @@ from typing import get_args
 
 from trimtab import kinds
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.variants import alone
 from trimtab.errors import ExportError
 from trimtab_export.source import Device, Settings, Target
 
@@ -84,6 +85,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the ONNX graph's output with the vectors or token states (default: the one called "
         "sentence_embedding, last_hidden_state or similar)",
+    )
+    parser.add_argument("--reads", metavar="KIND", default="text", help="the kind of input (default: text)")
+    parser.add_argument(
+        "--also",
+        metavar="KIND",
+        action="append",
+        default=[],
+        help="a kind of output to give beside the dense vectors; may be given several times",
     )
     more = parser.add_argument_group(
         "smaller and faster variants", "each has its own space, and a report card in the manifest"
@@ -157,6 +166,8 @@ def run(options: argparse.Namespace) -> int:
         passage_prompt=options.passage_prompt,
         max_tokens=options.max_tokens,
         output=options.output,
+        reads=options.reads,
+        also=tuple(options.also),
     )
     wanted = Wanted(
         recipe=recipe.load(options.recipe) if options.recipe else (),
@@ -171,12 +182,13 @@ def run(options: argparse.Namespace) -> int:
     with _terminated_like_interrupted(), _disk_errors_told():
         bundle = export(settings, options.name, options.repository, options.version, wanted)
     manifest = bundle.manifest
-    size = sum(file.size for file in bundles.files(manifest))
+    size = sum(file.size for file in manifest.files())
     parity = manifest.variants[0].report.parity.max_abs_diff
     sys.stdout.write(f"{bundle.path}  space {manifest.space}  parity {parity:.1e}  {size / 1e6:.1f} MB\n")
     for variant in manifest.variants[1:]:
         if variant.report.fidelity is not None:
-            sys.stdout.write(f"  {variant.name}  space {variant.space}  {summary(variant.report.fidelity)}\n")
+            space, kept = alone(manifest, variant).space, summary(variant.report.fidelity)
+            sys.stdout.write(f"  {variant.name}  space {space}  {kept}\n")
     made = [variant.passes for variant in manifest.variants if variant.passes is not None]
     if made:
         sys.stdout.write(f"the recipe that makes them again:\n\n{recipe.dump(made)}")

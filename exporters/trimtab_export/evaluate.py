@@ -12,15 +12,10 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from trimtab import inputs
-from trimtab.artifacts.bundle import (
-    Cell,
-    Parity,
-    Prompts,
-    ReportCard,
-    Speed,
-)
+from trimtab.artifacts.cards import Cell, Parity, ReportCard, Speed
+from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import ExportError
+from trimtab.inputs import text as inputs
 from trimtab_export import runtime, sentences
 from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Embed, Source, Tokenizer

@@ -2,9 +2,10 @@
 
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import msgspec
 import numpy as np
 
 from trimtab.artifacts import bundle as bundles
-from trimtab.artifacts.artifact import File
+from trimtab.artifacts import cards, space
+from trimtab.artifacts import manifest as manifests
 from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, write
 from trimtab_export.graph import head, states, to_onnx, unpad
+from trimtab_export.kinds import dense
+from trimtab_export.kinds.known import INPUTS, OUTPUTS
+from trimtab_export.kinds.making import OutputMaker, grafted, tensors
 from trimtab_export.load import load, weights
 from trimtab_export.passes import to_tensorrt
 from trimtab_export.source import Settings, Source
@@ -56,19 +61,22 @@ def export(
     runtime.require()
     steps = Steps(total=9 + wanted.anything + wanted.tensorrt)
     with write.staged(repository, name, version) as stage, quiet():
+        reads, also = INPUTS[settings.reads], [OUTPUTS[kind] for kind in settings.also]
+        if also and wanted.anything:
+            raise ExportError("variants are made of dense vectors alone: give no other outputs beside them")
         source, batcher = _read(settings, steps)
-        plain = _as_it_is(source, batcher, stage, steps)
+        plain = _as_it_is(source, batcher, also, stage, steps)
         scratch = stage.target.with_name(f".{stage.version}.search")
         chosen = Selected([], [], (), None)
         if wanted.anything:
             chosen = _smaller(wanted, source, plain, name, stage, scratch, steps)
-        tokenizer = stage.folder / "tokenizer.json"
-        tokenizer.write_text(source.tokenizer.json, "utf-8")
-        tokenizer_entry = write.entry(stage.folder, tokenizer)
-        space = _space(source, tokenizer_entry)
+        given = reads.declare(source, stage.folder)
+        declared = [dense.declare(source, chosen.int8_limit or plain.largest)]
+        declared += [maker.declare(source) for maker in also]
+        outputs = tuple(space.named(output, [given]) for output in declared)
         variants = (
-            plain.variant(stage.folder, chosen.cells),
-            *(put(each, stage.folder, space) for each in chosen.variants),
+            plain.variant(stage.folder, outputs, chosen.cells),
+            *(put(each, stage.folder, outputs[0]) for each in chosen.variants),
         )
         if wanted.tensorrt:
             with steps("building TensorRT engines") as say:
@@ -76,22 +84,16 @@ def export(
                     _with_engines(each, stage.folder, source.max_tokens, say) for each in variants
                 )
         with steps("writing the bundle"):
-            manifest = bundles.Manifest(
+            tower = manifests.Tower(
+                input=given.name, outputs=tuple(each.name for each in outputs), variants=variants
+            )
+            manifest = manifests.Manifest(
                 name=name,
                 version=stage.version,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                space=space,
-                space_parts=source.space_parts,
-                dimensions=source.dimensions,
-                max_tokens=source.max_tokens,
-                similarity=source.similarity,
-                pooling=source.head.pooling,
-                normalized=source.normalized,
-                prompts=source.prompts,
-                tokenizer=tokenizer_entry,
-                pad_id=source.tokenizer.pad_id,
-                int8_limit=chosen.int8_limit or plain.largest,
-                variants=variants,
+                inputs=(given,),
+                outputs=outputs,
+                towers=(tower,),
                 provenance=_provenance(source, settings, name, stage.version),
             )
             write.manifest(stage.folder, manifest)
@@ -109,18 +111,24 @@ class _Plain:
 
     files: tuple[Path, Path]
     with_states: Path | None
-    states: bundles.States | None
+    states: manifests.States | None
     unpadded: bool
-    parity: bundles.Parity
-    speed: tuple[bundles.Speed, ...]
+    parity: cards.Parity
+    speed: tuple[cards.Speed, ...]
     largest: float
 
-    def variant(self, folder: Path, cells: tuple[bundles.Cell, ...]) -> bundles.Variant:
+    def variant(
+        self, folder: Path, outputs: Sequence[manifests.Output], cells: tuple[cards.Cell, ...]
+    ) -> manifests.Variant:
         """As the manifest of the bundle in `folder` has it."""
-        return bundles.Variant(
+        return manifests.Variant(
             name=VARIANT,
             precision="fp32",
             inputs=to_onnx.inputs_of(self.files[0]),
+            tensors={
+                outputs[0].name: manifests.Tensor(name=head.OUTPUT),
+                **{name: tensor for each in outputs[1:] for name, tensor in tensors(each).items()},
+            },
             unpadded=self.unpadded,
             files=tuple(write.entry(folder, path) for path in self.files),
             report=evaluate.report_card(self.parity, self.speed, cells),
@@ -139,12 +147,19 @@ def _read(settings: Settings, steps: Steps) -> tuple[Source, Batcher]:
         return source, Batcher(source.tokenizer, source.max_tokens)
 
 
-def _as_it_is(source: Source, batcher: Batcher, stage: write.Staged, steps: Steps) -> _Plain:
+def _as_it_is(
+    source: Source, batcher: Batcher, also: Sequence[OutputMaker], stage: write.Staged, steps: Steps
+) -> _Plain:
     """Convert the source, and compare the result with it; ExportError where they differ."""
     with steps("converting to ONNX"):
         backbone = to_onnx.states_graph(source, stage.work)
     with steps(f"adding the head ({describe(source)})"):
-        files = head.graft(backbone, source.head, source.dimensions, stage.folder / VARIANT)
+        if also and source.head.pooling is None:
+            raise ExportError(
+                "the source's graph gives finished vectors, and other outputs need token states"
+            )
+        more = [partial(grafted, maker, source) for maker in also]
+        files = head.graft(backbone, source.head, source.dimensions, stage.folder / VARIANT, more)
     texts = evaluate.check_texts(batcher, source.max_tokens)
     batch = batcher(texts[:: len(texts) // 8])
     with steps("finding the inner states") as say:
@@ -192,18 +207,8 @@ def _smaller(
     return chosen
 
 
-def _space(source: Source, tokenizer: File) -> str:
-    return bundles.space_digest(
-        source.space_parts,
-        tokenizer_sha256=tokenizer.sha256,
-        prompts=source.prompts,
-        pooling=source.head.pooling,
-        normalized=source.normalized,
-    )
-
-
-def _provenance(source: Source, settings: Settings, name: str, version: int) -> bundles.Provenance:
-    return bundles.Provenance(
+def _provenance(source: Source, settings: Settings, name: str, version: int) -> manifests.Provenance:
+    return manifests.Provenance(
         source=public_name(settings.source),
         architecture=source.architecture,
         recipe=recipe(settings, name, version),
@@ -213,7 +218,7 @@ def _provenance(source: Source, settings: Settings, name: str, version: int) -> 
 
 def _pooled(
     joined: Path | None, layers: int, graph: Path, batch: dict[str, Any], say: Callable[[str], object]
-) -> bundles.States | None:
+) -> manifests.States | None:
     """The graph with pooled inner states, if there is one and it passes its check."""
     if joined is None:
         return None
@@ -223,12 +228,12 @@ def _pooled(
         joined.unlink()
         say(f"{error}, {WITHOUT}")
         return None
-    return bundles.States(file=write.entry(joined.parent.parent, joined), layers=layers, width=width)
+    return manifests.States(file=write.entry(joined.parent.parent, joined), layers=layers, width=width)
 
 
 def _with_engines(
-    variant: bundles.Variant, folder: Path, max_tokens: int, say: Callable[[str], object]
-) -> bundles.Variant:
+    variant: manifests.Variant, folder: Path, max_tokens: int, say: Callable[[str], object]
+) -> manifests.Variant:
     """The variant with its engines, if they can be built."""
     graph = folder / variant.files[0].path
     try:
@@ -266,6 +271,10 @@ def recipe(settings: Settings, name: str, version: int) -> str:
         words += [f"--passage-prompt={settings.passage_prompt}"]
     if settings.output is not None:
         words += ["--output", settings.output]
+    if settings.reads != "text":
+        words += ["--reads", settings.reads]
+    for kind in settings.also:
+        words += ["--also", kind]
     if settings.max_tokens is not None:
         words += ["--max-tokens", str(settings.max_tokens)]
     return shlex.join(words)

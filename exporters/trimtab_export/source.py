@@ -8,10 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.artifacts.bundle import (
-    Prompts,
-    SpaceParts,
-)
+from trimtab.artifacts.manifest import Prompts, SpaceParts
 from trimtab.kinds import (
     Pooling,
     Similarity,
@@ -35,6 +32,8 @@ class Settings:
     passage_prompt: str | None = None
     max_tokens: int | None = None
     output: str | None = None  # of a graph
+    reads: str = "text"  # the kind of its input
+    also: tuple[str, ...] = ()  # kinds of outputs beside the dense vectors
 
 
 @dataclass(frozen=True)

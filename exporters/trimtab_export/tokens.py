@@ -8,8 +8,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from trimtab import inputs, tokens
+from trimtab import tokens
 from trimtab.errors import BundleError, ExportError
+from trimtab.inputs import text as inputs
 from trimtab_export.source import Tokenizer
 
 

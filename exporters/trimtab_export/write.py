@@ -16,6 +16,8 @@ import msgspec
 
 from trimtab.artifacts import artifact, durable, locks
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import manifest as manifests
+from trimtab.artifacts.contradictions import contradiction
 from trimtab.errors import AdapterError, BundleError, ExportError, TrimtabError
 
 
@@ -78,10 +80,10 @@ def entry(folder: Path, path: Path) -> artifact.File:
     return msgspec.structs.replace(artifact.digest(path), path=path.relative_to(folder).as_posix())
 
 
-def manifest(folder: Path, content: bundles.Manifest) -> None:
+def manifest(folder: Path, content: manifests.Manifest) -> None:
     """Write manifest.json. Raises ExportError if a server would refuse it."""
     text = encoded(content, ExportError)
-    if wrong := bundles.contradiction(content):
+    if wrong := contradiction(content):
         raise ExportError(f"this encoder cannot be served: its manifest {wrong}")
     (folder / bundles.MANIFEST).write_bytes(text)
 

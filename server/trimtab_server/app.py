@@ -33,7 +33,7 @@ from trimtab_server.engine.runners.mapping import IsolatedMaps, Maps
 from trimtab_server.engine.runners.stage import Stage
 from trimtab_server.engine.tickets import Ticket
 from trimtab_server.fronts.grpc.door import Door
-from trimtab_server.inputs.text import Tokenization
+from trimtab_server.inputs.preparation import Preparation
 from trimtab_server.observing import uptime
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.scrapes import Scrapes
@@ -79,7 +79,7 @@ class App:
         self._scrapes = Scrapes(self._registry)
         self._turns = Turns()
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
-        self._tokenization = Tokenization(config.tokenization.threads)
+        self._preparation = Preparation(config.tokenization.threads)
         self._watch = Watch(self._registry)
         places, usable = places or parse(config.devices), cores.available()
         isolated, first = config.engine.isolation == "process", places[0]
@@ -101,11 +101,11 @@ class App:
         self.repository = self._make_repository(repository, trials, (self._brownouts, self._guards))
         self._poller = Poller(self.repository, config.versions.poll_seconds, config.engine.load_seconds)
         figures = Figures(self._registry)
-        self._shadow = Shadow(self.repository, trials, self._tokenization, self._engine, figures)
+        self._shadow = Shadow(self.repository, trials, self._preparation, self._engine, figures)
         pipeline = Pipeline(
             config.limits,
             self.repository,
-            self._tokenization,
+            self._preparation,
             self._engine,
             self._metrics,
             self._tracing,
@@ -240,7 +240,7 @@ class App:
         await asyncio.to_thread(self._maps.stop)
         await self._door.stop()
         await asyncio.to_thread(self._engine.stop)
-        await asyncio.to_thread(self._tokenization.stop)
+        await asyncio.to_thread(self._preparation.stop)
         await asyncio.to_thread(self._watch.stop)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)

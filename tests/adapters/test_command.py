@@ -54,7 +54,7 @@ def run(*words: object) -> int:
     return adapter_command.run(parser.parse_args([str(word) for word in words]))
 
 
-def fit(repository: Path, files: Path, *options: object, name: str) -> adapters.Adapter:
+def fit(repository: Path, files: Path, *options: object, name: str) -> adapters.AdapterFolder:
     words = ["fit", "--from", repository / "new" / "1", "--to", repository / "old" / "1"]
     words += ["--texts", files / "texts.txt", "--name", name, *options]
     assert run(*words) == 0

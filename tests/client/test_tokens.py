@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processor
 
 from bench.chaos.vocabularies import MADE
 from trimtab.errors import BundleError
-from trimtab.inputs import feeds
+from trimtab.inputs.text import feeds
 from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer
 from trimtab.words import acts_by_words, beginning, end

@@ -8,7 +8,7 @@ import onnxruntime
 import tokenizers
 
 from trimtab.artifacts import bundle as bundles
-from trimtab.inputs import feeds
+from trimtab.inputs.text import feeds
 from trimtab.tokens import Tokenizer
 
 

@@ -100,7 +100,7 @@ def test_huggingface_folder_with_a_given_head(bert: Path, st_bert: Path, export:
     plain = Embedder(export(bert, "--pooling", "mean", name="plain")).bundle.manifest
     assert bare.space == declared.space
     assert plain.space != declared.space
-    assert bare.space_parts == plain.space_parts
+    assert bare.output.space_parts == plain.output.space_parts
 
 
 def test_weights_of_half_precision_are_served_as_float32(bert: Path, tmp_path: Path, export: Export) -> None:

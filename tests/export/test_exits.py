@@ -51,7 +51,12 @@ def test_depth_and_width(
     )
     bundle = bundles.read(export(st_bert, "--recipe", str(recipe)))
     first, narrow, early, both = bundle.manifest.variants
-    assert [variant.dimensions for variant in (first, narrow, early, both)] == [None, 8, None, 8]
+    assert [[each.dimensions for each in variant.moved] for variant in (first, narrow, early, both)] == [
+        [],
+        [8],
+        [None],
+        [8],
+    ]
     whole = vectors(bundle, first.files[0])
     small = vectors(bundle, narrow.files[0])
     assert small.shape == (len(TEXTS), 8)

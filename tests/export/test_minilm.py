@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import manifest as manifests
+from trimtab.artifacts import space
 from trimtab.commands import info
 from trimtab_export import cli, sentences
 
@@ -34,14 +36,9 @@ def test_manifest(minilm: Embedder, minilm_repository: Path) -> None:
     assert (manifest.name, manifest.version) == ("all-minilm-l6-v2", 1)
     assert (manifest.dimensions, manifest.max_tokens, manifest.pad_id) == (384, 256, 0)
     assert (manifest.similarity, manifest.pooling, manifest.normalized) == ("cosine", "mean", True)
-    assert manifest.prompts == bundles.Prompts()
-    assert manifest.space == bundles.space_digest(
-        manifest.space_parts,
-        tokenizer_sha256=manifest.tokenizer.sha256,
-        prompts=manifest.prompts,
-        pooling="mean",
-        normalized=True,
-    )
+    assert manifest.prompts == manifests.Prompts()
+    assert manifest.space == space.digest(manifest.output, manifest.inputs)
+    assert manifest.towers[0].input == "text" and manifest.towers[0].outputs == ("dense",)
     (variant,) = manifest.variants
     assert (variant.name, variant.precision) == ("fp32", "fp32")
     assert variant.inputs == ("input_ids", "attention_mask", "token_type_ids")
@@ -126,7 +123,7 @@ def test_info_for_programs(minilm: Embedder, capsys: pytest.CaptureFixture[str])
     parser = argparse.ArgumentParser()
     info.configure(parser)
     assert info.run(parser.parse_args([str(minilm.bundle.path), "--json"])) == 0
-    shown = msgspec.json.decode(capsys.readouterr().out, type=bundles.Manifest)
+    shown = msgspec.json.decode(capsys.readouterr().out, type=manifests.Manifest)
     assert shown == minilm.bundle.manifest
 
 

@@ -8,7 +8,7 @@ import tiny_encoders
 import tokenizers
 from tokenizers import models
 
-from trimtab.artifacts.bundle import Prompts
+from trimtab.artifacts.manifest import Prompts
 from trimtab_export import tokens
 from trimtab_export.source import Tokenizer
 from trimtab_export.variants import mix

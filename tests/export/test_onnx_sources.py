@@ -17,7 +17,7 @@ from tiny_encoders import Export, Layers
 from tests.server.models_made import ALONE, batch
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import ExportError
-from trimtab.inputs import TokenTypes
+from trimtab.inputs.text import TextInput
 from trimtab_export import sentences
 from trimtab_server.catalog.encoder import model_of
 from trimtab_server.engine.runners.onnx import OnnxRunner
@@ -219,7 +219,7 @@ def test_weights_of_a_graph_within_the_graph_stay_inside_it(
     path = change(copy, wrap) / "model.onnx"
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     bundle = bundles.read(export(copy, "--pooling", "mean"))
-    model = model_of(bundle, bundle.manifest.variants[0], TokenTypes())
+    model = model_of(bundle, bundle.manifest.variants[0], TextInput(bundle.manifest.variants[0].inputs))
     found = OnnxRunner(model, "cpu").run(batch(np.array([2, 7, 3], np.int32)), ALONE)
     assert found["dense"].values.shape == (1, 32)
 

@@ -136,7 +136,7 @@ def test_an_interrupted_training_goes_on(
     monkeypatch.setattr(make, "_graph", graph_of)
     monkeypatch.setattr(heal, "_step", stop)  # all steps were done
     again = bundles.read(export(st_bert, "--recipe", str(recipe)))
-    spaces = [each.manifest.variants[1].space for each in (straight, again)]
+    spaces = [each.manifest.variants[1].moved for each in (straight, again)]
     assert spaces[0] == spaces[1]
 
 

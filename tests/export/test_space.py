@@ -1,11 +1,13 @@
 """A space's name follows from all that places a vector, shown by a tensor or not, and from no more."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +15,8 @@ import tiny_encoders
 from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import manifest as manifests
+from trimtab.artifacts import space
 from trimtab.errors import BundleError
 from trimtab_export.load import load, structure
 from trimtab_export.source import Settings
@@ -25,11 +29,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: tiny_encoders.huggingface(name, tmp_path_factory.mktemp(name)) for name in families}
 
 
-def parts(source: Path) -> bundles.SpaceParts:
+def parts(source: Path) -> manifests.SpaceParts:
     return load(Settings(str(source), pooling="mean")).space_parts
 
 
-def configured(source: Path, target: Path, **changes: Any) -> bundles.SpaceParts:
+def configured(source: Path, target: Path, **changes: Any) -> manifests.SpaceParts:
     """The same weights under another config.json."""
     shutil.copytree(source, target)
     path = target / "config.json"
@@ -147,32 +151,59 @@ def test_the_same_computation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda manifest: manifest["prompts"].update(query="query: "),
-        lambda manifest: manifest.update(normalized=not manifest["normalized"]),
-        lambda manifest: manifest.update(pooling="cls"),
-        lambda manifest: manifest.update(space="0" * 16),
-        lambda manifest: manifest["space_parts"]["structure"].update(num_attention_heads=4),
-        lambda manifest: manifest["space_parts"].update(weights_sha256="0" * 64),
+        lambda given, output: given["prompts"].update(query="query: "),
+        lambda given, output: given["processor"].update(sha256="0" * 64),
+        lambda given, output: given["settings"].update(lower_case=True),
+        lambda given, output: output.update(normalized=not output["normalized"]),
+        lambda given, output: output.update(pooling="cls"),
+        lambda given, output: output.update(space="0" * 16),
+        lambda given, output: output["space_parts"]["structure"].update(num_attention_heads=4),
+        lambda given, output: output["space_parts"].update(weights_sha256="0" * 64),
+        lambda given, output: output.update(settings={"most": 3}),
     ],
-    ids=["prompt", "normalized", "pooling", "space", "heads", "weights"],
+    ids=["prompt", "tokenizer", "setting", "normalized", "pooling", "space", "heads", "weights", "settings"],
 )
-def test_an_edited_manifest(edit: Callable[[Any], object], tiny_bundle: Path, tmp_path: Path) -> None:
+def test_an_edited_manifest(edit: Callable[[Any, Any], object], tiny_bundle: Path, tmp_path: Path) -> None:
     """It keeps no space that it is not of: a request for that space would be answered by something else."""
     folder = shutil.copytree(tiny_bundle, tmp_path / "1")
     path = folder / bundles.MANIFEST
     content = json.loads(path.read_text())
-    edit(content)
+    edit(content["inputs"][0], content["outputs"][0])
     path.write_text(json.dumps(content))
     with pytest.raises(BundleError, match=r"names the space [0-9a-f]{16}, and what it says .* it was edited"):
         bundles.read(folder, verify=False)
 
 
-def test_an_older_format(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_what_is_compared_and_how_much_is_read_places_nothing(tiny_bundle: Path) -> None:
+    """Nor does what fills up a batch."""
+    manifest = bundles.read(tiny_bundle).manifest
+    given = msgspec.structs.replace(manifest.input, most_units=17, settings={"pad_id": 3})
+    output = msgspec.structs.replace(manifest.output, similarity="dot", int8_limit=0.5, space="0" * 16)
+    assert space.digest(output, [given]) == manifest.space
+
+
+def test_spaces_of_text_and_dense_vectors_have_the_names_that_they_had(tiny_bundle: Path) -> None:
+    """An index that was made with a bundle of format 2 is still searched."""
+    manifest = bundles.read(tiny_bundle).manifest
+    content = {
+        "weights": manifest.output.space_parts.weights_sha256,
+        "structure": manifest.output.space_parts.structure,
+        "tokenizer": manifest.tokenizer.sha256,
+        "prompts": {"query": manifest.prompts.query, "passage": manifest.prompts.passage},
+        "pooling": manifest.pooling,
+        "normalized": manifest.normalized,
+    }
+    assert manifest.space == hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_an_older_format(format: int, tiny_bundle: Path, tmp_path: Path) -> None:
     """It lacks what this one asks for, and is told by its number, not by that."""
     folder = shutil.copytree(tiny_bundle, tmp_path / "1")
     path = folder / bundles.MANIFEST
-    content = json.loads(path.read_text()) | {"format": 1}
-    del content["space_parts"]
+    content = json.loads(path.read_text()) | {"format": format}
+    del content["outputs"]
     path.write_text(json.dumps(content))
-    with pytest.raises(BundleError, match="is of format 1, this Trimtab reads format 2: export it again"):
+    message = f"is of format {format}, this Trimtab reads format 3: export it again .*`trimtab export`"
+    with pytest.raises(BundleError, match=message):
         bundles.read(folder)

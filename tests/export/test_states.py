@@ -15,6 +15,7 @@ from onnx import helper
 from tiny_encoders import Export
 
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import manifest as manifests
 from trimtab_export import sentences
 from trimtab_export.graph import states, to_onnx
 from trimtab_export.load import load
@@ -24,7 +25,7 @@ from trimtab_export.steps import quiet
 TEXTS = [*sentences.load()[:8], "", "many more words of text " * 12]
 
 
-def joined(bundle: Path, texts: list[str]) -> tuple[Any, bundles.Manifest]:
+def joined(bundle: Path, texts: list[str]) -> tuple[Any, manifests.Manifest]:
     """What the graph with states answers, and the manifest."""
     embed = Embedder(bundle)
     manifest = embed.bundle.manifest

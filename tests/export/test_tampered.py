@@ -77,7 +77,7 @@ def test_later_format(bundle: Path) -> None:
 @pytest.mark.parametrize("path", ["../outside", "/etc/hostname", "fp32/../../outside", "a/../../../outside"])
 def test_path_that_leads_out(path: str, bundle: Path) -> None:
     (bundle.parent / "outside").write_bytes((bundle / "tokenizer.json").read_bytes())
-    edit(bundle, lambda manifest: manifest["tokenizer"].update(path=path))
+    edit(bundle, lambda manifest: manifest["inputs"][0]["processor"].update(path=path))
     with pytest.raises(BundleError, match=r"lies outside the bundle"):
         bundles.read(bundle)
 

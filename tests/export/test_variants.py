@@ -19,12 +19,11 @@ from embedder import Embedder
 from tiny_encoders import Export
 
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import cards
+from trimtab.artifacts import manifest as manifests
 from trimtab.artifacts.artifact import Interval
-from trimtab.artifacts.bundle import (
-    Fidelity,
-    Passes,
-    Speedup,
-)
+from trimtab.artifacts.cards import Fidelity, Speedup
+from trimtab.artifacts.manifest import Passes
 from trimtab.cli import main as cli_main
 from trimtab.errors import ExportError
 from trimtab_export.graph.head import save
@@ -63,7 +62,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "ROUNDS", 1)
 
 
-def run(bundle: bundles.Bundle, variant: bundles.Variant, texts: list[str]) -> Any:
+def run(bundle: bundles.Bundle, variant: manifests.Variant, texts: list[str]) -> Any:
     embed = Embedder(bundle.path)
     embed.session = onnxruntime.InferenceSession(
         str(bundle.file(variant.files[0])), providers=["CPUExecutionProvider"]
@@ -84,8 +83,9 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
     bundle = bundles.read(folder)
     first, *rest = bundle.manifest.variants
     assert [variant.name for variant in rest] == ["int8", "small", "small-fp32"]
-    assert first.space is None
-    assert len({bundle.manifest.space, *(variant.space for variant in rest)}) == 4
+    assert not first.moved
+    spaces = [each.space for variant in rest for each in variant.moved]
+    assert len({bundle.manifest.space, *spaces}) == 4
     texts = ["a few words", "of text"]
     for variant in rest:
         figures = variant.report.fidelity
@@ -108,15 +108,15 @@ def test_a_recipe_and_the_same_bundle_again_from_what_it_prints(
 
     assert cli_main(["info", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert str(small.space) in shown
+    assert small.moved[0].space in shown
     assert "of judge 1 en: 40 queries, 60 documents" in shown
     assert "provisional" not in shown
 
     (tmp_path / "again.toml").write_text(out.split("again:\n\n")[1])
     assert recipe.load(tmp_path / "again.toml") == tuple(variant.passes for variant in rest)
     again = bundles.read(export(st_bert, "--recipe", str(tmp_path / "again.toml"), name="again"))
-    assert [each.space for each in again.manifest.variants] == [
-        each.space for each in bundle.manifest.variants
+    assert [each.moved for each in again.manifest.variants] == [
+        each.moved for each in bundle.manifest.variants
     ]
 
 
@@ -183,15 +183,16 @@ def test_a_search_keeps_its_floor_beside_a_recipe(
     options = ("--min-quality", "0.6", "--min-quality", "0.95", "--target", "size", *BRIEF)
     bundle = bundles.read(export(st_bert, *options, "--recipe", str(tmp_path / "recipe.toml")))
     _, narrow, *found = bundle.manifest.variants
-    assert (narrow.name, narrow.dimensions) == ("narrow", 4)
+    assert (narrow.name, narrow.moved[0].dimensions) == ("narrow", 4)
     assert found
     for variant in (narrow, *found):
         packed = variant.report.fidelity and variant.report.fidelity.packed
         assert packed is not None
-        assert variant.int8_limit == packed.int8_limit
+        assert variant.moved[0].int8_limit == packed.int8_limit
         assert packed.int8_ndcg > 0
-    assert narrow.int8_limit is not None
-    assert narrow.int8_limit > bundle.manifest.int8_limit, "4 components of a unit vector are larger than 32"
+    limits = narrow.moved[0].int8_limit, bundle.manifest.int8_limit
+    assert limits[0] is not None and limits[1] is not None
+    assert limits[0] > limits[1], "4 components of a unit vector are larger than 32"
     for variant in found:
         assert variant.report.fidelity is not None
         assert variant.report.fidelity.ndcg.value >= 0.6
@@ -281,8 +282,8 @@ def candidate(name: str, ndcg: float, single: float, batch: float, size: int) ->
         speedup=(Speedup(batch=1, length=8, factor=single), Speedup(batch=8, length=8, factor=batch)),
         bytes=size,
     )  # fmt: skip
-    parity = bundles.Parity(texts=1, max_abs_diff=0, min_cosine=1, batch_max_abs_diff=0)
-    report = bundles.ReportCard(parity=parity, speed=(), machine="none", fidelity=figures)
+    parity = cards.Parity(texts=1, max_abs_diff=0, min_cosine=1, batch_max_abs_diff=0)
+    report = cards.ReportCard(parity=parity, speed=(), machine="none", fidelity=figures)
     return Candidate(Passes(name=name), (), report)
 
 

@@ -133,9 +133,9 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
     "manifest-socket": ({"harm": manifest(listening)}, "manifest.json"),
     "manifest-sparse": ({"harm": manifest(sparse)}, "manifest-sparse"),
     "manifest-empty": ({"harm": manifest(content(b""))}, "manifest.json"),
-    "manifest-latin": ({"harm": manifest(content(b'{"format": 2, "name": "\xff"}'))}, "manifest.json"),
+    "manifest-latin": ({"harm": manifest(content(b'{"format": 3, "name": "\xff"}'))}, "manifest.json"),
     "manifest-deep": ({"harm": manifest(content(b"[" * 1_000_000))}, "manifest.json"),
-    "manifest-types": ({"harm": manifest(content(b'{"format": 2, "name": [1]}'))}, "manifest.json"),
+    "manifest-types": ({"harm": manifest(content(b'{"format": 3, "name": [1]}'))}, "manifest.json"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.inputs import TextInput
+from trimtab.inputs.text import TextInput
 from trimtab.values.column import Column, Columns
 from trimtab_server.engine.batch import Model, OutputSpec, Payload, Stored, Wanted
 
@@ -26,7 +26,7 @@ def model(
     **changes: Any,
 ) -> Model:
     """A graph of texts, with a dense vector of each."""
-    outputs = (OutputSpec("dense", "embeddings", dimensions),)
+    outputs = changes.pop("outputs", (OutputSpec("dense", "embeddings", dimensions),))
     return Model(name, 1, "fp32", folder, files, TextInput(inputs), outputs, most, **changes)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.server.models_made import Ids
-from trimtab.inputs import TextInput
+from trimtab.inputs.text import TextInput
 from trimtab.values.column import Column, Columns, stacked
 from trimtab_server.engine.batch import Model, OutputSpec, Wanted
 from trimtab_server.engine.runners import child

@@ -188,7 +188,7 @@ class AdapterManifest(Struct, frozen=True):
     format: int = FORMAT
 
 
-class Adapter(Struct, frozen=True):
+class AdapterFolder(Struct, frozen=True):
     """An adapter on disk."""
 
     path: Path
@@ -224,7 +224,7 @@ class Adapter(Struct, frozen=True):
 
 def read(
     path: Path, *, verify: bool = True, within: Path | None = None, trusted: Trusted | None = None
-) -> Adapter:
+) -> AdapterFolder:
     """Read the adapter in the folder `path`; with `verify`, hash every file it names.
 
     Raises AdapterError, which names the file and says what to do, where the folder is not a whole and
@@ -235,7 +235,7 @@ def read(
         raise AdapterError(f"{path / MANIFEST} has duplicate or empty group names. Fit the adapter again")
     for file in files(manifest):
         KIND.check(path, file, verify)
-    return Adapter(path=path, manifest=manifest)
+    return AdapterFolder(path=path, manifest=manifest)
 
 
 def _array(content: bytearray) -> NDArray[Any]:

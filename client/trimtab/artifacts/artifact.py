@@ -110,7 +110,7 @@ class Kind:
             if found != self.format:
                 raise self.error(
                     f"{path} is of format {found}, this Trimtab reads format {self.format}: "
-                    f"{self.redo} with this version"
+                    f"{self.redo} with this version (`{self.make}`)"
                 )
             return msgspec.json.decode(content, type=type)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

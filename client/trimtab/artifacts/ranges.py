@@ -11,10 +11,12 @@ from msgspec import Meta
 Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Space: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}\Z")]
+Label: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]  # of an input or an output
 Path: TypeAlias = Annotated[str, Meta(pattern=r"^[^\0]{1,1024}\Z")]
 
 Version: TypeAlias = Annotated[int, Meta(ge=1, lt=10**18)]
 Dimensions: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 16)]
+Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 24)]  # of a vector, sparse ones included
 Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 20)]  # of one text
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Layers: TypeAlias = Annotated[int, Meta(ge=1, le=10_000)]

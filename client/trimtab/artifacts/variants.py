@@ -6,19 +6,22 @@ from pathlib import Path
 import msgspec
 
 from trimtab.artifacts import bundle as bundles
-from trimtab.artifacts.bundle import Bundle, Manifest, Variant
+from trimtab.artifacts.bundle import Bundle
+from trimtab.artifacts.manifest import Manifest, Variant
 from trimtab.errors import BundleError
 
 
 def alone(manifest: Manifest, variant: Variant) -> Manifest:
-    """The manifest of a bundle that has this variant and no other."""
-    return msgspec.structs.replace(
-        manifest,
-        space=variant.space or manifest.space,
-        dimensions=variant.dimensions or manifest.dimensions,
-        int8_limit=variant.int8_limit or manifest.int8_limit,
-        variants=(variant,),
+    """The manifest of a bundle that has this variant and no other, its outputs as the variant gives them."""
+    moved = {each.output: each for each in variant.moved}
+    outputs = tuple(
+        moved[each.name].applied(each) if each.name in moved else each for each in manifest.outputs
     )
+    towers = tuple(
+        msgspec.structs.replace(tower, variants=(variant,)) if variant in tower.variants else tower
+        for tower in manifest.towers
+    )
+    return msgspec.structs.replace(manifest, outputs=outputs, towers=towers)
 
 
 def named(manifest: Manifest, name: str) -> Variant | None:
@@ -45,7 +48,7 @@ def depth(manifest: Manifest, variant: Variant) -> int | None:
 def title(manifest: Manifest) -> str:
     """How messages call an encoder version, and the variant that a manifest is of, unless the first."""
     variant = manifest.variants[0]
-    which = f", variant {variant.name}" if variant.space is not None else ""
+    which = f", variant {variant.name}" if variant.moved else ""
     return f"{manifest.name} version {manifest.version}{which}"
 
 

@@ -1,4 +1,4 @@
-"""Show a bundle: its space, its sizes, its origin, its variants and their report cards.
+"""Show a bundle: its space, its sizes, its origin, its variants and their report
 
     trimtab info models/my-encoder/1
     trimtab info --url 127.0.0.1:8001
@@ -14,8 +14,12 @@ import msgspec
 
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import Interval, provisional
+from trimtab.artifacts.cards import TRAINED_ON, Cell, Fidelity, Packed
+from trimtab.artifacts.manifest import Input, Manifest, Output, Tower, Variant
 from trimtab.commands import server_options
-from trimtab.core.answers import Encoder, Variant
+from trimtab.core import answers
+from trimtab.core.answers import Encoder
+from trimtab.inputs.known import INPUTS
 
 SUMMARY = "show a bundle's manifest and report card, or what a server serves"
 EXTRA = None
@@ -30,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    shown: bundles.Manifest | list[Encoder]
+    shown: Manifest | list[Encoder]
     if options.bundle is None:
         with server_options.connect(options) as client:
             shown = client.encoders()
@@ -44,60 +48,84 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def describe(manifest: bundles.Manifest) -> str:
+def describe(manifest: Manifest) -> str:
     """The manifest for people."""
-    size = sum(file.size for file in bundles.files(manifest))
+    size = sum(file.size for file in manifest.files())
     provenance = manifest.provenance
     rows = [
         ("encoder", f"{manifest.name}, version {manifest.version}"),
-        ("space", manifest.space),
-        ("vectors", f"{manifest.dimensions} dimensions, {manifest.similarity}, "
-                    f"{'length 1' if manifest.normalized else 'not normalised'}"),
-        ("pooling", manifest.pooling or "in the source's own graph"),
-        ("reads", f"{manifest.max_tokens} tokens of a text"),
-        ("query prompt", repr(manifest.prompts.query)),
-        ("passage prompt", repr(manifest.prompts.passage)),
-        ("size", f"{size / 1e6:.1f} MB in {sum(1 for _ in bundles.files(manifest))} files, hashes verified"),
+        *(row for each in manifest.inputs for row in _input(each)),
+        *(row for each in manifest.outputs for row in _output(each)),
+        ("size", f"{size / 1e6:.1f} MB in {sum(1 for _ in manifest.files())} files, hashes verified"),
         ("made", f"{manifest.created} from {provenance.source} ({provenance.architecture})"),
         ("by", ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())),
         ("again", provenance.recipe),
-    ]  # fmt: skip
+    ]
     lines = [f"{name:<16}{value}" for name, value in rows]
-    for variant in manifest.variants:
-        parity = variant.report.parity
-        lines += [
-            "",
-            f"variant {variant.name}: {variant.precision}, "
-            f"padding {'left out of' if variant.unpadded else 'computed in'} the linear layers",
-            f"  against the source   max |diff| {parity.max_abs_diff:.1e}, "
-            f"min cosine {parity.min_cosine:.7f} over {parity.texts} texts",
-            f"  alone or in a batch  max |diff| {parity.batch_max_abs_diff:.1e}",
-            f"  speed                {variant.report.machine}",
-        ]
-        if (kept := variant.report.fidelity) is not None:
-            lines[-1:-1] = [
-                f"  space                {variant.space}",
-                f"  keeps of nDCG@10     {_interval(kept.ndcg)} at worst, of R@10 {_interval(kept.recall)}",
-                f"  queries alone        {_interval(kept.query_only_ndcg)} and "
-                f"{_interval(kept.query_only_recall)}, in the first variant's index",
-                *_sets("  ", kept),
-                f"  cosine               {kept.cosine:.4f}, least {kept.min_cosine:.4f}; alone or in a batch "
-                f"{kept.batch_min_cosine:.7f}",
-                *_packed(kept.packed),
-                "  times as fast        "
-                + ", ".join(f"{each.factor:.2f} at {each.batch} x {each.length}" for each in kept.speedup),
-            ]
-        lines[-1:-1] = _cells(variant.report.cells)
-        for speed in variant.report.speed:
-            per_text = speed.milliseconds / speed.batch
-            lines.append(
-                f"    {speed.batch:>3} x {speed.length:>3} tokens  {speed.milliseconds:8.2f} ms  "
-                f"{per_text:7.2f} ms a text"
-            )
+    for tower in manifest.towers:
+        for variant in tower.variants:
+            lines += ["", *_variant(manifest, tower, variant)]
     return "\n".join(lines)
 
 
-def _sets(indent: str, kept: bundles.Fidelity) -> list[str]:
+def _input(given: Input) -> list[tuple[str, str]]:
+    return [
+        ("reads", f"{given.name}: {given.kind}, {given.most_units} {INPUTS[given.kind].units} of one"),
+        ("query prompt", repr(given.prompts.query)),
+        ("passage prompt", repr(given.prompts.passage)),
+    ]
+
+
+def _output(output: Output) -> list[tuple[str, str]]:
+    length = "length 1" if output.normalized else "not normalised"
+    pooling = f"{output.pooling} pooling" if output.pooling else "pooled by the source's own graph"
+    return [
+        (
+            "gives",
+            f"{output.name}: {output.kind}, {output.dimensions} dimensions, {output.similarity}, {length}, "
+            f"{pooling}, space {output.space}",
+        )
+    ]
+
+
+def _variant(manifest: Manifest, tower: Tower, variant: Variant) -> list[str]:
+    parity, kept = variant.report.parity, variant.report.fidelity
+    way = f"{tower.input} to {', '.join(tower.outputs)}, " if len(manifest.towers) > 1 else ""
+    lines = [
+        f"variant {variant.name}: {way}{variant.precision}, "
+        f"padding {'left out of' if variant.unpadded else 'computed in'} the linear layers",
+        f"  against the source   max |diff| {parity.max_abs_diff:.1e}, "
+        f"min cosine {parity.min_cosine:.7f} over {parity.texts} texts",
+        f"  alone or in a batch  max |diff| {parity.batch_max_abs_diff:.1e}",
+        *(f"  space                {each.space} of {each.output}" for each in variant.moved),
+        *(_fidelity(kept) if kept is not None else ()),
+        *_cells(variant.report.cells),
+        f"  speed                {variant.report.machine}",
+    ]
+    for speed in variant.report.speed:
+        per_text = speed.milliseconds / speed.batch
+        lines.append(
+            f"    {speed.batch:>3} x {speed.length:>3} tokens  {speed.milliseconds:8.2f} ms  "
+            f"{per_text:7.2f} ms a text"
+        )
+    return lines
+
+
+def _fidelity(kept: Fidelity) -> list[str]:
+    return [
+        f"  keeps of nDCG@10     {_interval(kept.ndcg)} at worst, of R@10 {_interval(kept.recall)}",
+        f"  queries alone        {_interval(kept.query_only_ndcg)} and "
+        f"{_interval(kept.query_only_recall)}, in the first variant's index",
+        *_sets("  ", kept),
+        f"  cosine               {kept.cosine:.4f}, least {kept.min_cosine:.4f}; alone or in a batch "
+        f"{kept.batch_min_cosine:.7f}",
+        *_packed(kept.packed),
+        "  times as fast        "
+        + ", ".join(f"{each.factor:.2f} at {each.batch} x {each.length}" for each in kept.speedup),
+    ]
+
+
+def _sets(indent: str, kept: Fidelity) -> list[str]:
     """What judged, a line for each set, and whether that counts."""
     lines = [
         f"{indent}{each.kind + ':':<13}{_interval(each.ndcg)}, queries alone "
@@ -107,10 +135,10 @@ def _sets(indent: str, kept: bundles.Fidelity) -> list[str]:
     ]
     if kept.compared > 1:
         lines.append(f"{indent}chosen among {kept.compared} variants, for which the intervals allow")
-    return [*lines, *([indent + provisional(bundles.TRAINED_ON)] if kept.provisional else [])]
+    return [*lines, *([indent + provisional(TRAINED_ON)] if kept.provisional else [])]
 
 
-def _packed(packed: bundles.Packed | None) -> list[str]:
+def _packed(packed: Packed | None) -> list[str]:
     if packed is None:
         return []
     return [
@@ -119,7 +147,7 @@ def _packed(packed: bundles.Packed | None) -> list[str]:
     ]
 
 
-def _cells(cells: tuple[bundles.Cell, ...]) -> list[str]:
+def _cells(cells: tuple[Cell, ...]) -> list[str]:
     """A line for each depth: what each width keeps, alone / searching the whole encoder's index."""
     lines = []
     for depth in sorted({cell.layers for cell in cells}):
@@ -151,7 +179,7 @@ def describe_served(encoder: Encoder) -> str:
     return "\n".join(lines)
 
 
-def _served(variant: Variant) -> str:
+def _served(variant: answers.Variant) -> str:
     depth = f", {variant.layers} layers" if variant.layers else ""
     return (
         f"  {variant.name}: {'loaded' if variant.loaded else 'not loaded'}, {variant.precision}{depth}, "

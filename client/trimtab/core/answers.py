@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.artifacts.adapter import Calibrator, Endpoint
-from trimtab.artifacts.bundle import Fidelity
+from trimtab.artifacts.cards import Fidelity
 from trimtab.kinds import Dtype, Reads, Verdict
 
 Vectors: TypeAlias = NDArray[Any]  # its dtype follows the request: float32, float16, int8 or uint8

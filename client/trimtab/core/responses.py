@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trimtab.artifacts.adapter import Calibrator, Endpoint
 from trimtab.artifacts.artifact import Interval
-from trimtab.artifacts.bundle import Fidelity, Kept, Speedup
+from trimtab.artifacts.cards import Fidelity, Kept, Speedup
 from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits, StageTimes, Variant, Vectors
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
 from trimtab.kinds import Dtype, JudgedBy, Reads, Verdict
@@ -62,7 +62,13 @@ class Part:
 
 
 def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]:
-    """The answer to a request of so many texts, a part a space. InternalError where it does not fit."""
+    """The answer to a request of so many texts, a part a space. InternalError where it does not fit;
+    FailedPrecondition where the encoder gives something else than dense vectors."""
+    if response.outputs:
+        given = ", ".join(f"{output.name} ({output.kind})" for output in response.outputs)
+        raise FailedPrecondition(
+            f"encoder {response.encoder} gives {given}, and embed gives dense vectors: name another encoder"
+        )
     if len(response.embeddings) != spaces:
         raise InternalError(f"the server answered for {len(response.embeddings)} spaces instead of {spaces}")
     if len(response.token_counts) != texts:  # before anything is done with each of them

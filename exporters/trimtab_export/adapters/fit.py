@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from trimtab.artifacts import variants
 from trimtab.artifacts.adapter import (
-    Adapter,
+    AdapterFolder,
     Check,
     read,
 )
-from trimtab.artifacts.bundle import Manifest
+from trimtab.artifacts.manifest import Manifest
 from trimtab.errors import AdapterError
 from trimtab.kinds import Role
 from trimtab_export.adapters import checks, inputs, publish, split
@@ -53,7 +53,7 @@ class Fitted:
     test: Asked
 
 
-def fit(request: Request) -> Adapter:
+def fit(request: Request) -> AdapterFolder:
     """Fit an adapter, judge it, and write it next to the new encoder's bundles.
 
     Prints its progress on standard error. If it stops, computed vectors are kept for the next run.
@@ -90,8 +90,8 @@ def fit(request: Request) -> Adapter:
 def default_name(new: Manifest, old: Manifest) -> str:
     """v1-to-OLD-v1, with the variants' names unless they are the first of their bundles."""
     first, second = (each.variants[0] for each in (new, old))
-    source = f"{first.name}-v{new.version}" if first.space is not None else f"v{new.version}"
-    target = f"{old.name}-v{old.version}" + (f"-{second.name}" if second.space is not None else "")
+    source = f"{first.name}-v{new.version}" if first.moved else f"v{new.version}"
+    target = f"{old.name}-v{old.version}" + (f"-{second.name}" if second.moved else "")
     return f"{source}-to-{target}"
 
 

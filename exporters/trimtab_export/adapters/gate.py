@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trimtab.artifacts import artifact
 from trimtab.artifacts.adapter import Check
 from trimtab.artifacts.artifact import Interval
-from trimtab.artifacts.bundle import TRAINED_ON, Fidelity
+from trimtab.artifacts.cards import TRAINED_ON, Fidelity
 from trimtab.kinds import Verdict
 from trimtab_export.adapters import metrics
 

@@ -4,8 +4,9 @@ The result has one output, `embeddings`, float32 (n, dimensions). The nodes are 
 opset, 11 or later, so that a graph made elsewhere needs no conversion.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -32,9 +33,12 @@ LEAST_COUNT = 1e-9  # both as in torch and sentence-transformers
 LEAST_NORM = 1e-12
 
 
-def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path, Path]:
+def graft(
+    graph: Graph, head: Head, dimensions: int, folder: Path, more: "Sequence[More]" = ()
+) -> tuple[Path, Path]:
     """Write `folder`/model.onnx: the graph with the head after `graph.output`, and the output `embeddings`.
 
+    Each of `more` appends nodes behind `graph.output`, too, and returns the outputs that they give.
     Returns the files written: the graph, and weights.bin.
     """
     model = onnx.load(str(graph.path))
@@ -50,10 +54,12 @@ def graft(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path
     prefix = free_prefix(model.graph)
     taken = f"{prefix}/source"
     rename(model.graph, OUTPUT, taken)
-    Grafter(model.graph, opset, prefix).graft(taken if graph.output == OUTPUT else graph.output, head)
+    grafter, states = Grafter(model.graph, opset, prefix), taken if graph.output == OUTPUT else graph.output
+    grafter.graft(states, head)
+    outputs = [value for each in more for value in each(grafter, states)]
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimensions]))
-
+    model.graph.output.extend(outputs)
     return save(model, folder / GRAPH)
 
 
@@ -153,6 +159,10 @@ class Grafter(Nodes):
         if self._opset >= AXES_AS_INPUT[operator]:
             return self.node(operator, tensor, self.constant(np.array([axis], dtype=np.int64)), **attributes)
         return self.node(operator, tensor, axes=[axis], **attributes)
+
+
+# Appends nodes that read token states; returns the outputs that they give, as ONNX describes them.
+More: TypeAlias = Callable[[Grafter, str], Sequence[Any]]
 
 
 def free_prefix(graph: Any) -> str:

@@ -49,7 +49,7 @@ def hidden_states(graph: Path, backbone: Any, batch: Tokens) -> list[str]:
 def write(graph: Path, layers: list[str]) -> Path:
     """Write model-with-states.onnx next to `graph`, over the same weights; returns its path.
 
-    Its output `embeddings` is float32 (n, dimensions + width): see `trimtab.artifacts.bundle.States`.
+    Its output `embeddings` is float32 (n, dimensions + width): see `trimtab.artifacts.manifest.States`.
     """
     model = onnx.load(str(graph), load_external_data=False)
     prefix = free_prefix(model.graph)
@@ -57,8 +57,10 @@ def write(graph: Path, layers: list[str]) -> Path:
     rename(model.graph, OUTPUT, embedding)
     grafter = Grafter(model.graph, opset_of(model), prefix)
     grafter.give(grafter.concat([embedding, *(grafter.pool(layer, "mean") for layer in layers)]))
+    others = [value for value in model.graph.output if value.name not in (OUTPUT, embedding)]
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "joined"]))
+    model.graph.output.extend(others)
     path = graph.with_name(STATES_GRAPH)
     onnx.save(model, str(path))
     onnx.checker.check_model(str(path))

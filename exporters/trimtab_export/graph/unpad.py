@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trimtab.errors import ExportError
 from trimtab_export import runtime
-from trimtab_export.graph.head import OUTPUT, opset_of
+from trimtab_export.graph.head import opset_of
 from trimtab_export.graph.nodes import Nodes
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
@@ -31,7 +31,7 @@ STARTS = {"LayerNormalization", "MatMul"}
 
 
 def take_padding_out(graph: Path, batch: Tokens) -> int:
-    """Rewrite the graph file if that does not change its vectors for `batch`.
+    """Rewrite the graph file if that does not change what it gives for `batch`.
 
     `batch` is a padded batch of texts of different lengths. Returns how many matrix products now run on
     packed tokens; 0 if the graph has no such form and was left unchanged.
@@ -43,9 +43,9 @@ def take_padding_out(graph: Path, batch: Tokens) -> int:
     rewritten = graph.with_name(f"{graph.stem}.unpadded.onnx")
     onnx.save(model, str(rewritten))
     try:
-        before = runtime.run(runtime.session(graph), OUTPUT, batch)
-        after = runtime.run(runtime.session(rewritten), OUTPUT, batch)
-        same = np.abs(after - before).max() <= TOLERANCE * max(1.0, float(np.abs(before).max()))
+        names = [value.name for value in model.graph.output]
+        sessions = [runtime.session(path) for path in (graph, rewritten)]
+        same = all(_same(*(runtime.run(each, name, batch) for each in sessions)) for name in names)
     except ExportError:  # if it is the source's own fault, the comparison with it will say so
         same = False
     if not same:
@@ -53,6 +53,13 @@ def take_padding_out(graph: Path, batch: Tokens) -> int:
         return 0
     rewritten.replace(graph)
     return products
+
+
+def _same(before: NDArray[Any], after: NDArray[Any]) -> bool:
+    if before.shape != after.shape:
+        return False
+    difference = float(np.abs(after - before).max(initial=0))
+    return difference <= TOLERANCE * max(1.0, float(np.abs(before).max(initial=0)))
 
 
 def unpad(model: Any) -> int:

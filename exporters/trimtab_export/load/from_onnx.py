@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from trimtab.artifacts.bundle import SpaceParts
+from trimtab.artifacts.manifest import SpaceParts
 from trimtab.errors import ExportError
 from trimtab_export import runtime, sentences, tokens
 from trimtab_export.graph import head, to_onnx

@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 
-from trimtab.artifacts.bundle import SpaceParts
+from trimtab.artifacts.manifest import SpaceParts
 from trimtab.errors import ExportError
 from trimtab_export import tokens
 from trimtab_export.load import declared, library, refused, structure, weights

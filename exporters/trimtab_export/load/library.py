@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Normalize as NormalizeModule
 from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
-from trimtab.artifacts.bundle import Prompts
+from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import ExportError
 from trimtab.kinds import Pooling
 from trimtab_export.load import files

@@ -9,11 +9,8 @@ from pathlib import Path
 import msgspec
 
 from trimtab.artifacts import durable
-from trimtab.artifacts.bundle import (
-    Fidelity,
-    Passes,
-    ReportCard,
-)
+from trimtab.artifacts.cards import Fidelity, ReportCard
+from trimtab.artifacts.manifest import Passes
 from trimtab_export.passes.curve import Point
 from trimtab_export.variants import fidelity, make, packed
 from trimtab_export.variants.fidelity import Yardstick

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.artifacts.bundle import Cell
+from trimtab.artifacts.cards import Cell
 from trimtab_export.passes import exits
 from trimtab_export.variants import fidelity, retrieval
 from trimtab_export.variants.fidelity import Yardstick

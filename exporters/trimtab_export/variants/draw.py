@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trimtab.artifacts.artifact import provisional
-from trimtab.artifacts.bundle import TRAINED_ON, Cell
+from trimtab.artifacts.cards import TRAINED_ON, Cell
 from trimtab_export.variants.candidates import Candidate
 from trimtab_export.variants.fidelity import typical
 

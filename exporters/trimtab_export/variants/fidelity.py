@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.artifacts import bundle as bundles
-from trimtab.artifacts import durable
+from trimtab.artifacts import cards, durable
 from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, sentences
 from trimtab_export.graph.head import OUTPUT
@@ -107,7 +106,7 @@ def _read(path: Path, sets: Sequence[Pairs]) -> list[Vectors] | None:
 
 def measure(
     files: Sequence[Path], yardstick: Yardstick, int8_limit: float, axes: Floats | None = None
-) -> bundles.ReportCard:
+) -> cards.ReportCard:
     """The report card of the variant whose graph is the first of `files`.
 
     Args:
@@ -141,7 +140,7 @@ def measure(
         for side in SIDES
     ]
     cosines = np.concatenate([_cosines(one, other) for one, other in pairs_of_rows])
-    figures = bundles.Fidelity(
+    figures = cards.Fidelity(
         retrieval=worst.share.name,
         queries=worst.share.queries,
         documents=worst.share.documents,
@@ -166,14 +165,14 @@ def measure(
         sets=tuple(each.share for each in judged),
     )
     differences = [np.abs(one - other).max() for one, other in pairs_of_rows]
-    parity = bundles.Parity(
+    parity = cards.Parity(
         texts=len(cosines),
         max_abs_diff=float(max(differences)),
         min_cosine=float(cosines.min()),
         batch_max_abs_diff=batch_diff,
     )
     speed = evaluate.measure_speed(graph, yardstick.batcher, source.max_tokens)
-    return bundles.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(), fidelity=figures)
+    return cards.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(), fidelity=figures)
 
 
 def _projected(vectors: Vectors, axes: Floats, normalized: bool) -> Vectors:
@@ -200,7 +199,7 @@ def batch_invariance(graph: Path, batcher: Batcher, pairs: Pairs) -> tuple[float
     return float(cosine), float(difference)
 
 
-def speedup(graph: Path, source: Path, batcher: Batcher) -> tuple[bundles.Speedup, ...]:
+def speedup(graph: Path, source: Path, batcher: Batcher) -> tuple[cards.Speedup, ...]:
     """How many times faster one graph is than the other, one thread, in turns, by the best of ROUNDS runs.
 
     The thread's own time is taken: on a busy machine a long run is interrupted more often than a short one,
@@ -220,11 +219,11 @@ def speedup(graph: Path, source: Path, batcher: Batcher) -> tuple[bundles.Speedu
                 started = time.thread_time()
                 runtime.run(session, OUTPUT, inputs)
                 best[number] = min(best[number], time.thread_time() - started)
-        found.append(bundles.Speedup(batch=batch, length=length, factor=round(best[0] / best[1], 3)))
+        found.append(cards.Speedup(batch=batch, length=length, factor=round(best[0] / best[1], 3)))
     return tuple(found)
 
 
-def typical(factors: Sequence[bundles.Speedup]) -> float:
+def typical(factors: Sequence[cards.Speedup]) -> float:
     """One figure of several: the geometric mean."""
     return float(np.exp(np.mean([np.log(each.factor) for each in factors])))
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts import cards
 from trimtab.artifacts.artifact import Interval
 from trimtab.kinds import Similarity
 from trimtab_export.variants import retrieval
@@ -33,7 +33,7 @@ class Vectors:
 class Judged:
     """What is kept over one set: its part of the report card, and the recalls, of which the worst is told."""
 
-    share: bundles.Kept
+    share: cards.Kept
     source_recall: float
     recall: Interval
     query_only_recall: Interval
@@ -44,7 +44,7 @@ def judge(pairs: Pairs, now: Vectors, before: Vectors, whole: Vectors, similarit
     ndcg, recall = retrieval.gains(whole.queries, whole.documents, similarity)
     own_ndcg, own_recall = retrieval.gains(now.queries, now.documents, similarity)
     query_ndcg, query_recall = retrieval.gains(now.queries, before.documents, similarity)
-    share = bundles.Kept(
+    share = cards.Kept(
         name=pairs.name,
         kind=pairs.kind,
         languages=pairs.languages,
@@ -63,7 +63,7 @@ def least(figures: Iterable[Interval]) -> Interval:
     return min(figures, key=lambda each: each.value)
 
 
-def among(card: bundles.ReportCard, compared: int) -> bundles.ReportCard:
+def among(card: cards.ReportCard, compared: int) -> cards.ReportCard:
     """The card of a variant that was chosen among so many by these figures: its intervals are wider.
 
     Of many intervals that each hold in 95 cases of 100, all hold where each one's error is divided by their

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.artifacts import durable
-from trimtab.artifacts.bundle import Passes
+from trimtab.artifacts.manifest import Passes
 from trimtab.errors import ExportError
 from trimtab_export.graph import head, states, to_onnx, unpad
 from trimtab_export.passes import anatomy, blocks, exits, half, quantize

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from trimtab.artifacts.bundle import Prompts
+from trimtab.artifacts.manifest import Prompts
 from trimtab_export.source import Tokenizer
 from trimtab_export.tokens import Batcher
 

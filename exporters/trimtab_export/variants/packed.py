@@ -5,7 +5,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.artifacts.bundle import Packed
+from trimtab.artifacts.cards import Packed
 from trimtab.kinds import Similarity
 from trimtab_export.variants import retrieval
 

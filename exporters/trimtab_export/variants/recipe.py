@@ -11,7 +11,7 @@
     ffn = 0.5
     heal = 2
 
-See `trimtab.artifacts.bundle.Passes` for the keys.
+See `trimtab.artifacts.manifest.Passes` for the keys.
 """
 
 import re
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab.artifacts.bundle import Passes
+from trimtab.artifacts.manifest import Passes
 from trimtab.errors import ExportError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from trimtab.artifacts.bundle import Passes
+from trimtab.artifacts.manifest import Passes
 from trimtab.errors import ExportError
 from trimtab.kinds import Precision
 from trimtab_export.passes import anatomy

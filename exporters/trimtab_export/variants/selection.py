@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab.artifacts import bundle as bundles
-from trimtab.artifacts.bundle import Passes
+from trimtab.artifacts import cards, space
+from trimtab.artifacts import manifest as manifests
+from trimtab.artifacts.manifest import Passes
 from trimtab.errors import ExportError
 from trimtab_export import write
 from trimtab_export.graph import to_onnx
+from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Device, Source, Target
 from trimtab_export.tokens import Batcher
 from trimtab_export.variants import cells, kept, material
@@ -51,7 +53,7 @@ class Selected:
 
     variants: list[Candidate]
     measured: list[Candidate]
-    cells: tuple[bundles.Cell, ...]
+    cells: tuple[cards.Cell, ...]
     int8_limit: float | None  # of the encoder itself, over the texts; None: nothing was asked for
 
 
@@ -90,7 +92,7 @@ def select(
             raise ExportError(f"the variant {passes.name}: {error}") from error
     limit = bench.int8_limit(graph)
     leaving = any(passes.exit is not None or passes.width is not None for passes in wanted.recipe)
-    every: tuple[bundles.Cell, ...] = ()
+    every: tuple[cards.Cell, ...] = ()
     if leaving or wanted.min_quality:
         tell("measuring every depth and width")
         every = cells.measure(bench.shop, yardstick)
@@ -109,27 +111,33 @@ def among(candidate: Candidate, compared: int) -> Candidate:
     return replace(candidate, report=kept.among(candidate.report, compared))
 
 
-def put(candidate: Candidate, folder: Path, space: str) -> bundles.Variant:
+def put(candidate: Candidate, folder: Path, output: manifests.Output) -> manifests.Variant:
     """Put a variant's files into the bundle in `folder`, and describe it.
 
     Args:
-        space: the bundle's own.
+        output: the bundle's, which the variant gives in a space of its own.
     """
     passes = candidate.passes
     target = folder / passes.name
     shutil.copytree(candidate.files[0].parent, target, copy_function=os.link)
     files = tuple(write.entry(folder, target / path.name) for path in candidate.files)
-    return bundles.Variant(
+    return manifests.Variant(
         name=passes.name,
         precision=passes.precision,
         inputs=to_onnx.inputs_of(target / candidate.files[0].name),
+        tensors={output.name: manifests.Tensor(name=OUTPUT)},
         unpadded=candidate.unpadded,
         files=files,
         report=candidate.report,
-        space=bundles.variant_space(space, files),
         passes=passes,
-        dimensions=passes.width,
-        int8_limit=candidate.fidelity.packed.int8_limit if candidate.fidelity.packed else None,
+        moved=(
+            manifests.Moved(
+                output=output.name,
+                space=space.of_variant(output.space, files),
+                dimensions=passes.width,
+                int8_limit=candidate.fidelity.packed.int8_limit if candidate.fidelity.packed else None,
+            ),
+        ),
     )
 
 

@@ -1,24 +1,39 @@
 """A loaded version of an encoder and the variants loaded beside it; which of them a request means."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import File
-from trimtab.artifacts.bundle import (
-    Bundle,
-    Manifest,
-    Variant,
-)
+from trimtab.artifacts.bundle import Bundle
+from trimtab.artifacts.manifest import Manifest, Variant
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
-from trimtab.inputs import TextInput, TokenTypes
-from trimtab.tokens import Tokenizer
-from trimtab_server.engine.batch import Model, OutputSpec, Stored
+from trimtab.inputs.graph import GraphInput
+from trimtab.outputs.known import OUTPUTS
+from trimtab_server.engine.batch import Model, OutputSpec, Stored, Wanted
+from trimtab_server.inputs.reader import Reader
 from trimtab_server.outputs import dense
-from trimtab_server.spaces.adapters import Route
+from trimtab_server.outputs.kind import OutputKind
+from trimtab_server.outputs.known import KINDS
+from trimtab_server.spaces.adapters import Route, own
 
-# Of a graph, with the embedding of each text, and behind it the inner states, where it gives these.
-TENSOR = "embeddings"
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An output of an encoder, as it is served."""
+
+    name: str
+    kind: OutputKind[Any]
+    own: Route  # into its own space
+    columns: Wanted  # the engine's
+
+
+class Way(NamedTuple):
+    """An output that is asked for, and its way into a space."""
+
+    output: Given
+    route: Route
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -29,10 +44,10 @@ class Encoder:
     """
 
     manifest: Manifest
-    tokenizer: Tokenizer
+    reader: Reader
     model: Model
     number: int  # of the model, in the engine
-    own: Route  # into its own space
+    outputs: Mapping[str, Given]  # by name; the first is given where none is named
     variants: Mapping[str, "Encoder"] = field(default_factory=dict)  # loaded beside the first, by name
 
     @property
@@ -51,9 +66,51 @@ class Encoder:
         return self.manifest.variants[0]
 
     @property
+    def output(self) -> Given:
+        """What is given where no output is named."""
+        return next(iter(self.outputs.values()))
+
+    @property
+    def own(self) -> Route:
+        """The way into its own space."""
+        return self.output.own
+
+    @property
+    def way(self) -> Way:
+        """Of what is given where no output is named, into its own space."""
+        return Way(self.output, self.output.own)
+
+    @property
+    def mapped(self) -> str:
+        """The column of the vectors that adapters map; "" where what it gives first is not dense."""
+        return self.output.columns[0] if self.output.kind.kind == "dense" else ""
+
+    @property
+    def vectors(self) -> str:
+        """The column of its vectors. FailedPrecondition where what it gives first is not dense."""
+        if not self.mapped:
+            kind = self.output.kind.kind
+            raise FailedPrecondition(f"encoder {self.name} gives {kind}, where dense vectors are needed")
+        return self.mapped
+
+    @property
     def states_width(self) -> int:
         """How many components of inner states the model gives beside the embedding; 0: it gives none."""
         return sum(output.width for output in self.model.outputs if output.name == dense.STATES)
+
+    def outputs_named(self, names: Sequence[str]) -> list[Given]:
+        """The outputs of these names; where there are none, the first. InvalidArgument where it has no such
+        one, or one is named twice."""
+        if not names:
+            return [self.output]
+        if len(set(names)) < len(names):
+            raise InvalidArgument("outputs names one twice: name each once")
+        unknown = [name for name in names if name not in self.outputs]
+        if unknown:
+            raise InvalidArgument(
+                f"encoder {self.name} has no output {unknown[0]!r}; it has {', '.join(self.outputs)}"
+            )
+        return [self.outputs[name] for name in names]
 
     def graphs(self) -> tuple["Encoder", ...]:
         """This one, and those that are loaded beside it."""
@@ -99,39 +156,51 @@ class Encoder:
         return ", ".join(f"{name} ({depth} layers)" if depth else name for name, depth in depths)
 
 
-def model_of(
-    bundle: Bundle,
-    variant: Variant,
-    types: TokenTypes,
-    *,
-    fewest: int = 1,
-    highest: int = 0,
-    with_states: bool = False,
-) -> Model:
-    """The graph of a variant, or what gives its inner states, too, as devices load it.
-
-    `types` are those that the bundle's tokenizer gives; of its tokens a text has `fewest` or more, and their
-    ids go up to `highest` (0: nobody knows).
-    """
+def model_of(bundle: Bundle, variant: Variant, given: GraphInput, *, with_states: bool = False) -> Model:
+    """The graph of a variant, or what gives its inner states, too, as devices load it, fed as `given`."""
     manifest, states = variants.alone(bundle.manifest, variant), variant.states if with_states else None
     graph = states.file if states else variant.files[0]
-    width = manifest.dimensions
-    outputs = [OutputSpec(dense.DENSE, TENSOR, width, unit=manifest.normalized)]
+    outputs = list(_specs(manifest, variant))
     if states:  # in one tensor, since ONNX Runtime computes every output, asked for or not
-        outputs.append(OutputSpec(dense.STATES, TENSOR, states.width, start=width))
+        vectors = outputs[0]
+        outputs.append(OutputSpec(dense.STATES, vectors.tensor, states.width, start=vectors.width))
     return Model(
         encoder=manifest.name,
         version=manifest.version,
         variant=variant.name,
         folder=bundle.path,
         files=tuple(map(stored, (graph, *variant.files[1:]))),
-        input=TextInput(variant.inputs, manifest.pad_id, types, fewest, highest),
+        input=given,
         outputs=tuple(outputs),
-        most_units=manifest.max_tokens,
+        most_units=manifest.input.most_units,
         unpadded=variant.unpadded,
         precision=variant.precision,
         engines=tuple(map(stored, variant.engines)),
     )
+
+
+def given(manifest: Manifest) -> dict[str, Given]:
+    """The outputs of an encoder, by name."""
+    return {
+        output.name: Given(
+            output.name,
+            KINDS[output.kind],
+            own(manifest, output),
+            tuple(column.name for column in OUTPUTS[output.kind].columns(output)),
+        )
+        for output in manifest.outputs_of(manifest.towers[0])
+    }
+
+
+def _specs(manifest: Manifest, variant: Variant) -> Iterator[OutputSpec]:
+    """The columns that a variant gives."""
+    for output in manifest.outputs_of(manifest.towers[0]):
+        for column in OUTPUTS[output.kind].columns(output):
+            tensor = variant.tensors[column.name]
+            yield OutputSpec(
+                column.name, tensor.name, column.width, dtype=column.dtype, unit=column.unit,
+                several=column.several, most=column.most, offsets=tensor.offsets or "", places=column.places,
+            )  # fmt: skip
 
 
 def stored(file: File) -> Stored:

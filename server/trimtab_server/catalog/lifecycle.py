@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from trimtab.artifacts.bundle import Manifest
+from trimtab.artifacts.manifest import Manifest
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.spaces.adapters import Loaded, Vectors
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from trimtab.artifacts import bundle as bundles
-from trimtab.artifacts.bundle import Manifest
+from trimtab.artifacts.manifest import Manifest
 from trimtab.errors import BundleError
 
 Stamps: TypeAlias = Mapping[str, tuple[int, int, int]]
@@ -48,6 +48,6 @@ class OnDisk:
 
 def stamps(path: Path, manifest: Manifest) -> Stamps:
     """How the files of a bundle look: none can be changed without one of these, not even to the same size."""
-    names = [bundles.MANIFEST, *(file.path for file in bundles.files(manifest))]
+    names = [bundles.MANIFEST, *(file.path for file in manifest.files())]
     found = {name: (path / name).stat() for name in names}
     return {name: (each.st_ino, each.st_size, each.st_ctime_ns) for name, each in found.items()}

@@ -12,23 +12,25 @@ from typing import TypeVar
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import provisional
-from trimtab.artifacts.bundle import TRAINED_ON, Bundle, Variant
+from trimtab.artifacts.bundle import Bundle
+from trimtab.artifacts.cards import TRAINED_ON
+from trimtab.artifacts.manifest import Variant
 from trimtab.artifacts.signatures import Signers
-from trimtab.errors import BundleError
-from trimtab.tokens import Tokenizer
+from trimtab.errors import BundleError, Unimplemented
+from trimtab.inputs.graph import Tried
 from trimtab_server import limited
 from trimtab_server.catalog import ondisk
-from trimtab_server.catalog.encoder import Encoder, model_of, others, stored
+from trimtab_server.catalog.encoder import Encoder, given, model_of, others, stored
 from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.ondisk import OnDisk, Stamps
 from trimtab_server.engine.batch import Model, Payload
 from trimtab_server.engine.port import EnginePort, Turn, Work
-from trimtab_server.engine.runners.rehearsal import Finding, Piece, Tokens
+from trimtab_server.engine.runners.rehearsal import Finding, Piece, ProcessorPiece
 from trimtab_server.engine.runners.runner import GraphError
 from trimtab_server.engine.runners.stage import Stage
-from trimtab_server.inputs import text
-from trimtab_server.outputs import dense
-from trimtab_server.spaces.adapters import Adapters, Vectors, own
+from trimtab_server.inputs.known import READERS
+from trimtab_server.inputs.reader import Reader
+from trimtab_server.spaces.adapters import Adapters, Vectors
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +94,15 @@ class Opener:
         policies = [policy for policy in self._policies if policy.concerns(name)]
         for policy in policies:
             policy.check(manifest, self._adapters.of(name))
-        file = bundle.file(manifest.tokenizer)
-        found = await self._rehearse_tokens(bundle)
-        tokenizer = await self._step(f"loading {file}", partial(_tokenizer, bundle))
+        if len(manifest.towers) > 1:
+            raise Unimplemented(
+                f"{path} has {len(manifest.towers)} towers, and this server serves encoders of one"
+            )
+        found = await self._rehearse_processor(bundle)
+        reader = await self._step(f"loading the processor of {path}", partial(_reader, bundle))
         with_states = self._adapters.wants_states(manifest)
-        first = _model(bundle, manifest.variants[0], tokenizer, found, with_states=with_states)
-        models = [first, *(_model(bundle, variant, tokenizer, found) for variant in beside)]
+        first = _model(bundle, manifest.variants[0], reader, found, with_states=with_states)
+        models = [first, *(_model(bundle, variant, reader, found) for variant in beside)]
         await self._step(f"reading {path}", partial(_check_rest, bundle, models))
         tokenized = time.monotonic()
         await self._rehearse(models)
@@ -109,10 +114,10 @@ class Opener:
         }  # fmt: skip
         alone = [variants.alone(manifest, variant) for variant in beside]
         rest = {
-            model.variant: Encoder(each, tokenizer, model, number, own(each))
+            model.variant: Encoder(each, reader, model, number, given(each))
             for each, model, number in zip(alone, models[1:], numbers[1:], strict=True)
         }
-        encoder = Encoder(manifest, tokenizer, first, numbers[0], own(manifest), rest)
+        encoder = Encoder(manifest, reader, first, numbers[0], given(manifest), rest)
         seconds |= await self._ask(policies, encoder)
         stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
         log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
@@ -147,8 +152,8 @@ class Opener:
         if bundle.manifest != before.manifest:
             raise BundleError(f"{path} holds another bundle than the one that was loaded")
         first, with_states = bundle.manifest.variants[0], self._adapters.wants_states(bundle.manifest)
-        found = await self._rehearse_tokens(bundle)
-        model = _model(bundle, first, before.tokenizer, found, with_states=with_states)
+        found = await self._rehearse_processor(bundle)
+        model = _model(bundle, first, before.reader, found, with_states=with_states)
         await self._rehearse([model])
         return replace(before, model=model, number=await self._engine.load(model))
 
@@ -164,20 +169,23 @@ class Opener:
     async def _embed(self, encoder: Encoder, texts: list[str]) -> Vectors:
         """Whole vectors of texts whose prompts stand before them, float32 (n, dimensions)."""
 
-        def tokenize() -> list[Payload]:
-            return list(map(text.payload, encoder.tokenizer.read(texts, "end")))
+        reader, column = encoder.reader, encoder.vectors
 
-        payloads = await asyncio.to_thread(tokenize)
+        def read() -> list[Payload]:
+            return reader.payloads(reader.read(texts, "end"), "end", str)
+
+        payloads = await asyncio.to_thread(read)
         turn = Turn(TENANT, TENANT, "bulk", None)
-        computed = await self._engine.compute(Work(0, encoder.number, turn, payloads, dense.ALONE))
-        return computed.result[dense.DENSE].values
+        computed = await self._engine.compute(Work(0, encoder.number, turn, payloads, (column,)))
+        return computed.result[column].values
 
-    async def _rehearse_tokens(self, bundle: Bundle) -> Finding:
-        """Have a tokenizer tried in a process of its own. BundleError where that fails."""
-        if self._stage is None:
+    async def _rehearse_processor(self, bundle: Bundle) -> Finding:
+        """Have a tokenizer or the like tried in a process of its own. BundleError where that fails."""
+        given = bundle.manifest.input
+        if self._stage is None or given.processor is None:
             return Finding()
-        file = bundle.manifest.tokenizer
-        return await self._try(self._stage, bundle.file(file), Tokens(bundle.path, stored(file)))
+        piece = ProcessorPiece(given.kind, bundle.path, stored(given.processor))
+        return await self._try(self._stage, bundle.file(given.processor), piece)
 
     async def _rehearse(self, models: Sequence[Model]) -> None:
         """The same of graphs."""
@@ -216,25 +224,26 @@ class Opener:
 
 
 def _model(
-    bundle: Bundle, variant: Variant, tokenizer: Tokenizer, found: Finding, *, with_states: bool = False
+    bundle: Bundle, variant: Variant, reader: Reader, found: Finding, *, with_states: bool = False
 ) -> Model:
-    """A graph, with what was found of its tokenizer."""
-    return model_of(
-        bundle, variant, tokenizer.types,
-        fewest=max(1, found.fewest), highest=found.highest, with_states=with_states,
-    )  # fmt: skip
+    """A graph, with what was found of its input's processor."""
+    fed = reader.graph_input(variant.inputs, Tried(max(1, found.fewest), found.highest))
+    return model_of(bundle, variant, fed, with_states=with_states)
 
 
-def _tokenizer(bundle: Bundle) -> Tokenizer:
-    manifest = bundle.manifest
-    content = bundles.BUNDLE.content(bundle.path, manifest.tokenizer)
-    return Tokenizer(bytes(content), manifest.max_tokens, name=str(bundle.file(manifest.tokenizer)))
+def _reader(bundle: Bundle) -> Reader:
+    """What reads a bundle's input."""
+    given = bundle.manifest.input
+    if given.processor is None:
+        return READERS[given.kind].open(given, b"", str(bundle.path))
+    content = bundles.BUNDLE.content(bundle.path, given.processor)
+    return READERS[given.kind].open(given, bytes(content), str(bundle.file(given.processor)))
 
 
 def _check_rest(bundle: Bundle, models: Sequence[Model]) -> None:
     """Hash the files that no model reads: those of the models are hashed when they are read."""
     read = {file.path for model in models for file in model.files}
-    for file in bundles.files(bundle.manifest):
+    for file in bundle.manifest.files():
         if file.path not in read:
             limited.step()  # each may be large, and the limit is for one
             bundles.BUNDLE.check(bundle.path, file, verify=True)

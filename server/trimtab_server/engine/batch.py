@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from trimtab.inputs import GraphInput
+from trimtab.inputs.graph import GraphInput
 from trimtab.kinds import Precision, Priority
 from trimtab.values.column import Columns, Values, stacked
 
@@ -49,8 +49,16 @@ class OutputSpec:
     width: int = 0  # components of a row; 0: a row is one number
     start: int = 0  # where they begin in the tensor's rows
     dtype: str = "float32"
-    several: bool = False  # an item has several rows, at most one a unit
+    several: bool = False  # an item has several rows
+    most: int = 0  # as many as these; 0: at most one a unit
+    offsets: str = ""  # the tensor with the offsets of items, where they have several rows
     unit: bool = False  # rows are of length 1
+    places: str = ""  # the output that says where these numbers stand in a long vector
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What is asked of the graph for it."""
+        return (self.tensor, self.offsets) if self.several else (self.tensor,)
 
     @property
     def row_bytes(self) -> int:
@@ -99,7 +107,7 @@ class Model:
         size = 0
         for each in self.outputs:
             if each.name in wanted:
-                size += each.row_bytes * (self.most_units if each.several else 1)
+                size += each.row_bytes * ((each.most or self.most_units) if each.several else 1)
         return size
 
     def sample(self, units: int) -> Payload:

@@ -3,7 +3,7 @@
 The engine runs in the same process (local.py), and may run in another one. So models and admitted requests
 go by numbers, nothing here is a closure or an object whose identity counts, and a snapshot tells of the
 queue. Times are on time.monotonic's clock, which the processes of a machine share. Errors are those of
-trimtab.errors: a code, a message and `retry_after`.
+trimtab.errors: a code, a message and `retry_after`; and ItemError, with the place of an item.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from trimtab.errors import InternalError
 from trimtab.kinds import Priority
 from trimtab.values.column import Columns
 from trimtab_server.engine.batch import Model, Payload, Wanted
@@ -45,6 +46,18 @@ class Work(msgspec.Struct, frozen=True):
     turn: Turn
     payloads: Sequence[Payload]
     wanted: Wanted
+
+
+class ItemError(InternalError):
+    """An item of a request cannot be computed. Who asked says how the item is called.
+
+    row: the item's place among the payloads. why: in a word.
+    """
+
+    def __init__(self, row: int, why: str) -> None:
+        super().__init__(f"the encoder failed on item {row}: {why}")
+        self.row = row
+        self.why = why
 
 
 class Computed(msgspec.Struct, frozen=True):

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Sequence
 
-from trimtab.errors import InternalError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.values.column import Columns, gathered
 from trimtab_server.engine.batch import Item, Wanted
-from trimtab_server.engine.port import Computed
+from trimtab_server.engine.port import Computed, ItemError
 
 
 class Ticket:
@@ -52,7 +52,7 @@ class Ticket:
         if isinstance(error, TrimtabError):
             own = type(error)(str(error))  # an error collects where it was raised: to each request its own
         else:
-            own = InternalError(f"the encoder failed on texts[{rows[0]}]: {type(error).__name__}")
+            own = ItemError(rows[0], type(error).__name__)
             own.__cause__ = error
         self._future.set_exception(own)
 

@@ -1,205 +1,75 @@
-"""Text to token ids, on threads. Texts that wait at the same time are tokenised together; of those who send
-much, each gets its turn."""
+"""Text to token ids, by the bundle's tokenizer."""
 
-import asyncio
-import os
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import ClassVar
 
-from trimtab.errors import InternalError, InvalidArgument
+import msgspec
+
+from trimtab.artifacts.manifest import Input
+from trimtab.errors import InvalidArgument
+from trimtab.inputs.graph import Tried
+from trimtab.inputs.text import TextInput, TextSettings
 from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer, Tokens
 from trimtab_server.engine.batch import Payload
+from trimtab_server.inputs.reader import Reader, Which
 
-# Parallelism comes from the threads of this module, as many as configured; the library's own would take
-# every core.
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-# A job holds so many texts and characters: a large request is cut into jobs, so that others get in between.
-JOB_TEXTS = 32
-JOB_CHARACTERS = 1 << 16
-# A text of more may take a second, where it cannot be cut: it has a thread of its own.
-LONG_CHARACTERS = 1 << 14
-# One text of so few characters is tokenised at once: a thread would take longer to wake up.
-INLINE_CHARACTERS = 256
-STOP_SECONDS = 1.0
-# Jobs that a thread takes at once, where they are small.
-JOBS_AT_ONCE = 16
+# A text has no more tokens than bytes, and these.
+SPECIAL_TOKENS = 4
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Job:
-    tokenizer: Tokenizer
-    texts: Sequence[str]
-    how: Truncate
-    future: asyncio.Future[list[Tokens]]
+class TextReader(Reader):
+    """Tokenises texts, whose units are their tokens."""
 
-    @property
-    def characters(self) -> int:
-        return sum(map(len, self.texts))
+    form: ClassVar[str] = "text"
+    processor: ClassVar[str] = "tokenizer"
 
-    @property
-    def long(self) -> bool:
-        """Whether one text may take as long as many requests do."""
-        return any(len(text) > LONG_CHARACTERS for text in self.texts)
+    def __init__(self, tokenizer: Tokenizer, pad_id: int = 0) -> None:
+        self._tokenizer = tokenizer
+        self._pad_id = pad_id
 
+    @classmethod
+    def open(cls, declared: Input, content: bytes, name: str) -> "TextReader":
+        """The bundle's tokenizer. Raises as trimtab.tokens.Tokenizer does."""
+        settings = msgspec.convert(declared.settings, TextSettings)
+        return cls(Tokenizer(content, declared.most_units, name=name), settings.pad_id)
 
-class _Jobs:
-    """What waits for the threads: of each flow the first job, then of each the second. It is bounded by what
-    admission lets in."""
+    def graph_input(self, names: Sequence[str], tried: Tried) -> TextInput:
+        """Padded ids, with what stands beside them."""
+        fewest = max(1, tried.fewest)
+        return TextInput(tuple(names), self._pad_id, self._tokenizer.types, fewest, tried.highest)
 
-    def __init__(self) -> None:
-        self._flows: OrderedDict[Hashable, deque[_Job]] = OrderedDict()
-        self._change = threading.Condition()
-        self._closed = False
+    def prompted(self, items: Sequence[str], prompt: str) -> Sequence[str]:
+        """A prompt and a text are one text."""
+        return [prompt + text for text in items]
 
-    def __len__(self) -> int:
-        with self._change:
-            return sum(map(len, self._flows.values()))
+    def size(self, item: str) -> int:
+        """In UTF-8."""
+        return len(item) if item.isascii() else len(item.encode())
 
-    def put(self, flow: Hashable, jobs: Sequence[_Job]) -> None:
-        """Queue jobs behind the flow's others."""
-        with self._change:
-            self._flows.setdefault(flow, deque()).extend(jobs)
-            self._change.notify(len(jobs))
+    def characters(self, item: str) -> int:
+        """Its own."""
+        return len(item)
 
-    def take(self) -> list[_Job]:
-        """Wait for jobs, and take several where they are small; none: there will be no more."""
-        with self._change:
-            self._change.wait_for(lambda: self._flows or self._closed)
-            jobs: list[_Job] = []
-            characters = 0
-            while self._flows and len(jobs) < JOBS_AT_ONCE and characters < JOB_CHARACTERS:
-                flow, waiting = self._flows.popitem(last=False)
-                jobs.append(waiting.popleft())
-                characters += jobs[-1].characters
-                if waiting:
-                    self._flows[flow] = waiting  # the others come first
-            return jobs
+    def bound(self, items: Sequence[str]) -> tuple[int, int]:
+        """As a text of so many bytes can have: in UTF-8 or as Python keeps it, and no more of its tokens."""
+        most = self._tokenizer.max_tokens
+        lengths = [len(text) if text.isascii() else 4 * len(text) for text in items]
+        return sum([min(length + SPECIAL_TOKENS, most) for length in lengths]), sum(lengths)
 
-    def close(self) -> None:
-        """Let the threads end when nothing waits any more."""
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
+    def read(self, items: Sequence[str], how: Truncate) -> list[Tokens]:
+        """The tokens of each text."""
+        return self._tokenizer.read(items, how)
 
-
-class Tokenization:
-    """The threads that tokenise: so many, and one more for long texts, behind which nobody else waits."""
-
-    def __init__(self, threads: int) -> None:
-        self._jobs, self._long = _Jobs(), _Jobs()
-        self._loop = asyncio.get_running_loop()
-        work = [(f"tokenizer-{number}", self._jobs) for number in range(threads)]
-        self._threads = [
-            threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True)
-            for name, jobs in (*work, ("long-texts", self._long))
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    async def encode(
-        self, tokenizer: Tokenizer, texts: Sequence[str], how: Truncate, flow: Hashable = None
-    ) -> list[Payload]:
-        """The tokens of each text, cut to what the encoder reads. Flows take turns.
-
-        Raises InvalidArgument where `how` is "none" and a text is too long.
-        """
-        if len(texts) == 1 and len(texts[0]) <= INLINE_CHARACTERS:
-            try:
-                read = tokenizer.read(texts, how)
-            except BaseException as error:  # as on the threads below
-                raise _failure(error) from error
-            return _fitting(read, tokenizer, how)
-        jobs = [_Job(tokenizer, part, how, self._loop.create_future()) for part in _parts(texts)]
-        for queue, long in ((self._jobs, False), (self._long, True)):
-            if of_it := [job for job in jobs if job.long is long]:
-                queue.put(flow, of_it)
-        try:
-            read = [tokens for job in jobs for tokens in await job.future]
-        finally:
-            for job in jobs:
-                job.future.cancel()
-        return _fitting(read, tokenizer, how)
-
-    @property
-    def waiting(self) -> int:
-        """How many jobs wait for a thread."""
-        return len(self._jobs) + len(self._long)
-
-    def stop(self) -> None:
-        """Stop the threads, each after what it is doing; one that hangs is left behind."""
-        self._jobs.close()
-        self._long.close()
-        for thread in self._threads:
-            thread.join(STOP_SECONDS)
-
-    def _work(self, queue: _Jobs) -> None:
-        while jobs := queue.take():
-            # A job whose caller has gone is not worth the work.
-            wanted = [each for each in jobs if not each.future.cancelled()]
-            for kind in {(each.tokenizer, each.how) for each in wanted}:
-                self._encode(*kind, [each for each in wanted if (each.tokenizer, each.how) == kind])
-
-    def _encode(self, tokenizer: Tokenizer, how: Truncate, jobs: list[_Job]) -> None:
-        try:
-            read = iter(tokenizer.read([text for job in jobs for text in job.texts], how))
-            results = [[next(read) for _ in job.texts] for job in jobs]
-        except BaseException as error:  # a panic of the library's is no Exception, and ends no thread
-            self._tell(_fail, jobs, error)
-        else:
-            self._tell(_deliver, jobs, results)
-
-    def _tell(self, act: Callable[..., None], jobs: list[_Job], what: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: the server has stopped without this thread
-            self._loop.call_soon_threadsafe(act, jobs, what)
-
-
-def _fitting(read: Sequence[Tokens], tokenizer: Tokenizer, how: Truncate) -> list[Payload]:
-    """The payloads; InvalidArgument names the first text that is too long, where none may be cut."""
-    if how == "none":
-        for row, tokens in enumerate(read):
-            if tokens.count > tokenizer.max_tokens:
-                more = "" if tokens.whole else " or more"
-                raise InvalidArgument(
-                    f"texts[{row}] has {tokens.count} tokens{more}, this encoder reads "
-                    f"{tokenizer.max_tokens}: shorten it, or let it be cut with truncate=END or START"
-                )
-    return [payload(tokens) for tokens in read]
-
-
-def payload(tokens: Tokens) -> Payload:
-    """A text for a graph, whose units are its tokens."""
-    return Payload({"ids": tokens.ids}, len(tokens.ids), tokens.ids.tobytes())
-
-
-def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The texts in slices of JOB_TEXTS and about JOB_CHARACTERS."""
-    start, characters = 0, 0
-    for row, text in enumerate(texts):
-        if row > start and (row - start == JOB_TEXTS or characters + len(text) > JOB_CHARACTERS):
-            yield texts[start:row]
-            start, characters = row, 0
-        characters += len(text)
-    yield texts[start:]
-
-
-def _deliver(jobs: list[_Job], results: list[list[Tokens]]) -> None:
-    for job, result in zip(jobs, results, strict=True):
-        if not job.future.done():
-            job.future.set_result(result)
-
-
-def _fail(jobs: list[_Job], error: BaseException) -> None:
-    for job in jobs:
-        if not job.future.done():
-            job.future.set_exception(_failure(error))
-
-
-def _failure(error: BaseException) -> InternalError:
-    failure = InternalError(f"the tokenizer failed: {type(error).__name__}")
-    failure.__cause__ = error
-    return failure
+    def payloads(self, read: Sequence[Tokens], how: Truncate, which: Which) -> list[Payload]:
+        """The ids of each text."""
+        if how == "none":
+            most = self._tokenizer.max_tokens
+            for row, tokens in enumerate(read):
+                if tokens.count > most:
+                    more = "" if tokens.whole else " or more"
+                    raise InvalidArgument(
+                        f"{which(row)} has {tokens.count} tokens{more}, this encoder reads {most}: shorten "
+                        "it, or let it be cut with truncate=END or START"
+                    )
+        return [Payload({"ids": tokens.ids}, len(tokens.ids), tokens.ids.tobytes()) for tokens in read]

@@ -1,32 +1,78 @@
-"""From a graph's vectors to what the caller asked for: cut, normalise, quantise. Pure functions."""
+"""A vector of each item: cut, normalised, quantised. Pure functions."""
+
+from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import InternalError
+from trimtab.errors import FailedPrecondition, InvalidArgument
 from trimtab.kinds import Dtype
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.values import dense, similarity
+from trimtab.values.column import Columns
+from trimtab_server.outputs.kind import OutputKind, Place, Scores, Shape
 
-# The engine's names: of a vector for each item, and of the mean hidden states that some adapters read, too.
-DENSE, STATES = "dense", "states"
-ALONE = (DENSE,)
-WITH_STATES = (DENSE, STATES)
+# The engine's name of the mean hidden states that some adapters read beside the vectors.
+STATES = "states"
 
 
-class Output(msgspec.Struct, frozen=True):
-    """A matrix of `dtype`, one row a text; for int8, component = value * scale."""
+class Matrix(msgspec.Struct, frozen=True):
+    """Numbers of `dtype`, one row an item; for int8, component = value * scale."""
 
     matrix: NDArray[np.generic]
     dtype: Dtype
     scale: float = 0.0
 
 
-def check_finite(vectors: NDArray[np.float32], name: str = "texts") -> None:
-    """InternalError, naming the row, where a graph gave a component that is no number."""
-    finite = np.isfinite(vectors)
-    if not np.logical_and.reduce(finite, axis=None):  # as `all`, by way of less Python
-        bad = ~finite.all(axis=1)
-        raise InternalError(f"the encoder gave no finite vector for {name}[{int(bad.argmax())}]")
+class DenseKind(OutputKind[Matrix]):
+    """Vectors, float32 (n, dimensions)."""
+
+    kind: ClassVar[str] = "dense"
+    form: ClassVar[str] = "dense"
+
+    def check(self, place: Place, shape: Shape) -> None:
+        """Refuse dimensions that there are not, bits that fill no byte, a range or a length nobody knows."""
+        wanted = shape.dimensions or place.dimensions
+        if wanted > place.dimensions:
+            raise InvalidArgument(
+                f"dimensions is {shape.dimensions}, {place.title} has {place.dimensions}: ask for that many "
+                "or fewer"
+            )
+        if shape.dtype == "ubinary" and wanted % 8:
+            raise InvalidArgument(
+                f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not {wanted}"
+            )
+        if shape.dtype == "int8" and place.int8_limit is None:
+            raise FailedPrecondition(
+                f"the range of int8 {place.uncalibrated}: ask for float32 or float16, or {place.cure}"
+            )
+        if wanted < place.dimensions and place.normalized is None:
+            raise FailedPrecondition(
+                f"vectors of {place.title} cannot be cut: whether they are of length 1 only its encoder "
+                f"tells, which this server does not have. Ask for all dimensions, or {place.cure}"
+            )
+
+    def finish(self, columns: Columns, names: Sequence[str], place: Place, shape: Shape) -> Matrix:
+        """The vectors' first dimensions, in the dtype."""
+        return finish(
+            columns[names[0]].values,
+            dimensions=shape.dimensions or place.dimensions,
+            normalized=bool(place.normalized),
+            dtype=shape.dtype,
+            int8_limit=place.int8_limit or 0.0,
+        )
+
+    def write(self, message: pb.Output, finished: Matrix) -> None:
+        """As a matrix."""
+        dense.write(message.dense, finished.matrix, finished.dtype, finished.scale)
+
+    def score(self, query: Columns, documents: Columns, names: Sequence[str], place: Place) -> Scores:
+        """By the similarity of the space."""
+        (name,) = names
+        near = place.similarity or "cosine"  # of an encoder's own space it is known
+        return similarity.scores(query[name].values[0], documents[name].values, near)
 
 
 def finish(
@@ -36,11 +82,11 @@ def finish(
     normalized: bool,
     dtype: Dtype,
     int8_limit: float,
-) -> Output:
+) -> Matrix:
     """Vectors, float32 (n, full dimensions), as their first `dimensions` components in `dtype`.
 
     A cut vector is brought back to length 1 where the space is normalised (Kusupati et al. 2022,
-    Matryoshka Representation Learning). They must be finite: see check_finite.
+    Matryoshka Representation Learning). They must be finite.
     """
     full = vectors.shape[1]
     if dimensions < full:
@@ -49,13 +95,13 @@ def finish(
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(norms, 1e-12)
     if dtype == "float32":
-        return Output(vectors, dtype)
+        return Matrix(vectors, dtype)
     if dtype == "float16":
         limit = np.finfo(np.float16).max  # an unnormalised component may be larger: clip, never inf
-        return Output(np.clip(vectors, -limit, limit).astype(np.float16), dtype)
+        return Matrix(np.clip(vectors, -limit, limit).astype(np.float16), dtype)
     if dtype == "ubinary":
-        return Output(np.packbits(vectors > 0, axis=1), dtype)
+        return Matrix(np.packbits(vectors > 0, axis=1), dtype)
     # The limit was calibrated at full width; a unit vector of fewer components has larger ones.
     widening = (full / dimensions) ** 0.5 if normalized else 1.0
     scale = int8_limit * widening / 127
-    return Output(np.clip(np.rint(vectors / scale), -127, 127).astype(np.int8), dtype, scale)
+    return Matrix(np.clip(np.rint(vectors / scale), -127, 127).astype(np.int8), dtype, scale)

@@ -8,16 +8,18 @@ its queries alone, as they are.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import provisional
-from trimtab.artifacts.bundle import TRAINED_ON, Manifest
+from trimtab.artifacts.cards import TRAINED_ON
+from trimtab.artifacts.manifest import Manifest
 from trimtab.errors import ConfigError
 from trimtab_server import config
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import Encoder, Way
 from trimtab_server.catalog.lifecycle import Embed, Lifecycle
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.adapters import Loaded, Route, own
@@ -132,7 +134,9 @@ class Brownouts(Lifecycle, Policy):
         fallback = self._fallbacks.get((encoder.name, encoder.version))
         if fallback is None or not _measured(call, plan.request, encoder.manifest):
             return plan
-        return msgspec.structs.replace(plan, encoder=fallback[0], routes=(fallback[1],), browned_out=True)
+        cheaper, route = fallback
+        ways = (Way(cheaper.output, route),)
+        return msgspec.structs.replace(plan, encoder=cheaper, ways=ways, browned_out=True)
 
 
 def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
@@ -149,6 +153,7 @@ def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
         and tuple(request.spaces) in ((), (whole.space,))
         and request.dimensions in (None, whole.dimensions)
         and request.dtype != "ubinary"
+        and tuple(request.outputs) in ((), (whole.output.name,))
     )
 
 
@@ -158,7 +163,7 @@ def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) 
     Raises ConfigError, with what was measured, where nothing keeps that much.
     """
     variant = variants.named(whole, settings.variant)
-    if variant is None or variant.space is None:
+    if variant is None or not variant.moved:
         raise ConfigError(
             f"brownout names the variant {settings.variant!r}: give one of "
             f"{variants.names(whole.variants[1:])} of {variants.title(whole)}"
@@ -174,7 +179,7 @@ def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) 
     ]
     best = max(between, key=_keeps, default=None)
     if best is not None and _keeps(best) >= settings.min_quality:
-        return Route(whole.space, (best,), whole.dimensions, whole.normalized, whole.int8_limit)
+        return replace(own(whole), hops=(best,))
     found = [f"adapter {each.name} keeps {_keeps(each):.3f} of R@10" for each in between]
     card = variant.report.fidelity
     if card is not None and fallback.dimensions == whole.dimensions:

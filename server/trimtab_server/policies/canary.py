@@ -8,7 +8,7 @@ from trimtab.errors import TrimtabError
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.served import Served
-from trimtab_server.policies.routing import routes
+from trimtab_server.policies.routing import ways
 from trimtab_server.policies.trials import Trials
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.tasks.plan import Plan, Policy
@@ -34,7 +34,8 @@ class Canary(Policy):
 
     def plan(self, call: Call, plan: Plan) -> Plan:
         request = plan.request
-        if request.version or request.spaces or request.variant or request.layers:
+        named = request.version or request.spaces or request.outputs or request.variant or request.layers
+        if named:
             return plan
         canary = self._chosen(plan.version.name, call.tenant, request.texts[0])
         if canary is None:
@@ -50,15 +51,15 @@ class Canary(Policy):
     def _given(self, call: Call, plan: Plan, canary: Encoder) -> Plan | None:
         request, space = plan.request, plan.version.manifest.space
         if space == canary.manifest.space:
-            return Plan(request, canary, canary, (canary.own,))
+            return Plan(request, canary, canary, (canary.way,))
         # What is too long for the canary need not be for the other.
         if request.role != "query" or request.truncate == "none":
             return None
         asked = msgspec.structs.replace(request, spaces=(space,))
         try:
-            (route,) = routes(self._adapters, call.caller, canary, asked)
+            (way,) = ways(self._adapters, call.caller, canary, asked)
         except TrimtabError:  # there is no way into that space, or not for such vectors
             return None
-        if any(hop.manifest.verdict != "bridge" for hop in route.hops):
+        if any(hop.manifest.verdict != "bridge" for hop in way.route.hops):
             return None
-        return Plan(asked, canary, canary, (route,))
+        return Plan(asked, canary, canary, (way,))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.artifacts import variants
-from trimtab.artifacts.bundle import Manifest
+from trimtab.artifacts.manifest import Manifest
 from trimtab.errors import ConfigError, InvalidArgument
 from trimtab.hubness import HubnessGuard
 from trimtab_server import config
@@ -103,6 +103,11 @@ async def guard(settings: config.Guard, manifest: Manifest, embed: Embed) -> Pas
     Raises ConfigError where a file cannot be read or holds too few texts, or where the vectors are not
     compared by dot product.
     """
+    if manifest.output.kind != "dense":
+        raise ConfigError(
+            f"the guard compares dense vectors, and {variants.title(manifest)} gives {manifest.output.kind}: "
+            f"leave encoders.{manifest.name}.guard out"
+        )
     if manifest.similarity != "dot" and not (manifest.similarity == "cosine" and manifest.normalized):
         length = "" if manifest.normalized else " of vectors of any length"
         raise ConfigError(

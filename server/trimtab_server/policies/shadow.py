@@ -23,9 +23,8 @@ from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.served import Served
 from trimtab_server.engine.port import EnginePort, Turn, Work
-from trimtab_server.inputs.text import Tokenization
+from trimtab_server.inputs.preparation import Preparation
 from trimtab_server.observing.families import SECONDS
-from trimtab_server.outputs import dense
 from trimtab_server.policies.comparing import Comparison
 from trimtab_server.policies.trials import Trials
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
@@ -95,13 +94,13 @@ class Shadow(Policy):
         self,
         served: Served,
         trials: Trials,
-        tokenization: Tokenization,
+        preparation: Preparation,
         engine: EnginePort,
         figures: Figures,
     ) -> None:
         self._served = served
         self._trials = trials
-        self._tokenization = tokenization
+        self._preparation = preparation
         self._engine = engine
         self._texts: asyncio.Queue[_Text] = asyncio.Queue(MOST_TEXTS)
         self._characters = 0
@@ -184,14 +183,16 @@ class Shadow(Policy):
             if shown.query is not None:
                 prompt = prompts.query if shown.query else prompts.passage
             async with asyncio.timeout_at(deadline):
-                payloads = await self._tokenization.encode(
-                    shadow.tokenizer, [prompt + shown.text], shown.truncate, (TENANT, "bulk")
+                items = shadow.reader.prompted([shown.text], prompt) if prompt else [shown.text]
+                payloads = await self._preparation.read(
+                    shadow.reader, items, shown.truncate, (TENANT, "bulk")
                 )
                 turn = Turn(TENANT, TENANT, "bulk", deadline)
-                computed = await self._engine.compute(Work(0, shadow.number, turn, payloads, dense.ALONE))
+                work = Work(0, shadow.number, turn, payloads, (shadow.vectors,))
+                computed = await self._engine.compute(work)
             labels = _labels(answered, shown.version)
             self._figures.seconds.labels(*labels).observe(time.monotonic() - begun)
-            vector = computed.result[dense.DENSE].values[0]
+            vector = computed.result[shadow.vectors].values[0]
             if not (np.isfinite(vector).all() and np.isfinite(shown.vector).all()):
                 return "failed"
             finding = self._comparison(answered, shadow).add(shown.vector, vector)

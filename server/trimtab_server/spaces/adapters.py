@@ -19,11 +19,11 @@ from trimtab.artifacts import adapter as adapters
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts import variants
 from trimtab.artifacts.adapter import (
-    Adapter,
+    AdapterFolder,
     AdapterManifest,
     Endpoint,
 )
-from trimtab.artifacts.bundle import Manifest
+from trimtab.artifacts.manifest import Manifest, Output
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import (
     AdapterError,
@@ -33,6 +33,7 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
+from trimtab.kinds import Similarity
 from trimtab_server import limited
 from trimtab_server.callers.access import Caller
 from trimtab_server.engine.batch import Stored
@@ -108,18 +109,41 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How an encoder's vectors come into a space: through these adapters, one after the other."""
+    """How an encoder's output comes into a space: through these adapters, one after the other."""
 
     space: str
     hops: tuple[Loaded, ...]  # none: the space is the encoder's own
     dimensions: int
-    normalized: bool | None  # None: nobody knows
-    int8_limit: float | None
+    similarity: Similarity | None  # None: nobody knows, as below
+    normalized: bool | None
+    int8_limit: float | None  # None: it was not calibrated, or nobody knows
+    encoder: str  # whose the space is
+    version: int
+    variant: str = ""
 
     @property
     def names(self) -> list[str]:
         """ENCODER/NAME of the adapters."""
         return [hop.name for hop in self.hops]
+
+    @property
+    def title(self) -> str:
+        """How messages call where it leads."""
+        return f"space {self.space}" if self.hops else f"encoder {self.encoder}"
+
+    @property
+    def uncalibrated(self) -> str:
+        """Why there is no `int8_limit`."""
+        if self.hops:
+            return f"in space {self.space} was calibrated with an encoder that this server does not have"
+        return f"was calibrated for {self.encoder} itself, not for its narrower variant {self.variant}"
+
+    @property
+    def cure(self) -> str:
+        """What helps where something is not known."""
+        if self.hops:
+            return f"put the bundle of {self.encoder} version {self.version} into the repository"
+        return "export the encoder again"
 
 
 class Adapters:
@@ -140,7 +164,7 @@ class Adapters:
         self._signers = signers  # None: anybody's adapters are used
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
         self._retired: dict[Loaded, str] = {}  # those that have failed while they were used, and why
-        self._served: dict[tuple[str, int], tuple[bundles.Manifest, int]] = {}
+        self._served: dict[tuple[str, int], tuple[Manifest, int]] = {}
         self._unread: dict[str, dict[str, str]] = {}  # by encoder and name, those without a manifest; and why
         self._links: tuple[Loaded, ...] = ()  # as requests see them
         self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
@@ -161,15 +185,10 @@ class Adapters:
             if len(self._routes) >= MOST_ROUTES:
                 self._routes.clear()
             hops = self._routes[key] = self._find(caller, encoder, states_width, wanted)
-        last = hops[-1]
-        there = own(last.target) if last.target else None
-        return Route(
-            wanted,
-            hops,
-            last.manifest.target.dimensions,
-            there.normalized if there else None,
-            there.int8_limit if there else None,
-        )
+        end, target = hops[-1].manifest.target, hops[-1].target
+        if target is not None:
+            return replace(own(target), hops=hops)
+        return Route(wanted, hops, end.dimensions, None, None, None, end.encoder, end.version)
 
     def _find(self, caller: Caller, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
         try:
@@ -314,14 +333,14 @@ class Adapters:
         target = _target(repository, manifest.target, self._signers)
         return Loaded(encoder, manifest, sha256, session, problem, row_seconds, self._maps, target, watched)
 
-    def _session(self, adapter: Adapter, step: Callable[[], None]) -> tuple[OpenMap, float]:
+    def _session(self, adapter: AdapterFolder, step: Callable[[], None]) -> tuple[OpenMap, float]:
         """The map of an adapter, and what a row costs; it is rehearsed before, where there is a stage."""
         manifest, graph = adapter.manifest, adapter.manifest.graph
         map = Map(
             adapter.path, Stored(graph.path, graph.size, graph.sha256), manifest.groups,
             manifest.source.dimensions, manifest.target.dimensions, manifest.reads == "states",
         )  # fmt: skip
-        piece = rehearsal.Adapter(map)
+        piece = rehearsal.MapPiece(map)
         try:
             stage = self._stage
             found = stage.rehearse(piece, step) if stage else rehearsal.rehearse_map(map, step)
@@ -329,7 +348,7 @@ class Adapters:
         except GraphError as error:
             raise AdapterError(f"{map.graph}: {error}. Fit the adapter again") from None
 
-    def _watched(self, adapter: Adapter) -> Watched | None:
+    def _watched(self, adapter: AdapterFolder) -> Watched | None:
         queries, source = adapter.baseline(), adapter.manifest.source
         if queries is None:
             return None
@@ -344,19 +363,19 @@ def _listed(repository: Path, encoder: str) -> list[Path]:
     return list(adapters.adapters(repository, encoder))
 
 
-def own(encoder: Manifest) -> Route:
-    """The route into an encoder's own space."""
-    # The bundle's range was calibrated with all dimensions; the first of a narrower variant's are larger.
-    variant = encoder.variants[0]
-    calibrated = variant.dimensions is None or variant.int8_limit is not None
-    limit = encoder.int8_limit if calibrated else None
-    return Route(encoder.space, (), encoder.dimensions, encoder.normalized, limit)
+def own(encoder: Manifest, output: Output | None = None) -> Route:
+    """The route into the space of an encoder's own output, the first where none is given."""
+    given = output or encoder.output
+    return Route(
+        given.space, (), given.dimensions, given.similarity, given.normalized, given.int8_limit,
+        encoder.name, encoder.version, encoder.variants[0].name,
+    )  # fmt: skip
 
 
 def _reference(encoder: Manifest) -> str:
     """A bundle, or a variant of one, as `trimtab adapter fit` takes it."""
     variant = encoder.variants[0]
-    return f"{encoder.name}/{encoder.version}" + (f":{variant.name}" if variant.space is not None else "")
+    return f"{encoder.name}/{encoder.version}" + (f":{variant.name}" if variant.moved else "")
 
 
 def _target(repository: Path, end: Endpoint, signers: Signers | None) -> Manifest | None:

@@ -16,7 +16,7 @@ from trimtab.errors import FailedPrecondition, InternalError, TrimtabError
 from trimtab.values.column import Columns
 from trimtab_server import limited
 from trimtab_server.engine.runners.runner import DeviceLostError
-from trimtab_server.outputs import dense
+from trimtab_server.outputs.dense import STATES
 from trimtab_server.spaces.adapters import Loaded, Route, Vectors
 
 # A run hangs that takes so many times as long as the rows were measured to take, and `hang_seconds`.
@@ -46,16 +46,16 @@ class Applier:
         self._waiting: dict[tuple[Loaded, ...], list[_Waiting]] = {}
         self._runs: dict[tuple[Loaded, ...], asyncio.Task[None]] = {}
 
-    async def apply(self, route: Route, result: Columns, group: str) -> Vectors:
-        """What an encoder's graph gave, float32 (n, d) each, as vectors of the route's space.
+    async def apply(self, route: Route, result: Columns, column: str, group: str) -> Vectors:
+        """What an encoder's graph gave as a column, float32 (n, d), as vectors of the route's space.
 
         Raises InternalError where an adapter fails on them; FailedPrecondition where one hangs.
         """
-        hops, rows = route.hops, result[dense.DENSE].values
+        hops, rows = route.hops, result[column].values
         if not hops:
             return rows
         if hops[0].states_width:
-            rows = np.concatenate([rows, result[dense.STATES].values], axis=1)
+            rows = np.concatenate([rows, result[STATES].values], axis=1)
         if not self._waiting:
             self._loop.call_soon(self._flush)
         waiting = _Waiting(rows, group, self._loop.create_future())

@@ -6,31 +6,40 @@ it is a policy's, and the policies stand in one list.
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from trimtab.errors import InvalidArgument
-from trimtab.values.column import Columns
+from trimtab.values.column import Column, Columns
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import Encoder, Given, Way
 from trimtab_server.engine.batch import Wanted
-from trimtab_server.outputs import dense
-from trimtab_server.outputs.dense import Output
-from trimtab_server.spaces.adapters import Route, Vectors
+from trimtab_server.outputs.dense import STATES
+from trimtab_server.outputs.kind import Shape, check_finite
+from trimtab_server.spaces.adapters import Route
 from trimtab_server.spaces.applying import Applier
 from trimtab_server.tasks.pipeline import Answering, Pipeline, Times
 from trimtab_server.tasks.plan import EmbedRequest, Hubness, Plan, Policy
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """An output that was asked for, in the space where its route leads, finished by its kind."""
+
+    output: Given
+    route: Route
+    finished: Any
+
+
 class EmbedResult(msgspec.Struct, frozen=True):
-    """The answer: row i of each output is the vector of texts[i], in the space where its route leads.
+    """The answer: item i of each output is that of texts[i].
 
     `encoder` is the variant that computed them; `browned_out` says that it did so in place of the encoder
     itself. `hubness` is of passages, where they are looked at.
     """
 
     encoder: Encoder
-    outputs: list[tuple[Route, Output]]
+    outputs: list[Answer]
     token_counts: list[int]
     times: Times
     browned_out: bool
@@ -64,50 +73,64 @@ class Embedder:
         answering.found(found)
         # Before a policy sees it: what is refused counts for none of them.
         self._check(found, request)
-        plan = Plan(request, found, found, (found.own,))
+        plan = Plan(request, found, found, (found.way,))
         for policy in self._planning:
             plan = policy(call, plan)
             answering.found(plan.version)
         return plan
 
     async def _answer(self, call: Call, plan: Plan) -> EmbedResult:
-        encoder, texts = plan.encoder, plan.texts
-        wanted, others = _needed(plan.routes)
-        with await self._pipeline.admit(encoder, call, texts, wanted, others) as admitted:
-            rows = await self._pipeline.compute(encoder, call, texts, plan.request.truncate, admitted, wanted)
+        encoder, items, request = plan.encoder, plan.items, plan.request
+        wanted, others = _needed(plan.ways)
+        with await self._pipeline.admit(encoder, call, items, wanted, others) as admitted:
+            rows = await self._pipeline.compute(
+                encoder, call, items, request.truncate, admitted, wanted, request.which
+            )
             result = rows.computed.result
-            vectors = result[dense.DENSE].values
-            dense.check_finite(vectors)  # before anybody learns anything of them
-            for look in self._looking:
-                plan = await look(call, plan, vectors)
+            check_finite(result, wanted, request.which)  # before anybody learns anything of them
+            vectors = result.get(encoder.mapped)
+            if vectors is not None:
+                for look in self._looking:
+                    plan = await look(call, plan, vectors.values)
             outputs = await self._finish(plan, result)
             self._metrics.computed_by(
-                encoder.name, encoder.version, encoder.model.variant, len(vectors),
+                encoder.name, encoder.version, encoder.model.variant, len(items),
                 browned_out=plan.browned_out,
             )  # fmt: skip
             times = self._pipeline.answered(encoder, call, rows)
             return EmbedResult(encoder, outputs, rows.counts, times, plan.browned_out, plan.hubness)
 
-    async def _finish(self, plan: Plan, result: Columns) -> list[tuple[Route, Output]]:
-        """The vectors in each space, as they were asked for."""
-        request, encoder = plan.request, plan.encoder
-        answers, vectors = [], result[dense.DENSE].values
-        for route in plan.routes:
-            there = await self._applier.apply(route, result, request.group)
-            if route.hops:
-                dense.check_finite(there)
-            answers.append((route, _output(route, request, there)))
-            for hop in route.hops:
-                self._metrics.adapted(encoder.name, encoder.version, hop.name, len(vectors))
-            if route.hops and request.role != "passage":
-                route.hops[0].see(vectors)
+    async def _finish(self, plan: Plan, result: Columns) -> list[Answer]:
+        """The outputs in each space, as they were asked for."""
+        shape = Shape(plan.request.dimensions, plan.request.dtype)
+        answers = []
+        for output, route in plan.ways:
+            columns = await self._adapted(plan, output.columns[0], route, result) if route.hops else result
+            finished = output.kind.finish(columns, output.columns, route, shape)
+            answers.append(Answer(output, route, finished))
         return answers
+
+    async def _adapted(self, plan: Plan, column: str, route: Route, result: Columns) -> Columns:
+        """The vectors of a column in the space where a route leads."""
+        request, encoder, vectors = plan.request, plan.encoder, result[column].values
+        there = {column: Column(await self._applier.apply(route, result, column, request.group))}
+        check_finite(there, (column,), request.which)
+        for hop in route.hops:
+            self._metrics.adapted(encoder.name, encoder.version, hop.name, len(vectors))
+        if request.role != "passage":
+            route.hops[0].see(vectors)
+        return there
 
     def _check(self, encoder: Encoder, request: EmbedRequest) -> None:
         """Refuse what the encoder or the limits do not allow, naming the element and the cure."""
         if not request.texts:
-            raise InvalidArgument("the request has no texts: send at least one")
-        self._pipeline.check_texts(encoder, request.texts)
+            raise InvalidArgument(f"the request has no {request.field}: send at least one")
+        if request.form != encoder.reader.form:
+            raise InvalidArgument(
+                f"encoder {encoder.name} reads {encoder.reader.form}, and {request.which(0)} is "
+                f"{request.form}: send what it reads, or name another encoder"
+            )
+        self._pipeline.check_items(encoder, request.texts, request.field)
         prompts = encoder.manifest.prompts
         if request.role is None and (prompts.query or prompts.passage):
             raise InvalidArgument(
@@ -116,21 +139,10 @@ class Embedder:
             )
 
 
-def _needed(routes: Sequence[Route]) -> tuple[Wanted, int]:
-    """What is wanted of the graph for these routes, and how many components their ends have beside it."""
-    adapted = [route for route in routes if route.hops]
-    if not adapted:
-        return dense.ALONE, 0
-    with_states = any(route.hops[0].states_width for route in adapted)
-    others = sum(route.dimensions for route in adapted)
-    return dense.WITH_STATES if with_states else dense.ALONE, others
-
-
-def _output(route: Route, request: EmbedRequest, vectors: Vectors) -> Output:
-    return dense.finish(
-        vectors,
-        dimensions=request.dimensions or route.dimensions,
-        normalized=bool(route.normalized),
-        dtype=request.dtype,
-        int8_limit=route.int8_limit or 0.0,
-    )
+def _needed(ways: Sequence[Way]) -> tuple[Wanted, int]:
+    """The columns that are wanted of the graph, and how many components the routes' ends have beside them."""
+    names = [name for way in ways for name in way.output.columns]
+    if any(way.route.hops and way.route.hops[0].states_width for way in ways):
+        names.append(STATES)
+    others = sum([way.route.dimensions for way in ways if way.route.hops])
+    return tuple(sorted(set(names))) if len(names) > 1 else tuple(names), others

@@ -3,30 +3,29 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
-from trimtab.errors import DeadlineExceeded, InvalidArgument, TrimtabError
+from trimtab.errors import DeadlineExceeded, InternalError, InvalidArgument, TrimtabError
+from trimtab.inputs.known import INPUTS
 from trimtab.kinds import Truncate
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Limits
 from trimtab_server.engine.batch import Wanted
-from trimtab_server.engine.port import Ask, Computed, EnginePort, Turn, Work
-from trimtab_server.inputs.text import Tokenization
+from trimtab_server.engine.port import Ask, Computed, EnginePort, ItemError, Turn, Work
+from trimtab_server.inputs.preparation import Preparation
+from trimtab_server.inputs.reader import Which
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.tracing import Tracing
-from trimtab_server.outputs import dense
 from trimtab_server.turns import PIECE, Flow, Turns
 
 # What is in flight also holds memory: so many bytes of texts and vectors are charged as a token.
 BYTES_A_TOKEN = 128
 # What a text of a large request takes of the event loop until it is queued for the tokenizer, about.
 TEXT_SECONDS = 2e-6
-# A text has no more tokens than bytes, and these.
-SPECIAL_TOKENS = 4
 
 
 P = ParamSpec("P")
@@ -114,7 +113,7 @@ class Pipeline:
         self,
         limits: Limits,
         repository: Repository,
-        tokenization: Tokenization,
+        preparation: Preparation,
         engine: EnginePort,
         metrics: Metrics,
         tracing: Tracing | None = None,
@@ -125,7 +124,7 @@ class Pipeline:
         self.turns = turns or Turns()
         self.engine = engine
         self.metrics = metrics
-        self._tokenization = tokenization
+        self._preparation = preparation
         self._tracing = tracing
 
     def read(
@@ -152,18 +151,16 @@ class Pipeline:
         self,
         encoder: Encoder,
         call: Call,
-        texts: Sequence[str],
-        wanted: Wanted = dense.ALONE,
+        items: Sequence[Any],
+        wanted: Wanted,
         others: int = 0,
     ) -> "Admitted":
-        """Room for texts whose prompts stand before them already, until the answer is made of them.
+        """Room for items whose prompts stand before them already, until the answer is made of them.
 
         `others`: components that are held for each of them beside what is wanted of the model.
         """
-        most = encoder.manifest.max_tokens
-        lengths = [_most_bytes(text) for text in texts]
-        size = sum(lengths) + len(texts) * (encoder.model.item_bytes(wanted) + 4 * others)
-        estimate = sum([min(length + SPECIAL_TOKENS, most) for length in lengths])
+        estimate, size = encoder.reader.bound(items)
+        size += len(items) * (encoder.model.item_bytes(wanted) + 4 * others)
         turn = Turn(call.tenant, call.flow, call.priority, call.deadline)
         number = await self.engine.admit(Ask(encoder.number, turn, estimate, size // BYTES_A_TOKEN))
         return Admitted(self.engine, number, turn)
@@ -172,19 +169,23 @@ class Pipeline:
         self,
         encoder: Encoder,
         call: Call,
-        texts: Sequence[str],
+        items: Sequence[Any],
         truncate: Truncate,
         admitted: "Admitted",
-        wanted: Wanted = dense.ALONE,
+        wanted: Wanted,
+        which: Which,
     ) -> Rows:
-        """What is wanted of texts that were admitted: tokenise, compute."""
-        payloads = await self._tokenization.encode(
-            encoder.tokenizer, texts, truncate, (call.flow, call.priority)
+        """What is wanted of items that were admitted: prepare them, compute."""
+        payloads = await self._preparation.read(
+            encoder.reader, items, truncate, (call.flow, call.priority), which
         )
         tokenized = time.monotonic()
-        computed = await self.engine.compute(
-            Work(admitted.number, encoder.number, admitted.turn, payloads, wanted)
-        )
+        try:
+            computed = await self.engine.compute(
+                Work(admitted.number, encoder.number, admitted.turn, payloads, wanted)
+            )
+        except ItemError as error:
+            raise InternalError(f"the encoder failed on {which(error.row)}: {error.why}") from error.__cause__
         counts = [payload.units for payload in payloads]
         return Rows(computed, counts, tokenized - call.arrived, time.monotonic())
 
@@ -213,17 +214,17 @@ class Pipeline:
             )  # fmt: skip
         return times
 
-    def check_texts(self, encoder: Encoder, texts: Sequence[str], name: str = "texts") -> None:
-        """Refuse as many texts, or as long ones, as the limits do not allow, naming the element."""
-        limits = self.limits
-        check_count(len(texts), limits.max_texts, name)
-        for row, text in enumerate(texts):
-            # A character has one to four bytes: only texts near the limit have to be encoded.
-            if 4 * len(text) > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes:
+    def check_items(self, encoder: Encoder, items: Sequence[Any], field: str) -> None:
+        """Refuse as many items, or as long ones, as the limits do not allow, naming the element."""
+        limits, reader = self.limits, encoder.reader
+        check_count(len(items), limits.max_texts, field)
+        for row, item in enumerate(items):
+            size = reader.size(item)
+            if size > limits.max_text_bytes:
+                given = encoder.manifest.input
                 raise InvalidArgument(
-                    f"{name}[{row}] has {len(text.encode())} bytes, this server takes "
-                    f"{limits.max_text_bytes}: cut it; the encoder reads only {encoder.manifest.max_tokens} "
-                    "tokens of it anyway"
+                    f"{field}[{row}] has {size} bytes, this server takes {limits.max_text_bytes}: cut it; "
+                    f"the encoder reads only {given.most_units} {INPUTS[given.kind].units} of it anyway"
                 )
 
 
@@ -243,8 +244,3 @@ def _reason(error: BaseException | None) -> str:
     if isinstance(error, TimeoutError):
         return "DEADLINE_EXCEEDED"
     return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
-
-
-def _most_bytes(text: str) -> int:
-    """As many bytes as a text may have, in UTF-8 or as Python keeps it; and no more of its tokens."""
-    return (1 if text.isascii() else 4) * len(text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,8 +10,8 @@ from numpy.typing import NDArray
 
 from trimtab.kinds import Dtype, Role, Truncate
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.spaces.adapters import Route, Vectors
+from trimtab_server.catalog.encoder import Encoder, Way
+from trimtab_server.spaces.adapters import Vectors
 
 
 class EmbedRequest(msgspec.Struct, frozen=True):
@@ -18,16 +19,23 @@ class EmbedRequest(msgspec.Struct, frozen=True):
 
     encoder: str
     version: str
-    texts: Sequence[str]
+    texts: Sequence[Any]  # or other items, of the form
     role: Role | None = None
     truncate: Truncate = "end"
     dimensions: int | None = None
     dtype: Dtype = "float32"
     spaces: Sequence[str] = ()  # none: the encoder's own
+    outputs: Sequence[str] = ()  # none: the first one
     group: str = ""
     variant: str = ""  # of the encoder's bundle
     layers: int | None = None
     allow_brownout: bool = True
+    form: str = "text"  # the field of trimtab.v1.Input that its items come in
+    field: str = "texts"  # where the request has them
+
+    def which(self, row: int) -> str:
+        """How messages call an item."""
+        return f"{self.field}[{row}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +57,13 @@ class Plan(msgspec.Struct, frozen=True):
     """How a request is answered, and what was found of its vectors.
 
     `version` is the encoder that answers, and `encoder` the graph of it that computes: the same, or another
-    variant's. Each route leads into one of the spaces asked for.
+    variant's. Each way is that of an output asked for into one of the spaces asked for.
     """
 
     request: EmbedRequest
     version: Encoder
     encoder: Encoder
-    routes: Sequence[Route]
+    ways: Sequence[Way]
     browned_out: bool = False  # a cheaper variant computes instead of the encoder itself
     hubness: Hubness | None = None
 
@@ -65,13 +73,11 @@ class Plan(msgspec.Struct, frozen=True):
         return self.encoder is self.version
 
     @property
-    def texts(self) -> Sequence[str]:
-        """The texts as the encoder reads them: behind the prompt for their role."""
-        request = self.request
-        if request.role is None:
-            return request.texts
-        prompt = self.encoder.manifest.prompts.of(request.role)
-        return [prompt + text for text in request.texts] if prompt else request.texts
+    def items(self) -> Sequence[Any]:
+        """The items as the encoder reads them: behind the prompt for their role."""
+        texts, role = self.request.texts, self.request.role
+        prompt = self.encoder.manifest.prompts.of(role)
+        return self.encoder.reader.prompted(texts, prompt) if prompt else texts
 
 
 class Policy:
@@ -86,6 +92,7 @@ class Policy:
         return plan
 
     async def look(self, call: Call, plan: Plan, vectors: Vectors) -> Plan:
-        """The request was computed, with whole vectors of `plan.encoder`, float32 (n, dimensions), not yet
-        answered. What was found of it is in the plan returned. Raises what the answer is withheld for."""
+        """The request was computed, with whole dense vectors of `plan.encoder`, float32 (n, dimensions), not
+        yet answered; what gives no such vectors is not looked at. What was found of it is in the plan
+        returned. Raises what the answer is withheld for."""
         return plan

@@ -16,49 +16,48 @@ from numpy.typing import NDArray
 from trimtab.core.rescoring import digest_of
 from trimtab.errors import InvalidArgument
 from trimtab.kinds import Truncate
-from trimtab.values import similarity
+from trimtab.values.column import Columns, gathered
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
-from trimtab_server.outputs import dense
+from trimtab_server.catalog.encoder import Encoder, Given
+from trimtab_server.outputs.kind import check_finite
 from trimtab_server.tasks.pipeline import Pipeline, Times
 
 MAX_ID_BYTES = 512
 DIGEST_BYTES = 16
-# What a remembered vector costs beside its numbers and its key's strings: the objects that hold them.
+# What a remembered output costs beside its numbers and its key's strings: the objects that hold them.
 ENTRY_BYTES = 400
 
-Vector: TypeAlias = NDArray[np.float32]
 Key: TypeAlias = tuple[str, str, Truncate, str]  # space, tenant, how texts are cut, id
 
 
 class Memory:
-    """Vectors of candidates by space, tenant, cut and id, the least lately used of which go."""
+    """Outputs of candidates by space, tenant, cut and id, the least lately used of which go."""
 
     def __init__(self, cache_bytes: int) -> None:
         self.bytes = 0
         self._most = cache_bytes
-        self._vectors: OrderedDict[Key, tuple[Vector, bytes]] = OrderedDict()
+        self._outputs: OrderedDict[Key, tuple[Columns, bytes]] = OrderedDict()
 
-    def recall(self, key: Key, digest: bytes = b"") -> Vector | None:
-        """The vector remembered under this key; None, too, where it is that of a text with another digest."""
-        vector, of = self._vectors.get(key, (None, b""))
-        if vector is None or digest not in (b"", of):
+    def recall(self, key: Key, digest: bytes = b"") -> Columns | None:
+        """What is remembered under this key; None, too, where it is that of a text with another digest."""
+        output, of = self._outputs.get(key, (None, b""))
+        if output is None or digest not in (b"", of):
             return None
-        self._vectors.move_to_end(key)
-        return vector
+        self._outputs.move_to_end(key)
+        return output
 
-    def remember(self, key: Key, vector: Vector, digest: bytes) -> None:
-        """Remember a vector of one's own, and its text's digest, in place of what was under this key."""
+    def remember(self, key: Key, output: Columns, digest: bytes) -> None:
+        """Remember one item's output, and its text's digest, in place of what was under this key."""
         self._forget(key)
-        self._vectors[key] = vector, digest
-        self.bytes += _size(key, vector)
+        self._outputs[key] = output, digest
+        self.bytes += _size(key, output)
         while self.bytes > self._most:
-            self._forget(next(iter(self._vectors)))
+            self._forget(next(iter(self._outputs)))
 
     def _forget(self, key: Key) -> None:
-        vector, _ = self._vectors.pop(key, (None, b""))
-        if vector is not None:
-            self.bytes -= _size(key, vector)
+        output, _ = self._outputs.pop(key, (None, b""))
+        if output is not None:
+            self.bytes -= _size(key, output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,7 @@ class RescoreRequest:
     query: str
     candidates: Sequence[Candidate]
     truncate: Truncate
+    output: str = ""  # by which it is scored; "": the first one
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ class RescoreResult:
     """A score for each candidate, the more the nearer; or the places of those whose text is missing."""
 
     encoder: Encoder
+    output: Given
     scores: NDArray[np.float32]
     missing: list[int]
     times: Times
@@ -113,38 +114,51 @@ class Rescorer:
     async def _rescore(self, encoder: Encoder, call: Call, request: RescoreRequest) -> RescoreResult:
         candidates, prompts = request.candidates, encoder.manifest.prompts
         self._check(encoder, request)
-        space, cut = encoder.manifest.space, request.truncate
+        (output,) = encoder.outputs_named((request.output,) if request.output else ())
+        space, cut = output.own.space, request.truncate
         keys = [(space, call.tenant, cut, each.id) for each in candidates]
-        vectors = [
+        remembered = [
             self.memory.recall(key, each.digest) if each.text is None else None
             for key, each in zip(keys, candidates, strict=True)
         ]
-        wanted = [place for place, vector in enumerate(vectors) if vector is None]
+        wanted = [place for place, found in enumerate(remembered) if found is None]
         missing = [place for place in wanted if candidates[place].text is None]
         if missing:
-            return RescoreResult(encoder, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
+            return RescoreResult(encoder, output, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
         texts = [prompts.query + request.query]
         texts += [prompts.passage + (candidates[place].text or "") for place in wanted]
-        with await self._pipeline.admit(encoder, call, texts) as admitted:
-            rows = await self._pipeline.compute(encoder, call, texts, cut, admitted)
-            computed = rows.computed.result[dense.DENSE].values
-            dense.check_finite(computed[:1], "query")
-            dense.check_finite(computed[1:], "candidates")
-            for place, vector in zip(wanted, computed[1:], strict=True):
-                vectors[place] = vector
+
+        def which(row: int) -> str:
+            return f"candidates[{wanted[row - 1]}]" if row else "query"
+
+        names = output.columns
+        with await self._pipeline.admit(encoder, call, texts, names) as admitted:
+            rows = await self._pipeline.compute(encoder, call, texts, cut, admitted, names, which)
+            computed = rows.computed.result
+            check_finite(computed, names, which)
+            parts = [(each or {}, 0) for each in remembered]
+            for row, place in enumerate(wanted, 1):
+                parts[place] = computed, row
                 if candidates[place].id:
                     digest = digest_of(candidates[place].text or "")
-                    self.memory.remember(keys[place], vector.copy(), digest)  # a view would keep all the rows
-            matrix = np.array(vectors, np.float32)
-            scores = similarity.scores(computed[0], matrix, encoder.manifest.similarity)
+                    # A view would keep all the rows.
+                    own = {name: computed[name].only(row).copy() for name in names}
+                    self.memory.remember(keys[place], own, digest)
+            query = {name: computed[name].only(0) for name in names}
+            scores = output.kind.score(query, gathered(parts, names), names, output.own)
             times = self._pipeline.answered(encoder, call, rows)
-            return RescoreResult(encoder, scores, [], times)
+            return RescoreResult(encoder, output, scores, [], times)
 
     def _check(self, encoder: Encoder, request: RescoreRequest) -> None:
+        if encoder.reader.form != "text":
+            raise InvalidArgument(
+                f"encoder {encoder.name} reads {encoder.reader.form}, and candidates are texts: name another "
+                "encoder"
+            )
         if not request.candidates:
             raise InvalidArgument("the request has no candidates: send at least one")
-        self._pipeline.check_texts(encoder, [request.query], "query")
-        self._pipeline.check_texts(encoder, [each.text or "" for each in request.candidates], "candidates")
+        self._pipeline.check_items(encoder, [request.query], "query")
+        self._pipeline.check_items(encoder, [each.text or "" for each in request.candidates], "candidates")
         for place, each in enumerate(request.candidates):
             if not each.id and each.text is None:
                 raise InvalidArgument(f"candidates[{place}] has neither an id nor a text: send one of them")
@@ -161,5 +175,6 @@ class Rescorer:
                 )
 
 
-def _size(key: Key, vector: Vector) -> int:
-    return ENTRY_BYTES + DIGEST_BYTES + sum(map(len, key)) + vector.nbytes
+def _size(key: Key, output: Columns) -> int:
+    numbers = sum(column.nbytes for column in output.values())
+    return ENTRY_BYTES + DIGEST_BYTES + sum(map(len, key)) + numbers

@@ -105,7 +105,9 @@ def test_a_baseline_that_is_none_is_named(content: bytes, tmp_path: Path) -> Non
     path, manifest = tmp_path / "a" / "queries.npy", samples.write(tmp_path / "a")
     path.write_bytes(content)
     entry = msgspec.structs.replace(artifact.digest(path), path=path.name)
-    found = adapters.Adapter(path=path.parent, manifest=msgspec.structs.replace(manifest, queries=entry))
+    found = adapters.AdapterFolder(
+        path=path.parent, manifest=msgspec.structs.replace(manifest, queries=entry)
+    )
     with pytest.raises(AdapterError, match=r"queries\.npy (cannot be read|holds .* instead of queries)"):
         found.baseline()
 

@@ -177,13 +177,11 @@ def test_a_manifest_nested_too_deep(folder: Path) -> None:
         bundle.read(folder)
 
 
-def first(field: str, value: Any) -> Edit:
-    return lambda manifest: manifest["variants"][0].update({field: value})
+def at(*path: Any, value: Any) -> Edit:
+    """Sets what stands there."""
 
-
-def third(*path: Any, value: Any) -> Edit:
     def change(manifest: dict[str, Any]) -> None:
-        found = manifest["variants"][2]
+        found: Any = manifest
         for key in path[:-1]:
             found = found[key]
         found[path[-1]] = value
@@ -191,42 +189,75 @@ def third(*path: Any, value: Any) -> Edit:
     return change
 
 
-def top(field: str, value: Any) -> Edit:
-    return lambda manifest: manifest.update({field: value})
+def do(*path: Any, act: str, with_: Any = None) -> Edit:
+    """Calls a method of what stands there."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        found: Any = manifest
+        for key in path:
+            found = found[key]
+        getattr(found, act)(*([] if with_ is None else [with_]))
+
+    return change
 
 
+VARIANTS = ("towers", 0, "variants")
+FIRST, THIRD = (*VARIANTS, 0), (*VARIANTS, 2)
 INTERVAL = ("report", "fidelity", "query_only_ndcg")
+IMAGE = {"name": "image", "kind": "image", "processor": None, "most_units": 8}
 WRONG: list[tuple[Edit, str]] = [
-    *((top("int8_limit", value), "int8_limit") for value in (0, -0.5, 1e300, 1e-300, 2.0)),
-    *((top("max_tokens", value), "max_tokens") for value in (0, -3, 1 << 40)),
-    *((top("dimensions", value), "dimensions") for value in (0, -1, 1 << 30)),
-    *((top("pad_id", value), "pad_id") for value in (-1, 1 << 40)),
-    (top("version", 0), "version"),
-    (top("name", "../x"), "name"),
-    (top("name", "x\n"), "name"),
-    (top("space", "x"), "space"),
-    (top("variants", []), "variants"),
-    (lambda manifest: manifest["variants"].append(manifest["variants"][1]), "two variants alike"),
-    (lambda manifest: manifest["variants"].reverse(), "a space or dimensions of its own"),
-    (lambda manifest: manifest["tokenizer"].update(size=-1), "size"),
-    (lambda manifest: manifest["tokenizer"].update(sha256="0"), "sha256"),
-    (lambda manifest: manifest["tokenizer"].update(path=bundle.MANIFEST), "one file two contents"),
-    (first("inputs", ["input_ids"]), "reads input_ids"),
-    (first("inputs", ["input_ids", "attention_mask", "pixels"]), "pixels"),
-    (first("files", []), "files"),
-    (first("dimensions", 8), "dimensions of its own"),
-    (third("dimensions", value=64), "64 dimensions, and the encoder 32"),
-    (third("int8_limit", value=3.0), "int8_limit 3.0"),
-    (third("space", value="0" * 16), "its files make"),
-    (third("passes", "exit", value=-1), "exit"),
-    (third("passes", "ffn", value=0.0), "ffn"),
-    (third("passes", "width", value=7), "was made 7 wide"),
-    (third("report", "fidelity", "speedup", 0, "factor", value=-2.5), "factor"),
-    (third("report", "fidelity", "source_ndcg", value=1.5), "source_ndcg"),
-    (third(*INTERVAL, "value", value=1e300), "query_only_ndcg.value"),
-    (third(*INTERVAL, "low", value=0.9), "from low to high"),
-    (lambda manifest: manifest["variants"][0]["states"].update(width=3), "3 components of states"),
-    (lambda manifest: manifest["variants"][0]["states"].update(layers=0), "layers"),
+    *((at("outputs", 0, "int8_limit", value=value), "int8_limit") for value in (0, -0.5, 1e300, 1e-300, 2.0)),
+    *((at("inputs", 0, "most_units", value=value), "most_units") for value in (0, -3, 1 << 40)),
+    *((at("outputs", 0, "dimensions", value=value), "dimensions") for value in (0, -1, 1 << 30)),
+    (at("outputs", 0, "dimensions", value=1 << 17), "131072 dimensions, more than 65536"),
+    *((at("inputs", 0, "settings", "pad_id", value=value), "pad_id") for value in (-1, 1 << 40)),
+    (at("inputs", 0, "settings", value={}), "settings of the input text that cannot be.*pad_id"),
+    (at("inputs", 0, "processor", value=None), "no tokenizer for the input text|it was edited"),
+    (at("inputs", 0, "name", value="Text"), "name"),
+    (do("inputs", act="append", with_=IMAGE), "the kind of input 'image' is not known; there is text"),
+    (at("inputs", 0, "kind", value="sound"), "needs a newer Trimtab.* 'sound' is not known; there is text"),
+    (at("outputs", 0, "kind", value="sparse"), "the kind of output 'sparse' is not known; there is dense"),
+    (at("outputs", 0, "settings", value={"k": 1}), "it was edited"),
+    (at("outputs", value=[]), "outputs"),
+    (at("towers", value=[]), "towers"),
+    (at("towers", 0, "input", value="words"), "not exactly one tower for each input"),
+    (at("towers", 0, "outputs", value=["dense", "dense"]), "a tower with two outputs alike"),
+    (at("towers", 0, "outputs", value=["dense", "sparse"]), "for the outputs sparse, which it does not"),
+    (at("towers", 0, "outputs", value=["sparse"]), "for the outputs sparse, which it does not"),
+    (at("version", value=0), "version"),
+    (at("name", value="../x"), "name"),
+    (at("name", value="x\n"), "name"),
+    (at("outputs", 0, "space", value="x"), "space"),
+    (at(*VARIANTS, value=[]), "variants"),
+    (
+        lambda manifest: manifest["towers"][0]["variants"].extend(manifest["towers"][0]["variants"][1:2]),
+        "alike",
+    ),
+    (do(*VARIANTS, act="reverse"), "a space or dimensions of its own"),
+    (at("inputs", 0, "processor", "size", value=-1), "size"),
+    (at("inputs", 0, "processor", "sha256", value="0"), "sha256"),
+    (at("inputs", 0, "processor", "path", value=bundle.MANIFEST), "one file two contents"),
+    (at(*FIRST, "inputs", value=["input_ids"]), "reads input_ids"),
+    (at(*FIRST, "inputs", value=["input_ids", "attention_mask", "pixels"]), "pixels"),
+    (at(*FIRST, "files", value=[]), "files"),
+    (at(*FIRST, "runner", value="python"), "runner"),
+    (at(*FIRST, "tensors", value={"rows": {"name": "x"}}), "gives rows, and not dense"),
+    (at(*FIRST, "tensors", "dense", "offsets", value="ends"), "gives dense with offsets"),
+    (at(*FIRST, "moved", value=[{"output": "dense", "space": "0" * 16}]), "dimensions of its own"),
+    (at(*THIRD, "moved", 0, "dimensions", value=64), "64 dimensions, and the encoder 32"),
+    (at(*THIRD, "moved", 0, "int8_limit", value=3.0), "int8_limit 3.0"),
+    (at(*THIRD, "moved", 0, "space", value="0" * 16), "its files make"),
+    (at(*THIRD, "moved", value=[]), "its files make"),
+    (at(*THIRD, "moved", 0, "output", value="other"), "its files make"),
+    (at(*THIRD, "passes", "exit", value=-1), "exit"),
+    (at(*THIRD, "passes", "ffn", value=0.0), "ffn"),
+    (at(*THIRD, "passes", "width", value=7), "was made 7 wide"),
+    (at(*THIRD, "report", "fidelity", "speedup", 0, "factor", value=-2.5), "factor"),
+    (at(*THIRD, "report", "fidelity", "source_ndcg", value=1.5), "source_ndcg"),
+    (at(*THIRD, *INTERVAL, "value", value=1e300), "query_only_ndcg.value"),
+    (at(*THIRD, *INTERVAL, "low", value=0.9), "from low to high"),
+    (at(*FIRST, "states", "width", value=3), "3 components of states"),
+    (at(*FIRST, "states", "layers", value=0), "layers"),
 ]
 
 

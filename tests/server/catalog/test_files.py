@@ -14,13 +14,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests import hostile
+from tests import hostile, manifests_made
 from tests.server.engine.test_isolation import child_of
 from tests.server.models_made import ALONE, batch
 from tests.server.models_made import model as made
 from tests.server.server_process import NAME, serve
 from trimtab import Client
 from trimtab.artifacts import bundle as bundles
+from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import BundleError, FailedPrecondition
 from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog.ondisk import OnDisk, stamps
@@ -161,8 +162,7 @@ def other(folder: Path) -> Path:
     """Another bundle under the same name and number."""
     path = folder / bundles.MANIFEST
     manifest = bundles.read(folder, verify=False).manifest
-    changed = msgspec.structs.replace(manifest, prompts=bundles.Prompts(query="w7 "))
-    changed = msgspec.structs.replace(changed, space=bundles.space_of(changed))
+    changed = manifests_made.changed(manifest, prompts=Prompts(query="w7 "))
     path.write_bytes(msgspec.json.encode(changed))
     return folder
 

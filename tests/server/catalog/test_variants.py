@@ -239,7 +239,10 @@ def test_variants_are_described_and_counted(
     described = client.encoder().variants
     for variant, there in zip(bundle.manifest.variants, described, strict=True):
         assert variant.report.fidelity == there.fidelity
-        assert (there.name, there.dimensions) == (variant.name, variant.dimensions or 32)
+        assert (there.name, there.dimensions) == (
+            variant.name,
+            variants.alone(bundle.manifest, variant).dimensions,
+        )
         assert there.loaded == (variant.name != "early")
     counted = 'trimtab_variant_texts_total{encoder="layered",variant="small",version="1"}'
     before = running.metrics().get(counted, 0)

@@ -137,7 +137,7 @@ def test_the_process_ends_with_its_server(stopped: bool) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from trimtab.inputs import TextInput\n"
+        "from trimtab.inputs.text import TextInput\n"
         "from trimtab_server.engine.batch import Model\n"
         "from trimtab_server.engine.fleet.homes import InProcess\n"
         "from trimtab_server.engine.fleet.places import Place\n"

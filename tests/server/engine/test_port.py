@@ -29,7 +29,7 @@ from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
 from trimtab_server.engine.local import LocalEngine
-from trimtab_server.engine.port import Ask, Computed, Pressure, Turn, Work
+from trimtab_server.engine.port import Ask, Computed, ItemError, Pressure, Turn, Work
 from trimtab_server.engine.queue.batcher import Batcher
 from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.runners import frames
@@ -66,6 +66,7 @@ class Failed(msgspec.Struct):
     code: int
     message: str
     retry_after: float
+    item: tuple[int, str] | None = None  # of an ItemError: where, and why
 
 
 class Loopback(LocalEngine):
@@ -98,7 +99,10 @@ class Loopback(LocalEngine):
         try:
             return await answer
         except TrimtabError as error:
-            failed = sent(Failed(error.code, str(error), getattr(error, "retry_after", 0.0)), Failed)
+            item = (error.row, error.why) if isinstance(error, ItemError) else None
+            failed = sent(Failed(error.code, str(error), getattr(error, "retry_after", 0.0), item), Failed)
+        if failed.item is not None:
+            raise ItemError(*failed.item)
         raise from_code(code_of(failed.code), failed.message, failed.retry_after)
 
 

@@ -12,9 +12,14 @@ import tokenizers
 from trimtab.errors import InternalError, InvalidArgument
 from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer, Tokens
-from trimtab_server.inputs.text import Tokenization
+from trimtab_server.inputs.preparation import Preparation
+from trimtab_server.inputs.text import TextReader
 
 LIMIT = 16
+
+
+def reader(path: Path, most: int) -> TextReader:
+    return TextReader(Tokenizer(path, most))
 
 
 @pytest.fixture(scope="module")
@@ -33,46 +38,47 @@ def reference(path: Path, text: str, direction: str) -> list[int]:
 @pytest.mark.parametrize(("how", "direction"), [("end", "right"), ("start", "left")])
 async def test_truncation_is_the_tokenizers_own(path: Path, words: int, how: str, direction: str) -> None:
     text = " ".join(f"word{number}" for number in range(words))
-    tokenization = Tokenization(1)
-    ids = await tokenization.encode(Tokenizer(path, LIMIT), [text], how)  # type: ignore[arg-type]
+    preparation = Preparation(1)
+    ids = await preparation.read(reader(path, LIMIT), [text], how)  # type: ignore[arg-type]
     assert ids[0].arrays["ids"].tolist() == reference(path, text, direction)
-    tokenization.stop()
+    preparation.stop()
 
 
 async def test_none_refuses_and_names_the_text(path: Path) -> None:
-    tokenization = Tokenization(1)
+    preparation = Preparation(1)
     with pytest.raises(InvalidArgument, match=r"texts\[1\] has 27 tokens or more, this encoder reads 16"):
-        await tokenization.encode(Tokenizer(path, LIMIT), ["short", "long " * 30], "none")
-    tokenization.stop()
+        await preparation.read(reader(path, LIMIT), ["short", "long " * 30], "none")
+    preparation.stop()
 
 
 async def test_many_callers_each_get_their_own(path: Path) -> None:
-    tokenization = Tokenization(2)
+    preparation = Preparation(2)
     tokenizer, other = Tokenizer(path, 512), Tokenizer(path, 4)
+    whole, short = TextReader(tokenizer), TextReader(other)
     texts = [[f"caller {number} text {row}" for row in range(number % 70)] for number in range(150)]
     results = await asyncio.gather(
         *(
-            tokenization.encode(other if number % 7 == 0 else tokenizer, each, "end")
+            preparation.read(short if number % 7 == 0 else whole, each, "end")
             for number, each in enumerate(texts)
         )
     )
     for number, (each, ids) in enumerate(zip(texts, results, strict=True)):
         expected = (other if number % 7 == 0 else tokenizer).read(each, "end")
         assert [one.arrays["ids"].tolist() for one in ids] == [one.ids.tolist() for one in expected]
-    tokenization.stop()
+    preparation.stop()
 
 
 async def test_a_text_of_the_largest_size_does_not_hold_up_the_loop(path: Path) -> None:
     """Other calls go on while it is tokenised: the tokenizer's threads do not hold the interpreter's lock."""
-    tokenization = Tokenization(1)
+    preparation = Preparation(1)
     turns, text = 0, "x" * (1 << 18)
-    waiting = asyncio.create_task(tokenization.encode(Tokenizer(path, LIMIT), [text], "end"))
+    waiting = asyncio.create_task(preparation.read(reader(path, LIMIT), [text], "end"))
     while not waiting.done():
         turns += 1
         await asyncio.sleep(0)
     assert turns > 100
     assert (await waiting)[0].arrays["ids"].tolist() == reference(path, text, "right")
-    tokenization.stop()
+    preparation.stop()
 
 
 class _Panics(Tokenizer):
@@ -86,59 +92,59 @@ class _Panics(Tokenizer):
 
 @pytest.mark.parametrize("texts", [["panic"], ["panic", "b"]], ids=["at once", "on a thread"])
 async def test_a_panic_fails_its_request_and_the_thread_goes_on(path: Path, texts: list[str]) -> None:
-    tokenization, tokenizer = Tokenization(1), _Panics(path, LIMIT)
+    preparation, tokenizer = Preparation(1), TextReader(_Panics(path, LIMIT))
     for _ in range(2):
         with pytest.raises(InternalError, match="the tokenizer failed"):
-            await tokenization.encode(tokenizer, texts, "end")
-        assert len(await tokenization.encode(tokenizer, ["a", "b"], "end")) == 2
-    tokenization.stop()
+            await preparation.read(tokenizer, texts, "end")
+        assert len(await preparation.read(tokenizer, ["a", "b"], "end")) == 2
+    preparation.stop()
 
 
 async def test_as_many_threads_as_configured() -> None:
     before = {thread for thread in threading.enumerate() if thread.name.startswith("tokenizer-")}
-    tokenization = Tokenization(3)
+    preparation = Preparation(3)
     after = {thread for thread in threading.enumerate() if thread.name.startswith("tokenizer-")}
     assert len(after - before) == 3
-    tokenization.stop()
+    preparation.stop()
 
 
 async def test_a_caller_that_left_does_not_disturb_the_others(path: Path) -> None:
-    tokenization = Tokenization(1)
-    tokenizer = Tokenizer(path, 512)
-    gone = asyncio.create_task(tokenization.encode(tokenizer, ["a text"] * 500, "end"))
+    preparation = Preparation(1)
+    tokenizer = reader(path, 512)
+    gone = asyncio.create_task(preparation.read(tokenizer, ["a text"] * 500, "end"))
     await asyncio.sleep(0)  # let it queue its jobs
     gone.cancel()
-    ids = await tokenization.encode(tokenizer, ["hello world"], "end")
+    ids = await preparation.read(tokenizer, ["hello world"], "end")
     assert ids[0].arrays["ids"].tolist() == [101, 7592, 2088, 102]
     with pytest.raises(asyncio.CancelledError):
         await gone
-    tokenization.stop()
+    preparation.stop()
 
 
 async def test_nobody_waits_behind_long_texts(path: Path) -> None:
     """Of one flow, too: a text of a few hundred characters is done while long ones are under way."""
-    tokenization = Tokenization(1)
-    tokenizer = Tokenizer(path, LIMIT)
-    long = asyncio.create_task(tokenization.encode(tokenizer, ["x" * (1 << 16)] * 60, "end"))
+    preparation = Preparation(1)
+    tokenizer = reader(path, LIMIT)
+    long = asyncio.create_task(preparation.read(tokenizer, ["x" * (1 << 16)] * 60, "end"))
     await asyncio.sleep(0)  # it has queued its jobs
-    await tokenization.encode(tokenizer, ["a few words " * 40], "end")
-    assert tokenization.waiting > 10 and not long.done()
+    await preparation.read(tokenizer, ["a few words " * 40], "end")
+    assert preparation.waiting > 10 and not long.done()
     long.cancel()
     await asyncio.wait([long])
-    tokenization.stop()
+    preparation.stop()
 
 
 async def test_who_sends_much_does_not_keep_others_waiting(path: Path) -> None:
     """Of two flows the second, which sends little, is done while the first has most of its work to do."""
-    tokenization = Tokenization(1)
-    tokenizer = Tokenizer(path, 512)
-    flood = asyncio.create_task(tokenization.encode(tokenizer, ["many words " * 200] * 1000, "end", "a"))
+    preparation = Preparation(1)
+    tokenizer = reader(path, 512)
+    flood = asyncio.create_task(preparation.read(tokenizer, ["many words " * 200] * 1000, "end", "a"))
     await asyncio.sleep(0)  # it has queued its jobs
-    await tokenization.encode(tokenizer, ["a few words " * 40] * 2, "end", "b")
-    assert tokenization.waiting > 10 and not flood.done()
+    await preparation.read(tokenizer, ["a few words " * 40] * 2, "end", "b")
+    assert preparation.waiting > 10 and not flood.done()
     flood.cancel()
     await asyncio.wait([flood])
-    tokenization.stop()
+    preparation.stop()
 
 
 def test_a_thread_that_ends_after_the_loop_ends_quietly(path: Path) -> None:
@@ -151,26 +157,26 @@ def test_a_thread_that_ends_after_the_loop_ends_quietly(path: Path) -> None:
             assert go_on.wait(60)
             return super().read(texts, how)
 
-    async def run() -> Tokenization:
-        tokenization = Tokenization(1)
-        waiting = asyncio.create_task(tokenization.encode(Late(path, LIMIT), ["a", "b"], "end"))
+    async def run() -> Preparation:
+        preparation = Preparation(1)
+        waiting = asyncio.create_task(preparation.read(TextReader(Late(path, LIMIT)), ["a", "b"], "end"))
         await asyncio.to_thread(begun.wait, 60)
         waiting.cancel()
         await asyncio.wait([waiting])
-        return tokenization
+        return preparation
 
-    tokenization = asyncio.run(run())
+    preparation = asyncio.run(run())
     go_on.set()
-    tokenization.stop()  # an exception of a thread would fail the test
+    preparation.stop()  # an exception of a thread would fail the test
 
 
 async def test_the_garbage_collector_leaves_texts_out(path: Path) -> None:
     """A hundred thousand of them are as many objects that it would look at, again and again."""
-    tokenization = Tokenization(1)
+    preparation = Preparation(1)
     try:
         tokenizer = Tokenizer(path, 8)
         assert not any(gc.is_tracked(tokens) for tokens in tokenizer.read(["one"] * 3, "end"))
-        payloads = await tokenization.encode(tokenizer, ["one"] * 3, "end")
+        payloads = await preparation.read(TextReader(tokenizer), ["one"] * 3, "end")
         assert not any(gc.is_tracked(payload) or gc.is_tracked(payload.arrays) for payload in payloads)
     finally:
-        tokenization.stop()
+        preparation.stop()

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trimtab.errors import InternalError
-from trimtab_server.outputs.dense import check_finite, finish
+from trimtab.values.column import Column
+from trimtab_server.outputs.dense import finish
+from trimtab_server.outputs.kind import check_finite
 
 
 def unit(rows: int = 6, width: int = 32) -> np.ndarray:
@@ -75,6 +77,6 @@ def test_float16_clips_what_it_cannot_hold() -> None:
 def test_a_vector_that_is_no_number_is_named() -> None:
     vectors = unit()
     vectors[3, 2] = np.nan
-    check_finite(vectors[:3])
+    check_finite({"dense": Column(vectors[:3])}, ("dense",), "texts[{}]".format)
     with pytest.raises(InternalError, match=r"texts\[3\]"):
-        check_finite(vectors)
+        check_finite({"dense": Column(vectors)}, ("dense",), "texts[{}]".format)

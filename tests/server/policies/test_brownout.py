@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from tests import adapters_made as made
-from tests import variants_made
+from tests import manifests_made, variants_made
 from tests.adapters import samples
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import Interval
-from trimtab.artifacts.bundle import Manifest
+from trimtab.artifacts.manifest import Manifest
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
-from trimtab.inputs import TokenTypes
+from trimtab.inputs.text import TextInput
 from trimtab_server import config
+from trimtab_server.catalog import encoder as encoders
 from trimtab_server.catalog.encoder import Encoder, model_of
 from trimtab_server.policies import brownout
 from trimtab_server.policies.brownout import Brownout
@@ -168,7 +169,7 @@ def test_a_provisional_card_or_adapter_answers_nothing(
 ) -> None:
     small = whole.variants[1]
     trained_on = msgspec.structs.replace(small, report=variants_made.card(0.99, "trained on"))
-    unsure = msgspec.structs.replace(whole, variants=(whole.variants[0], trained_on, *whole.variants[2:]))
+    unsure = manifests_made.with_variants(whole, (whole.variants[0], trained_on, *whole.variants[2:]))
     with pytest.raises(
         ConfigError, match=r"keep 0\.990 .*; which is provisional: judged by the kind of text"
     ):
@@ -199,10 +200,10 @@ def test_of_several_variants_of_a_depth_the_narrowest_that_is_enough(tmp_path: P
     loaded = {}
     for variant in whole.variants:
         manifest = variants.alone(whole, variant)
-        graph = model_of(bundle, variant, TokenTypes())
-        loaded[variant.name] = Encoder(manifest, None, graph, 1, own(manifest))  # type: ignore[arg-type]
+        model = model_of(bundle, variant, TextInput(variant.inputs))
+        loaded[variant.name] = Encoder(manifest, None, model, 1, encoders.given(manifest))  # type: ignore[arg-type]
     first = loaded.pop("fp32")
-    encoder = Encoder(whole, first.tokenizer, first.model, 1, own(whole), loaded)
+    encoder = Encoder(whole, first.reader, first.model, 1, encoders.given(whole), loaded)
     names = {
         ("", 0, 0): "fp32", ("fp32", 0, 0): "fp32", ("fp32", 8, 0): "fp32", ("", 8, 4): "fp32",
         ("", 4, 0): "early", ("", 4, 32): "early", ("", 4, 17): "early", ("", 4, 16): "early-16",
@@ -214,4 +215,4 @@ def test_of_several_variants_of_a_depth_the_narrowest_that_is_enough(tmp_path: P
         with pytest.raises(error):
             encoder.choose(name, layers, 0)
     with pytest.raises(FailedPrecondition, match=r"variant early \(4 layers\), early-16 \(4 layers\)"):
-        Encoder(whole, first.tokenizer, first.model, 1, own(whole)).choose("", 4, 0)
+        Encoder(whole, first.reader, first.model, 1, encoders.given(whole)).choose("", 4, 0)

@@ -36,7 +36,8 @@ class Version:
     )
     model: Any = None
     number: int = 1
-    tokenizer: Any = None
+    reader: Any = None
+    vectors: str = "dense"
 
 
 class World:
@@ -67,7 +68,7 @@ class World:
     def pressure(self) -> Pressure:
         return Pressure()
 
-    async def encode(self, tokenizer: object, texts: Sequence[str], how: str, flow: object) -> Sequence[str]:
+    async def read(self, reader: object, texts: Sequence[str], how: str, flow: object) -> Sequence[str]:
         self.how.append(how)
         return texts
 

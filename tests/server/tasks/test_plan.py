@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from tests.server.calls import call
+from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import FailedPrecondition, InvalidArgument
 from trimtab.values.column import Column
 from trimtab_server.callers.call import Call
+from trimtab_server.catalog.encoder import Given, Way
 from trimtab_server.config import Limits
+from trimtab_server.outputs.dense import DenseKind
 from trimtab_server.spaces.adapters import Vectors
 from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
@@ -49,10 +52,13 @@ class World:
         own: Any = SimpleNamespace(
             hops=(), space="own", dimensions=2, normalized=False, int8_limit=None, names=[]
         )
-        prompts = SimpleNamespace(query="", passage="")
-        manifest = SimpleNamespace(max_tokens=8, prompts=prompts)
+        manifest = SimpleNamespace(max_tokens=8, prompts=Prompts())
         model = SimpleNamespace(variant="fp32", item_bytes=lambda wanted: 8)
-        self.encoder = SimpleNamespace(name="e", version=1, manifest=manifest, model=model, own=own)
+        way = Way(Given("dense", DenseKind(), own, ("dense",)), own)
+        reader = SimpleNamespace(form="text", size=len)
+        self.encoder = SimpleNamespace(
+            name="e", version=1, manifest=manifest, model=model, way=way, reader=reader, mapped="dense"
+        )
 
     def find(self, caller: object, name: str, version: str = "") -> Any:
         return self.encoder

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from trimtab import inputs
+from trimtab.inputs.graph import GraphInput
+from trimtab.inputs.known import INPUTS
 from trimtab.values.column import Column, Columns, Values
 from trimtab_server.engine.batch import Model, Wanted
 
@@ -70,8 +71,8 @@ def decode(data: bytes | bytearray, type: type[T]) -> T:
     """What `encode` made of it."""
 
     def hook(kind: Any, value: Any) -> Any:
-        if kind is inputs.GraphInput:
-            return msgspec.convert(value, inputs.KINDS[value["kind"]])
+        if kind is GraphInput:
+            return msgspec.convert(value, INPUTS[value["kind"]])
         return Path(value)
 
     return msgspec.json.decode(data, type=type, dec_hook=hook)

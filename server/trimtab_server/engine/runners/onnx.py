@@ -1,6 +1,7 @@
 """A graph in ONNX Runtime."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -60,12 +61,16 @@ class OnnxRunner:
     def run(self, batch: Columns, wanted: Wanted) -> Columns:
         """What is wanted of the items of a batch."""
         specs = [self._specs[name] for name in wanted]
-        tensors = list(dict.fromkeys(spec.tensor for spec in specs))
+        tensors = list(dict.fromkeys(name for spec in specs for name in spec.tensors))
         given = runtime.run(self._session, tensors, self.model.input.feeds(batch))
         found = dict(zip(tensors, given, strict=True))
         items = len(next(iter(batch.values())))
         result = {
-            spec.name: Column(_cut(found[spec.tensor], spec, self._widths[spec.tensor])) for spec in specs
+            spec.name: Column(
+                _cut(found[spec.tensor], spec, self._widths[spec.tensor]),
+                _array(found[spec.offsets]) if spec.several else None,
+            )
+            for spec in specs
         }
         return checked(result, self.model, wanted, items)
 
@@ -75,11 +80,16 @@ def _width(model: Model, tensor: str) -> int:
     return max(spec.start + spec.width for spec in model.outputs if spec.tensor == tensor)
 
 
-def _cut(tensor: object, spec: OutputSpec, width: int) -> NDArray[np.generic]:
-    """An output's part of what a graph gave."""
+def _array(tensor: object) -> NDArray[Any]:
     if not isinstance(tensor, np.ndarray):
         what = "nothing" if tensor is None else f"a {type(tensor).__name__}"
         raise GraphError(f"the graph gave {what} instead of a tensor")
+    return tensor
+
+
+def _cut(given: object, spec: OutputSpec, width: int) -> NDArray[Any]:
+    """An output's part of what a graph gave."""
+    tensor = _array(given)
     if spec.width in (0, width):
         return tensor
     if tensor.ndim != 2 or tensor.shape[1] != width:
@@ -99,24 +109,25 @@ def _check_signature(model: Model, session: ort.InferenceSession) -> None:
             "export it again"
         )
     outputs = {each.name: each for each in session.get_outputs()}
-    for spec in {spec.tensor: spec for spec in model.outputs}.values():
-        if spec.tensor not in outputs:
-            raise GraphError(
-                f"the graph has no output {spec.tensor!r}, but {', '.join(outputs)}: export it again"
-            )
-        kind, shape = outputs[spec.tensor].type, outputs[spec.tensor].shape
-        if kind != TYPES[spec.dtype]:
-            raise GraphError(
-                f"the output {spec.tensor!r} of the graph is {kind}, not {TYPES[spec.dtype]}: export it again"
-            )
-        width, there = _width(model, spec.tensor), shape[-1] if shape else None
-        if len(shape) not in (0, 2 if spec.width else 1) or (
-            spec.width and isinstance(there, int) and there != width
-        ):
-            raise GraphError(
-                f"the output {spec.tensor!r} of the graph is of shape {shape}, and its manifest says "
-                f"{width} dimensions: export it again"
-            )
+    for spec in model.outputs:
+        _check_output(outputs, spec.tensor, spec.dtype, _width(model, spec.tensor) if spec.width else 0)
+        if spec.several:
+            _check_output(outputs, spec.offsets, "int64", 0)
+
+
+def _check_output(outputs: Mapping[str, Any], tensor: str, dtype: str, width: int) -> None:
+    """Refuse a tensor that is declared otherwise than as rows of `width` (0: single numbers) of a dtype."""
+    if tensor not in outputs:
+        raise GraphError(f"the graph has no output {tensor!r}, but {', '.join(outputs)}: export it again")
+    kind, shape = outputs[tensor].type, outputs[tensor].shape
+    if kind != TYPES[dtype]:
+        raise GraphError(f"the output {tensor!r} of the graph is {kind}, not {TYPES[dtype]}: export it again")
+    there = shape[-1] if shape else None
+    if len(shape) not in (0, 2 if width else 1) or (width and isinstance(there, int) and there != width):
+        raise GraphError(
+            f"the output {tensor!r} of the graph is of shape {shape}, and its manifest says {width} "
+            "dimensions: export it again"
+        )
 
 
 def _described(inputs: Mapping[str, tuple[str, int]]) -> str:

@@ -1,8 +1,8 @@
 """What is loaded is foreign until it has run: this runs it, in a process of its own that the server can end.
 
-A tokenizer, an encoder's graph and an adapter's graph are opened and tried with inputs of many shapes, under
-a limit of memory. What passes is what its manifest says, at least for these inputs; the server loads nothing
-else.
+A processor (such as a tokenizer), an encoder's graph and an adapter's graph are opened and tried with inputs
+of many shapes, under a limit of memory. What passes is what its manifest says, at least for these inputs; the
+server loads nothing else.
 """
 
 import os
@@ -15,10 +15,10 @@ from typing import TypeAlias
 
 import msgspec
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from trimtab.artifacts import reading
+from trimtab.inputs.known import INPUTS
 from trimtab.values.column import Column, Columns, Values
 from trimtab_server.engine.batch import Model, OutputSpec, Payload, Stored, collated
 from trimtab_server.engine.runners import runtime
@@ -31,7 +31,7 @@ Rows: TypeAlias = NDArray[np.float32]
 
 # Memory beside what is there already: so much, and so many times the size of the files.
 SPARE_BYTES = 2 << 30
-GRAPH_FACTOR, TOKENIZER_FACTOR = 4, 40
+GRAPH_FACTOR, PROCESSOR_FACTOR = 4, 40
 NICENESS = 5  # others are being served meanwhile
 # The longest item that a graph is tried with: a text of 8,192 tokens would take minutes on a CPU.
 LONG = 512
@@ -42,29 +42,20 @@ SAME_ORDER, SAME_ALONE = 0.99, 0.8
 SAME_AGAIN = 0.9999
 # How far from 1 the length of a vector of length 1 may be, in any precision.
 UNIT = 0.01
-TEXTS = (
-    "",
-    "a",
-    " ",
-    "\n",
-    "The quick brown fox. " * 40,
-    "Ünïcödé 日本語 😀 \u200b",
-    "x" * 5000,
-    "0 1 2 " * 300,
-)
 # The rows that a map is tried with, as many as a batch may bring.
 ROWS = 32
 TRIALS = 3
 
 
-class Tokens(msgspec.Struct, frozen=True, tag=True):
-    """A tokenizer's file."""
+class ProcessorPiece(msgspec.Struct, frozen=True, tag=True):
+    """The file that prepares a kind of input, such as a tokenizer."""
 
+    kind: str
     folder: Path
     file: Stored
 
 
-class Graph(msgspec.Struct, frozen=True, tag=True):
+class GraphPiece(msgspec.Struct, frozen=True, tag=True):
     """An encoder's graph, on a kind of device."""
 
     model: Model
@@ -72,17 +63,18 @@ class Graph(msgspec.Struct, frozen=True, tag=True):
     index: int
 
 
-class Adapter(msgspec.Struct, frozen=True, tag=True):
+class MapPiece(msgspec.Struct, frozen=True, tag=True):
     """An adapter's graph."""
 
     map: Map
 
 
-Piece: TypeAlias = Tokens | Graph | Adapter
+Piece: TypeAlias = ProcessorPiece | GraphPiece | MapPiece
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was seen: of a tokenizer the fewest tokens and the highest id, of a map what a row costs."""
+    """What was seen: of a processor the fewest units of an item and the highest id, of a map what a row
+    costs."""
 
     fewest: int = 0
     highest: int = 0
@@ -93,15 +85,15 @@ def rehearse(piece: Piece, step: Step) -> Finding:
     """Try a piece; `step` is called before each of its steps. Raises what is wrong with it."""
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     match piece:
-        case Tokens(file=file):
-            with memory(TOKENIZER_FACTOR * file.size):
-                return _tokens(piece, step)
-        case Graph(model):
+        case ProcessorPiece(file=file):
+            with memory(PROCESSOR_FACTOR * file.size):
+                return _processor(piece, step)
+        case GraphPiece(model):
             size = sum(file.size for file in model.files)
             with memory(GRAPH_FACTOR * size):
                 _graph(piece, step)
                 return Finding()
-        case Adapter(map):
+        case MapPiece(map):
             with memory(GRAPH_FACTOR * map.file.size):
                 return rehearse_map(map, step)
 
@@ -120,28 +112,18 @@ def memory(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _tokens(piece: Tokens, step: Step) -> Finding:
+def _processor(piece: ProcessorPiece, step: Step) -> Finding:
     step()
     file = piece.file
     try:
         content = reading.content(piece.folder, file.path, file.size, file.sha256)
-        tokenizer = tokenizers.Tokenizer.from_buffer(bytes(content))
-    except reading.UnreadableError as error:
-        raise GraphError(str(error)) from None
-    except Exception as error:  # the library's errors have no class of their own
-        raise GraphError(f"no tokenizer: {runtime.told(error)}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    highest = 0
-    for text in TEXTS:
-        step()
-        highest = max([highest, *tokenizer.encode(text).ids])
-    step()
-    highest = max([highest, *tokenizer.get_vocab(with_added_tokens=True).values()])
-    return Finding(fewest=len(tokenizer.encode("").ids), highest=highest)
+        tried = INPUTS[piece.kind].rehearse(bytes(content), step)
+    except (reading.UnreadableError, ValueError) as error:
+        raise GraphError(runtime.told(error)) from None
+    return Finding(tried.fewest, tried.highest)
 
 
-def _graph(piece: Graph, step: Step) -> None:
+def _graph(piece: GraphPiece, step: Step) -> None:
     model = piece.model
     step()
     try:
@@ -173,11 +155,11 @@ def _graph(piece: Graph, step: Step) -> None:
     run([LONG])
     mixed = [8, fewest, 5, 16, 3]
     result, turned = run(mixed), run(mixed[::-1])
-    if _likeness(result, run(mixed)) < SAME_AGAIN:
+    if likeness(model, result, run(mixed)) < SAME_AGAIN:
         raise GraphError("gives an item another vector each time")
-    if _likeness(result, turned, turned=True) < SAME_ORDER:
+    if likeness(model, result, turned, turned=True) < SAME_ORDER:
         raise GraphError("gives an item another vector when the items stand in another order")
-    if _likeness(run(mixed[:1]), result) < SAME_ALONE:
+    if likeness(model, run(mixed[:1]), result) < SAME_ALONE:
         raise GraphError("gives an item another vector when others stand beside it")
 
 
@@ -185,7 +167,7 @@ def _check(column: Column, spec: OutputSpec, described: str) -> None:
     if not column.finite:
         raise GraphError(f"gives values that are not finite for {described}, as {spec.name}")
     length = np.linalg.norm(column.values, axis=1) if spec.unit else np.ones(1)
-    if np.abs(length - 1).max() > UNIT:
+    if np.abs(length - 1).max(initial=0) > UNIT:
         raise GraphError(
             f"gives a vector of length {length[np.abs(length - 1).argmax()]:.3g}, and its manifest says "
             "that they are normalized"
@@ -196,15 +178,29 @@ def _described(payloads: Sequence[Payload], model: Model) -> str:
     return model.input.describe([payload.units for payload in payloads])
 
 
-def _likeness(one: Columns, other: Columns, *, turned: bool = False) -> float:
+def likeness(model: Model, one: Columns, other: Columns, *, turned: bool = False) -> float:
     """The least cosine of an item in one result and in another, which may hold more; `turned`: in the other
-    order."""
-    least = 1.0
-    for name, column in one.items():
-        for place in range(len(column)):
-            there = other[name].item(len(column) - 1 - place if turned else place)
-            least = min(least, _alike(column.item(place), there))
+    order. Numbers with places of their own are compared as the long vectors that they stand for."""
+    least, placed = 1.0, {spec.places for spec in model.outputs}
+    for spec in model.outputs:
+        if spec.name in placed:
+            continue
+        for place in range(len(one[spec.name])):
+            there = len(one[spec.name]) - 1 - place if turned else place
+            least = min(least, _alike(*_long(spec, one, place, other, there)))
     return least
+
+
+def _long(spec: OutputSpec, one: Columns, place: int, other: Columns, there: int) -> tuple[Values, Values]:
+    """An item of one result, and one of another, as vectors that can be compared."""
+    mine, theirs = one[spec.name].item(place), other[spec.name].item(there)
+    if not spec.places:
+        return mine, theirs
+    at, there_at = one[spec.places].item(place), other[spec.places].item(there)
+    every, where = np.unique(np.concatenate([at, there_at]), return_inverse=True)
+    long = np.zeros((2, len(every)), mine.dtype)
+    long[0, where[: len(at)]], long[1, where[len(at) :]] = mine, theirs
+    return long[0], long[1]
 
 
 def _alike(one: Values, other: Values) -> float:
@@ -249,6 +245,7 @@ def rehearse_map(map: Map, step: Step) -> Finding:
 
 def _rows_alike(one: Values, other: Values) -> float:
     """The least cosine of two rows; those without length are like each other."""
+    one, other = one.astype(np.float64), other.astype(np.float64)  # of whole numbers, products may not fit
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     same = np.abs(one - other).max(axis=1, initial=0) < 1e-6
     cosines = np.where(same, 1.0, (one * other).sum(axis=1) / np.maximum(lengths, 1e-30))

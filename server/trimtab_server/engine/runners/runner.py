@@ -57,11 +57,17 @@ def _check(column: Column, spec: OutputSpec, items: int) -> None:
         raise GraphError(
             f"the graph gave offsets that do not part {rows} rows into {items} items as {spec.name}"
         )
+    if offsets is not None and spec.most and np.diff(offsets).max(initial=0) > spec.most:
+        raise GraphError(
+            f"the graph gave an item {np.diff(offsets).max()} rows as {spec.name}, and its manifest says at "
+            f"most {spec.most}"
+        )
 
 
 def _in_order(offsets: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", items: int, rows: int) -> bool:
     return (
-        offsets.shape == (items + 1,)
+        offsets.dtype == np.int64
+        and offsets.shape == (items + 1,)
         and offsets[0] == 0
         and offsets[-1] == rows
         and bool((np.diff(offsets) >= 0).all())

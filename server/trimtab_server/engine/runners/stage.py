@@ -12,7 +12,7 @@ import msgspec
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.runners import frames
 from trimtab_server.engine.runners.process import PROGRAM, Process, raised_by
-from trimtab_server.engine.runners.rehearsal import Finding, Graph, Piece
+from trimtab_server.engine.runners.rehearsal import Finding, GraphPiece, Piece
 from trimtab_server.engine.runners.runner import DeviceLostError, GraphError
 
 # A process that nothing was given to for so long is ended.
@@ -43,9 +43,9 @@ class Stage:
         """Have a process begin, so that it is there when the first piece is."""
         self._give_back(self._take())
 
-    def graph(self, model: Model) -> Graph:
+    def graph(self, model: Model) -> GraphPiece:
         """A graph as a piece."""
-        return Graph(model, self._kind, self._index)
+        return GraphPiece(model, self._kind, self._index)
 
     def rehearse(self, piece: Piece, step: Callable[[], None]) -> Finding:
         """Try a piece; `step` is called with each of its steps. Blocks.

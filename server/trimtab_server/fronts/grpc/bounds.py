@@ -6,8 +6,9 @@ depth, and the count ends at the limit. Which count it is that is too high the r
 they can; all that they walk is bounded here.
 
 The count refuses no valid request: one with `max_texts` texts has a field for each (a candidate has four:
-itself, its id, its text, its digest; a raw tensor none), and some dozens beside them, where there is room for
-hundreds. A message so short that it cannot hold too many fields, of two bytes at least, is not looked at.
+itself, its id, its text, its digest; so has a pair; a raw tensor none), and some dozens beside them, where
+there is room for hundreds. A message so short that it cannot hold too many fields, of two bytes at least, is
+not looked at.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +27,11 @@ NAME_BYTES = 1024
 LONG = frozenset(
     {
         "trimtab.v1.EmbedRequest.texts",
+        "trimtab.v1.Input.text",
+        "trimtab.v1.Input.image",
+        "trimtab.v1.Pair.first",
+        "trimtab.v1.Pair.second",
+        "trimtab.v1.Tokens.ids",
         "trimtab.v1.RescoreRequest.query",
         "trimtab.v1.Candidate.text",
         "inference.ModelInferRequest.raw_input_contents",

@@ -14,9 +14,10 @@ from tritonclient.grpc import service_pb2 as pb
 
 from trimtab.core import options
 from trimtab.core.option import whole
-from trimtab.errors import InvalidArgument
+from trimtab.errors import InvalidArgument, Unimplemented
 from trimtab.values.dense import STORAGE
 from trimtab_server.callers.call import Call
+from trimtab_server.outputs.dense import Matrix
 from trimtab_server.tasks.embed import EmbedResult
 from trimtab_server.tasks.pipeline import check_count
 from trimtab_server.tasks.plan import EmbedRequest
@@ -138,7 +139,13 @@ def _wanted(request: Any) -> list[str]:
 
 def respond(request: Any, result: EmbedResult) -> Any:
     """The ModelInferResponse with the outputs that the request wanted."""
-    ((route, output),) = result.outputs
+    (answer,) = result.outputs
+    route, output = answer.route, answer.finished
+    if not isinstance(output, Matrix):
+        raise Unimplemented(
+            f"encoder {result.encoder.name} gives {answer.output.kind.kind}, and over KServe v2 this server "
+            "gives dense vectors: use trimtab.v1"
+        )
     tensors = {
         "embeddings": (TRITON_DTYPE[output.dtype], output.matrix.astype(STORAGE[output.dtype], copy=False)),
         "token_count": ("INT32", np.array(result.token_counts, "<i4")[:, None]),

@@ -3,23 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from trimtab import kinds
-from trimtab.artifacts import variants
-from trimtab.artifacts.artifact import Interval
-from trimtab.artifacts.bundle import Fidelity
 from trimtab.core.options import from_message
-from trimtab.errors import ResourceExhausted, Unavailable
+from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab.values import dense
+from trimtab.values import dense, forms
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.fronts.grpc import described
 from trimtab_server.fronts.grpc.intake import OpenCall
 from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
 from trimtab_server.fronts.grpc.unread import Unread
 from trimtab_server.fronts.grpc.window import Window, weight
+from trimtab_server.outputs.dense import Matrix
 from trimtab_server.policies.trials import Trials
-from trimtab_server.spaces.adapters import Loaded
-from trimtab_server.spaces.routes import refusal
 from trimtab_server.tasks.embed import Embedder, EmbedResult
 from trimtab_server.tasks.pipeline import Pipeline, Times
 from trimtab_server.tasks.plan import EmbedRequest
@@ -75,7 +71,8 @@ class NativeServicer:
         async def read(tasks: asyncio.TaskGroup) -> None:
             async for message in messages:
                 size = message.ByteSize()
-                taken = weight(len(message.request.texts), size), size
+                asked = message.request
+                taken = weight(len(asked.texts) + len(asked.inputs), size), size
                 await window.enter(*taken)
                 tasks.create_task(answer(message, taken))
 
@@ -112,7 +109,7 @@ class NativeServicer:
             opened.caller.check_encoder(request.encoder)
         adapters = self._pipeline.repository.adapters.all(opened.caller)
         chosen = [loaded for loaded in adapters if request.encoder in ("", loaded.encoder)]
-        return pb.ListAdaptersResponse(adapters=[_adapter(loaded) for loaded in chosen])
+        return pb.ListAdaptersResponse(adapters=map(described.adapter, chosen))
 
     def drain(self) -> None:
         """Read no more from any stream; each ends when what it has read is answered."""
@@ -120,35 +117,15 @@ class NativeServicer:
             reader.cancel()
 
     async def _embed(self, call: Call, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        call, asked = self._pipeline.read(call, _parse, request)
+        call, asked = self._pipeline.read(call, _parse, request, self._pipeline.limits.max_text_bytes)
         result = await self._embedder.embed(call, asked)
-        return await self._pipeline.made(call, len(result.token_counts), _response, result)
+        named = bool(request.outputs)
+        return await self._pipeline.made(call, len(result.token_counts), _response, result, named)
 
     def _describe(self, encoder: Encoder) -> pb.Encoder:
-        manifest, limits = encoder.manifest, self._pipeline.limits
         versions = self._pipeline.repository.versions(encoder.name)
-        canary, shadow = self._trials.shares(encoder.name, encoder.version, versions)
-        return pb.Encoder(
-            name=encoder.name,
-            version=str(encoder.version),
-            space=manifest.space,
-            dimensions=manifest.dimensions,
-            max_tokens=manifest.max_tokens,
-            similarity=manifest.similarity,
-            pooling=manifest.pooling or "",
-            normalized=manifest.normalized,
-            query_prompt=manifest.prompts.query,
-            passage_prompt=manifest.prompts.passage,
-            dtypes=[dense.TO_PROTO[dtype] for dtype in kinds.DTYPES],
-            limits=pb.Limits(
-                max_texts=limits.max_texts,
-                max_text_bytes=limits.max_text_bytes,
-                max_message_bytes=limits.max_message_bytes,
-            ),
-            canary_share=canary,
-            shadow_share=shadow,
-            variants=_variants(encoder),
-        )
+        shares = self._trials.shares(encoder.name, encoder.version, versions)
+        return described.encoder(encoder, self._pipeline.limits, *shares)
 
 
 def _parse_rescore(call: Call, request: pb.RescoreRequest) -> tuple[Call, RescoreRequest]:
@@ -158,7 +135,9 @@ def _parse_rescore(call: Call, request: pb.RescoreRequest) -> tuple[Call, Rescor
         Candidate(each.id, each.text if each.HasField("text") else None, each.digest)
         for each in request.candidates
     ]
-    return call.asking(priority), RescoreRequest(query=request.query, candidates=candidates, **options)
+    return call.asking(priority), RescoreRequest(
+        query=request.query, candidates=candidates, output=request.output, **options
+    )
 
 
 def _rescored(result: RescoreResult) -> pb.RescoreResponse:
@@ -168,8 +147,8 @@ def _rescored(result: RescoreResult) -> pb.RescoreResponse:
         missing=result.missing,
         encoder=encoder.name,
         version=str(encoder.version),
-        space=encoder.manifest.space,
-        similarity=encoder.manifest.similarity,
+        space=result.output.own.space,
+        similarity=result.output.own.similarity or "",
     )
     _write_times(response.times, result.times)
     return response
@@ -182,14 +161,22 @@ def _write_times(message: pb.StageTimes, times: Times) -> None:
     message.output = _ns(times.output)
 
 
-def _parse(call: Call, request: pb.EmbedRequest) -> tuple[Call, EmbedRequest]:
+def _parse(call: Call, request: pb.EmbedRequest, most_ids: int) -> tuple[Call, EmbedRequest]:
     options = from_message(request)
     del options["space"]  # here they may be several
     priority = options.pop("priority")
-    return call.asking(priority), EmbedRequest(texts=request.texts, spaces=request.spaces, **options)
+    if request.inputs:
+        if request.texts:
+            raise InvalidArgument("the request has texts and inputs: send one of them")
+        form, items = forms.items(request.inputs, most_ids)
+        options |= {"texts": items, "form": form, "field": "inputs"}
+    else:
+        options["texts"] = request.texts
+    return call.asking(priority), EmbedRequest(spaces=request.spaces, outputs=request.outputs, **options)
 
 
-def _response(result: EmbedResult) -> pb.EmbedResponse:
+def _response(result: EmbedResult, named: bool) -> pb.EmbedResponse:
+    """An answer, whose outputs were `named` in the request, or are the encoder's first."""
     encoder, hubness = result.encoder, result.hubness
     response = pb.EmbedResponse(
         token_counts=result.token_counts,
@@ -198,95 +185,21 @@ def _response(result: EmbedResult) -> pb.EmbedResponse:
         variant=encoder.variant.name,
         browned_out=result.browned_out,
     )
-    for route, output in result.outputs:
-        embeddings = response.embeddings.add(space=route.space, adapters=route.names)
-        dense.write(embeddings.vectors, output.matrix, output.dtype, output.scale)
+    for answer in result.outputs:
+        output, route, finished = answer.output, answer.route, answer.finished
+        if named or not isinstance(finished, Matrix):
+            message = response.outputs.add(
+                name=output.name, kind=output.kind.kind, space=route.space, adapters=route.names
+            )
+            output.kind.write(message, finished)
+        else:
+            embeddings = response.embeddings.add(space=route.space, adapters=route.names)
+            dense.write(embeddings.vectors, finished.matrix, finished.dtype, finished.scale)
     _write_times(response.times, result.times)
     if hubness is not None:
         response.hubness.reach.extend(hubness.reach)
         response.hubness.threshold = hubness.threshold
     return response
-
-
-def _variants(encoder: Encoder) -> list[pb.Variant]:
-    bundle = encoder.manifest
-    loaded = {each.variant.name for each in encoder.graphs()}
-    return [
-        pb.Variant(
-            name=variant.name,
-            space=variant.space or bundle.space,
-            dimensions=variant.dimensions or bundle.dimensions,
-            precision=variant.precision,
-            layers=variants.depth(bundle, variant) or 0,
-            loaded=variant.name in loaded,
-            fidelity=_fidelity(variant.report.fidelity),
-        )
-        for variant in bundle.variants
-    ]
-
-
-def _fidelity(figures: Fidelity | None) -> pb.Fidelity | None:
-    if figures is None:
-        return None
-
-    def interval(figure: Interval) -> pb.Interval:
-        return pb.Interval(value=figure.value, low=figure.low, high=figure.high)
-
-    return pb.Fidelity(
-        retrieval=figures.retrieval,
-        queries=figures.queries,
-        documents=figures.documents,
-        source_ndcg=figures.source_ndcg,
-        source_recall=figures.source_recall,
-        ndcg=interval(figures.ndcg),
-        recall=interval(figures.recall),
-        query_only_ndcg=interval(figures.query_only_ndcg),
-        query_only_recall=interval(figures.query_only_recall),
-        cosine=figures.cosine,
-        min_cosine=figures.min_cosine,
-        batch_min_cosine=figures.batch_min_cosine,
-        speedup=[
-            pb.Speedup(batch=each.batch, length=each.length, factor=each.factor) for each in figures.speedup
-        ],
-        bytes=figures.bytes,
-        sets=[
-            pb.Kept(
-                name=each.name,
-                kind=each.kind,
-                languages=each.languages,
-                queries=each.queries,
-                documents=each.documents,
-                source_ndcg=each.source_ndcg,
-                ndcg=interval(each.ndcg),
-                query_only_ndcg=interval(each.query_only_ndcg),
-            )
-            for each in figures.sets
-        ],
-        compared=figures.compared,
-    )
-
-
-def _adapter(loaded: Loaded) -> pb.Adapter:
-    manifest = loaded.manifest
-    source, target = (
-        pb.Endpoint(encoder=end.encoder, version=str(end.version), space=end.space, dimensions=end.dimensions)
-        for end in (manifest.source, manifest.target)
-    )
-    knots = manifest.calibrator
-    return pb.Adapter(
-        encoder=loaded.encoder,
-        name=manifest.name,
-        source=source,
-        target=target,
-        rung=manifest.rung,
-        reads=manifest.reads,
-        groups=manifest.groups,
-        verdict=manifest.verdict,
-        provisional=manifest.provisional,
-        reasons=manifest.reasons,
-        calibrator=pb.Calibrator(adapted=knots.adapted, target=knots.target) if knots else None,
-        problem=refusal(loaded),
-    )
 
 
 def _ns(seconds: float) -> int:

@@ -1,20 +1,36 @@
-"""What a graph is fed: for texts padded token ids, and what stands beside them.
+"""Text: its token ids, padded, and what stands beside them."""
 
-The server and the exporter's check both make it here, so that what was checked is what is served. It needs
-NumPy alone: a device's own process imports it.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+from trimtab.inputs.graph import DeclaredInput, GraphInput, Tried
 from trimtab.values.column import Columns
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+REQUIRED, OPTIONAL = ("input_ids", "attention_mask"), ("token_type_ids",)  # of a graph's inputs
+INPUTS = (*REQUIRED, *OPTIONAL)
+# Texts that a tokenizer is tried with.
+TRIALS = (
+    "",
+    "a",
+    " ",
+    "\n",
+    "The quick brown fox. " * 40,
+    "Ünïcödé 日本語 😀 \u200b",
+    "x" * 5000,
+    "0 1 2 " * 300,
+)
+
+
+class TextSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a manifest says of texts beside what all inputs have."""
+
+    pad_id: Annotated[int, Meta(ge=0, lt=1 << 31)]  # fills up the shorter rows of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +73,6 @@ def feeds(
     return made
 
 
-class GraphInput(ABC):
-    """A kind of input, as a graph takes it: plain settings, which go to other processes as JSON.
-
-    Each kind is a frozen dataclass that has its name in `kind`, and stands in KINDS.
-    """
-
-    kind: str
-    names: tuple[str, ...]  # the graph's inputs
-    fewest: int  # units of an item
-
-    @property
-    @abstractmethod
-    def signature(self) -> dict[str, tuple[str, int]]:
-        """Of each of the graph's inputs ONNX Runtime's type and the number of axes."""
-
-    @abstractmethod
-    def feeds(self, batch: Columns) -> Mapping[str, NDArray[Any]]:
-        """The graph's inputs for a batch of items, as they were prepared."""
-
-    @abstractmethod
-    def sample(self, units: int) -> Mapping[str, NDArray[Any]]:
-        """The arrays of an item of so many units, to try a graph with."""
-
-    @abstractmethod
-    def describe(self, units: Sequence[int]) -> str:
-        """What samples of so many units are, for people."""
-
-
 @dataclass(frozen=True, slots=True)
 class TextInput(GraphInput):
     """Texts, whose units are tokens: a column `ids`, int32, of each text's token ids.
@@ -92,12 +80,46 @@ class TextInput(GraphInput):
     `highest` is the highest id that the tokenizer gives; 0: samples are of pads alone.
     """
 
+    units: ClassVar[str] = "tokens"
+    idle: ClassVar[frozenset[str]] = frozenset({"pad_id"})  # pads are masked
+
     names: tuple[str, ...] = INPUTS
     pad_id: int = 0
     types: TokenTypes = field(default_factory=TokenTypes)
     fewest: int = 1
     highest: int = 0
     kind: str = "text"
+
+    @classmethod
+    def doubts(cls, declared: DeclaredInput, names: Collection[str]) -> Iterator[tuple[bool, str]]:
+        """Whether there is no tokenizer, settings cannot be, or the graph reads something else."""
+        yield declared.processor is None, f"has no tokenizer for the input {declared.name}"
+        try:
+            msgspec.convert(declared.settings, TextSettings)
+        except msgspec.ValidationError as error:
+            yield True, f"has settings of the input {declared.name} that cannot be: {error}"
+        known = set(names)
+        other = len(known) < len(names) or not set(REQUIRED) <= known <= set(INPUTS)
+        yield other, f"reads {', '.join(names)}"
+
+    @classmethod
+    def rehearse(cls, content: bytes, step: Callable[[], None]) -> Tried:
+        """Try a tokenizer: the fewest tokens of a text, and the highest id."""
+        import tokenizers  # only here: a device's own process needs none
+
+        try:
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library's errors have no class of their own
+            raise ValueError(f"no tokenizer: {error}") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        highest = 0
+        for text in TRIALS:
+            step()
+            highest = max([highest, *tokenizer.encode(text).ids])
+        step()
+        highest = max([highest, *tokenizer.get_vocab(with_added_tokens=True).values()])
+        return Tried(fewest=len(tokenizer.encode("").ids), highest=highest)
 
     @property
     def signature(self) -> dict[str, tuple[str, int]]:
@@ -121,6 +143,3 @@ class TextInput(GraphInput):
         return (
             f"texts of {', '.join(map(str, units))} tokens, with ids from 0 to {self.highest or self.pad_id}"
         )
-
-
-KINDS: dict[str, type[GraphInput]] = {"text": TextInput}

@@ -1,0 +1,12 @@
+"""The kinds of input that are known, by name. Packages add others by the entry points `trimtab.inputs`."""
+
+from trimtab.inputs.graph import GraphInput
+from trimtab.inputs.text import TextInput
+from trimtab.registry import Registry
+
+INPUTS: Registry[type[GraphInput]] = Registry(
+    "kind of input",
+    "trimtab.inputs",
+    {"text": TextInput},
+    lambda found: isinstance(found, type) and issubclass(found, GraphInput),
+)

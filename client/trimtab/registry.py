@@ -1,0 +1,52 @@
+"""Kinds that are found by their names: Trimtab's own, and those that installed packages bring along.
+
+A package adds a kind by an entry point in its metadata (in pyproject.toml, `[project.entry-points]`), whose
+group is that of the registry and whose name is the kind's. Nothing is looked up there, nor imported, until
+something names a kind that Trimtab itself has not.
+"""
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from trimtab.errors import ConfigError, NotFound
+
+Kind = TypeVar("Kind")
+
+
+class Registry(Generic[Kind]):
+    """The kinds of one sort, by name.
+
+    what: how messages call one. fits: whether an object that a package brings is a kind of this sort.
+    """
+
+    def __init__(self, what: str, group: str, own: dict[str, Kind], fits: Callable[[object], bool]) -> None:
+        self._what = what
+        self._group = group
+        self._known = dict(own)
+        self._fits = fits
+
+    def __getitem__(self, name: str) -> Kind:
+        """The kind of this name. NotFound, which names those that there are; ConfigError where a package's
+        cannot be used."""
+        found = self._known.get(name)
+        if found is None:
+            found = self._known[name] = self._installed(name)
+        return found
+
+    def names(self) -> list[str]:
+        """The names of all, in order."""
+        return sorted({*self._known, *(each.name for each in entry_points(group=self._group))})
+
+    def _installed(self, name: str) -> Kind:
+        for each in entry_points(group=self._group, name=name):
+            try:
+                kind = each.load()
+            except Exception as error:  # whatever the package raises
+                raise ConfigError(
+                    f"the {self._what} {name!r} of {each.value} cannot be imported: {error}"
+                ) from error
+            if not self._fits(kind):
+                raise ConfigError(f"{each.value}, for the {self._what} {name!r}, is none")
+            return kind  # type: ignore[no-any-return]  # it fits
+        raise NotFound(f"the {self._what} {name!r} is not known; there is {', '.join(self.names())}")

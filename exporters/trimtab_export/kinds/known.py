@@ -1,0 +1,16 @@
+"""What makes each kind, by its name. Packages add others by the entry points `trimtab_export.inputs` and
+`trimtab_export.outputs`."""
+
+from trimtab.registry import Registry
+from trimtab_export.kinds.making import InputMaker, OutputMaker
+from trimtab_export.kinds.text import TextMaker
+
+INPUTS: Registry[InputMaker] = Registry(
+    "kind of input",
+    "trimtab_export.inputs",
+    {"text": TextMaker()},
+    lambda found: isinstance(found, InputMaker),
+)
+OUTPUTS: Registry[OutputMaker] = Registry(
+    "kind of output", "trimtab_export.outputs", {}, lambda found: isinstance(found, OutputMaker)
+)

@@ -1,0 +1,143 @@
+"""What the server tells of encoders and adapters, as messages of trimtab.v1."""
+
+from trimtab import kinds
+from trimtab.artifacts import variants
+from trimtab.artifacts.artifact import Interval
+from trimtab.artifacts.cards import Fidelity
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.values import dense
+from trimtab_server import config
+from trimtab_server.catalog.encoder import Encoder, Given
+from trimtab_server.spaces.adapters import Loaded
+from trimtab_server.spaces.routes import refusal
+
+
+def encoder(encoder: Encoder, limits: config.Limits, canary: float, shadow: float) -> pb.Encoder:
+    """A version of an encoder, with the limits of requests and its shares of them while it is on trial."""
+    manifest = encoder.manifest
+    return pb.Encoder(
+        name=encoder.name,
+        version=str(encoder.version),
+        space=manifest.space,
+        dimensions=manifest.dimensions,
+        max_tokens=manifest.max_tokens,
+        similarity=manifest.similarity,
+        pooling=manifest.pooling or "",
+        normalized=manifest.normalized,
+        query_prompt=manifest.prompts.query,
+        passage_prompt=manifest.prompts.passage,
+        dtypes=[dense.TO_PROTO[dtype] for dtype in kinds.DTYPES],
+        limits=pb.Limits(
+            max_texts=limits.max_texts,
+            max_text_bytes=limits.max_text_bytes,
+            max_message_bytes=limits.max_message_bytes,
+        ),
+        canary_share=canary,
+        shadow_share=shadow,
+        variants=_variants(encoder),
+        inputs=[_input(encoder)],
+        outputs=[_output(each) for each in encoder.outputs.values()],
+    )
+
+
+def _input(encoder: Encoder) -> pb.EncoderInput:
+    given = encoder.manifest.input
+    return pb.EncoderInput(
+        name=given.name, kind=given.kind, form=encoder.reader.form, max_units=given.most_units
+    )
+
+
+def _output(output: Given) -> pb.EncoderOutput:
+    own = output.own
+    return pb.EncoderOutput(
+        name=output.name,
+        kind=output.kind.kind,
+        form=output.kind.form,
+        space=own.space,
+        dimensions=own.dimensions,
+        similarity=own.similarity or "",
+        normalized=bool(own.normalized),
+    )
+
+
+def _variants(encoder: Encoder) -> list[pb.Variant]:
+    bundle = encoder.manifest
+    loaded = {each.variant.name for each in encoder.graphs()}
+    return [
+        pb.Variant(
+            name=variant.name,
+            space=alone.space,
+            dimensions=alone.dimensions,
+            precision=variant.precision,
+            layers=variants.depth(bundle, variant) or 0,
+            loaded=variant.name in loaded,
+            fidelity=_fidelity(variant.report.fidelity),
+        )
+        for variant in bundle.variants
+        for alone in (variants.alone(bundle, variant),)
+    ]
+
+
+def _fidelity(figures: Fidelity | None) -> pb.Fidelity | None:
+    if figures is None:
+        return None
+
+    def interval(figure: Interval) -> pb.Interval:
+        return pb.Interval(value=figure.value, low=figure.low, high=figure.high)
+
+    return pb.Fidelity(
+        retrieval=figures.retrieval,
+        queries=figures.queries,
+        documents=figures.documents,
+        source_ndcg=figures.source_ndcg,
+        source_recall=figures.source_recall,
+        ndcg=interval(figures.ndcg),
+        recall=interval(figures.recall),
+        query_only_ndcg=interval(figures.query_only_ndcg),
+        query_only_recall=interval(figures.query_only_recall),
+        cosine=figures.cosine,
+        min_cosine=figures.min_cosine,
+        batch_min_cosine=figures.batch_min_cosine,
+        speedup=[
+            pb.Speedup(batch=each.batch, length=each.length, factor=each.factor) for each in figures.speedup
+        ],
+        bytes=figures.bytes,
+        sets=[
+            pb.Kept(
+                name=each.name,
+                kind=each.kind,
+                languages=each.languages,
+                queries=each.queries,
+                documents=each.documents,
+                source_ndcg=each.source_ndcg,
+                ndcg=interval(each.ndcg),
+                query_only_ndcg=interval(each.query_only_ndcg),
+            )
+            for each in figures.sets
+        ],
+        compared=figures.compared,
+    )
+
+
+def adapter(loaded: Loaded) -> pb.Adapter:
+    """An adapter, and why requests cannot use it, if they cannot."""
+    manifest = loaded.manifest
+    source, target = (
+        pb.Endpoint(encoder=end.encoder, version=str(end.version), space=end.space, dimensions=end.dimensions)
+        for end in (manifest.source, manifest.target)
+    )
+    knots = manifest.calibrator
+    return pb.Adapter(
+        encoder=loaded.encoder,
+        name=manifest.name,
+        source=source,
+        target=target,
+        rung=manifest.rung,
+        reads=manifest.reads,
+        groups=manifest.groups,
+        verdict=manifest.verdict,
+        provisional=manifest.provisional,
+        reasons=manifest.reasons,
+        calibrator=pb.Calibrator(adapted=knots.adapted, target=knots.target) if knots else None,
+        problem=refusal(loaded),
+    )

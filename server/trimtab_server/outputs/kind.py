@@ -1,0 +1,96 @@
+"""What every kind of output does on its way out: refused or not, checked, finished, packed; and scored."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.errors import InternalError, Unimplemented
+from trimtab.kinds import Dtype, Similarity
+from trimtab.v1 import encoder_pb2 as pb
+from trimtab.values.column import Columns
+
+F = TypeVar("F")  # what an output is when it is finished
+
+Scores = NDArray[np.float32]
+
+
+class Place(Protocol):
+    """Where an output lies, as far as it is known: in the space of its encoder, or in one behind adapters."""
+
+    @property
+    def space(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def similarity(self) -> Similarity | None:
+        """None: nobody knows."""
+
+    @property
+    def normalized(self) -> bool | None:
+        """None: nobody knows."""
+
+    @property
+    def int8_limit(self) -> float | None:
+        """None: it was not calibrated, or nobody knows."""
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+
+    @property
+    def uncalibrated(self) -> str:
+        """Why there is no `int8_limit`."""
+
+    @property
+    def cure(self) -> str:
+        """What helps where something is not known."""
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """How a request wants its outputs. dimensions: None for all."""
+
+    dimensions: int | None = None
+    dtype: Dtype = "float32"
+
+
+class OutputKind(ABC, Generic[F]):
+    """A kind of output. known.py finds it by its name.
+
+    form: the field of `trimtab.v1.Output` that carries it.
+    """
+
+    kind: ClassVar[str]
+    form: ClassVar[str]
+
+    @abstractmethod
+    def check(self, place: Place, shape: Shape) -> None:
+        """Refuse what cannot be had there, naming the cure, before anything is computed."""
+
+    @abstractmethod
+    def finish(self, columns: Columns, names: Sequence[str], place: Place, shape: Shape) -> F:
+        """Finite columns of these names, in the order of the kind's form, as they were asked for."""
+
+    @abstractmethod
+    def write(self, message: pb.Output, finished: F) -> None:
+        """Fill in what carries it on the wire."""
+
+    def score(self, query: Columns, documents: Columns, names: Sequence[str], place: Place) -> Scores:
+        """How near each of documents is to the one item of query: float32 (documents,), more is nearer.
+
+        Raises Unimplemented where outputs of this kind are not compared.
+        """
+        raise Unimplemented(f"{place.title} gives {self.kind}, by which no candidates are scored")
+
+
+def check_finite(columns: Columns, names: Sequence[str], which: Callable[[int], str]) -> None:
+    """InternalError where a graph gave a number that is none; `which` is how messages call an item."""
+    for name in names:
+        column = columns[name]
+        if column.finite:
+            continue
+        bad = next(row for row in range(len(column)) if not np.isfinite(column.item(row)).all())
+        raise InternalError(f"the encoder gave no finite vector for {which(bad)}")

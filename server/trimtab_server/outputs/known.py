@@ -1,0 +1,15 @@
+"""The kinds of output that are served, by name. Packages add others by the entry points
+`trimtab_server.outputs`."""
+
+from typing import Any
+
+from trimtab.registry import Registry
+from trimtab_server.outputs.dense import DenseKind
+from trimtab_server.outputs.kind import OutputKind
+
+KINDS: Registry[OutputKind[Any]] = Registry(
+    "kind of output",
+    "trimtab_server.outputs",
+    {"dense": DenseKind()},
+    lambda found: isinstance(found, OutputKind),
+)
