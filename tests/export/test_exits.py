@@ -125,7 +125,7 @@ def test_every_depth_and_width_is_measured(
 
     assert healed.report.fidelity is not None
     assert healed.report.fidelity.cosine > 0.9, "training goes on from the fitted head"
-    assert healed.space != early.space
+    assert healed.moved != early.moved
     assert vectors(bundle, healed_narrow.files[0]).shape == (len(TEXTS), 8)
 
 

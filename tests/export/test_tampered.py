@@ -53,7 +53,7 @@ def test_missing_file(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"\xff\xfe", b'{"format": 2}', b"null"],
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"format": 3}', b"null"],
     ids=["empty", "cut", "list", "bytes", "few", "null"],
 )
 def test_corrupt_manifest(content: bytes, bundle: Path) -> None:
@@ -70,7 +70,7 @@ def test_unknown_field(bundle: Path) -> None:
 
 def test_later_format(bundle: Path) -> None:
     edit(bundle, lambda manifest: manifest.update(format=99))
-    with pytest.raises(BundleError, match=r"is of format 99, this Trimtab reads format 2"):
+    with pytest.raises(BundleError, match=r"is of format 99, this Trimtab reads format 3"):
         bundles.read(bundle)
 
 

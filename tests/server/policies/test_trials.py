@@ -119,7 +119,10 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
     def find(caller: Caller, name: str, version: str = "") -> Any:
         if denied:
             raise PermissionDenied("another's")
-        return SimpleNamespace(name=name, version=1, manifest=SimpleNamespace(max_tokens=8))
+        given = SimpleNamespace(kind="text", most_units=8)
+        reader = SimpleNamespace(form="text", size=len)
+        manifest = SimpleNamespace(input=given)
+        return SimpleNamespace(name=name, version=1, manifest=manifest, reader=reader)
 
     repository = SimpleNamespace(find=find, adapters=SimpleNamespace(retire=None))
     metrics = SimpleNamespace(failed=lambda *failure: None)
