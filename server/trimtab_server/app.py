@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import ConfigError
 from trimtab_server.callers.access import SERVER
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.opening import Opener
 from trimtab_server.catalog.polling import Poller
@@ -257,7 +257,7 @@ class App:
         self._served = serving
         self._announce()
 
-    def _queue_seconds(self, encoder: Encoder, flow: str) -> float:
+    def _queue_seconds(self, encoder: LoadedEncoder, flow: str) -> float:
         return self._engine.pressure().queue_seconds(encoder.number, flow, "interactive")
 
     def _model_retired(self, model: int, why: str) -> None:

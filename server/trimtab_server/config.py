@@ -207,7 +207,7 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(f"false_alarms is {self.false_alarms}; it must be a fraction of 1, such as 0.01")
 
 
-class Encoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which variants of an encoder are loaded besides the first of its bundle (a brownout's always is), and
     whether its passages are checked."""
 
@@ -256,7 +256,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     logging: Logging = Logging()
     tracing: Tracing = Tracing()
     devices: tuple[str, ...] = ("auto",)
-    encoders: dict[str, Encoder] = {}
+    encoders: dict[str, EncoderSettings] = {}
 
     def __post_init__(self) -> None:
         if (self.canary or self.shadow) and self.versions.newest == 1:
@@ -320,7 +320,7 @@ def _check_server(server: Server, source: str) -> None:
         raise ConfigError(f"{source}: server.keepalive_seconds must be more than 0")
 
 
-def _check_encoders(encoders: dict[str, Encoder], source: str) -> None:
+def _check_encoders(encoders: dict[str, EncoderSettings], source: str) -> None:
     for name, encoder in encoders.items():
         brownout, where = encoder.brownout, f"{source}: encoders.{name}.brownout"
         if brownout is None:

@@ -139,8 +139,8 @@ def test_what_the_exporter_writes(bundle: Bundle, capsys: pytest.CaptureFixture[
     assert "--reads letters --also counts" in manifest.provenance.recipe
     assert main(["info", str(bundle.path)]) == 0
     said = capsys.readouterr().out
-    assert "letters: letters, 130 letters of one" in said
-    assert "counts: counts, 1000 dimensions, dot, not normalised" in said
+    assert "letters (letters), 130 letters of one" in said
+    assert "counts (counts), 1000 dimensions, dot, not normalised" in said
 
 
 def test_spaces_of_other_inputs_are_others(repository: Path, bundle: Bundle) -> None:

@@ -70,7 +70,7 @@ def describe(manifest: Manifest) -> str:
 
 def _input(given: Input) -> list[tuple[str, str]]:
     return [
-        ("reads", f"{given.name}: {given.kind}, {given.most_units} {INPUTS[given.kind].units} of one"),
+        ("reads", f"{given.name} ({given.kind}), {given.most_units} {INPUTS[given.kind].units} of one"),
         ("query prompt", repr(given.prompts.query)),
         ("passage prompt", repr(given.prompts.passage)),
     ]
@@ -82,7 +82,7 @@ def _output(output: Output) -> list[tuple[str, str]]:
     return [
         (
             "gives",
-            f"{output.name}: {output.kind}, {output.dimensions} dimensions, {output.similarity}, {length}, "
+            f"{output.name} ({output.kind}), {output.dimensions} dimensions, {output.similarity}, {length}, "
             f"{pooling}, space {output.space}",
         )
     ]

@@ -37,7 +37,7 @@ class Way(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Encoder:
+class LoadedEncoder:
     """A loaded graph of a bundle: the first variant's, which is the encoder itself, or another one's.
 
     `manifest` is the bundle's; of another variant, that of the variant alone.
@@ -48,7 +48,7 @@ class Encoder:
     model: Model
     number: int  # of the model, in the engine
     outputs: Mapping[str, Given]  # by name; the first is given where none is named
-    variants: Mapping[str, "Encoder"] = field(default_factory=dict)  # loaded beside the first, by name
+    variants: Mapping[str, "LoadedEncoder"] = field(default_factory=dict)  # loaded beside the first, by name
 
     @property
     def name(self) -> str:
@@ -112,11 +112,11 @@ class Encoder:
             )
         return [self.outputs[name] for name in names]
 
-    def graphs(self) -> tuple["Encoder", ...]:
+    def graphs(self) -> tuple["LoadedEncoder", ...]:
         """This one, and those that are loaded beside it."""
         return (self, *self.variants.values())
 
-    def choose(self, name: str, layers: int, dimensions: int) -> "Encoder":
+    def choose(self, name: str, layers: int, dimensions: int) -> "LoadedEncoder":
         """The variant that a request means: by its name, by the layers that it computes, or this itself.
 
         Of several of that depth, it is the one with the fewest dimensions that are enough for `dimensions`

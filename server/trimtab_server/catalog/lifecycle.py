@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from trimtab.artifacts.manifest import Manifest
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.spaces.adapters import Loaded, Vectors
 
 # Whole vectors of texts, float32 (n, dimensions), with prompts before the texts already.
@@ -24,11 +24,13 @@ class Lifecycle:
         """A version is about to be loaded. Raises ConfigError where it cannot be served as it is configured;
         `adapters` are its encoder's."""
 
-    async def opened(self, encoder: Encoder, embed: Embed) -> None:
+    async def opened(self, encoder: LoadedEncoder, embed: Embed) -> None:
         """A version is loaded and warm, and will be served. Raises ConfigError as `check` does."""
 
     def closed(self, name: str, version: int) -> None:
         """A version is served no more, and nobody uses it."""
 
-    def published(self, encoders: Sequence[Encoder], adapters: Callable[[str], Sequence[Loaded]]) -> None:
+    def published(
+        self, encoders: Sequence[LoadedEncoder], adapters: Callable[[str], Sequence[Loaded]]
+    ) -> None:
         """These versions are served from now on; `adapters` gives the usable ones of an encoder."""

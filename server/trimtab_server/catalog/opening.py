@@ -20,7 +20,7 @@ from trimtab.errors import BundleError, Unimplemented
 from trimtab.inputs.graph import Tried
 from trimtab_server import limited
 from trimtab_server.catalog import ondisk
-from trimtab_server.catalog.encoder import Encoder, given, model_of, others, stored
+from trimtab_server.catalog.encoder import LoadedEncoder, given, model_of, others, stored
 from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.ondisk import OnDisk, Stamps
 from trimtab_server.engine.batch import Model, Payload
@@ -72,7 +72,7 @@ class Opener:
         self._turns = limited.Turns()
         self._on_disk = OnDisk()
 
-    async def open(self, name: str, version: int, path: Path) -> Encoder:
+    async def open(self, name: str, version: int, path: Path) -> LoadedEncoder:
         """The encoder in the folder `path`, loaded and warm, and the variants of it that are configured.
 
         Raises BundleError where it cannot be read, or is another than NAME/VERSION; ConfigError where it
@@ -81,7 +81,7 @@ class Opener:
         async with self._turns.take():
             return await self._open(name, version, path)
 
-    async def _open(self, name: str, version: int, path: Path) -> Encoder:
+    async def _open(self, name: str, version: int, path: Path) -> LoadedEncoder:
         begun = time.monotonic()
         bundle, stamps = await self._step(f"reading {path}", partial(self._read, path))
         manifest, read = bundle.manifest, time.monotonic()
@@ -114,10 +114,10 @@ class Opener:
         }  # fmt: skip
         alone = [variants.alone(manifest, variant) for variant in beside]
         rest = {
-            model.variant: Encoder(each, reader, model, number, given(each))
+            model.variant: LoadedEncoder(each, reader, model, number, given(each))
             for each, model, number in zip(alone, models[1:], numbers[1:], strict=True)
         }
-        encoder = Encoder(manifest, reader, first, numbers[0], given(manifest), rest)
+        encoder = LoadedEncoder(manifest, reader, first, numbers[0], given(manifest), rest)
         seconds |= await self._ask(policies, encoder)
         stages = ", ".join(f"{stage} {each:.3f} s" for stage, each in seconds.items())
         log.info("%s version %s was loaded: %s", manifest.name, manifest.version, stages)
@@ -129,7 +129,7 @@ class Opener:
         self._on_disk.remember(manifest, stamps)
         return encoder
 
-    async def _ask(self, policies: Sequence[Lifecycle], encoder: Encoder) -> dict[str, float]:
+    async def _ask(self, policies: Sequence[Lifecycle], encoder: LoadedEncoder) -> dict[str, float]:
         """Have the policies look at a version that is warm; the seconds of those that take some. Where one
         refuses it, it is unloaded."""
         seconds: dict[str, float] = {}
@@ -146,7 +146,7 @@ class Opener:
             raise
         return seconds
 
-    async def change_states(self, before: Encoder, path: Path) -> Encoder:
+    async def change_states(self, before: LoadedEncoder, path: Path) -> LoadedEncoder:
         """The same encoder by the graph with or without inner states, whichever its adapters want now."""
         bundle, _ = await self._step(f"reading {path}", partial(self._read, path))
         if bundle.manifest != before.manifest:
@@ -157,7 +157,7 @@ class Opener:
         await self._rehearse([model])
         return replace(before, model=model, number=await self._engine.load(model))
 
-    async def compare(self, encoder: Encoder, path: Path) -> None:
+    async def compare(self, encoder: LoadedEncoder, path: Path) -> None:
         """Raise BundleError where an encoder is no longer what lies on disk in its folder `path`."""
         await self._step(f"reading {path}", partial(self._on_disk.compare, encoder.manifest, path))
 
@@ -166,7 +166,7 @@ class Opener:
         for model in models:
             await self._engine.unload(model)
 
-    async def _embed(self, encoder: Encoder, texts: list[str]) -> Vectors:
+    async def _embed(self, encoder: LoadedEncoder, texts: list[str]) -> Vectors:
         """Whole vectors of texts whose prompts stand before them, float32 (n, dimensions)."""
 
         reader, column = encoder.reader, encoder.vectors

@@ -14,7 +14,7 @@ from trimtab.errors import ConfigError, FailedPrecondition, NotFound, TrimtabErr
 from trimtab_server import limited, memory
 from trimtab_server.callers.access import SERVER, Caller
 from trimtab_server.catalog import folders
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.opening import Opener
 from trimtab_server.catalog.retrying import Retries
@@ -202,7 +202,7 @@ class Repository(Served):
             await self._change_model(self._entries[key], entry.encoder, path)
         return []
 
-    async def _changed_on_disk(self, entry: Entry, encoder: Encoder, path: Path) -> str:
+    async def _changed_on_disk(self, entry: Entry, encoder: LoadedEncoder, path: Path) -> str:
         """What became of a loaded version's files; "" where they are what they were. The log has it, too."""
         try:
             await self._opener.compare(encoder, path)
@@ -274,7 +274,7 @@ class Repository(Served):
         else:
             self._put(replace(entry, state="READY", encoder=encoder))
 
-    async def _change_model(self, entry: Entry, before: Encoder, path: Path) -> None:
+    async def _change_model(self, entry: Entry, before: LoadedEncoder, path: Path) -> None:
         """Let the graph with or without inner states take over, whichever is wanted now; no request fails."""
         try:
             encoder = await self._opener.change_states(before, path)
@@ -295,7 +295,7 @@ class Repository(Served):
         if retired:
             self._forget_old(entry.name)
 
-    async def _retire(self, encoder: Encoder, models: Sequence[int]) -> None:
+    async def _retire(self, encoder: LoadedEncoder, models: Sequence[int]) -> None:
         await self._until_unused(encoder)
         await self._opener.close(models)
         await asyncio.to_thread(memory.give_back)
@@ -309,6 +309,6 @@ class Repository(Served):
             policy.published(encoders, self.adapters.usable)
 
 
-def _numbers(encoder: Encoder) -> list[int]:
+def _numbers(encoder: LoadedEncoder) -> list[int]:
     """Of its models, in the engine."""
     return [graph.number for graph in encoder.graphs()]

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from trimtab.artifacts import bundle as bundles
 from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from trimtab_server.callers.access import ANYONE, Caller
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 
 State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 Key: TypeAlias = tuple[str, int]  # name and version
@@ -27,7 +27,7 @@ class Entry:
     version: int
     state: State
     reason: str = ""
-    encoder: Encoder | None = None  # while it is READY, and until it is unloaded
+    encoder: LoadedEncoder | None = None  # while it is READY, and until it is unloaded
     retired: bool = False  # it is not to be served any more: it is gone, or newer ones took its place
 
 
@@ -51,16 +51,16 @@ class Served:
         self._changed = changed
         self._on_trial = on_trial
         self._entries: dict[Key, Entry] = {}
-        self._users: Counter[Encoder] = Counter()  # requests that have found it and are not answered
+        self._users: Counter[LoadedEncoder] = Counter()  # requests that have found it and are not answered
         self._left = asyncio.Event()  # an encoder has no users any more
         # What requests name, by name and version, until an entry changes; "" for those who may use all.
-        self._meant: dict[tuple[str, str], Encoder] = {}
+        self._meant: dict[tuple[str, str], LoadedEncoder] = {}
 
     def index(self, caller: Caller) -> list[Entry]:
         """Every version that is or was served or tried, and that the caller may use; by name and version."""
         return [self._entries[key] for key in sorted(self._entries) if caller.may_use(key[0])]
 
-    def encoders(self, caller: Caller) -> list[Encoder]:
+    def encoders(self, caller: Caller) -> list[LoadedEncoder]:
         """Every version that is ready, and that the caller may use; by name, the newest version first."""
         entries = [entry for entry in self.index(caller) if entry.state == "READY"]
         ready = [entry.encoder for entry in entries if entry.encoder is not None]
@@ -71,7 +71,7 @@ class Served:
         return {f"{encoder.name}/{encoder.version}": count for encoder, count in self._users.items()}
 
     @contextmanager
-    def use(self, caller: Caller, name: str, version: str) -> Iterator[Encoder]:
+    def use(self, caller: Caller, name: str, version: str) -> Iterator[LoadedEncoder]:
         """Find an encoder and keep it from being unloaded for as long as it is needed."""
         encoder = self.find(caller, name, version)
         self.hold(encoder)
@@ -80,18 +80,18 @@ class Served:
         finally:
             self.release(encoder)
 
-    def hold(self, encoder: Encoder) -> None:
+    def hold(self, encoder: LoadedEncoder) -> None:
         """Keep an encoder that was just found from being unloaded, until it is released."""
         self._users[encoder] += 1
 
-    def release(self, encoder: Encoder) -> None:
+    def release(self, encoder: LoadedEncoder) -> None:
         """A request needs the encoder no longer."""
         self._users[encoder] -= 1
         if not self._users[encoder]:
             del self._users[encoder]
             self._left.set()
 
-    def find(self, caller: Caller, name: str, version: str = "") -> Encoder:
+    def find(self, caller: Caller, name: str, version: str = "") -> LoadedEncoder:
         """The encoder of this name: where `version` is empty, the newest version that is ready and not on
         trial.
 
@@ -111,7 +111,7 @@ class Served:
             self._meant[name, version] = found
         return found
 
-    def _find(self, caller: Caller, name: str, version: str) -> Encoder:
+    def _find(self, caller: Caller, name: str, version: str) -> LoadedEncoder:
         known = sorted(
             (entry for key, entry in self._entries.items() if key[0] == name),
             key=lambda entry: -entry.version,
@@ -133,7 +133,7 @@ class Served:
             raise Unavailable(f"encoder {name} version {newest.version} is {newest.state.lower()}: try again")
         raise FailedPrecondition(f"encoder {name} version {newest.version} is not served: {newest.reason}")
 
-    def ready(self, name: str, version: int) -> Encoder | None:
+    def ready(self, name: str, version: int) -> LoadedEncoder | None:
         """This version of an encoder, where it is ready; whoever asks."""
         entry = self._entries.get((name, version))
         return entry.encoder if entry is not None and entry.state == "READY" else None
@@ -174,7 +174,7 @@ class Served:
         for key in sorted(of_name)[:-REMEMBERED]:
             del self._entries[key]
 
-    async def _until_unused(self, encoder: Encoder) -> None:
+    async def _until_unused(self, encoder: LoadedEncoder) -> None:
         """Wait for the requests that have found an encoder. Nobody must find it any more."""
         while encoder in self._users:
             self._left.clear()

@@ -19,7 +19,7 @@ from trimtab.artifacts.manifest import Manifest
 from trimtab.errors import ConfigError
 from trimtab_server import config
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder, Way
+from trimtab_server.catalog.encoder import LoadedEncoder, Way
 from trimtab_server.catalog.lifecycle import Embed, Lifecycle
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.adapters import Loaded, Route, own
@@ -83,14 +83,14 @@ class Brownouts(Lifecycle, Policy):
     def __init__(
         self,
         settings: Mapping[str, config.Brownout],
-        queue_seconds: Callable[[Encoder, str], float],
+        queue_seconds: Callable[[LoadedEncoder, str], float],
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._queue_seconds = queue_seconds
         self._clock = clock
         self._brownouts: dict[tuple[str, int], Brownout] = {}
-        self._fallbacks: dict[tuple[str, int], tuple[Encoder, Route]] = {}
+        self._fallbacks: dict[tuple[str, int], tuple[LoadedEncoder, Route]] = {}
 
     def concerns(self, encoder: str) -> bool:
         return encoder in self._settings
@@ -98,13 +98,15 @@ class Brownouts(Lifecycle, Policy):
     def check(self, manifest: Manifest, adapters: Iterable[Loaded]) -> None:
         way(self._settings[manifest.name], manifest, adapters)
 
-    async def opened(self, encoder: Encoder, embed: Embed) -> None:
+    async def opened(self, encoder: LoadedEncoder, embed: Embed) -> None:
         self._brownouts[encoder.name, encoder.version] = Brownout(self._settings[encoder.name])
 
     def closed(self, name: str, version: int) -> None:
         self._brownouts.pop((name, version), None)
 
-    def published(self, encoders: Sequence[Encoder], adapters: Callable[[str], Sequence[Loaded]]) -> None:
+    def published(
+        self, encoders: Sequence[LoadedEncoder], adapters: Callable[[str], Sequence[Loaded]]
+    ) -> None:
         self._fallbacks = {}
         for encoder in encoders:
             if not self.concerns(encoder.name):

@@ -6,7 +6,7 @@ import msgspec
 
 from trimtab.errors import TrimtabError
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.served import Served
 from trimtab_server.policies.routing import ways
 from trimtab_server.policies.trials import Trials
@@ -44,11 +44,11 @@ class Canary(Policy):
         self._counted(canary.name, canary.version, given is not None)
         return given or plan
 
-    def _chosen(self, name: str, tenant: str, text: str) -> Encoder | None:
+    def _chosen(self, name: str, tenant: str, text: str) -> LoadedEncoder | None:
         version = self._trials.canary(name, self._served.versions(name), tenant, text)
         return self._served.ready(name, version) if version else None
 
-    def _given(self, call: Call, plan: Plan, canary: Encoder) -> Plan | None:
+    def _given(self, call: Call, plan: Plan, canary: LoadedEncoder) -> Plan | None:
         request, space = plan.request, plan.version.manifest.space
         if space == canary.manifest.space:
             return Plan(request, canary, canary, (canary.way,))

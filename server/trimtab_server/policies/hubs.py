@@ -19,7 +19,7 @@ from trimtab.errors import ConfigError, InvalidArgument
 from trimtab.hubness import HubnessGuard
 from trimtab_server import config
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.lifecycle import Embed, Lifecycle
 from trimtab_server.tasks.plan import Hubness, Plan, Policy
 
@@ -78,7 +78,7 @@ class Guards(Lifecycle, Policy):
     def concerns(self, encoder: str) -> bool:
         return encoder in self._settings
 
-    async def opened(self, encoder: Encoder, embed: Embed) -> None:
+    async def opened(self, encoder: LoadedEncoder, embed: Embed) -> None:
         made = await guard(self._settings[encoder.name], encoder.manifest, embed)
         self._guards[encoder.name, encoder.version] = made
 

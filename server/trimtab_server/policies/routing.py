@@ -7,7 +7,7 @@ import msgspec
 from trimtab.errors import InvalidArgument
 from trimtab_server.callers.access import Caller
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder, Way
+from trimtab_server.catalog.encoder import LoadedEncoder, Way
 from trimtab_server.outputs.kind import Shape
 from trimtab_server.spaces.adapters import Adapters, Route
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
@@ -27,7 +27,7 @@ class Routing(Policy):
         return msgspec.structs.replace(plan, ways=found)
 
 
-def ways(adapters: Adapters, caller: Caller, encoder: Encoder, request: EmbedRequest) -> list[Way]:
+def ways(adapters: Adapters, caller: Caller, encoder: LoadedEncoder, request: EmbedRequest) -> list[Way]:
     """Each output asked for, in each space asked for, by adapters that the caller may use; refuses what
     cannot be had there, naming the cure.
 
@@ -43,7 +43,7 @@ def ways(adapters: Adapters, caller: Caller, encoder: Encoder, request: EmbedReq
     return found
 
 
-def _routes(adapters: Adapters, caller: Caller, encoder: Encoder, spaces: Sequence[str]) -> list[Route]:
+def _routes(adapters: Adapters, caller: Caller, encoder: LoadedEncoder, spaces: Sequence[str]) -> list[Route]:
     manifest = encoder.manifest
     if len(spaces) > MAX_SPACES or len(set(spaces)) < len(spaces):
         raise InvalidArgument(

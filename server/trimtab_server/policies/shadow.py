@@ -20,7 +20,7 @@ from trimtab.errors import TrimtabError
 from trimtab.kinds import Truncate
 from trimtab_server.callers.access import SERVER
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.served import Served
 from trimtab_server.engine.port import EnginePort, Turn, Work
 from trimtab_server.inputs.preparation import Preparation
@@ -49,7 +49,7 @@ _LABELS = ("encoder", "version", "shadow")
 class _Text:
     """One text to show: what was answered, by which version, and who is to be shown it."""
 
-    answered: Encoder
+    answered: LoadedEncoder
     vector: NDArray[np.float32]
     text: str
     query: bool | None
@@ -105,7 +105,7 @@ class Shadow(Policy):
         self._texts: asyncio.Queue[_Text] = asyncio.Queue(MOST_TEXTS)
         self._characters = 0
         self._task: asyncio.Task[None] | None = None
-        self._comparisons: dict[tuple[Encoder, Encoder], Comparison] = {}
+        self._comparisons: dict[tuple[LoadedEncoder, LoadedEncoder], Comparison] = {}
         self._figures = figures
 
     def start(self) -> None:
@@ -119,7 +119,9 @@ class Shadow(Policy):
             self._see(plan.version, call.tenant, plan.request, vectors)
         return plan
 
-    def _see(self, answered: Encoder, tenant: str, request: EmbedRequest, rows: NDArray[np.float32]) -> None:
+    def _see(
+        self, answered: LoadedEncoder, tenant: str, request: EmbedRequest, rows: NDArray[np.float32]
+    ) -> None:
         name = answered.name
         query = None if request.role is None else request.role == "query"
         # What was not too long for the one may be for the other.
@@ -204,7 +206,7 @@ class Shadow(Policy):
             self._figures.overlap.labels(*labels).observe(finding.overlap)
         return "compared"
 
-    def _comparison(self, answered: Encoder, shadow: Encoder) -> Comparison:
+    def _comparison(self, answered: LoadedEncoder, shadow: LoadedEncoder) -> Comparison:
         pair = (answered, shadow)
         if pair not in self._comparisons:
             # Of versions that have been replaced nothing more comes.
@@ -214,9 +216,9 @@ class Shadow(Policy):
             self._comparisons[pair] = Comparison(answered.manifest.dimensions, shadow.manifest.dimensions)
         return self._comparisons[pair]
 
-    def _count(self, answered: Encoder, version: int, outcome: str) -> None:
+    def _count(self, answered: LoadedEncoder, version: int, outcome: str) -> None:
         self._figures.texts.labels(*_labels(answered, version), outcome).inc()
 
 
-def _labels(answered: Encoder, version: int) -> tuple[str, str, str]:
+def _labels(answered: LoadedEncoder, version: int) -> tuple[str, str, str]:
     return answered.name, str(answered.version), str(version)

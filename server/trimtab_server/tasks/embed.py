@@ -13,7 +13,7 @@ import msgspec
 from trimtab.errors import InvalidArgument
 from trimtab.values.column import Column, Columns
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder, Given, Way
+from trimtab_server.catalog.encoder import Given, LoadedEncoder, Way
 from trimtab_server.engine.batch import Wanted
 from trimtab_server.outputs.dense import STATES
 from trimtab_server.outputs.kind import Shape, check_finite
@@ -38,7 +38,7 @@ class EmbedResult(msgspec.Struct, frozen=True):
     itself. `hubness` is of passages, where they are looked at.
     """
 
-    encoder: Encoder
+    encoder: LoadedEncoder
     outputs: list[Answer]
     token_counts: list[int]
     times: Times
@@ -121,7 +121,7 @@ class Embedder:
             route.hops[0].see(vectors)
         return there
 
-    def _check(self, encoder: Encoder, request: EmbedRequest) -> None:
+    def _check(self, encoder: LoadedEncoder, request: EmbedRequest) -> None:
         """Refuse what the encoder or the limits do not allow, naming the element and the cure."""
         if not request.texts:
             raise InvalidArgument(f"the request has no {request.field}: send at least one")

@@ -11,7 +11,7 @@ from trimtab.errors import DeadlineExceeded, InternalError, InvalidArgument, Tri
 from trimtab.inputs.known import INPUTS
 from trimtab.kinds import Truncate
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import Limits
 from trimtab_server.engine.batch import Wanted
@@ -76,14 +76,14 @@ class Answering:
         self._repository = repository
         self._metrics = metrics
         self._call = call
-        self._found: Encoder | None = None
+        self._found: LoadedEncoder | None = None
         self._held = False
 
-    def found(self, version: Encoder) -> None:
+    def found(self, version: LoadedEncoder) -> None:
         """The request is one of this version, unless another one answers it."""
         self._found = version
 
-    def hold(self, version: Encoder) -> None:
+    def hold(self, version: LoadedEncoder) -> None:
         """This version answers the request, and was found without waiting for anything since."""
         self._found, self._held = version, True
         self._repository.hold(version)
@@ -149,7 +149,7 @@ class Pipeline:
 
     async def admit(
         self,
-        encoder: Encoder,
+        encoder: LoadedEncoder,
         call: Call,
         items: Sequence[Any],
         wanted: Wanted,
@@ -167,7 +167,7 @@ class Pipeline:
 
     async def compute(
         self,
-        encoder: Encoder,
+        encoder: LoadedEncoder,
         call: Call,
         items: Sequence[Any],
         truncate: Truncate,
@@ -195,7 +195,7 @@ class Pipeline:
             return make(*args, **kwargs)
         return await self.turns.do(Flow(call.flow, small=False), make, *args, **kwargs)
 
-    def answered(self, encoder: Encoder, call: Call, rows: Rows) -> Times:
+    def answered(self, encoder: LoadedEncoder, call: Call, rows: Rows) -> Times:
         """Count an answered request; where its time went."""
         ended = time.monotonic()
         computed = rows.computed
@@ -214,7 +214,7 @@ class Pipeline:
             )  # fmt: skip
         return times
 
-    def check_items(self, encoder: Encoder, items: Sequence[Any], field: str) -> None:
+    def check_items(self, encoder: LoadedEncoder, items: Sequence[Any], field: str) -> None:
         """Refuse as many items, or as long ones, as the limits do not allow, naming the element."""
         limits, reader = self.limits, encoder.reader
         check_count(len(items), limits.max_texts, field)

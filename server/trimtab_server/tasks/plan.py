@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trimtab.kinds import Dtype, Role, Truncate
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder, Way
+from trimtab_server.catalog.encoder import LoadedEncoder, Way
 from trimtab_server.spaces.adapters import Vectors
 
 
@@ -61,8 +61,8 @@ class Plan(msgspec.Struct, frozen=True):
     """
 
     request: EmbedRequest
-    version: Encoder
-    encoder: Encoder
+    version: LoadedEncoder
+    encoder: LoadedEncoder
     ways: Sequence[Way]
     browned_out: bool = False  # a cheaper variant computes instead of the encoder itself
     hubness: Hubness | None = None

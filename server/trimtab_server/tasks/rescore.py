@@ -18,7 +18,7 @@ from trimtab.errors import InvalidArgument
 from trimtab.kinds import Truncate
 from trimtab.values.column import Columns, gathered
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder, Given
+from trimtab_server.catalog.encoder import Given, LoadedEncoder
 from trimtab_server.outputs.kind import check_finite
 from trimtab_server.tasks.pipeline import Pipeline, Times
 
@@ -88,7 +88,7 @@ class RescoreRequest:
 class RescoreResult:
     """A score for each candidate, the more the nearer; or the places of those whose text is missing."""
 
-    encoder: Encoder
+    encoder: LoadedEncoder
     output: Given
     scores: NDArray[np.float32]
     missing: list[int]
@@ -111,7 +111,7 @@ class Rescorer:
             async with asyncio.timeout_at(call.deadline):
                 return await self._rescore(encoder, call, request)
 
-    async def _rescore(self, encoder: Encoder, call: Call, request: RescoreRequest) -> RescoreResult:
+    async def _rescore(self, encoder: LoadedEncoder, call: Call, request: RescoreRequest) -> RescoreResult:
         candidates, prompts = request.candidates, encoder.manifest.prompts
         self._check(encoder, request)
         (output,) = encoder.outputs_named((request.output,) if request.output else ())
@@ -149,7 +149,7 @@ class Rescorer:
             times = self._pipeline.answered(encoder, call, rows)
             return RescoreResult(encoder, output, scores, [], times)
 
-    def _check(self, encoder: Encoder, request: RescoreRequest) -> None:
+    def _check(self, encoder: LoadedEncoder, request: RescoreRequest) -> None:
         if encoder.reader.form != "text":
             raise InvalidArgument(
                 f"encoder {encoder.name} reads {encoder.reader.form}, and candidates are texts: name another "

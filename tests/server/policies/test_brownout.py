@@ -21,7 +21,7 @@ from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, Not
 from trimtab.inputs.text import TextInput
 from trimtab_server import config
 from trimtab_server.catalog import encoder as encoders
-from trimtab_server.catalog.encoder import Encoder, model_of
+from trimtab_server.catalog.encoder import LoadedEncoder, model_of
 from trimtab_server.policies import brownout
 from trimtab_server.policies.brownout import Brownout
 from trimtab_server.spaces.adapters import Adapters, Loaded, own
@@ -201,9 +201,9 @@ def test_of_several_variants_of_a_depth_the_narrowest_that_is_enough(tmp_path: P
     for variant in whole.variants:
         manifest = variants.alone(whole, variant)
         model = model_of(bundle, variant, TextInput(variant.inputs))
-        loaded[variant.name] = Encoder(manifest, None, model, 1, encoders.given(manifest))  # type: ignore[arg-type]
+        loaded[variant.name] = LoadedEncoder(manifest, None, model, 1, encoders.given(manifest))  # type: ignore[arg-type]
     first = loaded.pop("fp32")
-    encoder = Encoder(whole, first.reader, first.model, 1, encoders.given(whole), loaded)
+    encoder = LoadedEncoder(whole, first.reader, first.model, 1, encoders.given(whole), loaded)
     names = {
         ("", 0, 0): "fp32", ("fp32", 0, 0): "fp32", ("fp32", 8, 0): "fp32", ("", 8, 4): "fp32",
         ("", 4, 0): "early", ("", 4, 32): "early", ("", 4, 17): "early", ("", 4, 16): "early-16",
@@ -215,4 +215,4 @@ def test_of_several_variants_of_a_depth_the_narrowest_that_is_enough(tmp_path: P
         with pytest.raises(error):
             encoder.choose(name, layers, 0)
     with pytest.raises(FailedPrecondition, match=r"variant early \(4 layers\), early-16 \(4 layers\)"):
-        Encoder(whole, first.reader, first.model, 1, encoders.given(whole)).choose("", 4, 0)
+        LoadedEncoder(whole, first.reader, first.model, 1, encoders.given(whole)).choose("", 4, 0)

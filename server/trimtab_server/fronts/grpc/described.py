@@ -7,12 +7,12 @@ from trimtab.artifacts.cards import Fidelity
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense
 from trimtab_server import config
-from trimtab_server.catalog.encoder import Encoder, Given
+from trimtab_server.catalog.encoder import Given, LoadedEncoder
 from trimtab_server.spaces.adapters import Loaded
 from trimtab_server.spaces.routes import refusal
 
 
-def encoder(encoder: Encoder, limits: config.Limits, canary: float, shadow: float) -> pb.Encoder:
+def encoder(encoder: LoadedEncoder, limits: config.Limits, canary: float, shadow: float) -> pb.Encoder:
     """A version of an encoder, with the limits of requests and its shares of them while it is on trial."""
     manifest = encoder.manifest
     return pb.Encoder(
@@ -40,7 +40,7 @@ def encoder(encoder: Encoder, limits: config.Limits, canary: float, shadow: floa
     )
 
 
-def _input(encoder: Encoder) -> pb.EncoderInput:
+def _input(encoder: LoadedEncoder) -> pb.EncoderInput:
     given = encoder.manifest.input
     return pb.EncoderInput(
         name=given.name, kind=given.kind, form=encoder.reader.form, max_units=given.most_units
@@ -60,7 +60,7 @@ def _output(output: Given) -> pb.EncoderOutput:
     )
 
 
-def _variants(encoder: Encoder) -> list[pb.Variant]:
+def _variants(encoder: LoadedEncoder) -> list[pb.Variant]:
     bundle = encoder.manifest
     loaded = {each.variant.name for each in encoder.graphs()}
     return [

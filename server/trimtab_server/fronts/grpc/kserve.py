@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.fronts.grpc.intake import OpenCall
 from trimtab_server.fronts.grpc.kserve_messages import parse, respond, rows
 from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
@@ -270,7 +270,7 @@ class KServeServicer:
         if name:
             raise NotFound(f"repository {name!r} is not known: this server has one, which has no name")
 
-    def _statistics(self, encoder: Encoder) -> Any:
+    def _statistics(self, encoder: LoadedEncoder) -> Any:
         counted = self._pipeline.metrics.statistics(encoder.name, encoder.version)
 
         def duration(count: Count) -> Any:

@@ -8,7 +8,7 @@ from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense, forms
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Encoder
+from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.fronts.grpc import described
 from trimtab_server.fronts.grpc.intake import OpenCall
 from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
@@ -122,7 +122,7 @@ class NativeServicer:
         named = bool(request.outputs)
         return await self._pipeline.made(call, len(result.token_counts), _response, result, named)
 
-    def _describe(self, encoder: Encoder) -> pb.Encoder:
+    def _describe(self, encoder: LoadedEncoder) -> pb.Encoder:
         versions = self._pipeline.repository.versions(encoder.name)
         shares = self._trials.shares(encoder.name, encoder.version, versions)
         return described.encoder(encoder, self._pipeline.limits, *shares)
