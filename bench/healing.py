@@ -67,7 +67,7 @@ def main() -> None:
             return min(ndcg for ndcg, _ in shares.values()), min(cosine for _, cosine in shares.values())
 
         student = teacher.copy()
-        prune(student, shop.calibration, layers=layers, heads=1.0, ffn=options.ffn)
+        prune(student, shop.calibration, shop.repair, layers=layers, heads=1.0, ffn=options.ffn)
         targets = anatomy.targets(layers, len(anatomy.blocks(teacher.backbone)))
         lesson = heal.Lesson(teacher, shop.mix, targets, round(MILLION * options.millions), look)
         heal.heal(student, lesson, Path(scratch) / "healing", lambda text: print(text, flush=True))

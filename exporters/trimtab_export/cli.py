@@ -44,6 +44,15 @@ class _ListTexts(argparse.Action):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    _configure_encoder(parser)
+    _configure_variants(
+        parser.add_argument_group(
+            "smaller and faster variants", "each has its own space, and a report card in the manifest"
+        )
+    )
+
+
+def _configure_encoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a folder, an .onnx file, or a Hugging Face hub id")
     parser.add_argument(
         "--name", required=True, help="the encoder's name: lower-case letters, digits, '.', '_', '-'"
@@ -94,9 +103,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a kind of output to give beside the dense vectors; may be given several times",
     )
-    more = parser.add_argument_group(
-        "smaller and faster variants", "each has its own space, and a report card in the manifest"
-    )
+
+
+def _configure_variants(more: argparse._ArgumentGroup) -> None:
     more.add_argument(
         "--min-quality",
         type=_share,

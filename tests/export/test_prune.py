@@ -58,7 +58,7 @@ def test_neurons_that_do_nothing_go_first_and_are_not_missed(architecture: str, 
         for block in anatomy.blocks(made.student.backbone):
             block.narrow.weight[:, ::2] = 0
     cut = made.student.copy()
-    prune.prune(cut, made.batches, layers=None, heads=1.0, ffn=0.5)
+    prune.prune(cut, made.batches, made.batches, layers=None, heads=1.0, ffn=0.5)
     assert [block.narrow.in_features for block in anatomy.blocks(cut.backbone)] == [24, 24]
     np.testing.assert_allclose(made.vectors(cut), made.vectors(made.student), atol=1e-3)
 
@@ -68,7 +68,7 @@ def test_heads_that_do_nothing_go_first_and_are_not_missed(made: Made) -> None:
         for block in anatomy.blocks(made.student.backbone):
             block.context.weight[:, 16:] = 0
     cut = made.student.copy()
-    prune.prune(cut, made.batches, layers=None, heads=0.5, ffn=1.0)
+    prune.prune(cut, made.batches, made.batches, layers=None, heads=0.5, ffn=1.0)
     assert [block.heads for block in anatomy.blocks(cut.backbone)] == [1, 1]
     np.testing.assert_allclose(made.vectors(cut), made.vectors(made.student), atol=1e-3)
 
@@ -76,7 +76,7 @@ def test_heads_that_do_nothing_go_first_and_are_not_missed(made: Made) -> None:
 def test_the_repair_brings_vectors_nearer(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def distance() -> float:
         cut = made.student.copy()
-        prune.prune(cut, made.batches, layers=None, heads=0.5, ffn=0.5)
+        prune.prune(cut, made.batches, made.batches, layers=None, heads=0.5, ffn=0.5)
         return float(np.square(made.vectors(cut) - made.vectors(made.student)).mean())
 
     repaired = distance()
@@ -115,7 +115,7 @@ def test_a_layer_takes_over_the_part_of_those_that_went_behind_it(
 
     def distance() -> float:
         cut = made.student.copy()
-        prune.prune(cut, made.batches, layers=(0,), heads=1.0, ffn=1.0)
+        prune.prune(cut, made.batches, made.batches, layers=(0,), heads=1.0, ffn=1.0)
         return float(np.square(made.vectors(cut) - wanted).mean())
 
     repaired = distance()
@@ -126,7 +126,7 @@ def test_a_layer_takes_over_the_part_of_those_that_went_behind_it(
 def test_an_unknown_architecture_is_refused_by_name(made: Made) -> None:
     made.source.backbone.config.model_type = "mamba"
     with pytest.raises(ExportError, match="do not know the architecture mamba; they know bert"):
-        prune.prune(made.student, made.batches, layers=None, heads=1.0, ffn=0.5)
+        prune.prune(made.student, made.batches, made.batches, layers=None, heads=1.0, ffn=0.5)
 
 
 @pytest.mark.parametrize("inputs_trained", [True, False])

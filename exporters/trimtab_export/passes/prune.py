@@ -21,12 +21,15 @@ LEAST_SHARE = 0.125  # of a layer's neurons that stay, however little they do
 
 
 def prune(
-    student: Student, batches: Sequence[Tokens], *, layers: tuple[int, ...] | None, heads: float, ffn: float
-) -> None:
+    student: Student, batches: Sequence[Tokens], repair: Sequence[Tokens], *,
+    layers: tuple[int, ...] | None, heads: float, ffn: float,
+) -> None:  # fmt: skip
     """Cut the student in place.
 
     Args:
-        batches: of real texts, to choose and to repair by; a few hundred texts do.
+        batches: of real texts, to choose heads and neurons by; a few hundred texts do.
+        repair: of texts, to fit by what is left. There should be many times more tokens than a feed-forward
+            block has neurons: a fit to fewer is to these texts.
         layers: the numbers of the layers that stay, None: all.
         heads, ffn: the share of all heads and neurons that stay, in (0, 1].
     """
@@ -44,7 +47,7 @@ def prune(
             _cut_heads(student, _lasting_heads(cut, batches, heads))
         if ffn < 1:
             _cut_neurons(student, lasting_neurons(cut, batches, ffn))
-        _repair(student, whole, layers, batches)
+        _repair(student, whole, layers, repair)
 
 
 def rank_layers(student: Student, kinds: Sequence[Sequence[Tokens]]) -> list[int]:
@@ -165,7 +168,8 @@ def _repair(
     numbers = range(len(old)) if layers is None else layers
     ends = anatomy.targets(layers, len(old))
     norms = [anatomy.last_norm(old[end - 1], kind) for end in ends]
-    wanted = [[inputs for inputs, _ in watch(whole, batch, norms)] for batch in batches]
+    # Of all layers at once, which is read once: in half the bytes. What rounding adds, the fit averages out.
+    wanted = [[inputs.bfloat16() for inputs, _ in watch(whole, batch, norms)] for batch in batches]
     changed = False
     for place, (block, number, end) in enumerate(zip(blocks, numbers, ends, strict=True)):
         if block.context.in_features < old[number].context.in_features:

@@ -128,42 +128,13 @@ def measure(
             f"a text's vector changes with its neighbours in the batch: its cosine to itself is "
             f"{batch_cosine:.6f}, and {LEAST_BATCH_COSINE} is the least that is served"
         )
-    judged = [
-        kept.judge(pairs, now, before, whole, source.similarity)
-        for pairs, now, before, whole in zip(yardstick.sets, nows, befores, wholes, strict=True)
-    ]
-    worst = min(judged, key=lambda each: each.share.ndcg.value)
-    now = nows[judged.index(worst)]
     pairs_of_rows = [
         (getattr(one, side), getattr(other, side))
         for one, other in zip(nows, befores, strict=True)
         for side in SIDES
     ]
     cosines = np.concatenate([_cosines(one, other) for one, other in pairs_of_rows])
-    figures = cards.Fidelity(
-        retrieval=worst.share.name,
-        queries=worst.share.queries,
-        documents=worst.share.documents,
-        source_ndcg=worst.share.source_ndcg,
-        source_recall=worst.source_recall,
-        ndcg=worst.share.ndcg,
-        recall=kept.least(each.recall for each in judged),
-        query_only_ndcg=kept.least(each.share.query_only_ndcg for each in judged),
-        query_only_recall=kept.least(each.query_only_recall for each in judged),
-        cosine=round(float(cosines.mean()), 6),
-        min_cosine=round(float(cosines.min()), 6),
-        batch_min_cosine=round(batch_cosine, 8),
-        speedup=speedup(graph, yardstick.graph, yardstick.batcher),
-        bytes=sum(path.stat().st_size for path in files),
-        packed=packed.measure(
-            now.queries,
-            now.documents,
-            int8_limit,
-            worst.share.source_ndcg,
-            source.similarity,
-        ),
-        sets=tuple(each.share for each in judged),
-    )
+    figures = _figures(files, yardstick, nows, befores, int8_limit, cosines, batch_cosine)
     differences = [np.abs(one - other).max() for one, other in pairs_of_rows]
     parity = cards.Parity(
         texts=len(cosines),
@@ -173,6 +144,39 @@ def measure(
     )
     speed = evaluate.measure_speed(graph, yardstick.batcher, source.max_tokens)
     return cards.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(), fidelity=figures)
+
+
+def _figures(
+    files: Sequence[Path], yardstick: Yardstick, nows: Sequence[Vectors], befores: Sequence[Vectors],
+    int8_limit: float, cosines: NDArray[np.float64], batch_cosine: float,
+) -> cards.Fidelity:  # fmt: skip
+    """What is kept over each set, the worst of them first of all, and what is gained."""
+    similarity = yardstick.source.similarity
+    judged = [
+        kept.judge(pairs, now, before, whole, similarity)
+        for pairs, now, before, whole in zip(yardstick.sets, nows, befores, yardstick.vectors, strict=True)
+    ]
+    worst = min(judged, key=lambda each: each.share.ndcg.value)
+    now = nows[judged.index(worst)]
+    share = worst.share
+    return cards.Fidelity(
+        retrieval=share.name,
+        queries=share.queries,
+        documents=share.documents,
+        source_ndcg=share.source_ndcg,
+        source_recall=worst.source_recall,
+        ndcg=share.ndcg,
+        recall=kept.least(each.recall for each in judged),
+        query_only_ndcg=kept.least(each.share.query_only_ndcg for each in judged),
+        query_only_recall=kept.least(each.query_only_recall for each in judged),
+        cosine=round(float(cosines.mean()), 6),
+        min_cosine=round(float(cosines.min()), 6),
+        batch_min_cosine=round(batch_cosine, 8),
+        speedup=speedup(files[0], yardstick.graph, yardstick.batcher),
+        bytes=sum(path.stat().st_size for path in files),
+        packed=packed.measure(now.queries, now.documents, int8_limit, share.source_ndcg, similarity),
+        sets=tuple(each.share for each in judged),
+    )
 
 
 def _projected(vectors: Vectors, axes: Floats, normalized: bool) -> Vectors:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
 Floats: TypeAlias = NDArray[np.float32]
 
 LONGEST = 128  # tokens of a text in training and calibration
-CALIBRATION = 256  # texts to choose, to repair and to take ranges by
+CALIBRATION = 256  # texts to choose and to take ranges by
+REPAIR_TOKENS = 80_000
 BATCH = 16
 RANKING = 8  # texts of each kind to rank the layers by
 FITTING = 6000  # texts that the heads of exits and the axes are fitted on, in closed form
@@ -86,6 +87,11 @@ class Workshop:
         """Batches of texts of alike lengths, so that pads stay out of what is measured."""
         texts = sorted(self.prompted[:CALIBRATION], key=self.batcher.count)
         return [self.batcher(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+
+    @cached_property
+    def repair(self) -> list[dict[str, NDArray[np.int64]]]:
+        """Batches of the mix for what is fitted in closed form: it takes more tokens than there are neurons."""
+        return self.mix.tokens(REPAIR_TOKENS)
 
     @cached_property
     def vectors(self) -> Floats:
@@ -186,7 +192,9 @@ def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     shutil.rmtree(folder / "making", ignore_errors=True)
     student = Student(shop.source.backbone, shop.source.head).copy()
     targets = anatomy.targets(passes.layers, len(anatomy.blocks(student.backbone)))
-    prune(student, shop.calibration, layers=passes.layers, heads=passes.heads, ffn=passes.ffn)
+    prune(
+        student, shop.calibration, shop.repair, layers=passes.layers, heads=passes.heads, ffn=passes.ffn
+    )
     folder.mkdir(parents=True, exist_ok=True)
     if passes.shrp != 1:
         whole = student.copy()

@@ -6,6 +6,7 @@ time goes by tokens and each text has one vector; words of the tokenizer's vocab
 hand is about.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -19,14 +20,18 @@ from trimtab_export.source import Tokenizer
 from trimtab_export.tokens import Batcher
 
 CHUNK = 1024  # texts, sorted by their lengths and batched
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 512
+BATCH_TEXTS = 64  # or single words would be hundreds to a batch, and have next to no steps of their own
 SHORT = 100  # characters of a text that is more likely a query
 SHORT_ASK, LONG_ASK = 0.7, 0.2  # the share of queries
 # The shares of texts that are a span, are strewn with words, are nothing but words, are two spans.
-SPAN, STREWN, WORDS, TWO = 0.30, 0.20, 0.10, 0.06
+SPAN, STREWN, WORDS, TWO = 0.25, 0.15, 0.30, 0.05
 UPPER, LOWER = 0.04, 0.06
 LEAST_WORD = 2  # letters
+MADE_UP = 0.5  # of the words: of several pieces, as rare words and names are
+PIECES = (1, 3)  # that follow the first
 BEGINS = ("\u2581", "\u0120")  # what SentencePiece and byte-level BPE put before a word
+CONTINUES = "##"  # what WordPiece puts before a piece of a word that is not its first
 
 
 class Mix:
@@ -43,7 +48,7 @@ class Mix:
         self._weights = [len(kind) ** 0.5 for kind in self._kinds]
         self._prompts = (prompts.query, prompts.passage)
         self._batcher = batcher
-        self._words = words(tokenizer) or ["a"]
+        self._words, self._pieces = words(tokenizer)
 
     def __call__(self, chunk: int) -> list[dict[str, NDArray[np.int64]]]:
         """Batches of about BATCH_TOKENS, each of texts of alike lengths, in random order."""
@@ -52,13 +57,25 @@ class Mix:
         lengths = {text: self._batcher.count(text) for text in texts}
         batches, batch = [], list[str]()
         for text in sorted(texts, key=lambda text: (lengths[text], text)):
-            if batch and (len(batch) + 1) * lengths[text] > BATCH_TOKENS:
+            full = len(batch) == BATCH_TEXTS or (len(batch) + 1) * lengths[text] > BATCH_TOKENS
+            if batch and full:
                 batches.append(batch)
                 batch = []
             batch.append(text)
         batches.append(batch)
         rng.shuffle(batches)
         return [self._batcher(each) for each in batches]
+
+    def tokens(self, count: int) -> list[dict[str, NDArray[np.int64]]]:
+        """The first batches, of so many tokens together, or a few more."""
+        batches: list[dict[str, NDArray[np.int64]]] = []
+        for chunk in itertools.count():
+            for batch in self(chunk):
+                batches.append(batch)
+                count -= int(batch["attention_mask"].sum())
+                if count <= 0:
+                    return batches
+        raise AssertionError  # chunks have no end
 
     def _prompted(self, rng: random.Random) -> str:
         text = self._text(rng)
@@ -73,13 +90,19 @@ class Mix:
         elif (drawn := drawn - SPAN) < STREWN:
             share = rng.uniform(0.1, 0.7)
             parts = _span(rng, text, 3, 60).split()
-            text = " ".join(rng.choice(self._words) if rng.random() < share else part for part in parts)
+            text = " ".join(self._word(rng) if rng.random() < share else part for part in parts)
         elif (drawn := drawn - STREWN) < WORDS:
-            text = " ".join(rng.choices(self._words, k=_length(rng, 1, 8)))
+            text = " ".join(self._word(rng) for _ in range(_length(rng, 1, 8)))
         elif drawn - WORDS < TWO:
             text = f"{_span(rng, text, 3, 20)} {_span(rng, self._found(rng), 3, 20)}"
         cased = rng.random()
         return text.upper() if cased < UPPER else text.lower() if cased < UPPER + LOWER else text
+
+    def _word(self, rng: random.Random) -> str:
+        word = rng.choice(self._words)
+        if self._pieces and rng.random() < MADE_UP:
+            word += "".join(rng.choices(self._pieces, k=rng.randint(*PIECES)))
+        return word
 
     def _found(self, rng: random.Random) -> str:
         (kind,) = rng.choices(self._kinds, self._weights)
@@ -99,9 +122,16 @@ def _length(rng: random.Random, least: int, most: int) -> int:
     return round(math.exp(rng.uniform(math.log(least), math.log(most))))
 
 
-def words(tokenizer: Tokenizer) -> list[str]:
-    """The words of a vocabulary that are a token each: those that are marked to begin one, where some are."""
+def words(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+    """The words of a vocabulary that are a token each, at least one, and the pieces that can follow one."""
     tokens = tokenizers.Tokenizer.from_str(tokenizer.json).get_vocab()
-    marked = [token for token in tokens if token.startswith(BEGINS)]
-    found = {token[1:] for token in marked} if marked else set(tokens)
-    return sorted(word for word in found if len(word) >= LEAST_WORD and word.isalpha())
+    begins = [token[1:] for token in tokens if token.startswith(BEGINS)]
+    if begins:
+        pieces = [token for token in tokens if not token.startswith(BEGINS)]
+    else:
+        begins = [token for token in tokens if not token.startswith(CONTINUES)]
+        pieces = [token[len(CONTINUES) :] for token in tokens if token.startswith(CONTINUES)]
+    return (
+        sorted({word for word in begins if len(word) >= LEAST_WORD and word.isalpha()}) or ["a"],
+        sorted({piece for piece in pieces if piece.isalpha()}),
+    )

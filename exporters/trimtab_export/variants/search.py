@@ -22,7 +22,10 @@ from trimtab_export.variants.candidates import Bench, Candidate, summary
 # Slower than int8, and worth it for their size alone: bf16 makes the table of words small, too.
 SMALLEST: tuple[Precision, ...] = ("int4-weights", "bf16")
 # The share of the layers that goes, and of the feed-forward neurons that stays; ever faster.
-CUTS = ((1 / 6, 1.0), (1 / 4, 1.0), (1 / 3, 1.0), (1 / 3, 0.75), (1 / 3, 0.5), (1 / 2, 0.5))
+CUTS = (
+    (1 / 12, 1.0), (1 / 6, 1.0), (1 / 4, 1.0), (1 / 3, 1.0), (1 / 3, 0.8), (1 / 3, 0.65), (1 / 3, 0.5),
+    (1 / 2, 0.65), (1 / 2, 0.5),
+)  # fmt: skip
 TRAINED = 5  # cuts that share the minutes; a search for three floors makes about as many
 
 
