@@ -90,7 +90,7 @@ class Workshop:
 
     @cached_property
     def repair(self) -> list[dict[str, NDArray[np.int64]]]:
-        """Batches of the mix for what is fitted in closed form: it takes more tokens than there are neurons."""
+        """Batches of the mix, to fit in closed form by: many more tokens than neurons."""
         return self.mix.tokens(REPAIR_TOKENS)
 
     @cached_property
@@ -192,9 +192,7 @@ def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
     shutil.rmtree(folder / "making", ignore_errors=True)
     student = Student(shop.source.backbone, shop.source.head).copy()
     targets = anatomy.targets(passes.layers, len(anatomy.blocks(student.backbone)))
-    prune(
-        student, shop.calibration, shop.repair, layers=passes.layers, heads=passes.heads, ffn=passes.ffn
-    )
+    prune(student, shop.calibration, shop.repair, layers=passes.layers, heads=passes.heads, ffn=passes.ffn)
     folder.mkdir(parents=True, exist_ok=True)
     if passes.shrp != 1:
         whole = student.copy()
