@@ -20,7 +20,7 @@ from trimtab_export.graph import to_onnx
 from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Device, Source, Target
 from trimtab_export.tokens import Batcher
-from trimtab_export.variants import cells, kept, material
+from trimtab_export.variants import cells, kept, material, recipe
 from trimtab_export.variants.candidates import Bench, Candidate
 from trimtab_export.variants.fidelity import Yardstick
 from trimtab_export.variants.make import Workshop
@@ -91,14 +91,13 @@ def select(
         except ExportError as error:
             raise ExportError(f"the variant {passes.name}: {error}") from error
     limit = bench.int8_limit(graph)
-    leaving = any(passes.exit is not None or passes.width is not None for passes in wanted.recipe)
+    best, seen = list[Candidate](), list[Candidate]()
+    if wanted.min_quality:
+        best, seen = search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal_minutes)
     every: tuple[cards.Cell, ...] = ()
-    if leaving or wanted.min_quality:
-        tell("measuring every depth and width")
+    if wanted.min_quality or any(recipe.leaves(passes) for passes in wanted.recipe):
+        tell("measuring every depth and width")  # last, so that the first variant is there soon
         every = cells.measure(bench.shop, yardstick)
-    if not wanted.min_quality:
-        return Selected(found, found, every, limit)
-    best, seen = search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal_minutes)
     asked = {candidate.passes.name for candidate in found}
     best, seen = (
         [among(each, len(seen)) for each in some if each.passes.name not in asked] for some in (best, seen)
