@@ -11,10 +11,10 @@ from trimtab.errors import InvalidArgument
 from trimtab.inputs.graph import Tried
 from trimtab.kinds import Truncate
 from trimtab_server.engine.batch import Payload
-from trimtab_server.inputs.reader import Reader, Which
+from trimtab_server.inputs.reader import ItemReader, Which
 
 
-class LettersReader(Reader):
+class LettersReader(ItemReader):
     """Reads at most so many letters of an item."""
 
     form: ClassVar[str] = "image"

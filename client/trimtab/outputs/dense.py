@@ -10,7 +10,7 @@ LONGEST_UNIT = 1.001
 MOST_DIMENSIONS = 1 << 16
 
 
-class Dense(OutputForm):
+class DenseForm(OutputForm):
     """A vector of each item: float32 (n, dimensions)."""
 
     kind: ClassVar[str] = "dense"

@@ -1,12 +1,12 @@
 """The kinds of output that are known, by name. Packages add others by the entry points `trimtab.outputs`."""
 
-from trimtab.outputs.dense import Dense
+from trimtab.outputs.dense import DenseForm
 from trimtab.outputs.form import OutputForm
 from trimtab.registry import Registry
 
 OUTPUTS: Registry[type[OutputForm]] = Registry(
     "kind of output",
     "trimtab.outputs",
-    {"dense": Dense},
+    {"dense": DenseForm},
     lambda found: isinstance(found, type) and issubclass(found, OutputForm),
 )

@@ -12,7 +12,7 @@ from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, Not
 from trimtab.inputs.graph import GraphInput
 from trimtab.outputs.known import OUTPUTS
 from trimtab_server.engine.batch import Model, OutputSpec, Stored, Wanted
-from trimtab_server.inputs.reader import Reader
+from trimtab_server.inputs.reader import ItemReader
 from trimtab_server.outputs import dense
 from trimtab_server.outputs.kind import OutputKind
 from trimtab_server.outputs.known import KINDS
@@ -44,7 +44,7 @@ class LoadedEncoder:
     """
 
     manifest: Manifest
-    reader: Reader
+    reader: ItemReader
     model: Model
     number: int  # of the model, in the engine
     outputs: Mapping[str, Given]  # by name; the first is given where none is named

@@ -29,7 +29,7 @@ from trimtab_server.engine.runners.rehearsal import Finding, Piece, ProcessorPie
 from trimtab_server.engine.runners.runner import GraphError
 from trimtab_server.engine.runners.stage import Stage
 from trimtab_server.inputs.known import READERS
-from trimtab_server.inputs.reader import Reader
+from trimtab_server.inputs.reader import ItemReader
 from trimtab_server.spaces.adapters import Adapters, Vectors
 
 log = logging.getLogger(__name__)
@@ -224,14 +224,14 @@ class Opener:
 
 
 def _model(
-    bundle: Bundle, variant: Variant, reader: Reader, found: Finding, *, with_states: bool = False
+    bundle: Bundle, variant: Variant, reader: ItemReader, found: Finding, *, with_states: bool = False
 ) -> Model:
     """A graph, with what was found of its input's processor."""
     fed = reader.graph_input(variant.inputs, Tried(max(1, found.fewest), found.highest))
     return model_of(bundle, variant, fed, with_states=with_states)
 
 
-def _reader(bundle: Bundle) -> Reader:
+def _reader(bundle: Bundle) -> ItemReader:
     """What reads a bundle's input."""
     given = bundle.manifest.input
     if given.processor is None:

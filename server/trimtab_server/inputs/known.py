@@ -2,12 +2,12 @@
 `trimtab_server.inputs`."""
 
 from trimtab.registry import Registry
-from trimtab_server.inputs.reader import Reader
+from trimtab_server.inputs.reader import ItemReader
 from trimtab_server.inputs.text import TextReader
 
-READERS: Registry[type[Reader]] = Registry(
+READERS: Registry[type[ItemReader]] = Registry(
     "kind of input",
     "trimtab_server.inputs",
     {"text": TextReader},
-    lambda found: isinstance(found, type) and issubclass(found, Reader),
+    lambda found: isinstance(found, type) and issubclass(found, ItemReader),
 )

@@ -13,7 +13,7 @@ from typing import Any
 from trimtab.errors import InternalError
 from trimtab.kinds import Truncate
 from trimtab_server.engine.batch import Payload
-from trimtab_server.inputs.reader import Reader, Which
+from trimtab_server.inputs.reader import ItemReader, Which
 
 # Parallelism comes from the threads of this module, as many as configured; the tokenizers' own would take
 # every core.
@@ -33,7 +33,7 @@ JOBS_AT_ONCE = 16
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Job:
-    reader: Reader
+    reader: ItemReader
     items: Sequence[Any]
     how: Truncate
     future: asyncio.Future[list[Any]]
@@ -104,7 +104,7 @@ class Preparation:
 
     async def read(
         self,
-        reader: Reader,
+        reader: ItemReader,
         items: Sequence[Any],
         how: Truncate,
         flow: Hashable = None,
@@ -150,7 +150,7 @@ class Preparation:
             for alike in {(each.reader, each.how) for each in wanted}:
                 self._read(*alike, [each for each in wanted if (each.reader, each.how) == alike])
 
-    def _read(self, reader: Reader, how: Truncate, jobs: list[_Job]) -> None:
+    def _read(self, reader: ItemReader, how: Truncate, jobs: list[_Job]) -> None:
         try:
             read = iter(reader.read([item for job in jobs for item in job.items], how))
             results = [[next(read) for _ in job.items] for job in jobs]
@@ -164,7 +164,7 @@ class Preparation:
             self._loop.call_soon_threadsafe(act, jobs, what)
 
 
-def _parts(reader: Reader, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def _parts(reader: ItemReader, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """The items in slices of JOB_ITEMS and about JOB_CHARACTERS."""
     start, characters = 0, 0
     for row, item in enumerate(items):
@@ -188,7 +188,7 @@ def _fail(jobs: list[_Job], error: BaseException) -> None:
             job.future.set_exception(_failure(job.reader, error))
 
 
-def _failure(reader: Reader, error: BaseException) -> InternalError:
+def _failure(reader: ItemReader, error: BaseException) -> InternalError:
     failure = InternalError(f"the {reader.processor} failed: {type(error).__name__}")
     failure.__cause__ = error
     return failure

@@ -13,7 +13,7 @@ from trimtab_server.engine.batch import Payload
 Which: TypeAlias = Callable[[int], str]
 
 
-class Reader(ABC):
+class ItemReader(ABC):
     """Reads the items of one encoder's input. Threads call `read`; everything else is for the event loop.
 
     form: the field of `trimtab.v1.Input` that carries an item. What an item is follows from it: str for text,
@@ -26,7 +26,7 @@ class Reader(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, declared: Input, content: bytes, name: str) -> "Reader":
+    def open(cls, declared: Input, content: bytes, name: str) -> "ItemReader":
         """What reads items, by the content of its processor's file, whose `name` is for messages; b"" where
         the input has none. Raises BundleError where that cannot be used."""
 

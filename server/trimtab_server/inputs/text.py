@@ -12,13 +12,13 @@ from trimtab.inputs.text import TextInput, TextSettings
 from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer, Tokens
 from trimtab_server.engine.batch import Payload
-from trimtab_server.inputs.reader import Reader, Which
+from trimtab_server.inputs.reader import ItemReader, Which
 
 # A text has no more tokens than bytes, and these.
 SPECIAL_TOKENS = 4
 
 
-class TextReader(Reader):
+class TextReader(ItemReader):
     """Tokenises texts, whose units are their tokens."""
 
     form: ClassVar[str] = "text"
