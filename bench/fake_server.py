@@ -17,7 +17,7 @@ import numpy as np
 from trimtab.values.column import Column, Columns
 from trimtab_server import config as configs
 from trimtab_server.app import App
-from trimtab_server.config import Config, Server
+from trimtab_server.config import Config, ServerSettings
 from trimtab_server.engine.batch import Model, Wanted
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
@@ -43,7 +43,7 @@ async def serve(repository: Path, devices: int, seconds_per_token: float, config
     """Serve until SIGTERM, at any free ports."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0")
+    ports = ServerSettings(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0")
     config = msgspec.structs.replace(config, server=ports)
 
     def open_graph(model: Model, place: Place) -> Sleeper:

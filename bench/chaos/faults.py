@@ -20,7 +20,7 @@ from bench import processes
 from bench.chaos import attacks, known, replicas
 from bench.chaos.replicas import Replica
 from bench.chaos.table import Bar, Part
-from trimtab_server.config import Engine
+from trimtab_server.config import EngineSettings
 
 OTHER = "other"  # an encoder without requests, to be loaded and unloaded
 CONNECTIONS = 1500
@@ -327,7 +327,7 @@ def run(folder: Path, requests: int, *, quick: bool, only: tuple[str, ...] = ())
     if not shifted:
         print("  libfaketime is not installed: clocks do not jump (Debian: apt-get install faketime)")
     # If this server supports it, one of the two uses device processes.
-    isolation = 'isolation = "process"' if "isolation" in Engine.__struct_fields__ else ""
+    isolation = 'isolation = "process"' if "isolation" in EngineSettings.__struct_fields__ else ""
     isolated, plain = (CONFIG.format(costs=folder / "costs", isolation=line) for line in (isolation, ""))
     pair = (
         Replica(ISOLATED, folder / ISOLATED, repository, isolated),

@@ -26,14 +26,21 @@ class Live:
         from bench.chaos import known, replicas
         from trimtab.v1 import encoder_pb2
         from trimtab_server.app import App
-        from trimtab_server.config import Config, Engine, Limits, Server
+        from trimtab_server.config import Config, EngineSettings, Limits, ServerSettings
         from trimtab_server.fronts.grpc import pace
 
         pace.BURST_SECONDS = pace.REFUSED_BURST_SECONDS = math.inf  # wrong input may arrive at any rate
         (folder / "models").mkdir()
         replicas.copy_of(known.bundle(), folder / "models")
-        ports = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", tenant_header="tenant")
-        config = Config(server=ports, engine=Engine(costs=""), limits=Limits(max_texts=64), devices=("cpu",))
+        ports = ServerSettings(
+            grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", tenant_header="tenant"
+        )
+        config = Config(
+            server=ports,
+            engine=EngineSettings(costs=""),
+            limits=Limits(max_texts=64),
+            devices=("cpu",),
+        )
         self._services = {
             "trimtab.v1.EncoderService": encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"],
             "inference.GRPCInferenceService": service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],

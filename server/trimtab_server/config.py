@@ -41,7 +41,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     jwt: Jwt | None = None
 
 
-class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the server listens (port 0: any free one), and how long it drains before it cuts off calls."""
 
     grpc_address: str = "127.0.0.1:8001"
@@ -99,20 +99,20 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(f"weight of a quota must be from {LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}")
 
 
-class Tokenization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenizationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many threads turn texts into ids."""
 
     threads: int = 1
 
 
-class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BatchingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Upper bounds of a batch; within them, the measured cost of the graph decides its size."""
 
     max_batch_tokens: int = 16384
     max_batch_texts: int = 256
 
 
-class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How graphs are run.
 
     hang_seconds: a run hangs if it takes longer than this and than 20 times its predicted time.
@@ -141,7 +141,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
 
 
-class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SharingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether identical texts in flight are computed once, and the size of the vector cache."""
 
     single_flight: bool = True
@@ -149,13 +149,13 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_bytes: int = 0
 
 
-class Rescoring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RescoringSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The size of the cache of Rescore's candidates, by id; 0: no cache."""
 
     cache_bytes: int = 64 << 20
 
 
-class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VersionsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many of an encoder's newest versions are served (0: all), and how often the repository is checked
     for changes, in seconds (0: only when a client asks)."""
 
@@ -163,7 +163,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     poll_seconds: float = 0.0
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrialSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A version on trial, and its share of the requests (a canary) or of the texts (a shadow)."""
 
     version: int | Literal["newest"] = "newest"
@@ -180,7 +180,7 @@ class Signatures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     keys: Path | None = None
 
 
-class Brownout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BrownoutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a cheaper variant answers instead of its encoder, and how much retrieval quality it must keep.
 
     Starts when the predicted queue exceeds `above_seconds`; ends once the queue has stayed below half of that
@@ -193,7 +193,7 @@ class Brownout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     calm_seconds: float = 5.0
 
 
-class Guard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GuardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to do about passages that would be found by far too many queries. Text files, one text per line:
     sentinel `queries`, and ordinary `passages`. `false_alarms`: the share of those that may be flagged."""
 
@@ -212,8 +212,8 @@ class EncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     whether its passages are checked."""
 
     variants: tuple[str, ...] = ()
-    brownout: Brownout | None = None
-    guard: Guard | None = None
+    brownout: BrownoutSettings | None = None
+    guard: GuardSettings | None = None
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -221,7 +221,7 @@ class EncoderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return self.variants if self.brownout is None else (*self.variants, self.brownout.variant)
 
 
-class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LoggingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is written to standard error. `calls`: one line per call, at any level."""
 
     level: Literal["debug", "info", "warning", "error"] = "warning"
@@ -229,7 +229,7 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     calls: bool = False
 
 
-class Tracing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where spans go (OTLP over gRPC; empty: nowhere), and the share traced of calls without traceparent."""
 
     endpoint: str = ""
@@ -239,22 +239,22 @@ class Tracing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. `devices`: a list of "auto", or of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
 
-    server: Server = Server()
+    server: ServerSettings = ServerSettings()
     limits: Limits = Limits()
     quota: Quota = Quota()  # for each tenant without its own in `tenants`
     tenants: dict[str, Quota] = {}
-    tokenization: Tokenization = Tokenization()
-    batching: Batching = Batching()
-    engine: Engine = Engine()
-    sharing: Sharing = Sharing()
-    versions: Versions = Versions()
-    canary: dict[str, Trial] = {}  # by encoder
-    shadow: dict[str, Trial] = {}
-    rescoring: Rescoring = Rescoring()
+    tokenization: TokenizationSettings = TokenizationSettings()
+    batching: BatchingSettings = BatchingSettings()
+    engine: EngineSettings = EngineSettings()
+    sharing: SharingSettings = SharingSettings()
+    versions: VersionsSettings = VersionsSettings()
+    canary: dict[str, TrialSettings] = {}  # by encoder
+    shadow: dict[str, TrialSettings] = {}
+    rescoring: RescoringSettings = RescoringSettings()
     auth: Auth = Auth()
     signatures: Signatures = Signatures()
-    logging: Logging = Logging()
-    tracing: Tracing = Tracing()
+    logging: LoggingSettings = LoggingSettings()
+    tracing: TracingSettings = TracingSettings()
     devices: tuple[str, ...] = ("auto",)
     encoders: dict[str, EncoderSettings] = {}
 
@@ -311,7 +311,7 @@ def check(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: devices is empty; leave it out for 'auto'")
 
 
-def _check_server(server: Server, source: str) -> None:
+def _check_server(server: ServerSettings, source: str) -> None:
     for name in ("drain_seconds", "max_connection_age_seconds", "max_idle_seconds"):
         if getattr(server, name) < 0:
             no_limit = "" if name == "drain_seconds" else "; 0 is no limit"

@@ -12,7 +12,7 @@ from tests.server.server_process import free_port, serve
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-from trimtab_server.config import Config, Limits, Server
+from trimtab_server.config import Config, Limits, ServerSettings
 from trimtab_server.engine.fleet import cores
 from trimtab_server.fronts.grpc import listeners
 
@@ -89,7 +89,7 @@ def test_a_port_takes_no_more_connections_than_there_are_files(caplog: pytest.Lo
     assert not caplog.messages
     assert listeners.within(config, 1256).limits.max_connections == 1000
     assert "raise it to 4352" in caplog.messages[0]
-    ports = Server(admin_address="127.0.0.1:1", health_address="127.0.0.1:2")
+    ports = ServerSettings(admin_address="127.0.0.1:1", health_address="127.0.0.1:2")
     assert listeners.within(Config(server=ports, limits=limits), 1256).limits.max_connections == 333
     with pytest.raises(ConfigError, match="the limit of open files is 256"):
         listeners.within(config, 256)

@@ -17,7 +17,14 @@ from tests.server.models_made import Ids, TextRunner
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
-from trimtab_server.config import Config, Engine, Limits, Server, Sharing, Versions
+from trimtab_server.config import (
+    Config,
+    EngineSettings,
+    Limits,
+    ServerSettings,
+    SharingSettings,
+    VersionsSettings,
+)
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
@@ -140,22 +147,22 @@ async def running(
     repository: Path,
     *places: str,
     workers: int = 1,
-    engine: Engine | None = None,
-    sharing: Sharing | None = None,
-    versions: Versions | None = None,
+    engine: EngineSettings | None = None,
+    sharing: SharingSettings | None = None,
+    versions: VersionsSettings | None = None,
     program: Sequence[str] = PROGRAM,
 ) -> AsyncIterator[tuple[Rig, Client]]:
     """A server on places of these names, each with so many workers."""
     rig = Rig()
-    server = Server(
+    server = ServerSettings(
         grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", drain_seconds=5.0, tenant_header="tenant"
     )
     config = Config(
         server=server,
         limits=Limits(max_calls_per_connection=1 << 16),  # tests send hundreds of calls at once
-        engine=engine or Engine(),
-        sharing=sharing or Sharing(),
-        versions=versions or Versions(),
+        engine=engine or EngineSettings(),
+        sharing=sharing or SharingSettings(),
+        versions=versions or VersionsSettings(),
     )
     made_up = [Place(name, 0, workers) for name in places]
     app = App(config, repository, Opening(rig.open, program, foreign=False), made_up)

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from trimtab_server.config import Logging
+from trimtab_server.config import LoggingSettings
 
 # Messages of gRPC about single calls, with tracebacks, which any stranger can trigger: the connection ended
 # before the answer was sent; a header (shown in full) or the path is not UTF-8.
@@ -74,7 +74,7 @@ def _worth_telling(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(OF_CALLS)
 
 
-def configure(settings: Logging, *, verbose: bool) -> None:
+def configure(settings: LoggingSettings, *, verbose: bool) -> None:
     """Use this format for the root logger. `verbose` means at least level "info"."""
     level = LEVELS[settings.level]
     logging.getLogger("trimtab_server").setLevel(min(level, logging.INFO) if verbose else level)

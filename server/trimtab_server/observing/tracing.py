@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from trimtab.errors import ConfigError
-from trimtab_server.config import Tracing as Settings
+from trimtab_server.config import TracingSettings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -32,7 +32,7 @@ class Tracing:
     if OpenTelemetry is not installed. Respects OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TracingSettings) -> None:
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

@@ -44,7 +44,7 @@ class Brownout:
     tenant's flood is no brownout for those who need not wait.
     """
 
-    def __init__(self, settings: config.Brownout) -> None:
+    def __init__(self, settings: config.BrownoutSettings) -> None:
         self.settings = settings
         self._swept = float("-inf")
         self._long: dict[str, float] = {}  # the tenants in one: when the queue was last seen not to be short
@@ -82,7 +82,7 @@ class Brownouts(Lifecycle, Policy):
 
     def __init__(
         self,
-        settings: Mapping[str, config.Brownout],
+        settings: Mapping[str, config.BrownoutSettings],
         queue_seconds: Callable[[LoadedEncoder, str], float],
         clock: Callable[[], float],
     ) -> None:
@@ -159,7 +159,7 @@ def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
     )
 
 
-def way(settings: config.Brownout, whole: Manifest, adapters: Iterable[Loaded]) -> Route:
+def way(settings: config.BrownoutSettings, whole: Manifest, adapters: Iterable[Loaded]) -> Route:
     """How the fallback's queries come into the space of the encoder itself, keeping `min_quality` of it.
 
     Raises ConfigError, with what was measured, where nothing keeps that much.

@@ -33,7 +33,7 @@ NAMED = 10  # rows in the message of a refusal
 class PassageGuard:
     """Looks at the passages of a version of an encoder; `queries` and `passages` are (m, d) of its space."""
 
-    def __init__(self, settings: config.Guard, queries: Vectors, passages: Vectors) -> None:
+    def __init__(self, settings: config.GuardSettings, queries: Vectors, passages: Vectors) -> None:
         self._refuses = settings.action == "refuse"
         self._hubness = HubnessGuard(queries, passages, false_alarms=settings.false_alarms)
         self._size = queries.size
@@ -69,7 +69,7 @@ class Guards(Lifecycle, Policy):
     stage = "guard"
 
     def __init__(
-        self, settings: Mapping[str, config.Guard], counted: Callable[[str, int, int], None]
+        self, settings: Mapping[str, config.GuardSettings], counted: Callable[[str, int, int], None]
     ) -> None:
         self._settings = settings
         self._counted = counted
@@ -97,7 +97,7 @@ class Guards(Lifecycle, Policy):
         return msgspec.structs.replace(plan, hubness=found)
 
 
-async def guard(settings: config.Guard, manifest: Manifest, embed: Embed) -> PassageGuard:
+async def guard(settings: config.GuardSettings, manifest: Manifest, embed: Embed) -> PassageGuard:
     """The guard of an encoder whose whole vectors of texts, prompts before them, `embed` gives.
 
     Raises ConfigError where a file cannot be read or holds too few texts, or where the vectors are not

@@ -8,13 +8,13 @@ the same twice is answered by the same version.
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from trimtab_server.config import Trial
+from trimtab_server.config import TrialSettings
 
 
 class Trials:
     """The configuration's trials, by encoder."""
 
-    def __init__(self, canaries: Mapping[str, Trial], shadows: Mapping[str, Trial]) -> None:
+    def __init__(self, canaries: Mapping[str, TrialSettings], shadows: Mapping[str, TrialSettings]) -> None:
         self._canaries = canaries
         self._shadows = shadows
 
@@ -60,7 +60,7 @@ class Trials:
         return canary, shadow
 
     def _chosen(
-        self, trials: Mapping[str, Trial], name: str, served: Sequence[int], tenant: str, text: str
+        self, trials: Mapping[str, TrialSettings], name: str, served: Sequence[int], tenant: str, text: str
     ) -> int | None:
         trial = trials.get(name)
         if trial is None or not falls_to(trial.share, tenant, text):
@@ -75,6 +75,6 @@ def falls_to(share: float, tenant: str, text: str) -> bool:
     return int.from_bytes(digest) < share * 2**64
 
 
-def _version(trial: Trial, served: Sequence[int]) -> int | None:
+def _version(trial: TrialSettings, served: Sequence[int]) -> int | None:
     wanted = max(served, default=0) if trial.version == "newest" else trial.version
     return wanted if wanted in served else None

@@ -261,10 +261,10 @@ def test_a_process_that_begins_anew_without_the_files(tmp_path: Path, names: tup
 
 async def test_polling_tells_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from tests.server.misbehaving import running
-    from trimtab_server.config import Versions
+    from trimtab_server.config import VersionsSettings
 
     folder = bundle(tmp_path)
-    async with running(tmp_path, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
+    async with running(tmp_path, "a", versions=VersionsSettings(poll_seconds=0.01)) as (rig, _):
         assert rig.app is not None
         served = rig.app.repository
         with caplog.at_level(logging.ERROR):

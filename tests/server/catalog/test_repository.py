@@ -12,7 +12,7 @@ from tests.server.calls import call
 from trimtab.errors import BundleError, FailedPrecondition
 from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog.repository import Repository
-from trimtab_server.config import Trial
+from trimtab_server.config import TrialSettings
 from trimtab_server.policies.canary import Canary
 from trimtab_server.policies.trials import Trials
 from trimtab_server.tasks.plan import EmbedRequest, Plan
@@ -70,7 +70,7 @@ async def test_trials_of_encoders_that_are_not_there_are_told_of(
 ) -> None:
     (tmp_path / "a" / "1").mkdir(parents=True)
     world: Any = World()
-    trial = Trial(share=1.0)
+    trial = TrialSettings(share=1.0)
     trials = Trials({"a": trial, "mistyped": trial}, {"another": trial})
     configured = trials.configured
     await Repository(tmp_path, world, world, lambda entry: None, configured=configured).load_all()
@@ -83,7 +83,7 @@ async def test_a_version_is_on_trial_until_a_newer_one_is_there(tmp_path: Path, 
     for number in (1, 2):
         (tmp_path / "a" / str(number)).mkdir(parents=True)
     world: Any = World()
-    trials = Trials({"a": Trial(version=version, share=1.0)}, {})
+    trials = Trials({"a": TrialSettings(version=version, share=1.0)}, {})
     repository = Repository(tmp_path, world, world, lambda entry: None, on_trial=trials.versions)
     await repository.load_all()
 

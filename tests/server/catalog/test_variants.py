@@ -19,7 +19,7 @@ from tests.variants_made import NAME, TEXTS
 from trimtab.artifacts import variants
 from trimtab.artifacts.bundle import Bundle
 from trimtab_server.app import App
-from trimtab_server.config import Brownout, Config, EncoderSettings, Server
+from trimtab_server.config import BrownoutSettings, Config, EncoderSettings, ServerSettings
 
 TOLERANCE = 1e-5
 CONFIG = """
@@ -259,15 +259,15 @@ def test_variants_are_described_and_counted(
             r"names the variant 'samll', and layered version 1 has fp32, small, early",
         ),
         (
-            EncoderSettings(brownout=Brownout(variant="fp32", min_quality=0.9)),
+            EncoderSettings(brownout=BrownoutSettings(variant="fp32", min_quality=0.9)),
             r"'fp32': give one of small, early",
         ),
         (
-            EncoderSettings(brownout=Brownout(variant="small", min_quality=0.99)),
+            EncoderSettings(brownout=BrownoutSettings(variant="small", min_quality=0.99)),
             r"min_quality = 0\.99.*queries alone keep 0\.980 of nDCG@10.*adapter fit --from layered/1:small",
         ),
         (
-            EncoderSettings(brownout=Brownout(variant="early-16", min_quality=0.99)),
+            EncoderSettings(brownout=BrownoutSettings(variant="early-16", min_quality=0.99)),
             r"adapter layered/early-16-to-whole keeps 0\.980 of R@10",
         ),
     ],
@@ -275,7 +275,7 @@ def test_variants_are_described_and_counted(
 async def test_a_server_does_not_start_as_it_cannot_be_meant(
     bundle: Bundle, encoder: EncoderSettings, message: str
 ) -> None:
-    anywhere = Server(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0")
+    anywhere = ServerSettings(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0")
     app = App(Config(server=anywhere, encoders={NAME: encoder}), bundle.path.parent.parent)
     try:
         with pytest.raises(trimtab.ConfigError, match=message):

@@ -16,7 +16,7 @@ from trimtab_server.callers.access import SERVER, Caller
 from trimtab_server.catalog import polling
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.catalog.served import REMEMBERED
-from trimtab_server.config import Versions
+from trimtab_server.config import VersionsSettings
 
 SWAPS = 6
 
@@ -45,7 +45,7 @@ def newest(served: Repository, version: int) -> bool:
 async def test_new_versions_take_over_while_calls_go_on(minilm_repository: Path, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     put(minilm_repository, repository, 1)
-    versions = Versions(newest=1, poll_seconds=0.01)
+    versions = VersionsSettings(newest=1, poll_seconds=0.01)
     async with running(repository, "a", versions=versions) as (rig, client):
         assert rig.app is not None
         served = rig.app.repository
@@ -89,7 +89,7 @@ async def test_what_a_client_unloaded_stays_so_until_it_changes(
     monkeypatch.setattr(polling, "contents", contents)
     repository = tmp_path / "models"
     put(minilm_repository, repository, 1)
-    async with running(repository, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
+    async with running(repository, "a", versions=VersionsSettings(poll_seconds=0.01)) as (rig, _):
         assert rig.app is not None
         served = rig.app.repository
         await served.unload(SERVER, NAME)
@@ -111,7 +111,7 @@ async def test_a_mount_point_that_is_emptied_takes_no_encoder_with_it(
     repository, away = tmp_path / "models", tmp_path / "away"
     put(minilm_repository, repository, 1)
     mount = repository / emptied
-    async with running(repository, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
+    async with running(repository, "a", versions=VersionsSettings(poll_seconds=0.01)) as (rig, _):
         assert rig.app is not None
         served = rig.app.repository
         mount.rename(away)
@@ -140,7 +140,7 @@ async def test_looking_goes_on_after_an_error_that_nobody_foresaw(
             raise RecursionError("of a library")
         await loaded(self, caller, name)
 
-    async with running(repository, "a", versions=Versions(poll_seconds=0.01)) as (rig, _):
+    async with running(repository, "a", versions=VersionsSettings(poll_seconds=0.01)) as (rig, _):
         assert rig.app is not None
         loaded = Repository.load
         monkeypatch.setattr(Repository, "load", load)

@@ -16,11 +16,11 @@ from tests.server.fingerprint import fingerprint
 from tests.server.misbehaving import PATIENCE, FakeSession, Gate, running
 from tests.server.models_made import ALONE, Ids, payload
 from trimtab_server.callers.access import SERVER
-from trimtab_server.config import Engine
+from trimtab_server.config import EngineSettings
 from trimtab_server.engine.fleet.devices import PROBE_UNITS
 from trimtab_server.engine.port import Turn
 
-IMPATIENT = Engine(hang_seconds=0.05)
+IMPATIENT = EngineSettings(hang_seconds=0.05)
 NAME = "all-minilm-l6-v2"
 
 
@@ -186,7 +186,10 @@ async def test_callers_that_leave_during_a_hang_are_not_tried_again(minilm_repos
         if any(len(each) == 50 for each in ids):
             gate.wait()
 
-    async with running(minilm_repository, "one", "two", engine=Engine(hang_seconds=1.0)) as (rig, client):
+    async with running(minilm_repository, "one", "two", engine=EngineSettings(hang_seconds=1.0)) as (
+        rig,
+        client,
+    ):
         rig.behave = behave
         gone = client.embed("a " * 47 + "a")
         await gate.arrival()
@@ -330,7 +333,7 @@ async def test_whatever_fails_each_text_is_answered_once(minilm_repository: Path
 
 async def test_hang_seconds_is_how_long_a_run_may_take(minilm_repository: Path) -> None:
     gate = Gate()
-    async with running(minilm_repository, "one", engine=Engine(hang_seconds=1e9)) as (rig, client):
+    async with running(minilm_repository, "one", engine=EngineSettings(hang_seconds=1e9)) as (rig, client):
         rig.behave = lambda device, ids: gate.wait()
         call = client.embed("takes long, and may")
         await gate.arrival()

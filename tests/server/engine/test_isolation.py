@@ -23,9 +23,9 @@ from tests.server.misbehaving import PATIENCE, Client, Rig, running
 from tests.server.server_process import NAME, ServerProcess, serve
 from tests.texts import TEXTS
 from trimtab_server.callers.access import SERVER
-from trimtab_server.config import Engine
+from trimtab_server.config import EngineSettings
 
-ENGINE = Engine(isolation="process", hang_seconds=1.0)
+ENGINE = EngineSettings(isolation="process", hang_seconds=1.0)
 RESTARTS = 'trimtab_device_restarts_total{device="cpu"}'
 
 
@@ -167,7 +167,7 @@ def test_the_process_ends_with_its_server(stopped: bool) -> None:
 
 @asynccontextmanager
 async def faulty(
-    repository: Path, *places: str, workers: int = 1, engine: Engine = ENGINE
+    repository: Path, *places: str, workers: int = 1, engine: EngineSettings = ENGINE
 ) -> AsyncIterator[tuple[Rig, Client]]:
     """A server on these places, each in a process that its texts can harm."""
     async with running(
@@ -218,7 +218,7 @@ async def test_a_run_that_hangs_ends_with_its_process(minilm_repository: Path) -
 
 
 async def test_a_process_that_holds_too_much_is_replaced_between_runs(minilm_repository: Path) -> None:
-    engine = Engine(isolation="process", hang_seconds=3.0, max_resident_bytes=faulty_child.LEAK_BYTES)
+    engine = EngineSettings(isolation="process", hang_seconds=3.0, max_resident_bytes=faulty_child.LEAK_BYTES)
     async with faulty(minilm_repository, "one", workers=2, engine=engine) as (rig, client):
         await client.embed(words(faulty_child.LEAKS))
         while not rig.metric("trimtab_device_restarts_total", device="one:0"):

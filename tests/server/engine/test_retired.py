@@ -13,7 +13,7 @@ from tests.server.misbehaving import PATIENCE, FakeSession, Gate, running
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog import retrying
-from trimtab_server.config import Engine
+from trimtab_server.config import EngineSettings
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet.homes import InThreads
 from trimtab_server.engine.fleet.places import Place
@@ -82,7 +82,7 @@ async def test_a_load_that_hangs_holds_up_no_other_and_no_end(
     """Nor is it waited for longer than engine.load_seconds, here by a graph that never opens."""
     copy_bundle(minilm_repository, tmp_path)
     gate = threading.Event()
-    async with running(tmp_path, "one", engine=Engine(load_seconds=5.0)) as (rig, client):
+    async with running(tmp_path, "one", engine=EngineSettings(load_seconds=5.0)) as (rig, client):
         assert rig.app is not None
         served, opened = rig.app.repository, rig.open
         hanging = asyncio.Event()

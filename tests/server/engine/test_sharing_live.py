@@ -10,7 +10,7 @@ import grpc
 from tests.server.misbehaving import Client, Gate, Rig, running
 from tests.server.models_made import Ids
 from trimtab_server.callers.access import SERVER
-from trimtab_server.config import Sharing
+from trimtab_server.config import SharingSettings
 
 NAME = "all-minilm-l6-v2"
 
@@ -25,7 +25,9 @@ def texts(rig: Rig, length: int) -> int:
 
 
 @asynccontextmanager
-async def busy(repository: Path, sharing: Sharing | None = None) -> AsyncIterator[tuple[Rig, Client, Gate]]:
+async def busy(
+    repository: Path, sharing: SharingSettings | None = None
+) -> AsyncIterator[tuple[Rig, Client, Gate]]:
     """A server whose only worker is kept busy by a text of its own, until the gate opens."""
     async with running(repository, "one", sharing=sharing) as (rig, client):
         gate = Gate()
@@ -107,7 +109,7 @@ async def test_poison_is_poison_for_all_who_asked_for_it(minilm_repository: Path
 
 
 async def test_single_flight_can_be_turned_off(minilm_repository: Path) -> None:
-    async with busy(minilm_repository, Sharing(single_flight=False)) as (rig, client, gate):
+    async with busy(minilm_repository, SharingSettings(single_flight=False)) as (rig, client, gate):
         calls = [client.embed("same") for _ in range(5)]
         await rig.until(lambda: rig.metric("trimtab_queued_texts") == 5)
         gate.open.set()
@@ -117,7 +119,7 @@ async def test_single_flight_can_be_turned_off(minilm_repository: Path) -> None:
 
 async def test_tenants_share_only_where_the_configuration_says_so(minilm_repository: Path) -> None:
     for across in (False, True):
-        sharing = Sharing(across_tenants=across, cache_bytes=1 << 20)
+        sharing = SharingSettings(across_tenants=across, cache_bytes=1 << 20)
         async with busy(minilm_repository, sharing) as (rig, client, gate):
             calls = [client.embed("same", tenant=tenant) for tenant in "xyxy"]
             await rig.until(lambda: shared(rig, "in_flight") == (3 if across else 2))  # noqa: B023
@@ -128,7 +130,10 @@ async def test_tenants_share_only_where_the_configuration_says_so(minilm_reposit
 
 
 async def test_a_repeat_is_answered_from_the_cache(minilm_repository: Path) -> None:
-    async with running(minilm_repository, "one", sharing=Sharing(cache_bytes=1 << 20)) as (rig, client):
+    async with running(minilm_repository, "one", sharing=SharingSettings(cache_bytes=1 << 20)) as (
+        rig,
+        client,
+    ):
         await client.embed("one", "two words")
         size = rig.metric("trimtab_cache_bytes")
         assert 2 * 384 * 4 < size < 1 << 20
@@ -150,7 +155,10 @@ async def test_the_cache_is_off_unless_it_is_asked_for_and_bounded(minilm_reposi
         await client.embed("one")
         await client.embed("one")
         assert shared(rig, "cache") == 0 and rig.metric("trimtab_cache_bytes") == 0
-    async with running(minilm_repository, "one", sharing=Sharing(cache_bytes=10_000)) as (rig, client):
+    async with running(minilm_repository, "one", sharing=SharingSettings(cache_bytes=10_000)) as (
+        rig,
+        client,
+    ):
         for number in range(20):
             await client.embed(f"text {number}")
         assert 5_000 < rig.metric("trimtab_cache_bytes") <= 10_000

@@ -27,7 +27,7 @@ from trimtab_server.policies.brownout import Brownout
 from trimtab_server.spaces.adapters import Adapters, Loaded, own
 from trimtab_server.spaces.watching import Watch
 
-SETTINGS = config.Brownout(variant="small", min_quality=0.97, above_seconds=0.2, calm_seconds=5.0)
+SETTINGS = config.BrownoutSettings(variant="small", min_quality=0.97, above_seconds=0.2, calm_seconds=5.0)
 
 
 def test_it_begins_above_the_threshold_and_ends_after_a_calm() -> None:
@@ -139,8 +139,8 @@ def adapter(
     return mapped.usable(whole.name)
 
 
-def ask(variant: str, least: float) -> config.Brownout:
-    return config.Brownout(variant=variant, min_quality=least)
+def ask(variant: str, least: float) -> config.BrownoutSettings:
+    return config.BrownoutSettings(variant=variant, min_quality=least)
 
 
 def test_queries_that_keep_enough_by_their_card_answer_as_they_are(whole: Manifest) -> None:

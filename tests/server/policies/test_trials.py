@@ -12,14 +12,14 @@ from tests.server.calls import call
 from trimtab.errors import InvalidArgument, PermissionDenied, TrimtabError
 from trimtab_server.callers.access import Caller
 from trimtab_server.callers.call import Call
-from trimtab_server.config import Limits, Trial
+from trimtab_server.config import Limits, TrialSettings
 from trimtab_server.policies.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
 from trimtab_server.policies.trials import Trials, falls_to
 from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
-NEWEST, THIRD = Trial(share=1.0), Trial(version=3, share=1.0)
+NEWEST, THIRD = TrialSettings(share=1.0), TrialSettings(version=3, share=1.0)
 
 
 @given(st.text(), st.text(), st.floats(0.001, 0.5))
@@ -47,7 +47,7 @@ def test_the_share_is_kept() -> None:
         (THIRD, [1, 2], set()),
     ],
 )
-def test_which_version_is_on_trial(trial: Trial, served: list[int], on_trial: set[int]) -> None:
+def test_which_version_is_on_trial(trial: TrialSettings, served: list[int], on_trial: set[int]) -> None:
     for trials in (Trials({"a": trial}, {}), Trials({}, {"a": trial})):
         assert trials.versions("a", served) == on_trial
         assert trials.versions("b", served) == set()
@@ -58,7 +58,7 @@ def test_which_version_is_on_trial(trial: Trial, served: list[int], on_trial: se
 
 
 def test_a_shadow_is_compared_with_the_version_that_answers_all_else() -> None:
-    trials = Trials({"a": Trial(version=4, share=0.5)}, {"a": Trial(version=3, share=1.0)})
+    trials = Trials({"a": TrialSettings(version=4, share=0.5)}, {"a": TrialSettings(version=3, share=1.0)})
     assert trials.versions("a", [1, 2, 3, 4]) == {3, 4}
     shown = {version: trials.shadow("a", [1, 2, 3, 4], version, "", "x") for version in (1, 2, 3, 4)}
     assert shown == {1: None, 2: 3, 3: None, 4: None}

@@ -20,7 +20,7 @@ from bench.chaos import attacks, known
 from bench.chaos.attacks import END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST, SETTINGS, frame
 from tests.server.server_process import ServerProcess, serve
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.config import Config, Server
+from trimtab_server.config import Config, ServerSettings
 from trimtab_server.fronts.grpc import listeners, pace, reflection
 from trimtab_server.fronts.grpc.arriving import Arriving
 from trimtab_server.fronts.grpc.boundary import Boundary
@@ -312,7 +312,7 @@ def test_open_files_bound_the_connections(tmp_path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def listening(config: Server) -> AsyncIterator[int]:
+async def listening(config: ServerSettings) -> AsyncIterator[int]:
     """A port for clients, which serves nothing but health."""
     server = listeners.make(Config(server=config), [])
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
@@ -333,7 +333,7 @@ async def until_closed(reader: asyncio.StreamReader) -> None:
 
 async def test_a_client_that_is_gone_without_a_word_is_forgotten() -> None:
     """keepalive_seconds: no call is on the connection, and nobody answers the server's ping."""
-    async with listening(Server(keepalive_seconds=0.2, max_idle_seconds=0)) as port:
+    async with listening(ServerSettings(keepalive_seconds=0.2, max_idle_seconds=0)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGED, 0))
         await until_closed(reader)
@@ -342,7 +342,7 @@ async def test_a_client_that_is_gone_without_a_word_is_forgotten() -> None:
 
 async def test_a_connection_without_calls_is_closed() -> None:
     """max_idle_seconds; its client connects again when it calls."""
-    async with listening(Server(max_idle_seconds=0.2)) as port:
+    async with listening(ServerSettings(max_idle_seconds=0.2)) as port:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             await channel.channel_ready()
             async with asyncio.timeout(60):
@@ -354,7 +354,7 @@ async def test_a_connection_without_calls_is_closed() -> None:
 async def test_a_client_without_calls_may_ping(monkeypatch: pytest.MonkeyPatch) -> None:
     """As often as one with calls: gRPC's own rule for it is once in two hours."""
     monkeypatch.setattr(listeners, "PING_SECONDS", 0)
-    async with listening(Server()) as port:
+    async with listening(ServerSettings()) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGED, 0))
         answered = 0
