@@ -1,4 +1,4 @@
-"""The Trimtab server. A request passes through its rooms in this order:
+"""The Trimtab server. A request passes through its folders in this order:
 
 fronts -> tasks (as policies plan) -> engine/admission -> inputs -> engine/queue -> engine/fleet ->
 engine/runners -> outputs -> fronts
