@@ -43,8 +43,9 @@ from trimtab.artifacts.bundle import Bundle
 from trimtab.values.column import Column
 from trimtab_export.adapters import maps
 from trimtab_export.adapters.maps import Hidden, Map
-from trimtab_server.spaces.adapters import Adapters, Loaded, Route
+from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.applying import Applier
+from trimtab_server.spaces.route import Loaded, Route
 from trimtab_server.spaces.watching import Watch
 
 BATCH = 32

@@ -16,7 +16,7 @@ from trimtab_server.inputs.reader import ItemReader
 from trimtab_server.outputs import dense
 from trimtab_server.outputs.kind import OutputKind
 from trimtab_server.outputs.known import KINDS
-from trimtab_server.spaces.adapters import Route, own
+from trimtab_server.spaces.route import Route, own
 
 
 @dataclass(frozen=True, slots=True)

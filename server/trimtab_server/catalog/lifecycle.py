@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from trimtab.artifacts.manifest import Manifest
 from trimtab_server.catalog.encoder import LoadedEncoder
-from trimtab_server.spaces.adapters import Loaded, Vectors
+from trimtab_server.spaces.route import Loaded, Vectors
 
 # Whole vectors of texts, float32 (n, dimensions), with prompts before the texts already.
 Embed: TypeAlias = Callable[[list[str]], Awaitable[Vectors]]

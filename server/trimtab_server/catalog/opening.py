@@ -30,7 +30,8 @@ from trimtab_server.engine.runners.runner import GraphError
 from trimtab_server.engine.runners.stage import Stage
 from trimtab_server.inputs.known import READERS
 from trimtab_server.inputs.reader import ItemReader
-from trimtab_server.spaces.adapters import Adapters, Vectors
+from trimtab_server.spaces.adapters import Adapters
+from trimtab_server.spaces.route import Vectors
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, Way
 from trimtab_server.catalog.lifecycle import Embed, Lifecycle
 from trimtab_server.spaces import routes
-from trimtab_server.spaces.adapters import Loaded, Route, own
+from trimtab_server.spaces.route import Loaded, Route, own
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from trimtab_server.callers.access import Caller
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, Way
 from trimtab_server.outputs.kind import Shape
-from trimtab_server.spaces.adapters import Adapters, Route
+from trimtab_server.spaces.adapters import Adapters
+from trimtab_server.spaces.route import Route
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 # Each space asked for holds a matrix of its own until the answer is sent.

@@ -8,142 +8,36 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from trimtab.artifacts import adapter as adapters
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts import variants
-from trimtab.artifacts.adapter import (
-    AdapterFolder,
-    AdapterManifest,
-    Endpoint,
-)
-from trimtab.artifacts.manifest import Manifest, Output
+from trimtab.artifacts.manifest import Manifest
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import (
-    AdapterError,
     FailedPrecondition,
-    InternalError,
     NotFound,
-    TrimtabError,
     Unavailable,
 )
-from trimtab.kinds import Similarity
 from trimtab_server import limited
 from trimtab_server.callers.access import Caller
-from trimtab_server.engine.batch import Stored
-from trimtab_server.engine.runners import rehearsal, runtime
-from trimtab_server.engine.runners.mapping import Maps, OpenMap
-from trimtab_server.engine.runners.maps import Map
-from trimtab_server.engine.runners.runner import DeviceLostError, GraphError
+from trimtab_server.engine.runners import runtime
+from trimtab_server.engine.runners.mapping import Maps
 from trimtab_server.engine.runners.stage import Stage
-from trimtab_server.spaces import routes
-from trimtab_server.spaces.watching import Watch, Watched
+from trimtab_server.spaces import reading, routes
+from trimtab_server.spaces.reading import Reader
+from trimtab_server.spaces.route import Loaded, Route, own
+from trimtab_server.spaces.watching import Watch
 
 log = logging.getLogger(__name__)
-
-Vectors = NDArray[np.float32]
 
 # Adapters of one encoder that are opened at a time.
 AT_ONCE = 4
 # Ways into spaces that are remembered, by what a caller may use, too: tokens may name anything.
 MOST_ROUTES = 4096
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Loaded:
-    """An adapter of the repository; without a session it cannot be used, and `problem` says why."""
-
-    encoder: str  # in whose folder it lies
-    manifest: AdapterManifest
-    sha256: str  # of the manifest, and through it of every file
-    session: OpenMap | None
-    problem: str
-    row_seconds: float  # about what a row costs
-    maps: Maps  # where its session lives
-    target: Manifest | None  # of the bundle whose space the adapter leads to, where the repository has it
-    watched: Watched | None  # where it has the calibration queries that live ones are compared with
-
-    @property
-    def name(self) -> str:
-        """ENCODER/NAME."""
-        return f"{self.encoder}/{self.manifest.name}"
-
-    @property
-    def states_width(self) -> int:
-        """How many components it reads beside the embedding."""
-        return self.session.width - self.manifest.source.dimensions if self.session else 0
-
-    def see(self, rows: Vectors) -> None:
-        """These rows, in its source space, are live queries on their way through it."""
-        if self.watched is not None:
-            self.watched.see(rows)
-
-    def end(self) -> None:
-        """End what hangs in it, where that can be."""
-        if self.session is not None:
-            self.maps.end(self.session)
-
-    def run(self, vectors: Vectors, groups: Sequence[str]) -> Vectors:
-        """Rows of the source space, float32 (n, d_in), as float32 (n, d_out) of the target space.
-
-        groups[i] is the group of row i; one that the adapter does not know is none of its groups. Raises
-        InternalError where that fails, or where there is no session.
-        """
-        if self.session is None:
-            raise InternalError(f"adapter {self.name} is in a route, and cannot be used: {self.problem}")
-        try:
-            known = {name: number for number, name in enumerate(self.manifest.groups, start=1)}
-            numbers = np.array([known.get(group, 0) for group in groups], np.int64)
-            return self.session.run(vectors, numbers)
-        except DeviceLostError:
-            raise
-        except Exception as error:
-            raise InternalError(f"adapter {self.name} failed: {type(error).__name__}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """How an encoder's output comes into a space: through these adapters, one after the other."""
-
-    space: str
-    hops: tuple[Loaded, ...]  # none: the space is the encoder's own
-    dimensions: int
-    similarity: Similarity | None  # None: nobody knows, as below
-    normalized: bool | None
-    int8_limit: float | None  # None: it was not calibrated, or nobody knows
-    encoder: str  # whose the space is
-    version: int
-    variant: str = ""
-
-    @property
-    def names(self) -> list[str]:
-        """ENCODER/NAME of the adapters."""
-        return [hop.name for hop in self.hops]
-
-    @property
-    def title(self) -> str:
-        """How messages call where it leads."""
-        return f"space {self.space}" if self.hops else f"encoder {self.encoder}"
-
-    @property
-    def uncalibrated(self) -> str:
-        """Why there is no `int8_limit`."""
-        if self.hops:
-            return f"in space {self.space} was calibrated with an encoder that this server does not have"
-        return f"was calibrated for {self.encoder} itself, not for its narrower variant {self.variant}"
-
-    @property
-    def cure(self) -> str:
-        """What helps where something is not known."""
-        if self.hops:
-            return f"put the bundle of {self.encoder} version {self.version} into the repository"
-        return "export the encoder again"
 
 
 class Adapters:
@@ -157,11 +51,9 @@ class Adapters:
         stage: Stage | None = None,
         maps: Maps | None = None,
     ) -> None:
-        self._watch = watch
         self._maps = maps or Maps()
-        self._stage = stage
+        self._reader = Reader(watch, signers, stage, self._maps)
         self._load_seconds = load_seconds
-        self._signers = signers  # None: anybody's adapters are used
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
         self._retired: dict[Loaded, str] = {}  # those that have failed while they were used, and why
         self._served: dict[tuple[str, int], tuple[Manifest, int]] = {}
@@ -217,7 +109,7 @@ class Adapters:
         if not bundles.NAME.fullmatch(encoder):  # no encoder, and perhaps a path that leads elsewhere
             return ()
         what = f"reading {repository / encoder}"
-        listed = await limited.run(self._load_seconds, what, partial(_listed, repository, encoder))
+        listed = await limited.run(self._load_seconds, what, partial(reading.listed, repository, encoder))
         unread: dict[str, str] = {}
         known = {loaded.name: loaded for loaded in self.of(encoder)}
         at_once = asyncio.Semaphore(AT_ONCE)
@@ -253,7 +145,7 @@ class Adapters:
             same = before.name == f"{encoder}/{path.name}" and before.sha256 == sha256
             if same and before.session is not None and before not in self._retired:
                 return before
-        return self._open(repository, encoder, path, sha256, step)
+        return self._reader.open(repository, encoder, path, sha256, step)
 
     def _problem(self, loaded: Loaded) -> str:
         return loaded.problem or self._retired.get(loaded, "")
@@ -311,82 +203,11 @@ class Adapters:
         )
         self._routes = {}
 
-    def _open(
-        self, repository: Path, encoder: str, path: Path, sha256: str, step: Callable[[], None]
-    ) -> Loaded:
-        manifest = adapters.KIND.manifest(path, AdapterManifest)
-        session, watched, problem, row_seconds = None, None, "", 0.0
-        try:
-            if (manifest.name, manifest.source.encoder) != (path.name, encoder):
-                raise AdapterError(
-                    f"{path} holds {manifest.name}, which maps vectors of {manifest.source.encoder}: an "
-                    "adapter is served from REPOSITORY/ENCODER/adapters/NAME under its own name. Move it"
-                )
-            trusted = self._signers.check if self._signers is not None else None
-            adapter = adapters.read(path, within=repository, trusted=trusted)
-            session, row_seconds = self._session(adapter, step)
-            watched = self._watched(adapter)
-        except Exception as error:  # whatever a foreign file made of it
-            problem = str(error) if isinstance(error, TrimtabError) else runtime.told(error)
-            log.error("%s: %s", path, problem)
-            session = None
-        target = _target(repository, manifest.target, self._signers)
-        return Loaded(encoder, manifest, sha256, session, problem, row_seconds, self._maps, target, watched)
-
-    def _session(self, adapter: AdapterFolder, step: Callable[[], None]) -> tuple[OpenMap, float]:
-        """The map of an adapter, and what a row costs; it is rehearsed before, where there is a stage."""
-        manifest, graph = adapter.manifest, adapter.manifest.graph
-        map = Map(
-            adapter.path, Stored(graph.path, graph.size, graph.sha256), manifest.groups,
-            manifest.source.dimensions, manifest.target.dimensions, manifest.reads == "states",
-        )  # fmt: skip
-        piece = rehearsal.MapPiece(map)
-        try:
-            stage = self._stage
-            found = stage.rehearse(piece, step) if stage else rehearsal.rehearse_map(map, step)
-            return self._maps.open(map), found.row_seconds
-        except GraphError as error:
-            raise AdapterError(f"{map.graph}: {error}. Fit the adapter again") from None
-
-    def _watched(self, adapter: AdapterFolder) -> Watched | None:
-        queries, source = adapter.baseline(), adapter.manifest.source
-        if queries is None:
-            return None
-        try:
-            return self._watch.open(source.encoder, source.version, adapter.manifest.name, queries)
-        except AdapterError as error:  # it can do its work all the same
-            log.warning("%s: %s", adapter.path, error)
-            return None
-
-
-def _listed(repository: Path, encoder: str) -> list[Path]:
-    return list(adapters.adapters(repository, encoder))
-
-
-def own(encoder: Manifest, output: Output | None = None) -> Route:
-    """The route into the space of an encoder's own output, the first where none is given."""
-    given = output or encoder.output
-    return Route(
-        given.space, (), given.dimensions, given.similarity, given.normalized, given.int8_limit,
-        encoder.name, encoder.version, encoder.variants[0].name,
-    )  # fmt: skip
-
 
 def _reference(encoder: Manifest) -> str:
     """A bundle, or a variant of one, as `trimtab adapter fit` takes it."""
     variant = encoder.variants[0]
     return f"{encoder.name}/{encoder.version}" + (f":{variant.name}" if variant.moved else "")
-
-
-def _target(repository: Path, end: Endpoint, signers: Signers | None) -> Manifest | None:
-    """The manifest of the bundle or variant whose space this is, where the repository still has it."""
-    path = repository / bundles.check_name(end.encoder) / str(end.version)
-    try:
-        trusted = signers.check if signers is not None else None
-        manifest = bundles.read(path, verify=False, within=repository, trusted=trusted).manifest
-    except TrimtabError:
-        return None
-    return variants.of_space(manifest, end.space)
 
 
 def _mismatch(loaded: Loaded, served: Mapping[tuple[str, int], tuple[Manifest, int]]) -> str:

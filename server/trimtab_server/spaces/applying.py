@@ -17,7 +17,7 @@ from trimtab.values.column import Columns
 from trimtab_server import limited
 from trimtab_server.engine.runners.runner import DeviceLostError
 from trimtab_server.outputs.dense import STATES
-from trimtab_server.spaces.adapters import Loaded, Route, Vectors
+from trimtab_server.spaces.route import Loaded, Route, Vectors
 
 # A run hangs that takes so many times as long as the rows were measured to take, and `hang_seconds`.
 HANG_FACTOR = 20.0

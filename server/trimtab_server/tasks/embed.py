@@ -17,8 +17,8 @@ from trimtab_server.catalog.encoder import Given, LoadedEncoder, Way
 from trimtab_server.engine.batch import Wanted
 from trimtab_server.outputs.dense import STATES
 from trimtab_server.outputs.kind import Shape, check_finite
-from trimtab_server.spaces.adapters import Route
 from trimtab_server.spaces.applying import Applier
+from trimtab_server.spaces.route import Route
 from trimtab_server.tasks.pipeline import Answering, Pipeline, Times
 from trimtab_server.tasks.plan import EmbedRequest, Hubness, Plan, Policy
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trimtab.kinds import Dtype, Role, Truncate
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, Way
-from trimtab_server.spaces.adapters import Vectors
+from trimtab_server.spaces.route import Vectors
 
 
 class EmbedRequest(msgspec.Struct, frozen=True):

@@ -24,7 +24,8 @@ from trimtab_server.catalog import encoder as encoders
 from trimtab_server.catalog.encoder import LoadedEncoder, model_of
 from trimtab_server.policies import brownout
 from trimtab_server.policies.brownout import Brownout
-from trimtab_server.spaces.adapters import Adapters, Loaded, own
+from trimtab_server.spaces.adapters import Adapters
+from trimtab_server.spaces.route import Loaded, own
 from trimtab_server.spaces.watching import Watch
 
 SETTINGS = config.BrownoutSettings(variant="small", min_quality=0.97, above_seconds=0.2, calm_seconds=5.0)

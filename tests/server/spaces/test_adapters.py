@@ -18,7 +18,8 @@ from trimtab.errors import PermissionDenied
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.callers.access import SERVER, Caller
 from trimtab_server.fronts.grpc.native import NativeServicer
-from trimtab_server.spaces.adapters import Adapters, Loaded
+from trimtab_server.spaces.adapters import Adapters
+from trimtab_server.spaces.route import Loaded
 from trimtab_server.spaces.watching import Watch
 
 NEW = Endpoint(encoder="new", version=2, space="a" * 16, dimensions=6)

@@ -10,8 +10,8 @@ import pytest
 
 from trimtab.errors import FailedPrecondition, InternalError
 from trimtab.values.column import Column
-from trimtab_server.spaces.adapters import Route
 from trimtab_server.spaces.applying import Applier
+from trimtab_server.spaces.route import Route
 
 PATIENCE = 60.0
 

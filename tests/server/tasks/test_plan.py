@@ -16,7 +16,7 @@ from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import Given, Way
 from trimtab_server.config import Limits
 from trimtab_server.outputs.dense import DenseKind
-from trimtab_server.spaces.adapters import Vectors
+from trimtab_server.spaces.route import Vectors
 from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy

@@ -8,7 +8,7 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense
 from trimtab_server import config
 from trimtab_server.catalog.encoder import Given, LoadedEncoder
-from trimtab_server.spaces.adapters import Loaded
+from trimtab_server.spaces.route import Loaded
 from trimtab_server.spaces.routes import refusal
 
 
