@@ -2,8 +2,8 @@
 
 The whole encoder labels whatever it reads, so a text need not make sense to teach something. Kinds of texts
 come by the root of how many there are, so a small kind counts; spans are of all lengths, mostly short, since
-time goes by tokens and each text has one vector; words of the tokenizer's vocabulary reach what no text at
-hand is about.
+time goes by tokens and each text has one vector; words of the tokenizer's vocabulary, and made-up ones of
+several of its pieces, reach what no text at hand is about.
 """
 
 import itertools
