@@ -57,7 +57,9 @@ def test_every_error_of_the_tree_is_exported() -> None:
     tree = [trimtab.TrimtabError]
     for error in tree:
         tree.extend(error.__subclasses__())
-    assert {error.__name__ for error in tree} <= set(trimtab.__all__)
+    # Where other tests of this process have imported the server, the tree has its own errors, too.
+    own = {error.__name__ for error in tree if error.__module__.startswith("trimtab.")}
+    assert own <= set(trimtab.__all__)
 
 
 def operations(client: type) -> dict[str, Any]:
