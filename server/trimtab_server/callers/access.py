@@ -1,7 +1,7 @@
 """Who calls, and what they may do.
 
-A door finds out who calls, and hands that on as an argument: whatever asks for a caller cannot be called
-without one, so an authority that is missing is never taken for somebody's.
+A door identifies the caller and passes it on as an argument. What needs a caller cannot be called without
+one, so a missing caller is never mistaken for somebody.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 
 from trimtab.errors import PermissionDenied
 
-# What callers with tokens are called begins so, and no key's name does: they share no tenant, quota or cache.
+# The prefix of the names of callers with tokens. No key's name may have it, so the two never share a tenant,
+# quota or cache.
 TOKENS = "jwt:"
 NAME_CHARACTERS = 255  # OpenID Connect's bound of a `sub`
 KEY_NAMES = f"1 to {NAME_CHARACTERS} printable characters, and not begin with {TOKENS!r}"
@@ -52,7 +53,7 @@ class Caller:
             )
 
 
-# Whom a door takes every caller for, by this name, where the configuration has no credentials.
+# Every caller, if the configuration has no credentials.
 ANYONE = Caller("", ("*",), admin=True)
-# The server's own work, such as the poller's. No caller can have the name: one of theirs is printable.
+# The server's own work, such as the poller's. No caller can have its name: theirs are printable.
 SERVER = Caller("\0server", ("*",), admin=True)

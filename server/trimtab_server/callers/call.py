@@ -1,4 +1,4 @@
-"""One request, as every room is told of it: from whom, by when, and how urgent."""
+"""One request: from whom, by when, and how urgent."""
 
 import msgspec
 
@@ -7,20 +7,20 @@ from trimtab_server.callers.access import Caller
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A request that a door has let in. Times are on time.monotonic's clock.
+    """A request that a door has accepted. Times are on time.monotonic's clock.
 
-    A door makes it of what its protocol tells, and hands it on as an argument. It has no defaults: whoever
-    makes one says who calls.
+    A door makes it from what its protocol says, and passes it on as an argument. It has no defaults, so
+    whoever makes one must say who calls.
     """
 
     caller: Caller
-    tenant: str  # "" where it names none
-    flow: str  # with whom it takes turns: its tenant, or its connection where it has none
+    tenant: str  # "" if it names none
+    flow: str  # what takes turns: its tenant, or its connection if it has none
     protocol: str
     arrived: float
     deadline: float | None
     priority: Priority
-    request_id: str  # "" where neither logs nor traces need one
+    request_id: str  # "" if neither logs nor traces need one
 
     def asking(self, priority: Priority, seconds: float | None = None) -> "Call":
         """The call with what its message says: its priority, and the seconds that it may take at most."""

@@ -1,4 +1,4 @@
-"""A loaded version of an encoder and the variants loaded beside it; which of them a request means."""
+"""A loaded encoder version and its loaded variants, and which of them a request asks for."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Given:
 
 
 class Way(NamedTuple):
-    """An output that is asked for, and its way into a space."""
+    """A requested output, and its route into a space."""
 
     output: Given
     route: Route
@@ -47,7 +47,7 @@ class LoadedEncoder:
     reader: ItemReader
     model: Model
     number: int  # of the model, in the engine
-    outputs: Mapping[str, Given]  # by name; the first is given where none is named
+    outputs: Mapping[str, Given]  # by name; the first is the default
     variants: Mapping[str, "LoadedEncoder"] = field(default_factory=dict)  # loaded beside the first, by name
 
     @property
@@ -67,7 +67,7 @@ class LoadedEncoder:
 
     @property
     def output(self) -> Given:
-        """What is given where no output is named."""
+        """The default output."""
         return next(iter(self.outputs.values()))
 
     @property
@@ -77,17 +77,17 @@ class LoadedEncoder:
 
     @property
     def way(self) -> Way:
-        """Of what is given where no output is named, into its own space."""
+        """The default output, in its own space."""
         return Way(self.output, self.output.own)
 
     @property
     def mapped(self) -> str:
-        """The column of the vectors that adapters map; "" where what it gives first is not dense."""
+        """The column of the vectors that adapters map; "" if the default output is not dense."""
         return self.output.columns[0] if self.output.kind.kind == "dense" else ""
 
     @property
     def vectors(self) -> str:
-        """The column of its vectors. FailedPrecondition where what it gives first is not dense."""
+        """The column of its vectors. FailedPrecondition if the default output is not dense."""
         if not self.mapped:
             kind = self.output.kind.kind
             raise FailedPrecondition(f"encoder {self.name} gives {kind}, where dense vectors are needed")
@@ -95,12 +95,12 @@ class LoadedEncoder:
 
     @property
     def states_width(self) -> int:
-        """How many components of inner states the model gives beside the embedding; 0: it gives none."""
+        """How many components of inner states the model gives with the embedding; 0: none."""
         return sum(output.width for output in self.model.outputs if output.name == dense.STATES)
 
     def outputs_named(self, names: Sequence[str]) -> list[Given]:
-        """The outputs of these names; where there are none, the first. InvalidArgument where it has no such
-        one, or one is named twice."""
+        """The outputs of these names; without names, the default. InvalidArgument if it lacks one, or one is
+        named twice."""
         if not names:
             return [self.output]
         if len(set(names)) < len(names):
@@ -113,16 +113,16 @@ class LoadedEncoder:
         return [self.outputs[name] for name in names]
 
     def graphs(self) -> tuple["LoadedEncoder", ...]:
-        """This one, and those that are loaded beside it."""
+        """This one, and its loaded variants."""
         return (self, *self.variants.values())
 
     def choose(self, name: str, layers: int, dimensions: int) -> "LoadedEncoder":
-        """The variant that a request means: by its name, by the layers that it computes, or this itself.
+        """The variant that a request asks for: by its name, by its number of layers, or this one.
 
-        Of several of that depth, it is the one with the fewest dimensions that are enough for `dimensions`
-        (0: the most), and of equals the first in the bundle. Raises NotFound, naming what there is, where
-        the bundle has no such variant; FailedPrecondition where it is not loaded; InvalidArgument where name
-        and layers contradict each other.
+        Of several with that depth, it is the one with the fewest dimensions that are enough for `dimensions`
+        (0: the most); of equals, the first in the bundle. Raises NotFound, naming what there is, if the
+        bundle has no such variant; FailedPrecondition if it is not loaded; InvalidArgument if name and layers
+        contradict each other.
         """
         if name in ("", self.variant.name) and not layers:
             return self
@@ -157,7 +157,8 @@ class LoadedEncoder:
 
 
 def model_of(bundle: Bundle, variant: Variant, given: GraphInput, *, with_states: bool = False) -> Model:
-    """The graph of a variant, or what gives its inner states, too, as devices load it, fed as `given`."""
+    """The graph of a variant, as devices load it, with the graph's input `given`. `with_states`: its second
+    graph."""
     manifest, states = variants.alone(bundle.manifest, variant), variant.states if with_states else None
     graph = states.file if states else variant.files[0]
     outputs = list(_specs(manifest, variant))
@@ -193,7 +194,7 @@ def given(manifest: Manifest) -> dict[str, Given]:
 
 
 def _specs(manifest: Manifest, variant: Variant) -> Iterator[OutputSpec]:
-    """The columns that a variant gives."""
+    """The specs of a variant's columns."""
     for output in manifest.outputs_of(manifest.towers[0]):
         for column in OUTPUTS[output.kind].columns(output):
             tensor = variant.tensors[column.name]
@@ -211,7 +212,7 @@ def stored(file: File) -> Stored:
 def others(manifest: Manifest, wanted: tuple[str, ...]) -> list[Variant]:
     """The variants of these names, without the first one, which is always loaded.
 
-    Raises ConfigError where the bundle has none of a name.
+    Raises ConfigError if the bundle lacks one.
     """
     missing = [name for name in wanted if variants.named(manifest, name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""What is asked, and told, while versions of encoders come and go."""
+"""Hooks for versions of encoders that come and go."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeAlias
@@ -7,12 +7,12 @@ from trimtab.artifacts.manifest import Manifest
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.spaces.route import Loaded, Vectors
 
-# Whole vectors of texts, float32 (n, dimensions), with prompts before the texts already.
+# Whole vectors, float32 (n, dimensions), of texts that include their prompts.
 Embed: TypeAlias = Callable[[list[str]], Awaitable[Vectors]]
 
 
 class Lifecycle:
-    """Has a say in each version of the encoders that it concerns, and is told of it. This one agrees."""
+    """May refuse versions of the encoders that it concerns, and is told of them. This one accepts all."""
 
     stage: str = ""  # what its part of a load is called in metrics; empty: it takes no time
 
@@ -21,14 +21,14 @@ class Lifecycle:
         return False
 
     def check(self, manifest: Manifest, adapters: Iterable[Loaded]) -> None:
-        """A version is about to be loaded. Raises ConfigError where it cannot be served as it is configured;
+        """A version is about to be loaded. Raises ConfigError if it cannot be served as configured;
         `adapters` are its encoder's."""
 
     async def opened(self, encoder: LoadedEncoder, embed: Embed) -> None:
         """A version is loaded and warm, and will be served. Raises ConfigError as `check` does."""
 
     def closed(self, name: str, version: int) -> None:
-        """A version is served no more, and nobody uses it."""
+        """A version is no longer served or used."""
 
     def published(
         self, encoders: Sequence[LoadedEncoder], adapters: Callable[[str], Sequence[Loaded]]

@@ -1,7 +1,8 @@
-"""Whether what was loaded is still what lies on disk: a bundle is never changed, but people copy over files.
+"""Checks that loaded bundles are still the same on disk: bundles must never change, but people overwrite
+files.
 
-What is loaded was read into memory, and goes on as it was whatever becomes of its files. But a restart would
-not have it, so whoever asks for a load is told, and the log has it.
+A loaded bundle is in memory, and goes on whatever happens to its files. But it would be lost in a restart, so
+whoever asks for a load is told, and it is logged.
 """
 
 from collections.abc import Mapping
@@ -16,19 +17,20 @@ Stamps: TypeAlias = Mapping[str, tuple[int, int, int]]
 
 
 class OnDisk:
-    """The versions that were loaded, and how their files looked then. For one thread at a time a version."""
+    """The loaded versions, and the stamps of their files at that time. For one thread at a time for each
+    version."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], Stamps] = {}
 
     def remember(self, manifest: Manifest, stamps: Stamps) -> None:
-        """This version was loaded, of files that looked so before they were read."""
+        """This version was loaded from files that had these stamps before they were read."""
         self._seen[manifest.name, manifest.version] = stamps
 
     def compare(self, manifest: Manifest, path: Path) -> None:
-        """Raise BundleError where the folder holds another bundle than this one, or a changed file.
+        """Raise BundleError if the folder holds another bundle, or a changed file.
 
-        Files that look as they did are not read again.
+        Files with the same stamps are not read again.
         """
         key = manifest.name, manifest.version
         try:
@@ -47,7 +49,7 @@ class OnDisk:
 
 
 def stamps(path: Path, manifest: Manifest) -> Stamps:
-    """How the files of a bundle look: none can be changed without one of these, not even to the same size."""
+    """The stamps of a bundle's files: no change, even to the same size, leaves them as they are."""
     names = [bundles.MANIFEST, *(file.path for file in manifest.files())]
     found = {name: (path / name).stat() for name in names}
     return {name: (each.st_ino, each.st_size, each.st_ctime_ns) for name, each in found.items()}

@@ -36,16 +36,16 @@ from trimtab_server.spaces.route import Vectors
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# What is embedded for policies is nobody's: a name of a caller is printable.
+# The tenant of texts that are embedded for policies. No caller's name: those are printable.
 TENANT = "\0load"
 
 
 class Opener:
     """Loads the bundles of the repository `path` into the engine.
 
-    Where `signers` are given, only what they signed. `wanted` names, by encoder, the variants that are loaded
-    beside the first. `policies` may refuse a version. Tokenizers and graphs are rehearsed on a `stage`, where
-    there is one. `loaded` is told of each load, and the seconds of its stages.
+    With `signers`, only bundles that they signed. `wanted` names, by encoder, the variants to load besides
+    the first. `policies` may refuse a version. Tokenizers and graphs are rehearsed on the `stage`, if there
+    is one. `loaded` is called after each load, with the seconds of its stages.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Opener:
         self._on_disk = OnDisk()
 
     async def open(self, name: str, version: int, path: Path) -> LoadedEncoder:
-        """The encoder in the folder `path`, loaded and warm, and the variants of it that are configured.
+        """The encoder in the folder `path`, loaded and warm, with its configured variants.
 
-        Raises BundleError where it cannot be read, or is another than NAME/VERSION; ConfigError where it
-        cannot be loaded as it is configured.
+        Raises BundleError if it cannot be read, or is not NAME/VERSION; ConfigError if it cannot be loaded as
+        configured.
         """
         async with self._turns.take():
             return await self._open(name, version, path)
@@ -131,8 +131,8 @@ class Opener:
         return encoder
 
     async def _ask(self, policies: Sequence[Lifecycle], encoder: LoadedEncoder) -> dict[str, float]:
-        """Have the policies look at a version that is warm; the seconds of those that take some. Where one
-        refuses it, it is unloaded."""
+        """Show a warm version to the policies. Returns the seconds of those that take time. If one refuses
+        the version, it is unloaded."""
         seconds: dict[str, float] = {}
         try:
             for policy in policies:
@@ -148,7 +148,7 @@ class Opener:
         return seconds
 
     async def change_states(self, before: LoadedEncoder, path: Path) -> LoadedEncoder:
-        """The same encoder by the graph with or without inner states, whichever its adapters want now."""
+        """The same encoder with the graph that its adapters want now, with or without inner states."""
         bundle, _ = await self._step(f"reading {path}", partial(self._read, path))
         if bundle.manifest != before.manifest:
             raise BundleError(f"{path} holds another bundle than the one that was loaded")
@@ -159,16 +159,16 @@ class Opener:
         return replace(before, model=model, number=await self._engine.load(model))
 
     async def compare(self, encoder: LoadedEncoder, path: Path) -> None:
-        """Raise BundleError where an encoder is no longer what lies on disk in its folder `path`."""
+        """Raise BundleError if an encoder's folder `path` has changed since it was loaded."""
         await self._step(f"reading {path}", partial(self._on_disk.compare, encoder.manifest, path))
 
     async def close(self, models: Sequence[int]) -> None:
-        """Unload graphs by their numbers, after what they have accepted is answered."""
+        """Unload graphs by their numbers, once what they have accepted is answered."""
         for model in models:
             await self._engine.unload(model)
 
     async def _embed(self, encoder: LoadedEncoder, texts: list[str]) -> Vectors:
-        """Whole vectors of texts whose prompts stand before them, float32 (n, dimensions)."""
+        """Whole vectors of texts that include their prompts, float32 (n, dimensions)."""
 
         reader, column = encoder.reader, encoder.vectors
 
@@ -181,7 +181,7 @@ class Opener:
         return computed.result[column].values
 
     async def _rehearse_processor(self, bundle: Bundle) -> Finding:
-        """Have a tokenizer or the like tried in a process of its own. BundleError where that fails."""
+        """Try a tokenizer or the like in a process of its own. BundleError if that fails."""
         given = bundle.manifest.input
         if self._stage is None or given.processor is None:
             return Finding()
@@ -199,13 +199,13 @@ class Opener:
         progress = limited.Progress()
         work = partial(stage.rehearse, piece, progress.step)
         try:
-            # The stage limits the steps; this is for where even its processes cannot be had.
+            # The stage itself limits the steps; this is for when even its processes do not start.
             return await limited.run(2 * self._load_seconds, f"rehearsing {path}", work, progress)
         except GraphError as error:
             raise BundleError(f"{path}: {error}") from None
 
     async def _load_models(self, models: Sequence[Model]) -> list[int]:
-        """Load all of them, or none. Their numbers."""
+        """Load all of them, or none. Returns their numbers."""
         loaded: list[int] = []
         try:
             for model in models:
@@ -227,7 +227,7 @@ class Opener:
 def _model(
     bundle: Bundle, variant: Variant, reader: ItemReader, found: Finding, *, with_states: bool = False
 ) -> Model:
-    """A graph, with what was found of its input's processor."""
+    """A graph, given what the rehearsal of its input's processor found."""
     fed = reader.graph_input(variant.inputs, Tried(max(1, found.fewest), found.highest))
     return model_of(bundle, variant, fed, with_states=with_states)
 
@@ -242,7 +242,7 @@ def _reader(bundle: Bundle) -> ItemReader:
 
 
 def _check_rest(bundle: Bundle, models: Sequence[Model]) -> None:
-    """Hash the files that no model reads: those of the models are hashed when they are read."""
+    """Hash the files that no model reads; the models' files are hashed when they are read."""
     read = {file.path for model in models for file in model.files}
     for file in bundle.manifest.files():
         if file.path not in read:

@@ -1,4 +1,4 @@
-"""Looks through the repository now and then, and has loaded what changed on disk."""
+"""Polls the repository, and loads what has changed on disk."""
 
 import asyncio
 import logging
@@ -18,9 +18,9 @@ Contents: TypeAlias = frozenset[tuple[str, int, int]]
 
 
 class Poller:
-    """Brings an encoder in step with the disk each time its folder has changed, and only then.
+    """Brings an encoder in step with the disk when its folder has changed, and only then.
 
-    A version that could not be loaded, or that a client unloaded, is left alone until somebody changes it.
+    A version that could not be loaded, or that a client unloaded, is left alone until its folder changes.
     """
 
     def __init__(self, repository: Repository, seconds: float, load_seconds: float = 60.0) -> None:
@@ -30,12 +30,12 @@ class Poller:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look, where an interval is configured; what is there now is known."""
+        """Start polling, if an interval is configured; what is there now counts as known."""
         if self._seconds:
             self._task = asyncio.create_task(self._run(contents(self._repository.path)))
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         if self._task is not None:
             self._task.cancel()
 
@@ -62,9 +62,9 @@ class Poller:
             await self._repository.load(SERVER, name)
         except FailedPrecondition as error:
             log.warning("%s: %s", name, error)
-        except TrimtabError as error:  # a folder that is no encoder, perhaps
+        except TrimtabError as error:  # perhaps the folder is not an encoder's
             log.info("%s: %s", name, error)
-        except Exception:  # nothing on disk may end the looking: nobody would notice
+        except Exception:  # nothing on disk may end the polling: nobody would notice
             log.exception("%s cannot be brought in step with the disk", name)
 
 

@@ -1,5 +1,5 @@
-"""The model repository: bundles and adapters on disk, and the loads and unloads that bring what is served in
-step with it."""
+"""The model repository: loads and unloads that bring what is served in step with the bundles and adapters on
+disk."""
 
 import asyncio
 import logging
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 class Repository(Served):
     """Loads and unloads what is served, besides finding it.
 
-    Of an encoder the `newest` versions that can be loaded are served, or all where it is 0. `policies` are
-    asked about them, and told of them; `configured` names the encoders of each table of the configuration.
-    Loads and unloads are the repository's own tasks, one at a time of each encoder, so that what hangs holds
-    up no other: a caller that gives up waiting leaves nothing half done. No step of them takes longer than
-    `load_seconds`.
+    Of each encoder, the `newest` versions that can be loaded are served, or all if it is 0. `policies` may
+    refuse versions, and are told of them; `configured` names the encoders of each table of the configuration.
+    Loads and unloads are the repository's own tasks, one at a time for each encoder: one that hangs holds up
+    no other encoder, and a caller that stops waiting leaves nothing half done. No step of them takes longer
+    than `load_seconds`.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Repository(Served):
     async def load_all(self) -> None:
         """Load every bundle of the repository. One that cannot be loaded is logged and indexed.
 
-        Raises ConfigError where one cannot be loaded as it is configured.
+        Raises ConfigError if one cannot be loaded as configured.
         """
         found, unreadable = await self._look()
         for why in unreadable.values():
             log.error("%s", why)
-        for key in self._wanted(found):  # so that whoever asks meanwhile is told to wait
+        for key in self._wanted(found):  # so that callers are told to wait meanwhile
             self._put(Entry(*key, "LOADING"))
-        # An encoder that is gone may have left adapters, and routes lead through them.
+        # Encoders that are gone may have left adapters, which routes may use.
         beside = await limited.run(
             self._load_seconds, f"reading {self.path}", partial(folders.with_adapters, self.path)
         )
@@ -91,16 +91,16 @@ class Repository(Served):
     async def load(self, caller: Caller, name: str) -> None:
         """Bring an encoder in step with the disk: load new versions and adapters, unload those that are gone.
 
-        Raises NotFound where the repository has no such encoder, and FailedPrecondition where a version that
-        is loaded was changed on disk: it goes on as it is. A version or an adapter that cannot be loaded does
-        not keep the others from it; its entry says why. PermissionDenied where the caller may not load.
+        Raises NotFound if the repository has no such encoder; FailedPrecondition if a loaded version was
+        changed on disk, in which case it goes on as it is; PermissionDenied if the caller may not load. A
+        version or adapter that cannot be loaded does not affect the others; its entry says why.
         """
         caller.check_admin()
         caller.check_encoder(name)
         await self._finish(self._synchronise(name))
 
     def problems(self, name: str) -> dict[str, str]:
-        """What on disk belongs to an encoder and could not be loaded, and why."""
+        """An encoder's versions and adapters that could not be loaded, and why."""
         versions = {
             f"version {each.version}": each.reason
             for each in self._of(name)
@@ -110,9 +110,9 @@ class Repository(Served):
         return versions | {f"adapter {adapter}": found[adapter] for adapter in sorted(found)}
 
     async def unload(self, caller: Caller, name: str) -> None:
-        """Stop serving every version of an encoder, after what they have accepted is answered.
+        """Stop serving all versions of an encoder, once what they have accepted is answered.
 
-        PermissionDenied where the caller may not unload.
+        PermissionDenied if the caller may not unload.
         """
         caller.check_admin()
         caller.check_encoder(name)
@@ -125,7 +125,7 @@ class Repository(Served):
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        """Give up the loads and unloads that are under way: the process ends."""
+        """Cancel loads and unloads, since the process is about to end."""
         for task in self._tasks:
             task.cancel()
 
@@ -136,14 +136,14 @@ class Repository(Served):
         )
 
     def _wanted(self, found: Iterable[Key]) -> list[Key]:
-        """Of the versions on disk those that are to be served, where they can be loaded."""
+        """The versions on disk that are to be served, if they can be loaded."""
         versions: dict[str, list[Key]] = {}
         for key in found:
             versions.setdefault(key[0], []).append(key)
-        return [key for keys in versions.values() for key in keys[-self._newest :]]  # -0 is the first
+        return [key for keys in versions.values() for key in keys[-self._newest :]]  # [-0:] is all of them
 
     async def _finish(self, work: Coroutine[None, None, None]) -> None:
-        """Run this as a task of the repository's, and wait for it; a caller that leaves does not stop it."""
+        """Run this as the repository's own task, and wait for it; if the caller leaves, the task goes on."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -172,11 +172,11 @@ class Repository(Served):
             del older[-len(kept) :]
             for key in kept:
                 changed += await self._take_up(key, found[key])
-            # Whoever puts a broken version there still has the one before it.
+            # A broken new version leaves the previous one in service.
             while older and sum(self._entries[key].state == "READY" for key in kept) < self._newest:
                 kept.append(older.pop())
                 changed += await self._take_up(kept[-1], found[kept[-1]])
-            # Requests see an adapter once the rows are there that it reads, and no more before they go.
+            # Requests see an adapter only while the graph gives the rows that it reads.
             self._publish()
             for key in kept:
                 entry = self._entries[key]
@@ -192,7 +192,8 @@ class Repository(Served):
             raise FailedPrecondition("; ".join(changed))
 
     async def _take_up(self, key: Key, path: Path) -> list[str]:
-        """Load a version that is not loaded yet. What is wrong with the files of one that is, if anything."""
+        """Load a version that is not loaded yet. Returns what is wrong with a loaded one's files, if
+        anything."""
         entry = self._entries.get(key)
         if entry is None or entry.encoder is None:
             await self._load(Entry(*key, "LOADING"), path)
@@ -203,7 +204,7 @@ class Repository(Served):
         return []
 
     async def _changed_on_disk(self, entry: Entry, encoder: LoadedEncoder, path: Path) -> str:
-        """What became of a loaded version's files; "" where they are what they were. The log has it, too."""
+        """What has happened to a loaded version's files, which is also logged; "" if they are unchanged."""
         try:
             await self._opener.compare(encoder, path)
             wrong = ""
@@ -215,7 +216,7 @@ class Repository(Served):
         return wrong
 
     async def _check_there(self, name: str, everything: Collection[object]) -> None:
-        """FailedPrecondition where a folder is empty, and so none of its encoders is gone on purpose."""
+        """FailedPrecondition if a folder is empty: its encoders were hardly removed on purpose."""
         folder = self.path / name
         if not everything:
             folder = self.path
@@ -275,17 +276,17 @@ class Repository(Served):
             self._put(replace(entry, state="READY", encoder=encoder))
 
     async def _change_model(self, entry: Entry, before: LoadedEncoder, path: Path) -> None:
-        """Let the graph with or without inner states take over, whichever is wanted now; no request fails."""
+        """Switch to the graph with or without inner states, whichever is wanted now; no request fails."""
         try:
             encoder = await self._opener.change_states(before, path)
-        except Exception as error:  # the version goes on as it is; its adapters say that they cannot be used
+        except Exception as error:  # the version goes on as it is, and its adapters cannot be used
             log.error("%s: the graph cannot be changed: %r", path, error)
             return
         self._put(replace(entry, encoder=encoder))
         await self._retire(before, (before.number,))
 
     async def _unload(self, entry: Entry, reason: str, *, retired: bool = False) -> None:
-        # Nobody finds it from here on, so those who use it only grow fewer.
+        # It can no longer be found, so its users only become fewer.
         self._put(replace(entry, state="UNLOADING"))
         if entry.encoder is not None:
             await self._retire(entry.encoder, _numbers(entry.encoder))
@@ -310,5 +311,5 @@ class Repository(Served):
 
 
 def _numbers(encoder: LoadedEncoder) -> list[int]:
-    """Of its models, in the engine."""
+    """Its models' numbers in the engine."""
     return [graph.number for graph in encoder.graphs()]

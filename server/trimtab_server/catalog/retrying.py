@@ -1,4 +1,4 @@
-"""A version that failed while it was served is tried again after a while, later each time."""
+"""Retries versions that failed while they were served, after growing intervals."""
 
 import asyncio
 import logging
@@ -15,10 +15,10 @@ FIRST_TRY, LAST_TRY = 30.0, 3600.0
 
 
 class Retries:
-    """Loads again what was given up.
+    """Reloads versions that were given up.
 
-    `reload` brings an encoder in step with the disk. `reason` tells why a version is not served; None where
-    it is, or is not known any more.
+    `reload` brings an encoder in step with the disk. `reason` tells why a version is not served; None if it
+    is, or is no longer known.
     """
 
     def __init__(self, reload: Callable[[str], Awaitable[None]], reason: Callable[[Key], str | None]) -> None:
@@ -31,8 +31,8 @@ class Retries:
         self._failed[key] += 1
 
     async def try_again(self, key: Key, why: str) -> None:
-        """Load a version that was given up for this reason, as often as it takes, unless it is unloaded or
-        gone meanwhile."""
+        """Reload a version that was given up for this reason until it succeeds, or the version is unloaded or
+        gone."""
         while True:
             await asyncio.sleep(min(LAST_TRY, FIRST_TRY * 2 ** (self._failed[key] - 1)))
             if self._reason(key) != why:

@@ -15,7 +15,7 @@ from trimtab_server.catalog.encoder import LoadedEncoder
 State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 Key: TypeAlias = tuple[str, int]  # name and version
 
-# Of an encoder's versions that are served no more, so many of the newest are known, with the reason.
+# How many of an encoder's versions that are no longer served are remembered, with the reason: the newest.
 REMEMBERED = 4
 
 
@@ -28,7 +28,7 @@ class Entry:
     state: State
     reason: str = ""
     encoder: LoadedEncoder | None = None  # while it is READY, and until it is unloaded
-    retired: bool = False  # it is not to be served any more: it is gone, or newer ones took its place
+    retired: bool = False  # it is gone from disk, or newer versions took its place
 
 
 def nobody(name: str, served: Sequence[int]) -> set[int]:
@@ -37,10 +37,10 @@ def nobody(name: str, served: Sequence[int]) -> set[int]:
 
 
 class Served:
-    """Every version by name and number, in whatever state. For one event loop.
+    """Every version by name and number, in any state. For one event loop.
 
-    `changed` is called with each entry whose state changed. `on_trial` tells which of an encoder's versions
-    answer only requests that name them, or are given to them.
+    `changed` is called with each entry whose state changed. `on_trial` tells which versions of an encoder
+    answer only requests that name them or are given to them.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class Served:
         self._changed = changed
         self._on_trial = on_trial
         self._entries: dict[Key, Entry] = {}
-        self._users: Counter[LoadedEncoder] = Counter()  # requests that have found it and are not answered
+        self._users: Counter[LoadedEncoder] = Counter()  # requests that are not answered yet
         self._left = asyncio.Event()  # an encoder has no users any more
-        # What requests name, by name and version, until an entry changes; "" for those who may use all.
+        # A cache of `find`, by name and version, until an entry changes.
         self._meant: dict[tuple[str, str], LoadedEncoder] = {}
 
     def index(self, caller: Caller) -> list[Entry]:
-        """Every version that is or was served or tried, and that the caller may use; by name and version."""
+        """Every version that is or was served or loading, if the caller may use it; by name and version."""
         return [self._entries[key] for key in sorted(self._entries) if caller.may_use(key[0])]
 
     def encoders(self, caller: Caller) -> list[LoadedEncoder]:
-        """Every version that is ready, and that the caller may use; by name, the newest version first."""
+        """Every version that is ready and that the caller may use; by name, newest first."""
         entries = [entry for entry in self.index(caller) if entry.state == "READY"]
         ready = [entry.encoder for entry in entries if entry.encoder is not None]
         return sorted(ready, key=lambda encoder: (encoder.name, -encoder.version))
@@ -85,19 +85,18 @@ class Served:
         self._users[encoder] += 1
 
     def release(self, encoder: LoadedEncoder) -> None:
-        """A request needs the encoder no longer."""
+        """A request no longer needs the encoder."""
         self._users[encoder] -= 1
         if not self._users[encoder]:
             del self._users[encoder]
             self._left.set()
 
     def find(self, caller: Caller, name: str, version: str = "") -> LoadedEncoder:
-        """The encoder of this name: where `version` is empty, the newest version that is ready and not on
-        trial.
+        """The encoder of this name; if `version` is empty, its newest version that is ready and not on trial.
 
-        An empty name will do where one encoder alone is served. Raises NotFound, naming what is
-        there; FailedPrecondition where the version is known but could not be loaded; Unavailable
-        while it loads; PermissionDenied where it is not for the caller.
+        The name may be empty if only one encoder is served. Raises NotFound, naming what there is;
+        FailedPrecondition if the version is known but could not be loaded; Unavailable while it loads;
+        PermissionDenied if the caller may not use it.
         """
         if version and not bundles.VERSION.fullmatch(version):
             raise InvalidArgument(f"version {version!r} is not a whole number from 1")
@@ -134,14 +133,14 @@ class Served:
         raise FailedPrecondition(f"encoder {name} version {newest.version} is not served: {newest.reason}")
 
     def ready(self, name: str, version: int) -> LoadedEncoder | None:
-        """This version of an encoder, where it is ready; whoever asks."""
+        """This version of an encoder if it is ready, for any caller."""
         entry = self._entries.get((name, version))
         return entry.encoder if entry is not None and entry.state == "READY" else None
 
     def versions(self, name: str) -> list[int]:
-        """The versions of an encoder that are served; until there is one, those that are about to be.
+        """The versions of an encoder that are served or, if there are none, those that are loading.
 
-        One that loads beside them takes nobody's trial over before it is there: it may never be.
+        A version that is still loading takes over no trial: it may never be ready.
         """
         entries = [entry for key, entry in self._entries.items() if key[0] == name]
         ready, loading = (
@@ -150,7 +149,7 @@ class Served:
         return ready or loading
 
     def only(self, caller: Caller) -> str:
-        """The name that is meant where a request names none; "" where there is no encoder at all."""
+        """The encoder that is meant if a request names none; "" if there is none at all."""
         names = self._names(caller)
         if len(names) > 1:
             raise InvalidArgument(f"name an encoder: this server has {', '.join(names)}")
@@ -169,13 +168,13 @@ class Served:
         self._changed(entry)
 
     def _forget_old(self, name: str) -> None:
-        """Of the versions that are served no more, keep the newest."""
+        """Of the versions that are no longer served, keep the newest."""
         of_name = [key for key, each in self._entries.items() if each.name == name and each.retired]
         for key in sorted(of_name)[:-REMEMBERED]:
             del self._entries[key]
 
     async def _until_unused(self, encoder: LoadedEncoder) -> None:
-        """Wait for the requests that have found an encoder. Nobody must find it any more."""
+        """Wait for the requests that use an encoder. It must no longer be findable."""
         while encoder in self._users:
             self._left.clear()
             await self._left.wait()

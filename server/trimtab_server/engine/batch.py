@@ -1,5 +1,5 @@
-"""What travels through the engine: plain data. Of an item, only its units and its key matter to who waits for
-whom; what it is made of is the business of its input's kind, and of the runner."""
+"""The data that travels through the engine. Scheduling looks only at an item's units and key; its content is
+up to its kind of input and the runner."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,27 +13,27 @@ from trimtab.kinds import Precision, Priority
 from trimtab.values.column import Columns, Values, stacked
 
 Wanted: TypeAlias = tuple[str, ...]  # names of outputs, in order
-# What a number of an output may be, and how many bytes it has.
+# The dtypes that outputs may have, and their sizes in bytes.
 BYTES = {"float32": 4, "int32": 4, "int64": 8}
 
 
 class Payload(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One item for a graph, prepared by its input's kind.
 
-    The garbage collector leaves it out: there may be 100,000, none of which is part of a cycle.
+    The garbage collector ignores it: there may be 100,000, and none is part of a cycle.
 
-    `arrays` have a row a unit, such as the ids of a text's tokens. What has the same `key` for the same model
-    gives the same.
+    `arrays` have a row for each unit, such as the ids of a text's tokens. Payloads with the same `key` have
+    the same result for the same model.
     """
 
     arrays: Mapping[str, Values]
-    units: int  # what it costs: batches are padded to the most of these, and bounded by them
+    units: int  # its length: batches are padded to the longest, and bounded in units
     key: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file of a bundle, by its path in the bundle's folder, and what must be in it."""
+    """A file of a bundle: its path in the bundle's folder, and the size and hash it must have."""
 
     path: str
     size: int
@@ -49,20 +49,20 @@ class OutputSpec:
     width: int = 0  # components of a row; 0: a row is one number
     start: int = 0  # where they begin in the tensor's rows
     dtype: str = "float32"
-    several: bool = False  # an item has several rows
-    most: int = 0  # as many as these; 0: at most one a unit
+    several: bool = False  # an item may have several rows
+    most: int = 0  # how many, at most; 0: one for each unit
     offsets: str = ""  # the tensor with the offsets of items, where they have several rows
     unit: bool = False  # rows are of length 1
     places: str = ""  # the output that says where these numbers stand in a long vector
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """What is asked of the graph for it."""
+        """The tensors that the graph must compute for it."""
         return (self.tensor, self.offsets) if self.several else (self.tensor,)
 
     @property
     def row_bytes(self) -> int:
-        """What a row takes."""
+        """The bytes of a row."""
         return (self.width or 1) * BYTES[self.dtype]
 
 
@@ -78,18 +78,18 @@ class Model:
     input: GraphInput
     outputs: tuple[OutputSpec, ...]
     most_units: int
-    unpadded: bool = False  # its linear layers compute real units alone
+    unpadded: bool = False  # its linear layers skip the padding
     precision: Precision = "fp32"
     engines: tuple[Stored, ...] = ()  # of TensorRT
 
     @property
     def graph(self) -> Path:
-        """Where the graph lies, to name it."""
+        """The graph's path, for messages."""
         return self.folder / self.files[0].path if self.files else self.folder
 
     @property
     def digest(self) -> str:
-        """Of its files."""
+        """A digest of its files."""
         return "".join(file.sha256 for file in self.files)
 
     @property
@@ -98,12 +98,12 @@ class Model:
         return tuple(sorted(output.name for output in self.outputs))
 
     def specs(self, wanted: Iterable[str]) -> list[OutputSpec]:
-        """The outputs of these names. KeyError where it has no such one."""
+        """The outputs of these names. KeyError if it lacks one."""
         by_name = {output.name: output for output in self.outputs}
         return [by_name[name] for name in wanted]
 
     def item_bytes(self, wanted: Wanted) -> int:
-        """As many bytes as an item may have of these outputs."""
+        """The most bytes that an item's outputs of these names may have."""
         size = 0
         for each in self.outputs:
             if each.name in wanted:
@@ -111,14 +111,14 @@ class Model:
         return size
 
     def sample(self, units: int) -> Payload:
-        """An item of so many units, to try the graph with; no more than it takes."""
+        """An item of so many units, or as many as the graph takes, to try it with."""
         units = max(1, min(units, self.most_units))
         return Payload(self.input.sample(units), units, b"")
 
 
 @dataclass(eq=False, slots=True)
 class Item:
-    """One payload, waiting for a device, and for it whoever asked for its like: see sharing.py."""
+    """One payload that waits for a device, and all requests that wait for it: see sharing.py."""
 
     model: Model
     payload: Payload
@@ -126,12 +126,12 @@ class Item:
     deadline: float | None  # the latest of its waiters', on the engine's clock; None: no deadline
     tenant: str = ""
     priority: Priority = "interactive"
-    key: Any = None  # what makes another item the same
-    waiters: dict[Any, list[int]] = field(default_factory=dict)  # tickets, and the rows it fills of each
+    key: Any = None  # items with the same key have the same result
+    waiters: dict[Any, list[int]] = field(default_factory=dict)  # tickets, and the rows it fills in each
 
     @property
     def units(self) -> int:
-        """What it costs."""
+        """Its length in units."""
         return self.payload.units
 
 
@@ -159,7 +159,7 @@ class Batch:
 
     @property
     def wanted(self) -> Wanted:
-        """What its items want, altogether."""
+        """All outputs that its items want."""
         first = self.items[0].wanted
         if all(item.wanted == first for item in self.items):
             return first

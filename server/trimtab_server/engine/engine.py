@@ -1,9 +1,9 @@
 """The queue between requests and devices: one batcher under one lock, from which free workers take.
 
-The event loop adds items; worker threads pop batches by themselves, so that a free device never waits
-for the loop to notice it. Results go back to the loop, which alone touches futures. What happens to a
-batch that fails, and to its device, is the fleet's to say (fleet.py); which items are computed once for
-several requests, or not at all, is the sharing's (sharing.py). Both are kept under the same lock.
+The event loop adds items; worker threads take batches themselves, so that a free device never waits for the
+loop. Results go back to the loop, and only the loop touches futures. fleet.py decides what happens to a
+failed batch and its device; sharing.py, which items are computed once for several requests, or not at all.
+Both are under the same lock.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ from trimtab_server.engine.tickets import Ticket
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.turns import PIECE, Flow, Turns
 
-# Tickets, with the rows that an item fills of each.
+# Tickets, and the rows that an item fills in each.
 Waiters: TypeAlias = dict[Ticket, list[int]]
-# Of items that went together: who waits for each, the result in which they stand in this order or what they
-# have failed with, and from when to when that took.
+# For the items of a batch, in order: who waits for each; their result, or the error they failed with; when
+# the run began, and when it ended.
 Answers: TypeAlias = tuple[list[Waiters], Columns | Exception, float, float]
 
 
 class Engine:
-    """Computes what is wanted of payloads on whatever device is free.
+    """Computes payloads on whichever device is free.
 
     Called on the event loop: `serving` when the last device goes out of service, and when one is back;
-    `retired` with a model that is not run any more, because it fails while others run well, and why.
+    `retired` with a model that is no longer run, because it fails while others run well, and why.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Engine:
         self._open: set[Model] = set()
         self._answers: deque[Answers] = deque()  # on their way to the event loop
         self._turns = turns or Turns()
-        self._untold = 0  # items of which no worker was told yet
+        self._untold = 0  # queued items that no worker was notified of yet
         self._stopping = False
         self._loop = asyncio.get_running_loop()
         metrics.watch(lambda: len(batcher), lambda: batcher.units, lambda: sharing.bytes)
@@ -89,7 +89,7 @@ class Engine:
         return cost
 
     async def unload(self, model: Model) -> None:
-        """Answer what was already accepted, then forget the model. Nobody may add to it any more."""
+        """Answer what was already accepted, then forget the model. No more payloads may be added."""
         await asyncio.to_thread(self._wait_idle, model)
         with self._lock:
             self._open.remove(model)
@@ -98,10 +98,10 @@ class Engine:
         self._workers.roster.unload(model)
 
     def queue_seconds(self, model: Model, flow: str, priority: Priority, coming: float = 0.0) -> float:
-        """About how long an item of this flow will wait until the run begins that computes it, behind what
-        waits and so many units that are coming.
+        """About how long an item of this flow would wait until its run begins, behind the queue and `coming`
+        more units.
 
-        0 where no device is in service: there is nothing to wait for.
+        0 if no device is in service: there is nothing to wait for.
         """
         with self._lock:
             if not self._workers.serving or model not in self._open:
@@ -112,7 +112,7 @@ class Engine:
             return self._workers.capacity.free_seconds(time.monotonic()) + ahead
 
     def pressure(self, models: Mapping[int, Model]) -> Pressure:
-        """How much waits for the devices now, for these models by their numbers."""
+        """The state of the queue now, for these models by their numbers."""
         with self._lock:
             workers, batcher = self._workers, self._batcher
             capacity = workers.capacity
@@ -143,7 +143,7 @@ class Engine:
         wanted: Wanted,
         turn: Turn,
     ) -> Computed:
-        """What is `wanted` of `payloads`: see EnginePort."""
+        """The `wanted` outputs of `payloads`: see EnginePort."""
         ticket = Ticket(wanted, len(payloads), turn.deadline, time.monotonic(), self._loop.create_future())
         try:
             if len(payloads) <= PIECE:
@@ -163,7 +163,7 @@ class Engine:
                 self._leave(ticket)
 
     def stop(self) -> None:
-        """Stop the workers, each after its current batch. Call it when nothing is in flight any more."""
+        """Stop the workers, each after its current batch. To be called when nothing is in flight."""
         with self._lock:
             self._stopping = True
         self._workers.stop()
@@ -176,7 +176,7 @@ class Engine:
         start: int,
         turn: Turn,
     ) -> None:
-        """Queue what is neither remembered nor on its way, of payloads from the ticket's row `start` on."""
+        """Queue the payloads that are neither cached nor in flight, for the ticket's rows from `start` on."""
         with self._lock:
             if model not in self._open:
                 raise NotFound(f"encoder {model.encoder} version {model.version} was unloaded; try again")
@@ -238,13 +238,13 @@ class Engine:
     # -- on any thread, with the lock held ---------------------------------------------------------------
 
     def _seconds(self, model: Model, measured: float, units: float = 0.0) -> float:
-        """How long so many seconds of computing, as they were measured, and units take all devices now."""
+        """How long all devices need now for so many seconds of computing, as measured, and so many units."""
         units += measured / self._batcher.cost(model).unit_seconds
         return units / max(self._workers.capacity.units_per_second(model), 1e-9)
 
     def _pop(self, now: float, costs: Mapping[Model, Cost]) -> Batch | None:
         popped = self._batcher.pop(now, costs)
-        if popped.expired:  # nobody may join them any more
+        if popped.expired:  # no request can join them now
             self._answer(popped.expired, DeadlineExceeded("the deadline passed in the queue"), now)
         return popped.batch
 
@@ -260,8 +260,8 @@ class Engine:
     # -- on the event loop -------------------------------------------------------------------------------
 
     def _notify(self) -> None:
-        """Wake workers for all that one turn of the loop has queued: to wake one costs more than to queue an
-        item, and whoever is woken by the first of many takes that alone."""
+        """Wake workers once for all items that one pass of the loop has queued: waking one costs more than
+        queuing an item, and a worker woken by the first item would take only that one."""
         with self._lock:
             self._workers.notify(self._untold)
         self._untold = 0

@@ -16,7 +16,7 @@ from trimtab_server.engine.tickets import Ticket
 from trimtab_server.observing.metrics import Metrics
 from trimtab_server.turns import Turns
 
-# A snapshot of the queue is used again for so long.
+# How long a snapshot of the queue is reused.
 FRESH_SECONDS = 0.01
 
 
@@ -24,7 +24,7 @@ class LocalEngine(EnginePort):
     """Knows models and admitted requests by their numbers. For one event loop.
 
     Called there: `serving` when the last device goes out of service, and when one is back; `retired` with the
-    number of a model that is not run any more, because it fails while others run well, and why.
+    number of a model that is no longer run, because it fails while others run well, and why.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class LocalEngine(EnginePort):
         self._models: dict[int, Model] = {}
         self._passes: dict[int, Pass] = {}
         self._pressure = Pressure()
-        self._pressed = float("-inf")  # when that was
+        self._pressed = float("-inf")  # when the snapshot was taken
 
     def start(self) -> None:
         """Start every device's workers."""
         self.queue.start()
 
     def stop(self) -> None:
-        """Stop the workers, each after its current batch. Call it when nothing is in flight any more."""
+        """Stop the workers, each after its current batch. To be called when nothing is in flight."""
         self.queue.stop()
 
     async def load(self, model: Model) -> int:

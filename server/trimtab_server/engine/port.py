@@ -1,9 +1,9 @@
-"""What a front end may ask of the engine, and what it is told: plain values, and nothing else.
+"""What a front end may ask of the engine, and what it gets back: plain values, and nothing else.
 
-The engine runs in the same process (local.py), and may run in another one. So models and admitted requests
-go by numbers, nothing here is a closure or an object whose identity counts, and a snapshot tells of the
-queue. Times are on time.monotonic's clock, which the processes of a machine share. Errors are those of
-trimtab.errors: a code, a message and `retry_after`; and ItemError, with the place of an item.
+The engine runs in the same process (local.py), but could run in another. So models and admitted requests have
+numbers, nothing here is a closure or an object whose identity counts, and the queue's state is a snapshot.
+Times are on time.monotonic's clock, which the processes of a machine share. Errors are those of
+trimtab.errors (a code, a message and `retry_after`), and ItemError, with the position of an item.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,27 +18,27 @@ from trimtab_server.engine.batch import Model, Payload, Wanted
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """Whose turn it must be for a request, and until when."""
+    """How a request is scheduled: for whom, how urgently, and until when."""
 
     tenant: str
-    flow: str  # with whom the tenant's calls take turns: itself, or a connection where it has no name
+    flow: str  # what takes turns: the tenant, or the connection if it has no name
     priority: Priority
     deadline: float | None
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """A request that wants to be let in: what it takes at most, before anybody has looked at its texts."""
+    """A request to be admitted: the most that it can take, before its texts are tokenised."""
 
     model: int
     turn: Turn
     tokens: int
-    held: int  # tokens beside these, for the memory that it takes until it is answered
+    held: int  # more tokens, for its memory until it is answered
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What is wanted of some payloads.
+    """Payloads to compute, and the outputs wanted of them.
 
-    `admitted`: the number that `admit` gave; 0 for the server's own work, which no limit refuses.
+    `admitted`: the number that `admit` returned; 0 for the server's own work, to which no limit applies.
     """
 
     admitted: int
@@ -49,9 +49,9 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class ItemError(InternalError):
-    """An item of a request cannot be computed. Who asked says how the item is called.
+    """An item of a request cannot be computed. The caller knows what the item is called.
 
-    row: the item's place among the payloads. why: in a word.
+    row: the item's position among the payloads. why: in a word.
     """
 
     def __init__(self, row: int, why: str) -> None:
@@ -61,8 +61,8 @@ class ItemError(InternalError):
 
 
 class Computed(msgspec.Struct, frozen=True):
-    """What a request wanted of its items, and the seconds they waited and took. Nobody may write to the
-    result: it may be remembered, or be others' as well."""
+    """The outputs that a request wanted of its items, and the seconds they waited and took. The result is
+    read-only: it may be cached, or shared with other requests."""
 
     result: Columns
     queue_seconds: float
@@ -72,27 +72,27 @@ class Computed(msgspec.Struct, frozen=True):
 class Pace(msgspec.Struct, frozen=True):
     """How fast all devices together work at one model's items now."""
 
-    seconds: float  # for a second of computing, as it was measured on one of them
-    drain_seconds: float  # until nothing waits any more, of any tenant
+    seconds: float  # for a second of computing, as measured on one of them
+    drain_seconds: float  # until the queue is empty, of all tenants
 
 
 class Pressure(msgspec.Struct, frozen=True):
-    """How much waits for the devices, as of a moment ago."""
+    """The state of the queue, as of a moment ago."""
 
     run_seconds: float = 0.0  # of all runs so far
     workers: int = 0  # in service
     free_seconds: float = 0.0  # until the next worker is free
-    wait_seconds: float = 0.0  # about how long interactive work that comes now will take to be begun
+    wait_seconds: float = 0.0  # about how long interactive work that comes now will wait
     paces: Mapping[int, Pace] = {}  # by model
-    # Seconds of computing before the next item of each flow that would have to wait for any.
+    # Seconds of computing ahead of each flow's next item; without flows that need not wait.
     ahead: Mapping[Priority, Mapping[str, float]] = {}
-    # Where so many flows wait that all others are one: which. None: those that are not listed need not wait.
+    # The flow that all unlisted ones count as, if too many flows wait. None: unlisted flows need not wait.
     crowd: str | None = None
 
     def queue_seconds(self, model: int, flow: str, priority: Priority) -> float:
-        """About how long an item of this flow will wait until the run begins that computes it.
+        """About how long an item of this flow would wait until its run begins.
 
-        0 where no device is in service: there is nothing to wait for.
+        0 if no device is in service: there is nothing to wait for.
         """
         pace = self.paces.get(model)
         if pace is None:
@@ -113,29 +113,29 @@ class EnginePort(Protocol):
     """Admits requests and computes them on whatever device is free."""
 
     async def load(self, model: Model) -> int:
-        """Load and warm a model on every device, then accept its payloads. Returns its number, which no other
-        model is ever given."""
+        """Load and warm a model on every device, then accept its payloads. Returns its number, which is never
+        reused."""
 
     async def unload(self, model: int) -> None:
-        """Answer what was already accepted, then forget the model. Nobody may ask for it any more."""
+        """Answer what was already accepted, then forget the model. It may no longer be asked for."""
 
     async def admit(self, ask: Ask) -> int:
-        """Room for a request, until it is released by the number returned.
+        """Admit a request. It holds room until the returned number is released.
 
-        Raises InvalidArgument where the request alone is over a limit, and ResourceExhausted where its tenant
-        has used up its quota, or there is no room beside the others, or no time.
+        Raises InvalidArgument if the request alone exceeds a limit; ResourceExhausted if its tenant's quota
+        is used up, or there is no room or not enough time.
         """
 
     async def compute(self, work: Work) -> Computed:
-        """What is wanted of the payloads: item i of each column is payloads[i]'s.
+        """The wanted outputs of the payloads: item i of each column belongs to payloads[i].
 
-        What still waits at its deadline is not computed any more; the caller keeps a timer of its own. A
-        caller that is cancelled takes its items out of the queue, but for those that others wait for, too.
+        Items that still wait at their deadline are dropped; the caller keeps a timer of its own. If the
+        caller is cancelled, its items leave the queue, unless others wait for them.
         """
 
     def release(self, admitted: int, *, answered: bool) -> None:
-        """The request is over, and holds nothing. `answered`: it ran to its end, so that its time tells
-        how long the queue was."""
+        """The request is over and holds nothing. `answered`: it ran to its end, so its time tells how long
+        the queue was."""
 
     def pressure(self) -> Pressure:
         """The last snapshot."""

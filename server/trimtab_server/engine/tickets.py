@@ -1,4 +1,4 @@
-"""What a request holds of the engine: where its rows go, and who waits for them."""
+"""A request's record in the engine: which items it waits for, and which rows they fill."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from trimtab_server.engine.port import Computed, ItemError
 
 
 class Ticket:
-    """One request's stake in the engine. Once its request waits, the event loop alone touches it."""
+    """One request's record in the engine. Once the request waits, only the event loop touches it."""
 
     def __init__(
         self, wanted: Wanted, rows: int, deadline: float | None, now: float, future: asyncio.Future[None]
     ) -> None:
         self.deadline = deadline
-        self.items: list[Item] = []  # that it waits for; those it shares with others may be here twice
+        self.items: list[Item] = []  # that it waits for; one that fills several rows is here several times
         self.left = rows
-        self.queued = 0  # of them: that nobody else waited for
-        self.remembered = 0  # of them: they were computed before
+        self.queued = 0  # rows whose items it queued itself
+        self.remembered = 0  # rows that were in the cache
         self.wanted = wanted
-        # Of each row the result that it is in, and its place there.
+        # For each row, the result that it is in, and its position there.
         self._parts: list[tuple[Columns, int]] = [({}, 0)] * rows
         self._future = future
         self._added = now
@@ -29,13 +29,14 @@ class Ticket:
         self._ended = now
 
     def remember(self, row: int, result: Columns) -> None:
-        """The item of this row was computed before: it is there at once."""
+        """The item of this row was in the cache."""
         self.remembered += 1
         self._parts[row] = result, 0
         self._filled(1, self._added)
 
     def fill(self, rows: Sequence[int], result: Columns, place: int, begun: float, now: float) -> None:
-        """The item of these rows was computed, from `begun` to `now`, and is at this place of a result."""
+        """The item of these rows was computed, from `begun` to `now`, and is at position `place` of a
+        result."""
         if self._future.done():  # cancelled, expired or failed meanwhile: nobody wants the row
             return
         part = result, place
@@ -50,14 +51,14 @@ class Ticket:
         if self._future.done():
             return
         if isinstance(error, TrimtabError):
-            own = type(error)(str(error))  # an error collects where it was raised: to each request its own
+            own = type(error)(str(error))  # to each request its own: raising an error adds to its traceback
         else:
             own = ItemError(rows[0], type(error).__name__)
             own.__cause__ = error
         self._future.set_exception(own)
 
     def give_up(self) -> None:
-        """Nobody waits any more, nor wants to know what it has failed with."""
+        """Nobody waits for it any longer: mark its error as seen."""
         if self._future.done() and not self._future.cancelled():
             self._future.exception()
 
@@ -67,7 +68,7 @@ class Ticket:
         return self._future.done()
 
     async def wait(self) -> Computed:
-        """Wait until every row is filled; raises what one of them has failed with."""
+        """Wait until every row is filled; raises the error that an item has failed with."""
         await self._future
         begun = self._ended if self._begun is None else self._begun
         return Computed(gathered(self._parts, self.wanted), begun - self._added, self._ended - begun)

@@ -1,4 +1,4 @@
-"""What reads each kind of input, by its name. Packages add others by the entry points
+"""The readers of each kind of input, by name. Packages add others by entry points of
 `trimtab_server.inputs`."""
 
 from trimtab.registry import Registry

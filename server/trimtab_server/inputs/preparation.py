@@ -1,5 +1,5 @@
-"""Items to payloads, on threads. Those that wait at the same time are read together; of those who send much,
-each gets its turn."""
+"""Makes payloads of items, on threads. Items that wait at the same time are read together; flows with many
+items take turns."""
 
 import asyncio
 import os
@@ -19,15 +19,15 @@ from trimtab_server.inputs.reader import ItemReader, Which
 # every core.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# A job holds so many items and characters: a large request is cut into jobs, so that others get in between.
+# The items and characters of a job: a large request is cut into jobs, so that others get in between.
 JOB_ITEMS = 32
 JOB_CHARACTERS = 1 << 16
-# An item of more may take a second, where it cannot be cut: it has a thread of its own.
+# A longer item may take a second if it cannot be cut, so it has a thread of its own.
 LONG_CHARACTERS = 1 << 14
-# One item of so few characters is read at once: a thread would take longer to wake up.
+# A single item this short is read at once: waking a thread would take longer.
 INLINE_CHARACTERS = 256
 STOP_SECONDS = 1.0
-# Jobs that a thread takes at once, where they are small.
+# How many small jobs a thread takes at once.
 JOBS_AT_ONCE = 16
 
 
@@ -49,8 +49,8 @@ class _Job:
 
 
 class _Jobs:
-    """What waits for the threads: of each flow the first job, then of each the second. It is bounded by what
-    admission lets in."""
+    """Jobs that wait for the threads: the first of each flow, then the second of each. Admission bounds
+    them."""
 
     def __init__(self) -> None:
         self._flows: OrderedDict[Hashable, deque[_Job]] = OrderedDict()
@@ -68,7 +68,7 @@ class _Jobs:
             self._change.notify(len(jobs))
 
     def take(self) -> list[_Job]:
-        """Wait for jobs, and take several where they are small; none: there will be no more."""
+        """Wait for jobs, and take several if they are small; none: there will be no more."""
         with self._change:
             self._change.wait_for(lambda: self._flows or self._closed)
             jobs: list[_Job] = []
@@ -82,14 +82,15 @@ class _Jobs:
             return jobs
 
     def close(self) -> None:
-        """Let the threads end when nothing waits any more."""
+        """Let the threads end when nothing waits."""
         with self._change:
             self._closed = True
             self._change.notify_all()
 
 
 class Preparation:
-    """The threads that read items: so many, and one more for long ones, behind which nobody else waits."""
+    """The threads that read items: so many, and one more for long items, so that nobody else waits behind
+    them."""
 
     def __init__(self, threads: int) -> None:
         self._jobs, self._long = _Jobs(), _Jobs()
@@ -112,7 +113,7 @@ class Preparation:
     ) -> list[Payload]:
         """Items as payloads, cut to what the encoder reads. Flows take turns.
 
-        Raises InvalidArgument where `how` is "none" and an item is too long.
+        Raises InvalidArgument if `how` is "none" and an item is too long.
         """
         if len(items) == 1 and reader.characters(items[0]) <= INLINE_CHARACTERS:
             try:
@@ -154,13 +155,13 @@ class Preparation:
         try:
             read = iter(reader.read([item for job in jobs for item in job.items], how))
             results = [[next(read) for _ in job.items] for job in jobs]
-        except BaseException as error:  # a panic of a library's is no Exception, and ends no thread
+        except BaseException as error:  # a library's panic is no Exception, and must not end the thread
             self._tell(_fail, jobs, error)
         else:
             self._tell(_deliver, jobs, results)
 
     def _tell(self, act: Callable[..., None], jobs: list[_Job], what: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: the server has stopped without this thread
+        with suppress(RuntimeError):  # the loop is closed: the server did not wait for this thread
             self._loop.call_soon_threadsafe(act, jobs, what)
 
 

@@ -1,4 +1,5 @@
-"""What every kind of input does on its way in: bounded before anything is spent, then made into payloads."""
+"""The interface of all kinds of input: items are bounded before work is spent on them, then made into
+payloads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from trimtab.inputs.graph import GraphInput, Tried
 from trimtab.kinds import Truncate
 from trimtab_server.engine.batch import Payload
 
-# How messages call an item of a request, by its place: texts[3].
+# What messages call an item of a request, by its position: texts[3].
 Which: TypeAlias = Callable[[int], str]
 
 
@@ -17,8 +18,8 @@ class ItemReader(ABC):
     """Reads the items of one encoder's input. Threads call `read`; everything else is for the event loop.
 
     form: the field of `trimtab.v1.Input` that carries an item. What an item is follows from it: str for text,
-    (str, str) for a pair, int64 ids for tokens, bytes for an image. processor: what messages call that which
-    prepares them.
+    (str, str) for a pair, int64 ids for tokens, bytes for an image. processor: what messages call the thing
+    that prepares them.
     """
 
     form: ClassVar[str]
@@ -27,16 +28,16 @@ class ItemReader(ABC):
     @classmethod
     @abstractmethod
     def open(cls, declared: Input, content: bytes, name: str) -> "ItemReader":
-        """What reads items, by the content of its processor's file, whose `name` is for messages; b"" where
-        the input has none. Raises BundleError where that cannot be used."""
+        """A reader with this content of its processor's file, whose `name` is for messages; b"" if the input
+        has none. Raises BundleError if that cannot be used."""
 
     @abstractmethod
     def graph_input(self, names: Sequence[str], tried: Tried) -> GraphInput:
-        """The input of a graph that reads `names`, for what `read` gives."""
+        """The input of a graph that reads `names`, filled with what `read` gives."""
 
     @abstractmethod
     def prompted(self, items: Sequence[Any], prompt: str) -> Sequence[Any]:
-        """The items with a role's prompt, which is not empty, before them."""
+        """The items with a role's prompt, which is not empty, put before them."""
 
     @abstractmethod
     def size(self, item: Any) -> int:
@@ -44,17 +45,17 @@ class ItemReader(ABC):
 
     @abstractmethod
     def characters(self, item: Any) -> int:
-        """About what reading an item takes: as much as a text of so many characters."""
+        """About the work of reading an item, as the length of a text that takes as much."""
 
     @abstractmethod
     def bound(self, items: Sequence[Any]) -> tuple[int, int]:
-        """The most units that items can have altogether, and the most bytes that they take in memory."""
+        """The most units that items can have in total, and the most bytes that they take in memory."""
 
     @abstractmethod
     def read(self, items: Sequence[Any], how: Truncate) -> Sequence[Any]:
-        """What `payloads` needs of each item, in whatever form."""
+        """What `payloads` needs of each item, in any form."""
 
     @abstractmethod
     def payloads(self, read: Sequence[Any], how: Truncate, which: Which) -> list[Payload]:
-        """What was read, as payloads. Raises InvalidArgument, which names an item that is too long, where
-        none may be cut."""
+        """What was read, as payloads. Raises InvalidArgument, naming an item that is too long, if none may be
+        cut."""

@@ -14,7 +14,7 @@ from trimtab.tokens import Tokenizer, Tokens
 from trimtab_server.engine.batch import Payload
 from trimtab_server.inputs.reader import ItemReader, Which
 
-# A text has no more tokens than bytes, and these.
+# A text has at most as many tokens as bytes, plus these.
 SPECIAL_TOKENS = 4
 
 
@@ -35,7 +35,7 @@ class TextReader(ItemReader):
         return cls(Tokenizer(content, declared.most_units, name=name), settings.pad_id)
 
     def graph_input(self, names: Sequence[str], tried: Tried) -> TextInput:
-        """Padded ids, with what stands beside them."""
+        """Padded ids, with their mask and types."""
         fewest = max(1, tried.fewest)
         return TextInput(tuple(names), self._pad_id, self._tokenizer.types, fewest, tried.highest)
 
@@ -52,7 +52,8 @@ class TextReader(ItemReader):
         return len(item)
 
     def bound(self, items: Sequence[str]) -> tuple[int, int]:
-        """As a text of so many bytes can have: in UTF-8 or as Python keeps it, and no more of its tokens."""
+        """Tokens: at most one a byte, and no more than the encoder reads. Bytes: in UTF-8, or as Python keeps
+        them."""
         most = self._tokenizer.max_tokens
         lengths = [len(text) if text.isascii() else 4 * len(text) for text in items]
         return sum([min(length + SPECIAL_TOKENS, most) for length in lengths]), sum(lengths)

@@ -1,6 +1,6 @@
 """The server's metrics, each declared once with name, help and labels. The registry is passed in.
 
-Metrics that every call adds to are of `counted`; the rest are prometheus_client's own.
+Metrics that every call adds to are from `counted`; the rest are prometheus_client's own.
 """
 
 from collections.abc import Sequence

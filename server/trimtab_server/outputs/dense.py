@@ -1,4 +1,4 @@
-"""A vector of each item: cut, normalised, quantised. Pure functions."""
+"""Dense vectors, one for each item: cut, normalised, quantised. Pure functions."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -33,7 +33,8 @@ class DenseKind(OutputKind[Matrix]):
     form: ClassVar[str] = "dense"
 
     def check(self, place: Place, shape: Shape) -> None:
-        """Refuse dimensions that there are not, bits that fill no byte, a range or a length nobody knows."""
+        """Refuse more dimensions than there are, bits that do not fill bytes, and what needs an unknown range
+        or length."""
         wanted = shape.dimensions or place.dimensions
         if wanted > place.dimensions:
             raise InvalidArgument(
@@ -85,8 +86,8 @@ def finish(
 ) -> Matrix:
     """Vectors, float32 (n, full dimensions), as their first `dimensions` components in `dtype`.
 
-    A cut vector is brought back to length 1 where the space is normalised (Kusupati et al. 2022,
-    Matryoshka Representation Learning). They must be finite.
+    A cut vector is brought back to length 1 if the space is normalised (Kusupati et al. 2022, Matryoshka
+    Representation Learning). They must be finite.
     """
     full = vectors.shape[1]
     if dimensions < full:

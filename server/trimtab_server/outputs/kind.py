@@ -1,4 +1,4 @@
-"""What every kind of output does on its way out: refused or not, checked, finished, packed; and scored."""
+"""The interface of all kinds of output: refused or not, checked, finished, packed; and scored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from trimtab.kinds import Dtype, Similarity
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values.column import Columns
 
-F = TypeVar("F")  # what an output is when it is finished
+F = TypeVar("F")  # a finished output
 
 Scores = NDArray[np.float32]
 
 
 class Place(Protocol):
-    """Where an output lies, as far as it is known: in the space of its encoder, or in one behind adapters."""
+    """The space of an output, as far as it is known: its encoder's own, or one that adapters lead to."""
 
     @property
     def space(self) -> str: ...
@@ -39,7 +39,7 @@ class Place(Protocol):
 
     @property
     def title(self) -> str:
-        """How messages call it."""
+        """What messages call it."""
 
     @property
     def uncalibrated(self) -> str:
@@ -68,26 +68,26 @@ class OutputKind(ABC, Generic[F]):
 
     @abstractmethod
     def check(self, place: Place, shape: Shape) -> None:
-        """Refuse what cannot be had there, naming the cure, before anything is computed."""
+        """Refuse what is not available there, naming the cure, before anything is computed."""
 
     @abstractmethod
     def finish(self, columns: Columns, names: Sequence[str], place: Place, shape: Shape) -> F:
-        """Finite columns of these names, in the order of the kind's form, as they were asked for."""
+        """The columns of these names, which are finite, in the requested shape."""
 
     @abstractmethod
     def write(self, message: pb.Output, finished: F) -> None:
-        """Fill in what carries it on the wire."""
+        """Fill in the message that carries it."""
 
     def score(self, query: Columns, documents: Columns, names: Sequence[str], place: Place) -> Scores:
-        """How near each of documents is to the one item of query: float32 (documents,), more is nearer.
+        """How near each document is to the one item of query: float32 (documents,), more is nearer.
 
-        Raises Unimplemented where outputs of this kind are not compared.
+        Raises Unimplemented if outputs of this kind are not compared.
         """
         raise Unimplemented(f"{place.title} gives {self.kind}, by which no candidates are scored")
 
 
 def check_finite(columns: Columns, names: Sequence[str], which: Callable[[int], str]) -> None:
-    """InternalError where a graph gave a number that is none; `which` is how messages call an item."""
+    """InternalError if a graph gave numbers that are not finite; `which` names an item in messages."""
     for name in names:
         column = columns[name]
         if column.finite:

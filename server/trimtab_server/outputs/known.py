@@ -1,4 +1,4 @@
-"""The kinds of output that are served, by name. Packages add others by the entry points
+"""The kinds of output that are served, by name. Packages add others by entry points of
 `trimtab_server.outputs`."""
 
 from typing import Any

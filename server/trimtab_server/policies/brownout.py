@@ -1,9 +1,8 @@
-"""Under overload, queries may be answered by a cheaper variant of their encoder: when, and how. Sans-IO.
+"""Brownout: under overload, a cheaper variant of an encoder (the fallback) may answer queries. Sans-IO.
 
-The fallback's vectors are of another space than the encoder's, and callers search an index of the encoder's.
-So it answers only where held-out retrieval was measured in just that case, its queries against the encoder's
-index, and kept enough: through an adapter that was judged *bridge*, or, where its report card says enough of
-its queries alone, as they are.
+The fallback's vectors are in another space than the encoder's, and callers search an index of the encoder's.
+So it answers only if held-out retrieval in just that case, its queries on the encoder's index, kept enough:
+through an adapter judged *bridge*, or directly, if its report card's figure for queries alone is high enough.
 """
 
 import logging
@@ -27,30 +26,31 @@ from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 log = logging.getLogger(__name__)
 
-# A queue is short again below this share of what began the brownout.
+# The queue is short again below this share of the threshold.
 SHORT = 0.5
-# However short the calm is, a brownout can be seen for so many seconds.
+# A brownout is reported for at least so long, however short the calm time is.
 LATELY = 1.0
-# Tenants that are remembered at a time: callers may make up any number of names. Those beyond have a brownout
-# for as long as their queue is long.
+# How many tenants are remembered: callers can make up any number. For others, a brownout lasts just as long
+# as their queue is long.
 MOST_TENANTS = 4096
 
 
 class Brownout:
-    """Which tenants an encoder answers in a brownout, by how long the queue is for each; not thread-safe.
+    """Which of an encoder's tenants are in a brownout, by the queue of each. Not thread-safe.
 
-    One begins when the queue is longer than `above_seconds`, and ends when it has been shorter than half of
-    that for `calm_seconds`: what the fallback saves would otherwise end it at once, and begin it again. One
-    tenant's flood is no brownout for those who need not wait.
+    A brownout begins when the queue is longer than `above_seconds`, and ends when it has been shorter than
+    half of that for `calm_seconds`: the fallback shortens the queue, which would otherwise end the brownout
+    at once and begin it again. One tenant's flood is no brownout for tenants that need not wait.
     """
 
     def __init__(self, settings: config.BrownoutSettings) -> None:
         self.settings = settings
         self._swept = float("-inf")
-        self._long: dict[str, float] = {}  # the tenants in one: when the queue was last seen not to be short
+        self._long: dict[str, float] = {}  # tenants in a brownout: when their queue was last not short
 
     def look(self, queue_seconds: float, now: float, tenant: str = "") -> bool:
-        """For a tenant the queue is so long now, on any monotonic clock; whether it has a brownout."""
+        """A tenant's queue is so long now, on any monotonic clock. Returns whether the tenant is in a
+        brownout."""
         above, calm = self.settings.above_seconds, self.settings.calm_seconds
         if tenant in self._long:
             if queue_seconds > SHORT * above:
@@ -59,7 +59,7 @@ class Brownout:
                 del self._long[tenant]
         elif queue_seconds > above:
             if now - self._swept >= LATELY:
-                # Those who ask no more would stay for ever.
+                # Tenants that no longer ask would stay forever.
                 self._swept = now
                 self._long = {each: at for each, at in self._long.items() if now - at < calm}
             if len(self._long) >= MOST_TENANTS:
@@ -68,16 +68,15 @@ class Brownout:
         return tenant in self._long
 
     def lasts(self, now: float) -> bool:
-        """Whether there is one for anybody. It changes nothing: any thread may ask."""
+        """Whether any tenant is in a brownout. It changes nothing, so any thread may ask."""
         lately = max(self.settings.calm_seconds, LATELY)
         return any(now - at < lately for at in list(self._long.values()))
 
 
 class Brownouts(Lifecycle, Policy):
-    """The brownouts of all encoders: of each version its own, and how its fallback's vectors come into its
-    space.
+    """The brownouts of all encoders, one for each version, and the routes of their fallbacks.
 
-    `queue_seconds` tells how long an interactive item of a flow will wait for an encoder.
+    `queue_seconds` predicts how long an interactive item of a flow waits for an encoder.
     """
 
     def __init__(
@@ -118,15 +117,15 @@ class Brownouts(Lifecycle, Policy):
                 log.warning("%s version %d has no brownout: %s", encoder.name, encoder.version, error)
                 continue
             fallback = encoder.variants.get(settings.variant)
-            if fallback is not None:  # not given up because it failed
+            if fallback is not None:  # it may have been retired
                 self._fallbacks[encoder.name, encoder.version] = fallback, route
 
     def of(self, name: str, version: int) -> Brownout | None:
-        """That of a version, where it is configured."""
+        """The brownout of a version, if it is configured."""
         return self._brownouts.get((name, version))
 
     def plan(self, call: Call, plan: Plan) -> Plan:
-        """In a brownout the fallback computes what was measured of it, in place of the encoder itself."""
+        """In a brownout, the fallback computes what it was measured on, in place of the encoder itself."""
         encoder = plan.version
         brownout = self.of(encoder.name, encoder.version) if plan.by_itself else None
         if brownout is None:
@@ -142,10 +141,10 @@ class Brownouts(Lifecycle, Policy):
 
 
 def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
-    """Whether the request allows the fallback, and it was measured for such ones: whole vectors of queries,
-    in the encoder's own space.
+    """Whether the request allows the fallback, and is like those it was measured on: whole vectors of
+    queries, in the encoder's own space.
 
-    A text of no role may be a passage, and would stay in an index when the brownout is over.
+    A text without a role may be a passage, whose vector would stay in an index after the brownout.
     """
     return (
         request.allow_brownout
@@ -160,9 +159,9 @@ def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
 
 
 def way(settings: config.BrownoutSettings, whole: Manifest, adapters: Iterable[Loaded]) -> Route:
-    """How the fallback's queries come into the space of the encoder itself, keeping `min_quality` of it.
+    """The route of the fallback's queries into the encoder's own space, which keeps `min_quality`.
 
-    Raises ConfigError, with what was measured, where nothing keeps that much.
+    Raises ConfigError, with what was measured, if none keeps that much.
     """
     variant = variants.named(whole, settings.variant)
     if variant is None or not variant.moved:

@@ -15,13 +15,13 @@ from trimtab_server.tasks.plan import Plan, Policy
 
 
 class Canary(Policy):
-    """Gives its share of the requests to a version on trial, where it can answer them as the other would.
+    """Gives a share of the requests to a version on trial, if it can answer them in the same space.
 
-    Nobody who asked for no other version is answered in another space: where the canary has one of its own,
-    it gets queries alone, through an adapter into the space of the version that would have answered. The
-    adapter must be a bridge: these callers will not score candidates again, as a cascade needs.
+    A caller that names no version is never answered in another space. If the canary has a space of its own,
+    it gets only queries, through an adapter into the space of the version that would have answered. The
+    adapter must be a bridge: these callers do not rescore candidates, as a cascade needs.
 
-    `counted` is told of each request of the share: encoder, version, and whether it was given to it.
+    `counted` is called for each request of the share: encoder, version, and whether the canary got it.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Canary(Policy):
         request, space = plan.request, plan.version.manifest.space
         if space == canary.manifest.space:
             return Plan(request, canary, canary, (canary.way,))
-        # What is too long for the canary need not be for the other.
+        # A text that is too long for the canary may fit the other version.
         if request.role != "query" or request.truncate == "none":
             return None
         asked = msgspec.structs.replace(request, spaces=(space,))
         try:
             (way,) = ways(self._adapters, call.caller, canary, asked)
-        except TrimtabError:  # there is no way into that space, or not for such vectors
+        except TrimtabError:  # no route into that space, or none for such vectors
             return None
         if any(hop.manifest.verdict != "bridge" for hop in way.route.hops):
             return None

@@ -24,8 +24,8 @@ FEWEST = 100
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one text showed. `cosine`: of its two vectors, where they are as wide; `overlap`: of its
-    neighbours, once there are enough texts to be near to."""
+    """What one text showed. `cosine`: of its two vectors, if they are equally wide; `overlap`: of its
+    neighbours, once there are enough texts."""
 
     cosine: float | None
     overlap: float | None
@@ -41,7 +41,8 @@ class Comparison:
         self._next = 0
 
     def add(self, old: Vector, new: Vector) -> Finding | None:
-        """See a text's vectors, float32 (old,) and (new,); None where the same text is among the last."""
+        """Compare a text's vectors, float32 (old,) and (new,); None if the same text is among the last
+        ones."""
         old, new = unit(old[None])[0], unit(new[None])[0]
         near_old = self._old[: self._filled] @ old
         if self._filled and near_old.max() > SAME:

@@ -1,8 +1,8 @@
-"""Passages that would be shown for far too many queries are flagged, or refused, where that is configured.
+"""Flags or refuses passages that would be found by far too many queries, if configured.
 
-The check is `trimtab.hubness`'s: what it finds of known attacks, and what not, stands in docs/security.md.
-The sentinel queries and the ordinary passages are texts, and embedded when a version is loaded, since each
-version has a space of its own.
+The check itself is in `trimtab.hubness`; docs/security.md says which known attacks it finds. The sentinel
+queries and the ordinary passages are embedded when a version is loaded, since each version has a space of its
+own.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from trimtab_server.tasks.plan import Hubness, Plan, Policy
 
 Vectors = NDArray[np.float32]
 
-# More multiplications than this go to a thread: others would wait for them on the event loop.
+# Checks of more multiplications run on a thread, since they would block the event loop.
 INLINE = 10_000_000
 NAMED = 10  # rows in the message of a refusal
 
 
 class PassageGuard:
-    """Looks at the passages of a version of an encoder; `queries` and `passages` are (m, d) of its space."""
+    """Checks the passages of an encoder version; `queries` and `passages` are (m, d), of its space."""
 
     def __init__(self, settings: config.GuardSettings, queries: Vectors, passages: Vectors) -> None:
         self._refuses = settings.action == "refuse"
@@ -39,7 +39,7 @@ class PassageGuard:
         self._size = queries.size
 
     async def look(self, vectors: Vectors) -> Hubness:
-        """How much of a hub each of the passages is; whole vectors, (n, d), of the encoder's own space."""
+        """The hubness of each passage; whole vectors, (n, d), of the encoder's own space."""
         if len(vectors) * self._size <= INLINE:
             reach = self._hubness.reach(vectors)
         else:
@@ -47,7 +47,7 @@ class PassageGuard:
         return Hubness(reach, self._hubness.threshold)
 
     def refuse(self, found: Hubness) -> None:
-        """InvalidArgument, naming the rows that are suspicious, where such passages are to be refused."""
+        """InvalidArgument, naming the suspicious rows, if such passages are to be refused."""
         rows = found.suspicious
         if not rows or not self._refuses:
             return
@@ -61,9 +61,9 @@ class PassageGuard:
 
 
 class Guards(Lifecycle, Policy):
-    """The guards of all encoders, each version its own.
+    """The guards of all encoders, one for each version.
 
-    `counted` is told of passages that were looked at: encoder, version, and how many are suspicious.
+    `counted` is called after each check: encoder, version, and how many passages are suspicious.
     """
 
     stage = "guard"
@@ -86,7 +86,7 @@ class Guards(Lifecycle, Policy):
         self._guards.pop((name, version), None)
 
     async def look(self, call: Call, plan: Plan, vectors: Vectors) -> Plan:
-        """Look at passages; InvalidArgument where suspicious ones are to be refused."""
+        """Check passages; InvalidArgument if suspicious ones are to be refused."""
         version = plan.version
         guard = self._guards.get((version.name, version.version))
         if guard is None or plan.request.role != "passage" or not plan.by_itself:
@@ -98,10 +98,10 @@ class Guards(Lifecycle, Policy):
 
 
 async def guard(settings: config.GuardSettings, manifest: Manifest, embed: Embed) -> PassageGuard:
-    """The guard of an encoder whose whole vectors of texts, prompts before them, `embed` gives.
+    """Make an encoder's guard. `embed` gives whole vectors of texts that include their prompts.
 
-    Raises ConfigError where a file cannot be read or holds too few texts, or where the vectors are not
-    compared by dot product.
+    Raises ConfigError if a file cannot be read or holds too few texts, or if the vectors are not compared by
+    dot product.
     """
     if manifest.output.kind != "dense":
         raise ConfigError(

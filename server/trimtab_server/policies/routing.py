@@ -1,4 +1,4 @@
-"""Which outputs a request asks for, the way of each into each space, and what cannot be had there."""
+"""Finds each requested output's way into each requested space, and refuses what is not available there."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.route import Route
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
-# Each space asked for holds a matrix of its own until the answer is sent.
+# Each requested space holds a matrix of its own until the answer is sent.
 MAX_SPACES = 8
 
 
 class Routing(Policy):
-    """Finds the way of each output into each space asked for."""
+    """Finds the way of each output into each requested space."""
 
     def __init__(self, adapters: Adapters) -> None:
         self._adapters = adapters
@@ -29,10 +29,10 @@ class Routing(Policy):
 
 
 def ways(adapters: Adapters, caller: Caller, encoder: LoadedEncoder, request: EmbedRequest) -> list[Way]:
-    """Each output asked for, in each space asked for, by adapters that the caller may use; refuses what
-    cannot be had there, naming the cure.
+    """Each requested output in each requested space, through adapters that the caller may use. Refuses what
+    is not available there, naming the cure.
 
-    The vectors that adapters map alone go into other spaces; other outputs are given in their own.
+    Only the vectors that adapters map go into other spaces; other outputs stay in their own.
     """
     shape = Shape(request.dimensions, request.dtype)
     found = []

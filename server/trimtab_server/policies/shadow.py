@@ -1,8 +1,8 @@
-"""Shows live texts to a version on trial, beside the answers and never in their way, and compares what it
-makes of them with what was answered.
+"""Shows live texts to a version on trial, without delaying answers, and compares its vectors with those
+answered.
 
-What is shown is bulk work of a tenant of its own, bounded, and the first to be dropped: nothing is shown
-while anything waits for a device.
+Texts are shown as bulk work of a separate tenant, which is bounded, and the first to be dropped: nothing is
+shown while the devices are busy.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 log = logging.getLogger(__name__)
 
-# Texts that may wait to be shown, and their characters altogether.
+# How many texts may wait to be shown, and their characters in total.
 MOST_TEXTS = 256
 MOST_CHARACTERS = 1 << 22
-# Beyond so many seconds of work that waits for the devices nothing is shown.
+# Nothing is shown while more work than this waits for the devices.
 BUSY_SECONDS = 0.05
-# What is not computed by then is given up.
+# Texts not computed within this time are given up.
 PATIENCE_SECONDS = 2.0
-# No caller's: a name of one is printable.
+# No caller's name: those are printable.
 TENANT = "\0shadow"
 PARTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -47,7 +47,7 @@ _LABELS = ("encoder", "version", "shadow")
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """One text to show: what was answered, by which version, and who is to be shown it."""
+    """A text to show: what was answered, by which version, and which version is shown it."""
 
     answered: LoadedEncoder
     vector: NDArray[np.float32]
@@ -58,7 +58,7 @@ class _Text:
 
 
 class Figures:
-    """What shadows show, for Prometheus."""
+    """Prometheus metrics of what shadows show."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, what: str, buckets: Sequence[float]) -> Histogram:
@@ -113,8 +113,7 @@ class Shadow(Policy):
         self._task = asyncio.create_task(self._show_all())
 
     async def look(self, call: Call, plan: Plan, vectors: NDArray[np.float32]) -> Plan:
-        """Queue the texts of the share: of versions that answer themselves, since their variants are not
-        compared."""
+        """Queue the texts of the share, if the encoder itself answered: its variants are not compared."""
         if plan.by_itself:
             self._see(plan.version, call.tenant, plan.request, vectors)
         return plan
@@ -124,7 +123,7 @@ class Shadow(Policy):
     ) -> None:
         name = answered.name
         query = None if request.role is None else request.role == "query"
-        # What was not too long for the one may be for the other.
+        # A text that fits one version may be too long for the other.
         truncate: Truncate = "start" if request.truncate == "start" else "end"
         for text, row in zip(request.texts, rows, strict=True):
             version = self._trials.shadow(name, self._served.versions(name), answered.version, tenant, text)
@@ -142,7 +141,7 @@ class Shadow(Policy):
             self._texts.put_nowait(_Text(answered, vector, text, query, truncate, version))
 
     def forget(self, encoder: str, version: int) -> None:
-        """A version will not be served any more: what was compared with it goes, its series, too."""
+        """A version is no longer served: drop what was compared with it, and its series."""
         self._figures.forget(encoder, version)
         self._comparisons = {
             pair: kept
@@ -163,7 +162,7 @@ class Shadow(Policy):
             self._characters -= len(shown.text)
             answered = shown.answered
             with (
-                contextlib.suppress(TrimtabError),  # it is gone: nobody wants the comparison any more
+                contextlib.suppress(TrimtabError),  # it was unloaded: the comparison is no longer wanted
                 self._served.use(SERVER, answered.name, str(answered.version)),
             ):
                 self._count(answered, shown.version, await self._outcome(shown))
@@ -209,7 +208,7 @@ class Shadow(Policy):
     def _comparison(self, answered: LoadedEncoder, shadow: LoadedEncoder) -> Comparison:
         pair = (answered, shadow)
         if pair not in self._comparisons:
-            # Of versions that have been replaced nothing more comes.
+            # Versions that were replaced are no longer compared.
             self._comparisons = {
                 each: kept for each, kept in self._comparisons.items() if each[0].name != answered.name
             }

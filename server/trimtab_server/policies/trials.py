@@ -1,8 +1,8 @@
 """Versions on trial: which they are, and which requests they are given. Sans-IO.
 
 A *canary* answers a share of the requests that name no version; a *shadow* is shown a share of the texts, and
-answers nobody. Both by a hash of the tenant and the text, so that every replica decides alike, and who asks
-the same twice is answered by the same version.
+answers nobody. Both are chosen by a hash of the tenant and the text, so that every replica decides alike, and
+a repeated request gets the same version.
 """
 
 import hashlib
@@ -27,22 +27,22 @@ class Trials:
         return {"canary": set(self._canaries), "shadow": set(self._shadows)}
 
     def versions(self, name: str, served: Sequence[int]) -> set[int]:
-        """Which of the served versions are on trial: they answer no request that was not given to them.
+        """Which of the served versions are on trial: they answer only requests that are given to them.
 
-        None of them is where there is no other version.
+        None is, if there is no other version.
         """
         trials = [trial for trial in (self._canaries.get(name), self._shadows.get(name)) if trial]
         found = {version for trial in trials if (version := _version(trial, served))}
         return found if found < set(served) else set()
 
     def canary(self, name: str, served: Sequence[int], tenant: str, text: str) -> int | None:
-        """The version on trial that a request of this first text is given to; None: the others answer it."""
+        """The version on trial that gets a request with this first text; None: none does."""
         return self._chosen(self._canaries, name, served, tenant, text)
 
     def shadow(self, name: str, served: Sequence[int], answered: int, tenant: str, text: str) -> int | None:
         """The version that is shown a text that another one answered; None: none is.
 
-        It is compared with the version that answers whatever names none, and with no other.
+        It is compared only with the version that answers requests that name none.
         """
         version = self._chosen(self._shadows, name, served, tenant, text)
         if version is None or answered != max(set(served) - self.versions(name, served)):

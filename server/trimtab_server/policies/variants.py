@@ -1,4 +1,4 @@
-"""A request may mean another variant of its encoder: by name, or by the layers that it computes."""
+"""A request may ask for a variant of its encoder: by name, or by its number of layers."""
 
 import msgspec
 

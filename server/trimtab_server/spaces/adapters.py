@@ -1,7 +1,7 @@
 """The adapters of the repository: read, opened, and found by the spaces they lead to.
 
-An adapter is an ONNX graph, whatever kind of map it is, and so the server knows of no kind. All adapters of
-the repository are there, whichever encoder they belong to: a request's route may lead through several.
+An adapter is an ONNX graph, so the server need not know which kind of map it is. Adapters of all encoders are
+kept together, since a request's route may lead through several.
 """
 
 import asyncio
@@ -34,9 +34,9 @@ from trimtab_server.spaces.watching import Watch
 
 log = logging.getLogger(__name__)
 
-# Adapters of one encoder that are opened at a time.
+# How many adapters of one encoder are opened at a time.
 AT_ONCE = 4
-# Ways into spaces that are remembered, by what a caller may use, too: tokens may name anything.
+# How many routes are cached. The key includes what the caller may use, and tokens may name anything.
 MOST_ROUTES = 4096
 
 
@@ -55,25 +55,26 @@ class Adapters:
         self._reader = Reader(watch, signers, stage, self._maps)
         self._load_seconds = load_seconds
         self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
-        self._retired: dict[Loaded, str] = {}  # those that have failed while they were used, and why
+        self._retired: dict[Loaded, str] = {}  # those that failed in use, and why
         self._served: dict[tuple[str, int], tuple[Manifest, int]] = {}
-        self._unread: dict[str, dict[str, str]] = {}  # by encoder and name, those without a manifest; and why
+        self._unread: dict[str, dict[str, str]] = {}  # those that could not be read, by encoder, and why
         self._links: tuple[Loaded, ...] = ()  # as requests see them
         self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
         self._routes: dict[tuple[str, int, str, tuple[str, ...]], tuple[Loaded, ...]] = {}
 
     def all(self, caller: Caller) -> Sequence[Loaded]:
-        """Every adapter of the encoders that the caller may use, by encoder and name; also the unusable."""
+        """Every adapter of the encoders that the caller may use, by encoder and name, including unusable
+        ones."""
         return [loaded for loaded in self._links if caller.may_use(loaded.encoder)]
 
     def route(self, caller: Caller, encoder: Manifest, states_width: int, wanted: str) -> Route:
-        """How vectors of this encoder come into another space, by the adapters that the caller may use.
+        """The route of this encoder's vectors into another space, through adapters that the caller may use.
 
         Raises as routes.find does.
         """
         key = (encoder.space, states_width, wanted, caller.encoders)
         hops = self._routes.get(key)
-        if hops is None:  # only what there is is kept: a caller may ask for anything
+        if hops is None:  # only what exists is cached: a caller may ask for anything
             if len(self._routes) >= MOST_ROUTES:
                 self._routes.clear()
             hops = self._routes[key] = self._find(caller, encoder, states_width, wanted)
@@ -97,16 +98,16 @@ class Adapters:
             ) from None
 
     def usable(self, encoder: str) -> list[Loaded]:
-        """The encoder's adapters, as requests see them, whoever asks."""
+        """The encoder's adapters, as requests see them, for any caller."""
         return [loaded for loaded in self._links if loaded.encoder == encoder]
 
     async def read(self, repository: Path, encoder: str) -> tuple[Loaded, ...]:
-        """The encoder's adapters as they are on disk now; those that are known already are not opened again.
+        """The encoder's adapters as they are on disk now; known ones are not opened again.
 
-        One that cannot be read or opened keeps no other from it. Nothing changes for requests until `put` and
-        `publish`.
+        One that cannot be read or opened does not affect the others. Nothing changes for requests until `put`
+        and `publish`.
         """
-        if not bundles.NAME.fullmatch(encoder):  # no encoder, and perhaps a path that leads elsewhere
+        if not bundles.NAME.fullmatch(encoder):  # not an encoder, and perhaps a path that leads elsewhere
             return ()
         what = f"reading {repository / encoder}"
         listed = await limited.run(self._load_seconds, what, partial(reading.listed, repository, encoder))
@@ -117,15 +118,15 @@ class Adapters:
         async def one(path: Path) -> Loaded | None:
             progress = limited.Progress()
             work = partial(self._read_one, repository, encoder, path, progress.step)
-            async with at_once:  # one that hangs keeps no other waiting
+            async with at_once:  # one that hangs does not keep the others waiting
                 try:
-                    # The stage limits its steps by itself.
+                    # The stage itself limits its steps.
                     what = f"loading adapter {path}"
                     return await limited.run(2 * self._load_seconds, what, work, progress)
-                except Exception as error:  # whatever a foreign file made of it
+                except Exception as error:  # a foreign file may raise anything
                     log.error("%s: %s", path, runtime.told(error))
                     unread[path.name] = runtime.told(error)
-                    # A volume that is away for a while takes no adapter with it.
+                    # A volume that is unavailable for a while does not remove adapters.
                     away = isinstance(error, FailedPrecondition | Unavailable)
                     return known.get(f"{encoder}/{path.name}") if away else None
 
@@ -134,7 +135,7 @@ class Adapters:
         return tuple(found)
 
     def problems(self, encoder: str) -> dict[str, str]:
-        """What is wrong with those of the encoder's adapters that could not be read or opened, by name."""
+        """By name, what is wrong with the encoder's adapters that could not be read or opened."""
         found = {each.manifest.name: self._problem(each) for each in self.of(encoder) if self._problem(each)}
         return found | self._unread.get(encoder, {})
 
@@ -151,7 +152,7 @@ class Adapters:
         return loaded.problem or self._retired.get(loaded, "")
 
     def put(self, encoder: str, found: tuple[Loaded, ...]) -> None:
-        """These are the encoder's adapters from now on: `wants_states` knows them, requests not yet."""
+        """These are the encoder's adapters from now on: `wants_states` knows them, requests do not yet."""
         gone = set(self.of(encoder)) - set(found)
         self._read[encoder] = found
         for loaded in gone:
@@ -162,7 +163,7 @@ class Adapters:
                 self._maps.close(loaded.session)
 
     def retire(self, loaded: Loaded, why: str) -> None:
-        """Use an adapter no more, until it is loaded again."""
+        """Stop using an adapter until it is loaded again."""
         known = [each for each in self.of(loaded.encoder) if each.session is loaded.session]
         for each in known:
             log.error("adapter %s is not used any more: %s", each.name, why)
@@ -174,7 +175,7 @@ class Adapters:
         return self._read.get(encoder, ())
 
     def wants_states(self, manifest: Manifest) -> bool:
-        """Whether an adapter of this encoder version reads inner states that its bundle can give."""
+        """Whether an adapter of this encoder version reads inner states that its bundle has."""
         states = manifest.variants[0].states
         return states is not None and any(
             loaded.states_width == states.width
@@ -184,9 +185,9 @@ class Adapters:
         )
 
     def publish(self, encoders: Iterable[tuple[Manifest, int]]) -> None:
-        """Let requests see what was put, all at once, beside these encoders and the width of their states.
+        """Show requests all at once what was put, given the served encoders and the widths of their states.
 
-        Of each version its bundle's manifest comes first, then those of other variants that are loaded.
+        For each version, its bundle's manifest comes first, then those of other loaded variants.
         """
         served = self._served = {}
         self._own = {}
@@ -211,7 +212,7 @@ def _reference(encoder: Manifest) -> str:
 
 
 def _mismatch(loaded: Loaded, served: Mapping[tuple[str, int], tuple[Manifest, int]]) -> str:
-    """What is wrong with an adapter whose encoder version is served, and is not the one it was fitted for."""
+    """What is wrong with an adapter if the served encoder version is not the one it was fitted for."""
     source = loaded.manifest.source
     bundle, states_width = served.get((source.encoder, source.version), (None, 0))
     if bundle is None:

@@ -1,9 +1,9 @@
-"""Adapters applied to the rows of requests: those whose rows come from a device together go through together.
+"""Applies adapters to the rows of requests: rows that come from a device together are mapped together.
 
-When a batch has run, the event loop wakes every request that waited for a row of it, and each asks for its
-route. What asks in one turn of the loop is one run of the adapters, on a thread; what comes while it runs is
-the route's next run. So a map's weights are read once for all of its rows, and there is no time to wait and
-nothing to tune. The thread is watched: a graph that hangs holds up its own route, and is not used any more.
+When a batch has run, the event loop wakes every request that waited for one of its rows, and each asks for
+its route. Requests of one pass of the loop share a run of the adapters, on a thread; those that come while it
+runs share the route's next run. So a map's weights are read once for many rows, and there is no waiting time
+to tune. The thread is watched: a graph that hangs holds up only its own route, and is no longer used.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from trimtab_server.engine.runners.runner import DeviceLostError
 from trimtab_server.outputs.dense import STATES
 from trimtab_server.spaces.route import Loaded, Route, Vectors
 
-# A run hangs that takes so many times as long as the rows were measured to take, and `hang_seconds`.
+# A run hangs if it takes so many times as long as its rows were measured to take, and `hang_seconds`.
 HANG_FACTOR = 20.0
 
 
@@ -33,8 +33,7 @@ class _Waiting:
 class Applier:
     """Applies routes to rows. For one event loop.
 
-    `retire` is told of an adapter that hung for `hang_seconds`, or ended its process, and why it is not
-    to be used any more.
+    `retire` is called with an adapter that hung or killed its process, and why it must no longer be used.
     """
 
     def __init__(
@@ -47,9 +46,9 @@ class Applier:
         self._runs: dict[tuple[Loaded, ...], asyncio.Task[None]] = {}
 
     async def apply(self, route: Route, result: Columns, column: str, group: str) -> Vectors:
-        """What an encoder's graph gave as a column, float32 (n, d), as vectors of the route's space.
+        """Map a column of an encoder's graph, float32 (n, d), into the route's space.
 
-        Raises InternalError where an adapter fails on them; FailedPrecondition where one hangs.
+        Raises InternalError if an adapter fails on them; FailedPrecondition if one hangs.
         """
         hops, rows = route.hops, result[column].values
         if not hops:
@@ -90,7 +89,7 @@ class Applier:
             at = run.at
             self._retire(at, str(error))
             _fail(wanted, FailedPrecondition(f"adapter {at.name} is not used any more: {error}"))
-        except Exception as error:  # nobody else would tell those who wait
+        except Exception as error:  # otherwise those who wait would never know
             if len(wanted) == 1:
                 _fail(wanted, error)
             for each in wanted if len(wanted) > 1 else ():
@@ -116,7 +115,7 @@ class Run:
         return rows
 
     def end(self) -> None:
-        """End the adapter that hangs, where that can be."""
+        """Stop the adapter that hangs, if that is possible."""
         self.at.end()
 
 
@@ -132,7 +131,7 @@ def _deliver(waiting: Sequence[_Waiting], vectors: Vectors) -> None:
 def _fail(waiting: Sequence[_Waiting], error: Exception) -> None:
     for each in waiting:
         if not each.future.done():
-            # To each its own: an error collects where it was raised.
+            # To each its own: raising an error adds to its traceback.
             known = isinstance(error, TrimtabError)
             own = type(error)(str(error)) if known else InternalError(f"adapters failed: {error!r}")
             own.__cause__ = error

@@ -26,7 +26,7 @@ Matrix = NDArray[np.float32]
 WINDOW = 100
 # How seldom like queries may look unlike in one of the two tests: of all windows, twice as many at most.
 LEVEL = 0.001
-# With fewer calibration queries, the tests are too blunt to be believed.
+# With fewer calibration queries, the tests are too weak.
 FEWEST = 50
 # Nearer to another query of its window than this, in cosine, and a query is that one again.
 SAME = 1 - 1e-5
@@ -45,7 +45,7 @@ class Finding:
 class Baseline:
     """The calibration queries, float (m, d), and where they lie among one another.
 
-    Raises AdapterError where they are too few, or no vectors.
+    Raises AdapterError if they are too few, or not vectors.
     """
 
     def __init__(self, queries: NDArray[np.floating]) -> None:
@@ -83,7 +83,8 @@ class Drift:
         self._filled = 0
 
     def add(self, rows: Matrix) -> list[Finding]:
-        """See live queries, float32 (n, d) in the source space; what the windows showed that they filled."""
+        """See live queries, float32 (n, d) in the source space. Returns what each window showed that they
+        filled."""
         findings = []
         for row in unit(rows):
             seen = self._window[: self._filled]

@@ -1,4 +1,4 @@
-"""Adapters are read from their folders: foreign files, which are rehearsed before they are opened."""
+"""Reads adapters from their folders. These are foreign files, rehearsed before they are opened."""
 
 import logging
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Reader:
 
     Args:
         watch: compares live queries with an adapter's own.
-        signers: of whose adapters are used; None: anybody's.
+        signers: whose adapters are used; None: anybody's.
         stage: where graphs are rehearsed; None: in this process.
         maps: where they live.
     """
@@ -44,10 +44,10 @@ class Reader:
     def open(
         self, repository: Path, encoder: str, path: Path, sha256: str, step: Callable[[], None]
     ) -> Loaded:
-        """The adapter in the folder `path`; where it cannot be used, with a `problem`.
+        """The adapter in the folder `path`; if it cannot be used, it has a `problem`.
 
         `sha256` is that of its manifest; `step` is called when a step of the work begins. Raises AdapterError
-        where there is no manifest that can be read.
+        if there is no readable manifest.
         """
         manifest = adapters.KIND.manifest(path, AdapterManifest)
         session, watched, problem, row_seconds = None, None, "", 0.0
@@ -61,7 +61,7 @@ class Reader:
             adapter = adapters.read(path, within=repository, trusted=trusted)
             session, row_seconds = self._session(adapter, step)
             watched = self._watched(adapter)
-        except Exception as error:  # whatever a foreign file made of it
+        except Exception as error:  # a foreign file may raise anything
             problem = str(error) if isinstance(error, TrimtabError) else runtime.told(error)
             log.error("%s: %s", path, problem)
             session = None
@@ -69,7 +69,7 @@ class Reader:
         return Loaded(encoder, manifest, sha256, session, problem, row_seconds, self._maps, target, watched)
 
     def _session(self, adapter: AdapterFolder, step: Callable[[], None]) -> tuple[OpenMap, float]:
-        """The map of an adapter, and what a row costs; it is rehearsed before, where there is a stage."""
+        """The map of an adapter, rehearsed if there is a stage, and what a row costs."""
         manifest, graph = adapter.manifest, adapter.manifest.graph
         map = Map(
             adapter.path, Stored(graph.path, graph.size, graph.sha256), manifest.groups,
@@ -95,7 +95,7 @@ class Reader:
 
 
 def _target(repository: Path, end: Endpoint, signers: Signers | None) -> Manifest | None:
-    """The manifest of the bundle or variant whose space this is, where the repository still has it."""
+    """The manifest of the bundle or variant whose space this is, if the repository still has it."""
     path = repository / bundles.check_name(end.encoder) / str(end.version)
     try:
         trusted = signers.check if signers is not None else None

@@ -1,4 +1,4 @@
-"""An adapter as it is loaded, and a route through some: how an encoder's output comes into a space."""
+"""A loaded adapter, and a route through several: how an encoder's output comes into a space."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Loaded:
-    """An adapter of the repository; without a session it cannot be used, and `problem` says why."""
+    """A loaded adapter; without a session it cannot be used, and `problem` says why."""
 
     encoder: str  # in whose folder it lies
     manifest: AdapterManifest
@@ -28,8 +28,8 @@ class Loaded:
     problem: str
     row_seconds: float  # about what a row costs
     maps: Maps  # where its session lives
-    target: Manifest | None  # of the bundle whose space the adapter leads to, where the repository has it
-    watched: Watched | None  # where it has the calibration queries that live ones are compared with
+    target: Manifest | None  # of the bundle whose space the adapter leads to, if the repository has it
+    watched: Watched | None  # if it has calibration queries, which live ones are compared with
 
     @property
     def name(self) -> str:
@@ -47,15 +47,15 @@ class Loaded:
             self.watched.see(rows)
 
     def end(self) -> None:
-        """End what hangs in it, where that can be."""
+        """Stop its graph, which hangs, if that is possible."""
         if self.session is not None:
             self.maps.end(self.session)
 
     def run(self, vectors: Vectors, groups: Sequence[str]) -> Vectors:
         """Rows of the source space, float32 (n, d_in), as float32 (n, d_out) of the target space.
 
-        groups[i] is the group of row i; one that the adapter does not know is none of its groups. Raises
-        InternalError where that fails, or where there is no session.
+        groups[i] is the group of row i; a group that the adapter does not know counts as none. Raises
+        InternalError if that fails, or if there is no session.
         """
         if self.session is None:
             raise InternalError(f"adapter {self.name} is in a route, and cannot be used: {self.problem}")
@@ -90,7 +90,7 @@ class Route:
 
     @property
     def title(self) -> str:
-        """How messages call where it leads."""
+        """What messages call its target."""
         return f"space {self.space}" if self.hops else f"encoder {self.encoder}"
 
     @property
@@ -109,7 +109,7 @@ class Route:
 
 
 def own(encoder: Manifest, output: Output | None = None) -> Route:
-    """The route into the space of an encoder's own output, the first where none is given."""
+    """The route into the space of an encoder's own output, by default the first."""
     given = output or encoder.output
     return Route(
         given.space, (), given.dimensions, given.similarity, given.normalized, given.int8_limit,

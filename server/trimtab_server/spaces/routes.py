@@ -1,8 +1,8 @@
 """Which adapters lead from one space to another: sans-IO.
 
-A route is a chain of adapters, each of which begins in the space that the one before it leads to; the
-shortest one is taken. Of those equally short it is, hop by hop, the one whose adapter was judged better:
-"bridge" before "cascade", with relevance data before without, then the newest.
+A route is a chain of adapters, each of which starts in the space that the previous one leads to. The shortest
+is taken; of equally short ones, hop by hop, the one whose adapter was judged better: "bridge" before
+"cascade", with relevance data before without, then the newest.
 """
 
 from collections import deque
@@ -42,10 +42,10 @@ L = TypeVar("L", bound=Link)
 def find(links: Sequence[L], start: str, wanted: str, states_width: int = 0) -> tuple[L, ...]:
     """The chain from space `start` to space `wanted`; an empty one where they are the same.
 
-    `states_width` is how many components of inner states the rows bear at the start: adapters that read
-    as many may be the first of a chain, and no other. Raises FailedPrecondition with the reasons where the
-    only ways lead through adapters that may not be used, or begin in other spaces; and NotFound, naming what
-    is in reach, where no adapter leads there.
+    `states_width` is how many components of inner states the rows have at the start: only the first adapter
+    of a chain may read states, and just as many. Raises FailedPrecondition, with the reasons, if all chains
+    lead through adapters that may not be used, or start in other spaces; NotFound, naming what is in reach,
+    if no adapter leads there.
     """
     if start == wanted:
         return ()

@@ -1,7 +1,7 @@
-"""Live queries on their way past: a thread of its own tells whether they drift, for each adapter.
+"""Tells whether each adapter's live queries drift, on a separate thread.
 
-Requests only lay their rows down. What is laid down is bounded, and so is the work: of an adapter that is
-asked often, a sample is looked at.
+Requests only hand over their rows. How many rows wait is bounded, and so is the work: of an adapter that is
+used often, only a sample is looked at.
 """
 
 import logging
@@ -18,11 +18,11 @@ from trimtab_server.spaces.drift import Baseline, Drift, Finding
 
 log = logging.getLogger(__name__)
 
-# Queries of one adapter that are looked at: so many a second, and as many at once after a quiet time. Each
-# costs about 2 MFLOP.
+# Queries of one adapter that are looked at: a rate a second, and a burst after a quiet time. Each costs about
+# 2 MFLOP.
 RATE = 50.0
 BURST = 1000.0
-# Requests whose rows may wait for the thread; what comes beyond is not looked at.
+# Requests whose rows may wait for the thread; more are not looked at.
 MOST_WAITING = 256
 # How long `stop` waits for the thread.
 STOP_SECONDS = 1.0
@@ -44,7 +44,7 @@ class Watched:
         self._refilled = time.monotonic()
 
     def see(self, rows: Rows) -> None:
-        """Live queries pass through the adapter: rows in its source space, float32 (n, d) or wider."""
+        """Hand over live queries of the adapter: rows in its source space, float32 (n, d) or wider."""
         now = time.monotonic()
         self._allowance = min(BURST, self._allowance + (now - self._refilled) * RATE)
         self._refilled = now
@@ -53,7 +53,7 @@ class Watched:
             self._allowance -= allowed
 
     def close(self) -> None:
-        """Nothing passes through the adapter any more: its gauges go."""
+        """The adapter is no longer used: remove its gauges."""
         self._watch.close(self)
 
 
@@ -99,18 +99,18 @@ class Watch:
         return watched
 
     def take(self, watched: Watched, rows: Rows) -> bool:
-        """Have a copy of the rows looked at; False where too much waits already."""
+        """Queue a copy of the rows; False if too much waits already."""
         if self._queue.qsize() >= MOST_WAITING:
             return False
         self._queue.put((watched, rows.copy()))
         return True
 
     def close(self, watched: Watched) -> None:
-        """Watch it no more, and forget what was found."""
+        """Stop watching it, and forget what was found."""
         with self._lock:
             self._open.discard(watched)
             if any(other.labels == watched.labels for other in self._open):
-                return  # another one has taken its name
+                return  # another adapter has taken its name
             for metric in (
                 self._depth, self._distance, self._nearest, self._alarm, self._windows, self._alarms
             ):  # fmt: skip

@@ -1,7 +1,7 @@
-"""Embed: texts in, their vectors in each space asked for out, in order.
+"""Embed: texts in, their vectors in each requested space out, in order.
 
-The way reads from top to bottom: find, plan, admit, compute, look, finish. What an operator can configure of
-it is a policy's, and the policies stand in one list.
+The steps of a request, from top to bottom: find, plan, admit, compute, look, finish. What an operator can
+configure about them is in policies, which are asked in the order of one list.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from trimtab_server.tasks.plan import EmbedRequest, Hubness, Plan, Policy
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """An output that was asked for, in the space where its route leads, finished by its kind."""
+    """A requested output, in the space that its route leads to, finished by its kind."""
 
     output: Given
     route: Route
@@ -32,10 +32,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class EmbedResult(msgspec.Struct, frozen=True):
-    """The answer: item i of each output is that of texts[i].
+    """The answer: item i of each output belongs to texts[i].
 
-    `encoder` is the variant that computed them; `browned_out` says that it did so in place of the encoder
-    itself. `hubness` is of passages, where they are looked at.
+    `encoder` is the variant that computed them; `browned_out` says that it replaced the encoder itself.
+    `hubness` is that of passages, if they are checked.
     """
 
     encoder: LoadedEncoder
@@ -47,14 +47,14 @@ class EmbedResult(msgspec.Struct, frozen=True):
 
 
 class Embedder:
-    """Answers Embed, as the policies say, in their order. For one event loop."""
+    """Answers Embed, following the policies in their order. For one event loop."""
 
     def __init__(self, pipeline: Pipeline, policies: Sequence[Policy], hang_seconds: float = 10.0) -> None:
         self._pipeline = pipeline
         self._repository = pipeline.repository
         self._metrics = pipeline.metrics
         self._applier = Applier(pipeline.repository.adapters.retire, hang_seconds)
-        # Only those that have something to say are asked, since each call pays for it.
+        # Only policies that do something are asked, since each call pays for it.
         self._planning = [each.plan for each in policies if type(each).plan is not Policy.plan]
         self._looking = [each.look for each in policies if type(each).look is not Policy.look]
 
@@ -68,10 +68,10 @@ class Embedder:
                 return await self._answer(call, plan)
 
     def _plan(self, call: Call, request: EmbedRequest, answering: Answering) -> Plan:
-        """How the request is answered, by what is served now."""
+        """How the request is answered, given what is served now."""
         found = self._repository.find(call.caller, request.encoder, request.version)
         answering.found(found)
-        # Before a policy sees it: what is refused counts for none of them.
+        # Before a policy sees it: a refused request must not move any policy's figures.
         self._check(found, request)
         plan = Plan(request, found, found, (found.way,))
         for policy in self._planning:
@@ -87,7 +87,7 @@ class Embedder:
                 encoder, call, items, request.truncate, admitted, wanted, request.which
             )
             result = rows.computed.result
-            check_finite(result, wanted, request.which)  # before anybody learns anything of them
+            check_finite(result, wanted, request.which)  # before a policy sees them
             vectors = result.get(encoder.mapped)
             if vectors is not None:
                 for look in self._looking:
@@ -101,7 +101,7 @@ class Embedder:
             return EmbedResult(encoder, outputs, rows.counts, times, plan.browned_out, plan.hubness)
 
     async def _finish(self, plan: Plan, result: Columns) -> list[Answer]:
-        """The outputs in each space, as they were asked for."""
+        """The requested outputs, in each space."""
         shape = Shape(plan.request.dimensions, plan.request.dtype)
         answers = []
         for output, route in plan.ways:
@@ -111,7 +111,7 @@ class Embedder:
         return answers
 
     async def _adapted(self, plan: Plan, column: str, route: Route, result: Columns) -> Columns:
-        """The vectors of a column in the space where a route leads."""
+        """A column's vectors in the space that a route leads to."""
         request, encoder, vectors = plan.request, plan.encoder, result[column].values
         there = {column: Column(await self._applier.apply(route, result, column, request.group))}
         check_finite(there, (column,), request.which)
@@ -140,7 +140,7 @@ class Embedder:
 
 
 def _needed(ways: Sequence[Way]) -> tuple[Wanted, int]:
-    """The columns that are wanted of the graph, and how many components the routes' ends have beside them."""
+    """The columns wanted of the graph, and how many more components the adapted vectors have."""
     names = [name for way in ways for name in way.output.columns]
     if any(way.route.hops and way.route.hops[0].states_width for way in ways):
         names.append(STATES)

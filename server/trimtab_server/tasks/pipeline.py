@@ -1,4 +1,4 @@
-"""A request's way through the server, the same for every protocol and every task."""
+"""A request's way through the server: the same for every protocol and every task."""
 
 import asyncio
 import time
@@ -22,9 +22,9 @@ from trimtab_server.observing.metrics import Metrics
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.turns import PIECE, Flow, Turns
 
-# What is in flight also holds memory: so many bytes of texts and vectors are charged as a token.
+# Requests in flight also hold memory: so many bytes of texts and vectors are charged as one token.
 BYTES_A_TOKEN = 128
-# What a text of a large request takes of the event loop until it is queued for the tokenizer, about.
+# About how long the event loop needs for a text of a large request until it is queued for the tokenizer.
 TEXT_SECONDS = 2e-6
 
 
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """What was computed of a request's texts, and how far the time has gone, in seconds."""
+    """What was computed for a request's items, and how long that took so far, in seconds."""
 
     computed: Computed
     counts: list[int]  # tokens
     tokenize: float
-    arrived: float  # when the last row was there, on time.monotonic's clock
+    arrived: float  # when the last row arrived, on time.monotonic's clock
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -51,7 +51,7 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class Admitted:
-    """A request that was let in, until its answer is made."""
+    """An admitted request, until its answer is made."""
 
     __slots__ = ("_engine", "number", "turn")
 
@@ -68,7 +68,8 @@ class Admitted:
 
 
 class Answering:
-    """One request on its way: counted while it is in flight, and where it fails; its version is held."""
+    """A request that is being answered: it is counted while in flight, and if it fails; its version is
+    held."""
 
     __slots__ = ("_call", "_found", "_held", "_metrics", "_repository")
 
@@ -80,11 +81,11 @@ class Answering:
         self._held = False
 
     def found(self, version: LoadedEncoder) -> None:
-        """The request is one of this version, unless another one answers it."""
+        """The request counts for this version, unless another one answers it."""
         self._found = version
 
     def hold(self, version: LoadedEncoder) -> None:
-        """This version answers the request, and was found without waiting for anything since."""
+        """This version answers the request. Nothing may have been awaited since it was found."""
         self._found, self._held = version, True
         self._repository.hold(version)
         self._metrics.began(version.name, version.version, self._call.protocol)
@@ -130,7 +131,7 @@ class Pipeline:
     def read(
         self, call: Call, parse: Callable[Concatenate[Call, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """What `parse` makes of a message; where it cannot be read, that is counted like any failure."""
+        """What `parse` makes of a message; if it cannot be parsed, that counts like any failure."""
         try:
             return parse(call, *args, **kwargs)
         except Exception as error:
@@ -138,11 +139,11 @@ class Pipeline:
             raise
 
     def answering(self, call: Call) -> "Answering":
-        """While a request is answered."""
+        """The context in which a request is answered."""
         return Answering(self.repository, self.metrics, call)
 
     async def turn(self, call: Call, texts: int) -> None:
-        """Wait for the caller's turn, until the deadline, where so many texts will take long."""
+        """Wait for the caller's turn, at most until the deadline, if so many texts take long."""
         if texts > PIECE:
             async with asyncio.timeout_at(call.deadline):
                 await self.turns.wait(Flow(call.flow, small=False), texts * TEXT_SECONDS)
@@ -155,9 +156,9 @@ class Pipeline:
         wanted: Wanted,
         others: int = 0,
     ) -> "Admitted":
-        """Room for items whose prompts stand before them already, until the answer is made of them.
+        """Admit items, which include their prompts, until the answer is made.
 
-        `others`: components that are held for each of them beside what is wanted of the model.
+        `others`: components that each of them holds besides what is wanted of the model.
         """
         estimate, size = encoder.reader.bound(items)
         size += len(items) * (encoder.model.item_bytes(wanted) + 4 * others)
@@ -175,7 +176,7 @@ class Pipeline:
         wanted: Wanted,
         which: Which,
     ) -> Rows:
-        """What is wanted of items that were admitted: prepare them, compute."""
+        """Prepare admitted items, and compute their wanted outputs."""
         payloads = await self._preparation.read(
             encoder.reader, items, truncate, (call.flow, call.priority), which
         )
@@ -190,13 +191,13 @@ class Pipeline:
         return Rows(computed, counts, tokenized - call.arrived, time.monotonic())
 
     async def made(self, call: Call, rows: int, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """An answer of so many rows: in its caller's turn, where they are many."""
+        """Make an answer of so many rows: in its caller's turn, if they are many."""
         if rows <= PIECE:
             return make(*args, **kwargs)
         return await self.turns.do(Flow(call.flow, small=False), make, *args, **kwargs)
 
     def answered(self, encoder: LoadedEncoder, call: Call, rows: Rows) -> Times:
-        """Count an answered request; where its time went."""
+        """Count an answered request. Returns where its time went."""
         ended = time.monotonic()
         computed = rows.computed
         times = Times(rows.tokenize, computed.queue_seconds, computed.compute_seconds, ended - rows.arrived)
@@ -215,7 +216,7 @@ class Pipeline:
         return times
 
     def check_items(self, encoder: LoadedEncoder, items: Sequence[Any], field: str) -> None:
-        """Refuse as many items, or as long ones, as the limits do not allow, naming the element."""
+        """Refuse more or longer items than the limits allow, naming the item."""
         limits, reader = self.limits, encoder.reader
         check_count(len(items), limits.max_texts, field)
         for row, item in enumerate(items):
@@ -229,7 +230,7 @@ class Pipeline:
 
 
 def check_count(given: int, most: int, name: str = "texts") -> None:
-    """Refuse more texts than one request may have. To be asked before anything looks at each of them."""
+    """Refuse more texts than one request may have. To be called before anything goes through the texts."""
     if given > most:
         raise InvalidArgument(
             f"the request has {given} {name}, this server takes {most} in one request: "
@@ -238,7 +239,7 @@ def check_count(given: int, most: int, name: str = "texts") -> None:
 
 
 def _reason(error: BaseException | None) -> str:
-    """What metrics call it that a request has failed."""
+    """What metrics call a request's failure."""
     if isinstance(error, TrimtabError):
         return error.code.name
     if isinstance(error, TimeoutError):

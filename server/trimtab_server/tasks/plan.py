@@ -1,4 +1,4 @@
-"""How texts are to be embedded: what was asked for, what is planned for it, and who may change that."""
+"""How a request is answered: what was asked for, the plan, and the policies that may change it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from trimtab_server.spaces.route import Vectors
 
 
 class EmbedRequest(msgspec.Struct, frozen=True):
-    """What a caller asks for, whatever the protocol it came by. The options are those of `EmbedOptions`."""
+    """What a caller asks for, in any protocol. The options are those of `EmbedOptions`."""
 
     encoder: str
     version: str
-    texts: Sequence[Any]  # or other items, of the form
+    texts: Sequence[Any]  # or items of another form
     role: Role | None = None
     truncate: Truncate = "end"
     dimensions: int | None = None
@@ -31,17 +31,17 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     layers: int | None = None
     allow_brownout: bool = True
     form: str = "text"  # the field of trimtab.v1.Input that its items come in
-    field: str = "texts"  # where the request has them
+    field: str = "texts"  # the request's field with the items
 
     def which(self, row: int) -> str:
-        """How messages call an item."""
+        """What messages call an item."""
         return f"{self.field}[{row}]"
 
 
 @dataclass(frozen=True, slots=True)
 class Hubness:
-    """Of each passage of a request the share of the sentinel queries that it would be shown for among the
-    first ten, float64 (n,); and the share that ordinary ones hardly ever exceed."""
+    """For each passage of a request, the share of the sentinel queries that would find it among the first
+    ten, float64 (n,); and the share that ordinary passages hardly ever exceed."""
 
     reach: NDArray[np.float64]
     threshold: float
@@ -54,10 +54,10 @@ class Hubness:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How a request is answered, and what was found of its vectors.
+    """How a request is answered, and what was found about its vectors.
 
-    `version` is the encoder that answers, and `encoder` the graph of it that computes: the same, or another
-    variant's. Each way is that of an output asked for into one of the spaces asked for.
+    `version` is the encoder that answers, and `encoder` is its graph that computes: itself, or another
+    variant. Each way leads a requested output into a requested space.
     """
 
     request: EmbedRequest
@@ -74,25 +74,28 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def items(self) -> Sequence[Any]:
-        """The items as the encoder reads them: behind the prompt for their role."""
+        """The items as the encoder reads them, with the prompt for their role."""
         texts, role = self.request.texts, self.request.role
         prompt = self.encoder.manifest.prompts.of(role)
         return self.encoder.reader.prompted(texts, prompt) if prompt else texts
 
 
 class Policy:
-    """Changes how requests are answered, before they are computed or after. This one changes nothing.
+    """Changes how requests are answered, before or after they are computed. This one changes nothing.
 
-    The order in which policies are asked is their order in the server's one list of them (app.py). Plans are
-    made in one go, without waiting for anything: what is served stays the same meanwhile.
+    Policies are asked in the order of the list in app.py. A plan is made without awaiting anything, so what
+    is served stays the same meanwhile.
     """
 
     def plan(self, call: Call, plan: Plan) -> Plan:
-        """The plan as it goes on to the next policy. Raises what the request is refused with."""
+        """The plan for the next policy. Raises an error to refuse the request."""
         return plan
 
     async def look(self, call: Call, plan: Plan, vectors: Vectors) -> Plan:
-        """The request was computed, with whole dense vectors of `plan.encoder`, float32 (n, dimensions), not
-        yet answered; what gives no such vectors is not looked at. What was found of it is in the plan
-        returned. Raises what the answer is withheld for."""
+        """Look at a request that was computed and is not answered yet.
+
+        `vectors` are the whole dense vectors of `plan.encoder`, float32 (n, dimensions); requests without
+        such vectors are skipped. What was found is in the returned plan. Raises an error to withhold the
+        answer.
+        """
         return plan

@@ -1,7 +1,7 @@
-"""Rescore: candidates, fetched from whatever index, scored for a query in the encoder's own space.
+"""Rescore: candidates from any index are scored for a query, in the encoder's own space.
 
-It is the second stage of a cascade (Matveeva et al. 2006): what an adapted query found in the old encoder's
-index is put in order by the new encoder. A candidate that has an id is computed once and remembered.
+This is the second stage of a cascade (Matveeva et al. 2006): the new encoder reranks what an adapted query
+found in the old encoder's index. A candidate with an id is computed once and cached.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from trimtab_server.tasks.pipeline import Pipeline, Times
 
 MAX_ID_BYTES = 512
 DIGEST_BYTES = 16
-# What a remembered output costs beside its numbers and its key's strings: the objects that hold them.
+# What a cached output takes besides its numbers and its key's strings: the objects that hold them.
 ENTRY_BYTES = 400
 
 Key: TypeAlias = tuple[str, str, Truncate, str]  # space, tenant, how texts are cut, id
 
 
 class Memory:
-    """Outputs of candidates by space, tenant, cut and id, the least lately used of which go."""
+    """Caches candidates' outputs by space, tenant, cut and id; drops the least recently used."""
 
     def __init__(self, cache_bytes: int) -> None:
         self.bytes = 0
@@ -39,7 +39,8 @@ class Memory:
         self._outputs: OrderedDict[Key, tuple[Columns, bytes]] = OrderedDict()
 
     def recall(self, key: Key, digest: bytes = b"") -> Columns | None:
-        """What is remembered under this key; None, too, where it is that of a text with another digest."""
+        """What is cached under this key; None if nothing is, or if it is that of a text with another
+        digest."""
         output, of = self._outputs.get(key, (None, b""))
         if output is None or digest not in (b"", of):
             return None
@@ -47,7 +48,7 @@ class Memory:
         return output
 
     def remember(self, key: Key, output: Columns, digest: bytes) -> None:
-        """Remember one item's output, and its text's digest, in place of what was under this key."""
+        """Cache an item's output and its text's digest, in place of what was under this key."""
         self._forget(key)
         self._outputs[key] = output, digest
         self.bytes += _size(key, output)
@@ -62,9 +63,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A text to score, an id under which its vector is remembered, or both.
+    """A text to score, an id under which its vector is cached, or both.
 
-    digest: of the text that is meant, where only the id is given; empty for whatever is remembered.
+    digest: of the text that is meant, if only the id is given; empty for whatever is cached.
     """
 
     id: str
@@ -86,7 +87,7 @@ class RescoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class RescoreResult:
-    """A score for each candidate, the more the nearer; or the places of those whose text is missing."""
+    """A score for each candidate, higher for nearer ones; or the positions of those whose text is missing."""
 
     encoder: LoadedEncoder
     output: Given

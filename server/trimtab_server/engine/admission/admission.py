@@ -1,9 +1,9 @@
-"""The door: bounds what is in flight, so that memory and waiting time stay bounded, whatever comes.
+"""Bounds the requests in flight, so that memory and waiting times stay bounded under any load.
 
-What cannot be answered before its deadline is refused at once, while that costs next to nothing: under
-overload a server that takes up everything answers nothing in time. How near to its deadline a request may
-come is learnt, for each tenant from its own requests (margin.py). What one tenant has in flight is bounded by
-its quota, and by the room that is left: there is always some for others.
+A request that cannot be answered before its deadline is refused on arrival, when that costs next to nothing:
+an overloaded server that accepts everything answers nothing in time. How close to its deadline a request may
+come is learnt for each tenant, from its own requests (margin.py). What a tenant has in flight is bounded by
+its quota and by the room that is left, so that there is always some for others.
 """
 
 import time
@@ -15,24 +15,22 @@ from trimtab_server.config import Quota
 from trimtab_server.engine.admission.margin import late
 from trimtab_server.engine.admission.quotas import Account, Line, Quotas
 
-# A tenant of weight 1 may hold so many times the room that is left (dynamic thresholds: Choudhury and Hahne,
-# 1998). One alone gets to 8/9 of it all, two to 8/17 each; a ninth, or a seventeenth, stays free for others.
+# A tenant of weight 1 may hold this many times the room that is left (dynamic thresholds: Choudhury and
+# Hahne, 1998). A single tenant gets up to 8/9 of all room, two get 8/17 each; the rest stays free for others.
 ROOM = 8
-# The same for a connection, where callers have no names: one alone gets to two thirds of that.
+# The same for a connection, if callers have no names: a single one gets up to two thirds.
 CONNECTION_ROOM = 2
-# How soon it may be worth while to come again, at least and at most, in seconds.
+# After how many seconds a refused client is told to retry, at least and at most.
 SOON, LATE = 0.05, 10.0
 
 Reason = Literal["rate", "in_flight", "share", "full", "late"]
 
 
 class Pass:
-    """One admitted request's share of the tokens in flight, until the `with` block over it ends.
+    """The tokens in flight that an admitted request reserves, until the `with` block over it ends.
 
-    `held` of them are for the memory that it takes, and are not charged to the tenant's rate.
-
-    `due` is its deadline, when it was admitted, and the seconds that it was predicted to wait: the tenant's
-    margin learns from what becomes of it.
+    `held` of them are for its memory, and are not charged to the tenant's rate. `due` is its deadline, the
+    time of its admission and its predicted wait in seconds: the tenant's margin learns from the outcome.
     """
 
     __slots__ = ("_account", "_admission", "_due", "_flow", "_held", "_line", "settled", "tokens")
@@ -61,7 +59,7 @@ class Pass:
         self._change(tokens + held)
 
     def settle(self, tokens: int) -> None:
-        """Replace the estimate made at the door by the true count."""
+        """Replace the estimate made on arrival by the true count."""
         self.settled = True
         self._account.counted(self.tokens, tokens)
         self._line.uncounted -= self.tokens
@@ -76,7 +74,7 @@ class Pass:
         self.end(answered=kind is None)
 
     def end(self, *, answered: bool) -> None:
-        """The request is in flight no more; one that never came to be counted has used nothing."""
+        """The request is no longer in flight. If its tokens were never counted, it has used none."""
         if not self.settled:
             self._account.use(-self.tokens)
             self._line.uncounted -= self.tokens
@@ -86,7 +84,7 @@ class Pass:
         if self._due is not None:
             deadline, admitted, needed = self._due
             ended = self._admission.clock()
-            # What was given up before its time, or failed, says nothing about how long the queue was.
+            # A request that failed, or was given up before its deadline, says nothing about the queue.
             if answered or late(admitted, deadline, ended):
                 self._account.margin.ended(admitted, needed, deadline, ended)
 
@@ -97,12 +95,13 @@ class Pass:
 
 
 class Admission:
-    """Counts the tokens of all requests in flight, and says no beyond a limit, or where it is too late.
+    """Counts the tokens of all requests in flight, and refuses requests beyond a limit, or if it is too late.
 
-    At the door only the length of a text is known. A text has no more tokens than bytes, nor than its
-    encoder reads: that is what it is charged until the tokenizer has counted, and for the memory that it and
-    its vectors take until they are answered.
-    `refused` is told of each that is refused: its tenant, as metrics call it, and the reason.
+    On arrival, only the length of a text is known. It has no more tokens than bytes, and no more than its
+    encoder reads: these it is charged until the tokenizer has counted. It is also charged for the memory that
+    it and its vectors take until they are answered.
+
+    `refused` is called for each refusal, with the tenant as metrics call it, and the reason.
     """
 
     def __init__(
@@ -127,14 +126,13 @@ class Admission:
         held: int = 0,
         flow: str = "",
     ) -> Pass:
-        """A share, of `tokens` to be counted and what is `held` beside them, for as long as the request is in
-        flight.
+        """Reserve `tokens`, yet to be counted, and `held` more for memory, until the request is over.
 
-        `queue_seconds`: how long the queue is likely to be, where so many tokens of the flow's are on their
-        way to it and not in it yet. `deadline` is on the clock. `flow` is the tenant's, or the connection's
-        where the tenant has no name. Raises
-        InvalidArgument where the request alone is over a limit, ResourceExhausted where its tenant
-        has used up its quota, or there is no room beside the others, or no time.
+        `queue_seconds` predicts the wait, given how many of the flow's tokens are admitted but not queued
+        yet. `deadline` is on the clock. `flow` is the tenant, or the connection if the tenant has no name.
+
+        Raises InvalidArgument if the request alone exceeds a limit; ResourceExhausted if its tenant's quota
+        is used up, or there is no room or not enough time.
         """
         now = self.clock()
         account = self._quotas.account(tenant, now)

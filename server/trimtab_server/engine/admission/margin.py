@@ -1,17 +1,17 @@
-"""How much of a request's time the queue may be predicted to take: learnt from what became of those let in.
+"""How much of a request's time the queue may take: learnt from what became of admitted requests.
 
-Additive increase, multiplicative decrease, as TCP does it (Chiu and Jain, 1989): what was let in and came too
-late makes the part smaller at once, what came in time makes it larger slowly. Only requests that were let in
-near the limit tell anything: another part would have changed nothing for the others. Sans-IO.
+Additive increase, multiplicative decrease, as in TCP (Chiu and Jain, 1989): an admitted request that came too
+late makes the part smaller at once, one that came in time makes it larger slowly. Only requests that were
+admitted near the limit count: a different part would have changed nothing for the others. Sans-IO.
 """
 
 START, LEAST, MOST = 0.4, 0.1, 0.8
 FALL = 0.7
-# A second, while requests near the limit are in time.
+# Per second, while requests near the limit are in time.
 RISE = 0.005
-# Nearer than this to the limit.
+# Requests predicted to take more than this share of the limit are near it.
 NEAR = 0.5
-# An answer that leaves in the last part of the time is too late: it has to be packed and sent.
+# An answer in this last part of its time is too late: it still has to be packed and sent.
 LAST = 0.05
 
 
@@ -21,7 +21,7 @@ def late(admitted: float, deadline: float, now: float) -> bool:
 
 
 class Margin:
-    """The part, between LEAST and MOST."""
+    """The part of a request's time that the queue may take, between LEAST and MOST."""
 
     def __init__(self) -> None:
         self.part = START
@@ -31,17 +31,17 @@ class Margin:
     def allows(self, needed: float, left: float) -> bool:
         """Whether a request may wait `needed` of the `left` seconds until its deadline.
 
-        What nothing delays is left to its own deadline.
+        A request that need not wait is always allowed.
         """
         return needed <= max(self.part * left, 0.0)
 
     def ended(self, admitted: float, needed: float, deadline: float, now: float) -> None:
-        """A request ran to its end, or to its deadline; so many seconds of waiting were predicted for it."""
+        """A request that was predicted to wait `needed` seconds ran to its end, or to its deadline."""
         left = deadline - admitted
         if needed <= NEAR * self.part * left:
             return
         if late(admitted, deadline, now):
-            # What was let in before the last fall says nothing about the part since.
+            # A request admitted before the last fall says nothing about the part since.
             if admitted > self._fell:
                 self.part = max(LEAST, self.part * FALL)
                 self._fell = now

@@ -1,8 +1,8 @@
-"""What each tenant may use: a rate, a bound of what it has in flight, a share. Sans-IO.
+"""What each tenant may use: a rate, a limit of what it has in flight, a share. Sans-IO.
 
-The rate is a bucket of tokens that refills all the time (the token bucket of Turner, 1986). A request passes
-while the bucket holds anything, is charged what it may have at most, and gets back what it did not have: so
-no request is too large for a bucket, and what was used too much is waited for by the next one.
+The rate is a token bucket (Turner, 1986). A request passes while the bucket holds anything; it is charged the
+most tokens that it can have, and gets back those that it does not. So no request is too large for a bucket:
+if one overdraws it, the next one waits.
 """
 
 from collections.abc import Mapping
@@ -10,38 +10,37 @@ from collections.abc import Mapping
 from trimtab_server.config import Quota
 from trimtab_server.engine.admission.margin import Margin
 
-# Tenants without a quota of their own that are told apart at a time; the others of them are one.
+# How many tenants without a quota of their own are told apart; any others share an account.
 MOST_UNNAMED = 4096
-# How long a bucket takes to fill, where the configuration does not say how much it holds.
+# How long a bucket takes to fill, if the configuration does not give its size.
 BURST_SECONDS = 10.0
-# What tenants without a quota of their own are called in metrics, all of them together.
+# In metrics, the name of all tenants without a quota of their own.
 OTHER = "other"
-# How much of what is known of a tenant's texts and their tokens each request replaces.
+# The weight of each request in a tenant's running average of true over estimated tokens.
 STEP = 0.05
 
 
 class Line:
-    """What one flow of a tenant has in flight: its connection's, where the tenant has no name."""
+    """What one flow of a tenant has in flight: a connection's, if the tenant has no name."""
 
     __slots__ = ("in_flight", "uncounted")
 
     def __init__(self) -> None:
         self.in_flight = 0  # tokens, as Admission counts them
-        self.uncounted = 0  # of these, what the tokenizer has not counted yet
+        self.uncounted = 0  # of these, not yet counted by the tokenizer
 
 
 class Account:
-    """What one tenant has in flight, what it may still use, and what its requests have taught, which others
-    need not bear."""
+    """What one tenant has in flight, what it may still use, and what was learnt from its requests."""
 
     __slots__ = ("_filled", "_level", "in_flight", "lines", "margin", "name", "quota", "true")
 
     def __init__(self, name: str, quota: Quota, now: float) -> None:
-        self.name = name  # "" for all those that are one
+        self.name = name  # "" for the shared account
         self.quota = quota
         self.in_flight = 0  # tokens, as Admission counts them
-        self.lines: dict[str, Line] = {}  # of these, each flow's
-        self.true = 1.0  # tokens, of those that are estimated at the door
+        self.lines: dict[str, Line] = {}  # by flow
+        self.true = 1.0  # true tokens, as a share of those estimated on arrival
         self.margin = Margin()
         self._level = self.burst
         self._filled = now
@@ -61,7 +60,7 @@ class Account:
         return 0.0 if self._level > 0 else (1 - self._level) / rate
 
     def use(self, tokens: int) -> None:
-        """Take tokens out of the bucket, or, where they are negative, put some back."""
+        """Take tokens out of the bucket; if negative, put them back."""
         if self.quota.tokens_per_second:
             self._level = min(self.burst, self._level - tokens)
 
@@ -70,13 +69,13 @@ class Account:
         self.true += STEP * (tokens / max(estimate, 1) - self.true)
 
     def idle(self, now: float) -> bool:
-        """Whether it is like one that was never seen."""
+        """Whether a new account would be the same."""
         self.wait(now)
         return not self.in_flight and self._level >= self.burst
 
 
 class Quotas:
-    """Every tenant's account: `named` quotas by tenant, and one of this kind for each that has none."""
+    """Every tenant's account: `named` are quotas by tenant, `unnamed` is the quota of each other tenant."""
 
     def __init__(self, unnamed: Quota, named: Mapping[str, Quota]) -> None:
         self._quota = unnamed
@@ -87,15 +86,15 @@ class Quotas:
         self._swept = float("-inf")
 
     def weight(self, tenant: str) -> float:
-        """The tenant's share of the devices, beside others."""
+        """The tenant's share of the devices, relative to others."""
         return self._quotas.get(tenant, self._quota).weight
 
     def label(self, tenant: str) -> str:
-        """What metrics call the tenant: callers' inventions are no labels."""
+        """What metrics call the tenant: names that callers make up must not become labels."""
         return tenant if tenant in self._quotas else OTHER
 
     def account(self, tenant: str, now: float) -> Account:
-        """The tenant's account. There are never more than the configuration and MOST_UNNAMED make."""
+        """The tenant's account. There are at most the configured ones, MOST_UNNAMED, and the shared one."""
         quota = self._quotas.get(tenant)
         accounts = self._unnamed if quota is None else self._named
         account = accounts.get(tenant)

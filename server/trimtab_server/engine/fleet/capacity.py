@@ -1,4 +1,4 @@
-"""What the devices in service can do: how much a second, and when the next one is free."""
+"""The capacity of the devices in service: their throughput, and when the next one is free."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,20 @@ from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.fleet import Fleet, Flight
 
-# How much of what is known of the pace each run replaces, and how slow a run may make it.
+# The weight of each run in the running average of the pace, and the slowest that a run can count.
 PACE_STEP = 0.1
 SLOWEST = 10.0
 
 
 class Capacity:
-    """Of the devices in service, by what their runs took lately. Under the engine's lock, as the fleet is."""
+    """The capacity of the devices in service, by their recent runs. The engine's lock guards it, like the
+    fleet."""
 
     def __init__(self, devices: Sequence[Device], fleet: Fleet) -> None:
         self.run_seconds = 0.0  # of all runs so far
         self._devices = {device.name: device for device in devices}
         self._fleet = fleet
-        self._pace = 1.0  # how long runs take lately, of what was measured: neighbours slow them down
+        self._pace = 1.0  # how long recent runs took, relative to their cost: neighbours slow them down
 
     @property
     def workers(self) -> int:
@@ -27,7 +28,7 @@ class Capacity:
         return sum(device.place.workers for device in self._devices.values() if up(device.name))
 
     def units_per_second(self, model: Model) -> float:
-        """What the devices in service do, at the pace of their last runs."""
+        """The throughput of the devices in service, at the current pace."""
         working = [self._devices[name] for name in self._fleet.standing.working]
         most = sum(
             device.place.workers / device.costs[model].unit_seconds
@@ -37,7 +38,7 @@ class Capacity:
         return most / self._pace
 
     def free_seconds(self, now: float) -> float:
-        """Until the next worker of those in service is free, at that pace."""
+        """Seconds until the next worker in service is free, at the current pace."""
         back = self._fleet.standing.back_in(now)
         if back:
             return back
@@ -48,5 +49,5 @@ class Capacity:
         return max(0.0, left)
 
     def ran(self, flight: Flight, seconds: float) -> None:
-        """A run that gave a result has taken so long."""
+        """A successful run took so long."""
         self._pace += PACE_STEP * (min(seconds / flight.predicted, SLOWEST) - self._pace)

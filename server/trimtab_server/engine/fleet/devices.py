@@ -30,7 +30,7 @@ MOST_PROBED = 3
 class Device:
     """One place: a runner for each loaded model, and threads to run them on.
 
-    Its home is begun anew where it holds more than `max_resident_bytes`; 0 is no limit.
+    Its home is restarted if it holds more than `max_resident_bytes`; 0 means no limit.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Device:
 
     @property
     def restore_seconds(self) -> float:
-        """About how long it takes to begin anew, with all models; infinity where that cannot be."""
+        """About how long a restart takes, with all models; infinity if it cannot be restarted."""
         return sum(self._open_seconds.copy().values()) if self.home.restarts else math.inf
 
     @property
@@ -63,13 +63,13 @@ class Device:
 
     @property
     def stale(self) -> bool:
-        """Whether its home has to begin anew."""
+        """Whether its home has to be restarted."""
         return self.home.lost or self.too_large
 
     def load(self, model: Model, step: Callable[[], None] = lambda: None) -> None:
         """Open a graph, warm it and measure its cost. Blocks.
 
-        `step` is called before each run and at the end; where it raises, nothing is loaded.
+        `step` is called before each run and at the end; if it raises, nothing is loaded.
         """
         runner = self._open(model)
 
@@ -81,7 +81,7 @@ class Device:
             if self._measured is None:
                 cost = measure(run, model.sample)
             else:
-                # Numbers that go to another process and back take their time, too.
+                # Moving numbers to another process and back takes time, too.
                 kind = f"{self.place.kind} in a process" if self.home.restarts else self.place.kind
                 cost = self._measured.measure(
                     run, model.sample, model.digest, kind, hardware(self.place), ort.__version__,
@@ -94,7 +94,7 @@ class Device:
         self.costs[model] = cost
 
     def unload(self, model: Model) -> None:
-        """Forget a model; no batch of it may come any more."""
+        """Forget a model; no further batch of it may come."""
         self.costs.pop(model, None)
         self._open_seconds.pop(model, None)
         runner = self._runners.pop(model, None)
@@ -102,7 +102,7 @@ class Device:
             self.home.close(runner)
 
     def start(self, work: Callable[[], None], ended: Callable[[], None]) -> list[threading.Thread]:
-        """Start `work` on a thread for each of the place's workers; `ended` is its home's."""
+        """Start `work` on a thread for each of the place's workers; `ended` is passed on to its home."""
 
         def pinned(core: int | None) -> None:
             if core is not None:
@@ -121,7 +121,7 @@ class Device:
         return threads
 
     def run(self, model: Model, payloads: Sequence[Payload], wanted: Wanted) -> Columns | Exception:
-        """What is wanted of payloads, or what their run has raised: that is for the caller to judge."""
+        """The wanted outputs of payloads, or the error that their run has raised, for the caller to judge."""
         try:
             result = self._runners[model].run(collated(payloads), wanted)
             return checked(result, model, wanted, len(payloads))
@@ -131,8 +131,8 @@ class Device:
             return RuntimeError(f"{type(error).__name__}: {error}")
 
     def probe(self, model: Model) -> Exception | None:
-        """What is wrong with this device, if anything: run an item that it has run while it warmed up."""
-        # Nobody else watches it.
+        """What is wrong with this device, if anything: runs an item that it has run in its warm-up."""
+        # A timer of its own, since nobody else watches it.
         timer = threading.Timer(self._hang_seconds, stopping.stop, (threading.get_ident(),))
         timer.daemon = True
         timer.start()
@@ -145,7 +145,7 @@ class Device:
     def judge(self, model: Model) -> Literal["device", "model"] | None:
         """What is at fault when a run of this model has failed; None: neither, but its items.
 
-        It is the model where others run well on the device.
+        It is the model if others run well on the device.
         """
         if self.probe(model) is None:
             return None
@@ -155,9 +155,9 @@ class Device:
     def recover(self, models: Sequence[Model]) -> tuple[dict[Model, Exception], Exception | None]:
         """Load what was loaded elsewhere while this device was out of service, and probe all, in order.
 
-        Where it is stale, its home begins anew with these models and no others: what they cost is known. The
-        models that fail while the device runs others, or because they are not on disk any more; and what is
-        wrong with the device, if anything.
+        If it is stale, its home is restarted with just these models, whose costs are known. Returns the
+        models that fail although the device runs others, or that are no longer on disk; and what is wrong
+        with the device, if anything.
         """
         failed: dict[Model, Exception] = {}
         well = False
@@ -181,7 +181,7 @@ class Device:
             gone = {model: each for model, each in failed.items() if isinstance(each, NotReopenedError)}
             ill = [error for model, error in failed.items() if model not in gone]
             if failed and (self.home.lost or (ill and not well)):
-                self.home.end()  # what is wrong with it may not be there after a new beginning
+                self.home.end()  # a restart may cure it
                 return (failed if well else {**gone}), next(iter((*ill, *failed.values())))
             if begun and self.too_large:
                 log.warning(
@@ -195,7 +195,7 @@ class Device:
         return failed, None
 
     def _restore(self, model: Model, begun: bool) -> Exception | None:
-        """Have a model loaded, and probe it; what is wrong with it."""
+        """Load a model if needed, and probe it. Returns what is wrong with it."""
         try:
             if model not in self.costs:
                 self.load(model)

@@ -1,14 +1,14 @@
 """What runs on which device, and where a batch goes that failed: a sans-IO policy.
 
-A batch that fails is tried once more, whole, on another device. Where that succeeds, the first device was
-at fault, and is taken out of service; where it fails too, or there is no other device, the batch is run by
-halves, so that in the end only the items have failed that fail alone. A device that fails on an item known
-to be good is at fault as well; so is one that does not come back from a run in twenty times the time that
-the run was measured to take, and on a thread does not end it when it is stopped. How it comes back is in
-standing.py. When none is in service, nothing waits: what is queued is the engine's to refuse.
+A failed batch is tried once more, whole, on another device. If that succeeds, the first device was at fault,
+and is taken out of service. If it fails too, or there is no other device, the batch is run by halves, so that
+in the end only items have failed that fail alone. A device that fails on a known good item is at fault as
+well. So is one that takes twenty times as long as a run was measured to take and, on a thread, does not end
+the run when told to stop. How a device comes back is in standing.py. If none is in service, nothing waits:
+the engine refuses what is queued.
 
-Each item leaves exactly once: answered by a flight that landed, or in the answer of `failed`, `hung`,
-`again` or `clear`. A flight that was given up as hung may come back at any time; it does not land.
+Each item leaves exactly once: with a flight that landed, or in what `failed`, `hung`, `again` or `clear`
+return. A flight that was given up as hung may return at any time; it does not land.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -18,19 +18,20 @@ from trimtab.errors import InternalError, TrimtabError, Unavailable
 from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.engine.fleet.standing import HANG_FACTOR, PROBE_SECONDS, Changed, Standing, never
 
-# How long a run may take to end once it was stopped.
+# How long a run may take to end once it was told to stop.
 STOP_SECONDS = 2.0
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A batch to run. `retried`: it failed before, on `avoid` where that is named, and has no other retry."""
+    """A batch to run. `retried`: it has failed before, on `avoid` if that is named, and is not retried
+    again."""
 
     batch: Batch
     retried: bool = False
     avoid: str = ""
-    blame: bool = False  # `avoid` raised on it, and is at fault where another device succeeds
-    suspect: bool = False  # the process in which it ran has ended
+    blame: bool = False  # `avoid` raised on it, and is at fault if another device succeeds
+    suspect: bool = False  # the process that ran it has died
 
 
 @dataclass(eq=False, slots=True)
@@ -42,12 +43,12 @@ class Flight:
     begun: float
     predicted: float  # seconds
     due: float  # when it counts as hung
-    stopped: bool = False  # it was to end by then, and was told to
+    stopped: bool = False  # it was told to stop
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Items that failed for good. An error that is not ours already is what the session raised on them."""
+    """Items that failed for good. An error that is not one of ours is what the session raised."""
 
     items: tuple[Item, ...]
     error: Exception
@@ -57,7 +58,7 @@ class Failed:
 class Again:
     """What `again` found: a job, and items whose deadline passed while they waited to be tried again.
 
-    `hold`: nothing may be launched on the device yet, since something has to be alone there.
+    `hold`: nothing may start on the device yet, since a suspect job must run there alone.
     """
 
     job: Job | None
@@ -76,9 +77,9 @@ def _given_up(device: str, seconds: float) -> InternalError:
 
 
 class Fleet:
-    """What runs, and what has to run again. Not thread-safe: the engine keeps it under its lock.
+    """What runs, and what has to run again. Not thread-safe: the engine's lock guards it.
 
-    `changed` and `restore_seconds` are the standing's.
+    `changed` and `restore_seconds` are passed on to the standing.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class Fleet:
         self.standing = Standing(devices, changed, restore_seconds)
         self._hang_seconds = hang_seconds
         self._flights: dict[Flight, None] = {}  # a set that keeps its order
-        self._jobs: list[Job] = []  # that failed and wait to be run again
+        self._jobs: list[Job] = []  # failed jobs that wait to be run again
 
     @property
     def flying(self) -> bool:
-        """Whether anything runs that was not given up."""
+        """Whether anything runs, apart from what was given up."""
         return bool(self._flights)
 
     @property
@@ -111,7 +112,7 @@ class Fleet:
     # -- a job's way -----------------------------------------------------------------------------------
 
     def again(self, device: str, now: float) -> Again:
-        """The oldest job that waits to be run again and may be run here, without those nobody wants."""
+        """The oldest job that waits to be run again and may run here, without items that nobody wants."""
         here = [flight for flight in self._flights if flight.device == device]
         if any(flight.job.suspect for flight in here):
             return HOLD
@@ -143,11 +144,11 @@ class Fleet:
 
     @property
     def suspects(self) -> bool:
-        """Whether anything waits that has to be alone on its device."""
+        """Whether a job waits that must run alone on its device."""
         return any(job.suspect for job in self._jobs)
 
     def land(self, flight: Flight) -> bool:
-        """A run has returned; False where it was given up before: its result must be ignored."""
+        """A run has returned; False if it was given up before: its result must be ignored."""
         if flight not in self._flights:
             return False
         del self._flights[flight]
@@ -160,7 +161,7 @@ class Fleet:
             self.standing.take_out(flight.job.avoid, "raised", now)
 
     def failed(self, flight: Flight, error: Exception, *, sick: bool, now: float) -> list[Failed]:
-        """A flight has landed with an error; `sick` where its device fails on an item known to be good."""
+        """A flight has landed with an error; `sick`: its device fails on a known good item."""
         job, device = flight.job, flight.device
         if sick:
             self.standing.take_out(device, "raised", now)
@@ -176,7 +177,7 @@ class Fleet:
         return []
 
     def ended(self, flight: Flight, error: Exception) -> list[Failed]:
-        """A flight has landed because the process in which it ran has ended, by it or not."""
+        """A flight has landed because its process died, whether or not it was the cause."""
         job = flight.job
         if not job.suspect:
             avoid = flight.device if self.standing.other_than(flight.device) else ""
@@ -188,14 +189,14 @@ class Fleet:
         return []
 
     def due(self) -> float | None:
-        """When the next flight or probe will count as hung, or a device be waited for no longer."""
+        """When the next flight or probe counts as hung, or a device is no longer waited for."""
         times = [self.standing.due(), *(flight.due for flight in self._flights)]
         return min((each for each in times if each is not None), default=None)
 
     def late(self, now: float) -> list[Flight]:
-        """The flights that are due on devices that cannot begin anew, each once.
+        """The overdue flights on devices that cannot be restarted, each once.
 
-        They get a little longer, and are to be stopped meanwhile.
+        They are to be told to stop, and get a little longer.
         """
         late = [
             flight
@@ -208,12 +209,12 @@ class Fleet:
         return late
 
     def returned(self, flight: Flight, now: float) -> None:
-        """A run has come back; it lands when it is known what was wrong."""
+        """A run has returned with an error; it lands when the cause is known."""
         if flight in self._flights and not self.standing.begins_anew(flight.device):
             flight.due = now + PROBE_SECONDS
 
     def overran(self, flight: Flight, now: float) -> list[Failed]:
-        """A flight has landed because it was stopped: what hung is what it ran, and not its device."""
+        """A flight has landed because it was stopped: what it ran hangs, not its device."""
         job, seconds = flight.job, now - flight.begun
         if not job.retried and self.standing.other_than(flight.device):
             self._jobs.append(replace(job, retried=True, avoid=flight.device, blame=False))
@@ -221,7 +222,7 @@ class Fleet:
         return [Failed(job.batch.items, _given_up(flight.device, seconds))]
 
     def hung(self, now: float) -> list[Failed]:
-        """Give up the flights that are due, take their devices out, and wait for no device too long."""
+        """Give up overdue flights, take their devices out of service, and stop waiting for late devices."""
         gone = []
         self.standing.give_up_waiting(now)
         for flight in [flight for flight in self._flights if flight.due <= now]:
@@ -243,14 +244,14 @@ class Fleet:
         return gone
 
     def clear(self) -> list[Item]:
-        """Take out all that waits to be run again."""
+        """Remove all items that wait to be run again."""
         items = [item for job in self._jobs for item in job.batch.items]
         self._jobs.clear()
         return items
 
     def probe_in(self, device: str, now: float) -> float | None:
         """Seconds until the device should be probed; None while it is in service, being probed, or busy with
-        what has to come to its end before."""
+        runs that must end before."""
         busy = any(flight.device == device for flight in self._flights)
         return self.standing.probe_in(device, now, busy=busy)
 

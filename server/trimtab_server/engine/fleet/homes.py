@@ -22,30 +22,30 @@ class Home(Protocol):
 
     @property
     def restarts(self) -> bool:
-        """Whether it can be ended and begun anew."""
+        """Whether it can be restarted."""
 
     @property
     def lost(self) -> bool:
-        """Whether all that it held is gone, until `restart`: its runners raise DeviceLostError."""
+        """Whether its process is gone, until `restart`: its runners raise DeviceLostError."""
 
     @property
     def resident_bytes(self) -> int:
-        """The memory that it holds; 0 where that is not known."""
+        """Its memory; 0 if that is not known."""
 
     def start(self, ended: Callable[[], None]) -> None:
-        """Begin; `ended` is called, on some thread, when it has ended by itself."""
+        """Start; `ended` is called, on some thread, when it has ended by itself."""
 
     def restart(self) -> None:
-        """End what is left of it, and begin anew. OSError where that cannot be."""
+        """End what is left of it, and start anew. OSError if that fails."""
 
     def open(self, model: Model) -> Runner:
         """Open a graph."""
 
     def close(self, runner: Runner) -> None:
-        """Let go of a graph that nobody runs any more."""
+        """Close a graph that is no longer used."""
 
     def end(self) -> None:
-        """End it at once where it `restarts`, whatever it does. Does not wait."""
+        """Kill it, if it `restarts`. Does not wait."""
 
     def stop(self) -> None:
         """End it for good."""
@@ -94,7 +94,7 @@ class InProcess:
         self._numbers = itertools.count(1)
         self._ended: Callable[[], None] = lambda: None
         self._process: Process | None = None
-        self._lock = threading.Lock()  # over beginnings and ends
+        self._lock = threading.Lock()  # guards starts and ends
         self._stopped = False
 
     @property
@@ -138,7 +138,7 @@ class InProcess:
 
 
 def open_ort(model: Model, place: Place) -> Runner:
-    """The real thing: ONNX Runtime at a place. ConfigError where that cannot be used."""
+    """ONNX Runtime at a place. ConfigError if that cannot be used."""
     try:
         return OnnxRunner(model, place.kind, place.index)
     except UnusableError as error:
@@ -147,10 +147,10 @@ def open_ort(model: Model, place: Place) -> Runner:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How graphs are opened: by `open` in threads, by `program` in a process of its own.
+    """How graphs are opened: by `open` on threads, by `program` in processes of their own.
 
-    `foreign`: they come from files that nobody has run. They are rehearsed before they are opened, and what
-    their runs cost is kept for the next start.
+    `foreign`: they come from files that may do anything. They are rehearsed before they are opened, and the
+    costs of their runs are kept for the next start.
     """
 
     open: Open = open_ort
@@ -158,5 +158,5 @@ class Opening:
     foreign: bool = True
 
     def home(self, place: Place, *, isolated: bool) -> Home:
-        """A home for the sessions of a place, in a process of its own where it is `isolated`."""
+        """A home for the sessions of a place, in a process of its own if it is `isolated`."""
         return InProcess(place, self.program) if isolated else InThreads(self.open, place)

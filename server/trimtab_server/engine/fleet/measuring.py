@@ -25,10 +25,10 @@ Sample: TypeAlias = Callable[[int], Payload]
 # Batches to measure, by the units of their items: alone, alike, and long beside short.
 SHAPES = ([8], [32], [128], [256], [8] * 8, [32] * 4, [128] * 2, [64] + [8] * 7, [128] + [8] * 7)
 RUNS = 3
-# A device that does all of them faster than this is measured on more items at once, too.
+# A device that runs all of them faster than this is also measured on more items at once.
 SECONDS = 0.03
 MOST_ITEMS = 256
-# A batch that tells whether a cost measured earlier still holds, and by how much it may differ.
+# The batch that checks whether an earlier cost still holds, and the factor by which it may differ.
 CHECK = [32] * 4
 CHECK_FACTOR = 2.0
 
@@ -50,17 +50,17 @@ def measure(run: Run, sample: Sample) -> Cost:
 
 
 class Measured:
-    """Costs measured at earlier starts, one file each in `folder`: a start is that much shorter.
+    """Costs measured at earlier starts, one file each in `folder`, which make a start shorter.
 
-    They are named by the graph's content, the device and the runtime, so that none is taken for another's.
-    A folder that cannot be read or written is no fault: the cost is measured again.
+    Files are named by the graph's content, the device and the runtime, so that none is mistaken for
+    another's. If the folder cannot be read or written, costs are measured again.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def measure(self, run: Run, sample: Sample, *of: str) -> Cost:
-        """As `measure`, or what it said earlier for the same `of`, where a run of CHECK confirms it."""
+        """As `measure`, or its earlier result for the same `of`, if a run of CHECK confirms that."""
         path = self._folder / f"{hashlib.sha256(repr(of).encode()).hexdigest()[:32]}.json"
         cost = _read(path)
         if cost is not None:
@@ -102,7 +102,7 @@ def _median_seconds(run: Run, payloads: Sequence[Payload]) -> float:
 def fit(samples: Sequence[tuple[Sequence[int], float]]) -> Cost:
     """The cost nearest to measured (units, seconds), by least squares of the relative error.
 
-    No figure may be negative: one that comes out so is noise around nothing, and left out.
+    A figure that would be negative is noise around zero, and left out.
     """
     rows = []
     for units, seconds in samples:

@@ -79,7 +79,7 @@ def _range(name: str, which: str) -> tuple[int, ...]:
 
 
 def hardware(place: Place) -> str:
-    """What the place is made of, so far as Linux tells: the model of the CPU, or of the NVIDIA GPU."""
+    """The model of the place's CPU or NVIDIA GPU, as far as Linux tells."""
     if place.kind == "cpu":
         path, key = Path("/proc/cpuinfo"), "model name"
     else:

@@ -18,7 +18,7 @@ from trimtab_server.engine.runners.runner import DeviceLostError
 
 log = logging.getLogger(__name__)
 
-# A graph at whose loading the process ends so often is not loaded.
+# A graph is not loaded if its loading kills the process so often.
 LOSSES = 3
 # A model that fails so often in a row, while others run well, is retired.
 STRIKES = 3
@@ -27,8 +27,8 @@ STRIKES = 3
 class Roster:
     """The models of all devices. `load` and `unload` take the lock, the rest is called with it held.
 
-    `idle` is notified of whatever changes; `lost` is told of a device whose process has ended; `retired`,
-    with the lock held, of a model that is not run any more, and why.
+    `idle` is notified of every change; `lost` is called with a device whose process died; `retired`, with the
+    lock held, with a model that is no longer run, and why.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Roster:
         self._load_seconds = load_seconds
         self._tell_lost = lost
         self._tell_retired = retired
-        self._strikes: Counter[Model] = Counter()  # how often in a row a model has failed, and no device
+        self._strikes: Counter[Model] = Counter()  # how often in a row each model was at fault
         self._stopped = False
 
     async def load(self, model: Model) -> Cost:
-        """Load a model on every device in service; its cost on the slowest.
+        """Load a model on every device in service. Returns its cost on the slowest.
 
-        A device that is out of service loads it on its way back. FailedPrecondition where its process ends
-        each time that it loads it, or it does not get on; BundleError where it cannot be opened or run.
+        A device that is out of service loads it when it comes back. FailedPrecondition if loading keeps
+        killing the process, or gets stuck; BundleError if the model cannot be opened or run.
         """
         losses = 0
         try:
@@ -68,7 +68,7 @@ class Roster:
                     missing = [device for device in devices if model not in device.costs]
                     if not self._fleet.standing.serving:
                         raise Unavailable("no device is in service: load the encoder when one is back")
-                    if devices and not missing:  # another round where a device came back meanwhile
+                    if devices and not missing:  # another round if a device came back meanwhile
                         self.models.add(model)
                         costs = [device.costs[model] for device in devices]
                         return max(costs, key=lambda cost: cost.seconds(1, 128, 128))
@@ -96,7 +96,7 @@ class Roster:
             await limited.run(self._load_seconds, what, partial(device.load, model, progress.step), progress)
         except (TrimtabError, DeviceLostError):
             if progress.given_up:
-                device.home.end()  # where it can be ended, it is rid of what hangs
+                device.home.end()  # a restart, if possible, gets rid of what hangs
             raise
         except Exception as error:
             raise BundleError(
@@ -109,7 +109,7 @@ class Roster:
             self._idle.wait_for(lambda: fleet.standing.any_up or not fleet.standing.serving or self._stopped)
 
     def unload(self, model: Model) -> None:
-        """Forget a model; no batch of it may come any more."""
+        """Forget a model; no further batch of it may come."""
         with self._lock:
             self.models.discard(model)
             self.retired.pop(model, None)
@@ -118,11 +118,11 @@ class Roster:
             device.unload(model)
 
     def stop(self) -> None:
-        """Nobody waits for a device any more."""
+        """Stop waiting for devices."""
         self._stopped = True
 
     def to_probe(self) -> list[Model]:
-        """All models. Those that fail come last: one may end the process, and with it what came before."""
+        """All models. Those that fail come last: one of them may kill the process."""
         return sorted(self.models, key=lambda model: self._strikes[model])
 
     def ran_well(self, model: Model) -> None:
@@ -130,9 +130,10 @@ class Roster:
         self._strikes.pop(model, None)
 
     def strike(self, model: Model, error: Exception) -> None:
-        """A model has failed, and its device has not. When it has so several times in a row, it is retired.
+        """A model has failed, and its device is well. After several times in a row, the model is retired.
 
-        Its items are refused, and others have the devices to themselves. The last model is not: who knows?
+        Its items are refused, and other models have the devices to themselves. The last model is never
+        retired: no other one could show that the devices are well.
         """
         self._strikes[model] += 1
         if self._strikes[model] < STRIKES or model not in self.models or len(self.models) == 1:
@@ -142,7 +143,7 @@ class Roster:
         )
 
     def not_reopened(self, model: Model, device: Device, error: Exception) -> None:
-        """A device that began anew cannot open a model again: it is retired where no other device has it."""
+        """A restarted device cannot open a model again: the model is retired if no other device has it."""
         up = self._fleet.standing.up
         others = (other for other in self._devices if other is not device and up(other.name))
         if any(model in other.costs for other in others):

@@ -12,14 +12,14 @@ from typing import Literal, TypeAlias
 # A device raised, did not come back from a run, lost its process, held too much memory, or is not well yet.
 Reason = Literal["raised", "hung", "lost", "memory", "probe"]
 
-# A run, or a probe, hangs that takes so many times as long as it should; neighbours may make it several times
-# as long.
+# A run or a probe hangs if it takes so many times as long as it should; busy neighbours alone may make it
+# several times as long.
 HANG_FACTOR = 20.0
 # Seconds from when a device is taken out until it is probed: doubled by each failure, halved by each success.
 FIRST_PROBE, LAST_PROBE = 0.1, 30.0
-# A device that should be back in half of these seconds is waited for, and for no longer than these.
+# A device that should be back in half this time is waited for, but no longer than this.
 RESTORE_SECONDS = 20.0
-# How long a probe, which loads what has to be loaded, may take at least before it counts as hung.
+# The least time after which a probe, which may load models, counts as hung.
 PROBE_SECONDS = 60.0
 
 Changed: TypeAlias = Callable[[str, bool, Reason | None], None]
@@ -31,19 +31,19 @@ class _State:
     probe_at: float = 0.0
     probe_due: float = math.inf  # when a probe counts as hung
     delay: float = FIRST_PROBE
-    draining: bool = False  # what runs there is let come to its end before anything else
+    draining: bool = False  # its runs must end before it is probed
 
 
 def never(device: str) -> float:
-    """What a device that cannot begin anew takes for that."""
+    """How long a restart takes if a device cannot be restarted."""
     return math.inf
 
 
 class Standing:
-    """The devices, by name. Not thread-safe: the engine keeps it under its lock.
+    """The devices, by name. Not thread-safe: the engine's lock guards it.
 
     `changed` is called with a device, whether it is in service now, and what was wrong with it;
-    `restore_seconds` tells about how long a device takes to begin anew: infinity where it cannot.
+    `restore_seconds` estimates how long a device takes to restart: infinity if it cannot.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class Standing:
         return device in self._restoring
 
     def begins_anew(self, device: str) -> bool:
-        """Whether this device can begin anew, whatever runs on it."""
+        """Whether this device can be restarted, whatever runs on it."""
         return not math.isinf(self._restore_seconds(device))
 
     def back_in(self, now: float) -> float:
-        """About how long it is until a device is in service; 0 where one is, or none is waited for."""
+        """About how long it takes until a device is in service; 0 if one is, or none is waited for."""
         if self._up:
             return 0.0
         return min(
@@ -104,7 +104,7 @@ class Standing:
         state.delay = max(FIRST_PROBE, state.delay / 2)
 
     def take_out(self, device: str, reason: Reason, now: float) -> None:
-        """A device in service is so no more."""
+        """Take a device out of service."""
         if device not in self._up:
             return
         self._up.remove(device)
@@ -115,18 +115,18 @@ class Standing:
         self._put_off(device, reason, now)
 
     def retire(self, device: str, now: float) -> None:
-        """The device is to begin anew as soon as what runs on it has come to its end."""
+        """Restart the device as soon as its runs have ended."""
         if device in self._up:
             self._states[device].draining = True
             self.take_out(device, "memory", now)
 
     def due(self) -> float | None:
-        """When the next probe will count as hung, or a device be waited for no longer."""
+        """When the next probe counts as hung, or a device is no longer waited for."""
         probes = [state.probe_due for state in self._states.values() if state.probe_due < math.inf]
         return min([*probes, *self._restoring.values()], default=None)
 
     def give_up_waiting(self, now: float) -> None:
-        """Wait no longer for devices that should be back by now."""
+        """Stop waiting for devices that should be back by now."""
         for device in [device for device, until in self._restoring.items() if until <= now]:
             del self._restoring[device]
 

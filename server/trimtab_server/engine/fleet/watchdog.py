@@ -1,4 +1,4 @@
-"""Looks after runs that hang: each is stopped or given up, and its device ended where that can be.
+"""Looks after runs that hang: each is stopped or given up, and its device's process killed, if it has one.
 
 A thread cannot be killed. One that hangs is given up, and its late result is discarded.
 """
@@ -42,7 +42,7 @@ class Watchdog:
         self._fleet = fleet
         self._roster = roster
         self._lock = lock
-        self._changed = threading.Condition(lock)  # there may be no one to watch any more
+        self._changed = threading.Condition(lock)  # there may be nothing left to watch
         self._hang_seconds = hang_seconds
         self._fail = fail
         self._settle = settle
@@ -50,7 +50,7 @@ class Watchdog:
         self._stopping = False
 
     def stop(self) -> None:
-        """Watch until nothing runs any more. With the lock held."""
+        """Watch only until nothing runs. With the lock held."""
         self._stopping = True
         self._changed.notify()
 
@@ -61,7 +61,7 @@ class Watchdog:
                 self._look(now)
                 self._settle()
                 self._tell()
-                # What takes off while the watchdog sleeps is not due before it looks again.
+                # A flight that starts while the watchdog sleeps is not due before it looks again.
                 until = min(now + WATCH_SECONDS, now + self._hang_seconds, self._fleet.due() or now + 1e9)
                 self._changed.wait(until - now)
 

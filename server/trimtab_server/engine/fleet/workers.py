@@ -1,7 +1,7 @@
 """The threads that run batches, each taking one whenever it is free.
 
-A worker runs what the fleet has to be tried again, else the next batch of the queue; while its device is
-out of service it probes it.
+A worker runs what the fleet wants tried again, or else the queue's next batch. While its device is out of
+service, it probes it.
 """
 
 import logging
@@ -26,21 +26,21 @@ from trimtab_server.observing.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# How long `stop` waits for threads that have nothing to do any more: all but those that hang.
+# How long `stop` waits for idle threads: all but those that hang.
 JOIN_SECONDS = 1.0
-# How long it waits for what runs: what is still unanswered after the drain.
+# How long it waits for runs that are still unanswered after the drain.
 STOP_SECONDS = 5.0
 OUT_OF_SERVICE = Unavailable("no device of this server is in service: try another one, or later again")
 
 
 class Workers:
-    """All devices' workers, under the lock of whom they work for. Called with the lock held:
+    """All devices' workers, under the engine's lock.
 
-    `pop` for the next batch of the queue, by what runs cost on the device; `answer` with items, what
-    became of them (a result with an item for each, or an error) and the second when that began. `serving` is
-    called when the last device goes out of service, and when one is back; `retired` with a model that is not
-    run any more, and why; `tell` after the answers, and without the lock where it matters: who is woken by
-    them wants it at once.
+    Called with the lock held: `pop` for the queue's next batch, given the costs of runs on the device;
+    `answer` with items, their outcome (a result with an item for each, or an error), and when their run
+    began; `serving` when the last device goes out of service, and when one is back; `retired` with a model
+    that is no longer run, and why. `tell` is called after the answers, without the lock where it matters:
+    those it wakes need the lock at once.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Workers:
         return self._standing.serving
 
     def notify(self, items: int) -> None:
-        """So many items were queued."""
+        """Wake workers for so many queued items."""
         self._work.notify(items)
 
     def retired(self, model: Model) -> Unavailable | None:
-        """Why this model is not run any more, where it is not."""
+        """Why this model is no longer run, if so."""
         return self.roster.retired.get(model)
 
     def busy(self, model: Model) -> bool:
@@ -277,7 +277,7 @@ class Workers:
         self._work.notify_all()
 
     def _settle(self) -> None:
-        """Something was finished or changed; where no device is left, nothing waits for one."""
+        """Something was finished or changed; if no device is left, nothing waits for one."""
         if self._standing.serving != self._was_serving:
             self._was_serving = self._standing.serving
             self._tell_serving(self._was_serving)

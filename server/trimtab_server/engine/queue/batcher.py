@@ -36,8 +36,8 @@ WORTHWHILE = 0.02
 # The same for a bulk batch while interactive work ran less than so many seconds ago.
 BESIDE_INTERACTIVE = 0.1
 LATELY = 1.0
-# Each flow is looked at for each call, and callers may make up any number of tenants: beyond so many that
-# have something waiting, those who come are one tenant, but for those that are known.
+# Each call looks at all flows, and callers can make up any number of tenants: once so many flows wait,
+# further tenants count as one, except those that are known.
 MOST_FLOWS = 256
 CROWD = ""
 
@@ -46,7 +46,7 @@ Flow: TypeAlias = tuple[str, Priority]
 
 @dataclass(frozen=True, slots=True)
 class Popped:
-    """What `pop` found: a batch to run, and items whose deadline passed before they could be."""
+    """What `pop` found: a batch to run, and items whose deadline passed in the queue."""
 
     batch: Batch | None
     expired: tuple[Item, ...]
@@ -54,16 +54,16 @@ class Popped:
 
 @dataclass(slots=True)
 class _Waiting:
-    """What waits of one flow."""
+    """What one flow has waiting."""
 
     items: int = 0
     seconds: float = 0.0  # of computing
 
 
 class Batcher:
-    """Holds items until a device asks. Not thread-safe: its owner keeps it under one lock.
+    """Holds items until a device asks. Not thread-safe: the engine's lock guards it.
 
-    `weight`: a tenant's share of the devices beside others; `known`: those whose names nobody made up.
+    `weight`: a tenant's share of the devices relative to others; `known`: the tenants that are configured.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Batcher:
         self._next = 0
         self._now = 0.0  # virtual time: the stamp of the last anchor
         self._interactive_at = float("-inf")  # when the last interactive batch left
-        self._flows: dict[Flow, float] = {}  # when each flow's last item will have had its share
+        self._flows: dict[Flow, float] = {}  # virtual time when each flow will have had its share
         self._backlog: dict[Flow, _Waiting] = {}
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class Batcher:
         return sum(len(self._lanes[model, priority].items) for priority in WEIGHTS)
 
     def open(self, model: Model, cost: Cost) -> None:
-        """Accept items of this model, whose graph was measured to cost so much."""
+        """Accept items of this model, whose runs have this cost."""
         for priority in WEIGHTS:
             self._lanes[model, priority] = Lane(
                 cost, self.max_batch_units, self.max_batch_items, self._weight
@@ -110,15 +110,15 @@ class Batcher:
         return left
 
     def tenant(self, name: str) -> str:
-        """Whose an item of this tenant is to be called, if it is queued now."""
+        """The tenant that an item of this tenant counts for, if it is queued now."""
         backlog = self._backlog
         if not self.crowded or name in self._known or any((name, each) in backlog for each in WEIGHTS):
             return name
         return CROWD
 
     def ahead(self, tenant: str, priority: Priority) -> float:
-        """Seconds of computing before the turn of an item that this flow would queue now: all that the flow
-        has waiting, and of the others what they get meanwhile."""
+        """Seconds of computing ahead of an item that this flow would queue now: all that the flow has
+        waiting, and what the others get meanwhile."""
         flow = (self.tenant(tenant), priority)
         span = max(0.0, self._flows.get(flow, 0.0) - self._now)
         return sum(
@@ -127,13 +127,13 @@ class Batcher:
         )
 
     def all_ahead(self, priority: Priority) -> dict[str, float]:
-        """The same of every flow of this priority that would have to wait for anything."""
+        """The same for every flow of this priority that would have to wait."""
         backlog = sorted(
             (waiting.seconds / share, waiting.seconds, share)
             for flow, waiting in self._backlog.items()
             for share in (self._share(flow),)
         )
-        # Until whose turn a flow gets how far: those before it in this order are done by then.
+        # In the order in which the flows run empty: at each one's span, those before it are done.
         spans = [span for span, _, _ in backlog]
         done = list(accumulate((seconds for _, seconds, _ in backlog), initial=0.0))
         shares = list(accumulate((share for _, _, share in reversed(backlog)), initial=0.0))[::-1]
@@ -149,13 +149,13 @@ class Batcher:
                 seconds += own.seconds - min(own.seconds, span * self._share(flow))
             if seconds > 0.0:
                 found[flow[0]] = seconds
-        if self.crowded:  # flows that are not listed are taken for the crowd, but for these
+        if self.crowded:  # unlisted flows count as the crowd, except these
             found.update((name, 0.0) for name in self._known if name not in found)
         return found
 
     @property
     def crowded(self) -> bool:
-        """Whether so many flows wait that others are one."""
+        """Whether so many flows wait that further tenants count as one."""
         return len(self._backlog) >= MOST_FLOWS
 
     def waiting_seconds(self, priority: Priority) -> float:
@@ -163,7 +163,7 @@ class Batcher:
         return sum(waiting.seconds for flow, waiting in self._backlog.items() if flow[1] == priority)
 
     def cost(self, model: Model) -> Cost:
-        """What runs of an open model were said to cost."""
+        """The cost of an open model's runs."""
         return self._lanes[model, "interactive"].cost
 
     def add(self, item: Item) -> None:
@@ -175,7 +175,7 @@ class Batcher:
         seconds = lane.seconds(item)
         self._flows[flow] = stamp + seconds / self._share(flow)
         if len(self._flows) > 64 and len(self._flows) > 2 * len(self._numbers):
-            # Flows that have had their share already begin anew like any other.
+            # Flows that have had their share are forgotten: they begin level with the others.
             self._flows = {key: value for key, value in self._flows.items() if value > self._now}
         lane.add(number, item, stamp)
         self._numbers[item] = number
@@ -187,26 +187,26 @@ class Batcher:
             heapq.heappush(self._deadlines, (item.deadline, number, item))
 
     def cancel(self, items: Iterable[Item]) -> None:
-        """Drop items that nobody waits for; those that already left are passed over."""
+        """Drop items that nobody waits for; those that have already left are ignored."""
         for item in items:
             if item in self._numbers:
                 self._remove(item)
 
     def postpone(self, item: Item) -> None:
-        """An item's deadline has moved, to either side; one that already left is passed over."""
+        """An item's deadline has moved, either way; an item that has already left is ignored."""
         if item in self._numbers and item.deadline is not None:
             number, self._next = self._next, self._next + 1
             heapq.heappush(self._deadlines, (item.deadline, number, item))
 
     def pop(self, now: float, costs: Mapping[Model, Cost] | None = None) -> Popped:
-        """Take the next batch, and whatever expired by `now`.
+        """Take the next batch, and the items that expired by `now`.
 
-        `costs`: of runs on the device that asks, where devices differ.
+        `costs`: of runs on the device that asks, if devices differ.
         """
         expired = tuple(self._expire(now))
         lane = min((lane for lane in self._lanes.values() if lane.items), key=Lane.next_turn, default=None)
         if lane is None:
-            self._flows.clear()  # whoever comes next starts level
+            self._flows.clear()  # the next flows start level
             return Popped(None, expired)
         stamp, number = lane.next_turn()
         self._now = max(self._now, stamp)
@@ -225,7 +225,7 @@ class Batcher:
         gone = []
         while self._deadlines and self._deadlines[0][0] <= now:
             item = heapq.heappop(self._deadlines)[2]
-            # An entry from before the deadline moved is passed over: it has another one.
+            # Skip an entry from before the deadline moved: the item has another one.
             if item in self._numbers and item.deadline is not None and item.deadline <= now:
                 self._remove(item)
                 gone.append(item)

@@ -12,9 +12,9 @@ NotNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0)]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds of a run: of the run itself, of each unit (of texts, a token), of each position of padding, and
-    of each pair of positions that the attention compares. A graph without padding has almost nothing to pay
-    for it. The bounds are for what is read from files."""
+    """Seconds for the run itself, for each unit (a token, if the items are texts), for each position of
+    padding, and for each pair of positions that attention compares. In a graph without padding, positions
+    cost almost nothing. The bounds are for costs read from files."""
 
     run_seconds: Positive
     unit_seconds: Positive
@@ -26,7 +26,7 @@ class Cost:
         return self.run_seconds + self.unit_seconds * self.units(items, units, longest)
 
     def units(self, items: int, units: int, longest: int) -> float:
-        """The same without the run itself, and in units: the real ones and what the others cost."""
+        """The same without the run itself, in units: the real ones, and what padding and pairs cost."""
         positions = items * longest
         extra = self.pad_seconds * (positions - units) + self.pair_seconds * positions * longest
         return units + extra / self.unit_seconds

@@ -10,11 +10,11 @@ from trimtab.kinds import Priority
 from trimtab_server.engine.batch import Item
 from trimtab_server.engine.queue.cost import Cost
 
-# Up to so many items are split into batches exactly; that takes time with their square.
+# Up to so many items are split into batches optimally, in quadratic time.
 EXACT = 32
 # While several tenants wait, what is due within so many batches may ride along.
 AHEAD = 4
-# Interactive work has this share of the devices to bulk work's 1, while there is both.
+# The shares of the devices, while there is both interactive and bulk work.
 WEIGHTS: dict[Priority, float] = {"interactive": 16.0, "bulk": 1.0}
 
 Lengths: TypeAlias = list[tuple[int, int]]  # (length, number), sorted
@@ -23,7 +23,7 @@ Lengths: TypeAlias = list[tuple[int, int]]  # (length, number), sorted
 class Lane:
     """The items of one model and priority, in the order of their turns and in the order of their units.
 
-    `weight` is a tenant's share beside others.
+    `weight` is a tenant's share relative to others.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Lane:
         return self.turns[0]
 
     def batch(self, number: int, stamp: float, cost: Cost, worthwhile: float) -> tuple[Item, ...]:
-        """What runs with item `number`, whose turn it is, where a run has this cost."""
+        """The items that run together with item `number`, whose turn it is, if a run has this cost."""
         lengths = self.lengths if len(self.tenants) == 1 else self._due(number, stamp, cost, worthwhile)
         anchor = bisect_left(lengths, (self.items[number].units, number))
         choose = self._split if len(lengths) <= EXACT else self._grow
@@ -74,7 +74,7 @@ class Lane:
         return tuple(self.items[each] for _, each in lengths[first:last])
 
     def _due(self, number: int, stamp: float, cost: Cost, worthwhile: float) -> Lengths:
-        """What is due within the next batches: of each tenant as much as its share of them."""
+        """The items due within the next batches: of each tenant, as many as its share of them."""
         weights = {tenant: self.weight(tenant) for tenant in self.tenants}
         whole, priority = sum(weights.values()), self.items[number].priority
         until = stamp + AHEAD * cost.run_seconds / worthwhile / (WEIGHTS[priority] * whole)

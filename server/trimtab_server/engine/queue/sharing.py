@@ -1,9 +1,8 @@
-"""Identical items are computed once: those in flight join, those lately computed may be remembered.
+"""Identical items are computed once: requests join items in flight, and recent results may be cached.
 
-Sans-IO, and not thread-safe: the engine keeps it under its lock. An item is known by its model, by what is
-wanted of it, and by its payload's key, which is whole and no hash that could be another's; and by its tenant,
-so that nobody learns from how fast an answer comes what other tenants asked, unless the configuration allows
-that.
+Sans-IO, and not thread-safe: the engine's lock guards it. An item is identified by its model, the outputs
+wanted of it, its payload's key (the content itself, since hashes can collide), and its tenant: otherwise, the
+speed of an answer would tell what other tenants asked. The configuration may leave the tenant out.
 """
 
 from collections import OrderedDict
@@ -15,7 +14,7 @@ from trimtab_server.engine.batch import Item, Model, Payload, Wanted
 
 Key: TypeAlias = tuple[Model, bytes, str, Wanted]
 
-# What a remembered item costs beside its numbers and its key's bytes: the objects that hold them.
+# What a cached item takes besides its numbers and its key's bytes: the objects that hold them.
 ENTRY_BYTES = 500
 # The same of each of its columns.
 COLUMN_BYTES = 300
@@ -31,30 +30,30 @@ W = TypeVar("W", bound=Waiter)
 
 
 class Sharing(Generic[W]):
-    """The items in flight, and those remembered."""
+    """The items in flight, and the cached ones."""
 
     def __init__(self, *, single_flight: bool, across_tenants: bool, cache_bytes: int) -> None:
-        self.bytes = 0  # of what is remembered, keys included
+        self.bytes = 0  # of the cache, including keys
         self._single_flight = single_flight
         self._across_tenants = across_tenants
         self._cache_bytes = cache_bytes
-        # Interactive and bulk are kept apart in flight: who joined a bulk item would wait its turn.
+        # By priority, since an interactive request that joined a bulk item would have to wait for its turn.
         self._flying: dict[Priority, dict[Key, Item]] = {"interactive": {}, "bulk": {}}
-        self._cache: OrderedDict[Key, Columns] = OrderedDict()  # the least lately used first
+        self._cache: OrderedDict[Key, Columns] = OrderedDict()  # the least recently used first
 
     def key(self, model: Model, payload: Payload, wanted: Wanted, tenant: str) -> Key:
         """What two items must have in common to share a result."""
         return model, payload.key, "" if self._across_tenants else tenant, wanted
 
     def recall(self, key: Key) -> Columns | None:
-        """The result of an item computed before, of one item each, where it is still remembered."""
+        """The cached result of one item, if there is one."""
         if not self._cache_bytes or key not in self._cache:
             return None
         self._cache.move_to_end(key)
         return self._cache[key]
 
     def flying(self, key: Key, priority: Priority) -> Item | None:
-        """The item that computes this already, and may be joined."""
+        """The item in flight that computes this, and can be joined."""
         return self._flying[priority].get(key)
 
     def begin(self, waiter: W, row: int, key: Key, payload: Payload, tenant: str, priority: Priority) -> Item:
@@ -65,7 +64,7 @@ class Sharing(Generic[W]):
         return item
 
     def join(self, waiter: W, row: int, item: Item) -> bool:
-        """Wait for an item that others wait for already; True where that has moved its deadline."""
+        """Join those who wait for an item; True if that has moved its deadline."""
         item.waiters.setdefault(waiter, []).append(row)
         moved = item.deadline is not None and (waiter.deadline is None or waiter.deadline > item.deadline)
         if moved:
@@ -73,7 +72,7 @@ class Sharing(Generic[W]):
         return moved
 
     def leave(self, waiter: W, item: Item) -> bool:
-        """Wait for an item no longer; True where nobody does any more, and it need not be computed."""
+        """Wait for an item no longer; True if nobody else does, so that it need not be computed."""
         item.waiters.pop(waiter, None)
         if not item.waiters:
             self._land(item)
@@ -84,14 +83,14 @@ class Sharing(Generic[W]):
         return False
 
     def finish(self, item: Item, result: Columns | None, place: int = 0) -> dict[W, list[int]]:
-        """An item is computed, and stands at `place` in a result; or it has failed (None). Nobody can join it
-        any more. Who waits for it."""
+        """An item was computed, and is at position `place` of a result; or it has failed (None). From now on,
+        it cannot be joined. Returns who waits for it."""
         self._land(item)
         if result is not None and self._cache_bytes:
             own = {name: result[name].only(place) for name in item.wanted}
-            # What is not finite fails its request, and would fail every later one.
+            # A result that is not finite fails its request; cached, it would fail every later one.
             if all(column.finite for column in own.values()):
-                # What is a view of a batch's result would keep all of that.
+                # Copies, since a view would keep the whole batch's result.
                 self._remember(item.key, {name: column.copy() for name, column in own.items()})
         return item.waiters
 

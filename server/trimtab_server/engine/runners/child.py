@@ -27,7 +27,7 @@ Open = Callable[[Model, str, int], Runner]
 
 
 class Graphs:
-    """What is open here, by the numbers that the server gave."""
+    """The graphs that are open here, by the server's numbers."""
 
     def __init__(self, open_graph: Open) -> None:
         self._open = open_graph
@@ -35,7 +35,7 @@ class Graphs:
         self._maps: dict[int, MapSession] = {}
 
     def serve(self, sock: socket.socket) -> None:
-        """Do what is asked over a socket, until it is closed."""
+        """Serve the requests of a socket until it is closed."""
         with sock:
             try:
                 while True:
@@ -137,7 +137,7 @@ def main(open_graph: Open = OnnxRunner) -> None:
         while True:
             data, descriptors, *_ = socket.recv_fds(calls, 1, 1)
             if not data:
-                os._exit(0)  # without waiting for runs: nobody wants what they bring
+                os._exit(0)  # without waiting for runs: nobody wants their results
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
                 threading.Thread(target=graphs.serve, args=(sock,), daemon=True).start()

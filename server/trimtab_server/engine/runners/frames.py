@@ -1,4 +1,4 @@
-"""What the server and a device's own process say to each other over a socket: a head of fixed size, then
+"""The protocol between the server and a device's own process, over a socket: a header of fixed size, then
 JSON, then the raw numbers of columns. Either side raises EOFError when the other is gone.
 """
 
@@ -20,11 +20,11 @@ from trimtab_server.engine.batch import Model, Wanted
 T = TypeVar("T")
 OPEN, CLOSE, RUN, TRY, OPEN_MAP, MAP, CLOSE_MAP, READY = range(1, 9)
 OK, RAISED, STEP = 0, 1, 2
-# What is asked, of which graph, and how many bytes of JSON follow.
+# The operation, the number of the graph, and how many bytes of JSON follow.
 REQUEST = struct.Struct("=III")
-# What became of it, and how many bytes of JSON follow.
+# The outcome, and how many bytes of JSON follow.
 REPLY = struct.Struct("=II")
-# What is smaller is sent at once, beside its head.
+# Smaller messages are sent in one piece, with their header.
 AT_ONCE = 1 << 16
 
 
@@ -44,7 +44,7 @@ class Raised(msgspec.Struct, frozen=True):
 
 
 class Lying(msgspec.Struct, frozen=True, array_like=True):
-    """A column, whose numbers follow: first its offsets, where it has `items` of several rows (else -1)."""
+    """A column, whose numbers follow: first its offsets, if it has `items` of several rows (else -1)."""
 
     name: str
     dtype: str
@@ -86,7 +86,7 @@ def receive(sock: socket.socket, size: int) -> bytearray:
 
 
 def reply(sock: socket.socket) -> tuple[int, int]:
-    """The head of what became of something, and how much follows."""
+    """An outcome, and how many bytes of JSON follow."""
     what, size = REPLY.unpack(receive(sock, REPLY.size))
     return what, size
 
@@ -105,7 +105,7 @@ def described(columns: Columns, wanted: Wanted = ()) -> tuple[bytes, list[memory
 
 
 def send(sock: socket.socket, head: bytes, parts: Sequence[bytes | memoryview]) -> None:
-    """A head and what belongs to it."""
+    """Send a header and what belongs to it."""
     if sum(map(len, parts)) <= AT_ONCE:
         sock.sendall(b"".join((head, *parts)))
         return
@@ -114,8 +114,8 @@ def send(sock: socket.socket, head: bytes, parts: Sequence[bytes | memoryview]) 
 
 
 def receive_columns(sock: socket.socket, size: int, most: float = math.inf) -> tuple[Columns, Wanted]:
-    """Columns that are described by so many bytes of JSON. EOFError where they take more than `most` bytes,
-    or are no plain numbers: no such thing was asked for."""
+    """Receive columns, described by `size` bytes of JSON. EOFError if they take more than `most` bytes, or
+    are not plain numbers: nothing like that was asked for."""
     described = _decode_described(receive(sock, size))
     columns = {}
     for lying in described.columns:

@@ -1,7 +1,7 @@
-"""From a model to a session of ONNX Runtime's: its files are read once, checked, and given over as memory.
+"""Opens models in ONNX Runtime: their files are read once, checked, and passed on as memory.
 
-What runs is what was hashed, whatever is copied over the files afterwards, and a graph reads no file that its
-manifest does not name.
+What runs is what was hashed, even if the files are overwritten afterwards, and a graph can read no file that
+its manifest does not name.
 """
 
 import shutil
@@ -16,7 +16,7 @@ import onnxruntime as ort
 from trimtab.artifacts import reading, tensorrt
 from trimtab_server.engine.batch import Model, Stored
 
-# A folder that nobody can make, where ONNX Runtime looks for what it was not given.
+# A folder that cannot exist, where ONNX Runtime looks for files that it was not given.
 NOWHERE = "/dev/null/nowhere"
 TENSORRT = "TensorrtExecutionProvider"
 
@@ -24,9 +24,9 @@ TENSORRT = "TensorrtExecutionProvider"
 def open_session(
     model: Model, options: ort.SessionOptions, providers: Sequence[str], index: int
 ) -> ort.InferenceSession:
-    """A session by these providers.
+    """A session with these providers.
 
-    Raises reading.UnreadableError where a file is not what the manifest says, and what ONNX Runtime raises.
+    Raises reading.UnreadableError if a file is not what the manifest says, and whatever ONNX Runtime raises.
     """
     if TENSORRT in providers:
         return _in_a_folder(model, options, providers, index)
@@ -41,9 +41,9 @@ def open_session(
 def _in_a_folder(
     model: Model, options: ort.SessionOptions, providers: Sequence[str], index: int
 ) -> ort.InferenceSession:
-    """A session of files in a folder of its own, which goes with it.
+    """A session of files in a temporary folder, which is deleted with it.
 
-    TensorRT finds engines by the name of the graph's file, reads them when it likes, and may write some.
+    TensorRT finds engines by the name of the graph's file, reads them at any time, and may write some.
     """
     home = Path(mkdtemp(prefix="trimtab-"))
     try:
@@ -64,9 +64,10 @@ def _in_a_folder(
 def in_memory(
     graph: bytearray, data: Mapping[str, bytearray], options: ort.SessionOptions, providers: Sequence[Any]
 ) -> ort.InferenceSession:
-    """A session of a graph whose external data is `data`, by the graph's names for it, and nothing else.
+    """A session of a graph whose external data is `data`, by the graph's names for it, and which reads no
+    files.
 
-    ONNX Runtime copies both: the memory of the arguments may go.
+    ONNX Runtime copies both, so the arguments may be freed.
     """
     if data:
         options.add_external_initializers_from_files_in_memory(
@@ -81,9 +82,9 @@ def _content(model: Model, file: Stored) -> bytearray:
 
 
 def _provider(model: Model, name: str, index: int, copied: Path | None) -> Any:
-    """How a provider is asked for; TensorRT's is told of the engines that came with the bundle.
+    """A provider with its options; TensorRT's name the engines that came with the bundle.
 
-    `copied` is where the graph lies in TensorRT's own folder.
+    `copied` is the graph's path in TensorRT's temporary folder.
     """
     if name == "CPUExecutionProvider":
         return name

@@ -17,7 +17,7 @@ from trimtab_server.engine.runners.process import PROGRAM, Process, answered
 from trimtab_server.engine.runners.runner import DeviceLostError
 
 Rows = NDArray[np.float32]
-# How long a process, and what it opens, may take to be there: it is not the adapter's fault.
+# How long a process may take to start and to open a graph: that is not the adapter's fault.
 START_SECONDS = 60.0
 
 
@@ -26,31 +26,32 @@ class OpenMap(Protocol):
 
     @property
     def width(self) -> int:
-        """How many components a row has that it reads."""
+        """How many components the rows that it reads have."""
 
     def run(self, rows: Rows, groups: NDArray[np.int64]) -> Rows:
         """Rows, float32 (n, width), in the target space, float32 (n, target); `groups` is int64 (n,)."""
 
 
 class Maps:
-    """Graphs on threads of the server: a Loop that hangs is stopped there, other hanging is not."""
+    """Graphs on threads of the server: there, a Loop that hangs can be stopped, but nothing else that
+    hangs."""
 
     def open(self, map: Map) -> OpenMap:
         """Open a graph that was rehearsed. Raises GraphError."""
         return MapSession(map)
 
     def close(self, mapping: OpenMap) -> None:
-        """Let go of a graph that nobody runs any more."""
+        """Close a graph that is no longer used."""
 
     def end(self, mapping: OpenMap) -> None:
-        """End what hangs in this one."""
+        """Stop a graph that hangs."""
 
     def stop(self) -> None:
-        """Nothing is run any more."""
+        """Stop: nothing will run any longer."""
 
 
 class IsolatedMaps(Maps):
-    """Graphs in a process on `cores`, one process after the other where one ends."""
+    """Graphs in a process on `cores`, which is replaced when it ends."""
 
     def __init__(self, cores: Sequence[int], program: Sequence[str] = PROGRAM) -> None:
         self._program = program
@@ -58,13 +59,13 @@ class IsolatedMaps(Maps):
         self._lock = threading.Lock()  # guards the fields below
         self._process: Process | None = None
         self._stopped = False
-        self.alone = threading.Lock()  # who was there when a process ended tries again with nobody beside it
+        self.alone = threading.Lock()  # graphs that ran when a process died try again one at a time
 
     def open(self, map: Map) -> OpenMap:
         opened = RemoteMap(self, map)
         try:
             opened.open()
-        except DeviceLostError:  # by another one, at this moment
+        except DeviceLostError:  # because of another graph
             with self.alone:
                 opened.open()
         return opened
@@ -87,7 +88,7 @@ class IsolatedMaps(Maps):
                 self._process.close()
 
     def process(self) -> Process:
-        """The process that runs, or a new one."""
+        """The running process, or a new one."""
         with self._lock:
             if self._stopped:
                 raise DeviceLostError("the server stops")
@@ -97,12 +98,12 @@ class IsolatedMaps(Maps):
 
 
 class RemoteMap:
-    """A graph in a process, opened anew in the next one."""
+    """A graph in a process, reopened in the next one."""
 
     _numbers = itertools.count(1)
 
     def __init__(self, home: IsolatedMaps, map: Map) -> None:
-        self.ended = False  # it has hung, and is not run any more
+        self.ended = False  # it hung, and is no longer run
         self.width = 0
         self._home = home
         self._map = map
@@ -110,7 +111,8 @@ class RemoteMap:
         self._process: Process | None = None  # in which it is open
 
     def open(self) -> Process:
-        """Open it where it is not, and say where. Raises what is wrong with it, or DeviceLostError."""
+        """Open it in the current process, if it is not, and return that. Raises what is wrong with it, or
+        DeviceLostError."""
         process = self._home.process()
         if self._process is not process:
             limited.step(START_SECONDS)
@@ -129,13 +131,13 @@ class RemoteMap:
                 sock.sendall(frames.REQUEST.pack(frames.CLOSE_MAP, self._number, 0))
 
     def run(self, rows: Rows, groups: NDArray[np.int64]) -> Rows:
-        """As a MapSession does. DeviceLostError where its process ends by it."""
+        """As a MapSession does. DeviceLostError if it kills its process."""
         try:
             return self._run(rows, groups)
         except DeviceLostError:
             if self.ended:
                 raise
-        limited.step(START_SECONDS)  # until those before it have theirs
+        limited.step(START_SECONDS)  # until those before it have had their turn
         with self._home.alone:
             return self._run(rows, groups)
 

@@ -76,7 +76,7 @@ class OnnxRunner:
 
 
 def _width(model: Model, tensor: str) -> int:
-    """How wide the rows of a tensor are to be."""
+    """How wide the rows of a tensor must be."""
     return max(spec.start + spec.width for spec in model.outputs if spec.tensor == tensor)
 
 
@@ -88,7 +88,7 @@ def _array(tensor: object) -> NDArray[Any]:
 
 
 def _cut(given: object, spec: OutputSpec, width: int) -> NDArray[Any]:
-    """An output's part of what a graph gave."""
+    """An output's part of a tensor."""
     tensor = _array(given)
     if spec.width in (0, width):
         return tensor
@@ -116,7 +116,7 @@ def _check_signature(model: Model, session: ort.InferenceSession) -> None:
 
 
 def _check_output(outputs: Mapping[str, Any], tensor: str, dtype: str, width: int) -> None:
-    """Refuse a tensor that is declared otherwise than as rows of `width` (0: single numbers) of a dtype."""
+    """Refuse a tensor that is not declared as rows of `width` (0: single numbers) of this dtype."""
     if tensor not in outputs:
         raise GraphError(f"the graph has no output {tensor!r}, but {', '.join(outputs)}: export it again")
     kind, shape = outputs[tensor].type, outputs[tensor].shape

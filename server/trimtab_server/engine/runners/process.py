@@ -1,4 +1,4 @@
-"""A process that runs graphs, as the server sees it: see child.py for its own side."""
+"""The server's side of a process that runs graphs; child.py is the other side."""
 
 import contextlib
 import logging
@@ -34,9 +34,10 @@ class RemoteError(Exception):
 
 
 class Process:
-    """One process, from its start to its end, which `ended` is told of on a thread of its own.
+    """One process, from its start to its end, when `ended` is called on a separate thread.
 
-    Any thread may call; each call in progress has a socket of its own, and the process a thread for it.
+    Any thread may call; each call in progress has a socket of its own, and a thread of its own in the
+    process.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class Process:
 
     @property
     def lost(self) -> bool:
-        """Whether it is gone, or on its way: it runs nothing any more."""
+        """Whether it is gone or being killed: it no longer runs anything."""
         return self._lost
 
     @property
     def resident_bytes(self) -> int:
-        """The memory that it holds; 0 where that is not known."""
+        """Its memory; 0 if that is not known."""
         try:
             return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE
         except (OSError, IndexError):
@@ -89,7 +90,8 @@ class Process:
         return self._how()
 
     def wait_ready(self, seconds: float) -> None:
-        """Until it answers: an interpreter takes a while to start. DeviceLostError where it does not."""
+        """Wait until it answers, since an interpreter takes a while to start. DeviceLostError if it does
+        not."""
         if self._ready:
             return
         with self.channel() as sock:
@@ -100,23 +102,23 @@ class Process:
         self._ready = True
 
     def kill(self) -> None:
-        """End it, whatever it does: its calls raise DeviceLostError. Does not wait."""
+        """Kill it: its calls raise DeviceLostError. Does not wait."""
         with self._lock:
             self._lost = True
             idle, self._idle = self._idle, []
         for sock in idle:
             sock.close()
-        self._popen.kill()  # of a process that has ended already, nothing
+        self._popen.kill()  # does nothing if it has already ended
 
     def close(self) -> None:
-        """End it because nobody needs it any more, and wait for its end."""
+        """Kill it because it is no longer needed, and wait for its end."""
         self._wanted = False
         self.kill()
         self._reaper.join()
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[socket.socket]:
-        """A socket for one call. One that breaks off means that the process is lost."""
+        """A socket for one call. If the call breaks off, the process is lost."""
         sock: socket.socket | None = None
         whole = False
         try:
@@ -181,13 +183,13 @@ class RemoteRunner:
             return frames.receive_columns(sock, answered(sock), most)[0]
 
     def close(self) -> None:
-        """Let the process forget it, sooner or later."""
+        """Let the process forget it, if it is still there."""
         with contextlib.suppress(DeviceLostError), self._process.channel() as sock:
             sock.sendall(frames.REQUEST.pack(frames.CLOSE, self._number, 0))
 
 
 def answered(sock: socket.socket) -> int:
-    """How many bytes of JSON follow of what a call has brought; or what it has raised."""
+    """How many bytes of JSON follow in a call's answer; raises what the call has raised."""
     what, size = frames.reply(sock)
     if size > MOST_JSON:
         raise EOFError("an answer to another question")
@@ -197,7 +199,7 @@ def answered(sock: socket.socket) -> int:
 
 
 def raised_by(raised: frames.Raised) -> Exception:
-    """What the other side has raised, as an error of this one."""
+    """The other side's error, as one of this side."""
     if raised.kind == UnusableError.__name__:
         return ConfigError(raised.text)
     if raised.kind == GraphError.__name__:

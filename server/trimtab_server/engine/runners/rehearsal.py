@@ -1,7 +1,7 @@
-"""What is loaded is foreign until it has run: this runs it, in a process of its own that the server can end.
+"""Tries foreign files before they are loaded, in a separate process that the server can kill.
 
-A processor (such as a tokenizer), an encoder's graph and an adapter's graph are opened and tried with inputs
-of many shapes, under a limit of memory. What passes is what its manifest says, at least for these inputs; the
+A processor (such as a tokenizer), an encoder's graph and an adapter's graph are opened and run with inputs of
+many shapes, under a memory limit. What passes does what its manifest says, at least for these inputs; the
 server loads nothing else.
 """
 
@@ -29,18 +29,18 @@ from trimtab_server.engine.runners.runner import GraphError, UnusableError
 Step: TypeAlias = Callable[[], None]
 Rows: TypeAlias = NDArray[np.float32]
 
-# Memory beside what is there already: so much, and so many times the size of the files.
+# Additional memory: a fixed amount, and a multiple of the size of the files.
 SPARE_BYTES = 2 << 30
 GRAPH_FACTOR, PROCESSOR_FACTOR = 4, 40
 NICENESS = 5  # others are being served meanwhile
 # The longest item that a graph is tried with: a text of 8,192 tokens would take minutes on a CPU.
 LONG = 512
-# The same items in another order are the same, but for rounding; one alone is less alike where
-# activations are quantised by the batch.
+# Least cosines: of the same items in another order, which differ by rounding; and of an item alone, which
+# differs more if activations are quantised by batch.
 SAME_ORDER, SAME_ALONE = 0.99, 0.8
-# The same run once more is the same; of what draws random numbers, it is not.
+# Least cosine of the same run repeated: graphs that draw random numbers do not reach it.
 SAME_AGAIN = 0.9999
-# How far from 1 the length of a vector of length 1 may be, in any precision.
+# How far the length of a normalised vector may be from 1, in any precision.
 UNIT = 0.01
 # The rows that a map is tried with, as many as a batch may bring.
 ROWS = 32
@@ -73,8 +73,8 @@ Piece: TypeAlias = ProcessorPiece | GraphPiece | MapPiece
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was seen: of a processor the fewest units of an item and the highest id, of a map what a row
-    costs."""
+    """What a rehearsal found: of a processor, an item's fewest units and the highest id; of a map, the cost
+    of a row."""
 
     fewest: int = 0
     highest: int = 0
@@ -100,7 +100,7 @@ def rehearse(piece: Piece, step: Step) -> Finding:
 
 @contextmanager
 def memory(size: int) -> Iterator[None]:
-    """Let this process take so much memory more, and what is spare; then as much as before."""
+    """Limit this process to so much more memory, and SPARE_BYTES; afterwards, to as much as before."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (held + SPARE_BYTES + size, before[1]))
@@ -128,7 +128,7 @@ def _graph(piece: GraphPiece, step: Step) -> None:
     step()
     try:
         providers(piece.kind, piece.index)
-        # An engine of TensorRT takes minutes to build, and says no more of a graph than CUDA.
+        # A TensorRT engine takes minutes to build, and tells no more about a graph than CUDA.
         runner = OnnxRunner(model, "cuda" if piece.kind == "tensorrt" else piece.kind, piece.index)
     except (GraphError, UnusableError):
         raise
@@ -179,8 +179,8 @@ def _described(payloads: Sequence[Payload], model: Model) -> str:
 
 
 def likeness(model: Model, one: Columns, other: Columns, *, turned: bool = False) -> float:
-    """The least cosine of an item in one result and in another, which may hold more; `turned`: in the other
-    order. Numbers with places of their own are compared as the long vectors that they stand for."""
+    """The least cosine of an item in one result and in another, which may hold more; `turned`: in reverse
+    order. Sparse vectors are compared as the long vectors that they stand for."""
     least, placed = 1.0, {spec.places for spec in model.outputs}
     for spec in model.outputs:
         if spec.name in placed:
@@ -204,12 +204,12 @@ def _long(spec: OutputSpec, one: Columns, place: int, other: Columns, there: int
 
 
 def _alike(one: Values, other: Values) -> float:
-    """The cosine of two items; those without length are like each other, and of another shape not at all."""
+    """The cosine of two items: 1 if both are zero, 0 if their shapes differ."""
     return _rows_alike(one.reshape(1, -1), other.reshape(1, -1)) if one.shape == other.shape else 0.0
 
 
 def rehearse_map(map: Map, step: Step) -> Finding:
-    """Try an adapter's graph, in whatever process. Raises GraphError."""
+    """Try an adapter's graph in this process. Raises GraphError."""
     step()
     session = MapSession(map)
     random = np.random.default_rng(0).normal(size=(ROWS, session.width)).astype(np.float32)
@@ -244,7 +244,7 @@ def rehearse_map(map: Map, step: Step) -> Finding:
 
 
 def _rows_alike(one: Values, other: Values) -> float:
-    """The least cosine of two rows; those without length are like each other."""
+    """The least cosine of two rows: 1 if both are zero."""
     one, other = one.astype(np.float64), other.astype(np.float64)  # of whole numbers, products may not fit
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     same = np.abs(one - other).max(axis=1, initial=0) < 1e-6

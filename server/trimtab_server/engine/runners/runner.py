@@ -28,11 +28,12 @@ class Runner(Protocol):
     """A loaded graph. `run` may be called from several threads at once."""
 
     def run(self, batch: Columns, wanted: Wanted) -> Columns:
-        """Items in, as their input's kind has prepared them; what is wanted of each out, in their order."""
+        """The wanted outputs of items, in their order; the items are as their input's kind has prepared
+        them."""
 
 
 def checked(result: Columns, model: Model, wanted: Wanted, items: int) -> Columns:
-    """A runner's result, where it is what the model says; GraphError, which names both, where it is not."""
+    """A runner's result, if it is what the model says; otherwise GraphError, which names both."""
     for spec in model.specs(wanted):
         column = result.get(spec.name)
         if column is None:

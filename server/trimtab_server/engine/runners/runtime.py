@@ -20,7 +20,7 @@ def run(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[st
 
 
 def told(error: BaseException) -> str:
-    """What an error says, in one line that is not endless: libraries write several."""
+    """An error's message in one line of limited length: libraries write several."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= MOST_TOLD else f"{line[:MOST_TOLD]}..."
 

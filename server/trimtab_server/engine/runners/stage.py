@@ -1,7 +1,7 @@
-"""The processes in which foreign files are rehearsed, as the server sees them: see rehearsal.py.
+"""A pool of processes in which foreign files are rehearsed: see rehearsal.py.
 
-Each has one piece at a time, and is ended when that does not get on. They are kept for the next piece, since
-a start has many, and go when there was none for a while.
+Each process has one piece at a time, and is killed if that makes no progress. Processes are kept for the next
+piece, since a start has many, and end after a while without one.
 """
 
 import threading
@@ -15,9 +15,9 @@ from trimtab_server.engine.runners.process import PROGRAM, Process, raised_by
 from trimtab_server.engine.runners.rehearsal import Finding, GraphPiece, Piece
 from trimtab_server.engine.runners.runner import DeviceLostError, GraphError
 
-# A process that nothing was given to for so long is ended.
+# How long a process without work is kept.
 IDLE_SECONDS = 10.0
-# How long one may take to start, which is no fault of what it is to try.
+# How long a process may take to start: that is not the fault of what it tries.
 START_SECONDS = 60.0
 
 
@@ -40,7 +40,7 @@ class Stage:
         self._stopped = False
 
     def start(self) -> None:
-        """Have a process begin, so that it is there when the first piece is."""
+        """Start a process ahead of the first piece."""
         self._give_back(self._take())
 
     def graph(self, model: Model) -> GraphPiece:
@@ -84,7 +84,7 @@ class Stage:
         return msgspec.json.decode(reply, type=Finding)
 
     def stop(self) -> None:
-        """End all processes, whatever they do."""
+        """Kill all processes."""
         with self._lock:
             self._stopped = True
             if self._timer is not None:

@@ -1,9 +1,9 @@
-"""Messages on their way: bounds what has come of them, before they are whole.
+"""Bounds the bytes of messages that have not arrived completely.
 
-gRPC compares a message with `max_receive_message_length` only when all of it is there, however long it says
-that it is, and tells nobody how far it has come. The system knows how much each connection has received. So
-while messages are read, that is looked at, less what came whole; the connection with most is the first whose
-messages are ended. So is a message of which more has come than its call takes.
+gRPC checks a message against `max_receive_message_length` only when all of it has arrived, and does not tell
+how much has. The operating system knows how much each connection has received. So while messages are read,
+that number is watched, less the complete messages. If all together are too much, the connection with the most
+bytes loses its calls first. A message that grows larger than its call allows is ended, too.
 """
 
 import asyncio
@@ -16,19 +16,20 @@ from typing import Protocol
 from trimtab.errors import ResourceExhausted
 from trimtab_server.fronts.grpc.sockets import Connections
 
-# Between two looks at the process's memory, which cost microseconds, and at the connections, which cost more.
+# Between two checks of the process's memory, which cost microseconds, and of the connections, which cost
+# more.
 TICK_SECONDS = 0.02
 LOOK_SECONDS = 0.25
-# The connections are looked at as soon as the process has grown by this much.
+# The connections are checked as soon as the process has grown by this much.
 GROWTH_BYTES = 16 << 20
-# Beside a message: its frames, records of TLS, headers, and what the client says about the answers it reads.
-# More than these take is no harm, since nothing is saved up.
+# Allowed beside each message: frames, TLS records, headers, window updates for answers. Allowing too much
+# does no harm, since unused allowance does not add up.
 BESIDE_MESSAGE, BESIDE_BYTES = 1024, 256
-# What all calls of a connection may send before anybody waits for their messages: of so many by default, what
-# HTTP/2 lets each.
+# What all calls of a connection may send before the server reads their messages: HTTP/2's window for each,
+# with the default number of calls.
 IN_ADVANCE_BYTES = 16 << 20
-# Who is cut off because all together send too much may mean well: that counts as one refused message of so
-# many bytes, and not as all that had come.
+# A client that is cut off because all together send too much may be well-behaved: that counts as one refused
+# message of this size, not as everything that had arrived.
 MESSAGE_BYTES = 4 << 20
 RETRY_SECONDS = 1.0
 
@@ -36,7 +37,7 @@ RETRY_SECONDS = 1.0
 class Reader(Protocol):
     """A call that waits for a message."""
 
-    most: int  # bytes that its only message may have; 0: it reads one after the other
+    most: int  # the most bytes of its only message; 0: it reads a stream
 
     def end(self, error: ResourceExhausted) -> None:
         """Answer it with the error."""
@@ -44,19 +45,19 @@ class Reader(Protocol):
 
 @dataclass(slots=True)
 class _Incoming:
-    """What has come over one connection since calls wait for messages from it."""
+    """What one connection has received since calls began to wait for its messages."""
 
     readers: dict[Reader, None] = field(default_factory=dict)
-    whole: int = 0  # bytes, of messages that are whole since the last look
-    seen: int | None = None  # received at the last look, since the connection began
+    whole: int = 0  # bytes of messages completed since the last check
+    seen: int | None = None  # received up to the last check, since the connection was opened
     on_way: int = 0
-    # The same since the last look at which no call waited for its only message that had waited before: what
-    # comes beside messages does not add up there.
+    # The same, but reset at each check at which no call has kept waiting for its only message: so other
+    # traffic does not add up.
     lately: int = 0
-    waited: frozenset[Reader] = frozenset()  # for their only message, at the last look
+    waited: frozenset[Reader] = frozenset()  # for their only message, at the last check
 
     def look(self, total: int) -> None:
-        """So many bytes have been received by now."""
+        """The connection has received `total` bytes since it was opened."""
         came = total - (total if self.seen is None else self.seen) - self.whole
         self.seen, self.whole = total, 0
         self.on_way = max(0, self.on_way + came)
@@ -65,12 +66,12 @@ class _Incoming:
         self.waited = waiting
 
     def too_long(self, in_advance: int) -> bool:
-        """Whether more has come than the calls that wait may send, and all others in advance."""
+        """Whether more has arrived than the waiting calls may send, plus what others may send in advance."""
         most = sum(reader.most for reader in self.readers)
         return self.lately > most + in_advance and all(reader.most for reader in self.readers)
 
     def end(self, error: ResourceExhausted) -> int:
-        """End the calls that wait; how many bytes have come for nothing."""
+        """End the waiting calls, and return how many bytes arrived in vain."""
         for reader in list(self.readers):
             reader.end(error)
         wasted, self.on_way, self.lately = self.on_way, 0, 0
@@ -78,12 +79,12 @@ class _Incoming:
 
 
 class Arriving:
-    """What came over each connection, while messages are read from it, and has not become messages.
+    """Counts the bytes of incomplete messages, by connection.
 
-    `refused` is told of connections whose messages were ended, and of how many bytes. `resident` tells how
-    much memory the process has, `received` what each of some connections has received since it began; those
-    that it does not know are left out, and not bounded. `in_advance`: what all calls of a connection may
-    send before anybody waits for their messages.
+    `refused` is called with each connection whose calls were ended, and the number of bytes that arrived in
+    vain. `resident` gives the process's memory, `received` what each connection has received since it was
+    opened; connections that it leaves out are not bounded. `in_advance`: what all calls of a connection may
+    send before the server reads their messages.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Arriving:
         connection.readers[reader] = None
 
     def ended(self, peer: str, reader: Reader, size: int) -> None:
-        """It waits no more: a message of so many bytes has come, or none."""
+        """The call no longer waits: a message of this size has arrived, or none."""
         connection = self._connections[peer]
         del connection.readers[reader]
         if connection.readers:
@@ -123,7 +124,7 @@ class Arriving:
             self._any.clear()
 
     async def watch(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         loop = asyncio.get_running_loop()
         looked = loop.time()
         while True:
@@ -134,8 +135,8 @@ class Arriving:
                 looked = loop.time()
 
     def look(self) -> None:
-        """See what has come. Messages that are longer than their calls take are ended; where all together are
-        too much, those of the connections with most."""
+        """Check what has arrived. End messages that are larger than their calls allow and, if all together
+        are too much, those of the connections with the most."""
         for peer, total in self._received(self._connections).items():
             connection = self._connections[peer]
             connection.look(total)
@@ -165,5 +166,5 @@ class Arriving:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has."""
+    """This process's resident memory, in bytes."""
     return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -12,7 +12,8 @@ from trimtab_server.fronts.grpc.method import Method, Unknown
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Turns trimtab.errors into gRPC statuses, and anything else into INTERNAL with an id of the log."""
+    """Turns trimtab.errors into gRPC statuses, and anything else into INTERNAL with an id that is also in the
+    log."""
 
     def __init__(self, entrance: Entrance, max_texts: int, max_message_bytes: int) -> None:
         self._entrance = entrance
@@ -28,7 +29,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._entrance.turns.arrived()
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
-            if handler is None:  # and not remembered
+            if handler is None:  # not cached: callers can invent any name
                 return grpc.stream_stream_rpc_method_handler(Unknown(self._entrance, method).called)
             most = self._max_message_bytes if method in LARGE else SMALL_BYTES
             self._wrapped[method] = Method(self._entrance, method, handler, self._max_texts, most).handler()

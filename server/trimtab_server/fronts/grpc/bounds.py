@@ -1,14 +1,14 @@
-"""What a message may hold, seen in its bytes: before protobuf makes objects of them, and Python walks these.
+"""Bounds how many fields a message has, counted in its bytes, before protobuf makes objects of them.
 
-Two bytes on the wire are an empty element, and some 60 to 90 bytes in memory, so that a message of 16 MiB can
-take a gigabyte and seconds. A valid request has few fields, whatever its size; so they are counted, at every
-depth, and the count ends at the limit. Which count it is that is too high the request's own checks say, where
-they can; all that they walk is bounded here.
+An empty element takes two bytes on the wire, but 60 to 90 in memory, so a message of 16 MiB could take a
+gigabyte, and seconds to parse. A valid request has few fields, whatever its size. So they are counted, at
+every depth, and the count stops at the limit. What precisely is too much, the request's own checks say
+afterwards, if they can; what they go through is bounded here.
 
-The count refuses no valid request: one with `max_texts` texts has a field for each (a candidate has four:
-itself, its id, its text, its digest; so has a pair; a raw tensor none), and some dozens beside them, where
-there is room for hundreds. A message so short that it cannot hold too many fields, of two bytes at least, is
-not looked at.
+No valid request is refused: one with `max_texts` texts has a field for each (a candidate has four: itself,
+its id, its text, its digest; so has a pair; a raw tensor has none) and some dozens besides, where there is
+room for hundreds. A field has at least two bytes, so a message that is too short to hold too many is not
+counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +21,9 @@ from trimtab.errors import InvalidArgument
 LENGTH = 2  # the wire type of what has a length before it
 FIELDS_A_TEXT = 4
 FIELDS_BESIDE = 256
-# Of what names something. Encoders' own names are shorter; callers choose ids and groups.
+# The longest name. Encoders' names are shorter; callers choose ids and groups.
 NAME_BYTES = 1024
-# What holds texts is as long as the message allows; the limits of texts are looked at where they are read.
+# Fields with texts may be as long as the message; the limits of texts are checked when they are read.
 LONG = frozenset(
     {
         "trimtab.v1.EmbedRequest.texts",
@@ -39,14 +39,15 @@ LONG = frozenset(
     }
 )
 
-# By field number, what is known of the fields that have a length: the message inside, or what it is called.
+# For fields with a length, by their numbers: the shape of the message inside, or the field's name.
 Shape: TypeAlias = Mapping[int, "Shape | str"]
 
 
 def bounded(deserialize: Callable[[bytes], Any], max_texts: int) -> Callable[[bytes], Any]:
-    """A message class's `FromString` that refuses what holds too much: InvalidArgument, naming the limit.
+    """A message class's `FromString`, which refuses messages with too many fields: InvalidArgument, naming
+    the limit.
 
-    ValueError where the bytes are no message at all.
+    ValueError if the bytes are not a message at all.
     """
     described = getattr(getattr(deserialize, "__self__", None), "DESCRIPTOR", None)
     if not isinstance(described, Descriptor):
@@ -65,7 +66,7 @@ def bounded(deserialize: Callable[[bytes], Any], max_texts: int) -> Callable[[by
 
 
 def _shape(described: Descriptor) -> Shape:
-    """No message of ours holds itself."""
+    """The fields of a message class. This ends, because no message of ours contains itself."""
     shape: dict[int, Shape | str] = {}
     for field in described.fields:
         if field.message_type is not None:
@@ -76,13 +77,13 @@ def _shape(described: Descriptor) -> Shape:
 
 
 def _count(data: bytes, position: int, end: int, shape: Shape, left: int) -> int:
-    """How many of the fields that are `left` the message from `position` to `end` does not take; below 0
-    where it has more."""
+    """How many of the `left` fields remain after those from `position` to `end`; below 0 if there are
+    more."""
     while position < end:
         left -= 1
         if left < 0:
             return left
-        key = data[position]  # nearly all are of one byte, and a call for each would be most of the time
+        key = data[position]  # nearly always one byte, and a call for each would take most of the time
         if key < 128:
             position += 1
         else:
@@ -112,7 +113,7 @@ def _count(data: bytes, position: int, end: int, shape: Shape, left: int) -> int
 
 
 def _behind(kind: int, data: bytes, position: int, end: int) -> int:
-    """Where a number ends that begins at `position`."""
+    """Where the number that begins at `position` ends."""
     if kind == 0:
         return _number(data, position, end)[1]
     if kind not in (1, 5):

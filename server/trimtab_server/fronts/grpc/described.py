@@ -1,4 +1,4 @@
-"""What the server tells of encoders and adapters, as messages of trimtab.v1."""
+"""Descriptions of encoders and adapters, as messages of trimtab.v1."""
 
 from trimtab import kinds
 from trimtab.artifacts import variants

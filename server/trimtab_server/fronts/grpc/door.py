@@ -33,23 +33,23 @@ from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
 from trimtab_server.tasks.rescore import Rescorer
 
-# While nothing is in flight any more: calls that are on their way are told to go elsewhere. gRPC's own stop
-# would cancel them, and a client may not try those again.
+# After the last call is answered: calls that still arrive are told to try another server. gRPC's own stop
+# would cancel them, and a client may not retry cancelled calls.
 LATE_SECONDS = 0.3
-# After the calls have been answered: time for the last bytes to leave.
+# On stop: time for the last bytes to leave.
 FLUSH_SECONDS = 1.0
-# Between two looks at who does not take answers.
+# Between two checks for clients that do not read their answers.
 UNREAD_SECONDS = 1.0
-# What one gRPC server offers, and health tells of under these names.
+# The services of the gRPC server. Health reports them under these names.
 NATIVE = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 KSERVE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class Door:
-    """Listens as soon as it is made; calls are answered from `start` on.
+    """Listens from its construction on; calls are answered after `start`.
 
-    Health says what it is told by `tell`, for the server as a whole ("") and for each encoder.
+    `tell` sets what health reports, for the server as a whole ("") and for each encoder.
     """
 
     def __init__(
@@ -77,7 +77,8 @@ class Door:
         self.port, self._servers = self._listen()
 
     def tell(self, service: str, serving: bool) -> None:
-        """Whether an encoder serves, NAME or NAME/VERSION; "" is the server, and with it both services."""
+        """Set whether an encoder serves, by NAME or NAME/VERSION; "" is the whole server, with both
+        services."""
         for each in (service,) if service else ("", NATIVE, KSERVE):
             self._health.set(each, serving)
 
@@ -96,7 +97,7 @@ class Door:
             await server.start()
 
     async def drain(self, seconds: float) -> None:
-        """Refuse what is new, and wait for so many seconds at most until what is in flight is answered."""
+        """Refuse new calls, and wait at most so many seconds until the open ones are answered."""
         self._health.drain()
         self._native.drain()
         self._kserve.drain()
@@ -115,7 +116,7 @@ class Door:
             self._unread.end_slow()
 
     def _entrances(self, pipeline: Pipeline, tracing: Tracing | None) -> tuple[Entrance, Entrance]:
-        """What every call passes through: of the port for clients, and of the one for admins."""
+        """What every call passes through: one entrance for the clients' port, one for the admins'."""
         config, refused = self._config, pipeline.metrics.refused
         tenants = Tenants(config.server.tenant_header)
         every = (self._intake, self._unread, tenants)
@@ -129,9 +130,9 @@ class Door:
         return make(guards[0], load), make(guards[1])
 
     def _listen(self) -> tuple[int, list[grpc.aio.Server]]:
-        """The servers, bound to their addresses; and the port for clients."""
+        """The clients' port, and the servers, bound to their addresses."""
         config, ports = self._config, self._config.server
-        # The servicers' methods take what the boundary hands them, not what gRPC would.
+        # The servicers' methods take the boundary's arguments, not gRPC's.
         native, kserve, health = (cast(Any, each) for each in (self._native, self._kserve, self._health))
         limits = config.limits
         boundary, admin = (

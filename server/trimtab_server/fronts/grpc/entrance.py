@@ -1,4 +1,4 @@
-"""What every call of a port passes on its way in and out: who calls, is there room, does the server drain."""
+"""What every call of a port passes on its way in and out: authorisation, room, draining."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ from trimtab_server.turns import Turns
 
 
 class Entrance:
-    """Knows which calls are in flight, and turns away new ones while the server drains: gRPC's own stop
-    cancels calls that have arrived and are not taken up yet, and a client may not retry those.
+    """Counts the calls in flight, and refuses new ones while the server drains: gRPC's own stop would cancel
+    calls that have arrived but were not taken up, and a client may not retry those.
 
-    A call that the guard does not let in is answered before its message is read. Where the load is known,
-    each call of one message is answered with a report of it; streams stay where they are. `observed` sees
-    every call, refused or not, but those of the infrastructure.
+    A call that the guard refuses is answered before its message is read. If `load` is given, each unary
+    answer carries a load report; streams need none, since they stay on their server. `observed` sees every
+    call, refused or not, except health checks and reflection.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Entrance:
         self._idle.set()
 
     async def drain(self, seconds: float) -> None:
-        """Take no new calls, and wait until those in flight are answered, or for so many seconds."""
+        """Refuse new calls, and wait at most so many seconds until the open ones are answered."""
         self._draining = True
         self.pace.free()
         with contextlib.suppress(TimeoutError):
@@ -59,17 +59,17 @@ class Entrance:
                 await self._idle.wait()
 
     def admit(self, method: str, context: Context) -> Caller:
-        """Whom a call is from; Unauthenticated or PermissionDenied where it may not come in."""
+        """The call's caller; Unauthenticated or PermissionDenied if the call is not allowed."""
         metadata = (context.invocation_metadata() or ()) if self.guard.reads_metadata else ()
         return self.guard.admit(method, metadata)
 
     async def refuse(self, context: Context, error: TrimtabError) -> NoReturn:
-        """Answer a call with the error before a message of it is read."""
+        """Answer a call with an error before its message is read."""
         await self.pace.wait(context.peer(), NOTHING)
         await abort(context, error)
 
     def open(self, caller: Caller, context: Context, request_id: str, *, counted: bool) -> OpenCall:
-        """A call is taken up: Unavailable while the server drains, ResourceExhausted where it has no room."""
+        """Take up a call. Unavailable while the server drains; ResourceExhausted if there is no room."""
         if counted and self._draining:
             raise Unavailable("the server is draining: try another one")
         sender = self.tenants.of(caller, context)

@@ -1,4 +1,4 @@
-"""Which calls a port lets in, and whom they are from: decided before a message is read."""
+"""Which calls a port allows, and who makes them: decided before a message is read."""
 
 from collections.abc import Callable
 
@@ -7,18 +7,18 @@ from trimtab_server.callers.access import ANYONE, Caller
 from trimtab_server.callers.auth import Authenticator, Metadata
 
 _KSERVE = "/inference.GRPCInferenceService/"
-# Health asks for no credentials: those who balance have none, and it tells of names and states alone.
+# Health needs no credentials: load balancers have none, and it reveals only names and states.
 OPEN = "/grpc.health.v1.Health/"
 ADMIN = frozenset({f"{_KSERVE}RepositoryModelLoad", f"{_KSERVE}RepositoryModelUnload"})
-# What the port for admins offers beside them.
+# What else the admin port offers.
 BESIDE_ADMIN = frozenset({f"{_KSERVE}RepositoryIndex"})
 
 
 class Guard:
-    """Lets calls in: as ANYONE's, where there is no `authenticator`.
+    """Authorises calls. Without an `authenticator`, every caller is ANYONE.
 
-    `admin`: True where this is the port for admins, False where there is another one for them, None where
-    there is no such port. `refused` is told the status of each call that is not let in.
+    `admin`: True if this is the admin port, False if another port is, None if there is none. `refused` is
+    called with the status of each refused call.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class Guard:
 
     @property
     def reads_metadata(self) -> bool:
-        """Whether a call's metadata must be given: the credentials stand there."""
+        """Whether `admit` needs the call's metadata, which holds the credentials."""
         return self._authenticator is not None
 
     def admit(self, method: str, metadata: Metadata) -> Caller:
-        """Whom the call is from; Unauthenticated or PermissionDenied where it may not come in."""
+        """The call's caller; Unauthenticated or PermissionDenied if the call is not allowed."""
         try:
             return self._admit(method, metadata)
         except TrimtabError as error:

@@ -1,7 +1,7 @@
 """grpc.health.v1: the server as a whole under "", each encoder under NAME and NAME/VERSION.
 
-The package's own servicer deafens every watcher of a service when one of them leaves, and begins as
-SERVING; so this is one of our own.
+The package's own servicer stops notifying all watchers of a service when one of them leaves, and starts as
+SERVING; so this is our own.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ Status = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """The states of all services, told to whoever asks or watches. The boundary hands a method its call."""
+    """The states of all services, for checks and watches."""
 
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {"": False}
@@ -29,13 +29,13 @@ class Health:
         return self._serving[""]
 
     def set(self, service: str, serving: bool) -> None:
-        """Say whether a service serves. Once the server drains, nothing does."""
+        """Set whether a service serves. Once the server drains, none does."""
         self._serving[service] = serving and not self._draining
         for watcher in self._watchers:
             watcher.set()
 
     def drain(self) -> None:
-        """Say NOT_SERVING for everything from now on, and let the watchers go."""
+        """Report NOT_SERVING for everything from now on, and end all watches."""
         self._draining = True
         for service in self._serving:
             self.set(service, False)

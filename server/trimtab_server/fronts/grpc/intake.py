@@ -1,8 +1,7 @@
-"""What clients have sent and the server is not done with: open calls, and the messages that they hold.
+"""Bounds the open calls of all connections together, and the bytes of their messages.
 
-gRPC bounds the calls of one connection; here all of them are bounded together, and their bytes. Where there
-is no room, whoever holds most makes it: the latest call of the largest holder is ended (longest queue drop),
-so that nobody is refused for what others hold.
+gRPC itself bounds only the calls of each connection. If there is no room, the latest call of the largest
+holder is ended (longest queue drop), so that nobody is refused for what others hold.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ RETRY_SECONDS = 1.0
 
 
 class Holder:
-    """Whoever shares one part of the room: a caller that has shown who it is, or else a connection."""
+    """Who holds room: an authenticated caller, or else a connection."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,7 +31,7 @@ class Holder:
 
 
 class OpenCall:
-    """One open call of gRPC's: who makes it, and what it holds. Servicers get it instead of the context."""
+    """An open gRPC call: who makes it, and what it holds. Servicers get it in place of gRPC's context."""
 
     __slots__ = (
         "_context", "_intake", "bytes", "caller", "deadline", "error", "holder", "most", "request_id",
@@ -55,15 +54,15 @@ class OpenCall:
         self.deadline = deadline_of(context)
         self.request_id = request_id
         self.bytes = 0
-        self.most = 0  # bytes of its only message; 0: it has any number
-        self.understood = False  # a message has come that can be read
+        self.most = 0  # the most bytes of its only message; 0: it streams messages
+        self.understood = False  # one of its messages has been parsed
         self.error: ResourceExhausted | None = None  # why it was ended
         self.task = task
         self._context = context
         self._intake = intake
 
     def request(self, protocol: str) -> Call:
-        """A request of this protocol, which arrives with a message of the call."""
+        """A request in this protocol, which arrives now with a message of the call."""
         tenant, peer = self.sender
         return Call(
             self.caller, tenant, tenant or peer, protocol, time.monotonic(), self.deadline, "interactive",
@@ -75,7 +74,7 @@ class OpenCall:
         await self._context.write(answer)
 
     async def read(self) -> bytes | None:
-        """The next message as it came; None where there is none."""
+        """The next message, unparsed; None if there are no more."""
         arriving, peer, size = self._intake.arriving, self.sender.peer, 0
         arriving.began(peer, self)
         try:
@@ -88,11 +87,11 @@ class OpenCall:
             arriving.ended(peer, self, size)
 
     def hold(self, size: int) -> None:
-        """It holds a message of so many bytes; ResourceExhausted where there is no room for that."""
+        """Hold a message of this size; ResourceExhausted if there is no room for it."""
         self._intake.hold(self, size)
 
     def release(self, size: int) -> None:
-        """It holds so many bytes less; nothing, where it was ended."""
+        """Hold so many bytes less, or none if the call was ended."""
         self._intake.count(self, -min(size, self.bytes))
 
     def end(self, error: ResourceExhausted) -> None:
@@ -103,24 +102,25 @@ class OpenCall:
                 self.task.cancel()
 
     def ended(self) -> ResourceExhausted | None:
-        """Why its task was cancelled, where that was by `end`; the task goes on then."""
+        """The error that `end` cancelled its task with, if it did; the task is uncancelled, and can answer
+        with it."""
         if self.error is not None and self.task is not None:
             self.task.uncancel()
         return self.error
 
 
 class Intake:
-    """Counts calls and bytes, by holder and altogether."""
+    """Counts open calls and their bytes, by holder and in total."""
 
     def __init__(self, max_calls: int, max_bytes: int, arriving: Arriving) -> None:
         self.max_calls, self.max_bytes = max_calls, max_bytes
         self.calls = self.bytes = 0
         self.arriving = arriving
         self._holders: dict[str, Holder] = {}
-        self._used: set[str] = set()  # connections whose calls have ended since somebody asked
+        self._used: set[str] = set()  # connections whose calls ended since `used` was last called
 
     def used(self) -> set[str]:
-        """The connections that had calls since the last time that somebody asked."""
+        """The connections that had calls since this was last called."""
         used, self._used = self._used, set()
         used.update(call.sender.peer for holder in self._holders.values() for call in holder.calls)
         return used
@@ -133,7 +133,7 @@ class Intake:
         task: "asyncio.Task[Any] | None" = None,
         request_id: str = "",
     ) -> OpenCall:
-        """A call on which a task works; ResourceExhausted where there is no room."""
+        """Open a call, which `task` handles; ResourceExhausted if there is no room."""
         name = caller.name or sender.peer
         holder = self._holders.get(name) or Holder(name)
         if self.calls >= self.max_calls:
@@ -157,7 +157,7 @@ class Intake:
             self._used.add(call.sender.peer)
 
     def hold(self, call: OpenCall, size: int) -> None:
-        """The call holds a message of so many bytes; ResourceExhausted where there is no room for it."""
+        """The call holds a message of this size; ResourceExhausted if there is no room for it."""
         while self.bytes + size > self.max_bytes:
             why = (
                 f"messages of {self.bytes} bytes are being answered, and this server keeps {self.max_bytes} "
@@ -169,7 +169,7 @@ class Intake:
         self.count(call, size)
 
     def count(self, call: OpenCall, size: int) -> None:
-        """The call holds so many bytes more, or less."""
+        """Add to the bytes that the call holds, or subtract."""
         call.bytes += size
         call.holder.bytes += size
         self.bytes += size
@@ -177,9 +177,9 @@ class Intake:
     def _end_one(
         self, size: Callable[[Holder], int], own: int, counts: Callable[[OpenCall], bool], why: str
     ) -> None:
-        """End the latest call that counts of the largest holder.
+        """End the latest of the largest holder's calls for which `counts` is true.
 
-        ResourceExhausted where that is no larger than the one who asks for room would be.
+        ResourceExhausted if that holder is no larger than the one who asks for room would be.
         """
         error = ResourceExhausted(f"{why}: send less at once, and try again", RETRY_SECONDS)
         largest = max(self._holders.values(), key=size, default=None)

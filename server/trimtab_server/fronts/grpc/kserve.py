@@ -28,9 +28,9 @@ EXTENSIONS = ("model_repository", "model_configuration", "statistics", "paramete
 
 
 class KServeServicer:
-    """The methods of inference.GRPCInferenceService: translates messages; the tasks do the work.
+    """Translates the messages of inference.GRPCInferenceService; the tasks do the work.
 
-    The boundary hands each of them its message, or the messages of a stream, and its call.
+    The boundary calls each method with its message, or with the messages of a stream, and with the open call.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class KServeServicer:
             raise Unavailable("the server is draining: send what was not answered to another one")
 
     def drain(self) -> None:
-        """Read no more from any stream; each ends when what it has read is answered."""
+        """Stop reading from all streams; each ends when its requests so far are answered."""
         for reader in list(self._readers):
             reader.cancel()
 
@@ -238,7 +238,7 @@ class KServeServicer:
         result = await self._embedder.embed(call, asked)
         return await self._pipeline.made(call, len(result.token_counts), respond, request, result)
 
-    # -- what this server has not --------------------------------------------------------------------
+    # -- what this server does not offer --------------------------------------------------------------
 
     async def SystemSharedMemoryStatus(self, request: Any, opened: OpenCall) -> Any:
         return pb.SystemSharedMemoryStatusResponse()  # no region can be registered, so there is none

@@ -28,7 +28,7 @@ PARAMETERS = (*options.PARAMETERS, "timeout")
 
 
 def _parameters(request: Any) -> dict[str, Any]:
-    """A request's parameters; one that is not known is refused."""
+    """A request's parameters; unknown ones are refused."""
     given = {}
     for name, value in request.parameters.items():
         if name == "triton_enable_empty_final_response":  # a stream's own; see ModelStreamInfer
@@ -119,7 +119,7 @@ def _decode(element: bytes, row: int) -> str:
 
 
 def _wanted(request: Any) -> list[str]:
-    """The names of the outputs asked for; all where none is named."""
+    """The names of the requested outputs; all, if none is named."""
     if len(request.outputs) > len(OUTPUTS):
         raise InvalidArgument(
             f"the request names {len(request.outputs)} outputs, and there are {len(OUTPUTS)}: "

@@ -1,4 +1,4 @@
-"""The ports: how gRPC servers are made, where they listen, and what a connection may ask of them."""
+"""The ports: how gRPC servers are made, where they listen, and what they allow a connection."""
 
 import logging
 import resource
@@ -15,33 +15,33 @@ from trimtab_server.config import Config, Limits, Tls, split_address
 
 log = logging.getLogger(__name__)
 
-# Open files that are no clients: the metrics' connections, gRPC's own, bundles while they are loaded.
+# Open files other than clients' connections: the metrics port's, gRPC's own, bundles being loaded.
 FILES_BESIDE = 256
 LEAST_CONNECTIONS = 16
 # A probe is a few bytes.
 PROBE_BYTES = 4096
-# gRPC's default, two minutes, lets whoever connects and says nothing hold a place for as long.
+# gRPC's default of two minutes would let a client that sends nothing hold a connection for that long.
 HANDSHAKE_SECONDS = 20
-# Clients may ping a connection this often, with calls on it or without; the SDK does each minute.
+# The least time between a client's pings, with or without calls; the SDK pings every minute.
 PING_SECONDS = 20
-# A client that does not answer a ping for so long is gone; sooner where it is asked more often.
+# A client that does not answer a ping within this time is gone; within less if pings are more frequent.
 PING_ANSWER_SECONDS = 20
-# Of HTTP/2: what a call may send before the server asks for its message. gRPC's own estimate of the network
-# would let every call send 4 MiB that nobody asked for.
+# HTTP/2's window: what a call may send before the server reads its message. With gRPC's own estimate of the
+# network, every call could send 4 MiB unasked.
 CALL_WINDOW_BYTES = 65_535
-# Of a call's headers, as HTTP/2 counts them: names, values, and 32 for each. Between this and twice as much
-# gRPC refuses some calls and not others; and each header takes several times its bytes.
+# Of a call's headers, as HTTP/2 counts them: names, values, and 32 bytes each. Between this and twice as
+# much, gRPC refuses calls at random. In memory, a header takes several times its bytes.
 HEADERS_BYTES = 8192
-# What has come and was not taken up yet, because there is so much: after 30 s gRPC would cancel it, which
-# tells nobody to try elsewhere. Its own deadline ends it.
+# How long a call may wait until the server takes it up. By default gRPC cancels it after 30 s, which does not
+# tell the client to try elsewhere; the call's own deadline is enough.
 UNREQUESTED_SECONDS = 24 * 3600
 
 
 def within(config: Config, files: int) -> Config:
-    """The configuration, with no more connections than so many open files allow beside everything else.
+    """The configuration, with no more connections than the limit of open files allows.
 
-    A port that takes a connection and has no file for it cannot serve those that it has. ConfigError where
-    there is no room for any.
+    A port that accepts a connection and finds no free file cannot serve its other connections either. Raises
+    ConfigError if hardly any connection fits.
     """
     ports = 1 + bool(config.server.admin_address) + bool(config.server.health_address)
     room = (files - FILES_BESIDE) // ports
@@ -60,12 +60,12 @@ def within(config: Config, files: int) -> Config:
 
 
 def in_advance(limits: Limits) -> int:
-    """Bytes that a connection's calls may send before anybody waits for their messages."""
+    """Bytes that a connection's calls may send before the server reads their messages."""
     return 2 * limits.max_calls_per_connection * CALL_WINDOW_BYTES
 
 
 def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
-    """A server for clients, which listens nowhere yet."""
+    """A server for clients, not yet bound to an address."""
     options = [
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
@@ -73,7 +73,7 @@ def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> 
         *_connections(config),
     ]
     if config.server.max_connection_age_seconds:
-        # What is on its way may take as long as it may when the server stops.
+        # Open calls get as much time as when the server stops.
         options += [
             ("grpc.max_connection_age_ms", round(config.server.max_connection_age_seconds * 1000)),
             ("grpc.max_connection_age_grace_ms", round(config.server.drain_seconds * 1000)),
@@ -82,7 +82,7 @@ def make(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> 
 
 
 def make_probed(config: Config, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
-    """A server for an orchestrator's probes, which speak neither TLS nor credentials."""
+    """A server for an orchestrator's probes, which use neither TLS nor credentials."""
     return grpc.aio.server(
         interceptors=interceptors,
         options=[
@@ -93,20 +93,20 @@ def make_probed(config: Config, interceptors: Sequence[grpc.aio.ServerIntercepto
 
 
 def _connections(config: Config) -> list[tuple[str, int]]:
-    """What every port allows a connection, and how long it keeps one that is of no use."""
+    """What every port allows a connection, and how long it keeps an unused one."""
     server, limits = config.server, config.limits
     answer = round(min(PING_ANSWER_SECONDS, server.keepalive_seconds) * 1000)
     options = [
-        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a silent share
+        ("grpc.so_reuseport", 0),  # a taken port is an error, not silently shared
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
-        # Beside those that are over for the client, and that the server has not got round to. With fewer, a
-        # client that has many calls open and takes back one in seven would have others refused.
+        # Further streams, which the client has ended and the server has not freed yet. With fewer, a client
+        # that has many calls open and cancels one in seven would have others refused.
         ("grpc.http2.max_deallocating_streams", limits.max_calls_per_connection),
         ("grpc.max_metadata_size", HEADERS_BYTES),
         ("grpc.absolute_max_metadata_size", HEADERS_BYTES),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
-        # gRPC inflates whatever size a message says that it has; as it came, the boundary refuses it.
+        # gRPC would decompress a message of any size. Left compressed, it is refused by the boundary.
         ("grpc.per_message_decompression", 0),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", CALL_WINDOW_BYTES),
@@ -122,7 +122,7 @@ def _connections(config: Config) -> list[tuple[str, int]]:
 
 
 def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
-    """Let a server listen at HOST:PORT, and return the port. ConfigError where that cannot be had."""
+    """Let a server listen at HOST:PORT, and return the port. ConfigError if the address cannot be used."""
     split_address(address)
     try:
         if tls is None:
@@ -133,7 +133,7 @@ def bind(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
-    """The certificates as they are on disk at each handshake: a renewed one needs no restart."""
+    """Credentials that follow the certificates on disk: a renewed one needs no restart."""
     files = tuple(path for path in (tls.key, tls.certificate, tls.client_ca) if path)
 
     def read() -> grpc.ServerCertificateConfiguration:
@@ -149,7 +149,7 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
 
 
 def _check(tls: Tls) -> None:
-    """Refuse what gRPC would refuse at a handshake, and a pair of which only one file is renewed yet."""
+    """Refuse what gRPC would refuse at a handshake, and a pair of which only one file has been renewed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(tls.certificate, tls.key, password="")

@@ -1,11 +1,11 @@
-"""Messages as they come: bytes that do not parse, are compressed, or are more than their method takes."""
+"""Parses messages, and refuses those that do not parse, are compressed, or are too large for their method."""
 
 from collections.abc import Callable
 from typing import Any
 
 from trimtab.errors import InvalidArgument, TrimtabError, Unimplemented
 
-# The calls whose messages hold texts; those of all others have room in this.
+# The methods whose messages hold texts; those of all others fit into SMALL_BYTES.
 LARGE = frozenset(
     {
         "/trimtab.v1.EncoderService/Embed",
@@ -16,12 +16,12 @@ LARGE = frozenset(
     }
 )
 SMALL_BYTES = 16 << 10
-# How gzip's output begins, which is never a protobuf, and zlib's, which next to never is.
+# How gzip's output begins, which is never a protobuf, and zlib's, which hardly ever is.
 COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 def parse_with(deserialize: Callable[[bytes], Any], most: int | None) -> Callable[[bytes], Any]:
-    """`deserialize`, raising an error of ours for what it does not take, or has more bytes than `most`."""
+    """`deserialize`, with an error of ours for what it refuses, or for more than `most` bytes."""
 
     def parse(data: bytes) -> Any:
         try:
@@ -38,7 +38,7 @@ def parse_with(deserialize: Callable[[bytes], Any], most: int | None) -> Callabl
 
 
 def _refused(data: bytes, error: Exception) -> TrimtabError:
-    """Why a message is not taken: never the error itself, since where that was raised holds the data."""
+    """Why a message is refused. Never the original error, whose traceback keeps the data."""
     if data.startswith(COMPRESSED):
         return Unimplemented(
             "the message is compressed, and this server takes none that are: call without compression "

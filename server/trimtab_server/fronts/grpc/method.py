@@ -1,6 +1,6 @@
 """A method of a service, as gRPC calls it: from the messages of a call to its answer or its error.
 
-No servicer sees a message that does not parse, or turns an error into a status by itself.
+Servicers never see a message that does not parse, and never turn errors into statuses themselves.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from trimtab_server.observing.load import TRAILER
 from trimtab_server.turns import SMALL_BYTES as SMALL_MESSAGE
 from trimtab_server.turns import Flow
 
-# Calls that are no work of the server's: asking after its health, or what it serves.
+# Health checks and reflection: not logged, not traced, no part of the load, and not waited for by a drain.
 UNCOUNTED = ("/grpc.",)
 
 
 class _Called:
-    """The calls of a method, until they are let in: each is seen, and its caller found."""
+    """Lets in the calls of a method: each is observed, and its caller identified."""
 
     def __init__(self, entrance: Entrance, name: str) -> None:
         self._entrance = entrance
@@ -38,7 +38,7 @@ class _Called:
         self._observed = entrance.observed if self._counted else None
 
     async def called(self, requests: Any, context: Context) -> Any:
-        """A call, before a message is read."""
+        """Handle a call, of which no message has been read yet."""
         if self._observed is None:
             return await self._admitted(context, UNSEEN)
         with self._observed.call(self._name, context) as seen:
@@ -67,7 +67,7 @@ class Unknown(_Called):
 
 
 class Method(_Called):
-    """One method of a service: from a call's messages to its answer, or to the error that it ends with."""
+    """One method of a service: from a call's messages to its answer or its error."""
 
     def __init__(self, entrance: Entrance, name: str, handler: Any, max_texts: int, most: int) -> None:
         super().__init__(entrance, name)
@@ -76,7 +76,7 @@ class Method(_Called):
         self._serve = (
             handler.stream_stream or handler.unary_stream or handler.stream_unary or handler.unary_unary
         )
-        self._yields = inspect.isasyncgenfunction(self._serve)  # such as reflection; others write
+        self._yields = inspect.isasyncgenfunction(self._serve)  # as reflection does; our own servicers write
         self._serialize = handler.response_serializer
         self._large = name in LARGE
         self._most = 0 if self._streams else most  # bytes of its only message
@@ -85,7 +85,7 @@ class Method(_Called):
         self._load = entrance.load if self._counted and single else None
 
     def handler(self) -> Any:
-        """As a handler of streams, which gRPC calls before a message is read."""
+        """A handler of streams, since gRPC calls those before it reads a message."""
         kind = (
             grpc.stream_stream_rpc_method_handler
             if self._answers_stream
@@ -100,14 +100,14 @@ class Method(_Called):
             try:
                 return await self._answer(call, context)
             except Exception as raised:
-                # An aborted call is answered. Where the client has gone, or is going while it is written to,
-                # there is nobody to tell, and nothing to mend.
+                # An aborted call has been answered. If the client has gone, or goes while it is written to,
+                # there is nobody to tell.
                 if isinstance(raised, grpc.aio.AbortError):
                     raise
                 if context.done() or isinstance(raised, grpc.aio.InternalError):
                     return None
-                # No local of this frame may name the error, whose traceback names the frame, and all that the
-                # call holds: that would stay until the next collection.
+                # Keep no local reference to the raised error: its traceback refers to this frame, and the
+                # cycle would keep everything the call holds until the next garbage collection.
                 error = as_trimtab_error(raised)
             if not call.understood:
                 await entrance.pace.wait(call.sender.peer, NOTHING)
@@ -133,7 +133,7 @@ class Method(_Called):
         call.most = self._most
         if not self._large:
             await entrance.pace.wait(peer, CHEAP)
-        # Nothing here keeps a message: a call that watches needs it no longer than it is looked at.
+        # No local here keeps a message: a call that watches reads it once and lasts long.
         if self._streams:
             messages = self._messages(call)
             answered = self._serve(messages if self._large else self._each_paced(messages, peer), call)
@@ -144,7 +144,7 @@ class Method(_Called):
                 await context.write(each)
             return None
         response = await answered
-        if response is not None:  # otherwise they were written, and counted, one by one
+        if response is not None:  # otherwise answers were written and counted one by one
             response = self._serialize(response)
             account = entrance.unread.account(*call.sender)
             context.add_done_callback(account.done)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ class Method(_Called):
         return response
 
     async def _message(self, call: OpenCall) -> Any:
-        """The message of a call that has one, which it holds until it is over."""
+        """The message of a unary call, which holds it until the call is over."""
         if delay := self._entrance.pace.read_delay(call.sender.peer):
             await asyncio.sleep(delay)
         data = await call.read()
@@ -166,7 +166,7 @@ class Method(_Called):
             return await self._parsed(call, data)
         except TrimtabError as error:
             call.release(len(data))
-            raise error.with_traceback(None) from None  # whose frames would keep the bytes
+            raise error.with_traceback(None) from None  # the traceback would keep the bytes
         finally:
             del data
 
@@ -178,16 +178,16 @@ class Method(_Called):
             data = await call.read()
             if data is None:
                 return
-            call.hold(len(data))  # until its turn; from then on, the stream's window does
+            call.hold(len(data))  # until it is taken up; from then on, the stream's window counts it
             try:
                 message = await self._parsed(call, data)
             except TrimtabError as error:
-                raise error.with_traceback(None) from None  # whose frames would keep the bytes
+                raise error.with_traceback(None) from None  # the traceback would keep the bytes
             finally:
                 call.release(len(data))
                 del data
             yield message
-            del message  # not while the next one is waited for
+            del message  # not kept while waiting for the next one
 
     async def _parsed(self, call: OpenCall, data: bytes) -> Any:
         flow, pace = Flow(call.sender.flow, len(data) <= SMALL_MESSAGE), self._entrance.pace
@@ -201,7 +201,7 @@ class Method(_Called):
         return message
 
     async def _each_paced(self, messages: AsyncIterator[Any], peer: str) -> AsyncIterator[Any]:
-        """Messages of a stream that each cost the client nothing, as calls of their own would."""
+        """A stream's messages, each paced like a call of its own."""
         async for message in messages:
             await self._entrance.pace.wait(peer, CHEAP)
             yield message

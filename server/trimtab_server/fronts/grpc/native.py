@@ -21,14 +21,14 @@ from trimtab_server.tasks.pipeline import Pipeline, Times
 from trimtab_server.tasks.plan import EmbedRequest
 from trimtab_server.tasks.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
 
-# By these names the metrics know what is asked.
+# The protocols' names in metrics.
 PROTOCOL, RESCORE = "trimtab.v1", "rescore"
 
 
 class NativeServicer:
-    """The methods of trimtab.v1.EncoderService: translates messages; the tasks do the work.
+    """Translates the messages of trimtab.v1.EncoderService; the tasks do the work.
 
-    The boundary hands each of them its message, or the messages of a stream, and its call.
+    The boundary calls each method with its message, or with the messages of a stream, and with the open call.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class NativeServicer:
         self._embedder = embedder
         self._rescorer = rescorer
         self._unread = unread
-        self._readers: set[asyncio.Task[None]] = set()  # of the streams that are open
+        self._readers: set[asyncio.Task[None]] = set()  # one for each open stream
 
     async def Embed(self, request: pb.EmbedRequest, opened: OpenCall) -> pb.EmbedResponse:
         return await self._embed(opened.request(PROTOCOL), request)
@@ -53,8 +53,8 @@ class NativeServicer:
             outcome = await embed(message)
             del message
             account.add(len(outcome))
-            # The window opens only after the answer is written: a client that does not read what it
-            # asked for fills its own window, and nobody else's.
+            # Make room in the window only after the answer is written: a client that does not read its
+            # answers fills its own window, and nobody else's.
             async with writing:
                 with account.sending(len(outcome)):
                     await opened.write(outcome)
@@ -112,7 +112,7 @@ class NativeServicer:
         return pb.ListAdaptersResponse(adapters=map(described.adapter, chosen))
 
     def drain(self) -> None:
-        """Read no more from any stream; each ends when what it has read is answered."""
+        """Stop reading from all streams; each ends when its requests so far are answered."""
         for reader in list(self._readers):
             reader.cancel()
 
@@ -163,7 +163,7 @@ def _write_times(message: pb.StageTimes, times: Times) -> None:
 
 def _parse(call: Call, request: pb.EmbedRequest, most_ids: int) -> tuple[Call, EmbedRequest]:
     options = from_message(request)
-    del options["space"]  # here they may be several
+    del options["space"]  # this message has `spaces`, too
     priority = options.pop("priority")
     if request.inputs:
         if request.texts:
@@ -176,7 +176,7 @@ def _parse(call: Call, request: pb.EmbedRequest, most_ids: int) -> tuple[Call, E
 
 
 def _response(result: EmbedResult, named: bool) -> pb.EmbedResponse:
-    """An answer, whose outputs were `named` in the request, or are the encoder's first."""
+    """The answer's message. `named`: the request named its outputs."""
     encoder, hubness = result.encoder, result.hubness
     response = pb.EmbedResponse(
         token_counts=result.token_counts,

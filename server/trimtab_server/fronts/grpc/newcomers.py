@@ -1,8 +1,8 @@
-"""Room for those who come: where a port has nearly as many connections as it takes, idle ones are closed.
+"""Keeps room for new connections: when a port is nearly full, idle connections are closed.
 
-gRPC turns connections away beyond a number, and closes those without calls only after a fixed time: until
-then whoever holds all of them would keep everybody else out. A client whose idle connection was closed
-connects again when it calls.
+gRPC refuses connections beyond a number, and closes those without calls only after a fixed time. Until then,
+one client with many idle connections would keep everybody else out. A client whose idle connection was closed
+reconnects at its next call.
 """
 
 import asyncio
@@ -15,20 +15,20 @@ from trimtab_server.fronts.grpc.sockets import Address
 
 log = logging.getLogger(__name__)
 
-# So many of the connections that a port takes are kept free.
+# The share of a port's connections that is kept free.
 FREE = 1 / 16
-# A connection without a call is idle after so long, and sooner where it never had one: its next call, or its
-# first, may be on its way.
+# A connection is idle after this time without a call, and sooner if it never had one. Until then, a call may
+# be on its way.
 IDLE_SECONDS, UNUSED_SECONDS = 5.0, 1.0
-# Between two looks.
+# Between two checks.
 LOOK_SECONDS = 0.5
 
 
 def longest_idle(connections: Collection[Address], idle: Mapping[Address, float], most: int) -> list[Address]:
-    """Which connections to close so that no more than `most` are left, as far as there are idle ones.
+    """The connections to close so that at most `most` remain, if enough of them are idle.
 
-    `idle`: since when those are that have no calls. Of the host that has most connections goes the one that
-    is idle for longest, and again.
+    `idle`: since when connections without calls are idle. Each time, the host with the most connections loses
+    the one that has been idle for longest.
     """
     of_host = Counter(host for host, _ in connections)
     waiting: dict[object, list[tuple[float, Address]]] = {}
@@ -45,10 +45,10 @@ def longest_idle(connections: Collection[Address], idle: Mapping[Address, float]
 
 
 class Newcomers:
-    """Keeps room on one port that takes so many connections.
+    """Keeps room on one port that accepts at most `max_connections`.
 
-    `files` tells how many files are open, each connection being one; `connections` who is connected, `used`
-    who has had a call since it was asked last; `close` closes connections.
+    `files` counts the open files, which include one for each connection. `connections` lists the connected
+    peers, `used` those that had a call since it was last asked; `close` closes connections.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class Newcomers:
         self._served: set[Address] = set()  # those that have had calls
 
     async def watch(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self.look()
 
     def look(self) -> None:
-        """Close idle connections, where there are too many."""
+        """Close idle connections if there are too many."""
         used = self._used()
-        if self._files() <= self._most:  # to look at each of them takes milliseconds
+        if self._files() <= self._most:  # listing the connections takes milliseconds
             self._last.clear()
             self._served.clear()
             return

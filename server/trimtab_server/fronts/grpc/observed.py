@@ -1,4 +1,4 @@
-"""Calls as they are seen from outside, where that is wanted: an id, a span and a line of the log for each."""
+"""Observes calls, if configured: each gets an id, a span and a line in the log."""
 
 import logging
 import re
@@ -16,12 +16,12 @@ from trimtab_server.observing import logs
 from trimtab_server.observing.tracing import Tracing
 
 REQUEST_ID = "x-request-id"
-# An id that a client chose goes into the log: nothing in it may pass for another line, or for another field.
+# A client's own id goes into the log: it must not look like another line or another field.
 GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Seen:
-    """What is known of a call: its id from the start, and its caller's name once that is known."""
+    """An observed call: its id from the start, and its caller's name once that is known."""
 
     __slots__ = ("caller", "request_id")
 
@@ -30,13 +30,13 @@ class Seen:
         self.caller = ""
 
 
-UNSEEN = Seen("")  # one for all calls that nobody looks at
+UNSEEN = Seen("")  # shared by all calls that are not observed
 
 
 class Observed:
-    """Sees calls of any kind from their beginning to their end, also those that are refused.
+    """Observes calls of any kind from beginning to end, including refused ones.
 
-    `ids`: whether every call gets one, for the lines of the log; otherwise those alone that are traced.
+    `ids`: whether every call gets an id, for the log; otherwise only traced calls do.
     """
 
     def __init__(self, tracing: Tracing | None, *, ids: bool) -> None:

@@ -1,13 +1,13 @@
-"""Calls that cost a client next to nothing, and the server some of its one event loop.
+"""Limits the rate of calls that cost a client next to nothing, but take time on the server's one event loop.
 
-The server answers some of each kind a second, whoever makes them, beside a few of each connection. More of
-them wait, and the connection that has had fewest goes first. A call that waits keeps one of the few places of
-its connection, so that no more arrive. So such calls take a bounded part of the event loop, over however many
-connections they come. The rates are far above those of clients that mean it. Calls that are work are not
-paced: the devices, and the turns of the loop, are shared between callers.
+Of each kind, the server answers a fixed number of calls a second, over all connections, and a few more of
+each connection. Further calls wait, and the connection that has had the fewest goes first. A waiting call
+counts against its connection's limit of calls, so that no more arrive. So such calls take a bounded share of
+the event loop, over however many connections they come. The rates are far above what well-behaved clients
+need. Calls that ask for vectors are not paced: callers share the devices and the turns of the loop anyway.
 
-Messages that were refused count by their bytes: after them, a connection's next messages are read one after
-the other, at a bounded rate.
+Refused messages count by their bytes: after one, a connection's next messages are read one at a time, at a
+bounded rate.
 """
 
 import asyncio
@@ -16,36 +16,35 @@ from collections.abc import Callable
 
 from trimtab_server.turns import Flow, TurnQueue
 
-# Seconds between two answers to calls of a kind, where there are too many: calls that come to nothing (an
-# unknown method, without credentials, without a message that can be read), that are taken back before their
-# message was read, and that are answered but ask for no vectors (health, metadata).
+# Seconds between two answers to calls of a kind, if there are too many: calls that fail (an unknown method,
+# no credentials, no readable message), that are cancelled before their message was read, and that are
+# answered but ask for no vectors (health, metadata).
 NOTHING, TAKEN_BACK, CHEAP = 0.004, 0.0025, 0.001
-# The generic cell rate algorithm (ITU-T I.371): calls that take so much time may come at once.
+# The burst of the generic cell rate algorithm (ITU-T I.371): calls worth this much time may come at once.
 BURST_SECONDS = 0.1
-# Of each connection so many may come at once, and so many a second, whatever others do.
+# Each connection's own allowance, whatever others do: a burst, and a rate a second.
 OWN_BURST, OWN_RATE = 60, 20
-# Answers that are due within this time are given together: a timer for each would cost as much as an answer.
+# Answers due within this time are given together: a timer for each would cost as much as an answer.
 TICK_SECONDS = 0.005
-# Of messages that are refused, of one connection or of all that have too many of them; and what may come at
-# once.
+# The rate of refused bytes, of one connection or of all that send too many; and the burst.
 REFUSED_BYTES_PER_SECOND = 32 << 20
 REFUSED_BURST_SECONDS = 0.5
-# Connections; who was quiet for long is forgotten.
+# Connections that are remembered; those that were quiet for long are forgotten.
 REMEMBERED = 4096
 
 
 class _Paced:
-    """Calls of one kind: those that wait, by connection."""
+    """The waiting calls of one kind, by connection."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.line: TurnQueue[asyncio.Future[None]] = TurnQueue()
-        self.due = float("-inf")  # when all that were answered have had their time
+        self.due = float("-inf")  # when the calls answered so far have used up their time
         self.timer: asyncio.TimerHandle | None = None
-        self._own: dict[Flow, float] = {}  # the same as `due`, of each connection alone
+        self._own: dict[Flow, float] = {}  # the same for each connection
 
     def may_begin(self, flow: Flow, now: float) -> bool:
-        """Whether a call is answered at once."""
+        """Whether a call may be answered at once."""
         if not self.line and self.delay(now) <= 0:
             self.began(flow, now)
             return True
@@ -58,17 +57,18 @@ class _Paced:
         return True
 
     def delay(self, now: float) -> float:
-        """Seconds until there is time for one more."""
+        """Seconds until the next call may be answered."""
         return max(self.due, now) + self.seconds - BURST_SECONDS - now
 
     def began(self, flow: Flow, now: float) -> None:
-        """A call is answered."""
+        """A call is being answered."""
         self.due = max(self.due, now) + self.seconds
         self.line.took(flow, self.seconds)
 
 
 class Pace:
-    """When each connection's next such call is answered, and its next message read. For one event loop."""
+    """Decides when a connection's next cheap call is answered, and its next message read. For one event
+    loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -77,7 +77,7 @@ class Pace:
         self._refused: dict[str, tuple[float, float]] = {}  # when the next may be read, and what one takes
 
     def refuse(self, peer: str, size: int) -> None:
-        """So many bytes of messages have come over a connection for nothing."""
+        """A connection has sent so many bytes of messages that were refused."""
         now = self._clock()
         if len(self._refused) > REMEMBERED:
             self._refused = {each: known for each, known in self._refused.items() if known[0] > now}
@@ -98,19 +98,19 @@ class Pace:
         return max(0.0, due - now - REFUSED_BURST_SECONDS)
 
     def took(self, peer: str) -> None:
-        """A message of this connection was not refused."""
+        """A message of this connection was accepted."""
         known = self._refused.get(peer)
         if known is not None:
             self._refused[peer] = known[0] - known[1], known[1]
 
     async def wait(self, peer: str, seconds: float) -> None:
-        """Until a call of this connection and kind is to be answered; even where it is cancelled meanwhile:
-        its place is not free before."""
+        """Wait until a call of this connection and kind may be answered. A cancelled call waits as well: it
+        must not free its place sooner."""
         if await self.through(peer, seconds):
             raise asyncio.CancelledError
 
     async def through(self, peer: str, seconds: float) -> bool:
-        """The same, and whether it was cancelled meanwhile, instead of raising that."""
+        """As `wait`, but returns whether the call was cancelled meanwhile, instead of raising."""
         kind, flow = self._kinds.setdefault(seconds, _Paced(seconds)), Flow(peer, small=False)
         if self._freed:
             return False
@@ -128,7 +128,7 @@ class Pace:
         return cancelled
 
     def free(self) -> None:
-        """The server drains: nobody waits any more."""
+        """Let everybody through, since the server drains."""
         self._freed = True
         for kind in self._kinds.values():
             while kind.line:

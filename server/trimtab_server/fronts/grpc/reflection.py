@@ -15,7 +15,7 @@ V1_FILE = "grpc/reflection/v1/reflection.proto"
 
 
 def add_to(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """Let `server` tell about these services, and about reflection itself."""
+    """Let `server` describe these services, and reflection itself."""
     _declare_v1()
     servicer = reflection.aio.ReflectionServicer((*services, *SERVICES))
     handlers = {
@@ -31,7 +31,7 @@ def add_to(server: grpc.aio.Server, services: Sequence[str]) -> None:
 
 
 def _declare_v1() -> None:
-    """Describe v1 for tools that ask what it is: v1alpha's file under the other name."""
+    """Describe v1, for tools that ask for its description: v1alpha's file under the other name."""
     pool = descriptor_pool.Default()
     try:
         pool.FindFileByName(V1_FILE)

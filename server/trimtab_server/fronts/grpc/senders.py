@@ -1,4 +1,4 @@
-"""Whom a call is from, for whatever is shared: room, turns, quotas."""
+"""The sender of a call, for all that senders share: room, turns, quotas."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,29 +12,30 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Sender(NamedTuple):
-    """Whom a call is from: the tenant, "" where it names none, and the connection as gRPC calls it."""
+    """The sender of a call: its tenant ("" if it names none), and its connection, by gRPC's name for the
+    peer."""
 
     tenant: str
     peer: str
 
     @property
     def flow(self) -> str:
-        """With whom it takes turns: with its tenant's other calls, or its connection's where it has none."""
+        """The flow that the call belongs to: its tenant, or its connection if it has none."""
         return self.tenant or self.peer
 
 
 class Tenants:
-    """Reads a call's tenant off its credentials, or its metadata, by the key that the configuration names.
+    """Reads a call's tenant from its credentials, or from the metadata key that the configuration names.
 
-    Between tenants the devices are shared fairly. Without credentials, whoever sets the key can be any of
-    them: let a gateway set it where callers are not trusted.
+    Tenants share the devices fairly. Without credentials, a caller can claim to be any tenant: if callers are
+    not trusted, let a gateway set the key.
     """
 
     def __init__(self, header: str) -> None:
         self._header = header.lower()  # as gRPC sends it
 
     def of(self, caller: Caller, context: Context) -> Sender:
-        """Whom a call is from."""
+        """The sender of a call."""
         return Sender(self._tenant(caller, context), context.peer())
 
     def _tenant(self, caller: Caller, context: Context) -> str:

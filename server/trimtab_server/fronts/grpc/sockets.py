@@ -1,7 +1,7 @@
-"""What gRPC's servers neither do nor tell of their connections: their sockets are found beneath them.
+"""Finds the sockets beneath gRPC's connections, for what gRPC's servers neither do nor report.
 
-One that is shut down is to gRPC a connection that has ended: it gives up its calls, and frees what it kept
-for them.
+To gRPC, a socket that is shut down is a connection that has ended: it cancels the calls, and frees their
+memory.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from urllib.parse import unquote
 # Every open file of this process, on Linux and elsewhere.
 FILES = Path("/dev/fd")
 
-# Of Linux's tcp_info: its bytes, and where it has the number of those received.
+# Linux's tcp_info: its size, and the offset of the number of received bytes.
 TCP_INFO_BYTES, RECEIVED_AT = 192, 128
 
 Address: TypeAlias = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
 
 
 class Connections:
-    """Which open files are the connections of which peers, as far as somebody has asked."""
+    """Finds the open files of peers' connections, and remembers them."""
 
     def __init__(self) -> None:
         self._files: dict[Address, int] = {}
 
     def received(self, peers: Collection[str]) -> dict[str, int]:
-        """The bytes that each peer's connection has received since it began.
+        """How many bytes each peer's connection has received since it was opened.
 
-        Left out: who cannot be found, and all where the system does not tell.
+        Peers that are not found are left out; all are, if the system does not tell.
         """
         if not hasattr(socket, "TCP_INFO"):
             return {}
@@ -48,7 +48,7 @@ class Connections:
         with contextlib.suppress(OSError):
             if file is not None:
                 with _duplicate(file) as connection:
-                    if _address(*connection.getpeername()[:2]) == address:  # and not another's by now
+                    if _address(*connection.getpeername()[:2]) == address:  # not reused by another peer
                         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
                         return int(struct.unpack_from("Q", info, RECEIVED_AT)[0])
         self._files.pop(address, None)
@@ -63,14 +63,17 @@ class Connections:
 
 
 def hang_up(peers: Collection[str]) -> set[str]:
-    """Shut down the connections of peers as gRPC names them, "ipv4:127.0.0.1:5" or "ipv6:%5B::1%5D:5"; those
-    that were found. Peers of other kinds, such as "unix:", cannot be told apart, and are not."""
+    """Shut down the connections of peers, and return those that were found.
+
+    Peers are named as gRPC names them: "ipv4:127.0.0.1:5" or "ipv6:%5B::1%5D:5". Others, such as "unix:",
+    have no address, and are never found.
+    """
     wanted = {address: peer for peer in peers if (address := named(peer)) is not None}
     return {wanted[address] for address in shut_down(wanted.keys())}
 
 
 def shut_down(addresses: Collection[Address]) -> set[Address]:
-    """Shut down the connections of these peers; those that were found."""
+    """Shut down the connections of these peers, and return those that were found."""
     found: set[Address] = set()
     for connection in _open() if addresses else ():
         address = _address(*connection.getpeername()[:2])
@@ -81,12 +84,12 @@ def shut_down(addresses: Collection[Address]) -> set[Address]:
 
 
 def open_files() -> int:
-    """How many files this process has open, connections among them."""
+    """How many files this process has open, including connections."""
     return sum(1 for _ in FILES.iterdir())
 
 
 def connected(port: int) -> list[Address]:
-    """The peers of the connections to this port of ours."""
+    """The peers connected to one of our ports."""
     return [
         _address(*connection.getpeername()[:2])
         for connection in _open()
@@ -95,20 +98,20 @@ def connected(port: int) -> list[Address]:
 
 
 def _open() -> Iterator[socket.socket]:
-    """Every open connection by TCP, while it is looked at."""
+    """Every open TCP connection, by a socket that is closed after each step of the loop."""
     for file in FILES.iterdir():
         with contextlib.suppress(OSError), _duplicate(int(file.name)) as connection:
             if connection.family in (socket.AF_INET, socket.AF_INET6):
-                connection.getpeername()  # OSError where it is none, or has ended
+                connection.getpeername()  # OSError if it is not connected
                 yield connection
 
 
 def _duplicate(file: int) -> socket.socket:
-    """A socket of its own for an open one, which may be closed, and its number be another's, at any time."""
+    """A duplicate of an open socket, which may be closed, and its number reused, at any time."""
     number = os.dup(file)
     try:
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
-            raise OSError("no socket")
+            raise OSError("not a socket")
         return socket.socket(fileno=number)
     except OSError:
         os.close(number)
@@ -116,7 +119,7 @@ def _duplicate(file: int) -> socket.socket:
 
 
 def named(peer: str) -> Address | None:
-    """The address of a peer as gRPC names it; None where it has none."""
+    """The address in gRPC's name for a peer; None if it has none."""
     kind, _, rest = unquote(peer).partition(":")
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdecimal():
@@ -127,10 +130,10 @@ def named(peer: str) -> Address | None:
 
 
 def _address(host: str, port: int) -> Address:
-    """OSError where it is none. A socket of both versions has IPv4's addresses mapped into IPv6's."""
+    """Raises OSError if it is not an IP address. Dual-stack sockets show IPv4 addresses mapped into IPv6."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        raise OSError("no address of IP") from None
+        raise OSError("not an IP address") from None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address, port

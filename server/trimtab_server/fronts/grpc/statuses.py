@@ -1,4 +1,4 @@
-"""Errors on their way to a client: what of them is told, and when to come again."""
+"""Errors on their way to a client: their status, what is told of them, and when to retry."""
 
 import logging
 import time
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 MESSAGE_CHARACTERS = 500
 # Where clients look for a google.rpc.Status.
 DETAILS = "grpc-status-details-bin"
-# What another server may not have answered with.
+# Codes that another server might not have answered with.
 OVERLOADED = frozenset({Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL})
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 def as_trimtab_error(error: Exception) -> TrimtabError:
-    """`error` itself where it is ours; otherwise it is logged, and an InternalError names its id.
+    """`error` itself if it is ours; otherwise it is logged, and an InternalError names its id.
 
-    Where it was raised, and from what, is forgotten: that holds the request, and often in a cycle, which
-    Python looks for when hundreds of megabytes may have come together.
+    Its traceback and causes are dropped: they hold the request, often in a cycle, and hundreds of megabytes
+    may gather until Python collects those.
     """
     known = error if isinstance(error, TrimtabError) else None
     if known is None or isinstance(known, InternalError):
@@ -42,11 +42,11 @@ def as_trimtab_error(error: Exception) -> TrimtabError:
 
 
 async def abort(context: Context, error: TrimtabError) -> NoReturn:
-    """End a call with the error's status; overload says when to try again.
+    """End a call with the error's status; on overload, say when to retry.
 
-    gRPC's own retries read that as a pushback; other code, and clients by other makers, as google.rpc's
-    RetryInfo. Where it would end after the call's deadline, the pushback says not to try again: the caller
-    should hear of it now.
+    gRPC's own retries read that from the pushback, other code and other clients from google.rpc's RetryInfo.
+    If a retry would come after the call's deadline, the pushback says not to retry: the caller should know
+    now.
     """
     message = shorten(str(error))
     trailers = tuple(context.trailing_metadata() or ())
@@ -74,12 +74,12 @@ def _retry_info(code: Code, message: str, milliseconds: int) -> bytes:
 def deadline_of(context: Context) -> float | None:
     """The call's deadline on time.monotonic's clock.
 
-    To be asked when the call begins: gRPC keeps it on the clock of the day, which may leap during a stream.
+    To be asked when the call begins: gRPC keeps it in wall-clock time, which may jump during a stream.
     """
     remaining = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
 
 
 def shorten(message: str) -> str:
-    """A message that fits into a header: it may repeat what the caller sent, however long that was."""
+    """The message, cut to fit into a header: it may repeat what the caller sent, of any length."""
     return message if len(message) <= MESSAGE_CHARACTERS else message[:MESSAGE_CHARACTERS] + "..."

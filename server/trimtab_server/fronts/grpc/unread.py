@@ -1,8 +1,8 @@
-"""Bounds the answers that clients have not read yet: gRPC keeps each in memory for as long as that takes.
+"""Bounds the answers that clients have not read yet: gRPC keeps each in memory until it is read.
 
-Room is shared as at the door (admission.py): a tenant may hold some times what is left, and each of its
-connections a part of that, so that there is room for whoever comes. Who does not take an answer within a time
-is hung up on; where there is no room, the slowest are, after a second. Sans-IO.
+Room is shared as in admission (admission.py): a tenant may hold a multiple of the room that is left, and each
+of its connections a part of that, so that there is always room for others. A connection that does not read an
+answer in time is closed; if there is no room, the slowest are closed after a second. Sans-IO.
 """
 
 import logging
@@ -14,20 +14,20 @@ from trimtab.errors import ResourceExhausted
 
 log = logging.getLogger(__name__)
 
-# Bytes held for each byte of an answer: as it was serialised, and gRPC's copy of that.
+# Copies of each answer in memory: the serialised one, and gRPC's.
 COPIES = 2
-# What one may hold, as times the room that is left: a tenant alone gets to 8/9 of it all, a connection
-# alone to a quarter.
+# How many times the room that is left one may hold: a single tenant gets up to 8/9 of all room, a single
+# connection up to a quarter.
 TENANT, CONNECTION = 8, 1 / 3
-# Who has not taken an answer for as long is hung up on, where others find no room.
+# Connections that have not read an answer for this long are closed if others find no room.
 PATIENCE_SECONDS = 1.0
-# To find a connection's socket takes a look at each of them: so much is made free at a time.
+# Finding a connection's socket means looking at all of them: so this share of the room is freed at a time.
 FREE = 0.5
 RETRY_SECONDS = 1.0
 
 
 class _UnreadPeer:
-    """What one connection has not been read of for one tenant."""
+    """The unread answers of one tenant on one connection."""
 
     __slots__ = ("accounts", "bytes", "gone", "lost", "peer", "refused", "tenant", "writes")
 
@@ -36,20 +36,20 @@ class _UnreadPeer:
         self.peer = peer
         self.accounts = 0  # that are open
         self.bytes = 0
-        self.refused = 0  # bytes of the answer that there was no room for last
-        self.writes: dict[UnreadAnswers, float] = {}  # answers on their way, and since when; the oldest first
-        self.gone = False  # hung up on: nothing of it counts any more
-        self.lost = False  # it cannot be hung up on
+        self.refused = 0  # bytes of the last answer that found no room
+        self.writes: dict[UnreadAnswers, float] = {}  # answers being sent, and since when; the oldest first
+        self.gone = False  # closed: it no longer counts
+        self.lost = False  # it could not be closed
 
     def waits(self, now: float) -> float:
-        """Seconds since its oldest answer is on its way; 0 where there is nothing to be done about it."""
+        """How long its oldest answer has been on its way; 0 if nothing can be done about it."""
         return 0.0 if self.lost else now - next(iter(self.writes.values()), now)
 
 
 class Unread:
-    """Counts bytes, of all answers, by tenant and by connection. One answer alone may have any size.
+    """Counts the bytes of unread answers, by tenant and connection. A single answer may have any size.
 
-    `hang_up` closes the connections of some peers, and returns those of them that it found.
+    `hang_up` closes the connections of peers, and returns those that it found.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Unread:
         self.bytes = 0
         self.clock = clock
         self._hang_up = hang_up
-        self._tenants: dict[str, int] = {}  # what each that holds anything holds
+        self._tenants: dict[str, int] = {}  # bytes, of each that holds any
         self._connections: dict[tuple[str, str], _UnreadPeer] = {}
 
     def account(self, tenant: str, peer: str) -> "UnreadAnswers":
-        """For the answers of one call of a connection; to be closed when the call is over."""
+        """An account for the answers of one call; to be closed when the call is over."""
         connection = self._connections.get((tenant, peer))
         if connection is None:
             connection = self._connections[tenant, peer] = _UnreadPeer(tenant, peer)
@@ -76,19 +76,19 @@ class Unread:
         return UnreadAnswers(self, connection)
 
     def end_slow(self) -> None:
-        """Hang up on who has not taken an answer within the time. To be called now and then."""
+        """Close connections that have not read an answer in time. To be called regularly."""
         now = self.clock()
         self._end([each for each in self._connections.values() if each.waits(now) > self.seconds])
 
     def check(self, tenant: str, peer: str) -> None:
-        """ResourceExhausted where there would still be no room for the answer that the connection was last
-        refused: before anything is done for a call."""
+        """ResourceExhausted if there is still no room for the answer that the connection was last refused. To
+        be called before any work is done for a call."""
         connection = self._connections.get((tenant, peer))
         if connection is not None and connection.refused:
             self.admit(connection, connection.refused)
 
     def admit(self, connection: _UnreadPeer, size: int) -> None:
-        """ResourceExhausted where so many bytes more are too many: all in all, of the tenant, or of the
+        """ResourceExhausted if so many more bytes are too many: in total, for the tenant, or for the
         connection."""
         full = self._full(connection.tenant, size)
         if full:
@@ -110,7 +110,7 @@ class Unread:
         )
 
     def count(self, connection: _UnreadPeer, size: int) -> None:
-        """So many bytes more are held, or fewer."""
+        """Add to the bytes held, or subtract."""
         if connection.gone:
             return
         connection.bytes += size
@@ -134,8 +134,8 @@ class Unread:
         return left < 0 or (held > 0 and held + size > TENANT * left)
 
     def _make_room(self, tenant: str, size: int) -> None:
-        """Hang up on the slowest, of the tenant that has the most first; of this one alone where that is it
-        that has too much."""
+        """Close the slowest connections, starting with the tenant that holds the most; only this tenant's
+        own, if it is the one that holds too much."""
         now, others = self.clock(), self.bytes + size > self.limit
         slow = [
             each
@@ -145,7 +145,7 @@ class Unread:
         slow.sort(key=lambda each: (self._tenants.get(each.tenant, 0), each.waits(now)), reverse=True)
         after, chosen = self.bytes + size, []
         for each in slow:
-            # No more than room for this one is made at other tenants' cost.
+            # At other tenants' cost, no more is freed than this answer needs.
             if after <= FREE * self.limit or (after <= self.limit and each.tenant != slow[0].tenant):
                 break
             chosen.append(each)
@@ -166,7 +166,7 @@ class Unread:
 
 
 class UnreadAnswers:
-    """What one call has not been read of."""
+    """The unread answers of one call."""
 
     def __init__(self, unread: Unread, connection: _UnreadPeer) -> None:
         self._unread = unread
@@ -174,7 +174,7 @@ class UnreadAnswers:
         self._bytes = 0
 
     def add(self, size: int) -> None:
-        """An answer is about to be written; ResourceExhausted where too much is unread already."""
+        """An answer is about to be written; ResourceExhausted if too much is unread already."""
         self._unread.admit(self._connection, COPIES * size)
         self._count(COPIES * size)
 
@@ -184,7 +184,7 @@ class UnreadAnswers:
 
     @contextmanager
     def sending(self, size: int) -> Iterator[None]:
-        """While an answer is on its way, which then has left."""
+        """While an answer is being sent; afterwards it no longer counts."""
         self.send()
         yield
         del self._connection.writes[self]
@@ -195,7 +195,7 @@ class UnreadAnswers:
         self.close()
 
     def close(self) -> None:
-        """The call is over, and nothing of it is kept."""
+        """The call is over, and none of its answers is kept."""
         self._connection.writes.pop(self, None)
         self._count(-self._bytes)
         self._unread.leave(self._connection)

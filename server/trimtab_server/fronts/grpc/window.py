@@ -1,23 +1,22 @@
-"""What a stream may have unanswered before it is read no further."""
+"""Bounds the unanswered requests of a stream: beyond that, the server stops reading it."""
 
 import asyncio
 
 from trimtab_server.fronts.grpc.intake import OpenCall
 
-# So many bytes of a request count as a text.
+# Bytes of a request that count as one text.
 BYTES_A_TEXT = 4096
 
 
 def weight(texts: int, size: int) -> int:
-    """What a request of so many texts and bytes takes of its stream's window: its texts, or its bytes where
-    they are many more."""
+    """How much of its stream's window a request takes: its number of texts, or more if they are long."""
     return max(1, texts, size // BYTES_A_TEXT)
 
 
 class Window:
-    """Bounds what is unanswered of one stream, in texts. A request of any size enters an empty window.
+    """Bounds the unanswered requests of one stream, in texts. A request of any size enters an empty window.
 
-    The requests are held by the call that the stream is: all calls together are bounded, too, in bytes.
+    Their bytes count for the stream's call, since the bytes of all calls together are bounded as well.
     """
 
     def __init__(self, limit: int, call: OpenCall | None = None) -> None:
@@ -29,7 +28,7 @@ class Window:
     async def enter(self, texts: int, size: int = 0) -> None:
         """Wait until there is room for this many more.
 
-        `size`: their bytes; ResourceExhausted where calls hold too many of these.
+        `size`: their bytes; ResourceExhausted if all calls together hold too many.
         """
         if self._call is not None:
             self._call.hold(size)
