@@ -45,8 +45,8 @@ from trimtab_export.adapters import maps
 from trimtab_export.adapters.maps import Hidden, Map
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.applying import Applier
-from trimtab_server.spaces.route import Loaded, Route
-from trimtab_server.spaces.watching import Watch
+from trimtab_server.spaces.route import LoadedAdapter, Route
+from trimtab_server.spaces.watching import DriftMonitor
 
 BATCH = 32
 HIDDEN = 1024
@@ -125,7 +125,9 @@ def timed(run: Callable[[], object], times: int, before: Callable[[], object] = 
     return statistics.median(taken) * 1e6
 
 
-def sessions(bundle: Bundle, loaded: Sequence[Loaded], ids: Sequence[list[int]], times: int) -> list[Figures]:
+def sessions(
+    bundle: Bundle, loaded: Sequence[LoadedAdapter], ids: Sequence[list[int]], times: int
+) -> list[Figures]:
     """The encoder's figures, then those of each adapter."""
     manifest, variant = bundle.manifest, bundle.manifest.variants[0]
     graph = Graph(bundle.file(variant.files[0]), variant.inputs)
@@ -158,7 +160,7 @@ def sessions(bundle: Bundle, loaded: Sequence[Loaded], ids: Sequence[list[int]],
     return found
 
 
-async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figures:
+async def ways(loaded: LoadedAdapter, vectors: NDArray[np.float32], times: int) -> Figures:
     """32 requests of one row, in each of three ways; asyncio's own cost of 32 tasks is subtracted."""
     applier, source = Applier(), loaded.manifest.source.dimensions
     route = Route(
@@ -189,7 +191,7 @@ async def ways(loaded: Loaded, vectors: NDArray[np.float32], times: int) -> Figu
     return {name: value - tasks for name, value in medians.items()}
 
 
-def folded(bundle: Bundle, loaded: Loaded) -> Graph:
+def folded(bundle: Bundle, loaded: LoadedAdapter) -> Graph:
     """The encoder's graph with the adapter's appended."""
     variant = bundle.manifest.variants[0]
     path = bundle.file(variant.files[0])
@@ -242,7 +244,7 @@ def main() -> None:
         bundle, spaces = repository(options.bundle, folder)
         tokenizer = tokenizers.Tokenizer.from_file(str(bundle.file(bundle.manifest.tokenizer)))
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-        loaded = asyncio.run(Adapters(Watch(CollectorRegistry())).read(folder, bundle.manifest.name))
+        loaded = asyncio.run(Adapters(DriftMonitor(CollectorRegistry())).read(folder, bundle.manifest.name))
         encoder, *figures = sessions(bundle, loaded, ids, options.times)
         rows = {each.manifest.name: found for each, found in zip(loaded, figures, strict=True)}
         for kind, found in server(folder, spaces, texts[: options.times]).items():

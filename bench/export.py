@@ -40,7 +40,7 @@ from trimtab.artifacts.manifest import Passes
 from trimtab_export.export import export
 from trimtab_export.load import load
 from trimtab_export.source import Settings
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 from trimtab_export.variants import fidelity, material, recipe, retrieval
 from trimtab_export.variants.fidelity import typical
 from trimtab_export.variants.selection import Wanted
@@ -143,11 +143,11 @@ def outside(
 ) -> dict[str, tuple[float, float]]:
     """The share of the nDCG@10 that each variant keeps over Debian's descriptions, and by queries alone."""
     encoder = load(settings)
-    batcher = Batcher(encoder.tokenizer, encoder.max_tokens)
+    collator = Collator(encoder.tokenizer, encoder.max_tokens)
     rows = [(each.query, each.document[:CHARACTERS]) for each in data.examples()]
     pairs = retrieval.held_out("Debian's packages", rows, queries, documents)
     first, *rest = bundle.manifest.variants
-    whole = fidelity.embed_pairs(bundle.file(first.files[0]), encoder, batcher, pairs)
+    whole = fidelity.embed_pairs(bundle.file(first.files[0]), encoder, collator, pairs)
     kept: dict[str, tuple[float, float]] = {}
 
     def ndcg(one: Any, other: Any) -> float:
@@ -155,7 +155,7 @@ def outside(
 
     best = ndcg(whole.queries, whole.documents)
     for variant in rest:
-        now = fidelity.embed_pairs(bundle.file(variant.files[0]), encoder, batcher, pairs)
+        now = fidelity.embed_pairs(bundle.file(variant.files[0]), encoder, collator, pairs)
         narrow = variants.alone(bundle.manifest, variant).dimensions < bundle.manifest.dimensions
         alone = float("nan") if narrow else ndcg(now.queries, whole.documents) / best
         kept[variant.name] = ndcg(now.queries, now.documents) / best, alone
@@ -163,7 +163,7 @@ def outside(
 
 
 def _figures(
-    bundle: bundles.Bundle, variant: manifests.Variant, found: dict[str, tuple[float, float]]
+    bundle: bundles.Bundle, variant: manifests.BundleVariant, found: dict[str, tuple[float, float]]
 ) -> dict[str, Any]:
     card = variant.report.fidelity
     assert card is not None

@@ -24,7 +24,7 @@ from trimtab_export.steps import quiet
 from trimtab_export.texts.gather import gather
 from trimtab_export.variants import retrieval
 from trimtab_export.variants.make import MILLION, Workshop
-from trimtab_export.variants.watch import QUERIES, Watch
+from trimtab_export.variants.monitor import QUERIES, TrainingMonitor
 
 LEAST_NDCG = 0.2  # of the encoder itself, below which there is nothing to keep
 DEBIAN = 3000  # documents
@@ -54,7 +54,9 @@ def main() -> None:
         watches = {}
         for name, pairs in sets.items():
             held = retrieval.held_out(name, pairs, options.queries, 2 * options.queries)
-            watch = Watch(teacher, held, source, shop.batcher, options.queries, 2 * options.queries)
+            watch = TrainingMonitor(
+                teacher, held, source, shop.collator, options.queries, 2 * options.queries
+            )
             if watch.ndcg >= LEAST_NDCG:
                 watches[name] = watch
         print({name: round(watch.ndcg, 3) for name, watch in watches.items()}, flush=True)

@@ -25,8 +25,8 @@ from trimtab.kinds import Role
 from trimtab_export import runtime
 from trimtab_export.adapters import metrics
 from trimtab_export.adapters.encode import BundleEncoder, Floats, Halves
-from trimtab_export.adapters.fit import Read, learn
-from trimtab_export.adapters.inputs import Pair, Query
+from trimtab_export.adapters.fit import FitInputs, learn
+from trimtab_export.adapters.inputs import Query, RelevantPair
 from trimtab_export.export import export
 from trimtab_export.source import Settings
 
@@ -120,7 +120,7 @@ class Quantised(BundleEncoder):
     def compute(self, texts: list[str], prompt: str) -> Floats:
         if self._session is None:
             self._session = runtime.session(self._graph, self._threads)
-        tokens = self._batcher(texts, prompt)
+        tokens = self._collator(texts, prompt)
         states = runtime.run(self._session, "last_hidden_state", tokens)
         mask = tokens["attention_mask"][:, :, None]
         return metrics.unit((states * mask).sum(axis=1) / mask.sum(axis=1))
@@ -152,12 +152,12 @@ class Bench:
             self._encoders[name] = kind(bundles.read(bundle), FOLDER / "vectors", threads=1)
         return self._encoders[name]
 
-    def inputs(self) -> Read:
+    def inputs(self) -> FitInputs:
         """Texts, queries and pairs."""
-        return Read(
+        return FitInputs(
             texts=[each.document for each in self.judged],
             queries=[Query(each.query) for each in self.others],
-            pairs=[Pair(Query(each.query), each.document) for each in self.judged],
+            pairs=[RelevantPair(Query(each.query), each.document) for each in self.judged],
         )
 
 

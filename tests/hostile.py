@@ -19,7 +19,7 @@ from tests.variants_made import card
 from trimtab.artifacts import artifact
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import File
-from trimtab.artifacts.manifest import SpaceParts, Variant
+from trimtab.artifacts.manifest import BundleVariant, SpaceParts
 
 WORDS = [f"w{number}" for number in range(50)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -269,7 +269,7 @@ def bundle(
     for file, content in (data or {}).items():
         (folder / "fp32" / file).write_bytes(content)
     (folder / "tokenizer.json").write_text(tokenizer_json or tokenizer().to_str())
-    variant = Variant(
+    variant = BundleVariant(
         name="fp32", precision="fp32", inputs=("input_ids", "attention_mask"), unpadded=False,
         tensors=manifests_made.TENSORS,
         files=tuple(entry(folder, f"fp32/{file}") for file in ("model.onnx", *(data or {}))),

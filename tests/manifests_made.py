@@ -8,6 +8,7 @@ import msgspec
 from trimtab.artifacts import space
 from trimtab.artifacts.artifact import File
 from trimtab.artifacts.manifest import (
+    BundleVariant,
     Input,
     Manifest,
     Moved,
@@ -17,7 +18,6 @@ from trimtab.artifacts.manifest import (
     SpaceParts,
     Tensor,
     Tower,
-    Variant,
 )
 
 TENSORS = {"dense": Tensor(name="embeddings")}
@@ -45,7 +45,9 @@ def moved(output: Output, files: Sequence[File], **changes: Any) -> tuple[Moved,
     return (Moved(output=output.name, space=space.of_variant(output.space, files), **changes),)
 
 
-def manifest(name: str, version: int, given: Input, output: Output, variants: Sequence[Variant]) -> Manifest:
+def manifest(
+    name: str, version: int, given: Input, output: Output, variants: Sequence[BundleVariant]
+) -> Manifest:
     """Of one tower."""
     return Manifest(
         name=name, version=version, created="2026-01-01T00:00:00+00:00", inputs=(given,), outputs=(output,),
@@ -64,7 +66,7 @@ def changed(manifest: Manifest, *, prompts: Prompts | None = None, **output: Any
     return msgspec.structs.replace(manifest, inputs=(given,), outputs=(other,))
 
 
-def with_variants(manifest: Manifest, variants: Sequence[Variant]) -> Manifest:
+def with_variants(manifest: Manifest, variants: Sequence[BundleVariant]) -> Manifest:
     """The manifest with these variants instead."""
     tower = msgspec.structs.replace(manifest.towers[0], variants=tuple(variants))
     return msgspec.structs.replace(manifest, towers=(tower,))

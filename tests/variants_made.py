@@ -19,7 +19,7 @@ from trimtab.artifacts import (
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import File
 from trimtab.artifacts.bundle import Bundle
-from trimtab.artifacts.manifest import Passes, SpaceParts, States, Variant
+from trimtab.artifacts.manifest import BundleVariant, Passes, SpaceParts, States
 from trimtab.kinds import JudgedBy
 
 NAME = "layered"
@@ -59,12 +59,12 @@ def bundle(repository: Path, *, version: int = 1, small: float = 0.98, early: fl
         quality: float,
         kind: JudgedBy = "left out",
         int8_limit: float | None = None,
-    ) -> Variant:
+    ) -> BundleVariant:
         path = folder / name / "model.onnx"
         path.parent.mkdir()
         onnx.save(graph(table, layer, head[:, :dimensions], layers), path)
         files = (_entry(folder, path),)
-        return Variant(
+        return BundleVariant(
             name=name, precision="fp32", inputs=("input_ids", "attention_mask"), unpadded=False, files=files,
             tensors=manifests_made.TENSORS, report=card(quality, kind), passes=Passes(name=name, exit=layers),
             moved=manifests_made.moved(

@@ -33,13 +33,13 @@ from bench.chaos.attacks import (
 )
 from bench.chaos.known import NAME
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab_server.config import Limits
+from trimtab_server.config import LimitSettings
 
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 RESCORE = "/trimtab.v1.EncoderService/Rescore"
 MIB = 1 << 20
 # The largest message that a server takes.
-MESSAGE = Limits().max_message_bytes
+MESSAGE = LimitSettings().max_message_bytes
 # Calls written in one go: one at a time, this program would be slower than the server.
 TOGETHER = 64
 ACKNOWLEDGED = 1

@@ -21,7 +21,7 @@ from bench import processes
 from bench.chaos import flooding, known, replicas
 from bench.chaos.replicas import Replica
 from bench.chaos.table import Bar, Part
-from trimtab_server.config import Limits
+from trimtab_server.config import LimitSettings
 from trimtab_server.tasks.pipeline import BYTES_A_TOKEN
 
 # From one connection, and from ten times as many as once did harm: that was six that never read, and 300 idle
@@ -41,7 +41,7 @@ MOST_MEMORY, MOST_TIME = 1.5, 3.0
 SERVER_BYTES = 4 << 30
 
 
-def bound(base: int, limits: Limits, connections: int) -> int:
+def bound(base: int, limits: LimitSettings, connections: int) -> int:
     """The most memory a server may use with this many connections, if it uses `base` when idle."""
     connections = min(connections, limits.max_connections)
     each = limits.max_calls_per_connection
@@ -129,7 +129,7 @@ def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> Part:
     replicas.copy_of(bundle, repository)
     keys = _key(folder, ("flood", "well"))
     rows: list[dict[str, Any]] = []
-    limits = Limits()
+    limits = LimitSettings()
     for credentials in CREDENTIALS:
         auth = "" if credentials == "open" else f'[auth]\nkeys = "{folder / "keys.toml"}"\n'
         config = f'devices = ["cpu"]\n[engine]\ncosts = "{folder / "costs"}"\n{auth}'

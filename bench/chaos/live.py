@@ -26,7 +26,7 @@ class Live:
         from bench.chaos import known, replicas
         from trimtab.v1 import encoder_pb2
         from trimtab_server.app import App
-        from trimtab_server.config import Config, EngineSettings, Limits, ServerSettings
+        from trimtab_server.config import Config, EngineSettings, LimitSettings, ServerSettings
         from trimtab_server.fronts.grpc import pace
 
         pace.BURST_SECONDS = pace.REFUSED_BURST_SECONDS = math.inf  # wrong input may arrive at any rate
@@ -38,7 +38,7 @@ class Live:
         config = Config(
             server=ports,
             engine=EngineSettings(costs=""),
-            limits=Limits(max_texts=64),
+            limits=LimitSettings(max_texts=64),
             devices=("cpu",),
         )
         self._services = {

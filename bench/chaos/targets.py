@@ -304,12 +304,12 @@ def costs(folder: Path) -> Target:
     import numpy as np
 
     from trimtab_server.engine.batch import Payload
-    from trimtab_server.engine.fleet.measuring import Measured
+    from trimtab_server.engine.fleet.measuring import CostCache
 
     def sample(units: int) -> Payload:
         return Payload({}, min(units, 16), b"")
 
-    measured = Measured(folder / "costs")
+    measured = CostCache(folder / "costs")
     measured.measure(lambda payloads: None, sample, "of")
     (path,) = (folder / "costs").iterdir()
     seed = path.read_bytes()

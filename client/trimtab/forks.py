@@ -12,7 +12,7 @@ from types import TracebackType
 from trimtab.errors import FailedPrecondition
 
 
-class _State:
+class _ProcessState:
     """What is known of this process."""
 
     def __init__(self, generation: int, *, broken: bool) -> None:
@@ -22,7 +22,7 @@ class _State:
         self.lock = threading.Lock()
 
 
-_state = _State(0, broken=False)
+_state = _ProcessState(0, broken=False)
 
 
 def generation() -> int:
@@ -70,7 +70,7 @@ class Calling:
 
 def _forked() -> None:
     global _state  # noqa: PLW0603 (the lock may be held by a thread that is not here)
-    _state = _State(_state.generation + 1, broken=_state.broken or _state.calls > 0)
+    _state = _ProcessState(_state.generation + 1, broken=_state.broken or _state.calls > 0)
 
 
 os.register_at_fork(after_in_child=_forked)

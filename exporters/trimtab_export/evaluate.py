@@ -18,8 +18,8 @@ from trimtab.errors import ExportError
 from trimtab.inputs import text as inputs
 from trimtab_export import runtime, sentences
 from trimtab_export.graph.head import OUTPUT
-from trimtab_export.source import Embed, Source, Tokenizer
-from trimtab_export.tokens import Batcher
+from trimtab_export.source import Embed, Source, TokenizerFile
+from trimtab_export.tokens import Collator
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -35,12 +35,12 @@ QUANTISED = "Dynamically quantised weights cause this: give the float32 graph"
 OTHER = "The converter does not reproduce this encoder: an ONNX graph made by other means can be the SOURCE"
 
 
-def check_texts(batcher: Batcher, max_tokens: int) -> list[str]:
+def check_texts(collator: Collator, max_tokens: int) -> list[str]:
     """The shipped texts, and one that fills `max_tokens`, up to LONGEST."""
-    return [*sentences.load(), sentences.of_length(min(max_tokens, LONGEST), batcher.count)]
+    return [*sentences.load(), sentences.of_length(min(max_tokens, LONGEST), collator.count)]
 
 
-def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> tuple[Parity, Floats]:
+def compare(graph: Path, source: Source, texts: list[str], collator: Collator) -> tuple[Parity, Floats]:
     """Compares the graph's vectors with the source's, in both roles, and single texts with batches.
 
     Returns the parity and the graph's vectors, float32 (texts, dimensions). Raises ExportError if they differ
@@ -51,7 +51,7 @@ def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> 
     def vectors(batch: int, prompt: str) -> Floats:
         starts = range(0, len(texts), batch)
         return np.concatenate(
-            [runtime.run(session, OUTPUT, batcher(texts[start : start + batch], prompt)) for start in starts]
+            [runtime.run(session, OUTPUT, collator(texts[start : start + batch], prompt)) for start in starts]
         )
 
     roles = _roles(source.prompts)
@@ -74,7 +74,7 @@ def compare(graph: Path, source: Source, texts: list[str], batcher: Batcher) -> 
     return parity, alone
 
 
-def _check_vocabulary(graph: Path, tokenizer: Tokenizer) -> None:
+def _check_vocabulary(graph: Path, tokenizer: TokenizerFile) -> None:
     """Refuse a tokenizer with ids beyond the rows of the embedding: a text with such an id would fail."""
     read = tokenizers.Tokenizer.from_str(tokenizer.json)
     tokens = {number: token for token, number in read.get_vocab(with_added_tokens=True).items()}
@@ -118,11 +118,11 @@ def _cosines(one: Floats, other: Floats) -> NDArray[np.float64]:
     return cosines
 
 
-def measure_speed(graph: Path, batcher: Batcher, max_tokens: int) -> tuple[Speed, ...]:
+def measure_speed(graph: Path, collator: Collator, max_tokens: int) -> tuple[Speed, ...]:
     """The median duration of a run, one thread, at each of SHAPES that the encoder can read."""
     session = runtime.session(graph, threads=1)
-    text = sentences.of_length(min(max_tokens, LONGEST), batcher.count)
-    tokens = batcher([text])
+    text = sentences.of_length(min(max_tokens, LONGEST), collator.count)
+    tokens = collator([text])
     results = []
     for batch, length in SHAPES:
         if length <= tokens["input_ids"].shape[1]:

@@ -26,7 +26,7 @@ from trimtab_export.load import load, weights
 from trimtab_export.passes import to_tensorrt
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import Steps, no_progress_bars, quiet
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 from trimtab_export.variants.draw import draw
 from trimtab_export.variants.selection import Selected, Wanted, put, select
 
@@ -64,8 +64,8 @@ def export(
         reads, also = INPUTS[settings.reads], [OUTPUTS[kind] for kind in settings.also]
         if also and wanted.anything:
             raise ExportError("variants are made of dense vectors alone: give no other outputs beside them")
-        source, batcher = _read(settings, steps)
-        plain = _as_it_is(source, batcher, also, stage, steps)
+        source, collator = _read(settings, steps)
+        plain = _as_it_is(source, collator, also, stage, steps)
         scratch = stage.target.with_name(f".{stage.version}.search")
         chosen = Selected([], [], (), None)
         if wanted.anything:
@@ -119,9 +119,9 @@ class _Plain:
 
     def variant(
         self, folder: Path, outputs: Sequence[manifests.Output], cells: tuple[cards.Cell, ...]
-    ) -> manifests.Variant:
+    ) -> manifests.BundleVariant:
         """As the manifest of the bundle in `folder` has it."""
-        return manifests.Variant(
+        return manifests.BundleVariant(
             name=VARIANT,
             precision="fp32",
             inputs=to_onnx.inputs_of(self.files[0]),
@@ -136,7 +136,7 @@ class _Plain:
         )
 
 
-def _read(settings: Settings, steps: Steps) -> tuple[Source, Batcher]:
+def _read(settings: Settings, steps: Steps) -> tuple[Source, Collator]:
     """The source, and what makes batches of texts for it."""
     with steps(f"reading {settings.source}") as say:
         no_progress_bars()
@@ -144,11 +144,11 @@ def _read(settings: Settings, steps: Steps) -> tuple[Source, Batcher]:
         for note in source.notes:
             say(f"\n  {note}")
         weights.check_finite(source.backbone)
-        return source, Batcher(source.tokenizer, source.max_tokens)
+        return source, Collator(source.tokenizer, source.max_tokens)
 
 
 def _as_it_is(
-    source: Source, batcher: Batcher, also: Sequence[OutputMaker], stage: write.Staged, steps: Steps
+    source: Source, collator: Collator, also: Sequence[OutputMaker], stage: write.Staged, steps: Steps
 ) -> _Plain:
     """Convert the source, and compare the result with it; ExportError where they differ."""
     with steps("converting to ONNX"):
@@ -160,8 +160,8 @@ def _as_it_is(
             )
         more = [partial(grafted, maker, source) for maker in also]
         files = head.graft(backbone, source.head, source.dimensions, stage.folder / VARIANT, more)
-    texts = evaluate.check_texts(batcher, source.max_tokens)
-    batch = batcher(texts[:: len(texts) // 8])
+    texts = evaluate.check_texts(collator, source.max_tokens)
+    batch = collator(texts[:: len(texts) // 8])
     with steps("finding the inner states") as say:
         layers = states.hidden_states(files[0], source.backbone, batch)
         joined = states.write(files[0], layers) if layers else None
@@ -171,11 +171,11 @@ def _as_it_is(
         if joined is not None:
             unpad.take_padding_out(joined, batch)
     with steps("comparing with the source"):
-        parity, vectors = evaluate.compare(files[0], source, texts, batcher)
+        parity, vectors = evaluate.compare(files[0], source, texts, collator)
     with steps("checking the inner states") as say:
         pooled = _pooled(joined, len(layers), files[0], batch, say)
     with steps("measuring the speed"):
-        speed = evaluate.measure_speed(files[0], batcher, source.max_tokens)
+        speed = evaluate.measure_speed(files[0], collator, source.max_tokens)
     return _Plain(
         files=files,
         with_states=joined if pooled else None,
@@ -232,8 +232,8 @@ def _pooled(
 
 
 def _with_engines(
-    variant: manifests.Variant, folder: Path, max_tokens: int, say: Callable[[str], object]
-) -> manifests.Variant:
+    variant: manifests.BundleVariant, folder: Path, max_tokens: int, say: Callable[[str], object]
+) -> manifests.BundleVariant:
     """The variant with its engines, if they can be built."""
     graph = folder / variant.files[0].path
     try:

@@ -75,7 +75,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class TokenizerFile:
     """`json` is a `tokenizers` file without truncation and padding; `pad_id` fills the shorter rows."""
 
     json: str
@@ -93,7 +93,7 @@ class Source:
 
     backbone: Any
     head: Head
-    tokenizer: Tokenizer
+    tokenizer: TokenizerFile
     prompts: Prompts
     max_tokens: int
     dimensions: int

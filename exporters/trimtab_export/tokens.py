@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from trimtab import tokens
 from trimtab.errors import BundleError, ExportError
 from trimtab.inputs import text as inputs
-from trimtab_export.source import Tokenizer
+from trimtab_export.source import TokenizerFile
 
 
-def from_transformers(tokenizer: Any) -> Tokenizer:
+def from_transformers(tokenizer: Any) -> TokenizerFile:
     """The tokenizer of transformers as a `tokenizers` file; refused by name if a bundle cannot hold it."""
     name = type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False):
@@ -65,7 +65,7 @@ def _forget_types(part: Any) -> None:
         part["type_id"] = 0
 
 
-def plain(content: str, pad_id: int) -> Tokenizer:
+def plain(content: str, pad_id: int) -> TokenizerFile:
     """A `tokenizers` file without truncation and padding; it must have tokens for an empty text."""
     tokenizer = tokenizers.Tokenizer.from_str(content)
     tokenizer.no_truncation()
@@ -75,16 +75,16 @@ def plain(content: str, pad_id: int) -> Tokenizer:
             "the tokenizer gives no token at all for the empty text, which would have no vector: "
             "Trimtab serves encoders whose tokenizer adds special tokens, such as [CLS] or </s>"
         )
-    return Tokenizer(json=tokenizer.to_str(), pad_id=pad_id)
+    return TokenizerFile(json=tokenizer.to_str(), pad_id=pad_id)
 
 
-class Batcher:
+class Collator:
     """Makes padded batches with the server's own code: prompt and text in one string, cut at the end.
 
     Raises ExportError if the server could not read this tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(self, tokenizer: TokenizerFile, max_tokens: int) -> None:
         try:
             self._tokenizer = tokens.Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), max_tokens)
         except BundleError as error:

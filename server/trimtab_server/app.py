@@ -24,13 +24,13 @@ from trimtab_server.engine.admission.quotas import Quotas
 from trimtab_server.engine.fleet import cores
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.homes import Opening
-from trimtab_server.engine.fleet.measuring import Measured
+from trimtab_server.engine.fleet.measuring import CostCache
 from trimtab_server.engine.fleet.places import Place, parse
 from trimtab_server.engine.local import LocalEngine
 from trimtab_server.engine.queue.batcher import Batcher
 from trimtab_server.engine.queue.sharing import Sharing
-from trimtab_server.engine.runners.mapping import IsolatedMaps, Maps
-from trimtab_server.engine.runners.stage import Stage
+from trimtab_server.engine.runners.adapter_host import AdapterHost, IsolatedAdapterHost
+from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
 from trimtab_server.engine.tickets import Ticket
 from trimtab_server.fronts.grpc.door import Door
 from trimtab_server.inputs.preparation import Preparation
@@ -40,13 +40,13 @@ from trimtab_server.observing.scrapes import Scrapes
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.policies.brownout import Brownout, Brownouts
 from trimtab_server.policies.canary import Canary
-from trimtab_server.policies.hubs import Guards
+from trimtab_server.policies.hubs import PassageGuards
 from trimtab_server.policies.routing import Routing
-from trimtab_server.policies.shadow import Figures, Shadow
+from trimtab_server.policies.shadow import Shadow, ShadowMetrics
 from trimtab_server.policies.trials import Trials
 from trimtab_server.policies.variants import Variants
 from trimtab_server.spaces.adapters import Adapters
-from trimtab_server.spaces.watching import Watch
+from trimtab_server.spaces.watching import DriftMonitor
 from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
 from trimtab_server.tasks.plan import Policy
@@ -80,13 +80,15 @@ class App:
         self._turns = Turns()
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         self._preparation = Preparation(config.tokenization.threads)
-        self._watch = Watch(self._registry)
+        self._drift_monitor = DriftMonitor(self._registry)
         places, usable = places or parse(config.devices), cores.available()
         isolated, first = config.engine.isolation == "process", places[0]
-        self._stage = (
-            Stage(first.kind, first.index, config.engine.load_seconds, usable) if opening.foreign else None
+        self._rehearsals = (
+            RehearsalPool(first.kind, first.index, config.engine.load_seconds, usable)
+            if opening.foreign
+            else None
         )
-        self._maps = IsolatedMaps(usable) if isolated else Maps()
+        self._adapter_host = IsolatedAdapterHost(usable) if isolated else AdapterHost()
         self._engine = self._make_engine(opening, places)
         trials = Trials(config.canary, config.shadow)
         settings = config.encoders.items()
@@ -95,13 +97,13 @@ class App:
             self._queue_seconds,
             time.monotonic,
         )
-        self._guards = Guards(
+        self._guards = PassageGuards(
             {name: each.guard for name, each in settings if each.guard}, self._metrics.suspicious
         )
         self.repository = self._make_repository(repository, trials, (self._brownouts, self._guards))
         self._poller = Poller(self.repository, config.versions.poll_seconds, config.engine.load_seconds)
-        figures = Figures(self._registry)
-        self._shadow = Shadow(self.repository, trials, self._preparation, self._engine, figures)
+        shadow_metrics = ShadowMetrics(self._registry)
+        self._shadow = Shadow(self.repository, trials, self._preparation, self._engine, shadow_metrics)
         pipeline = Pipeline(
             config.limits,
             self.repository,
@@ -149,7 +151,7 @@ class App:
             cache_bytes=config.sharing.cache_bytes,
         )
         folder = _folder(settings.costs) if opening.foreign and settings.costs else None
-        measured = Measured(folder) if folder else None
+        measured = CostCache(folder) if folder else None
 
         def device(place: Place) -> Device:
             home = opening.home(place, isolated=settings.isolation == "process")
@@ -171,7 +173,7 @@ class App:
     def _make_repository(self, path: Path, trials: Trials, policies: Sequence[Lifecycle]) -> Repository:
         config, load_seconds = self.config, self.config.engine.load_seconds
         signers = _signers(config.signatures.keys)
-        adapters = Adapters(self._watch, signers, load_seconds, self._stage, self._maps)
+        adapters = Adapters(self._drift_monitor, signers, load_seconds, self._rehearsals, self._adapter_host)
         opener = Opener(
             path,
             self._engine,
@@ -181,7 +183,7 @@ class App:
             policies=policies,
             loaded=self._metrics.loaded,
             load_seconds=load_seconds,
-            stage=self._stage,
+            rehearsals=self._rehearsals,
         )
         return Repository(
             path,
@@ -206,8 +208,8 @@ class App:
             self.metrics_port = await self._scrapes.start(host, port)
         except OSError as error:
             raise ConfigError(f"metrics address {host}:{port} cannot be used: {error.strerror}") from None
-        if self._stage is not None:
-            self._stage.start()
+        if self._rehearsals is not None:
+            self._rehearsals.start()
         self._engine.start()
         await self._door.start()
         await self.repository.load_all()
@@ -235,13 +237,13 @@ class App:
         self._poller.stop()
         await self._shadow.stop()
         await self.repository.stop()
-        if self._stage is not None:
-            await asyncio.to_thread(self._stage.stop)
-        await asyncio.to_thread(self._maps.stop)
+        if self._rehearsals is not None:
+            await asyncio.to_thread(self._rehearsals.stop)
+        await asyncio.to_thread(self._adapter_host.stop)
         await self._door.stop()
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._preparation.stop)
-        await asyncio.to_thread(self._watch.stop)
+        await asyncio.to_thread(self._drift_monitor.stop)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
         self._scrapes.stop()

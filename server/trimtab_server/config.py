@@ -56,7 +56,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tls: Tls | None = None
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one request, and of all requests together."""
 
     max_texts: int = 1024
@@ -240,7 +240,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The whole file. `devices`: a list of "auto", or of "cpu", "cpu:0-3", "cuda:0", "tensorrt:0"."""
 
     server: ServerSettings = ServerSettings()
-    limits: Limits = Limits()
+    limits: LimitSettings = LimitSettings()
     quota: Quota = Quota()  # for each tenant without its own in `tenants`
     tenants: dict[str, Quota] = {}
     tokenization: TokenizationSettings = TokenizationSettings()

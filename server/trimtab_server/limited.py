@@ -23,7 +23,7 @@ STOP_SECONDS = 2.0
 MOST_IDLE = 8
 
 
-class Progress:
+class Heartbeat:
     """When work last got on. Steps of it are limited, not the whole, which may be large."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ async def run(
     seconds: float,
     what: str,
     work: Callable[[], T],
-    progress: Progress | None = None,
+    heartbeat: Heartbeat | None = None,
     stop: Callable[[], None] | None = None,
 ) -> T:
     """What `work` returns or raises, on a thread of its own.
@@ -88,13 +88,13 @@ async def run(
         )
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    progress = progress or Progress()
-    progress.step()
+    heartbeat = heartbeat or Heartbeat()
+    heartbeat.step()
 
     def body() -> None:
         result: Any = None
         error: Exception | None = None
-        _local.progress = progress
+        _local.heartbeat = heartbeat
         try:
             result = work()
         except Exception as raised:
@@ -110,17 +110,17 @@ async def run(
         thread = _Thread()
     thread.do(body)
     try:
-        while not future.done() and (left := progress.at + seconds - time.monotonic()) > 0:
+        while not future.done() and (left := heartbeat.at + seconds - time.monotonic()) > 0:
             await asyncio.wait([future], timeout=left)
         if future.done():
             return future.result()
-        progress.given_up = True
+        heartbeat.given_up = True
         if stop is not None:
             stop()
         stopping.stop(thread.ident)
         await asyncio.wait([future], timeout=min(seconds, STOP_SECONDS))
     except asyncio.CancelledError:
-        progress.given_up = True
+        heartbeat.given_up = True
         stopping.stop(thread.ident)
         raise
     finally:
@@ -133,10 +133,10 @@ async def run(
 
 
 def step(more: float = 0.0) -> None:
-    """What runs on this thread gets on: as `Progress.step`."""
-    progress: Progress | None = getattr(_local, "progress", None)
-    if progress is not None:
-        progress.step(more)
+    """What runs on this thread gets on: as `Heartbeat.step`."""
+    heartbeat: Heartbeat | None = getattr(_local, "heartbeat", None)
+    if heartbeat is not None:
+        heartbeat.step(more)
 
 
 def _deliver(future: "asyncio.Future[Any]", result: object, error: Exception | None) -> None:
@@ -148,7 +148,7 @@ def _deliver(future: "asyncio.Future[Any]", result: object, error: Exception | N
         future.set_result(result)
 
 
-class Turns:
+class PatientLock:
     """One at a time, so that what is measured is not disturbed; but who takes longer than `patience` seconds
     keeps nobody waiting any more, until there are `most`."""
 

@@ -13,8 +13,8 @@ from trimtab.artifacts import bundle as bundles
 from trimtab.kinds import Role
 from trimtab_export.adapters import checks, climb
 from trimtab_export.adapters.encode import BundleEncoder, Floats, Halves
-from trimtab_export.adapters.fit import Read
-from trimtab_export.adapters.inputs import Pair, Query
+from trimtab_export.adapters.fit import FitInputs
+from trimtab_export.adapters.inputs import Query, RelevantPair
 from trimtab_export.adapters.metrics import unit
 
 TURN = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
@@ -100,11 +100,11 @@ def shallow(minilm: BundleEncoder, cache: Path) -> BundleEncoder:
 
 
 @pytest.fixture(scope="session")
-def found() -> Read:
+def found() -> FitInputs:
     """Docstrings: 500 pairs, and as many documents and queries more to learn from."""
     rows = docstrings(LONGEST)[: PAIRS + OTHERS]
-    return Read(
+    return FitInputs(
         texts=[document for _, document in rows],
         queries=[Query(query) for query, _ in rows[PAIRS:]],
-        pairs=[Pair(Query(query), document) for query, document in rows[:PAIRS]],
+        pairs=[RelevantPair(Query(query), document) for query, document in rows[:PAIRS]],
     )

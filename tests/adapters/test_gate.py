@@ -11,20 +11,20 @@ from trimtab.artifacts.adapter import Check
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import checks, gate
 from trimtab_export.adapters.encode import BundleEncoder, Floats
-from trimtab_export.adapters.fit import Fitted, Read, learn
-from trimtab_export.adapters.inputs import Pair, Query
+from trimtab_export.adapters.fit import FitInputs, Fitted, learn
+from trimtab_export.adapters.inputs import Query, RelevantPair
 
 pytestmark = pytest.mark.timeout(600)
 DOCUMENTS, QUERIES = 1500, 2000
 
 
 def fitted(
-    new: BundleEncoder, old: BundleEncoder, found: Read, known: dict[str, Floats] | None = None
+    new: BundleEncoder, old: BundleEncoder, found: FitInputs, known: dict[str, Floats] | None = None
 ) -> Fitted:
     return learn(new, old, found, known or {}, DOCUMENTS, QUERIES)
 
 
-def test_a_turned_space_is_bridged(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
+def test_a_turned_space_is_bridged(turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs) -> None:
     outcome = fitted(turned, minilm, found).outcome
     assert outcome.verdict == "bridge"
     assert "rotation" in outcome.chosen.name, "the simplest rung that undoes it"
@@ -37,7 +37,7 @@ def test_a_turned_space_is_bridged(turned: BundleEncoder, minilm: BundleEncoder,
 
 
 def test_a_worse_encoder_is_not_worth_it_and_inner_states_help(
-    shallow: BundleEncoder, minilm: BundleEncoder, found: Read
+    shallow: BundleEncoder, minilm: BundleEncoder, found: FitInputs
 ) -> None:
     outcome = fitted(shallow, minilm, found).outcome
     assert outcome.verdict == "stay"
@@ -48,7 +48,7 @@ def test_a_worse_encoder_is_not_worth_it_and_inner_states_help(
 
 
 def test_without_pairs_the_verdict_is_by_agreement(
-    turned: BundleEncoder, minilm: BundleEncoder, found: Read
+    turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs
 ) -> None:
     outcome = fitted(turned, minilm, replace(found, pairs=[])).outcome
     assert outcome.verdict == "bridge"
@@ -64,7 +64,7 @@ def test_an_adapter_is_no_surer_than_the_cards_of_its_variants() -> None:
     assert why.startswith("provisional: the report card of the new variant was judged by the kind of text")
 
 
-def test_groups_are_learned(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
+def test_groups_are_learned(turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs) -> None:
     grouped = replace(
         found, queries=[Query(each.text, "long" if len(each.text) > 50 else "") for each in found.queries]
     )
@@ -78,38 +78,39 @@ def test_groups_are_learned(turned: BundleEncoder, minilm: BundleEncoder, found:
 # The traps
 
 
-def test_trap_fifty_texts(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
+def test_trap_fifty_texts(turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs) -> None:
     pairs = found.pairs[:250]
-    few = Read(texts=[pair.document for pair in pairs], queries=[], pairs=pairs)
+    few = FitInputs(texts=[pair.document for pair in pairs], queries=[], pairs=pairs)
     outcome = fitted(turned, minilm, few).outcome
     assert outcome.verdict == "re-index"
     assert any("give 500 or more" in reason for reason in outcome.reasons)
 
 
-def test_trap_other_domain(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
+def test_trap_other_domain(turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs) -> None:
     names = [
         unicodedata.name(chr(code)).capitalize()
         for code in range(0x3400, 0x2F00, -1)
         if unicodedata.name(chr(code), "")
     ]
     pairs = found.pairs[:400]
-    other = Read(texts=names[:700], queries=[Query(name) for name in names[700:1400]], pairs=pairs)
+    other = FitInputs(texts=names[:700], queries=[Query(name) for name in names[700:1400]], pairs=pairs)
     outcome = fitted(turned, minilm, other).outcome
     assert outcome.verdict == "re-index"
     assert any("of another domain" in reason for reason in outcome.reasons)
 
 
-def test_trap_shuffled_pairs(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
+def test_trap_shuffled_pairs(turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs) -> None:
     order = np.random.default_rng(0).permutation(len(found.pairs))
     pairs = [
-        Pair(pair.query, found.pairs[row].document) for pair, row in zip(found.pairs, order, strict=True)
+        RelevantPair(pair.query, found.pairs[row].document)
+        for pair, row in zip(found.pairs, order, strict=True)
     ]
     outcome = fitted(turned, minilm, replace(found, pairs=pairs)).outcome
     assert outcome.verdict == "re-index"
     assert any("shuffled" in reason for reason in outcome.reasons)
 
 
-def test_trap_shuffled_vectors(minilm: BundleEncoder, found: Read) -> None:
+def test_trap_shuffled_vectors(minilm: BundleEncoder, found: FitInputs) -> None:
     vectors = minilm.vectors(found.texts, "passage")
     checks.old_space(vectors, found.texts, minilm, "store")
     shuffled = vectors[np.random.default_rng(1).permutation(len(vectors))]
@@ -122,7 +123,7 @@ def test_trap_shuffled_vectors(minilm: BundleEncoder, found: Read) -> None:
         checks.old_space(local, found.texts[:60], minilm, "store")
 
 
-def test_trap_constant_vectors(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
+def test_trap_constant_vectors(turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs) -> None:
     constant = dict.fromkeys(found.texts, np.full(384, 0.05, np.float32))
     with pytest.raises(AdapterError, match="constant, or nearly"):
         fitted(turned, minilm, found, constant)
@@ -137,7 +138,7 @@ class Prompted(BundleEncoder):
         return self.PROMPTS[role != "query"]
 
 
-def test_trap_prompts_left_out_or_roles_mixed_up(minilm: BundleEncoder, found: Read) -> None:
+def test_trap_prompts_left_out_or_roles_mixed_up(minilm: BundleEncoder, found: FitInputs) -> None:
     wants = Prompted(minilm.bundle, threads=1)
     texts = found.texts[:60]
     right = wants.vectors(texts, "passage")
@@ -159,7 +160,7 @@ class Deaf(BundleEncoder):
         return super().prompted(["".join(sorted(text)) for text in texts], "")
 
 
-def test_trap_prompts_left_out_of_the_bundle(minilm: BundleEncoder, found: Read) -> None:
+def test_trap_prompts_left_out_of_the_bundle(minilm: BundleEncoder, found: FitInputs) -> None:
     queries, documents = [p.query.text for p in found.pairs[:60]], [p.document for p in found.pairs[:60]]
     assert checks.prompts(minilm, "new", queries, documents).passed
     caught = checks.prompts(Deaf(minilm.bundle, threads=1), "new", queries, documents)
@@ -168,9 +169,9 @@ def test_trap_prompts_left_out_of_the_bundle(minilm: BundleEncoder, found: Read)
 
 
 def test_trap_queries_and_documents_mixed_up(
-    turned: BundleEncoder, minilm: BundleEncoder, found: Read
+    turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs
 ) -> None:
-    pairs = [Pair(Query(pair.document), pair.query.text) for pair in found.pairs]
+    pairs = [RelevantPair(Query(pair.document), pair.query.text) for pair in found.pairs]
     with pytest.raises(AdapterError, match="queries and documents are mixed up"):
         fitted(turned, minilm, replace(found, pairs=pairs))
 
@@ -180,11 +181,11 @@ def test_trap_queries_and_documents_mixed_up(
 
 def searched(
     old: float, adapted: float, cascade: float, reindexed: float, n: int = 1000, documents: int = 10_000
-) -> gate.Searched:
+) -> gate.ArmRecalls:
     def hits(share: float) -> gate.Doubles:
         return (np.arange(n) < share * n).astype(float)
 
-    return gate.Searched(hits(old), hits(adapted), hits(cascade), hits(reindexed), hits(cascade), documents)
+    return gate.ArmRecalls(hits(old), hits(adapted), hits(cascade), hits(reindexed), hits(cascade), documents)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_figures_over_few_documents_do_not_count(
         assert gate.judge_by_agreement(agreed, [check], depth)[0] == verdict
 
 
-def test_trap_a_dozen_documents(turned: BundleEncoder, minilm: BundleEncoder, found: Read) -> None:
+def test_trap_a_dozen_documents(turned: BundleEncoder, minilm: BundleEncoder, found: FitInputs) -> None:
     few = replace(found, texts=found.texts[:12], pairs=[])
     outcome = fitted(turned, minilm, few).outcome
     assert outcome.verdict == "re-index"

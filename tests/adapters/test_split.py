@@ -6,9 +6,9 @@ import pytest
 
 from trimtab.errors import AdapterError
 from trimtab_export.adapters import split
-from trimtab_export.adapters.inputs import Pair, Query
+from trimtab_export.adapters.inputs import Query, RelevantPair
 
-PAIRS = [Pair(Query(f"query {number}"), f"document {number}") for number in range(600)]
+PAIRS = [RelevantPair(Query(f"query {number}"), f"document {number}") for number in range(600)]
 TEXTS = [f"text {number}" for number in range(50)]
 QUERIES = [Query("one more query"), Query("query 7")]
 

@@ -12,7 +12,7 @@ from bench.chaos.callers import CHECKED, Ledger
 from bench.chaos.table import Bar, Part, table
 from bench.limit import Bare
 from bench.processes import ROOT
-from trimtab_server.config import Limits
+from trimtab_server.config import LimitSettings
 
 
 def test_the_known_vectors_are_those_of_the_bundle_and_no_two_are_alike() -> None:
@@ -53,7 +53,7 @@ def test_floods_are_held_against_what_the_documentation_derives() -> None:
     table = re.findall(r"^\| .*\| ([\d.]+) ([MG])iB \|$", text, re.MULTILINE)
     parts = [float(size) * (1024 if unit == "G" else 1) for size, unit in table]
     said = re.search(r"^The total is ([\d.]+) GiB", text, re.MULTILINE)
-    limits = Limits()
+    limits = LimitSettings()
     most = floods.bound(0, limits, limits.max_connections) / (1 << 20)
     assert len(parts) == 7 and sum(parts) == most
     assert said and float(said[1]) == round(most / 1024, 1)

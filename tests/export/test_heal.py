@@ -18,9 +18,9 @@ from trimtab_export.passes.heal import Lesson, Look
 from trimtab_export.passes.student import EarlyStudent, Student, traced
 from trimtab_export.source import Settings, Source
 from trimtab_export.steps import quiet
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 from trimtab_export.variants import make, mix, pace, retrieval
-from trimtab_export.variants.watch import Watch
+from trimtab_export.variants.monitor import TrainingMonitor
 
 TEXTS = [text for text in sentences.load() if text.strip()]
 TOKENS = 20_000
@@ -31,12 +31,12 @@ class Class:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.batcher = Batcher(source.tokenizer, 60)
+        self.collator = Collator(source.tokenizer, 60)
         self.teacher = Student(source.backbone, source.head)
-        self.batches = [self.batcher(TEXTS[start : start + 16]) for start in range(0, len(TEXTS), 16)]
-        self.mix = mix.Mix([TEXTS], source.prompts, self.batcher, source.tokenizer)
+        self.batches = [self.collator(TEXTS[start : start + 16]) for start in range(0, len(TEXTS), 16)]
+        self.mix = mix.Mix([TEXTS], source.prompts, self.collator, source.tokenizer)
         pairs = retrieval.held_out("sentences", retrieval.split(TEXTS * 3), 60, 100)
-        self.watch = Watch(self.teacher, pairs, source, self.batcher)
+        self.watch = TrainingMonitor(self.teacher, pairs, source, self.collator)
 
     def student(self) -> Student:
         """Cut, and not repaired: there is much to learn."""

@@ -10,7 +10,7 @@ from tokenizers import models
 
 from trimtab.artifacts.manifest import Prompts
 from trimtab_export import tokens
-from trimtab_export.source import Tokenizer
+from trimtab_export.source import TokenizerFile
 from trimtab_export.variants import mix
 
 PROMPTS = Prompts(query="query: ", passage="passage: ")
@@ -20,7 +20,7 @@ KINDS = [
 ]
 
 
-def vocabulary() -> Tokenizer:
+def vocabulary() -> TokenizerFile:
     """A tokenizer that knows words."""
     wordpiece = tiny_encoders.wordpiece().get_vocab()
     for number in range(300):
@@ -36,7 +36,7 @@ def vocabulary() -> Tokenizer:
 @pytest.fixture(scope="module")
 def made() -> mix.Mix:
     tokenizer = vocabulary()
-    return mix.Mix(KINDS, PROMPTS, tokens.Batcher(tokenizer, 40), tokenizer)
+    return mix.Mix(KINDS, PROMPTS, tokens.Collator(tokenizer, 40), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def texts() -> list[str]:
     """Of a chunk, as they are before they are batched."""
     read: list[str] = []
 
-    class Recorder(tokens.Batcher):
+    class Recorder(tokens.Collator):
         def __call__(self, texts: object, prompt: str = "") -> dict[str, np.ndarray]:
             read.extend(texts)  # type: ignore[arg-type]
             return super().__call__(texts, prompt)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from trimtab_export.passes import anatomy, bf16_linear, prune
 from trimtab_export.passes.student import Student, watch
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 
 TEXTS = [text for text in sentences.load() if text.strip()]
 
@@ -29,9 +29,9 @@ class Made:
                 Settings(str(tiny_encoders.sentence_transformers(architecture, folder, pooling=pooling)))
             )
         self.source = source
-        self.batcher = Batcher(source.tokenizer, 60)
+        self.collator = Collator(source.tokenizer, 60)
         self.student = Student(source.backbone, source.head)
-        self.batches = [self.batcher(TEXTS[start : start + 16]) for start in range(0, len(TEXTS), 16)]
+        self.batches = [self.collator(TEXTS[start : start + 16]) for start in range(0, len(TEXTS), 16)]
 
     def vectors(self, student: Student) -> Any:
         with torch.no_grad():
@@ -48,7 +48,7 @@ def test_a_student_gives_the_vectors_of_its_source(pooling: str, tmp_path: Path)
     made = Made("bert", tmp_path, pooling)
     wanted = made.source.embed(TEXTS[:16], "")
     with torch.no_grad():
-        np.testing.assert_allclose(made.student(made.batcher(TEXTS[:16])).numpy(), wanted, atol=1e-5)
+        np.testing.assert_allclose(made.student(made.collator(TEXTS[:16])).numpy(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", tiny_encoders.ARCHITECTURES)

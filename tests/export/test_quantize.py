@@ -19,14 +19,14 @@ from trimtab.errors import ExportError
 from trimtab_export import runtime, sentences
 from trimtab_export.graph.head import OUTPUT, save
 from trimtab_export.passes import blocks, half, quantize
-from trimtab_export.source import Tokenizer
-from trimtab_export.tokens import Batcher
+from trimtab_export.source import TokenizerFile
+from trimtab_export.tokens import Collator
 
 TEXTS = [text for text in sentences.load() if text.strip()]
 
 
-def batcher_of(embed: Embedder) -> Batcher:
-    return Batcher(Tokenizer(embed.tokenizer.to_str(), embed.bundle.manifest.pad_id), 100)
+def batcher_of(embed: Embedder) -> Collator:
+    return Collator(TokenizerFile(embed.tokenizer.to_str(), embed.bundle.manifest.pad_id), 100)
 
 
 def calibration(embed: Embedder) -> list[dict[str, Any]]:
@@ -114,10 +114,10 @@ def test_it_stays_near(variant: tuple[str, Path], real: Embedder) -> None:
 def test_a_vector_does_not_change_with_its_neighbours(
     variant: tuple[str, Path], real: Embedder, neighbours: list[str], text: str
 ) -> None:
-    batcher = batcher_of(real)
+    collator = batcher_of(real)
     session = runtime.session(variant[1], threads=1)
-    alone = runtime.run(session, OUTPUT, batcher([text]))
-    together = runtime.run(session, OUTPUT, batcher([text, *neighbours, "word " * 90]))[:1]
+    alone = runtime.run(session, OUTPUT, collator([text]))
+    together = runtime.run(session, OUTPUT, collator([text, *neighbours, "word " * 90]))[:1]
     assert cosines(alone, together).min() > 0.99999
 
 

@@ -176,13 +176,13 @@ def test_a_set_over_which_the_source_finds_nothing_judges_nothing(
     lost = kept.Vectors(whole.queries, np.roll(whole.documents, 15, axis=0))
     monkeypatch.setattr(fidelity, "LEAST_NDCG", 0.2)
     names = {"found": whole, "lost": lost}
-    monkeypatch.setattr(fidelity, "embed_pairs", lambda graph, source, batcher, pairs: names[pairs.name])
+    monkeypatch.setattr(fidelity, "embed_pairs", lambda graph, source, collator, pairs: names[pairs.name])
     sets = [retrieval.Pairs(name, ["q"] * 30, ["d"] * 30) for name in names]
     stick = lambda sets, file: fidelity.Yardstick.of(tmp_path, Source, None, sets, tmp_path / file)  # noqa: E731
     for _ in range(2):
         assert [each.name for each in stick(sets, "both").sets] == ["found"]
         monkeypatch.setattr(fidelity, "embed_pairs", None)  # the second time they are read
-    monkeypatch.setattr(fidelity, "embed_pairs", lambda graph, source, batcher, pairs: names[pairs.name])
+    monkeypatch.setattr(fidelity, "embed_pairs", lambda graph, source, collator, pairs: names[pairs.name])
     with pytest.raises(ExportError, match="finds next to nothing over lost"):
         stick(sets[1:], "lost")
     own = retrieval.Pairs("lost", ["q"] * 30, ["d"] * 30, "yours")

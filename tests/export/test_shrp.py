@@ -18,7 +18,7 @@ from trimtab_export.passes import anatomy, heal, shrp
 from trimtab_export.passes.student import Student
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 from trimtab_export.variants import fidelity, make, mix
 
 TEXTS = [text for text in sentences.load() if text.strip()]
@@ -37,8 +37,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(architecture: str, folder: Path) -> tuple[Student, list[Any]]:
     with quiet():
         source = load(Settings(str(tiny_encoders.sentence_transformers(architecture, folder))))
-    batcher = Batcher(source.tokenizer, 60)
-    batches = [batcher(TEXTS[start : start + 16]) for start in range(0, len(TEXTS), 16)]
+    collator = Collator(source.tokenizer, 60)
+    batches = [collator(TEXTS[start : start + 16]) for start in range(0, len(TEXTS), 16)]
     return Student(source.backbone, source.head), batches
 
 

@@ -30,7 +30,7 @@ from trimtab_export.graph.head import save
 from trimtab_export.passes import quantize
 from trimtab_export.passes.curve import Point
 from trimtab_export.variants import draw, fidelity, mix, pace, recipe, search
-from trimtab_export.variants.candidates import Candidate
+from trimtab_export.variants.candidates import VariantCandidate
 
 BRIEF = ("--heal-minutes", "0.01")
 RECIPE = """
@@ -62,7 +62,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "ROUNDS", 1)
 
 
-def run(bundle: bundles.Bundle, variant: manifests.Variant, texts: list[str]) -> Any:
+def run(bundle: bundles.Bundle, variant: manifests.BundleVariant, texts: list[str]) -> Any:
     embed = Embedder(bundle.path)
     embed.session = onnxruntime.InferenceSession(
         str(bundle.file(variant.files[0])), providers=["CPUExecutionProvider"]
@@ -275,7 +275,7 @@ def test_an_interrupted_search_goes_on(
     assert "int8-weights" not in err, "it would be slower, and int8 keeps the floor"
 
 
-def candidate(name: str, ndcg: float, single: float, batch: float, size: int) -> Candidate:
+def candidate(name: str, ndcg: float, single: float, batch: float, size: int) -> VariantCandidate:
     kept = Interval(value=ndcg, low=ndcg, high=ndcg)
     figures = Fidelity(
         retrieval="none", queries=1, documents=1, source_ndcg=1, source_recall=1, ndcg=kept, recall=kept,
@@ -285,7 +285,7 @@ def candidate(name: str, ndcg: float, single: float, batch: float, size: int) ->
     )  # fmt: skip
     parity = cards.Parity(texts=1, max_abs_diff=0, min_cosine=1, batch_max_abs_diff=0)
     report = cards.ReportCard(parity=parity, speed=(), machine="none", fidelity=figures)
-    return Candidate(Passes(name=name), (), report)
+    return VariantCandidate(Passes(name=name), (), report)
 
 
 def test_the_page_shows_how_trainings_went(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_each_floor_gets_the_deepest_cut_that_keeps_it(monkeypatch: pytest.Monke
         def tell(self, text: str) -> None:
             pass
 
-        def candidate(self, passes: Passes) -> Candidate:
+        def candidate(self, passes: Passes) -> VariantCandidate:
             made.append(passes.name)
             assert 0 < passes.heal < 8 * 60e-3, "all of them have eight minutes together"
             return candidate(passes.name, quality[passes.name], 2, 2, 1)

@@ -316,7 +316,7 @@ def test_the_examples_of_the_pages(text: str, tmp_path: Path) -> None:
 
 def test_the_limit_of_memory_holds_what_callers_can_make_a_server_hold() -> None:
     """By the default limits, beside a small encoder; and docs/configuration.md says the same figure."""
-    values, limits = yaml.safe_load((CHART / "values.yaml").read_text()), configs.Limits()
+    values, limits = yaml.safe_load((CHART / "values.yaml").read_text()), configs.LimitSettings()
     memory = int(values["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
     worst = floods.bound(0, limits, limits.max_connections)
     assert worst + (300 << 20) <= memory

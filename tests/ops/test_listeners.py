@@ -12,7 +12,7 @@ from tests.server.server_process import free_port, serve
 from trimtab.errors import ConfigError
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
-from trimtab_server.config import Config, Limits, ServerSettings
+from trimtab_server.config import Config, LimitSettings, ServerSettings
 from trimtab_server.engine.fleet import cores
 from trimtab_server.fronts.grpc import listeners
 
@@ -83,7 +83,7 @@ def test_more_connections_than_allowed_are_closed_as_they_come(
 
 
 def test_a_port_takes_no_more_connections_than_there_are_files(caplog: pytest.LogCaptureFixture) -> None:
-    limits = Limits(max_connections=4096)
+    limits = LimitSettings(max_connections=4096)
     config = Config(limits=limits)
     assert listeners.within(config, 1 << 20) is listeners.within(config, resource.RLIM_INFINITY) is config
     assert not caplog.messages

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import trimtab
 from tests.server.server_process import ServerProcess
 from trimtab_server.observing.metrics import Metrics
-from trimtab_server.policies.shadow import Figures
-from trimtab_server.spaces.watching import Watch
+from trimtab_server.policies.shadow import ShadowMetrics
+from trimtab_server.spaces.watching import DriftMonitor
 
 CHART = Path(__file__).parents[2] / "helm" / "trimtab"
 # What Prometheus adds to every sample of a pod.
@@ -36,8 +36,8 @@ def exported(server: ServerProcess) -> Labels:
     # A family that has had nothing to count yet exports its name alone; its labels are as it declares them.
     registry = CollectorRegistry()
     Metrics(registry)
-    Watch(registry).stop()
-    Figures(registry)
+    DriftMonitor(registry).stop()
+    ShadowMetrics(registry)
     declared = {each.name: set(names) for each, names in _declared(registry)}
     for family in text_string_to_metric_families(server.scrape()):
         if family.name.endswith("_created"):

@@ -182,9 +182,9 @@ def test_what_a_caller_sends_ends_no_line_of_the_log(end: str) -> None:
     forged = f"a name{end}2026-11-27 12:00:00,000 ERROR trimtab_server: forged"
     error = ValueError(forged)
     record = logging.LogRecord("x", logging.ERROR, "", 0, "%s failed", (forged,), (ValueError, error, None))
-    first, *others = logs.Text().format(record).splitlines()
+    first, *others = logs.TextFormatter().format(record).splitlines()
     assert "forged" in first and others and all(line.startswith("    ") for line in others)
-    written = logs.Json().format(record)
+    written = logs.JsonFormatter().format(record)
     assert len(written.splitlines()) == 1 and written.isascii()
     assert json.loads(written)["message"] == f"{forged} failed"
     assert "\x1b" not in first + written and first.isprintable()
@@ -196,10 +196,10 @@ def test_lines_for_people_name_the_request() -> None:
     from trimtab_server.observing import logs
 
     record = logging.LogRecord("trimtab_server.x", logging.ERROR, "", 0, "it is %s", ("late",), None)
-    assert logs.Text().format(record).endswith("ERROR trimtab_server.x: it is late")
+    assert logs.TextFormatter().format(record).endswith("ERROR trimtab_server.x: it is late")
     logs.call.set({"request_id": "77"})
-    assert logs.Text().format(record).endswith("it is late [request 77]")
+    assert logs.TextFormatter().format(record).endswith("it is late [request 77]")
     record.exc_info = (ValueError, ValueError("wrong"), None)
-    written = json.loads(logs.Json().format(record))
+    written = json.loads(logs.JsonFormatter().format(record))
     assert written["request_id"] == "77" and "wrong" in written["traceback"]
     assert trace.get_current_span().get_span_context().is_valid is False

@@ -20,7 +20,7 @@ from trimtab_server.app import App
 from trimtab_server.config import (
     Config,
     EngineSettings,
-    Limits,
+    LimitSettings,
     ServerSettings,
     SharingSettings,
     VersionsSettings,
@@ -159,7 +159,7 @@ async def running(
     )
     config = Config(
         server=server,
-        limits=Limits(max_calls_per_connection=1 << 16),  # tests send hundreds of calls at once
+        limits=LimitSettings(max_calls_per_connection=1 << 16),  # tests send hundreds of calls at once
         engine=engine or EngineSettings(),
         sharing=sharing or SharingSettings(),
         versions=versions or VersionsSettings(),

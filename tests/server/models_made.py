@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trimtab.inputs.text import TextInput
 from trimtab.values.column import Column, Columns
-from trimtab_server.engine.batch import Model, OutputSpec, Payload, Stored, Wanted
+from trimtab_server.engine.batch import HashedFile, Model, OutputSpec, Payload, Wanted
 
 Ids = NDArray[np.int32]
 ALONE: Wanted = ("dense",)
@@ -19,7 +19,7 @@ def model(
     name: str = "a",
     *,
     folder: Path = Path("none"),
-    files: tuple[Stored, ...] = (),
+    files: tuple[HashedFile, ...] = (),
     inputs: tuple[str, ...] = ("input_ids", "attention_mask"),
     dimensions: int = 8,
     most: int = 512,

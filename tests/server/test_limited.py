@@ -40,17 +40,17 @@ async def test_what_hangs_is_given_up_and_not_begun_without_end(monkeypatch: pyt
 
 
 async def test_work_that_gets_on_may_take_longer_than_its_steps() -> None:
-    progress = limited.Progress()
+    heartbeat = limited.Heartbeat()
     gate = threading.Event()
     steps = 0
 
     def work() -> None:
         nonlocal steps
         while not gate.is_set():
-            progress.step()
+            heartbeat.step()
             steps += 1
 
-    running = asyncio.create_task(limited.run(2.0, "work", work, progress))
+    running = asyncio.create_task(limited.run(2.0, "work", work, heartbeat))
     loop = asyncio.get_running_loop()
     until = loop.time() + 2.2
     while loop.time() < until and not running.done():
@@ -61,24 +61,24 @@ async def test_work_that_gets_on_may_take_longer_than_its_steps() -> None:
 
 
 async def test_what_was_given_up_is_told_so_at_its_next_step() -> None:
-    progress, gate = limited.Progress(), threading.Event()
+    heartbeat, gate = limited.Heartbeat(), threading.Event()
     told = threading.Event()
 
     def work() -> None:
         gate.wait()
         try:
-            progress.step()
+            heartbeat.step()
         except RuntimeError:
             told.set()
 
     with pytest.raises(FailedPrecondition):
-        await limited.run(0.01, "work", work, progress)
+        await limited.run(0.01, "work", work, heartbeat)
     gate.set()
     assert await asyncio.to_thread(told.wait, PATIENCE)
 
 
 async def test_one_at_a_time_but_nobody_waits_for_what_takes_long() -> None:
-    turns = limited.Turns(patience=0.01, most=3)
+    turns = limited.PatientLock(patience=0.01, most=3)
     inside, release = asyncio.Event(), asyncio.Event()
 
     async def hang() -> None:
@@ -92,7 +92,7 @@ async def test_one_at_a_time_but_nobody_waits_for_what_takes_long() -> None:
         assert not hanging.done()
     release.set()
     await hanging
-    patient = limited.Turns(patience=PATIENCE)
+    patient = limited.PatientLock(patience=PATIENCE)
     order: list[str] = []
 
     async def enter(name: str) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from trimtab.errors import InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values.column import Columns
-from trimtab_server.outputs.kind import OutputKind, Place, Scores, Shape
+from trimtab_server.outputs.kind import OutputKind, OutputSpace, Scores, Shape
 
 
 class Found(NamedTuple):
@@ -27,14 +27,14 @@ class CountsKind(OutputKind[Found]):
     kind: ClassVar[str] = "counts"
     form: ClassVar[str] = "sparse"
 
-    def check(self, place: Place, shape: Shape) -> None:
+    def check(self, space: OutputSpace, shape: Shape) -> None:
         if shape.dimensions is not None:
             raise InvalidArgument("counts have no fewer dimensions: leave dimensions out")
 
-    def finish(self, columns: Columns, names: Sequence[str], place: Place, shape: Shape) -> Found:
+    def finish(self, columns: Columns, names: Sequence[str], space: OutputSpace, shape: Shape) -> Found:
         places, numbers = (columns[name] for name in names)
         assert numbers.offsets is not None
-        return Found(numbers.offsets, places.values, numbers.values, place.dimensions)
+        return Found(numbers.offsets, places.values, numbers.values, space.dimensions)
 
     def write(self, message: pb.Output, finished: Found) -> None:
         sparse = message.sparse
@@ -44,12 +44,12 @@ class CountsKind(OutputKind[Found]):
         sparse.dtype = pb.DATA_TYPE_FLOAT32
         sparse.dimensions = finished.dimensions
 
-    def score(self, query: Columns, documents: Columns, names: Sequence[str], place: Place) -> Scores:
+    def score(self, query: Columns, documents: Columns, names: Sequence[str], space: OutputSpace) -> Scores:
         """The sum of products at places that both have."""
         places, numbers = names
 
         def long(columns: Columns, item: int) -> NDArray[np.float32]:
-            found = np.zeros(place.dimensions, np.float32)
+            found = np.zeros(space.dimensions, np.float32)
             np.add.at(found, columns[places].item(item), columns[numbers].item(item))
             return found
 

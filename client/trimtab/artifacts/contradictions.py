@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from trimtab.artifacts import space
-from trimtab.artifacts.manifest import Input, Manifest, Moved, Output, Tower, Variant
+from trimtab.artifacts.manifest import BundleVariant, Input, Manifest, Moved, Output, Tower
 from trimtab.errors import ConfigError, NotFound
 from trimtab.inputs.known import INPUTS
 from trimtab.outputs.known import OUTPUTS
@@ -85,7 +85,7 @@ def _tower(manifest: Manifest, tower: Tower) -> Doubts:
             yield wrong, f"says that variant {variant.name} {what}"
 
 
-def _moved(variant: Variant, output: Output, moved: Moved | None) -> Doubts:
+def _moved(variant: BundleVariant, output: Output, moved: Moved | None) -> Doubts:
     follows = space.of_variant(output.space, variant.files)
     said = moved.space if moved is not None else output.space
     yield (
@@ -103,7 +103,7 @@ def _moved(variant: Variant, output: Output, moved: Moved | None) -> Doubts:
     yield other, f"says that variant {variant.name} has {more or there} dimensions, and was made {width} wide"
 
 
-def _variant(variant: Variant, given: Input, outputs: tuple[Output, ...]) -> Doubts:
+def _variant(variant: BundleVariant, given: Input, outputs: tuple[Output, ...]) -> Doubts:
     yield from INPUTS[given.kind].doubts(given, variant.inputs)
     columns = {column.name: column for each in outputs for column in OUTPUTS[each.kind].columns(each)}
     yield (

@@ -145,7 +145,7 @@ class Moved(Struct, frozen=True):
         )
 
 
-class Variant(Struct, frozen=True):
+class BundleVariant(Struct, frozen=True):
     """A graph of a tower, in a folder of its name.
 
     `inputs` are the graph's, which the kind of the tower's input fills; `tensors` are where it gives the
@@ -174,7 +174,7 @@ class Tower(Struct, frozen=True):
 
     input: ranges.Label
     outputs: Annotated[tuple[ranges.Label, ...], Meta(min_length=1, max_length=64)]
-    variants: Annotated[tuple[Variant, ...], Meta(min_length=1, max_length=256)]
+    variants: Annotated[tuple[BundleVariant, ...], Meta(min_length=1, max_length=256)]
 
 
 class Provenance(Struct, frozen=True):
@@ -214,7 +214,7 @@ class Manifest(Struct, frozen=True):
         return self.outputs[0]
 
     @property
-    def variants(self) -> tuple[Variant, ...]:
+    def variants(self) -> tuple[BundleVariant, ...]:
         """The graphs; the encoder itself comes first."""
         return self.towers[0].variants
 

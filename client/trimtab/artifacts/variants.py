@@ -7,11 +7,11 @@ import msgspec
 
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.bundle import Bundle
-from trimtab.artifacts.manifest import Manifest, Variant
+from trimtab.artifacts.manifest import BundleVariant, Manifest
 from trimtab.errors import BundleError
 
 
-def alone(manifest: Manifest, variant: Variant) -> Manifest:
+def alone(manifest: Manifest, variant: BundleVariant) -> Manifest:
     """The manifest of a bundle that has this variant and no other, its outputs as the variant gives them."""
     moved = {each.output: each for each in variant.moved}
     outputs = tuple(
@@ -24,7 +24,7 @@ def alone(manifest: Manifest, variant: Variant) -> Manifest:
     return msgspec.structs.replace(manifest, outputs=outputs, towers=towers)
 
 
-def named(manifest: Manifest, name: str) -> Variant | None:
+def named(manifest: Manifest, name: str) -> BundleVariant | None:
     """The variant of this name, where the bundle has one."""
     return next((variant for variant in manifest.variants if variant.name == name), None)
 
@@ -35,7 +35,7 @@ def of_space(manifest: Manifest, space: str) -> Manifest | None:
     return next((one for one in each if one.space == space), None)
 
 
-def depth(manifest: Manifest, variant: Variant) -> int | None:
+def depth(manifest: Manifest, variant: BundleVariant) -> int | None:
     """How many layers a variant of the bundle computes; None: unknown."""
     passes, states = variant.passes, manifest.variants[0].states
     if passes is not None and passes.exit is not None:
@@ -52,7 +52,7 @@ def title(manifest: Manifest) -> str:
     return f"{manifest.name} version {manifest.version}{which}"
 
 
-def names(variants: Sequence[Variant]) -> str:
+def names(variants: Sequence[BundleVariant]) -> str:
     """How messages list variants."""
     return ", ".join(variant.name for variant in variants) or "none"
 

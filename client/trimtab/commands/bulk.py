@@ -43,7 +43,7 @@ def run(
     on_ray: bool,
 ) -> int:
     """Embed the missing blocks. Returns how many rows the folder has then."""
-    manifest = shards.Manifest(vectors=job.vectors, block_rows=block_rows)
+    manifest = shards.ShardManifest(vectors=job.vectors, block_rows=block_rows)
     with shards.locked(job.folder):
         if connection.restart:
             shards.clear(job.folder)

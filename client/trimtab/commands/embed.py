@@ -142,7 +142,7 @@ class Suspects:
             )
 
 
-def _to_standard_output(client: Client, wanted: Options, source: texts.Texts) -> int:
+def _to_standard_output(client: Client, wanted: Options, source: texts.TextSource) -> int:
     layout, output, suspects = layouts.Jsonl(), sys.stdout.buffer, Suspects()
     try:
         with client.embed_stream(source.texts, **wanted.values) as stream:
@@ -165,7 +165,7 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
 
 
 def _to_file(
-    client: Client, wanted: Options, source: texts.Texts, output: Path, *, restart: bool, overwrite: bool
+    client: Client, wanted: Options, source: texts.TextSource, output: Path, *, restart: bool, overwrite: bool
 ) -> int:
     journal = None if restart else vector_files.read_journal(output)
     encoder = _encoder(client, wanted, journal.vectors if journal else None, output)

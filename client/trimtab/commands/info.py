@@ -15,7 +15,7 @@ import msgspec
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts.artifact import Interval, provisional
 from trimtab.artifacts.cards import TRAINED_ON, Cell, Fidelity, Packed
-from trimtab.artifacts.manifest import Input, Manifest, Output, Tower, Variant
+from trimtab.artifacts.manifest import BundleVariant, Input, Manifest, Output, Tower
 from trimtab.commands import server_options
 from trimtab.core import answers
 from trimtab.core.answers import Encoder
@@ -88,7 +88,7 @@ def _output(output: Output) -> list[tuple[str, str]]:
     ]
 
 
-def _variant(manifest: Manifest, tower: Tower, variant: Variant) -> list[str]:
+def _variant(manifest: Manifest, tower: Tower, variant: BundleVariant) -> list[str]:
     parity, kept = variant.report.parity, variant.report.fidelity
     way = f"{tower.input} to {', '.join(tower.outputs)}, " if len(manifest.towers) > 1 else ""
     lines = [

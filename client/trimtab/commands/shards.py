@@ -30,7 +30,7 @@ MANIFEST = "vectors.json"
 _SHARD = re.compile(r"(\d{12})-([0-9a-f]{32})\.parquet")
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ShardManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """vectors.json. `rows` is set when all blocks are there."""
 
     vectors: Description
@@ -38,11 +38,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rows: int | None = None
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> ShardManifest | None:
     """What the vectors of a folder are; None if none was begun in it."""
     path = folder / MANIFEST
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        return msgspec.json.decode(path.read_bytes(), type=ShardManifest)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -65,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def begin(folder: Path, manifest: Manifest) -> None:
+def begin(folder: Path, manifest: ShardManifest) -> None:
     """Claim a folder for these vectors; FailedPrecondition if it has others, or foreign files."""
     before = read_manifest(folder)
     if before is None:
@@ -83,7 +83,7 @@ def begin(folder: Path, manifest: Manifest) -> None:
     _write_manifest(folder, manifest)
 
 
-def finish(folder: Path, manifest: Manifest, blocks: Sequence[Block]) -> int:
+def finish(folder: Path, manifest: ShardManifest, blocks: Sequence[Block]) -> int:
     """Record that all blocks are there. Returns how many rows that is."""
     there, rows = _shards(folder), sum(block.rows for block in blocks)
     wanted = {block.first for block in blocks}
@@ -163,5 +163,5 @@ def _shards(folder: Path) -> dict[int, str]:
     return {int(match[1]): match[2] for match in matches if match}
 
 
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
+def _write_manifest(folder: Path, manifest: ShardManifest) -> None:
     durable.replace(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")

@@ -22,14 +22,14 @@ def same_file(left: Path, right: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class TextSource:
     """The texts to embed, in order, and their number if the file tells it."""
 
     texts: Iterator[str]
     total: int | None
 
 
-def open_texts(path: Path | None, format: str | None, column: str | None) -> Texts:
+def open_texts(path: Path | None, format: str | None, column: str | None) -> TextSource:
     """The texts of `path`, or of standard input for None. Format None: by the file's suffix.
 
     Raises ConfigError at once if it cannot be read; InvalidArgument, while texts are read, names the line or
@@ -37,10 +37,10 @@ def open_texts(path: Path | None, format: str | None, column: str | None) -> Tex
     """
     format, column = check_source(path, format, column)
     if format == "lines":
-        return Texts(_lines(path), None)
+        return TextSource(_lines(path), None)
     if format == "parquet" and path is not None:
         return _parquet(path, column)
-    return Texts(_jsonl(path, column), None)
+    return TextSource(_jsonl(path, column), None)
 
 
 def check_source(path: Path | None, format: str | None, column: str | None) -> tuple[str, str]:
@@ -145,10 +145,10 @@ def _json_rows(
         yield where, [record[column] for column in columns]
 
 
-def _parquet(path: Path, column: str) -> Texts:
+def _parquet(path: Path, column: str) -> TextSource:
     file = _open_parquet(path, (column,))
     rows = _rows_of(file, path, (column,))
-    return Texts((_text(value, where, column) for where, (value,) in rows), file.metadata.num_rows)
+    return TextSource((_text(value, where, column) for where, (value,) in rows), file.metadata.num_rows)
 
 
 def _parquet_rows(path: Path, columns: Sequence[str], skip: int = 0) -> Iterator[tuple[str, list[Any]]]:

@@ -45,7 +45,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _WriteState:
     rows: int
     bytes: int
     inputs: Any  # a running SHA-256
@@ -110,7 +110,7 @@ class VectorFile:
             )
         self.scale = journal.scale if journal else 0.0
         header = self._layout.header(0)
-        self._state = _State(0, len(header), hashlib.sha256())
+        self._state = _WriteState(0, len(header), hashlib.sha256())
         self._file = _open_locked(self._partial)
         try:
             if journal is not None and _read(self._journal_path) != journal:
@@ -153,7 +153,7 @@ class VectorFile:
                 f"the first {self._journal.rows:,} texts of the input are not those whose vectors are in "
                 f"{self._partial}: another input, or one that was changed? Pass --restart to begin again"
             )
-        self._state = self._saved = _State(self._journal.rows, self._journal.bytes, inputs, self._crc32)
+        self._state = self._saved = _WriteState(self._journal.rows, self._journal.bytes, inputs, self._crc32)
 
     def write(self, text: str, vector: Vectors, scale: float) -> None:
         """Write the vector of the next text."""
@@ -173,7 +173,7 @@ class VectorFile:
         self._file.write(data)
         # One assignment, so that rows, bytes and inputs are consistent at any interrupt.
         crc32 = zlib.crc32(data, self._state.crc32)
-        self._state = _State(self.rows + 1, self._state.bytes + len(data), inputs, crc32)
+        self._state = _WriteState(self.rows + 1, self._state.bytes + len(data), inputs, crc32)
         if (
             self.rows - self._saved.rows >= CHECKPOINT_ROWS
             or time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS

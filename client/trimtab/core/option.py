@@ -51,7 +51,7 @@ class Option(ABC):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text(Option):
+class TextOption(Option):
     """A string; "" where it is left out. `repeated`: the field is a list, of this one if it is not empty."""
 
     default: str = ""
@@ -75,7 +75,7 @@ class Text(Option):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice(Option):
+class ChoiceOption(Option):
     """One of a few names, each of which has its number in an enum of the protocol; 0 there is the default.
 
     ranked: as a parameter of KServe it is a number: 1 is the first of the names, and more is the second.
@@ -119,7 +119,7 @@ class Choice(Option):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Count(Option):
+class CountOption(Option):
     """A whole number from 1, or None, which is 0 in the message. `none`: what None stands for."""
 
     none: str
@@ -143,7 +143,7 @@ class Count(Option):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Permission(Option):
+class PermissionOption(Option):
     """True where it is left out; the message's field says the opposite, so that it is left out, too."""
 
     default: bool = True

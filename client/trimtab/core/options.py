@@ -13,7 +13,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from trimtab.core.answers import Encoder
-from trimtab.core.option import Choice, Count, Option, Permission, Text
+from trimtab.core.option import ChoiceOption, CountOption, Option, PermissionOption, TextOption
 from trimtab.errors import NotFound
 from trimtab.kinds import Dtype, Priority, Role, Truncate
 from trimtab.v1 import encoder_pb2 as pb
@@ -50,11 +50,11 @@ class EmbedOptions(TypedDict, total=False):
         `Embeddings.browned_out`.
     """
 
-    encoder: Annotated[str, Text(help="may be left out where the server serves only one")]
-    version: Annotated[str, Text(help="default: the newest")]
+    encoder: Annotated[str, TextOption(help="may be left out where the server serves only one")]
+    version: Annotated[str, TextOption(help="default: the newest")]
     role: Annotated[
         Role | None,
-        Choice(
+        ChoiceOption(
             default=None,
             numbers=_ROLES,
             enum="Role",
@@ -63,11 +63,11 @@ class EmbedOptions(TypedDict, total=False):
         ),
     ]
     dimensions: Annotated[
-        int | None, Count(none="all", parameter="dimensions", help="keep the first N components")
+        int | None, CountOption(none="all", parameter="dimensions", help="keep the first N components")
     ]
     dtype: Annotated[
         Dtype,
-        Choice(
+        ChoiceOption(
             default="float32",
             numbers=TO_PROTO,
             enum="DataType",
@@ -77,7 +77,7 @@ class EmbedOptions(TypedDict, total=False):
     ]
     truncate: Annotated[
         Truncate,
-        Choice(
+        ChoiceOption(
             default="end",
             numbers=_TRUNCATIONS,
             enum="Truncate",
@@ -87,13 +87,13 @@ class EmbedOptions(TypedDict, total=False):
     ]
     priority: Annotated[
         Priority,
-        Choice(
+        ChoiceOption(
             default="interactive", numbers=_PRIORITIES, enum="Priority", parameter="priority", ranked=True
         ),
     ]
     space: Annotated[
         str,
-        Text(
+        TextOption(
             field="spaces",
             repeated=True,
             parameter="space",
@@ -101,20 +101,20 @@ class EmbedOptions(TypedDict, total=False):
         ),
     ]
     group: Annotated[
-        str, Text(parameter="group", help="language, tenant or the like, for adapters with groups")
+        str, TextOption(parameter="group", help="language, tenant or the like, for adapters with groups")
     ]
     variant: Annotated[
         str,
-        Text(
+        TextOption(
             parameter="variant",
             help="a variant of the encoder, which is a space of its own; see `trimtab info`",
         ),
     ]
     layers: Annotated[
         int | None,
-        Count(none="the encoder itself", parameter="layers", help="the variant that computes N layers"),
+        CountOption(none="the encoder itself", parameter="layers", help="the variant that computes N layers"),
     ]
-    allow_brownout: Annotated[bool, Permission(field="refuse_brownout", parameter="allow_brownout")]
+    allow_brownout: Annotated[bool, PermissionOption(field="refuse_brownout", parameter="allow_brownout")]
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -200,7 +200,7 @@ def _fields(message: Descriptor) -> tuple[tuple[str, str, Read | None], ...]:
     """The options that a message has fields for, with those, and how they are read; None: as they are."""
     named = ((name, option.field or name, option) for name, option in OPTIONS.items())
     return tuple(
-        (name, field, None if isinstance(option, Text) and not option.repeated else option.from_field)
+        (name, field, None if isinstance(option, TextOption) and not option.repeated else option.from_field)
         for name, field, option in named
         if field in message.fields_by_name
     )

@@ -16,11 +16,11 @@ from trimtab import forks
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
 Method = Literal["Embed", "Rescore", "GetEncoder", "ListEncoders", "ListAdapters"]
-Texts: TypeAlias = Callable[[Sequence[str]], Sequence[str] | Awaitable[Sequence[str]]]
+FetchTexts: TypeAlias = Callable[[Sequence[str]], Sequence[str] | Awaitable[Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Send:
     """Send a request. The outcome is its answer."""
 
     method: Method
@@ -46,11 +46,11 @@ class Await:
 class Fetch:
     """Ask the caller for the texts of these ids, each named once. The outcome is a list of them."""
 
-    texts: Texts
+    texts: FetchTexts
     ids: list[str]
 
 
-Step: TypeAlias = Call | Begin | Await | Fetch
+Step: TypeAlias = Send | Begin | Await | Fetch
 Steps: TypeAlias = Generator[Step, Any, Result]
 Kind = TypeVar("Kind")  # of steps
 
@@ -58,7 +58,7 @@ Kind = TypeVar("Kind")  # of steps
 def ask(method: Method, request: Message) -> Steps[Answer]:
     """The server's answer to a request. While it is on its way, this process must not fork."""
     with forks.Calling():
-        answer: Answer = yield Call(method, request)
+        answer: Answer = yield Send(method, request)
     return answer
 
 

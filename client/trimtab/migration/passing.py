@@ -1,4 +1,4 @@
-"""One pass of a re-index: its pace, the texts it gives to the stream, and its counts."""
+"""One pass of a re-index: its rate limit, the texts it gives to the stream, and its counts."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ class Aside:
     reason: str
 
 
-class Pace:
+class RateLimit:
     """At most `rate` texts a second; None for no limit."""
 
     def __init__(self, rate: float | None) -> None:
@@ -39,7 +39,7 @@ class Pace:
 
 
 @dataclass(slots=True)
-class Pass:
+class PassCounts:
     """What one pass did.
 
     seen: documents of the source. moved: those that were embedded. kept: those already in the target.

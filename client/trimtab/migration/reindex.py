@@ -21,7 +21,7 @@ from trimtab.core.requests import unfit
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument
 from trimtab.kinds import Role, Truncate
 from trimtab.migration import claims
-from trimtab.migration.passing import Advance, Aside, Feed, Pace, Pass
+from trimtab.migration.passing import Advance, Aside, Feed, PassCounts, RateLimit
 from trimtab.progress import Progress
 from trimtab.sdk.client import Client
 from trimtab.stores.base import SIMILARITIES, Document, Form, Matrix, Rows, Store
@@ -35,7 +35,7 @@ MOST_ASIDE = 10_000  # documents set aside; more are not exceptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ReindexResult:
     """What a re-index did.
 
     moved: documents that were embedded. kept: documents of the source that the target has now.
@@ -85,11 +85,11 @@ class Reindex:
             raise InvalidArgument(f"batch is {batch}; give at least 1")
         self._client, self._source, self._target = client, source, target
         self._options, self._limits = claims.bulk(encoder, role, truncate), encoder.limits
-        self._texts, self._batch, self._pace = texts, batch, Pace(rate)
+        self._texts, self._batch, self._rate_limit = texts, batch, RateLimit(rate)
         # What the server or the target refused: the text, and why.
         self._refused: dict[Id, tuple[str | None, str]] = {}
 
-    def run(self, *, sample: int = claims.SAMPLE, progress: type[Progress] | None = None) -> Outcome:
+    def run(self, *, sample: int = claims.SAMPLE, progress: type[Progress] | None = None) -> ReindexResult:
         """Move what is not there yet, pass by pass, and verify the whole.
 
         If nothing is left to do, it only verifies. progress: shows each pass. Raises Unavailable if a store
@@ -112,7 +112,7 @@ class Reindex:
                     break  # somebody deletes from the target
                 sampled = claims.verify(self._client, self._target, self._options, self._limits, sample)
                 aside = tuple(Aside(id, reason) for id, reason in done.aside.items())
-                return Outcome(moved=moved, kept=done.kept, extra=extra, sampled=sampled, aside=aside)
+                return ReindexResult(moved=moved, kept=done.kept, extra=extra, sampled=sampled, aside=aside)
         raise FailedPrecondition(
             f"{self._source.name} and {self._target.name} still differ after {number + 1} passes: documents "
             f"change faster than they are embedded. The last pass saw {done.seen:,}, and {self._source.name} "
@@ -151,9 +151,9 @@ class Reindex:
         text, reason = self._refused.get(document.id, (None, ""))
         return reason if text == document.text else ""
 
-    def _pass(self, advance: Advance) -> "Pass":
+    def _pass(self, advance: Advance) -> "PassCounts":
         """Go through the source, and embed what the target lacks or has with another text."""
-        done = Pass(advance)
+        done = PassCounts(advance)
         missing = self._missing(done)
         again: deque[Document] = deque()
         while True:
@@ -170,7 +170,7 @@ class Reindex:
                 self._alone(document, done)
             again.extendleft(reversed(left[MESSAGE_TEXTS:]))
 
-    def _missing(self, done: "Pass") -> Iterator[Document]:
+    def _missing(self, done: "PassCounts") -> Iterator[Document]:
         """All documents of the source that need embedding."""
         for page in self._source.pages(self._batch):
             documents = [self._wanted(document) for document in page]
@@ -187,11 +187,11 @@ class Reindex:
                         behind.append(document)
                     done.count(kept=1)
                 else:
-                    self._pace.wait()
+                    self._rate_limit.wait()
                     yield document
             self._target.carry(behind)
 
-    def _embed(self, feed: "Feed", done: "Pass") -> None:
+    def _embed(self, feed: "Feed", done: "PassCounts") -> None:
         """Embed what `feed` gives, and write it."""
         ready: list[tuple[Document, Matrix]] = []
         written_at = time.monotonic()
@@ -215,7 +215,7 @@ class Reindex:
             if ready:
                 self._write(ready, done)
 
-    def _alone(self, document: Document, done: "Pass") -> None:
+    def _alone(self, document: Document, done: "PassCounts") -> None:
         """Embed and write one document, or set it aside where the server refuses it."""
         try:
             (vector,) = self._client.embed([document.text or ""], **self._options.values)
@@ -224,7 +224,7 @@ class Reindex:
         else:
             self._write([(document, vector)], done)
 
-    def _write(self, ready: Sequence[tuple[Document, Matrix]], done: "Pass") -> None:
+    def _write(self, ready: Sequence[tuple[Document, Matrix]], done: "PassCounts") -> None:
         documents = [document for document, _ in ready]
         try:
             self._target.upsert(Rows(documents, np.stack([vector for _, vector in ready])))
@@ -241,11 +241,11 @@ class Reindex:
             self._target.delete(gone)
         done.count(moved=len(ready))
 
-    def _refuse(self, document: Document, reason: str, done: "Pass") -> None:
+    def _refuse(self, document: Document, reason: str, done: "PassCounts") -> None:
         self._refused[document.id] = (document.text, reason)
         self._set_aside(document.id, reason, done)
 
-    def _set_aside(self, id: Id, reason: str, done: "Pass") -> None:
+    def _set_aside(self, id: Id, reason: str, done: "PassCounts") -> None:
         done.aside[id] = reason
         done.count(aside=1, former=len(self._target.present([id])))
         if len(done.aside) > MOST_ASIDE:

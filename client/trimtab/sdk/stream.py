@@ -23,14 +23,14 @@ from trimtab.v1 import encoder_pb2 as pb
 Step = TypeVar("Step")
 
 
-class Call(Protocol):
+class StreamCall(Protocol):
     """What the stream needs of gRPC's call."""
 
     def __iter__(self) -> Iterator[pb.EmbedStreamResponse]: ...
     def cancel(self) -> Any: ...
 
 
-Open = Callable[[Iterator[pb.EmbedStreamRequest]], Call]
+Open = Callable[[Iterator[pb.EmbedStreamRequest]], StreamCall]
 
 
 class EmbeddingStream(BaseStream, Iterator[Vector]):
@@ -140,7 +140,7 @@ class _Pump:
         finally:
             self._calling.end()
 
-    def _perform(self, step: Connect | Receive | ReadText) -> Call | pb.EmbedStreamResponse | None:
+    def _perform(self, step: Connect | Receive | ReadText) -> StreamCall | pb.EmbedStreamResponse | None:
         with channel.translated_break(self._target):
             if isinstance(step, Connect):
                 call = self._open(self._requests(step.number))

@@ -17,7 +17,7 @@ from trimtab.artifacts.durable import Sum
 from trimtab.errors import DamagedError, FailedPrecondition
 from trimtab.stores import folder as files
 from trimtab.stores.base import Document, Form, Hit, Matrix, Rows
-from trimtab.stores.faiss_index import Effort, Index, flat, read
+from trimtab.stores.faiss_index import Effort, FaissIndex, flat, read
 from trimtab.stores.faiss_log import Record, Row, read_log
 from trimtab.stores.folder import Catalogue, Generation
 from trimtab.stores.ids import Id, order
@@ -38,7 +38,7 @@ class Contents:
         sums: dict[str, Sum] = dict(generation.sums)
         rows: list[Row] = []
         if generation.index is None or generation.rows is None:
-            self._index = Index(flat(form), form)
+            self._index = FaissIndex(flat(form), form)
         else:
             with files.checked(folder / generation.index, sums) as stream:
                 self._index = read(stream, form, effort)
@@ -50,7 +50,7 @@ class Contents:
                 f"of {generation.index}; each row needs one line, in the same order"
             )
         self.generation = msgspec.structs.replace(generation, sums=sums)
-        self._tail = Index(flat(form), form)
+        self._tail = FaissIndex(flat(form), form)
         self._base = len(rows)
         self._documents = [Document(row.id, row.text) for row in rows]
         self._place: dict[Id, int] = {row.id: place for place, row in enumerate(rows)}
@@ -131,7 +131,7 @@ class Contents:
             self._documents.append(Document(row.id, row.text))
         self._tail.add(np.frombuffer(record.vectors, "<f4").reshape(-1, self.form.dimensions))
 
-    def index_of(self, vectors: Matrix) -> Index:
+    def index_of(self, vectors: Matrix) -> FaissIndex:
         """An index of these vectors, of the generation's kind."""
         return self._index.with_vectors(vectors)
 
@@ -150,7 +150,7 @@ class Contents:
             self._dead["index" if place < self._base else "tail"] += 1
 
     def _search(
-        self, index: Index, query: Matrix, k: int, first: int
+        self, index: FaissIndex, query: Matrix, k: int, first: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and places of the k nearest rows of an index, whose rows begin at place `first`."""
         near, rows = index.search(query, k)

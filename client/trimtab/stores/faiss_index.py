@@ -56,7 +56,7 @@ class Effort:
 LEFT_TO_THE_INDEX = Effort()
 
 
-class Index:
+class FaissIndex:
     """A FAISS index whose rows are numbered from 0."""
 
     def __init__(self, index: Any, form: Form, effort: Effort = LEFT_TO_THE_INDEX) -> None:
@@ -136,11 +136,11 @@ class Index:
                 return self._exactly(query, k)
             effort = min(2 * effort, most)
 
-    def with_vectors(self, vectors: Matrix) -> "Index":
+    def with_vectors(self, vectors: Matrix) -> "FaissIndex":
         """An index of the same kind and training, with these rows (n, d) only."""
         index = faiss.clone_index(self.faiss)
         index.reset()  # keeps what it was trained to
-        found = Index(index, self._form)
+        found = FaissIndex(index, self._form)
         found.add(vectors)
         return found
 
@@ -180,7 +180,7 @@ def flat(form: Form) -> Any:
     return faiss.IndexFlat(form.dimensions, metric)
 
 
-def read(stream: IO[bytes], form: Form, effort: Effort) -> Index:
+def read(stream: IO[bytes], form: Form, effort: Effort) -> FaissIndex:
     """The index in a file. FailedPrecondition if a store of this form cannot use it."""
     name = stream.name
     try:
@@ -207,7 +207,7 @@ def read(stream: IO[bytes], form: Form, effort: Effort) -> Index:
                 f"{name} does not number its rows 0, 1, 2, ...; build it without ids of its own, "
                 "and write them as rows"
             ) from None
-    found = Index(index, form, effort)
+    found = FaissIndex(index, form, effort)
     found.check_lengths(name)
     return found
 

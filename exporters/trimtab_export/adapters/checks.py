@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trimtab.artifacts.adapter import Check
 from trimtab.errors import AdapterError
 from trimtab_export.adapters.encode import BundleEncoder
-from trimtab_export.adapters.inputs import Pair
+from trimtab_export.adapters.inputs import RelevantPair
 from trimtab_export.adapters.metrics import Ranks, difference, unit
 from trimtab_export.adapters.split import same
 
@@ -87,7 +87,7 @@ def spread(vectors: Floats, what: str) -> None:
         )
 
 
-def roles(pairs: Sequence[Pair], texts: Sequence[str]) -> None:
+def roles(pairs: Sequence[RelevantPair], texts: Sequence[str]) -> None:
     """AdapterError if the pairs' queries are the corpus and their documents the questions."""
     corpus = {same(text) for text in texts}
     sample = [pairs[row] for row in np.random.default_rng(0).permutation(len(pairs))[:2000]]

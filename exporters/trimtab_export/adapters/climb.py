@@ -25,7 +25,7 @@ FEWEST_PAIRS = 200  # queries with a right document; fewer say too little about 
 
 
 @dataclass(frozen=True, slots=True)
-class Climbed:
+class FittedRung:
     """A fitted rung."""
 
     name: str
@@ -35,7 +35,7 @@ class Climbed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class FitData:
     """What the rungs are fitted on.
 
     rows: float32 (n, dimensions + width), [embedding | states]; width may be 0. y: the old rows.
@@ -78,7 +78,7 @@ class Ground:
 Score: TypeAlias = Callable[[Map, Reads], Doubles]
 
 
-def climb(ground: Ground, score: Score, progress: Callable[[str], None]) -> Iterator[Climbed]:
+def climb(ground: FitData, score: Score, progress: Callable[[str], None]) -> Iterator[FittedRung]:
     """The rungs in order, simplest first; `progress` is told of each.
 
     `score` returns Recall@10 of the select queries with a map: trained rungs start from the best linear one.
@@ -148,9 +148,9 @@ def _closed_forms(fit: Fit) -> Iterator[tuple[str, Callable[[], Map]]]:
 
 
 def _fitted(
-    ground: Ground, name: str, reads: Reads, act: Callable[[], Map], progress: Callable[[str], None]
-) -> Climbed:
+    ground: FitData, name: str, reads: Reads, act: Callable[[], Map], progress: Callable[[str], None]
+) -> FittedRung:
     progress(name)
     started = time.perf_counter()
     map = act()
-    return Climbed(name, map, reads, time.perf_counter() - started)
+    return FittedRung(name, map, reads, time.perf_counter() - started)

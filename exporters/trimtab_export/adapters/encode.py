@@ -18,8 +18,8 @@ from trimtab.kinds import Role
 from trimtab.progress import Progress
 from trimtab_export import runtime
 from trimtab_export.graph.head import OUTPUT
-from trimtab_export.source import Tokenizer
-from trimtab_export.tokens import Batcher
+from trimtab_export.source import TokenizerFile
+from trimtab_export.tokens import Collator
 
 Floats: TypeAlias = NDArray[np.float32]
 Halves: TypeAlias = NDArray[np.float16]
@@ -46,7 +46,7 @@ class BundleEncoder:
         self._session: Any = None
         json_text = bundle.file(manifest.tokenizer).read_text("utf-8")
         tokenizers.Tokenizer.from_str(json_text)
-        self._batcher = Batcher(Tokenizer(json=json_text, pad_id=manifest.pad_id), manifest.max_tokens)
+        self._collator = Collator(TokenizerFile(json=json_text, pad_id=manifest.pad_id), manifest.max_tokens)
 
     @property
     def name(self) -> str:
@@ -99,7 +99,7 @@ class BundleEncoder:
         """The graph's rows for one batch of texts behind a prompt."""
         if self._session is None:
             self._session = runtime.session(self._graph, self._threads)
-        rows = runtime.run(self._session, OUTPUT, self._batcher(texts, prompt))
+        rows = runtime.run(self._session, OUTPUT, self._collator(texts, prompt))
         if not np.isfinite(rows).all():
             bad = texts[int(np.argmin(np.isfinite(rows).all(axis=1)))]
             raise AdapterError(f"{self.manifest.name} gives a vector that is not finite for {bad[:40]!r}")

@@ -18,26 +18,26 @@ from trimtab.artifacts.manifest import Manifest
 from trimtab.errors import AdapterError
 from trimtab.kinds import Role
 from trimtab_export.adapters import checks, inputs, publish, split
-from trimtab_export.adapters.climb import Climbed, Ground, climb
+from trimtab_export.adapters.climb import FitData, FittedRung, climb
 from trimtab_export.adapters.encode import BundleEncoder
-from trimtab_export.adapters.inputs import Pair, Query
-from trimtab_export.adapters.judge import Asked, Indexes, Outcome, choose, judge
+from trimtab_export.adapters.inputs import Query, RelevantPair
+from trimtab_export.adapters.judge import EncodedQueries, Indexes, Judgement, choose, judge
 from trimtab_export.adapters.maps import Groups
 from trimtab_export.adapters.metrics import index, unit
 from trimtab_export.adapters.request import Request
-from trimtab_export.adapters.split import Judged, Split
+from trimtab_export.adapters.split import HeldOutQueries, Split
 from trimtab_export.adapters.stage import staged
 
 Floats: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class FitInputs:
     """The contents of the input files."""
 
     texts: list[str]
     queries: list[Query]
-    pairs: list[Pair]
+    pairs: list[RelevantPair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class Fitted:
     """The results of a fit."""
 
     split: Split
-    ground: Ground
-    rungs: list[Climbed]
-    outcome: Outcome
+    ground: FitData
+    rungs: list[FittedRung]
+    outcome: Judgement
     indexes: Indexes
-    select: Asked
-    test: Asked
+    select: EncodedQueries
+    test: EncodedQueries
 
 
 def fit(request: Request) -> AdapterFolder:
@@ -68,7 +68,7 @@ def fit(request: Request) -> AdapterFolder:
             "can be compared as they are"
         )
     name = request.name or default_name(new.manifest, old.manifest)
-    found = Read(
+    found = FitInputs(
         texts=inputs.read_texts(request.texts),
         queries=[] if request.queries is None else inputs.read_queries(request.queries),
         pairs=[] if request.pairs is None else inputs.read_pairs(request.pairs),
@@ -98,7 +98,7 @@ def default_name(new: Manifest, old: Manifest) -> str:
 def learn(
     source: BundleEncoder,
     target: BundleEncoder,
-    found: Read,
+    found: FitInputs,
     known: dict[str, Floats],
     documents: int,
     fit_queries: int,
@@ -183,11 +183,15 @@ def _old_rows(target: BundleEncoder, texts: Sequence[str], known: dict[str, Floa
 
 
 def _asked(
-    source: BundleEncoder, target: BundleEncoder, judged: Judged, groups: Sequence[str], indexes: Indexes
-) -> Asked:
+    source: BundleEncoder,
+    target: BundleEncoder,
+    judged: HeldOutQueries,
+    groups: Sequence[str],
+    indexes: Indexes,
+) -> EncodedQueries:
     texts = [query.text for query in judged.queries]
     old = target.vectors(texts, "query", f"{target.name}, held-out queries")
-    return Asked(
+    return EncodedQueries(
         rows=_new_rows(source, texts, "query"),
         old=old,
         groups=_numbers(judged.queries, groups),
@@ -204,7 +208,7 @@ def _ground(
     old_rows: Floats,
     groups: Sequence[str],
     indexes: Indexes,
-) -> Ground:
+) -> FitData:
     """The queries to fit on, followed by the documents."""
     texts = [query.text for query in parts.fit_queries]
     asked = target.vectors(texts, "query", f"{target.name}, queries")
@@ -213,7 +217,7 @@ def _ground(
     numbers = np.concatenate(
         [_numbers(parts.fit_queries, groups), np.zeros(len(parts.fit_documents), np.int64)]
     )
-    return Ground(
+    return FitData(
         rows=np.concatenate([_new_rows(source, texts, "query"), new_rows[parts.fit_documents]]),
         y=unit(y) if cosine else y,
         weights=np.ones(len(y), np.float32),

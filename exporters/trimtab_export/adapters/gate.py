@@ -36,7 +36,7 @@ MOST_CANDIDATES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
+class ArmRecalls:
     """Recall@10 of each test query, by way to search."""
 
     old: Doubles
@@ -84,7 +84,7 @@ def choose(recalls: Mapping[str, Doubles]) -> tuple[str, dict[str, Interval]]:
     return chosen, behind
 
 
-def judge(found: Searched, checks: Sequence[Check], depth: int) -> tuple[Verdict, tuple[str, ...]]:
+def judge(found: ArmRecalls, checks: Sequence[Check], depth: int) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict on an adapter judged by pairs, with reasons."""
     old, new = found.old.mean(), found.reindexed.mean()
     kept = metrics.ratio(found.adapted, found.old)
@@ -140,7 +140,7 @@ def provisional_ends(new: Fidelity | None, old: Fidelity | None) -> tuple[str, .
 
 
 def judge_by_agreement(
-    found: Searched, checks: Sequence[Check], depth: int
+    found: ArmRecalls, checks: Sequence[Check], depth: int
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The provisional verdict without pairs: how often the old encoder's first document is found."""
     agreed, within = found.adapted.mean(), found.candidates.mean()

@@ -29,7 +29,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class RelevantPair:
     """A query and a document that answers it."""
 
     query: Query
@@ -64,7 +64,7 @@ def read_queries(path: Path) -> list[Query]:
     ]
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path) -> list[RelevantPair]:
     """The pairs of a JSONL file, one per line: {"query": ..., "document": ...}, optionally with "group"."""
     if not path.is_file():
         raise ConfigError(f"{path} is not a file")
@@ -76,7 +76,7 @@ def read_pairs(path: Path) -> list[Pair]:
             raise InvalidArgument(
                 f'{path}, line {number} is not {{"query": "...", "document": "..."}}: {error}'
             ) from None
-        pairs.append(Pair(Query(found.query, found.group), found.document))
+        pairs.append(RelevantPair(Query(found.query, found.group), found.document))
     if not pairs:
         raise InvalidArgument(f"{path} holds no pairs")
     return pairs

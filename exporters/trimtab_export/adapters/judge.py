@@ -21,7 +21,7 @@ from trimtab.kinds import (
 from trimtab_export.adapters import gate, metrics
 from trimtab_export.adapters.calibrate import fit_calibrator
 from trimtab_export.adapters.checks import meaning
-from trimtab_export.adapters.climb import Climbed
+from trimtab_export.adapters.climb import FittedRung
 from trimtab_export.adapters.gate import CUT
 from trimtab_export.adapters.maps import Groups, Map
 from trimtab_export.adapters.metrics import Index, Ranks
@@ -31,7 +31,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EncodedQueries:
     """Queries as both encoders see them, row by row.
 
     rows: float32 (n, dimensions + width), the new encoder's [embedding | states]. old: the old vectors.
@@ -60,21 +60,21 @@ class Indexes:
         ]
         return [[int(row)] for row in np.concatenate(best)]
 
-    def adapt(self, map: Map, reads: Reads, asked: Asked) -> Floats:
+    def adapt(self, map: Map, reads: Reads, asked: EncodedQueries) -> Floats:
         """The queries through an adapter."""
         rows = asked.rows if reads == "states" else asked.rows[:, : self.dimensions]
         return map(rows, asked.groups)
 
-    def recall(self, map: Map, reads: Reads, asked: Asked) -> Doubles:
+    def recall(self, map: Map, reads: Reads, asked: EncodedQueries) -> Doubles:
         """Recall@10 of each query through an adapter, on the old index."""
         return metrics.recall(metrics.ranks(self.adapt(map, reads, asked), self.old, asked.right), CUT)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Judgement:
     """The chosen rung, its measurements, and the gate's verdict."""
 
-    chosen: Climbed
+    chosen: FittedRung
     rungs: tuple[Rung, ...]
     arms: Arms
     against_old: Interval
@@ -87,7 +87,9 @@ class Outcome:
     reasons: tuple[str, ...]
 
 
-def choose(rungs: Sequence[Climbed], indexes: Indexes, select: Asked) -> tuple[Climbed, tuple[Rung, ...]]:
+def choose(
+    rungs: Sequence[FittedRung], indexes: Indexes, select: EncodedQueries
+) -> tuple[FittedRung, tuple[Rung, ...]]:
     """The rung that the gate chooses, and each rung's result on the select queries."""
     recalls = {rung.name: indexes.recall(rung.map, rung.reads, select) for rung in rungs}
     name, behind = gate.choose(recalls)
@@ -104,15 +106,15 @@ def choose(rungs: Sequence[Climbed], indexes: Indexes, select: Asked) -> tuple[C
 
 
 def judge(
-    chosen: Climbed,
+    chosen: FittedRung,
     rungs: tuple[Rung, ...],
     indexes: Indexes,
-    select: Asked,
-    test: Asked,
+    select: EncodedQueries,
+    test: EncodedQueries,
     looked: Sequence[Check],
     *,
     by_pairs: bool,
-) -> Outcome:
+) -> Judgement:
     """Every arm on the test queries, and the verdict. The calibrator learns from the select queries."""
     embeddings = test.rows[:, : indexes.dimensions]
     adapted = indexes.adapt(chosen.map, chosen.reads, test)
@@ -124,7 +126,7 @@ def judge(
     documents = len(indexes.old.rows)
     depth = gate.cascade_depth(documents)
     rescored, candidates = metrics.cascade(adapted, indexes.old, embeddings, indexes.new, test.right, depth)
-    found = gate.Searched(
+    found = gate.ArmRecalls(
         old=metrics.recall(old, CUT),
         adapted=metrics.recall(through, CUT),
         cascade=metrics.recall(rescored, CUT),
@@ -135,7 +137,7 @@ def judge(
     checked = (*looked, gate.few_documents(documents), *_pair_checks(old, new, documents, by_pairs))
     say = gate.judge if by_pairs else gate.judge_by_agreement
     verdict, reasons = say(found, checked, depth)
-    return Outcome(
+    return Judgement(
         chosen=chosen,
         rungs=rungs,
         arms=Arms(

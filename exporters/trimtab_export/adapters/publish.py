@@ -21,12 +21,12 @@ from trimtab.artifacts.bundle import Bundle
 from trimtab.stores import address as addresses
 from trimtab_export import evaluate, runtime, write
 from trimtab_export.adapters import gate, inputs, maps
-from trimtab_export.adapters.climb import Ground
-from trimtab_export.adapters.judge import Asked, Outcome
+from trimtab_export.adapters.climb import FitData
+from trimtab_export.adapters.judge import EncodedQueries, Judgement
 from trimtab_export.adapters.maps import Map
 from trimtab_export.adapters.request import Request
 from trimtab_export.adapters.split import Split
-from trimtab_export.adapters.stage import Stage
+from trimtab_export.adapters.stage import StagedAdapter
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -38,14 +38,14 @@ RUNS = 50
 
 
 def publish(
-    stage: Stage,
+    stage: StagedAdapter,
     request: Request,
     new: Bundle,
     old: Bundle,
     split: Split,
-    ground: Ground,
-    test: Asked,
-    outcome: Outcome,
+    ground: FitData,
+    test: EncodedQueries,
+    outcome: Judgement,
 ) -> None:
     """Write the adapter into the stage, check its graph against the map, and publish it."""
     rung = outcome.chosen
@@ -80,7 +80,7 @@ def publish(
 
 
 def _report(
-    request: Request, split: Split, ground: Ground, outcome: Outcome, microseconds: tuple[float, float]
+    request: Request, split: Split, ground: FitData, outcome: Judgement, microseconds: tuple[float, float]
 ) -> AdapterReport:
     alone, batched = microseconds
     return AdapterReport(

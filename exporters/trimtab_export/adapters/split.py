@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimtab.errors import AdapterError
-from trimtab_export.adapters.inputs import Pair, Query
+from trimtab_export.adapters.inputs import Query, RelevantPair
 
 SHARE = 0.4  # of the pairs, for choosing; as many again for judging
 MOST_JUDGED = 2000  # queries of either kind
@@ -14,7 +14,7 @@ FEWEST_JUDGED = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class HeldOutQueries:
     """Held-out queries, each with the documents that answer it, by their row in the index."""
 
     queries: list[Query]
@@ -33,8 +33,8 @@ class Split:
     fit_documents: list[int]
     fit_queries: list[Query]
     fit_right: list[list[int]]
-    select: Judged
-    test: Judged
+    select: HeldOutQueries
+    test: HeldOutQueries
 
 
 def same(text: str) -> str:
@@ -48,7 +48,11 @@ def unique(texts: Sequence[str]) -> list[str]:
 
 
 def by_pairs(
-    texts: Sequence[str], queries: Sequence[Query], pairs: Sequence[Pair], documents: int, seed: int = 0
+    texts: Sequence[str],
+    queries: Sequence[Query],
+    pairs: Sequence[RelevantPair],
+    documents: int,
+    seed: int = 0,
 ) -> Split:
     """Split by pairs: some select, some test, the rest fit.
 
@@ -83,8 +87,8 @@ def by_pairs(
         found = {same(each) for each in answers[name][1]} if name in answers else set()
         return sorted(rows[each] for each in found if each in rows)
 
-    def judged(names: list[str]) -> Judged:
-        return Judged([answers[name][0] for name in names], [right(name) for name in names])
+    def judged(names: list[str]) -> HeldOutQueries:
+        return HeldOutQueries([answers[name][0] for name in names], [right(name) for name in names])
 
     held_out = {*test, *select, *known}
     fit_queries = _unheld([*(answers[name][0] for name in spare), *queries], held_out)
@@ -135,8 +139,8 @@ def by_queries(texts: Sequence[str], queries: Sequence[Query], documents: int, s
             fit_documents=[row for row, text in enumerate(corpus) if same(text) not in held_out],
             fit_queries=_unheld([names[name] for name in rest], held_out),
             fit_right=[[] for _ in rest],
-            select=Judged([names[name] for name in select], []),
-            test=Judged([names[name] for name in test], []),
+            select=HeldOutQueries([names[name] for name in select], []),
+            test=HeldOutQueries([names[name] for name in test], []),
         )
     )
 

@@ -17,7 +17,7 @@ from trimtab_export import write
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StagedAdapter:
     """An adapter in the making."""
 
     folder: Path
@@ -31,7 +31,7 @@ class Stage:
 
 
 @contextmanager
-def staged(encoder: Path, name: str) -> Iterator[Stage]:
+def staged(encoder: Path, name: str) -> Iterator[StagedAdapter]:
     """The working folders for fitting an adapter of the encoder; removed once it is published.
 
     Raises AdapterError if an adapter of this name exists, or another process is fitting it.
@@ -47,7 +47,7 @@ def staged(encoder: Path, name: str) -> Iterator[Stage]:
     busy = AdapterError(f"another process is fitting {target}: wait for it, or give another --name")
     with write.lock(parent / f".{name}.lock", busy):
         refuse_existing()
-        stage = Stage(folder=partial / "adapter", cache=partial / "cache", target=target)
+        stage = StagedAdapter(folder=partial / "adapter", cache=partial / "cache", target=target)
         shutil.rmtree(stage.folder, ignore_errors=True)
         stage.folder.mkdir(parents=True)
         yield stage

@@ -27,7 +27,7 @@ ONE_SIDED = 0.2  # of what is above 0, the most below it for that
 
 
 @dataclass(frozen=True)
-class Input:
+class QuantisedInput:
     """A tensor in 8 bits, by the names that its layers' products read."""
 
     nodes: list[Any]  # that make it
@@ -38,7 +38,7 @@ class Input:
     tokens: str | None = None  # (tokens, 1): what the products are still to be multiplied by
 
 
-def unsigned(writer: Writer, name: str, measured: Range, weights: Sequence[Floats]) -> Input:
+def unsigned(writer: Writer, name: str, measured: Range, weights: Sequence[Floats]) -> QuantisedInput:
     """Bytes without a sign, by the form that is expected to lose least for its time.
 
     Args:
@@ -57,7 +57,7 @@ def unsigned(writer: Writer, name: str, measured: Range, weights: Sequence[Float
     return _fixed(writer, name, nodes, source, scale, np.uint8(round(-low / scale)), factors)
 
 
-def signed(writer: Writer, name: str, measured: Range, weights: Sequence[Floats]) -> Input:
+def signed(writer: Writer, name: str, measured: Range, weights: Sequence[Floats]) -> QuantisedInput:
     """Bytes with a sign, as many steps below 0 as above: by a fixed scale. See `unsigned`."""
     factors = smooth.factors(measured, weights)
     divided, nodes, source = _divided(writer, name, measured, factors)
@@ -77,8 +77,8 @@ def _divided(
 
 def _fixed(
     writer: Writer, name: str, nodes: list[Any], source: str, scale: float, zero: Any, factors: Floats | None
-) -> Input:
-    made = Input(
+) -> QuantisedInput:
+    made = QuantisedInput(
         nodes,
         writer.name(name),
         writer.constant(f"{name}/scale", np.float32(scale)),
@@ -100,7 +100,7 @@ def _error_by_token(measured: Range, weights: Sequence[Floats]) -> float:
     return smooth.error(measured, weights, np.ones_like(measured.reach), step)
 
 
-def _by_token(writer: Writer, name: str, measured: Range) -> Input:
+def _by_token(writer: Writer, name: str, measured: Range) -> QuantisedInput:
     """Each token by the scale of its own largest value; the least of the function is the same for all."""
     nodes: list[Any] = []
 
@@ -121,4 +121,4 @@ def _by_token(writer: Writer, name: str, measured: Range) -> Input:
     zero = writer.constant("below", np.uint8(BELOW))
     zeros = node("Expand", [zero, node("Shape", [flat])])
     quantised = node("QuantizeLinear", [name, flat, zeros], axis=0)
-    return Input(nodes, quantised, writer.constant("one", np.float32(1)), zero, tokens=scales)
+    return QuantisedInput(nodes, quantised, writer.constant("one", np.float32(1)), zero, tokens=scales)

@@ -14,7 +14,7 @@ KNOWN = (*BERTS, "mpnet", "distilbert")
 
 
 @dataclass(frozen=True)
-class Block:
+class TransformerBlock:
     """One layer: `context` reads what the heads give side by side, `widen` and `narrow` feed forward."""
 
     module: Any
@@ -45,18 +45,18 @@ def stack(backbone: Any) -> Any:
     return backbone.transformer.layer if architecture(backbone) == "distilbert" else backbone.encoder.layer
 
 
-def blocks(backbone: Any) -> list[Block]:
+def blocks(backbone: Any) -> list[TransformerBlock]:
     """The layers, the first one first."""
     kind = architecture(backbone)
     return [_block(kind, layer) for layer in stack(backbone)]
 
 
-def last_norm(block: Block, kind: str) -> Any:
+def last_norm(block: TransformerBlock, kind: str) -> Any:
     """The layer norm at the end of a layer."""
     return block.module.output_layer_norm if kind == "distilbert" else block.module.output.LayerNorm
 
 
-def put_last_norm(block: Block, kind: str, norm: Any) -> None:
+def put_last_norm(block: TransformerBlock, kind: str, norm: Any) -> None:
     """Let a layer end with this layer norm."""
     if kind == "distilbert":
         block.module.output_layer_norm = norm
@@ -98,13 +98,15 @@ def targets(kept: tuple[int, ...] | None, count: int) -> list[int]:
     return [*numbers[1:], count]
 
 
-def _block(kind: str, layer: Any) -> Block:
+def _block(kind: str, layer: Any) -> TransformerBlock:
     if kind == "distilbert":
         attention = layer.attention
-        return Block(layer, attention, attention.n_heads, attention.out_lin, layer.ffn.lin1, layer.ffn.lin2)
+        return TransformerBlock(
+            layer, attention, attention.n_heads, attention.out_lin, layer.ffn.lin1, layer.ffn.lin2
+        )
     if kind == "mpnet":
         inner = layer.attention.attn
-        return Block(
+        return TransformerBlock(
             layer,
             layer.attention,
             inner.num_attention_heads,
@@ -113,7 +115,7 @@ def _block(kind: str, layer: Any) -> Block:
             layer.output.dense,
         )
     attention = layer.attention
-    return Block(
+    return TransformerBlock(
         layer,
         attention,
         attention.self.num_attention_heads,

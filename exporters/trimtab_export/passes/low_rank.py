@@ -21,14 +21,14 @@ MULTIPLE = 8  # of a rank: whole vectors of the processor
 
 
 @dataclass(frozen=True)
-class Ranks:
+class LayerRanks:
     """What was done: the ranks of the layers that are thin now, and how many stayed as they were."""
 
     thin: dict[str, int]
     whole: int
 
 
-def low_rank(student: Student, batches: Sequence[Tokens], energy: float) -> Ranks:
+def low_rank(student: Student, batches: Sequence[Tokens], energy: float) -> LayerRanks:
     """Make the student's linear layers thin, in place.
 
     Args:
@@ -55,7 +55,7 @@ def low_rank(student: Student, batches: Sequence[Tokens], energy: float) -> Rank
             f"low_rank = {energy:g}: no layer gets cheaper, since so much of its outputs' variance takes "
             "more than the rank at which two thin layers cost as much as the one. Give less"
         )
-    return Ranks(thin, len(linears) - len(thin))
+    return LayerRanks(thin, len(linears) - len(thin))
 
 
 def _moments(

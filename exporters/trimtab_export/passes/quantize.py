@@ -19,7 +19,7 @@ from onnx import helper
 from trimtab.errors import ExportError
 from trimtab_export.graph.head import GRAPH, save
 from trimtab_export.passes import activations, ranges, tables
-from trimtab_export.passes.activations import Input
+from trimtab_export.passes.activations import QuantisedInput
 from trimtab_export.passes.linear import CONTRIB, Linear, Writer, linears
 from trimtab_export.passes.ranges import Range, Tokens
 
@@ -59,7 +59,7 @@ class _Quantiser:
         self._weights: dict[str, list[Floats]] = {}
         for linear in layers:
             self._weights.setdefault(linear.input, []).append(writer.value(linear.weight))
-        self._inputs: dict[str, Input] = {}
+        self._inputs: dict[str, QuantisedInput] = {}
 
     def integer(self, linear: Linear) -> list[Any]:
         """A product of bytes."""
@@ -96,8 +96,8 @@ class _Quantiser:
         return nodes
 
     def _read(
-        self, linear: Linear, make: Callable[[Writer, str, Range, list[Floats]], Input]
-    ) -> tuple[list[Any], Input]:
+        self, linear: Linear, make: Callable[[Writer, str, Range, list[Floats]], QuantisedInput]
+    ) -> tuple[list[Any], QuantisedInput]:
         """A layer's input in 8 bits, and the nodes that are still to be written for it."""
         name = linear.input
         if name in self._inputs:
@@ -106,7 +106,7 @@ class _Quantiser:
         self._inputs[name] = made
         return list(made.nodes), made
 
-    def _weight(self, linear: Linear, read: Input, *, pairs: bool) -> list[str]:
+    def _weight(self, linear: Linear, read: QuantisedInput, *, pairs: bool) -> list[str]:
         """The names of a layer's integers (in, out), of their scales (out,) and of their zeros."""
         weight, name = self._writer.value(linear.weight), linear.weight
         if read.factors is not None:  # another layer may read the same weights for another input

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from trimtab_export.passes import anatomy
-from trimtab_export.passes.anatomy import Block
+from trimtab_export.passes.anatomy import TransformerBlock
 from trimtab_export.passes.prune import LeastChange, lasting, lasting_neurons
 from trimtab_export.passes.student import Student, Tokens, watch
 
@@ -35,7 +35,7 @@ class ExpertLayer(torch.nn.Module):
 
     router: torch.nn.Module | None  # None: all heads are read
 
-    def __init__(self, block: Block, kind: str, neurons: torch.Tensor) -> None:
+    def __init__(self, block: TransformerBlock, kind: str, neurons: torch.Tensor) -> None:
         super().__init__()
         self._distilbert = kind == "distilbert"
         layer, hidden, wide = block.module, block.narrow.out_features, len(neurons)

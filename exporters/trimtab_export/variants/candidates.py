@@ -21,7 +21,7 @@ UNPADDED = b"unpad/"  # in the names of what `unpad` adds
 
 
 @dataclass(frozen=True)
-class Candidate:
+class VariantCandidate:
     """A variant on disk with its figures; the graph is the first of the files."""
 
     passes: Passes
@@ -52,9 +52,9 @@ class Bench:
     def int8_limit(self, graph: Path) -> float:
         """The range of a graph's packed vectors, over texts of which none is measured by."""
         texts = self.shop.prompted[: make.CALIBRATION]
-        return packed.limit(fidelity.embed(graph, self.shop.batcher, texts))
+        return packed.limit(fidelity.embed(graph, self.shop.collator, texts))
 
-    def candidate(self, passes: Passes) -> Candidate:
+    def candidate(self, passes: Passes) -> VariantCandidate:
         """The variant, from the folder where an earlier run finished it.
 
         Raises ExportError where a pass cannot be done to this encoder, or the result must not be served.
@@ -64,7 +64,7 @@ class Bench:
         if measured.is_file():
             files = tuple(sorted(folder.glob("graph/*"), key=lambda path: path.suffix != ".onnx"))
             report = msgspec.json.decode(measured.read_bytes(), type=ReportCard)
-            return Candidate(passes, files, report, tuple(make.curve(passes, self.shop)))
+            return VariantCandidate(passes, files, report, tuple(make.curve(passes, self.shop)))
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
         self.tell(f"{passes.name}: making it")
@@ -74,7 +74,7 @@ class Bench:
         axes = self.shop.axes(passes.width) if passes.width is not None else None
         report = fidelity.measure(files, self.yardstick, self.int8_limit(files[0]), axes)
         durable.replace(measured, msgspec.json.encode(report))
-        candidate = Candidate(passes, files, report, tuple(make.curve(passes, self.shop)))
+        candidate = VariantCandidate(passes, files, report, tuple(make.curve(passes, self.shop)))
         self.tell(f"{passes.name}: {summary(candidate.fidelity)}, {time.monotonic() - started:.0f} s")
         return candidate
 

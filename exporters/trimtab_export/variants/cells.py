@@ -25,7 +25,7 @@ def measure(shop: Workshop, yardstick: Yardstick) -> tuple[Cell, ...]:
     if shop.joined is None:
         return ()
     source, whole = yardstick.source, yardstick.vectors[0]
-    rows = fidelity.embed_pairs(shop.joined, source, yardstick.batcher, yardstick.sets[0])
+    rows = fidelity.embed_pairs(shop.joined, source, yardstick.collator, yardstick.sets[0])
     layers = exits.depth(shop.joined)
     full = source.dimensions
     best = retrieval.gains(whole.queries, whole.documents, source.similarity)[0].mean()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trimtab.artifacts.artifact import provisional
 from trimtab.artifacts.cards import TRAINED_ON, Cell
-from trimtab_export.variants.candidates import Candidate
+from trimtab_export.variants.candidates import VariantCandidate
 from trimtab_export.variants.fidelity import typical
 
 PNG = "quality-speed.png"
@@ -26,7 +26,7 @@ STYLE = (
 
 def draw(
     name: str,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[VariantCandidate],
     cells: Sequence[Cell],
     floors: Sequence[float],
     folder: Path,
@@ -58,7 +58,7 @@ def draw(
     return page
 
 
-def _row(candidate: Candidate) -> str:
+def _row(candidate: VariantCandidate) -> str:
     figures = candidate.fidelity
     shapes = ", ".join(f"{each.batch}x{each.length}: {each.factor:.2f}" for each in figures.speedup)
     kept = figures.ndcg
@@ -71,7 +71,7 @@ def _row(candidate: Candidate) -> str:
     return f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
 
 
-def _training(candidates: Sequence[Candidate], folder: Path) -> str:
+def _training(candidates: Sequence[VariantCandidate], folder: Path) -> str:
     """What the variants that were trained kept as it went on."""
     trained = [candidate for candidate in candidates if candidate.curve]
     if not trained:
@@ -85,7 +85,7 @@ def _training(candidates: Sequence[Candidate], folder: Path) -> str:
     )
 
 
-def _curves(candidates: Sequence[Candidate], path: Path) -> None:
+def _curves(candidates: Sequence[VariantCandidate], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -100,7 +100,7 @@ def _curves(candidates: Sequence[Candidate], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _sets(candidates: Sequence[Candidate]) -> str:
+def _sets(candidates: Sequence[VariantCandidate]) -> str:
     """What is kept over each set that judged, with an index of its own and by queries alone."""
     sets = candidates[0].fidelity.sets
     heads = "".join(
@@ -142,7 +142,7 @@ def _grid(cells: Sequence[Cell]) -> str:
     )
 
 
-def _picture(name: str, candidates: Sequence[Candidate], floors: Sequence[float], path: Path) -> None:
+def _picture(name: str, candidates: Sequence[VariantCandidate], floors: Sequence[float], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -14,7 +14,7 @@ from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, sentences
 from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Source
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 from trimtab_export.variants import kept, packed, retrieval
 from trimtab_export.variants.kept import Vectors
 from trimtab_export.variants.retrieval import Pairs
@@ -36,20 +36,20 @@ class Yardstick:
 
     graph: Path
     source: Source
-    batcher: Batcher
+    collator: Collator
     sets: tuple[Pairs, ...]
     vectors: tuple[Vectors, ...]
 
     @classmethod
     def of(
-        cls, graph: Path, source: Source, batcher: Batcher, sets: Sequence[Pairs], stored: Path
+        cls, graph: Path, source: Source, collator: Collator, sets: Sequence[Pairs], stored: Path
     ) -> "Yardstick":
         """The vectors are read from the file `stored`, where an earlier run left them.
 
         A set over which the source itself finds next to nothing, such as one in a language that it does not
         have, is left out: there is nothing to keep. Raises ExportError where that is all sets.
         """
-        vectors = _read(stored, sets) or embed_sets(graph, source, batcher, sets, stored)
+        vectors = _read(stored, sets) or embed_sets(graph, source, collator, sets, stored)
         found = [
             (pairs, each)
             for pairs, each in zip(sets, vectors, strict=True)
@@ -61,35 +61,35 @@ class Yardstick:
                 f"the encoder itself finds next to nothing over {', '.join(pairs.name for pairs in sets)}: "
                 "there is nothing to judge variants by. Give --pairs"
             )
-        return cls(graph, source, batcher, *zip(*found, strict=True))
+        return cls(graph, source, collator, *zip(*found, strict=True))
 
 
-def embed(graph: Path, batcher: Batcher, texts: Sequence[str], prompt: str = "") -> Floats:
+def embed(graph: Path, collator: Collator, texts: Sequence[str], prompt: str = "") -> Floats:
     """float32 (texts, dimensions), in batches of alike lengths."""
     session = runtime.session(graph)
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     rows: list[Any] = [None] * len(texts)
     for start in range(0, len(order), BATCH):
         numbers = order[start : start + BATCH]
-        batch = batcher([texts[number] for number in numbers], prompt)
+        batch = collator([texts[number] for number in numbers], prompt)
         for number, row in zip(numbers, runtime.run(session, OUTPUT, batch), strict=True):
             rows[number] = row
     return np.stack(rows)
 
 
-def embed_pairs(graph: Path, source: Source, batcher: Batcher, pairs: Pairs) -> Vectors:
+def embed_pairs(graph: Path, source: Source, collator: Collator, pairs: Pairs) -> Vectors:
     """The pairs' vectors, each side with its prompt."""
     return Vectors(
-        embed(graph, batcher, pairs.queries, source.prompts.query),
-        embed(graph, batcher, pairs.documents, source.prompts.passage),
+        embed(graph, collator, pairs.queries, source.prompts.query),
+        embed(graph, collator, pairs.documents, source.prompts.passage),
     )
 
 
 def embed_sets(
-    graph: Path, source: Source, batcher: Batcher, sets: Sequence[Pairs], keep: Path | None = None
+    graph: Path, source: Source, collator: Collator, sets: Sequence[Pairs], keep: Path | None = None
 ) -> list[Vectors]:
     """The vectors of several sets, written to the file `keep` as well."""
-    vectors = [embed_pairs(graph, source, batcher, pairs) for pairs in sets]
+    vectors = [embed_pairs(graph, source, collator, pairs) for pairs in sets]
     if keep is not None:
         rows = {f"{n} {side}": getattr(each, side) for n, each in enumerate(vectors) for side in SIDES}
         with durable.replacing(keep) as stream:
@@ -119,10 +119,10 @@ def measure(
     graph, source = files[0], yardstick.source
     wholes = yardstick.vectors
     befores = wholes if axes is None else [_projected(each, axes, source.normalized) for each in wholes]
-    nows = embed_sets(graph, source, yardstick.batcher, yardstick.sets)
+    nows = embed_sets(graph, source, yardstick.collator, yardstick.sets)
     if not all(np.isfinite(each.queries).all() and np.isfinite(each.documents).all() for each in nows):
         raise ExportError("the variant gives vectors that are not finite")
-    batch_cosine, batch_diff = batch_invariance(graph, yardstick.batcher, yardstick.sets[0])
+    batch_cosine, batch_diff = batch_invariance(graph, yardstick.collator, yardstick.sets[0])
     if batch_cosine < LEAST_BATCH_COSINE:
         raise ExportError(
             f"a text's vector changes with its neighbours in the batch: its cosine to itself is "
@@ -142,7 +142,7 @@ def measure(
         min_cosine=float(cosines.min()),
         batch_max_abs_diff=batch_diff,
     )
-    speed = evaluate.measure_speed(graph, yardstick.batcher, source.max_tokens)
+    speed = evaluate.measure_speed(graph, yardstick.collator, source.max_tokens)
     return cards.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(), fidelity=figures)
 
 
@@ -172,7 +172,7 @@ def _figures(
         cosine=round(float(cosines.mean()), 6),
         min_cosine=round(float(cosines.min()), 6),
         batch_min_cosine=round(batch_cosine, 8),
-        speedup=speedup(files[0], yardstick.graph, yardstick.batcher),
+        speedup=speedup(files[0], yardstick.graph, yardstick.collator),
         bytes=sum(path.stat().st_size for path in files),
         packed=packed.measure(now.queries, now.documents, int8_limit, share.source_ndcg, similarity),
         sets=tuple(each.share for each in judged),
@@ -187,31 +187,31 @@ def _projected(vectors: Vectors, axes: Floats, normalized: bool) -> Vectors:
     return Vectors(project(vectors.queries), project(vectors.documents))
 
 
-def batch_invariance(graph: Path, batcher: Batcher, pairs: Pairs) -> tuple[float, float]:
+def batch_invariance(graph: Path, collator: Collator, pairs: Pairs) -> tuple[float, float]:
     """A text alone against itself beside a long one, and in a batch of any texts.
 
     The least cosine, and the largest difference of a component.
     """
     session = runtime.session(graph, threads=1)
     texts = [*pairs.queries[:8], *pairs.documents[:8], *sentences.ODD]
-    alone = np.concatenate([runtime.run(session, OUTPUT, batcher([text])) for text in texts])
-    long = sentences.of_length(NEIGHBOURS, batcher.count)
-    beside = np.concatenate([runtime.run(session, OUTPUT, batcher([text, long]))[:1] for text in texts])
-    together = runtime.run(session, OUTPUT, batcher([*texts, long]))[:-1]
+    alone = np.concatenate([runtime.run(session, OUTPUT, collator([text])) for text in texts])
+    long = sentences.of_length(NEIGHBOURS, collator.count)
+    beside = np.concatenate([runtime.run(session, OUTPUT, collator([text, long]))[:1] for text in texts])
+    together = runtime.run(session, OUTPUT, collator([*texts, long]))[:-1]
     cosine = min(_cosines(alone, beside).min(), _cosines(alone, together).min())
     difference = max(np.abs(alone - beside).max(), np.abs(alone - together).max())
     return float(cosine), float(difference)
 
 
-def speedup(graph: Path, source: Path, batcher: Batcher) -> tuple[cards.Speedup, ...]:
+def speedup(graph: Path, source: Path, collator: Collator) -> tuple[cards.Speedup, ...]:
     """How many times faster one graph is than the other, one thread, in turns, by the best of ROUNDS runs.
 
     The thread's own time is taken: on a busy machine a long run is interrupted more often than a short one,
     and the clock on the wall would flatter the faster graph.
     """
     sessions = [runtime.session(path, threads=1) for path in (source, graph)]
-    text = sentences.of_length(max(length for _, length in SHAPES), batcher.count)
-    tokens = batcher([text])
+    text = sentences.of_length(max(length for _, length in SHAPES), collator.count)
+    tokens = collator([text])
     found = []
     for batch, length in SHAPES:
         if length > tokens["input_ids"].shape[1]:

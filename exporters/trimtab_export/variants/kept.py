@@ -30,7 +30,7 @@ class Vectors:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Retention:
     """What is kept over one set: its part of the report card, and the recalls, of which the worst is told."""
 
     share: cards.Kept
@@ -39,7 +39,7 @@ class Judged:
     query_only_recall: Interval
 
 
-def judge(pairs: Pairs, now: Vectors, before: Vectors, whole: Vectors, similarity: Similarity) -> Judged:
+def judge(pairs: Pairs, now: Vectors, before: Vectors, whole: Vectors, similarity: Similarity) -> Retention:
     """What `now`, the variant's vectors, keep of `whole`, the source's; `before`: these, as wide as `now`."""
     ndcg, recall = retrieval.gains(whole.queries, whole.documents, similarity)
     own_ndcg, own_recall = retrieval.gains(now.queries, now.documents, similarity)
@@ -55,7 +55,7 @@ def judge(pairs: Pairs, now: Vectors, before: Vectors, whole: Vectors, similarit
         query_only_ndcg=retrieval.retention(query_ndcg, ndcg),
     )
     recalls = (retrieval.retention(each, recall) for each in (own_recall, query_recall))
-    return Judged(share, round(float(recall.mean()), 4), *recalls)
+    return Retention(share, round(float(recall.mean()), 4), *recalls)
 
 
 def least(figures: Iterable[Interval]) -> Interval:

@@ -20,7 +20,7 @@ from trimtab.errors import ExportError
 from trimtab_export.graph import head, states, to_onnx, unpad
 from trimtab_export.passes import anatomy, blocks, exits, half, quantize
 from trimtab_export.source import Source
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 from trimtab_export.variants import fidelity, recipe
 from trimtab_export.variants.mix import Mix
 from trimtab_export.variants.retrieval import Pairs
@@ -62,9 +62,9 @@ class Workshop:
     scratch: Path
 
     @cached_property
-    def batcher(self) -> Batcher:
+    def collator(self) -> Collator:
         """Cuts texts short, since training takes the time that it takes."""
-        return Batcher(self.source.tokenizer, min(self.source.max_tokens, LONGEST))
+        return Collator(self.source.tokenizer, min(self.source.max_tokens, LONGEST))
 
     @cached_property
     def prompted(self) -> list[str]:
@@ -80,13 +80,13 @@ class Workshop:
     @cached_property
     def mix(self) -> Mix:
         """What is trained on."""
-        return Mix(self.kinds, self.source.prompts, self.batcher, self.source.tokenizer)
+        return Mix(self.kinds, self.source.prompts, self.collator, self.source.tokenizer)
 
     @cached_property
     def calibration(self) -> list[dict[str, NDArray[np.int64]]]:
         """Batches of texts of alike lengths, so that pads stay out of what is measured."""
-        texts = sorted(self.prompted[:CALIBRATION], key=self.batcher.count)
-        return [self.batcher(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+        texts = sorted(self.prompted[:CALIBRATION], key=self.collator.count)
+        return [self.collator(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
 
     @cached_property
     def repair(self) -> list[dict[str, NDArray[np.int64]]]:
@@ -107,7 +107,7 @@ class Workshop:
     @property
     def mixed(self) -> dict[str, NDArray[np.int64]]:
         """A batch of texts of unlike lengths."""
-        return self.batcher(self.prompted[:CALIBRATION:BATCH])
+        return self.collator(self.prompted[:CALIBRATION:BATCH])
 
     def exit_head(self, layers: int) -> tuple[Floats, Floats]:
         """The fitted head of the exit behind so many layers: see `exits.fit`."""
@@ -126,7 +126,7 @@ class Workshop:
         if path.is_file():
             kept: Floats = np.load(path, allow_pickle=False)
             return kept
-        vectors = fidelity.embed(graph, self.batcher, self.prompted)
+        vectors = fidelity.embed(graph, self.collator, self.prompted)
         with durable.replacing(path) as stream:
             np.save(stream, vectors)
         return vectors
@@ -142,7 +142,7 @@ class Workshop:
             return list(json.loads(path.read_text()))
         student = Student(self.source.backbone, self.source.head)
         kinds = [
-            [self.batcher([self._in_role(number, text) for number, text in enumerate(kind[:RANKING])])]
+            [self.collator([self._in_role(number, text) for number, text in enumerate(kind[:RANKING])])]
             for kind in self.kinds
         ]
         order = rank_layers(student, kinds)
@@ -222,11 +222,11 @@ def _train(
     """Heal the student on so many million tokens: see `heal.Lesson` for its targets."""
     from trimtab_export.passes.heal import Lesson, heal
     from trimtab_export.passes.student import Student
-    from trimtab_export.variants.watch import Watch
+    from trimtab_export.variants.monitor import TrainingMonitor
 
     source = shop.source
     teacher = Student(source.backbone, source.head)
-    look = Watch(teacher, shop.watched, source, shop.batcher) if shop.watched is not None else None
+    look = TrainingMonitor(teacher, shop.watched, source, shop.collator) if shop.watched is not None else None
     lesson = Lesson(teacher, shop.mix, targets, max(1, round(MILLION * millions)), look)
     heal(student, lesson, progress, tell)
 

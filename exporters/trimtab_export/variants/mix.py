@@ -16,8 +16,8 @@ import tokenizers
 from numpy.typing import NDArray
 
 from trimtab.artifacts.manifest import Prompts
-from trimtab_export.source import Tokenizer
-from trimtab_export.tokens import Batcher
+from trimtab_export.source import TokenizerFile
+from trimtab_export.tokens import Collator
 
 CHUNK = 1024  # texts, sorted by their lengths and batched
 BATCH_TOKENS = 512
@@ -42,19 +42,19 @@ class Mix:
     """
 
     def __init__(
-        self, kinds: Sequence[Sequence[str]], prompts: Prompts, batcher: Batcher, tokenizer: Tokenizer
+        self, kinds: Sequence[Sequence[str]], prompts: Prompts, collator: Collator, tokenizer: TokenizerFile
     ) -> None:
         self._kinds = [kind for kind in kinds if kind]
         self._weights = [len(kind) ** 0.5 for kind in self._kinds]
         self._prompts = (prompts.query, prompts.passage)
-        self._batcher = batcher
+        self._collator = collator
         self._words, self._pieces = words(tokenizer)
 
     def __call__(self, chunk: int) -> list[dict[str, NDArray[np.int64]]]:
         """Batches of about BATCH_TOKENS, each of texts of alike lengths, in random order."""
         rng = random.Random(chunk)  # noqa: S311 - no secrets
         texts = [self._prompted(rng) for _ in range(CHUNK)]
-        lengths = {text: self._batcher.count(text) for text in texts}
+        lengths = {text: self._collator.count(text) for text in texts}
         batches, batch = [], list[str]()
         for text in sorted(texts, key=lambda text: (lengths[text], text)):
             full = len(batch) == BATCH_TEXTS or (len(batch) + 1) * lengths[text] > BATCH_TOKENS
@@ -64,7 +64,7 @@ class Mix:
             batch.append(text)
         batches.append(batch)
         rng.shuffle(batches)
-        return [self._batcher(each) for each in batches]
+        return [self._collator(each) for each in batches]
 
     def tokens(self, count: int) -> list[dict[str, NDArray[np.int64]]]:
         """The first batches, of so many tokens together, or a few more."""
@@ -122,7 +122,7 @@ def _length(rng: random.Random, least: int, most: int) -> int:
     return round(math.exp(rng.uniform(math.log(least), math.log(most))))
 
 
-def words(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+def words(tokenizer: TokenizerFile) -> tuple[list[str], list[str]]:
     """The words of a vocabulary that are a token each, at least one, and the pieces that can follow one."""
     tokens = tokenizers.Tokenizer.from_str(tokenizer.json).get_vocab()
     begins = [token[1:] for token in tokens if token.startswith(BEGINS)]

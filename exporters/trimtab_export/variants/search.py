@@ -17,7 +17,7 @@ from trimtab.kinds import Precision
 from trimtab_export.passes import anatomy
 from trimtab_export.source import Device, Graph, Target
 from trimtab_export.variants import fidelity, pace
-from trimtab_export.variants.candidates import Bench, Candidate, summary
+from trimtab_export.variants.candidates import Bench, VariantCandidate, summary
 
 # Slower than int8, and worth it for their size alone: bf16 makes the table of words small, too.
 SMALLEST: tuple[Precision, ...] = ("int4-weights", "bf16")
@@ -31,7 +31,7 @@ TRAINED = 5  # cuts that share the minutes; a search for three floors makes abou
 
 def search(
     bench: Bench, floors: Sequence[float], target: Target, device: Device, minutes: float
-) -> tuple[list[Candidate], list[Candidate]]:
+) -> tuple[list[VariantCandidate], list[VariantCandidate]]:
     """Variants that keep `floors` of the nDCG, the best for `target` first, none beaten by another in both.
 
     Args:
@@ -42,7 +42,7 @@ def search(
 
     Returns the variants, and all that were measured on the way.
     """
-    seen: list[Candidate] = []
+    seen: list[VariantCandidate] = []
     for each in precisions(target, device):
         made = _try(bench, Passes(name=each, precision=each))
         seen += [] if made is None else [made]
@@ -76,12 +76,12 @@ def precisions(target: Target, device: Device) -> tuple[Precision, ...]:
     return ("int8", "int8-weights", *(SMALLEST if target == "size" else ()))
 
 
-def keeps(candidate: Candidate, floor: float) -> bool:
+def keeps(candidate: VariantCandidate, floor: float) -> bool:
     """Whether a variant keeps that share of the nDCG over each set that judges."""
     return candidate.fidelity.ndcg.value >= floor
 
 
-def worth(candidate: Candidate, target: Target) -> float:
+def worth(candidate: VariantCandidate, target: Target) -> float:
     """What a target wants more of: the speed of single texts, or of batches, or few bytes."""
     figures = candidate.fidelity
     if target == "size":
@@ -90,10 +90,10 @@ def worth(candidate: Candidate, target: Target) -> float:
     return fidelity.typical(single or figures.speedup)
 
 
-def front(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:
+def front(candidates: Sequence[VariantCandidate], target: Target) -> list[VariantCandidate]:
     """Those that no other one beats in quality and in worth at once: the Pareto front."""
 
-    def beats(one: Candidate, other: Candidate) -> bool:
+    def beats(one: VariantCandidate, other: VariantCandidate) -> bool:
         mine = (one.fidelity.ndcg.value, worth(one, target))
         theirs = (other.fidelity.ndcg.value, worth(other, target))
         return mine != theirs and mine[0] >= theirs[0] and mine[1] >= theirs[1]
@@ -121,13 +121,15 @@ def cuts(layers: int, order: Sequence[int], precision: Precision) -> list[Passes
     return found
 
 
-def _bisect(bench: Bench, floors: Sequence[float], precision: Precision, minutes: float) -> list[Candidate]:
+def _bisect(
+    bench: Bench, floors: Sequence[float], precision: Precision, minutes: float
+) -> list[VariantCandidate]:
     """The cuts that were made to find, for each floor, the fastest that keeps it."""
     shop = bench.shop
     layers = len(anatomy.blocks(shop.source.backbone))
     bench.tell("finding the layers that matter least")
     plans = cuts(layers, shop.layer_order, precision)
-    made: dict[int, Candidate | None] = {}
+    made: dict[int, VariantCandidate | None] = {}
     low = 0
     for floor in sorted(floors, reverse=True):
         high = len(plans)
@@ -145,7 +147,7 @@ def _bisect(bench: Bench, floors: Sequence[float], precision: Precision, minutes
     return [candidate for candidate in made.values() if candidate is not None]
 
 
-def _try(bench: Bench, passes: Passes) -> Candidate | None:
+def _try(bench: Bench, passes: Passes) -> VariantCandidate | None:
     """A candidate, or None where the pass is not for this encoder: the search goes on, and says so."""
     try:
         return bench.candidate(passes)

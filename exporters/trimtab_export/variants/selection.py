@@ -19,9 +19,9 @@ from trimtab_export import write
 from trimtab_export.graph import to_onnx
 from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Device, Source, Target
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 from trimtab_export.variants import cells, kept, material, recipe
-from trimtab_export.variants.candidates import Bench, Candidate
+from trimtab_export.variants.candidates import Bench, VariantCandidate
 from trimtab_export.variants.fidelity import Yardstick
 from trimtab_export.variants.make import Workshop
 from trimtab_export.variants.search import search
@@ -51,8 +51,8 @@ class Wanted:
 class Selected:
     """The variants for the bundle, all that were measured, and what is kept at each depth and width."""
 
-    variants: list[Candidate]
-    measured: list[Candidate]
+    variants: list[VariantCandidate]
+    measured: list[VariantCandidate]
     cells: tuple[cards.Cell, ...]
     int8_limit: float | None  # of the encoder itself, over the texts; None: nothing was asked for
 
@@ -77,21 +77,21 @@ def select(
     texts = material.gather(wanted.pairs, wanted.texts)
     place = scratch / _key(source, texts)
     place.mkdir(parents=True, exist_ok=True)
-    batcher = Batcher(source.tokenizer, source.max_tokens)
+    collator = Collator(source.tokenizer, source.max_tokens)
     tell(f"embedding what judges: {', '.join(pairs.name for pairs in texts.judged_by)}")
-    yardstick = Yardstick.of(graph, source, batcher, texts.judged_by, place / JUDGED)
+    yardstick = Yardstick.of(graph, source, collator, texts.judged_by, place / JUDGED)
     for pairs in texts.judged_by:
         if pairs not in yardstick.sets:
             tell(f"{pairs.name}: the encoder itself finds next to nothing there, and it judges nothing")
     bench = Bench(Workshop(source, graph, joined, texts.kinds, texts.watched, place), yardstick, tell)
-    found: list[Candidate] = []
+    found: list[VariantCandidate] = []
     for passes in wanted.recipe:
         try:
             found.append(bench.candidate(passes))
         except ExportError as error:
             raise ExportError(f"the variant {passes.name}: {error}") from error
     limit = bench.int8_limit(graph)
-    best, seen = list[Candidate](), list[Candidate]()
+    best, seen = list[VariantCandidate](), list[VariantCandidate]()
     if wanted.min_quality:
         best, seen = search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal_minutes)
     every: tuple[cards.Cell, ...] = ()
@@ -105,12 +105,12 @@ def select(
     return Selected([*found, *best], [*found, *seen], every, limit)
 
 
-def among(candidate: Candidate, compared: int) -> Candidate:
+def among(candidate: VariantCandidate, compared: int) -> VariantCandidate:
     """A candidate that was chosen among so many."""
     return replace(candidate, report=kept.among(candidate.report, compared))
 
 
-def put(candidate: Candidate, folder: Path, output: manifests.Output) -> manifests.Variant:
+def put(candidate: VariantCandidate, folder: Path, output: manifests.Output) -> manifests.BundleVariant:
     """Put a variant's files into the bundle in `folder`, and describe it.
 
     Args:
@@ -120,7 +120,7 @@ def put(candidate: Candidate, folder: Path, output: manifests.Output) -> manifes
     target = folder / passes.name
     shutil.copytree(candidate.files[0].parent, target, copy_function=os.link)
     files = tuple(write.entry(folder, target / path.name) for path in candidate.files)
-    return manifests.Variant(
+    return manifests.BundleVariant(
         name=passes.name,
         precision=passes.precision,
         inputs=to_onnx.inputs_of(target / candidate.files[0].name),

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import File
 from trimtab.artifacts.bundle import Bundle
-from trimtab.artifacts.manifest import Manifest, Variant
+from trimtab.artifacts.manifest import BundleVariant, Manifest
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.inputs.graph import GraphInput
 from trimtab.outputs.known import OUTPUTS
-from trimtab_server.engine.batch import Model, OutputSpec, Stored, Wanted
+from trimtab_server.engine.batch import HashedFile, Model, OutputSpec, Wanted
 from trimtab_server.inputs.reader import ItemReader
 from trimtab_server.outputs import dense
 from trimtab_server.outputs.kind import OutputKind
@@ -20,7 +20,7 @@ from trimtab_server.spaces.route import Route, own
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ServedOutput:
     """An output of an encoder, as it is served."""
 
     name: str
@@ -32,7 +32,7 @@ class Given:
 class Way(NamedTuple):
     """A requested output, and its route into a space."""
 
-    output: Given
+    output: ServedOutput
     route: Route
 
 
@@ -47,7 +47,7 @@ class LoadedEncoder:
     reader: ItemReader
     model: Model
     number: int  # of the model, in the engine
-    outputs: Mapping[str, Given]  # by name; the first is the default
+    outputs: Mapping[str, ServedOutput]  # by name; the first is the default
     variants: Mapping[str, "LoadedEncoder"] = field(default_factory=dict)  # loaded beside the first, by name
 
     @property
@@ -61,12 +61,12 @@ class LoadedEncoder:
         return self.manifest.version
 
     @property
-    def variant(self) -> Variant:
+    def variant(self) -> BundleVariant:
         """The variant whose graph this is."""
         return self.manifest.variants[0]
 
     @property
-    def output(self) -> Given:
+    def output(self) -> ServedOutput:
         """The default output."""
         return next(iter(self.outputs.values()))
 
@@ -98,7 +98,7 @@ class LoadedEncoder:
         """How many components of inner states the model gives with the embedding; 0: none."""
         return sum(output.width for output in self.model.outputs if output.name == dense.STATES)
 
-    def outputs_named(self, names: Sequence[str]) -> list[Given]:
+    def outputs_named(self, names: Sequence[str]) -> list[ServedOutput]:
         """The outputs of these names; without names, the default. InvalidArgument if it lacks one, or one is
         named twice."""
         if not names:
@@ -151,12 +151,14 @@ class LoadedEncoder:
         best = min if wide else max
         return best(wide or loaded, key=lambda each: each.manifest.dimensions)
 
-    def _listed(self, listed: tuple[Variant, ...] | list[Variant]) -> str:
+    def _listed(self, listed: tuple[BundleVariant, ...] | list[BundleVariant]) -> str:
         depths = [(each.name, variants.depth(self.manifest, each)) for each in listed]
         return ", ".join(f"{name} ({depth} layers)" if depth else name for name, depth in depths)
 
 
-def model_of(bundle: Bundle, variant: Variant, given: GraphInput, *, with_states: bool = False) -> Model:
+def model_of(
+    bundle: Bundle, variant: BundleVariant, given: GraphInput, *, with_states: bool = False
+) -> Model:
     """The graph of a variant, as devices load it, with the graph's input `given`. `with_states`: its second
     graph."""
     manifest, states = variants.alone(bundle.manifest, variant), variant.states if with_states else None
@@ -180,10 +182,10 @@ def model_of(bundle: Bundle, variant: Variant, given: GraphInput, *, with_states
     )
 
 
-def given(manifest: Manifest) -> dict[str, Given]:
+def given(manifest: Manifest) -> dict[str, ServedOutput]:
     """The outputs of an encoder, by name."""
     return {
-        output.name: Given(
+        output.name: ServedOutput(
             output.name,
             KINDS[output.kind],
             own(manifest, output),
@@ -193,7 +195,7 @@ def given(manifest: Manifest) -> dict[str, Given]:
     }
 
 
-def _specs(manifest: Manifest, variant: Variant) -> Iterator[OutputSpec]:
+def _specs(manifest: Manifest, variant: BundleVariant) -> Iterator[OutputSpec]:
     """The specs of a variant's columns."""
     for output in manifest.outputs_of(manifest.towers[0]):
         for column in OUTPUTS[output.kind].columns(output):
@@ -204,12 +206,12 @@ def _specs(manifest: Manifest, variant: Variant) -> Iterator[OutputSpec]:
             )  # fmt: skip
 
 
-def stored(file: File) -> Stored:
+def stored(file: File) -> HashedFile:
     """A file of a manifest, as devices read it."""
-    return Stored(file.path, file.size, file.sha256)
+    return HashedFile(file.path, file.size, file.sha256)
 
 
-def others(manifest: Manifest, wanted: tuple[str, ...]) -> list[Variant]:
+def others(manifest: Manifest, wanted: tuple[str, ...]) -> list[BundleVariant]:
     """The variants of these names, without the first one, which is always loaded.
 
     Raises ConfigError if the bundle lacks one.

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from trimtab.artifacts.manifest import Manifest
 from trimtab_server.catalog.encoder import LoadedEncoder
-from trimtab_server.spaces.route import Loaded, Vectors
+from trimtab_server.spaces.route import LoadedAdapter, Vectors
 
 # Whole vectors, float32 (n, dimensions), of texts that include their prompts.
 Embed: TypeAlias = Callable[[list[str]], Awaitable[Vectors]]
@@ -20,7 +20,7 @@ class Lifecycle:
         """Whether it is configured for the encoder of this name."""
         return False
 
-    def check(self, manifest: Manifest, adapters: Iterable[Loaded]) -> None:
+    def check(self, manifest: Manifest, adapters: Iterable[LoadedAdapter]) -> None:
         """A version is about to be loaded. Raises ConfigError if it cannot be served as configured;
         `adapters` are its encoder's."""
 
@@ -31,6 +31,6 @@ class Lifecycle:
         """A version is no longer served or used."""
 
     def published(
-        self, encoders: Sequence[LoadedEncoder], adapters: Callable[[str], Sequence[Loaded]]
+        self, encoders: Sequence[LoadedEncoder], adapters: Callable[[str], Sequence[LoadedAdapter]]
     ) -> None:
         """These versions are served from now on; `adapters` gives the usable ones of an encoder."""

@@ -14,7 +14,7 @@ from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import provisional
 from trimtab.artifacts.bundle import Bundle
 from trimtab.artifacts.cards import TRAINED_ON
-from trimtab.artifacts.manifest import Variant
+from trimtab.artifacts.manifest import BundleVariant
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import BundleError, Unimplemented
 from trimtab.inputs.graph import Tried
@@ -25,9 +25,9 @@ from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.ondisk import OnDisk, Stamps
 from trimtab_server.engine.batch import Model, Payload
 from trimtab_server.engine.port import EnginePort, Turn, Work
-from trimtab_server.engine.runners.rehearsal import Finding, Piece, ProcessorPiece
+from trimtab_server.engine.runners.rehearsal import Piece, ProcessorPiece, RehearsalResult
+from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
 from trimtab_server.engine.runners.runner import GraphError
-from trimtab_server.engine.runners.stage import Stage
 from trimtab_server.inputs.known import READERS
 from trimtab_server.inputs.reader import ItemReader
 from trimtab_server.spaces.adapters import Adapters
@@ -44,8 +44,8 @@ class Opener:
     """Loads the bundles of the repository `path` into the engine.
 
     With `signers`, only bundles that they signed. `wanted` names, by encoder, the variants to load besides
-    the first. `policies` may refuse a version. Tokenizers and graphs are rehearsed on the `stage`, if there
-    is one. `loaded` is called after each load, with the seconds of its stages.
+    the first. `policies` may refuse a version. Tokenizers and graphs are tried in `rehearsals`, if given.
+    `loaded` is called after each load, with the seconds of its stages.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Opener:
         wanted: Mapping[str, tuple[str, ...]] | None = None,
         policies: Sequence[Lifecycle] = (),
         load_seconds: float = 60.0,
-        stage: Stage | None = None,
+        rehearsals: RehearsalPool | None = None,
         loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
     ) -> None:
         self._path = path
@@ -68,9 +68,9 @@ class Opener:
         self._wanted = wanted or {}
         self._policies = policies
         self._load_seconds = load_seconds
-        self._stage = stage
+        self._rehearsals = rehearsals
         self._loaded = loaded
-        self._turns = limited.Turns()
+        self._turns = limited.PatientLock()
         self._on_disk = OnDisk()
 
     async def open(self, name: str, version: int, path: Path) -> LoadedEncoder:
@@ -180,27 +180,27 @@ class Opener:
         computed = await self._engine.compute(Work(0, encoder.number, turn, payloads, (column,)))
         return computed.result[column].values
 
-    async def _rehearse_processor(self, bundle: Bundle) -> Finding:
+    async def _rehearse_processor(self, bundle: Bundle) -> RehearsalResult:
         """Try a tokenizer or the like in a process of its own. BundleError if that fails."""
         given = bundle.manifest.input
-        if self._stage is None or given.processor is None:
-            return Finding()
+        if self._rehearsals is None or given.processor is None:
+            return RehearsalResult()
         piece = ProcessorPiece(given.kind, bundle.path, stored(given.processor))
-        return await self._try(self._stage, bundle.file(given.processor), piece)
+        return await self._try(self._rehearsals, bundle.file(given.processor), piece)
 
     async def _rehearse(self, models: Sequence[Model]) -> None:
         """The same of graphs."""
-        if self._stage is None:
+        if self._rehearsals is None:
             return
         for model in models:
-            await self._try(self._stage, model.graph, self._stage.graph(model))
+            await self._try(self._rehearsals, model.graph, self._rehearsals.graph(model))
 
-    async def _try(self, stage: Stage, path: Path, piece: Piece) -> Finding:
-        progress = limited.Progress()
-        work = partial(stage.rehearse, piece, progress.step)
+    async def _try(self, rehearsals: RehearsalPool, path: Path, piece: Piece) -> RehearsalResult:
+        heartbeat = limited.Heartbeat()
+        work = partial(rehearsals.rehearse, piece, heartbeat.step)
         try:
-            # The stage itself limits the steps; this is for when even its processes do not start.
-            return await limited.run(2 * self._load_seconds, f"rehearsing {path}", work, progress)
+            # The pool itself limits the steps; this is for when even its processes do not start.
+            return await limited.run(2 * self._load_seconds, f"rehearsing {path}", work, heartbeat)
         except GraphError as error:
             raise BundleError(f"{path}: {error}") from None
 
@@ -225,7 +225,12 @@ class Opener:
 
 
 def _model(
-    bundle: Bundle, variant: Variant, reader: ItemReader, found: Finding, *, with_states: bool = False
+    bundle: Bundle,
+    variant: BundleVariant,
+    reader: ItemReader,
+    found: RehearsalResult,
+    *,
+    with_states: bool = False,
 ) -> Model:
     """A graph, given what the rehearsal of its input's processor found."""
     fed = reader.graph_input(variant.inputs, Tried(max(1, found.fewest), found.highest))

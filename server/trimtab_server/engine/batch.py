@@ -32,7 +32,7 @@ class Payload(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class HashedFile:
     """A file of a bundle: its path in the bundle's folder, and the size and hash it must have."""
 
     path: str
@@ -74,13 +74,13 @@ class Model:
     version: int
     variant: str
     folder: Path  # of its bundle
-    files: tuple[Stored, ...]  # the graph, and its external data
+    files: tuple[HashedFile, ...]  # the graph, and its external data
     input: GraphInput
     outputs: tuple[OutputSpec, ...]
     most_units: int
     unpadded: bool = False  # its linear layers skip the padding
     precision: Precision = "fp32"
-    engines: tuple[Stored, ...] = ()  # of TensorRT
+    engines: tuple[HashedFile, ...] = ()  # of TensorRT
 
     @property
     def graph(self) -> Path:

@@ -20,7 +20,7 @@ from trimtab.values.column import Columns
 from trimtab_server.engine.batch import Batch, Item, Model, Payload, Wanted
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.workers import OUT_OF_SERVICE, Workers
-from trimtab_server.engine.port import Computed, Pace, Pressure, Turn
+from trimtab_server.engine.port import Computed, ModelPace, Pressure, Turn
 from trimtab_server.engine.queue.batcher import CROWD, Batcher
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.queue.lane import WEIGHTS
@@ -129,7 +129,7 @@ class Engine:
                 free,
                 wait + free,
                 {
-                    number: Pace(self._seconds(model, 1.0), self._seconds(model, 0.0, batcher.units))
+                    number: ModelPace(self._seconds(model, 1.0), self._seconds(model, 0.0, batcher.units))
                     for number, model in there.items()
                 },
                 {priority: batcher.all_ahead(priority) for priority in WEIGHTS},

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from trimtab.errors import NotFound
-from trimtab_server.engine.admission.admission import Admission, Pass
+from trimtab_server.engine.admission.admission import Admission, Reservation
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.fleet.devices import Device
@@ -50,7 +50,7 @@ class LocalEngine(EnginePort):
         self._tell_retired = retired
         self._next = itertools.count(1)
         self._models: dict[int, Model] = {}
-        self._passes: dict[int, Pass] = {}
+        self._reservations: dict[int, Reservation] = {}
         self._pressure = Pressure()
         self._pressed = float("-inf")  # when the snapshot was taken
 
@@ -78,20 +78,20 @@ class LocalEngine(EnginePort):
         def queue_seconds(coming: float) -> float:
             return self.queue.queue_seconds(model, turn.flow, turn.priority, coming)
 
-        share = self._admission.admit(
+        reservation = self._admission.admit(
             ask.tokens, queue_seconds, turn.deadline, turn.tenant, ask.held, turn.flow
         )
         number = next(self._next)
-        self._passes[number] = share
+        self._reservations[number] = reservation
         return number
 
     async def compute(self, work: Work) -> Computed:
         if work.admitted:
-            self._passes[work.admitted].settle(sum([payload.units for payload in work.payloads]))
+            self._reservations[work.admitted].settle(sum([payload.units for payload in work.payloads]))
         return await self.queue.compute(self._model(work.model), work.payloads, work.wanted, work.turn)
 
     def release(self, admitted: int, *, answered: bool) -> None:
-        self._passes.pop(admitted).end(answered=answered)
+        self._reservations.pop(admitted).end(answered=answered)
 
     def pressure(self) -> Pressure:
         now = time.monotonic()

@@ -69,7 +69,7 @@ class Computed(msgspec.Struct, frozen=True):
     compute_seconds: float
 
 
-class Pace(msgspec.Struct, frozen=True):
+class ModelPace(msgspec.Struct, frozen=True):
     """How fast all devices together work at one model's items now."""
 
     seconds: float  # for a second of computing, as measured on one of them
@@ -83,7 +83,7 @@ class Pressure(msgspec.Struct, frozen=True):
     workers: int = 0  # in service
     free_seconds: float = 0.0  # until the next worker is free
     wait_seconds: float = 0.0  # about how long interactive work that comes now will wait
-    paces: Mapping[int, Pace] = {}  # by model
+    paces: Mapping[int, ModelPace] = {}  # by model
     # Seconds of computing ahead of each flow's next item; without flows that need not wait.
     ahead: Mapping[Priority, Mapping[str, float]] = {}
     # The flow that all unlisted ones count as, if too many flows wait. None: unlisted flows need not wait.

@@ -30,7 +30,7 @@ def _histogram(
     return Family("histogram", name, what, labels, partial(Histogram, bounds), registry)
 
 
-class Requests:
+class RequestMetrics:
     """Metrics of requests, by encoder, version and protocol.
 
     `of_versions`: those whose series are removed with their version.
@@ -91,7 +91,7 @@ class Requests:
         )
 
 
-class Answers:
+class AnswerMetrics:
     """Metrics of how requests were answered, by encoder and version, and of refused requests.
 
     `of_versions`: those whose series are removed with their version.
@@ -153,7 +153,7 @@ class Answers:
         )
 
 
-class Devices:
+class DeviceMetrics:
     """Metrics of runs, of devices and of their queue.
 
     `of_versions`: those whose series are removed with their version.
@@ -200,7 +200,7 @@ class Devices:
         )
 
 
-class Versions:
+class VersionMetrics:
     """Metrics of the served versions, and of their loads.
 
     `of_versions`: those whose series are removed with their version.

@@ -30,7 +30,7 @@ _REPORT = struct.Struct("<BdBdBd")
 _RPS, _EPS, _UTILIZATION = (number << 3 | 1 for number in (6, 7, 9))
 
 
-class Devices(Protocol):
+class DeviceLoad(Protocol):
     """How busy the devices are."""
 
     @property
@@ -63,7 +63,7 @@ class Load:
     `devices` tells how busy they are. `clock` is like time.monotonic.
     """
 
-    def __init__(self, devices: Callable[[], Devices], clock: Callable[[], float]) -> None:
+    def __init__(self, devices: Callable[[], DeviceLoad], clock: Callable[[], float]) -> None:
         self._devices = devices
         self._clock = clock
         self._calls = self._failed = 0

@@ -27,7 +27,7 @@ call: ContextVar[dict[str, str]] = ContextVar("call")
 calls = logging.getLogger("trimtab_server.calls")
 
 
-class Json(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """A record as one line of JSON, with the ids of its call and its `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -44,7 +44,7 @@ class Json(logging.Formatter):
         return json.dumps(written, default=str)
 
 
-class Text(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """A record as one line with the id of its call, followed by an indented traceback, if any."""
 
     def __init__(self) -> None:
@@ -81,4 +81,4 @@ def configure(settings: LoggingSettings, *, verbose: bool) -> None:
     calls.setLevel(logging.INFO if settings.calls else logging.CRITICAL)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_telling)
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(Json() if settings.format == "json" else Text())
+        handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())

@@ -9,7 +9,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry
 
 from trimtab_server.observing.counted import Counter, Gauge, Histogram
-from trimtab_server.observing.families import Answers, Devices, Requests, Versions
+from trimtab_server.observing.families import AnswerMetrics, DeviceMetrics, RequestMetrics, VersionMetrics
 
 
 @dataclass(slots=True)
@@ -71,10 +71,10 @@ class Metrics:
     """Counts requests, only on the event loop, and batches, from workers' threads under a lock."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Requests(registry)
-        self._answers = Answers(registry)
-        self._devices = Devices(registry)
-        self._versions = Versions(registry)
+        self._requests = RequestMetrics(registry)
+        self._answers = AnswerMetrics(registry)
+        self._devices = DeviceMetrics(registry)
+        self._versions = VersionMetrics(registry)
         self._by_request: dict[tuple[str, int, str], _Requests] = {}
         self._by_device: dict[tuple[str, int, str], _Runs] = {}
         self._failed: dict[tuple[str, int], Count] = defaultdict(Count)

@@ -12,7 +12,7 @@ from trimtab.kinds import Dtype
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense, similarity
 from trimtab.values.column import Columns
-from trimtab_server.outputs.kind import OutputKind, Place, Scores, Shape
+from trimtab_server.outputs.kind import OutputKind, OutputSpace, Scores, Shape
 
 # The engine's name of the mean hidden states that some adapters read beside the vectors.
 STATES = "states"
@@ -32,47 +32,47 @@ class DenseKind(OutputKind[Matrix]):
     kind: ClassVar[str] = "dense"
     form: ClassVar[str] = "dense"
 
-    def check(self, place: Place, shape: Shape) -> None:
+    def check(self, space: OutputSpace, shape: Shape) -> None:
         """Refuse more dimensions than there are, bits that do not fill bytes, and what needs an unknown range
         or length."""
-        wanted = shape.dimensions or place.dimensions
-        if wanted > place.dimensions:
+        wanted = shape.dimensions or space.dimensions
+        if wanted > space.dimensions:
             raise InvalidArgument(
-                f"dimensions is {shape.dimensions}, {place.title} has {place.dimensions}: ask for that many "
+                f"dimensions is {shape.dimensions}, {space.title} has {space.dimensions}: ask for that many "
                 "or fewer"
             )
         if shape.dtype == "ubinary" and wanted % 8:
             raise InvalidArgument(
                 f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not {wanted}"
             )
-        if shape.dtype == "int8" and place.int8_limit is None:
+        if shape.dtype == "int8" and space.int8_limit is None:
             raise FailedPrecondition(
-                f"the range of int8 {place.uncalibrated}: ask for float32 or float16, or {place.cure}"
+                f"the range of int8 {space.uncalibrated}: ask for float32 or float16, or {space.cure}"
             )
-        if wanted < place.dimensions and place.normalized is None:
+        if wanted < space.dimensions and space.normalized is None:
             raise FailedPrecondition(
-                f"vectors of {place.title} cannot be cut: whether they are of length 1 only its encoder "
-                f"tells, which this server does not have. Ask for all dimensions, or {place.cure}"
+                f"vectors of {space.title} cannot be cut: whether they are of length 1 only its encoder "
+                f"tells, which this server does not have. Ask for all dimensions, or {space.cure}"
             )
 
-    def finish(self, columns: Columns, names: Sequence[str], place: Place, shape: Shape) -> Matrix:
+    def finish(self, columns: Columns, names: Sequence[str], space: OutputSpace, shape: Shape) -> Matrix:
         """The vectors' first dimensions, in the dtype."""
         return finish(
             columns[names[0]].values,
-            dimensions=shape.dimensions or place.dimensions,
-            normalized=bool(place.normalized),
+            dimensions=shape.dimensions or space.dimensions,
+            normalized=bool(space.normalized),
             dtype=shape.dtype,
-            int8_limit=place.int8_limit or 0.0,
+            int8_limit=space.int8_limit or 0.0,
         )
 
     def write(self, message: pb.Output, finished: Matrix) -> None:
         """As a matrix."""
         dense.write(message.dense, finished.matrix, finished.dtype, finished.scale)
 
-    def score(self, query: Columns, documents: Columns, names: Sequence[str], place: Place) -> Scores:
+    def score(self, query: Columns, documents: Columns, names: Sequence[str], space: OutputSpace) -> Scores:
         """By the similarity of the space."""
         (name,) = names
-        near = place.similarity or "cosine"  # of an encoder's own space it is known
+        near = space.similarity or "cosine"  # of an encoder's own space it is known
         return similarity.scores(query[name].values[0], documents[name].values, near)
 
 

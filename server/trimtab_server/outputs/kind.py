@@ -18,7 +18,7 @@ F = TypeVar("F")  # a finished output
 Scores = NDArray[np.float32]
 
 
-class Place(Protocol):
+class OutputSpace(Protocol):
     """The space of an output, as far as it is known: its encoder's own, or one that adapters lead to."""
 
     @property
@@ -67,23 +67,23 @@ class OutputKind(ABC, Generic[F]):
     form: ClassVar[str]
 
     @abstractmethod
-    def check(self, place: Place, shape: Shape) -> None:
+    def check(self, space: OutputSpace, shape: Shape) -> None:
         """Refuse what is not available there, naming the cure, before anything is computed."""
 
     @abstractmethod
-    def finish(self, columns: Columns, names: Sequence[str], place: Place, shape: Shape) -> F:
+    def finish(self, columns: Columns, names: Sequence[str], space: OutputSpace, shape: Shape) -> F:
         """The columns of these names, which are finite, in the requested shape."""
 
     @abstractmethod
     def write(self, message: pb.Output, finished: F) -> None:
         """Fill in the message that carries it."""
 
-    def score(self, query: Columns, documents: Columns, names: Sequence[str], place: Place) -> Scores:
+    def score(self, query: Columns, documents: Columns, names: Sequence[str], space: OutputSpace) -> Scores:
         """How near each document is to the one item of query: float32 (documents,), more is nearer.
 
         Raises Unimplemented if outputs of this kind are not compared.
         """
-        raise Unimplemented(f"{place.title} gives {self.kind}, by which no candidates are scored")
+        raise Unimplemented(f"{space.title} gives {self.kind}, by which no candidates are scored")
 
 
 def check_finite(columns: Columns, names: Sequence[str], which: Callable[[int], str]) -> None:

@@ -21,7 +21,7 @@ from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, Way
 from trimtab_server.catalog.lifecycle import Embed, Lifecycle
 from trimtab_server.spaces import routes
-from trimtab_server.spaces.route import Loaded, Route, own
+from trimtab_server.spaces.route import LoadedAdapter, Route, own
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Brownouts(Lifecycle, Policy):
     def concerns(self, encoder: str) -> bool:
         return encoder in self._settings
 
-    def check(self, manifest: Manifest, adapters: Iterable[Loaded]) -> None:
+    def check(self, manifest: Manifest, adapters: Iterable[LoadedAdapter]) -> None:
         way(self._settings[manifest.name], manifest, adapters)
 
     async def opened(self, encoder: LoadedEncoder, embed: Embed) -> None:
@@ -104,7 +104,7 @@ class Brownouts(Lifecycle, Policy):
         self._brownouts.pop((name, version), None)
 
     def published(
-        self, encoders: Sequence[LoadedEncoder], adapters: Callable[[str], Sequence[Loaded]]
+        self, encoders: Sequence[LoadedEncoder], adapters: Callable[[str], Sequence[LoadedAdapter]]
     ) -> None:
         self._fallbacks = {}
         for encoder in encoders:
@@ -158,7 +158,7 @@ def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
     )
 
 
-def way(settings: config.BrownoutSettings, whole: Manifest, adapters: Iterable[Loaded]) -> Route:
+def way(settings: config.BrownoutSettings, whole: Manifest, adapters: Iterable[LoadedAdapter]) -> Route:
     """The route of the fallback's queries into the encoder's own space, which keeps `min_quality`.
 
     Raises ConfigError, with what was measured, if none keeps that much.
@@ -199,5 +199,5 @@ def way(settings: config.BrownoutSettings, whole: Manifest, adapters: Iterable[L
     )
 
 
-def _keeps(adapter: Loaded) -> float:
+def _keeps(adapter: LoadedAdapter) -> float:
     return adapter.manifest.report.against_old.value

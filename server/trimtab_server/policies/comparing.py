@@ -23,7 +23,7 @@ FEWEST = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Agreement:
     """What one text showed. `cosine`: of its two vectors, if they are equally wide; `overlap`: of its
     neighbours, once there are enough texts."""
 
@@ -40,7 +40,7 @@ class Comparison:
         self._filled = 0
         self._next = 0
 
-    def add(self, old: Vector, new: Vector) -> Finding | None:
+    def add(self, old: Vector, new: Vector) -> Agreement | None:
         """Compare a text's vectors, float32 (old,) and (new,); None if the same text is among the last
         ones."""
         old, new = unit(old[None])[0], unit(new[None])[0]
@@ -55,4 +55,4 @@ class Comparison:
         self._old[self._next], self._new[self._next] = old, new
         self._next = (self._next + 1) % RESERVOIR
         self._filled = min(self._filled + 1, RESERVOIR)
-        return Finding(float(old @ new) if len(old) == len(new) else None, overlap)
+        return Agreement(float(old @ new) if len(old) == len(new) else None, overlap)

@@ -60,7 +60,7 @@ class PassageGuard:
         )
 
 
-class Guards(Lifecycle, Policy):
+class PassageGuards(Lifecycle, Policy):
     """The guards of all encoders, one for each version.
 
     `counted` is called after each check: encoder, version, and how many passages are suspicious.

@@ -57,7 +57,7 @@ class _Text:
     version: int
 
 
-class Figures:
+class ShadowMetrics:
     """Prometheus metrics of what shadows show."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -96,7 +96,7 @@ class Shadow(Policy):
         trials: Trials,
         preparation: Preparation,
         engine: EnginePort,
-        figures: Figures,
+        metrics: ShadowMetrics,
     ) -> None:
         self._served = served
         self._trials = trials
@@ -106,7 +106,7 @@ class Shadow(Policy):
         self._characters = 0
         self._task: asyncio.Task[None] | None = None
         self._comparisons: dict[tuple[LoadedEncoder, LoadedEncoder], Comparison] = {}
-        self._figures = figures
+        self._metrics = metrics
 
     def start(self) -> None:
         """Begin to show texts."""
@@ -142,7 +142,7 @@ class Shadow(Policy):
 
     def forget(self, encoder: str, version: int) -> None:
         """A version is no longer served: drop what was compared with it, and its series."""
-        self._figures.forget(encoder, version)
+        self._metrics.forget(encoder, version)
         self._comparisons = {
             pair: kept
             for pair, kept in self._comparisons.items()
@@ -192,17 +192,17 @@ class Shadow(Policy):
                 work = Work(0, shadow.number, turn, payloads, (shadow.vectors,))
                 computed = await self._engine.compute(work)
             labels = _labels(answered, shown.version)
-            self._figures.seconds.labels(*labels).observe(time.monotonic() - begun)
+            self._metrics.seconds.labels(*labels).observe(time.monotonic() - begun)
             vector = computed.result[shadow.vectors].values[0]
             if not (np.isfinite(vector).all() and np.isfinite(shown.vector).all()):
                 return "failed"
-            finding = self._comparison(answered, shadow).add(shown.vector, vector)
-        if finding is None:
+            agreement = self._comparison(answered, shadow).add(shown.vector, vector)
+        if agreement is None:
             return "repeated"
-        if finding.cosine is not None:
-            self._figures.cosine.labels(*labels).observe(finding.cosine)
-        if finding.overlap is not None:
-            self._figures.overlap.labels(*labels).observe(finding.overlap)
+        if agreement.cosine is not None:
+            self._metrics.cosine.labels(*labels).observe(agreement.cosine)
+        if agreement.overlap is not None:
+            self._metrics.overlap.labels(*labels).observe(agreement.overlap)
         return "compared"
 
     def _comparison(self, answered: LoadedEncoder, shadow: LoadedEncoder) -> Comparison:
@@ -216,7 +216,7 @@ class Shadow(Policy):
         return self._comparisons[pair]
 
     def _count(self, answered: LoadedEncoder, version: int, outcome: str) -> None:
-        self._figures.texts.labels(*_labels(answered, version), outcome).inc()
+        self._metrics.texts.labels(*_labels(answered, version), outcome).inc()
 
 
 def _labels(answered: LoadedEncoder, version: int) -> tuple[str, str, str]:

@@ -25,12 +25,12 @@ from trimtab.errors import (
 from trimtab_server import limited
 from trimtab_server.callers.access import Caller
 from trimtab_server.engine.runners import runtime
-from trimtab_server.engine.runners.mapping import Maps
-from trimtab_server.engine.runners.stage import Stage
+from trimtab_server.engine.runners.adapter_host import AdapterHost
+from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
 from trimtab_server.spaces import reading, routes
-from trimtab_server.spaces.reading import Reader
-from trimtab_server.spaces.route import Loaded, Route, own
-from trimtab_server.spaces.watching import Watch
+from trimtab_server.spaces.reading import AdapterReader
+from trimtab_server.spaces.route import LoadedAdapter, Route, own
+from trimtab_server.spaces.watching import DriftMonitor
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +45,24 @@ class Adapters:
 
     def __init__(
         self,
-        watch: Watch,
+        monitor: DriftMonitor,
         signers: Signers | None = None,
         load_seconds: float = 60.0,
-        stage: Stage | None = None,
-        maps: Maps | None = None,
+        rehearsals: RehearsalPool | None = None,
+        host: AdapterHost | None = None,
     ) -> None:
-        self._maps = maps or Maps()
-        self._reader = Reader(watch, signers, stage, self._maps)
+        self._host = host or AdapterHost()
+        self._reader = AdapterReader(monitor, signers, rehearsals, self._host)
         self._load_seconds = load_seconds
-        self._read: dict[str, tuple[Loaded, ...]] = {}  # by encoder, as they are on disk
-        self._retired: dict[Loaded, str] = {}  # those that failed in use, and why
+        self._read: dict[str, tuple[LoadedAdapter, ...]] = {}  # by encoder, as they are on disk
+        self._retired: dict[LoadedAdapter, str] = {}  # those that failed in use, and why
         self._served: dict[tuple[str, int], tuple[Manifest, int]] = {}
         self._unread: dict[str, dict[str, str]] = {}  # those that could not be read, by encoder, and why
-        self._links: tuple[Loaded, ...] = ()  # as requests see them
+        self._links: tuple[LoadedAdapter, ...] = ()  # as requests see them
         self._own: dict[str, Manifest] = {}  # the encoders that are served, by their spaces
-        self._routes: dict[tuple[str, int, str, tuple[str, ...]], tuple[Loaded, ...]] = {}
+        self._routes: dict[tuple[str, int, str, tuple[str, ...]], tuple[LoadedAdapter, ...]] = {}
 
-    def all(self, caller: Caller) -> Sequence[Loaded]:
+    def all(self, caller: Caller) -> Sequence[LoadedAdapter]:
         """Every adapter of the encoders that the caller may use, by encoder and name, including unusable
         ones."""
         return [loaded for loaded in self._links if caller.may_use(loaded.encoder)]
@@ -83,7 +83,9 @@ class Adapters:
             return replace(own(target), hops=hops)
         return Route(wanted, hops, end.dimensions, None, None, None, end.encoder, end.version)
 
-    def _find(self, caller: Caller, encoder: Manifest, states_width: int, wanted: str) -> tuple[Loaded, ...]:
+    def _find(
+        self, caller: Caller, encoder: Manifest, states_width: int, wanted: str
+    ) -> tuple[LoadedAdapter, ...]:
         try:
             return routes.find(self.all(caller), encoder.space, wanted, states_width)
         except NotFound:
@@ -97,11 +99,11 @@ class Adapters:
                 f"with {fit}"
             ) from None
 
-    def usable(self, encoder: str) -> list[Loaded]:
+    def usable(self, encoder: str) -> list[LoadedAdapter]:
         """The encoder's adapters, as requests see them, for any caller."""
         return [loaded for loaded in self._links if loaded.encoder == encoder]
 
-    async def read(self, repository: Path, encoder: str) -> tuple[Loaded, ...]:
+    async def read(self, repository: Path, encoder: str) -> tuple[LoadedAdapter, ...]:
         """The encoder's adapters as they are on disk now; known ones are not opened again.
 
         One that cannot be read or opened does not affect the others. Nothing changes for requests until `put`
@@ -115,14 +117,14 @@ class Adapters:
         known = {loaded.name: loaded for loaded in self.of(encoder)}
         at_once = asyncio.Semaphore(AT_ONCE)
 
-        async def one(path: Path) -> Loaded | None:
-            progress = limited.Progress()
-            work = partial(self._read_one, repository, encoder, path, progress.step)
+        async def one(path: Path) -> LoadedAdapter | None:
+            heartbeat = limited.Heartbeat()
+            work = partial(self._read_one, repository, encoder, path, heartbeat.step)
             async with at_once:  # one that hangs does not keep the others waiting
                 try:
-                    # The stage itself limits its steps.
+                    # The pool itself limits its steps.
                     what = f"loading adapter {path}"
-                    return await limited.run(2 * self._load_seconds, what, work, progress)
+                    return await limited.run(2 * self._load_seconds, what, work, heartbeat)
                 except Exception as error:  # a foreign file may raise anything
                     log.error("%s: %s", path, runtime.told(error))
                     unread[path.name] = runtime.told(error)
@@ -139,7 +141,9 @@ class Adapters:
         found = {each.manifest.name: self._problem(each) for each in self.of(encoder) if self._problem(each)}
         return found | self._unread.get(encoder, {})
 
-    def _read_one(self, repository: Path, encoder: str, path: Path, step: Callable[[], None]) -> Loaded:
+    def _read_one(
+        self, repository: Path, encoder: str, path: Path, step: Callable[[], None]
+    ) -> LoadedAdapter:
         content = adapters.KIND.manifest_bytes(path, within=repository)
         sha256 = hashlib.sha256(content).hexdigest()
         for before in self._read.get(encoder, ()):
@@ -148,10 +152,10 @@ class Adapters:
                 return before
         return self._reader.open(repository, encoder, path, sha256, step)
 
-    def _problem(self, loaded: Loaded) -> str:
+    def _problem(self, loaded: LoadedAdapter) -> str:
         return loaded.problem or self._retired.get(loaded, "")
 
-    def put(self, encoder: str, found: tuple[Loaded, ...]) -> None:
+    def put(self, encoder: str, found: tuple[LoadedAdapter, ...]) -> None:
         """These are the encoder's adapters from now on: `wants_states` knows them, requests do not yet."""
         gone = set(self.of(encoder)) - set(found)
         self._read[encoder] = found
@@ -160,9 +164,9 @@ class Adapters:
             if loaded.watched is not None:
                 loaded.watched.close()
             if loaded.session is not None:
-                self._maps.close(loaded.session)
+                self._host.close(loaded.session)
 
-    def retire(self, loaded: Loaded, why: str) -> None:
+    def retire(self, loaded: LoadedAdapter, why: str) -> None:
         """Stop using an adapter until it is loaded again."""
         known = [each for each in self.of(loaded.encoder) if each.session is loaded.session]
         for each in known:
@@ -170,7 +174,7 @@ class Adapters:
             self._retired[each] = f"{why}. Load the encoder again to try it"
         self._show()
 
-    def of(self, encoder: str) -> tuple[Loaded, ...]:
+    def of(self, encoder: str) -> tuple[LoadedAdapter, ...]:
         """The encoder's adapters, as they were put."""
         return self._read.get(encoder, ())
 
@@ -211,7 +215,7 @@ def _reference(encoder: Manifest) -> str:
     return f"{encoder.name}/{encoder.version}" + (f":{variant.name}" if variant.moved else "")
 
 
-def _mismatch(loaded: Loaded, served: Mapping[tuple[str, int], tuple[Manifest, int]]) -> str:
+def _mismatch(loaded: LoadedAdapter, served: Mapping[tuple[str, int], tuple[Manifest, int]]) -> str:
     """What is wrong with an adapter if the served encoder version is not the one it was fitted for."""
     source = loaded.manifest.source
     bundle, states_width = served.get((source.encoder, source.version), (None, 0))

@@ -17,14 +17,14 @@ from trimtab.values.column import Columns
 from trimtab_server import limited
 from trimtab_server.engine.runners.runner import DeviceLostError
 from trimtab_server.outputs.dense import STATES
-from trimtab_server.spaces.route import Loaded, Route, Vectors
+from trimtab_server.spaces.route import LoadedAdapter, Route, Vectors
 
 # A run hangs if it takes so many times as long as its rows were measured to take, and `hang_seconds`.
 HANG_FACTOR = 20.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Waiting:
+class _PendingRows:
     rows: Vectors
     group: str
     future: asyncio.Future[Vectors]
@@ -37,13 +37,15 @@ class Applier:
     """
 
     def __init__(
-        self, retire: Callable[[Loaded, str], None] = lambda loaded, why: None, hang_seconds: float = 10.0
+        self,
+        retire: Callable[[LoadedAdapter, str], None] = lambda loaded, why: None,
+        hang_seconds: float = 10.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._retire = retire
         self._hang_seconds = hang_seconds
-        self._waiting: dict[tuple[Loaded, ...], list[_Waiting]] = {}
-        self._runs: dict[tuple[Loaded, ...], asyncio.Task[None]] = {}
+        self._waiting: dict[tuple[LoadedAdapter, ...], list[_PendingRows]] = {}
+        self._runs: dict[tuple[LoadedAdapter, ...], asyncio.Task[None]] = {}
 
     async def apply(self, route: Route, result: Columns, column: str, group: str) -> Vectors:
         """Map a column of an encoder's graph, float32 (n, d), into the route's space.
@@ -57,7 +59,7 @@ class Applier:
             rows = np.concatenate([rows, result[STATES].values], axis=1)
         if not self._waiting:
             self._loop.call_soon(self._flush)
-        waiting = _Waiting(rows, group, self._loop.create_future())
+        waiting = _PendingRows(rows, group, self._loop.create_future())
         self._waiting.setdefault(hops, []).append(waiting)
         return await waiting.future
 
@@ -66,7 +68,7 @@ class Applier:
             waiting = self._waiting.pop(hops)
             self._runs[hops] = asyncio.create_task(self._run(hops, waiting))
 
-    async def _run(self, hops: tuple[Loaded, ...], waiting: Sequence[_Waiting]) -> None:
+    async def _run(self, hops: tuple[LoadedAdapter, ...], waiting: Sequence[_PendingRows]) -> None:
         try:
             wanted = [each for each in waiting if not each.future.done()]
             if wanted:
@@ -76,11 +78,11 @@ class Applier:
             if self._waiting:
                 self._loop.call_soon(self._flush)
 
-    async def _apply(self, hops: tuple[Loaded, ...], wanted: Sequence[_Waiting]) -> None:
+    async def _apply(self, hops: tuple[LoadedAdapter, ...], wanted: Sequence[_PendingRows]) -> None:
         rows = np.concatenate([each.rows for each in wanted]) if len(wanted) > 1 else wanted[0].rows
         groups = [each.group for each in wanted for _ in range(len(each.rows))]
         predicted = len(rows) * sum(hop.row_seconds for hop in hops)
-        run = Run(hops, rows, groups)
+        run = AdapterRun(hops, rows, groups)
         names = ", ".join(hop.name for hop in hops)
         try:
             seconds = max(self._hang_seconds, HANG_FACTOR * predicted)
@@ -98,10 +100,10 @@ class Applier:
             _deliver(wanted, vectors)
 
 
-class Run:
+class AdapterRun:
     """Rows, float32 (n, d), on their way through one adapter after the other; groups[i] is row i's group."""
 
-    def __init__(self, hops: Sequence[Loaded], rows: Vectors, groups: Sequence[str]) -> None:
+    def __init__(self, hops: Sequence[LoadedAdapter], rows: Vectors, groups: Sequence[str]) -> None:
         self.at = hops[0]  # where they are
         self._hops = hops
         self._rows = rows
@@ -119,7 +121,7 @@ class Run:
         self.at.end()
 
 
-def _deliver(waiting: Sequence[_Waiting], vectors: Vectors) -> None:
+def _deliver(waiting: Sequence[_PendingRows], vectors: Vectors) -> None:
     start = 0
     for each in waiting:
         end = start + len(each.rows)
@@ -128,7 +130,7 @@ def _deliver(waiting: Sequence[_Waiting], vectors: Vectors) -> None:
         start = end
 
 
-def _fail(waiting: Sequence[_Waiting], error: Exception) -> None:
+def _fail(waiting: Sequence[_PendingRows], error: Exception) -> None:
     for each in waiting:
         if not each.future.done():
             # To each its own: raising an error adds to its traceback.

@@ -33,7 +33,7 @@ SAME = 1 - 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DriftReport:
     """What one window showed. A z counts standard errors: above 0, the queries are less like those before."""
 
     depth_z: float
@@ -65,13 +65,13 @@ class Baseline:
         np.fill_diagonal(cosines, -np.inf)
         self._distances = np.sort(1 - cosines.max(axis=1))
 
-    def judge(self, rows: Matrix) -> Finding:
+    def judge(self, rows: Matrix) -> DriftReport:
         """Compare live queries, float32 (n, d) of length 1, with these."""
         distances = 1 - (rows @ self._queries.T).max(axis=1)
         depth_z = -rank_sum(1 + rows @ self._mean, self._depths)
         distance_z = rank_sum(distances, self._distances)
         alarm = min(one_sided(depth_z), one_sided(distance_z)) < LEVEL
-        return Finding(depth_z, distance_z, float(np.median(distances)), alarm)
+        return DriftReport(depth_z, distance_z, float(np.median(distances)), alarm)
 
 
 class Drift:
@@ -82,10 +82,10 @@ class Drift:
         self._window = np.empty((WINDOW, baseline.dimensions), np.float32)
         self._filled = 0
 
-    def add(self, rows: Matrix) -> list[Finding]:
+    def add(self, rows: Matrix) -> list[DriftReport]:
         """See live queries, float32 (n, d) in the source space. Returns what each window showed that they
         filled."""
-        findings = []
+        reports = []
         for row in unit(rows):
             seen = self._window[: self._filled]
             if self._filled and float((seen @ row).max()) > SAME:
@@ -93,9 +93,9 @@ class Drift:
             self._window[self._filled] = row
             self._filled += 1
             if self._filled == WINDOW:
-                findings.append(self._baseline.judge(self._window))
+                reports.append(self._baseline.judge(self._window))
                 self._filled = 0
-        return findings
+        return reports
 
 
 def unit(rows: Matrix) -> Matrix:

@@ -11,14 +11,14 @@ from trimtab.artifacts.adapter import AdapterFolder, AdapterManifest, Endpoint
 from trimtab.artifacts.manifest import Manifest
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import AdapterError, TrimtabError
-from trimtab_server.engine.batch import Stored
+from trimtab_server.engine.batch import HashedFile
 from trimtab_server.engine.runners import rehearsal, runtime
-from trimtab_server.engine.runners.mapping import Maps, OpenMap
-from trimtab_server.engine.runners.maps import Map
+from trimtab_server.engine.runners.adapter_graph import AdapterGraph
+from trimtab_server.engine.runners.adapter_host import AdapterHost, OpenAdapter
+from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
 from trimtab_server.engine.runners.runner import GraphError
-from trimtab_server.engine.runners.stage import Stage
-from trimtab_server.spaces.route import Loaded
-from trimtab_server.spaces.watching import Watch, Watched
+from trimtab_server.spaces.route import LoadedAdapter
+from trimtab_server.spaces.watching import DriftMonitor, Watched
 
 log = logging.getLogger(__name__)
 
@@ -28,22 +28,28 @@ def listed(repository: Path, encoder: str) -> list[Path]:
     return list(adapters.adapters(repository, encoder))
 
 
-class Reader:
+class AdapterReader:
     """Reads adapters, on any thread.
 
     Args:
-        watch: compares live queries with an adapter's own.
+        monitor: compares live queries with an adapter's own.
         signers: whose adapters are used; None: anybody's.
-        stage: where graphs are rehearsed; None: in this process.
-        maps: where they live.
+        rehearsals: where graphs are rehearsed; None: in this process.
+        host: where they run.
     """
 
-    def __init__(self, watch: Watch, signers: Signers | None, stage: Stage | None, maps: Maps) -> None:
-        self._watch, self._signers, self._stage, self._maps = watch, signers, stage, maps
+    def __init__(
+        self,
+        monitor: DriftMonitor,
+        signers: Signers | None,
+        rehearsals: RehearsalPool | None,
+        host: AdapterHost,
+    ) -> None:
+        self._monitor, self._signers, self._rehearsals, self._host = monitor, signers, rehearsals, host
 
     def open(
         self, repository: Path, encoder: str, path: Path, sha256: str, step: Callable[[], None]
-    ) -> Loaded:
+    ) -> LoadedAdapter:
         """The adapter in the folder `path`; if it cannot be used, it has a `problem`.
 
         `sha256` is that of its manifest; `step` is called when a step of the work begins. Raises AdapterError
@@ -66,29 +72,31 @@ class Reader:
             log.error("%s: %s", path, problem)
             session = None
         target = _target(repository, manifest.target, self._signers)
-        return Loaded(encoder, manifest, sha256, session, problem, row_seconds, self._maps, target, watched)
+        return LoadedAdapter(
+            encoder, manifest, sha256, session, problem, row_seconds, self._host, target, watched
+        )
 
-    def _session(self, adapter: AdapterFolder, step: Callable[[], None]) -> tuple[OpenMap, float]:
-        """The map of an adapter, rehearsed if there is a stage, and what a row costs."""
-        manifest, graph = adapter.manifest, adapter.manifest.graph
-        map = Map(
-            adapter.path, Stored(graph.path, graph.size, graph.sha256), manifest.groups,
+    def _session(self, adapter: AdapterFolder, step: Callable[[], None]) -> tuple[OpenAdapter, float]:
+        """An adapter's open graph, rehearsed if there is a pool for that, and what a row costs."""
+        manifest, file = adapter.manifest, adapter.manifest.graph
+        graph = AdapterGraph(
+            adapter.path, HashedFile(file.path, file.size, file.sha256), manifest.groups,
             manifest.source.dimensions, manifest.target.dimensions, manifest.reads == "states",
         )  # fmt: skip
-        piece = rehearsal.MapPiece(map)
+        piece = rehearsal.AdapterPiece(graph)
         try:
-            stage = self._stage
-            found = stage.rehearse(piece, step) if stage else rehearsal.rehearse_map(map, step)
-            return self._maps.open(map), found.row_seconds
+            pool = self._rehearsals
+            found = pool.rehearse(piece, step) if pool else rehearsal.rehearse_adapter(graph, step)
+            return self._host.open(graph), found.row_seconds
         except GraphError as error:
-            raise AdapterError(f"{map.graph}: {error}. Fit the adapter again") from None
+            raise AdapterError(f"{graph.path}: {error}. Fit the adapter again") from None
 
     def _watched(self, adapter: AdapterFolder) -> Watched | None:
         queries, source = adapter.baseline(), adapter.manifest.source
         if queries is None:
             return None
         try:
-            return self._watch.open(source.encoder, source.version, adapter.manifest.name, queries)
+            return self._monitor.open(source.encoder, source.version, adapter.manifest.name, queries)
         except AdapterError as error:  # it can do its work all the same
             log.warning("%s: %s", adapter.path, error)
             return None

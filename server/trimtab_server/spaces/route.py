@@ -10,7 +10,7 @@ from trimtab.artifacts.adapter import AdapterManifest
 from trimtab.artifacts.manifest import Manifest, Output
 from trimtab.errors import InternalError
 from trimtab.kinds import Similarity
-from trimtab_server.engine.runners.mapping import Maps, OpenMap
+from trimtab_server.engine.runners.adapter_host import AdapterHost, OpenAdapter
 from trimtab_server.engine.runners.runner import DeviceLostError
 from trimtab_server.spaces.watching import Watched
 
@@ -18,16 +18,16 @@ Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Loaded:
+class LoadedAdapter:
     """A loaded adapter; without a session it cannot be used, and `problem` says why."""
 
     encoder: str  # in whose folder it lies
     manifest: AdapterManifest
     sha256: str  # of the manifest, and through it of every file
-    session: OpenMap | None
+    session: OpenAdapter | None
     problem: str
     row_seconds: float  # about what a row costs
-    maps: Maps  # where its session lives
+    host: AdapterHost  # where its session lives
     target: Manifest | None  # of the bundle whose space the adapter leads to, if the repository has it
     watched: Watched | None  # if it has calibration queries, which live ones are compared with
 
@@ -49,7 +49,7 @@ class Loaded:
     def end(self) -> None:
         """Stop its graph, which hangs, if that is possible."""
         if self.session is not None:
-            self.maps.end(self.session)
+            self.host.end(self.session)
 
     def run(self, vectors: Vectors, groups: Sequence[str]) -> Vectors:
         """Rows of the source space, float32 (n, d_in), as float32 (n, d_out) of the target space.
@@ -74,7 +74,7 @@ class Route:
     """How an encoder's output comes into a space: through these adapters, one after the other."""
 
     space: str
-    hops: tuple[Loaded, ...]  # none: the space is the encoder's own
+    hops: tuple[LoadedAdapter, ...]  # none: the space is the encoder's own
     dimensions: int
     similarity: Similarity | None  # None: nobody knows, as below
     normalized: bool | None

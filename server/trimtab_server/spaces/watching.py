@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from trimtab_server.spaces.drift import Baseline, Drift, Finding
+from trimtab_server.spaces.drift import Baseline, Drift, DriftReport
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ Rows: TypeAlias = NDArray[np.float32]
 
 
 class Watched:
-    """An adapter whose live queries are watched: made by Watch.open, called by the event loop."""
+    """An adapter whose live queries are watched: made by DriftMonitor.open, called by the event loop."""
 
-    def __init__(self, watch: "Watch", labels: tuple[str, str, str], baseline: Baseline) -> None:
+    def __init__(self, monitor: "DriftMonitor", labels: tuple[str, str, str], baseline: Baseline) -> None:
         self.labels = labels
         self.drift = Drift(baseline)  # the thread's
-        self._watch = watch
+        self._monitor = monitor
         self._dimensions = baseline.dimensions
         self._allowance = BURST
         self._refilled = time.monotonic()
@@ -49,15 +49,15 @@ class Watched:
         self._allowance = min(BURST, self._allowance + (now - self._refilled) * RATE)
         self._refilled = now
         allowed = min(len(rows), int(self._allowance))
-        if allowed and self._watch.take(self, rows[:allowed, : self._dimensions]):
+        if allowed and self._monitor.take(self, rows[:allowed, : self._dimensions]):
             self._allowance -= allowed
 
     def close(self) -> None:
         """The adapter is no longer used: remove its gauges."""
-        self._watch.close(self)
+        self._monitor.close(self)
 
 
-class Watch:
+class DriftMonitor:
     """The thread, and the gauges."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -125,18 +125,18 @@ class Watch:
         while (job := self._queue.get()) is not None:
             watched, rows = job
             try:
-                findings = watched.drift.add(rows)
+                reports = watched.drift.add(rows)
             except Exception:  # of one request's rows, and never the thread's end
                 log.exception("the queries of adapter %s could not be compared", "/".join(watched.labels))
                 continue
             with self._lock:
-                for finding in findings if watched in self._open else ():
-                    self._show(watched.labels, finding)
+                for report in reports if watched in self._open else ():
+                    self._show(watched.labels, report)
 
-    def _show(self, labels: tuple[str, str, str], finding: Finding) -> None:
-        self._depth.labels(*labels).set(finding.depth_z)
-        self._distance.labels(*labels).set(finding.distance_z)
-        self._nearest.labels(*labels).set(finding.distance)
-        self._alarm.labels(*labels).set(int(finding.alarm))
+    def _show(self, labels: tuple[str, str, str], report: DriftReport) -> None:
+        self._depth.labels(*labels).set(report.depth_z)
+        self._distance.labels(*labels).set(report.distance_z)
+        self._nearest.labels(*labels).set(report.distance)
+        self._alarm.labels(*labels).set(int(report.alarm))
         self._windows.labels(*labels).inc()
-        self._alarms.labels(*labels).inc(int(finding.alarm))
+        self._alarms.labels(*labels).inc(int(report.alarm))

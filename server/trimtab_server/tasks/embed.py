@@ -13,7 +13,7 @@ import msgspec
 from trimtab.errors import InvalidArgument
 from trimtab.values.column import Column, Columns
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Given, LoadedEncoder, Way
+from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput, Way
 from trimtab_server.engine.batch import Wanted
 from trimtab_server.outputs.dense import STATES
 from trimtab_server.outputs.kind import Shape, check_finite
@@ -26,7 +26,7 @@ from trimtab_server.tasks.plan import EmbedRequest, Hubness, Plan, Policy
 class Answer(msgspec.Struct, frozen=True):
     """A requested output, in the space that its route leads to, finished by its kind."""
 
-    output: Given
+    output: ServedOutput
     route: Route
     finished: Any
 

@@ -13,7 +13,7 @@ from trimtab.kinds import Truncate
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.repository import Repository
-from trimtab_server.config import Limits
+from trimtab_server.config import LimitSettings
 from trimtab_server.engine.batch import Wanted
 from trimtab_server.engine.port import Ask, Computed, EnginePort, ItemError, Turn, Work
 from trimtab_server.inputs.preparation import Preparation
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Rows(msgspec.Struct, frozen=True):
+class ComputedItems(msgspec.Struct, frozen=True):
     """What was computed for a request's items, and how long that took so far, in seconds."""
 
     computed: Computed
@@ -112,7 +112,7 @@ class Pipeline:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: LimitSettings,
         repository: Repository,
         preparation: Preparation,
         engine: EnginePort,
@@ -175,7 +175,7 @@ class Pipeline:
         admitted: "Admitted",
         wanted: Wanted,
         which: Which,
-    ) -> Rows:
+    ) -> ComputedItems:
         """Prepare admitted items, and compute their wanted outputs."""
         payloads = await self._preparation.read(
             encoder.reader, items, truncate, (call.flow, call.priority), which
@@ -188,7 +188,7 @@ class Pipeline:
         except ItemError as error:
             raise InternalError(f"the encoder failed on {which(error.row)}: {error.why}") from error.__cause__
         counts = [payload.units for payload in payloads]
-        return Rows(computed, counts, tokenized - call.arrived, time.monotonic())
+        return ComputedItems(computed, counts, tokenized - call.arrived, time.monotonic())
 
     async def made(self, call: Call, rows: int, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make an answer of so many rows: in its caller's turn, if they are many."""
@@ -196,7 +196,7 @@ class Pipeline:
             return make(*args, **kwargs)
         return await self.turns.do(Flow(call.flow, small=False), make, *args, **kwargs)
 
-    def answered(self, encoder: LoadedEncoder, call: Call, rows: Rows) -> Times:
+    def answered(self, encoder: LoadedEncoder, call: Call, rows: ComputedItems) -> Times:
         """Count an answered request. Returns where its time went."""
         ended = time.monotonic()
         computed = rows.computed

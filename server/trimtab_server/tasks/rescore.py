@@ -18,7 +18,7 @@ from trimtab.errors import InvalidArgument
 from trimtab.kinds import Truncate
 from trimtab.values.column import Columns, gathered
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Given, LoadedEncoder
+from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput
 from trimtab_server.outputs.kind import check_finite
 from trimtab_server.tasks.pipeline import Pipeline, Times
 
@@ -30,7 +30,7 @@ ENTRY_BYTES = 400
 Key: TypeAlias = tuple[str, str, Truncate, str]  # space, tenant, how texts are cut, id
 
 
-class Memory:
+class OutputCache:
     """Caches candidates' outputs by space, tenant, cut and id; drops the least recently used."""
 
     def __init__(self, cache_bytes: int) -> None:
@@ -90,7 +90,7 @@ class RescoreResult:
     """A score for each candidate, higher for nearer ones; or the positions of those whose text is missing."""
 
     encoder: LoadedEncoder
-    output: Given
+    output: ServedOutput
     scores: NDArray[np.float32]
     missing: list[int]
     times: Times
@@ -100,7 +100,7 @@ class Rescorer:
     """Answers Rescore through the pipeline. For one event loop."""
 
     def __init__(self, pipeline: Pipeline, cache_bytes: int) -> None:
-        self.memory = Memory(cache_bytes)
+        self.memory = OutputCache(cache_bytes)
         self._pipeline = pipeline
 
     async def rescore(self, call: Call, request: RescoreRequest) -> RescoreResult:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.client.fake_server import DIMENSIONS
 from trimtab import kinds
-from trimtab.core.option import MOST, Choice
+from trimtab.core.option import MOST, ChoiceOption
 from trimtab.core.options import (
     OPTIONS,
     PARAMETERS,
@@ -61,7 +61,7 @@ def test_choices_are_those_of_the_kinds_and_of_the_protocol() -> None:
     }
     for name, names in sets.items():
         option = OPTIONS[name]
-        assert isinstance(option, Choice) and tuple(option.numbers) == names
+        assert isinstance(option, ChoiceOption) and tuple(option.numbers) == names
         enum = pb.EmbedRequest.DESCRIPTOR.fields_by_name[option.field or name].enum_type
         assert enum.name == option.enum
         assert {0, *option.numbers.values()} == set(enum.values_by_number)

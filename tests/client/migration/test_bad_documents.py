@@ -47,7 +47,7 @@ def client(fake: FakeServer) -> Iterator[trimtab.Client]:
         yield opened
 
 
-def moved(client: trimtab.Client, source: str, target: str, **options: Any) -> reindex.Outcome:
+def moved(client: trimtab.Client, source: str, target: str, **options: Any) -> reindex.ReindexResult:
     """The outcome of a re-index, whose sampled vectors are right."""
     encoder = client.encoder()
     with (
@@ -57,7 +57,7 @@ def moved(client: trimtab.Client, source: str, target: str, **options: Any) -> r
         return reindex.Reindex(client, old, new, encoder, batch=16, **options).run()
 
 
-def named(outcome: reindex.Outcome) -> dict[Id, str]:
+def named(outcome: reindex.ReindexResult) -> dict[Id, str]:
     return {each.id: each.reason for each in outcome.aside}
 
 

@@ -418,7 +418,7 @@ def test_the_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(passing.time, "monotonic", lambda: now)
     monkeypatch.setattr(passing.time, "sleep", sleep)
-    pace = passing.Pace(10)
+    pace = passing.RateLimit(10)
     for _ in range(51):
         pace.wait()
     assert slept == pytest.approx(5, abs=0.11)
@@ -428,14 +428,14 @@ def test_the_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         pace.wait()
     assert slept == pytest.approx(1, abs=0.11)
     with pytest.raises(trimtab.ConfigError, match="rate is 0"):
-        passing.Pace(0)
+        passing.RateLimit(0)
 
 
 def test_the_rate_reaches_the_work(
     fake: FakeServer, old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
 ) -> None:
     waits = []
-    monkeypatch.setattr(passing.Pace, "wait", lambda pace: waits.append(pace.seconds))
+    monkeypatch.setattr(passing.RateLimit, "wait", lambda pace: waits.append(pace.seconds))
     url = fake.start()
     try:
         assert run("--from", old, "--to", f"faiss:{tmp_path / 'new'}", "--url", url, "--rate", "50") == 0

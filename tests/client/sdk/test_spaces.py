@@ -16,7 +16,7 @@ from tests.client.fake_server import Abort, FakeServer, vector, vectors
 from trimtab.core.answers import Limits
 from trimtab.core.options import Options
 from trimtab.core.rescoring import rescoring
-from trimtab.core.steps import Call, Fetch, Step, run
+from trimtab.core.steps import Fetch, Send, Step, run
 from trimtab.errors import InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -221,7 +221,7 @@ def test_it_ends_with_every_score_whatever_the_server_forgets(
         if isinstance(step, Fetch):
             assert len(set(step.ids)) == len(step.ids)
             return [texts[id] for id in step.ids]
-        assert isinstance(step, Call) and isinstance(step.request, pb.RescoreRequest)
+        assert isinstance(step, Send) and isinstance(step.request, pb.RescoreRequest)
         candidates = step.request.candidates
         assert step.request.ByteSize() <= max_bytes and len(candidates) <= max_texts
         known = set(rng.sample(sorted(known), rng.randint(0, len(known))))

@@ -17,7 +17,7 @@ from tests.client.stores.test_faiss import log_of
 from trimtab.artifacts import durable
 from trimtab.stores import Rows, Store, create_store, faiss_store, folder, open_store
 from trimtab.stores.faiss_contents import Contents
-from trimtab.stores.faiss_index import Index
+from trimtab.stores.faiss_index import FaissIndex
 from trimtab.stores.faiss_store import FaissStore
 
 
@@ -272,7 +272,7 @@ def test_an_interrupt_while_a_write_is_taken_into_memory(
     def upsert(store: Store, *ids: int) -> None:
         store.upsert(Rows([written.documents[id] for id in ids], written.vectors[list(ids)]))
 
-    apply, add = Contents.apply, Index.add
+    apply, add = Contents.apply, FaissIndex.add
 
     def stop(*_: object) -> None:
         monkeypatch.undo()
@@ -282,12 +282,12 @@ def test_an_interrupt_while_a_write_is_taken_into_memory(
 
     store = create_store(f"faiss:{tmp_path}", FORM)
     upsert(store, 0, 1)
-    monkeypatch.setattr(Index, "add", stop) if place == "within" else monkeypatch.setattr(
+    monkeypatch.setattr(FaissIndex, "add", stop) if place == "within" else monkeypatch.setattr(
         Contents, "apply", stop
     )
     with pytest.raises(KeyboardInterrupt):
         upsert(store, 2, 3, 4)
-    assert (Index.add, Contents.apply) == (add, apply)
+    assert (FaissIndex.add, Contents.apply) == (add, apply)
     upsert(store, 5, 6)
     store.delete([3])
     upsert(store, 7, 8)
@@ -310,7 +310,7 @@ def test_an_interrupt_while_another_reads_on(tmp_path: Path, monkeypatch: pytest
             monkeypatch.undo()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Index, "add", stop)
+        monkeypatch.setattr(FaissIndex, "add", stop)
         with pytest.raises(KeyboardInterrupt):
             reader.count()
         assert reader.count() == 6

@@ -25,7 +25,7 @@ from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import BundleError, FailedPrecondition
 from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog.ondisk import OnDisk, stamps
-from trimtab_server.engine.batch import Model, Stored
+from trimtab_server.engine.batch import HashedFile, Model
 from trimtab_server.engine.runners import loading
 from trimtab_server.engine.runners.onnx import OnnxRunner
 from trimtab_server.engine.runners.runner import GraphError
@@ -50,9 +50,9 @@ def apart(location: str = WEIGHTS) -> tuple[bytes, bytes]:
 def model_in(folder: Path, *names: str, **changes: Any) -> Model:
     """A model of these files in a folder, the graph first."""
 
-    def stored(name: str) -> Stored:
+    def stored(name: str) -> HashedFile:
         content = (folder / name).read_bytes()
-        return Stored(name, len(content), hashlib.sha256(content).hexdigest())
+        return HashedFile(name, len(content), hashlib.sha256(content).hexdigest())
 
     files = tuple(map(stored, names))
     return made(folder=folder, files=files, dimensions=hostile.DIMENSIONS, most=64, **changes)

@@ -12,7 +12,7 @@ from tests.server.models_made import ALONE
 from tests.server.models_made import model as made
 from trimtab.kinds import Priority
 from trimtab_server.engine.batch import Batch, Item, Model, Payload
-from trimtab_server.engine.port import Pace, Pressure
+from trimtab_server.engine.port import ModelPace, Pressure
 from trimtab_server.engine.queue.batcher import CROWD, MOST_FLOWS, Batcher
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.queue.lane import AHEAD, EXACT, WEIGHTS
@@ -284,7 +284,7 @@ def told(batcher: Batcher, flow: str, priority: Priority) -> float:
     """What a snapshot tells of a flow, where a second of computing takes one."""
     ahead = {priority: batcher.all_ahead(priority)}
     crowd = CROWD if batcher.crowded else None
-    return Pressure(paces={1: Pace(1.0, 0.0)}, ahead=ahead, crowd=crowd).queue_seconds(1, flow, priority)
+    return Pressure(paces={1: ModelPace(1.0, 0.0)}, ahead=ahead, crowd=crowd).queue_seconds(1, flow, priority)
 
 
 @given(

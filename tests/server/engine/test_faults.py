@@ -20,7 +20,7 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.app import App
 from trimtab_server.callers.access import SERVER
-from trimtab_server.config import Config, Limits, ServerSettings
+from trimtab_server.config import Config, LimitSettings, ServerSettings
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
@@ -56,7 +56,9 @@ class WrongShape(FakeSession):
 @asynccontextmanager
 async def running(repository: Path, session: type = FakeSession, **limits: int) -> AsyncIterator[App]:
     server = ServerSettings(grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", drain_seconds=5.0)
-    config = Config(server=server, devices=("cpu",), limits=msgspec.structs.replace(Limits(), **limits))
+    config = Config(
+        server=server, devices=("cpu",), limits=msgspec.structs.replace(LimitSettings(), **limits)
+    )
     app = App(config, repository, Opening(session, foreign=False))
     await app.start()
     try:

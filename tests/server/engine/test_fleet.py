@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.server.models_made import ALONE, model, payload
 from trimtab.errors import InternalError, Unavailable
 from trimtab_server.engine.batch import Batch, Item
-from trimtab_server.engine.fleet.fleet import STOP_SECONDS, Failed, Fleet, Flight, Job
+from trimtab_server.engine.fleet.fleet import STOP_SECONDS, FailedItems, Fleet, Flight, Job
 from trimtab_server.engine.fleet.standing import FIRST_PROBE, LAST_PROBE, RESTORE_SECONDS, Reason
 
 MODEL = model()
@@ -38,7 +38,7 @@ class Clocked:
         self.fleet.standing.probing(device, now)
         self.fleet.standing.probed(device, well=True, now=now)
 
-    def end_on(self, device: str, job: Job, now: float = 0.0) -> list[Failed]:
+    def end_on(self, device: str, job: Job, now: float = 0.0) -> list[FailedItems]:
         """The process of the device ends while the job runs there, and another one begins."""
         flight = self.fly(device, job, now)
         self.fleet.standing.take_out(device, "lost", now)
@@ -50,7 +50,7 @@ class Clocked:
     def fly(self, device: str, job: Job, now: float = 0.0) -> Flight:
         return self.fleet.launch(device, job, 0.001, now)
 
-    def raise_on(self, device: str, job: Job, *, sick: bool = False, now: float = 0.0) -> list[Failed]:
+    def raise_on(self, device: str, job: Job, *, sick: bool = False, now: float = 0.0) -> list[FailedItems]:
         flight = self.fly(device, job, now)
         assert self.fleet.land(flight)
         return self.fleet.failed(flight, FAULT, sick=sick, now=now)
@@ -87,7 +87,7 @@ def test_where_another_device_fails_too_the_text_is_at_fault() -> None:
     assert [half.batch.items for half in halves if half] == [(whole.items[0],), (whole.items[1],)]
     for half in halves:
         assert half is not None
-    assert halves[0] and clocked.raise_on("a", halves[0]) == [Failed((whole.items[0],), FAULT)]
+    assert halves[0] and clocked.raise_on("a", halves[0]) == [FailedItems((whole.items[0],), FAULT)]
     assert halves[1] is not None
     clocked.succeed_on("b", halves[1])
     assert clocked.changes == []
@@ -99,7 +99,7 @@ def test_one_device_alone_tries_by_halves_and_stays() -> None:
     assert clocked.raise_on("a", Job(whole)) == []
     first, second = clocked.again("a"), clocked.again("a")
     assert first and second and first.batch.items + second.batch.items == whole.items
-    assert clocked.raise_on("a", first) == [Failed(first.batch.items, FAULT)]
+    assert clocked.raise_on("a", first) == [FailedItems(first.batch.items, FAULT)]
     assert clocked.fleet.standing.up("a")
 
 
@@ -231,7 +231,7 @@ def test_what_a_process_ran_when_it_ended_runs_alone_and_by_halves() -> None:
     first, second = clocked.again("a"), clocked.again("a")
     assert first and second
     clocked.succeed_on("a", first)
-    assert clocked.end_on("a", second) == [Failed(whole.items[1:], FAULT)]
+    assert clocked.end_on("a", second) == [FailedItems(whole.items[1:], FAULT)]
 
 
 def test_a_device_is_waited_for_where_it_will_be_back_in_seconds() -> None:
@@ -309,7 +309,7 @@ class Machine(RuleBasedStateMachine):
         self.admitted: set[Item] = set()
         self.answered: list[Item] = []
 
-    def settle(self, failures: list[Failed]) -> None:
+    def settle(self, failures: list[FailedItems]) -> None:
         """What the engine does after each event."""
         for failed in failures:
             self.answered += failed.items

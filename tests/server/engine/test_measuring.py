@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trimtab_server.engine.batch import Payload
 from trimtab_server.engine.fleet import measuring
-from trimtab_server.engine.fleet.measuring import SHAPES, Measured, fit, measure
+from trimtab_server.engine.fleet.measuring import SHAPES, CostCache, fit, measure
 from trimtab_server.engine.queue.cost import Cost
 
 
@@ -64,7 +64,7 @@ class Device:
 
 
 def test_a_cost_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    measured = Measured(tmp_path / "costs")
+    measured = CostCache(tmp_path / "costs")
     first = Device(monkeypatch)
     cost = measured.measure(first.run, sample, "graph", "cpu")
     second = Device(monkeypatch)
@@ -78,7 +78,7 @@ def test_a_cost_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_cost_that_does_not_hold_any_more_is_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    measured = Measured(tmp_path)
+    measured = CostCache(tmp_path)
     before = measured.measure(Device(monkeypatch).run, sample, "graph")
     after = measured.measure(Device(monkeypatch, factor=5).run, sample, "graph")
     assert after.unit_seconds == pytest.approx(5 * before.unit_seconds)
@@ -98,10 +98,10 @@ def test_a_cost_that_does_not_hold_any_more_is_measured_again(
 def test_what_cannot_be_read_or_written_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> None:
-    measured = Measured(tmp_path)
+    measured = CostCache(tmp_path)
     cost = measured.measure(Device(monkeypatch).run, sample, "graph")
     for path in tmp_path.iterdir():
         path.write_bytes(content.encode("latin-1"))
     assert measured.measure(Device(monkeypatch).run, sample, "graph") == cost
     (tmp_path / "file").touch()
-    assert Measured(tmp_path / "file").measure(Device(monkeypatch).run, sample, "graph") == cost
+    assert CostCache(tmp_path / "file").measure(Device(monkeypatch).run, sample, "graph") == cost

@@ -13,7 +13,7 @@ from tests.server import ragged_made
 from tests.server.models_made import batch, model
 from tests.server.ragged_made import ALL, DENSE, INDICES, TOKENS, VALUES
 from trimtab.values.column import Column
-from trimtab_server.engine.batch import Model, OutputSpec, Stored
+from trimtab_server.engine.batch import HashedFile, Model, OutputSpec
 from trimtab_server.engine.runners import rehearsal
 from trimtab_server.engine.runners.onnx import OnnxRunner
 from trimtab_server.engine.runners.runner import GraphError
@@ -24,7 +24,7 @@ TEXTS = [np.array(ids, np.int32) for ids in ([2, 5, 6, 3], [2, 7, 3], [2, 3], [2
 def made(folder: Path, graph: bytes, *outputs: OutputSpec, most: int = 64) -> Model:
     path = folder / "model.onnx"
     path.write_bytes(graph)
-    files = (Stored(path.name, len(graph), hashlib.sha256(graph).hexdigest()),)
+    files = (HashedFile(path.name, len(graph), hashlib.sha256(graph).hexdigest()),)
     return model(folder=folder, files=files, most=most, outputs=outputs or ALL)
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests import hostile
 from tests.server.models_made import ALONE, batch, model
 from trimtab_server import stopping
-from trimtab_server.engine.batch import Stored
+from trimtab_server.engine.batch import HashedFile
 from trimtab_server.engine.runners.onnx import OnnxRunner
 from trimtab_server.engine.runners.runner import GraphError
 
@@ -23,7 +23,7 @@ def session(
 ) -> OnnxRunner:
     path = folder / "model.onnx"
     path.write_bytes(graph)
-    files = (Stored(path.name, len(graph), hashlib.sha256(graph).hexdigest()),)
+    files = (HashedFile(path.name, len(graph), hashlib.sha256(graph).hexdigest()),)
     return OnnxRunner(model(folder=folder, files=files, dimensions=dimensions, most=64, **changes), "cpu")
 
 

@@ -25,8 +25,8 @@ from trimtab_server.catalog.encoder import LoadedEncoder, model_of
 from trimtab_server.policies import brownout
 from trimtab_server.policies.brownout import Brownout
 from trimtab_server.spaces.adapters import Adapters
-from trimtab_server.spaces.route import Loaded, own
-from trimtab_server.spaces.watching import Watch
+from trimtab_server.spaces.route import LoadedAdapter, own
+from trimtab_server.spaces.watching import DriftMonitor
 
 SETTINGS = config.BrownoutSettings(variant="small", min_quality=0.97, above_seconds=0.2, calm_seconds=5.0)
 
@@ -110,7 +110,7 @@ def test_it_does_not_flap(looks: list[tuple[float, float]], calm: float) -> None
 
 @pytest.fixture
 def mapped() -> Iterator[Adapters]:
-    watch = Watch(CollectorRegistry())
+    watch = DriftMonitor(CollectorRegistry())
     yield Adapters(watch)
     watch.stop()
 
@@ -128,7 +128,7 @@ def alone(whole: Manifest, name: str) -> Manifest:
 
 def adapter(
     mapped: Adapters, repository: Path, whole: Manifest, keeps: float, **changes: Any
-) -> list[Loaded]:
+) -> list[LoadedAdapter]:
     """An adapter from early-16 to the whole, as the repository would have read it."""
     report = msgspec.structs.replace(samples.REPORT, against_old=Interval(value=keeps, low=keeps, high=keeps))
     made.adapter(

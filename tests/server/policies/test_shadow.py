@@ -17,7 +17,7 @@ from trimtab.values.column import Column
 from trimtab_server.callers.access import ANYONE, Caller
 from trimtab_server.engine.port import Pressure
 from trimtab_server.policies.comparing import FEWEST
-from trimtab_server.policies.shadow import Figures, Shadow
+from trimtab_server.policies.shadow import Shadow, ShadowMetrics
 from trimtab_server.tasks.plan import EmbedRequest, Plan
 
 WIDTH = 8
@@ -50,7 +50,7 @@ class World:
         self.how: list[str] = []
         self.registry = CollectorRegistry()
         every: Any = self
-        self.shadow_ = Shadow(every, every, every, every, Figures(self.registry))
+        self.shadow_ = Shadow(every, every, every, every, ShadowMetrics(self.registry))
 
     @contextmanager
     def use(self, caller: Caller, name: str, version: str) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from tests.server.calls import call
 from trimtab.errors import InvalidArgument, PermissionDenied, TrimtabError
 from trimtab_server.callers.access import Caller
 from trimtab_server.callers.call import Call
-from trimtab_server.config import Limits, TrialSettings
+from trimtab_server.config import LimitSettings, TrialSettings
 from trimtab_server.policies.comparing import FEWEST, NEIGHBOURS, RESERVOIR, Comparison
 from trimtab_server.policies.trials import Trials, falls_to
 from trimtab_server.tasks.embed import Embedder
@@ -68,9 +68,9 @@ def test_a_shadow_is_compared_with_the_version_that_answers_all_else() -> None:
 
 def overlaps(old: np.ndarray, new: np.ndarray) -> list[float]:
     comparison = Comparison(old.shape[1], new.shape[1])
-    findings = [comparison.add(*pair) for pair in zip(old, new, strict=True)]
-    assert all(finding is not None for finding in findings)
-    return [each.overlap for each in findings if each is not None and each.overlap is not None]
+    found = [comparison.add(*pair) for pair in zip(old, new, strict=True)]
+    assert all(agreement is not None for agreement in found)
+    return [each.overlap for each in found if each is not None and each.overlap is not None]
 
 
 def test_the_overlap_is_one_for_one_ranking_chance_for_none_and_falls_with_the_noise() -> None:
@@ -89,9 +89,9 @@ def test_the_overlap_is_one_for_one_ranking_chance_for_none_and_falls_with_the_n
 def test_cosines_are_told_of_equal_widths_alone_and_a_text_that_comes_again_is_passed_over() -> None:
     old, new = np.array([3.0, 4.0], np.float32), np.array([4.0, 3.0], np.float32)
     comparison = Comparison(2, 2)
-    finding = comparison.add(old, new)
-    assert finding is not None and finding.overlap is None
-    assert finding.cosine == pytest.approx(0.96)
+    agreement = comparison.add(old, new)
+    assert agreement is not None and agreement.overlap is None
+    assert agreement.cosine == pytest.approx(0.96)
     assert comparison.add(2 * old, new) is None
     other = Comparison(2, 3).add(old, np.ones(3, np.float32))
     assert other is not None and other.cosine is None
@@ -126,7 +126,7 @@ async def test_what_is_refused_is_no_request_of_the_canarys(
 
     repository = SimpleNamespace(find=find, adapters=SimpleNamespace(retire=None))
     metrics = SimpleNamespace(failed=lambda *failure: None)
-    limits = Limits(max_texts=8, max_text_bytes=1000)
+    limits = LimitSettings(max_texts=8, max_text_bytes=1000)
     pipeline = Pipeline(limits, repository, None, None, metrics)  # type: ignore[arg-type]
     embedder = Embedder(pipeline, [Canary()])
     with pytest.raises(error):

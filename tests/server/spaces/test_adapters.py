@@ -19,8 +19,8 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab_server.callers.access import SERVER, Caller
 from trimtab_server.fronts.grpc.native import NativeServicer
 from trimtab_server.spaces.adapters import Adapters
-from trimtab_server.spaces.route import Loaded
-from trimtab_server.spaces.watching import Watch
+from trimtab_server.spaces.route import LoadedAdapter
+from trimtab_server.spaces.watching import DriftMonitor
 
 NEW = Endpoint(encoder="new", version=2, space="a" * 16, dimensions=6)
 OLD = Endpoint(encoder="old", version=1, space="b" * 16, dimensions=4)
@@ -29,12 +29,12 @@ GRAPH = made.linear(made.rotation(6, 4, 1))
 
 @pytest.fixture
 def mapped() -> Iterator[Adapters]:
-    watch = Watch(CollectorRegistry())
+    watch = DriftMonitor(CollectorRegistry())
     yield Adapters(watch)
     watch.stop()
 
 
-def read(mapped: Adapters, repository: Path) -> dict[str, Loaded]:
+def read(mapped: Adapters, repository: Path) -> dict[str, LoadedAdapter]:
     mapped.put("new", asyncio.run(mapped.read(repository, "new")))
     mapped.publish(())
     return {loaded.name: loaded for loaded in mapped.all(SERVER)}

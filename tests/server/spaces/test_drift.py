@@ -43,13 +43,13 @@ def topics(count: int, seed: int, shift: float = 0.0) -> np.ndarray:
 
 
 def test_like_queries_seldom_alarm() -> None:
-    findings = []
+    reports = []
     for seed in range(100):  # windows beside one baseline share its chance
         baseline, live = Baseline(topics(400, seed)), topics(4 * WINDOW, seed + 1000)
-        findings += [baseline.judge(window) for window in np.split(live, 4)]
-    assert len(findings) == 400
-    assert sum(finding.alarm for finding in findings) <= 4, "1% of windows"
-    z = np.array([(finding.depth_z, finding.distance_z) for finding in findings])
+        reports += [baseline.judge(window) for window in np.split(live, 4)]
+    assert len(reports) == 400
+    assert sum(report.alarm for report in reports) <= 4, "1% of windows"
+    z = np.array([(report.depth_z, report.distance_z) for report in reports])
     assert np.abs(z.mean(axis=0)).max() < 0.25, "no bias, although a query of the baseline is never new"
 
 
@@ -60,18 +60,18 @@ def test_other_queries_alarm_by_one_test_or_the_other() -> None:
     rng = np.random.default_rng(3)
     mean = topics(400, 1).mean(axis=0)
     apart = drift.unit((rng.normal(size=(WINDOW, 64)) + 12 * mean).astype(np.float32))
-    (finding,) = Drift(baseline).add(apart)
-    assert finding.alarm and finding.depth_z < 0 < 4 < finding.distance_z, "deep enough, and yet far off"
+    (report,) = Drift(baseline).add(apart)
+    assert report.alarm and report.depth_z < 0 < 4 < report.distance_z, "deep enough, and yet far off"
 
 
 def test_how_queries_come_does_not_matter() -> None:
     baseline, live = Baseline(topics(200, 1)), topics(3 * WINDOW + 7, 2)
     whole = Drift(baseline).add(live)
     pieces = Drift(baseline)
-    singly = [finding for row in live for finding in pieces.add(row[None])]
+    singly = [report for row in live for report in pieces.add(row[None])]
     assert whole == singly and len(whole) == 3
     longer = Drift(Baseline(5 * topics(200, 1))).add(3 * live)  # only directions count
-    assert [finding.alarm for finding in longer] == [finding.alarm for finding in whole]
+    assert [report.alarm for report in longer] == [report.alarm for report in whole]
 
 
 def test_a_query_that_comes_again_and_again_counts_once() -> None:

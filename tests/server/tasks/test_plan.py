@@ -13,8 +13,8 @@ from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import FailedPrecondition, InvalidArgument
 from trimtab.values.column import Column
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import Given, Way
-from trimtab_server.config import Limits
+from trimtab_server.catalog.encoder import ServedOutput, Way
+from trimtab_server.config import LimitSettings
 from trimtab_server.outputs.dense import DenseKind
 from trimtab_server.spaces.route import Vectors
 from trimtab_server.tasks.embed import Embedder
@@ -54,7 +54,7 @@ class World:
         )
         manifest = SimpleNamespace(max_tokens=8, prompts=Prompts())
         model = SimpleNamespace(variant="fp32", item_bytes=lambda wanted: 8)
-        way = Way(Given("dense", DenseKind(), own, ("dense",)), own)
+        way = Way(ServedOutput("dense", DenseKind(), own, ("dense",)), own)
         reader = SimpleNamespace(form="text", size=len)
         self.encoder = SimpleNamespace(
             name="e", version=1, manifest=manifest, model=model, way=way, reader=reader, mapped="dense"
@@ -89,7 +89,7 @@ class Piped(Pipeline):
 
 def embedder(world: World, policies: list[Policy]) -> Embedder:
     every: Any = world
-    return Embedder(Piped(Limits(max_texts=2), every, every, every, every), policies)
+    return Embedder(Piped(LimitSettings(max_texts=2), every, every, every, every), policies)
 
 
 async def test_policies_are_asked_in_their_order() -> None:

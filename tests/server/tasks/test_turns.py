@@ -10,7 +10,7 @@ import pytest
 from trimtab.errors import DeadlineExceeded
 from trimtab_server.callers.access import ANYONE
 from trimtab_server.callers.call import Call
-from trimtab_server.config import Limits
+from trimtab_server.config import LimitSettings
 from trimtab_server.tasks.embed import Embedder, EmbedRequest
 from trimtab_server.tasks.pipeline import Pipeline
 from trimtab_server.tasks.rescore import Candidate, Rescorer, RescoreRequest
@@ -25,7 +25,7 @@ class FoundError(Exception):
 def pipeline() -> Pipeline:
     repository: Any = mock.Mock(find=mock.Mock(side_effect=FoundError))
     unused: Any = mock.Mock()
-    return Pipeline(Limits(), repository, unused, unused, mock.Mock(), turns=Turns())
+    return Pipeline(LimitSettings(), repository, unused, unused, mock.Mock(), turns=Turns())
 
 
 async def busy(pipeline: Pipeline) -> None:

@@ -26,7 +26,7 @@ SOON, LATE = 0.05, 10.0
 Reason = Literal["rate", "in_flight", "share", "full", "late"]
 
 
-class Pass:
+class Reservation:
     """The tokens in flight that an admitted request reserves, until the `with` block over it ends.
 
     `held` of them are for its memory, and are not charged to the tenant's rate. `due` is its deadline, the
@@ -67,7 +67,7 @@ class Pass:
         self._change(tokens - self.tokens)
         self.tokens = tokens
 
-    def __enter__(self) -> "Pass":
+    def __enter__(self) -> "Reservation":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -125,7 +125,7 @@ class Admission:
         tenant: str = "",
         held: int = 0,
         flow: str = "",
-    ) -> Pass:
+    ) -> Reservation:
         """Reserve `tokens`, yet to be counted, and `held` more for memory, until the request is over.
 
         `queue_seconds` predicts the wait, given how many of the flow's tokens are admitted but not queued
@@ -150,7 +150,7 @@ class Admission:
             self._refused(self._quotas.label(tenant), reason)
             raise ResourceExhausted(message, wait)
         due = None if deadline is None else (deadline, now, needed)
-        return Pass(self, account, flow, line, tokens, held, due)
+        return Reservation(self, account, flow, line, tokens, held, due)
 
     def _check_size(self, tokens: int, account: Account) -> None:
         own = account.quota.max_tokens_in_flight

@@ -14,7 +14,7 @@ from trimtab.values.column import Columns
 from trimtab_server import stopping
 from trimtab_server.engine.batch import Model, Payload, Wanted, collated
 from trimtab_server.engine.fleet.homes import Home
-from trimtab_server.engine.fleet.measuring import Measured, measure
+from trimtab_server.engine.fleet.measuring import CostCache, measure
 from trimtab_server.engine.fleet.places import Place, hardware
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.runners.runner import GraphError, NotReopenedError, Runner, checked
@@ -37,7 +37,7 @@ class Device:
         self,
         place: Place,
         home: Home,
-        measured: Measured | None = None,
+        measured: CostCache | None = None,
         max_resident_bytes: int = 0,
         hang_seconds: float = 10.0,
     ) -> None:

@@ -47,7 +47,7 @@ class Flight:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedItems:
     """Items that failed for good. An error that is not one of ours is what the session raised."""
 
     items: tuple[Item, ...]
@@ -55,7 +55,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Retry:
     """What `again` found: a job, and items whose deadline passed while they waited to be tried again.
 
     `hold`: nothing may start on the device yet, since a suspect job must run there alone.
@@ -66,7 +66,7 @@ class Again:
     hold: bool = False
 
 
-NOTHING, HOLD = Again(None, ()), Again(None, (), hold=True)
+NOTHING, HOLD = Retry(None, ()), Retry(None, (), hold=True)
 
 
 def _given_up(device: str, seconds: float) -> InternalError:
@@ -111,7 +111,7 @@ class Fleet:
 
     # -- a job's way -----------------------------------------------------------------------------------
 
-    def again(self, device: str, now: float) -> Again:
+    def again(self, device: str, now: float) -> Retry:
         """The oldest job that waits to be run again and may run here, without items that nobody wants."""
         here = [flight for flight in self._flights if flight.device == device]
         if any(flight.job.suspect for flight in here):
@@ -123,7 +123,7 @@ class Fleet:
             if job.avoid == device and self.standing.other_than(device):
                 continue
             if job.suspect and here:
-                return Again(None, tuple(expired), hold=True)
+                return Retry(None, tuple(expired), hold=True)
             self._jobs.remove(job)
             wanted = []
             for item in job.batch.items:
@@ -133,8 +133,8 @@ class Fleet:
                     wanted.append(item)
             if wanted:
                 batch = Batch(job.batch.model, tuple(wanted))
-                return Again(replace(job, batch=batch), tuple(expired))
-        return Again(None, tuple(expired))
+                return Retry(replace(job, batch=batch), tuple(expired))
+        return Retry(None, tuple(expired))
 
     def launch(self, device: str, job: Job, predicted: float, now: float) -> Flight:
         """A job goes to a device, where it should take `predicted` seconds."""
@@ -160,7 +160,7 @@ class Fleet:
         if flight.job.blame and flight.job.avoid != flight.device:
             self.standing.take_out(flight.job.avoid, "raised", now)
 
-    def failed(self, flight: Flight, error: Exception, *, sick: bool, now: float) -> list[Failed]:
+    def failed(self, flight: Flight, error: Exception, *, sick: bool, now: float) -> list[FailedItems]:
         """A flight has landed with an error; `sick`: its device fails on a known good item."""
         job, device = flight.job, flight.device
         if sick:
@@ -170,20 +170,20 @@ class Fleet:
             self._jobs.append(again)
             return []
         if sick:
-            return [Failed(job.batch.items, Unavailable(f"device {device} failed; try another server"))]
+            return [FailedItems(job.batch.items, Unavailable(f"device {device} failed; try another server"))]
         if len(job.batch.items) == 1:
-            return [Failed(job.batch.items, error)]
+            return [FailedItems(job.batch.items, error)]
         self._halve(job)
         return []
 
-    def ended(self, flight: Flight, error: Exception) -> list[Failed]:
+    def ended(self, flight: Flight, error: Exception) -> list[FailedItems]:
         """A flight has landed because its process died, whether or not it was the cause."""
         job = flight.job
         if not job.suspect:
             avoid = flight.device if self.standing.other_than(flight.device) else ""
             self._jobs.append(replace(job, avoid=avoid, blame=False, suspect=True))
         elif len(job.batch.items) == 1:
-            return [Failed(job.batch.items, error)]
+            return [FailedItems(job.batch.items, error)]
         else:
             self._halve(job)
         return []
@@ -213,15 +213,15 @@ class Fleet:
         if flight in self._flights and not self.standing.begins_anew(flight.device):
             flight.due = now + PROBE_SECONDS
 
-    def overran(self, flight: Flight, now: float) -> list[Failed]:
+    def overran(self, flight: Flight, now: float) -> list[FailedItems]:
         """A flight has landed because it was stopped: what it ran hangs, not its device."""
         job, seconds = flight.job, now - flight.begun
         if not job.retried and self.standing.other_than(flight.device):
             self._jobs.append(replace(job, retried=True, avoid=flight.device, blame=False))
             return []
-        return [Failed(job.batch.items, _given_up(flight.device, seconds))]
+        return [FailedItems(job.batch.items, _given_up(flight.device, seconds))]
 
-    def hung(self, now: float) -> list[Failed]:
+    def hung(self, now: float) -> list[FailedItems]:
         """Give up overdue flights, take their devices out of service, and stop waiting for late devices."""
         gone = []
         self.standing.give_up_waiting(now)
@@ -240,7 +240,7 @@ class Fleet:
             )
             if job.retried:  # two devices failed on it: a third server's would, too
                 error = _given_up(device, seconds)
-            gone.append(Failed(job.batch.items, error))
+            gone.append(FailedItems(job.batch.items, error))
         return gone
 
     def clear(self) -> list[Item]:

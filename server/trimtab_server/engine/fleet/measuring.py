@@ -49,7 +49,7 @@ def measure(run: Run, sample: Sample) -> Cost:
             return fit(samples)
 
 
-class Measured:
+class CostCache:
     """Costs measured at earlier starts, one file each in `folder`, which make a start shorter.
 
     Files are named by the graph's content, the device and the runtime, so that none is mistaken for

@@ -90,12 +90,14 @@ class Roster:
             raise
 
     async def _load(self, device: Device, model: Model) -> None:
-        progress = limited.Progress()
+        heartbeat = limited.Heartbeat()
         what = f"loading {model.encoder} version {model.version} on device {device.name}"
         try:
-            await limited.run(self._load_seconds, what, partial(device.load, model, progress.step), progress)
+            await limited.run(
+                self._load_seconds, what, partial(device.load, model, heartbeat.step), heartbeat
+            )
         except (TrimtabError, DeviceLostError):
-            if progress.given_up:
+            if heartbeat.given_up:
                 device.home.end()  # a restart, if possible, gets rid of what hangs
             raise
         except Exception as error:

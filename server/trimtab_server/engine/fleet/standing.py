@@ -26,7 +26,7 @@ Changed: TypeAlias = Callable[[str, bool, Reason | None], None]
 
 
 @dataclass(slots=True)
-class _State:
+class _DeviceState:
     probing: bool = False
     probe_at: float = 0.0
     probe_due: float = math.inf  # when a probe counts as hung
@@ -51,7 +51,7 @@ class Standing:
     ) -> None:
         self._changed = changed
         self._restore_seconds = restore_seconds
-        self._states = {device: _State() for device in devices}
+        self._states = {device: _DeviceState() for device in devices}
         self._up = set(self._states)
         self._restoring: dict[str, float] = {}  # until when each of them is waited for
 

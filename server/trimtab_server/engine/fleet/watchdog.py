@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from trimtab_server import stopping
 from trimtab_server.engine.fleet.devices import Device
-from trimtab_server.engine.fleet.fleet import Failed, Fleet, Flight
+from trimtab_server.engine.fleet.fleet import FailedItems, Fleet, Flight
 from trimtab_server.engine.fleet.roster import Roster
 
 # The watchdog looks at least this often.
@@ -31,7 +31,7 @@ class Watchdog:
         lock: threading.Lock,
         hang_seconds: float,
         *,
-        fail: Callable[[Sequence[Failed]], None],
+        fail: Callable[[Sequence[FailedItems]], None],
         settle: Callable[[], None],
         tell: Callable[[], None],
     ) -> None:

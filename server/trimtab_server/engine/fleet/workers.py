@@ -15,7 +15,7 @@ from trimtab.values.column import Columns
 from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.engine.fleet.capacity import Capacity
 from trimtab_server.engine.fleet.devices import Device
-from trimtab_server.engine.fleet.fleet import Failed, Fleet, Flight, Job
+from trimtab_server.engine.fleet.fleet import FailedItems, Fleet, Flight, Job
 from trimtab_server.engine.fleet.roster import Roster
 from trimtab_server.engine.fleet.standing import Reason
 from trimtab_server.engine.fleet.watchdog import Watchdog
@@ -228,7 +228,7 @@ class Workers:
                 self._recovery.notify_all()
             self._settle()
 
-    def _failures(self, device: Device, flight: Flight, error: Exception, *, sick: bool) -> list[Failed]:
+    def _failures(self, device: Device, flight: Flight, error: Exception, *, sick: bool) -> list[FailedItems]:
         """What has failed for good of a flight that has landed with an error."""
         now = time.monotonic()
         if device.home.restarts and (sick or _is_lost(error)):
@@ -270,7 +270,7 @@ class Workers:
 
     # -- with the lock held ------------------------------------------------------------------------------
 
-    def _fail(self, failures: Sequence[Failed]) -> None:
+    def _fail(self, failures: Sequence[FailedItems]) -> None:
         """Answer what has failed for good, and let others take what has not."""
         for failed in failures:
             self._answer(failed.items, failed.error, time.monotonic())

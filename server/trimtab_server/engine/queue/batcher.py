@@ -53,7 +53,7 @@ class Popped:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _FlowBacklog:
     """What one flow has waiting."""
 
     items: int = 0
@@ -85,7 +85,7 @@ class Batcher:
         self._now = 0.0  # virtual time: the stamp of the last anchor
         self._interactive_at = float("-inf")  # when the last interactive batch left
         self._flows: dict[Flow, float] = {}  # virtual time when each flow will have had its share
-        self._backlog: dict[Flow, _Waiting] = {}
+        self._backlog: dict[Flow, _FlowBacklog] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -180,7 +180,7 @@ class Batcher:
         lane.add(number, item, stamp)
         self._numbers[item] = number
         self.units += item.units
-        waiting = self._backlog.setdefault(flow, _Waiting())
+        waiting = self._backlog.setdefault(flow, _FlowBacklog())
         waiting.items += 1
         waiting.seconds += seconds
         if item.deadline is not None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from trimtab.values.column import Column, Columns
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.runners import frames
-from trimtab_server.engine.runners.maps import Map, MapOpened, MapSession
+from trimtab_server.engine.runners.adapter_graph import AdapterGraph, AdapterOpened, AdapterSession
 from trimtab_server.engine.runners.onnx import OnnxRunner
 from trimtab_server.engine.runners.runner import Runner, checked
 
@@ -32,7 +32,7 @@ class Graphs:
     def __init__(self, open_graph: Open) -> None:
         self._open = open_graph
         self._runners: dict[int, tuple[Runner, Model]] = {}
-        self._maps: dict[int, MapSession] = {}
+        self._adapters: dict[int, AdapterSession] = {}
 
     def serve(self, sock: socket.socket) -> None:
         """Serve the requests of a socket until it is closed."""
@@ -43,23 +43,27 @@ class Graphs:
                     if what == frames.RUN:
                         self._run(sock, number, size)
                     elif what == frames.OPEN:
-                        self._load(sock, number, frames.decode(frames.receive(sock, size), frames.Opening))
+                        self._load(
+                            sock, number, frames.decode(frames.receive(sock, size), frames.OpenRequest)
+                        )
                     elif what == frames.TRY:
                         _rehearse(sock, frames.receive(sock, size))
-                    elif what == frames.OPEN_MAP:
-                        self._load_map(sock, number, frames.decode(frames.receive(sock, size), Map))
-                    elif what == frames.MAP:
-                        self._run_map(sock, number, size)
+                    elif what == frames.OPEN_ADAPTER:
+                        self._load_adapter(
+                            sock, number, frames.decode(frames.receive(sock, size), AdapterGraph)
+                        )
+                    elif what == frames.ADAPT:
+                        self._run_adapter(sock, number, size)
                     elif what == frames.READY:
                         sock.sendall(frames.REPLY.pack(frames.OK, 0))
-                    elif what == frames.CLOSE_MAP:
-                        self._maps.pop(number, None)
+                    elif what == frames.CLOSE_ADAPTER:
+                        self._adapters.pop(number, None)
                     else:
                         self._runners.pop(number, None)
             except (EOFError, OSError):
                 pass  # the server has closed it, or is gone
 
-    def _load(self, sock: socket.socket, number: int, asked: frames.Opening) -> None:
+    def _load(self, sock: socket.socket, number: int, asked: frames.OpenRequest) -> None:
         try:
             runner = self._open(asked.model, asked.kind, asked.index)
         except BaseException as error:
@@ -79,19 +83,19 @@ class Graphs:
             return
         _send(sock, result)
 
-    def _load_map(self, sock: socket.socket, number: int, asked: Map) -> None:
+    def _load_adapter(self, sock: socket.socket, number: int, asked: AdapterGraph) -> None:
         try:
-            opened = self._maps[number] = MapSession(asked)
+            opened = self._adapters[number] = AdapterSession(asked)
         except BaseException as error:
             _tell(sock, error)
             return
-        data = frames.encode(MapOpened(opened.width))
+        data = frames.encode(AdapterOpened(opened.width))
         sock.sendall(frames.REPLY.pack(frames.OK, len(data)) + data)
 
-    def _run_map(self, sock: socket.socket, number: int, size: int) -> None:
+    def _run_adapter(self, sock: socket.socket, number: int, size: int) -> None:
         rows, _ = frames.receive_columns(sock, size)
         try:
-            adapted = self._maps[number].run(rows["vectors"].values, rows["groups"].values)
+            adapted = self._adapters[number].run(rows["vectors"].values, rows["groups"].values)
         except BaseException as error:
             _tell(sock, error)
             return
@@ -119,7 +123,7 @@ def _rehearse(sock: socket.socket, data: bytearray) -> None:
 
 
 def _tell(sock: socket.socket, error: BaseException) -> None:
-    data = frames.encode(frames.Raised(type(error).__name__, str(error)))
+    data = frames.encode(frames.RaisedError(type(error).__name__, str(error)))
     sock.sendall(frames.REPLY.pack(frames.RAISED, len(data)) + data)
 
 

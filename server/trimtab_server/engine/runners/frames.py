@@ -18,7 +18,7 @@ from trimtab.values.column import Column, Columns, Values
 from trimtab_server.engine.batch import Model, Wanted
 
 T = TypeVar("T")
-OPEN, CLOSE, RUN, TRY, OPEN_MAP, MAP, CLOSE_MAP, READY = range(1, 9)
+OPEN, CLOSE, RUN, TRY, OPEN_ADAPTER, ADAPT, CLOSE_ADAPTER, READY = range(1, 9)
 OK, RAISED, STEP = 0, 1, 2
 # The operation, the number of the graph, and how many bytes of JSON follow.
 REQUEST = struct.Struct("=III")
@@ -28,7 +28,7 @@ REPLY = struct.Struct("=II")
 AT_ONCE = 1 << 16
 
 
-class Opening(msgspec.Struct, frozen=True):
+class OpenRequest(msgspec.Struct, frozen=True):
     """A graph to open, and the kind and index of the device."""
 
     model: Model
@@ -36,14 +36,14 @@ class Opening(msgspec.Struct, frozen=True):
     index: int
 
 
-class Raised(msgspec.Struct, frozen=True):
+class RaisedError(msgspec.Struct, frozen=True):
     """An exception of the other side: its type's name, and its text."""
 
     kind: str
     text: str
 
 
-class Lying(msgspec.Struct, frozen=True, array_like=True):
+class ColumnHeader(msgspec.Struct, frozen=True, array_like=True):
     """A column, whose numbers follow: first its offsets, if it has `items` of several rows (else -1)."""
 
     name: str
@@ -52,14 +52,14 @@ class Lying(msgspec.Struct, frozen=True, array_like=True):
     items: int = -1
 
 
-class Described(msgspec.Struct, frozen=True, array_like=True):
+class ColumnsHeader(msgspec.Struct, frozen=True, array_like=True):
     """Columns, and what is wanted of them."""
 
-    columns: tuple[Lying, ...]
+    columns: tuple[ColumnHeader, ...]
     wanted: Wanted = ()
 
 
-_decode_described = msgspec.json.Decoder(Described).decode
+_decode_described = msgspec.json.Decoder(ColumnsHeader).decode
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -96,11 +96,13 @@ def described(columns: Columns, wanted: Wanted = ()) -> tuple[bytes, list[memory
     lying, numbers = [], []
     for name, column in columns.items():
         values, offsets = column.values, column.offsets
-        lying.append(Lying(name, values.dtype.str, values.shape, -1 if offsets is None else len(column)))
+        lying.append(
+            ColumnHeader(name, values.dtype.str, values.shape, -1 if offsets is None else len(column))
+        )
         if offsets is not None:
             numbers.append(offsets)
         numbers.append(np.ascontiguousarray(values))
-    data = msgspec.json.encode(Described(tuple(lying), wanted))
+    data = msgspec.json.encode(ColumnsHeader(tuple(lying), wanted))
     return data, [each.data.cast("B") for each in numbers if each.size]
 
 

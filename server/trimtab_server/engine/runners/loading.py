@@ -14,7 +14,7 @@ from typing import Any
 import onnxruntime as ort
 
 from trimtab.artifacts import reading, tensorrt
-from trimtab_server.engine.batch import Model, Stored
+from trimtab_server.engine.batch import HashedFile, Model
 
 # A folder that cannot exist, where ONNX Runtime looks for files that it was not given.
 NOWHERE = "/dev/null/nowhere"
@@ -77,7 +77,7 @@ def in_memory(
     return ort.InferenceSession(bytes(graph), options, providers=providers)
 
 
-def _content(model: Model, file: Stored) -> bytearray:
+def _content(model: Model, file: HashedFile) -> bytearray:
     return reading.content(model.folder, file.path, file.size, file.sha256)
 
 

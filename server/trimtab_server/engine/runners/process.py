@@ -168,7 +168,7 @@ class RemoteRunner:
         self._process = process
         self._number = number
         self._model = model
-        data = frames.encode(frames.Opening(model, kind, index))
+        data = frames.encode(frames.OpenRequest(model, kind, index))
         with process.channel() as sock:
             sock.sendall(frames.REQUEST.pack(frames.OPEN, number, len(data)) + data)
             answered(sock)
@@ -194,11 +194,11 @@ def answered(sock: socket.socket) -> int:
     if size > MOST_JSON:
         raise EOFError("an answer to another question")
     if what == frames.RAISED:
-        raise raised_by(msgspec.json.decode(frames.receive(sock, size), type=frames.Raised))
+        raise raised_by(msgspec.json.decode(frames.receive(sock, size), type=frames.RaisedError))
     return size
 
 
-def raised_by(raised: frames.Raised) -> Exception:
+def raised_by(raised: frames.RaisedError) -> Exception:
     """The other side's error, as one of this side."""
     if raised.kind == UnusableError.__name__:
         return ConfigError(raised.text)

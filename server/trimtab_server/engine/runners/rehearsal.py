@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from trimtab.artifacts import reading
 from trimtab.inputs.known import INPUTS
 from trimtab.values.column import Column, Columns, Values
-from trimtab_server.engine.batch import Model, OutputSpec, Payload, Stored, collated
+from trimtab_server.engine.batch import HashedFile, Model, OutputSpec, Payload, collated
 from trimtab_server.engine.runners import runtime
-from trimtab_server.engine.runners.maps import Map, MapSession
+from trimtab_server.engine.runners.adapter_graph import AdapterGraph, AdapterSession
 from trimtab_server.engine.runners.onnx import OnnxRunner, providers
 from trimtab_server.engine.runners.runner import GraphError, UnusableError
 
@@ -42,7 +42,7 @@ SAME_ORDER, SAME_ALONE = 0.99, 0.8
 SAME_AGAIN = 0.9999
 # How far the length of a normalised vector may be from 1, in any precision.
 UNIT = 0.01
-# The rows that a map is tried with, as many as a batch may bring.
+# The rows that an adapter is tried with, as many as a batch may bring.
 ROWS = 32
 TRIALS = 3
 
@@ -52,7 +52,7 @@ class ProcessorPiece(msgspec.Struct, frozen=True, tag=True):
 
     kind: str
     folder: Path
-    file: Stored
+    file: HashedFile
 
 
 class GraphPiece(msgspec.Struct, frozen=True, tag=True):
@@ -63,25 +63,25 @@ class GraphPiece(msgspec.Struct, frozen=True, tag=True):
     index: int
 
 
-class MapPiece(msgspec.Struct, frozen=True, tag=True):
+class AdapterPiece(msgspec.Struct, frozen=True, tag=True):
     """An adapter's graph."""
 
-    map: Map
+    graph: AdapterGraph
 
 
-Piece: TypeAlias = ProcessorPiece | GraphPiece | MapPiece
+Piece: TypeAlias = ProcessorPiece | GraphPiece | AdapterPiece
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """What a rehearsal found: of a processor, an item's fewest units and the highest id; of a map, the cost
-    of a row."""
+class RehearsalResult(msgspec.Struct, frozen=True):
+    """What a rehearsal found: of a processor, an item's fewest units and the highest id; of an adapter, a
+    row's cost."""
 
     fewest: int = 0
     highest: int = 0
     row_seconds: float = 0.0
 
 
-def rehearse(piece: Piece, step: Step) -> Finding:
+def rehearse(piece: Piece, step: Step) -> RehearsalResult:
     """Try a piece; `step` is called before each of its steps. Raises what is wrong with it."""
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     match piece:
@@ -92,10 +92,10 @@ def rehearse(piece: Piece, step: Step) -> Finding:
             size = sum(file.size for file in model.files)
             with memory(GRAPH_FACTOR * size):
                 _graph(piece, step)
-                return Finding()
-        case MapPiece(map):
-            with memory(GRAPH_FACTOR * map.file.size):
-                return rehearse_map(map, step)
+                return RehearsalResult()
+        case AdapterPiece(graph):
+            with memory(GRAPH_FACTOR * graph.file.size):
+                return rehearse_adapter(graph, step)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def memory(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _processor(piece: ProcessorPiece, step: Step) -> Finding:
+def _processor(piece: ProcessorPiece, step: Step) -> RehearsalResult:
     step()
     file = piece.file
     try:
@@ -120,7 +120,7 @@ def _processor(piece: ProcessorPiece, step: Step) -> Finding:
         tried = INPUTS[piece.kind].rehearse(bytes(content), step)
     except (reading.UnreadableError, ValueError) as error:
         raise GraphError(runtime.told(error)) from None
-    return Finding(tried.fewest, tried.highest)
+    return RehearsalResult(tried.fewest, tried.highest)
 
 
 def _graph(piece: GraphPiece, step: Step) -> None:
@@ -208,13 +208,13 @@ def _alike(one: Values, other: Values) -> float:
     return _rows_alike(one.reshape(1, -1), other.reshape(1, -1)) if one.shape == other.shape else 0.0
 
 
-def rehearse_map(map: Map, step: Step) -> Finding:
+def rehearse_adapter(graph: AdapterGraph, step: Step) -> RehearsalResult:
     """Try an adapter's graph in this process. Raises GraphError."""
     step()
-    session = MapSession(map)
+    session = AdapterSession(graph)
     random = np.random.default_rng(0).normal(size=(ROWS, session.width)).astype(np.float32)
     random /= np.linalg.norm(random, axis=1, keepdims=True)
-    some = np.arange(ROWS, dtype=np.int64) % (len(map.groups) + 1)
+    some = np.arange(ROWS, dtype=np.int64) % (len(graph.groups) + 1)
 
     def run(rows: Rows, groups: NDArray[np.int64]) -> Rows:
         step()
@@ -240,7 +240,7 @@ def rehearse_map(map: Map, step: Step) -> Finding:
         begun = time.perf_counter()
         run(random, some)
         seconds.append(time.perf_counter() - begun)
-    return Finding(row_seconds=min(seconds) / ROWS)
+    return RehearsalResult(row_seconds=min(seconds) / ROWS)
 
 
 def _rows_alike(one: Values, other: Values) -> float:

@@ -34,7 +34,7 @@ MESSAGE_BYTES = 4 << 20
 RETRY_SECONDS = 1.0
 
 
-class Reader(Protocol):
+class WaitingCall(Protocol):
     """A call that waits for a message."""
 
     most: int  # the most bytes of its only message; 0: it reads a stream
@@ -47,14 +47,14 @@ class Reader(Protocol):
 class _Incoming:
     """What one connection has received since calls began to wait for its messages."""
 
-    readers: dict[Reader, None] = field(default_factory=dict)
+    readers: dict[WaitingCall, None] = field(default_factory=dict)
     whole: int = 0  # bytes of messages completed since the last check
     seen: int | None = None  # received up to the last check, since the connection was opened
     on_way: int = 0
     # The same, but reset at each check at which no call has kept waiting for its only message: so other
     # traffic does not add up.
     lately: int = 0
-    waited: frozenset[Reader] = frozenset()  # for their only message, at the last check
+    waited: frozenset[WaitingCall] = frozenset()  # for their only message, at the last check
 
     def look(self, total: int) -> None:
         """The connection has received `total` bytes since it was opened."""
@@ -104,7 +104,7 @@ class Arriving:
         self._any = asyncio.Event()
         self._least = self._resident()
 
-    def began(self, peer: str, reader: Reader) -> None:
+    def began(self, peer: str, reader: WaitingCall) -> None:
         """A call of this connection waits for a message."""
         connection = self._connections.get(peer)
         if connection is None:
@@ -112,7 +112,7 @@ class Arriving:
             self._any.set()
         connection.readers[reader] = None
 
-    def ended(self, peer: str, reader: Reader, size: int) -> None:
+    def ended(self, peer: str, reader: WaitingCall, size: int) -> None:
         """The call no longer waits: a message of this size has arrived, or none."""
         connection = self._connections[peer]
         del connection.readers[reader]

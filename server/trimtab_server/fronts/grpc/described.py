@@ -7,12 +7,12 @@ from trimtab.artifacts.cards import Fidelity
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense
 from trimtab_server import config
-from trimtab_server.catalog.encoder import Given, LoadedEncoder
-from trimtab_server.spaces.route import Loaded
+from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput
+from trimtab_server.spaces.route import LoadedAdapter
 from trimtab_server.spaces.routes import refusal
 
 
-def encoder(encoder: LoadedEncoder, limits: config.Limits, canary: float, shadow: float) -> pb.Encoder:
+def encoder(encoder: LoadedEncoder, limits: config.LimitSettings, canary: float, shadow: float) -> pb.Encoder:
     """A version of an encoder, with the limits of requests and its shares of them while it is on trial."""
     manifest = encoder.manifest
     return pb.Encoder(
@@ -47,7 +47,7 @@ def _input(encoder: LoadedEncoder) -> pb.EncoderInput:
     )
 
 
-def _output(output: Given) -> pb.EncoderOutput:
+def _output(output: ServedOutput) -> pb.EncoderOutput:
     own = output.own
     return pb.EncoderOutput(
         name=output.name,
@@ -119,7 +119,7 @@ def _fidelity(figures: Fidelity | None) -> pb.Fidelity | None:
     )
 
 
-def adapter(loaded: Loaded) -> pb.Adapter:
+def adapter(loaded: LoadedAdapter) -> pb.Adapter:
     """An adapter, and why requests cannot use it, if they cannot."""
     manifest = loaded.manifest
     source, target = (

@@ -23,7 +23,7 @@ from trimtab_server.fronts.grpc.kserve import KServeServicer
 from trimtab_server.fronts.grpc.native import NativeServicer
 from trimtab_server.fronts.grpc.newcomers import Newcomers
 from trimtab_server.fronts.grpc.observed import Observed
-from trimtab_server.fronts.grpc.pace import Pace
+from trimtab_server.fronts.grpc.pace import Pacer
 from trimtab_server.fronts.grpc.senders import Tenants
 from trimtab_server.fronts.grpc.unread import Unread
 from trimtab_server.observing.load import Load
@@ -64,7 +64,7 @@ class Door:
         self._config = config
         limits = config.limits
         self._health = Health()
-        self._pace = Pace()
+        self._pace = Pacer()
         self._arriving = Arriving(
             limits.max_received_bytes, refused=self._pace.refuse, in_advance=listeners.in_advance(limits)
         )

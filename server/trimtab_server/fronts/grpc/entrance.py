@@ -9,7 +9,7 @@ from trimtab_server.callers.access import Caller
 from trimtab_server.fronts.grpc.guard import Guard
 from trimtab_server.fronts.grpc.intake import Intake, OpenCall
 from trimtab_server.fronts.grpc.observed import Observed
-from trimtab_server.fronts.grpc.pace import NOTHING, Pace
+from trimtab_server.fronts.grpc.pace import FAILED, Pacer
 from trimtab_server.fronts.grpc.senders import Tenants
 from trimtab_server.fronts.grpc.statuses import Context, abort
 from trimtab_server.fronts.grpc.unread import Unread
@@ -34,7 +34,7 @@ class Entrance:
         guard: Guard,
         load: Load | None = None,
         turns: Turns | None = None,
-        pace: Pace | None = None,
+        pace: Pacer | None = None,
         observed: Observed | None = None,
     ) -> None:
         self.intake = intake
@@ -43,7 +43,7 @@ class Entrance:
         self.guard = guard
         self.load = load
         self.observed = observed
-        self.pace = pace or Pace()
+        self.pace = pace or Pacer()
         self.turns = turns or Turns()
         self._draining = False
         self._calls = 0
@@ -65,7 +65,7 @@ class Entrance:
 
     async def refuse(self, context: Context, error: TrimtabError) -> NoReturn:
         """Answer a call with an error before its message is read."""
-        await self.pace.wait(context.peer(), NOTHING)
+        await self.pace.wait(context.peer(), FAILED)
         await abort(context, error)
 
     def open(self, caller: Caller, context: Context, request_id: str, *, counted: bool) -> OpenCall:

@@ -11,7 +11,7 @@ import msgspec
 
 from trimtab.errors import ConfigError
 from trimtab_server.callers.refreshed import Refreshed
-from trimtab_server.config import Config, Limits, Tls, split_address
+from trimtab_server.config import Config, LimitSettings, Tls, split_address
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def within(config: Config, files: int) -> Config:
     return msgspec.structs.replace(config, limits=limits)
 
 
-def in_advance(limits: Limits) -> int:
+def in_advance(limits: LimitSettings) -> int:
     """Bytes that a connection's calls may send before the server reads their messages."""
     return 2 * limits.max_calls_per_connection * CALL_WINDOW_BYTES
 

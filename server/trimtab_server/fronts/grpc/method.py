@@ -18,7 +18,7 @@ from trimtab_server.fronts.grpc.entrance import Entrance
 from trimtab_server.fronts.grpc.intake import OpenCall
 from trimtab_server.fronts.grpc.messages import LARGE, parse_with
 from trimtab_server.fronts.grpc.observed import UNSEEN, Seen
-from trimtab_server.fronts.grpc.pace import CHEAP, NOTHING, TAKEN_BACK
+from trimtab_server.fronts.grpc.pace import CANCELLED, CHEAP, FAILED
 from trimtab_server.fronts.grpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
 from trimtab_server.observing.load import TRAILER
 from trimtab_server.turns import SMALL_BYTES as SMALL_MESSAGE
@@ -110,14 +110,14 @@ class Method(_Called):
                 # cycle would keep everything the call holds until the next garbage collection.
                 error = as_trimtab_error(raised)
             if not call.understood:
-                await entrance.pace.wait(call.sender.peer, NOTHING)
+                await entrance.pace.wait(call.sender.peer, FAILED)
         except TrimtabError as full:
             error = as_trimtab_error(full)
         except asyncio.CancelledError:
             if call is None:
                 raise
             if not call.understood:
-                await entrance.pace.through(call.sender.peer, TAKEN_BACK)
+                await entrance.pace.through(call.sender.peer, CANCELLED)
             why = call.ended()
             if why is None:
                 raise

@@ -19,7 +19,7 @@ from trimtab_server.turns import Flow, TurnQueue
 # Seconds between two answers to calls of a kind, if there are too many: calls that fail (an unknown method,
 # no credentials, no readable message), that are cancelled before their message was read, and that are
 # answered but ask for no vectors (health, metadata).
-NOTHING, TAKEN_BACK, CHEAP = 0.004, 0.0025, 0.001
+FAILED, CANCELLED, CHEAP = 0.004, 0.0025, 0.001
 # The burst of the generic cell rate algorithm (ITU-T I.371): calls worth this much time may come at once.
 BURST_SECONDS = 0.1
 # Each connection's own allowance, whatever others do: a burst, and a rate a second.
@@ -66,7 +66,7 @@ class _Paced:
         self.line.took(flow, self.seconds)
 
 
-class Pace:
+class Pacer:
     """Decides when a connection's next cheap call is answered, and its next message read. For one event
     loop."""
 

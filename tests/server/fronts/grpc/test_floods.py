@@ -202,10 +202,10 @@ async def test_messages_of_a_stream_are_paced_as_calls_are(monkeypatch: pytest.M
     """Where they cost the client nothing: many questions in one call of reflection."""
     waited: Counter[float] = Counter()
 
-    async def wait(self: pace.Pace, peer: str, cost: float) -> None:
+    async def wait(self: pace.Pacer, peer: str, cost: float) -> None:
         waited[cost] += 1
 
-    monkeypatch.setattr(pace.Pace, "wait", wait)
+    monkeypatch.setattr(pace.Pacer, "wait", wait)
     intake, guard = Intake(10, 1 << 20, Arriving(1 << 20)), Guard(None, None, lambda status: None)
     entrance = Entrance(intake, Unread(1 << 20, 10, lambda peers: ()), Tenants(""), guard)
     boundary = Boundary(entrance, 64, 1 << 20)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab_server.config import Config, Limits
+from trimtab_server.config import Config, LimitSettings
 from trimtab_server.fronts.grpc import listeners, newcomers, sockets
 from trimtab_server.fronts.grpc.newcomers import IDLE_SECONDS, UNUSED_SECONDS, Newcomers, longest_idle
 from trimtab_server.fronts.grpc.sockets import Address
@@ -67,7 +67,7 @@ def test_who_has_had_a_call_lately_or_has_just_come_is_not_idle() -> None:
 async def test_a_full_port_has_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newcomers, "UNUSED_SECONDS", 0.0)
     monkeypatch.setattr(newcomers, "LOOK_SECONDS", 0.01)
-    server = listeners.make(Config(limits=Limits(max_connections=16)), [])
+    server = listeners.make(Config(limits=LimitSettings(max_connections=16)), [])
     port = listeners.bind(server, "127.0.0.1:0", None)
     await server.start()
     room = Newcomers(16, sockets.open_files, lambda: sockets.connected(port), set, sockets.shut_down)

@@ -7,13 +7,13 @@ import pytest
 
 from trimtab_server.fronts.grpc.pace import (
     BURST_SECONDS,
+    CANCELLED,
     CHEAP,
-    NOTHING,
+    FAILED,
     OWN_BURST,
     REFUSED_BURST_SECONDS,
     REFUSED_BYTES_PER_SECOND,
-    TAKEN_BACK,
-    Pace,
+    Pacer,
 )
 
 
@@ -22,7 +22,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.pace = Pace(lambda: self.now)
+        self.pace = Pacer(lambda: self.now)
         self.answered: list[str] = []
         self.calls: set[asyncio.Task[None]] = set()
 
@@ -51,7 +51,7 @@ async def waiting() -> AsyncIterator[Waiting]:
     await asyncio.gather(*calls.calls)
 
 
-@pytest.mark.parametrize("kind", [NOTHING, TAKEN_BACK, CHEAP])
+@pytest.mark.parametrize("kind", [FAILED, CANCELLED, CHEAP])
 async def test_so_many_at_once_and_then_one_after_the_other(waiting: Waiting, kind: float) -> None:
     burst = round(BURST_SECONDS / kind) + OWN_BURST
     await waiting.arrive("a", kind, burst + 10)
@@ -62,8 +62,8 @@ async def test_so_many_at_once_and_then_one_after_the_other(waiting: Waiting, ki
 
 
 async def test_kinds_do_not_wait_for_each_other(waiting: Waiting) -> None:
-    await waiting.arrive("a", NOTHING, 1000)
-    await waiting.arrive("a", TAKEN_BACK, 1000)
+    await waiting.arrive("a", FAILED, 1000)
+    await waiting.arrive("a", CANCELLED, 1000)
     before = len(waiting.answered)
     await waiting.arrive("a", CHEAP)
     assert len(waiting.answered) == before + 1
@@ -74,13 +74,13 @@ async def test_however_many_connections_share_one_rate_and_a_quiet_one_does_not_
     waiting: Waiting, many: int
 ) -> None:
     for number in range(many):
-        await waiting.arrive(str(number), TAKEN_BACK, 256)
-    await waiting.arrive("quiet", TAKEN_BACK, OWN_BURST)
+        await waiting.arrive(str(number), CANCELLED, 256)
+    await waiting.arrive("quiet", CANCELLED, OWN_BURST)
     assert waiting.answered.count("quiet") == OWN_BURST
     before = len(waiting.answered)
     for _ in range(20):
-        await waiting.pass_time(0.01, TAKEN_BACK)
-    assert len(waiting.answered) - before <= 0.2 / TAKEN_BACK + 1
+        await waiting.pass_time(0.01, CANCELLED)
+    assert len(waiting.answered) - before <= 0.2 / CANCELLED + 1
     if many > 1:  # and they get the same of it
         counts = [waiting.answered.count(str(number)) for number in range(many)]
         assert min(counts[1:]) >= (len(waiting.answered) - before) // many - 1
@@ -95,17 +95,17 @@ async def test_a_gateways_checks_are_never_late(waiting: Waiting) -> None:
 
 
 async def test_nobody_waits_while_the_server_drains(waiting: Waiting) -> None:
-    await waiting.arrive("a", NOTHING, 500)
+    await waiting.arrive("a", FAILED, 500)
     assert len(waiting.answered) < 500
     waiting.pace.free()
-    await waiting.arrive("a", NOTHING)
+    await waiting.arrive("a", FAILED)
     await asyncio.gather(*waiting.calls)
     assert len(waiting.answered) == 501
 
 
 def test_messages_are_read_one_after_the_other_where_they_are_refused() -> None:
     now = 100.0
-    calls = Pace(lambda: now)
+    calls = Pacer(lambda: now)
     assert calls.read_delay("a") == 0.0
     calls.refuse("a", REFUSED_BYTES_PER_SECOND)  # takes a second
     assert [calls.read_delay("a") for _ in range(3)] == pytest.approx([0.5, 1.5, 2.5])
@@ -119,7 +119,7 @@ def test_messages_are_read_one_after_the_other_where_they_are_refused() -> None:
 
 
 def test_connections_whose_messages_are_refused_share_what_one_would_have() -> None:
-    calls = Pace(lambda: 100.0)
+    calls = Pacer(lambda: 100.0)
     for number in range(9):
         calls.refuse(str(number), REFUSED_BYTES_PER_SECOND)
     calls.refuse("last", REFUSED_BYTES_PER_SECOND)
@@ -127,11 +127,11 @@ def test_connections_whose_messages_are_refused_share_what_one_would_have() -> N
 
 
 async def test_a_call_that_is_taken_back_keeps_its_place_until_then(waiting: Waiting) -> None:
-    await waiting.arrive("a", TAKEN_BACK, round(BURST_SECONDS / TAKEN_BACK) + OWN_BURST)
-    taken_back = asyncio.create_task(waiting.pace.through("a", TAKEN_BACK))
+    await waiting.arrive("a", CANCELLED, round(BURST_SECONDS / CANCELLED) + OWN_BURST)
+    taken_back = asyncio.create_task(waiting.pace.through("a", CANCELLED))
     await asyncio.sleep(0)
     taken_back.cancel()
     await asyncio.sleep(0)
     assert not taken_back.done()
-    await waiting.pass_time(2 * TAKEN_BACK, TAKEN_BACK)
+    await waiting.pass_time(2 * CANCELLED, CANCELLED)
     assert taken_back.done() and taken_back.result() is True

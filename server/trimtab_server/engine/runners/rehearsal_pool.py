@@ -12,7 +12,7 @@ import msgspec
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.runners import frames
 from trimtab_server.engine.runners.process import PROGRAM, Process, raised_by
-from trimtab_server.engine.runners.rehearsal import Finding, GraphPiece, Piece
+from trimtab_server.engine.runners.rehearsal import GraphPiece, Piece, RehearsalResult
 from trimtab_server.engine.runners.runner import DeviceLostError, GraphError
 
 # How long a process without work is kept.
@@ -21,7 +21,7 @@ IDLE_SECONDS = 10.0
 START_SECONDS = 60.0
 
 
-class Stage:
+class RehearsalPool:
     """Rehearses pieces, for any thread, on a kind of device and on `cores`. No step may take longer than
     `seconds`."""
 
@@ -47,7 +47,7 @@ class Stage:
         """A graph as a piece."""
         return GraphPiece(model, self._kind, self._index)
 
-    def rehearse(self, piece: Piece, step: Callable[[], None]) -> Finding:
+    def rehearse(self, piece: Piece, step: Callable[[], None]) -> RehearsalResult:
         """Try a piece; `step` is called with each of its steps. Blocks.
 
         Raises GraphError with what is wrong with it; ConfigError where the device cannot be used.
@@ -80,8 +80,8 @@ class Stage:
         finally:
             self._give_back(process)
         if what == frames.RAISED:
-            raise raised_by(msgspec.json.decode(reply, type=frames.Raised))
-        return msgspec.json.decode(reply, type=Finding)
+            raise raised_by(msgspec.json.decode(reply, type=frames.RaisedError))
+        return msgspec.json.decode(reply, type=RehearsalResult)
 
     def stop(self) -> None:
         """Kill all processes."""

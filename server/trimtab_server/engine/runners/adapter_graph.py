@@ -7,47 +7,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.artifacts import reading
-from trimtab_server.engine.batch import Stored
+from trimtab_server.engine.batch import HashedFile
 from trimtab_server.engine.runners import loading, runtime
 from trimtab_server.engine.runners.runner import GraphError
 
 OUTPUT = "adapted"
 
 
-class Map(msgspec.Struct, frozen=True):
+class AdapterGraph(msgspec.Struct, frozen=True):
     """An adapter's graph, and what its manifest says of it."""
 
     folder: Path
-    file: Stored  # in the adapter's folder
+    file: HashedFile  # in the adapter's folder
     groups: tuple[str, ...]
     source: int  # dimensions
     target: int
     states: bool  # it reads inner states behind the embedding
 
     @property
-    def graph(self) -> Path:
-        """Where the graph lies, to name it."""
+    def path(self) -> Path:
+        """The graph's path, for messages."""
         return self.folder / self.file.path
 
 
-class MapOpened(msgspec.Struct, frozen=True):
+class AdapterOpened(msgspec.Struct, frozen=True):
     """What is known of a graph once it is open."""
 
     width: int
 
 
-class MapSession:
-    """A map in ONNX Runtime. GraphError where the graph is not what its manifest says."""
+class AdapterSession:
+    """An adapter's graph in ONNX Runtime. GraphError if the graph is not what its manifest says."""
 
-    def __init__(self, map: Map) -> None:
+    def __init__(self, graph: AdapterGraph) -> None:
         try:
-            content = reading.content(map.folder, map.file.path, map.file.size, map.file.sha256)
+            content = reading.content(graph.folder, graph.file.path, graph.file.size, graph.file.sha256)
             self._session = loading.in_memory(content, {}, runtime.options(), ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors share no base
             raise GraphError(f"cannot be loaded: {runtime.told(error)}") from None
         inputs = {each.name: each for each in self._session.get_inputs()}
         kinds = {name: each.type for name, each in inputs.items()}
-        wanted = {"vectors": "tensor(float)"} | ({"group": "tensor(int64)"} if map.groups else {})
+        wanted = {"vectors": "tensor(float)"} | ({"group": "tensor(int64)"} if graph.groups else {})
         outputs = {each.name: each.type for each in self._session.get_outputs()}
         if kinds != wanted or outputs != {OUTPUT: "tensor(float)"}:
             raise GraphError(
@@ -56,16 +56,16 @@ class MapSession:
             )
         shape = inputs["vectors"].shape
         width = shape[1] if len(shape) == 2 else None
-        more = width - map.source if isinstance(width, int) else -1
-        if not isinstance(width, int) or more < 0 or (more > 0) != map.states:
-            reads = "states" if map.states else "embeddings"
+        more = width - graph.source if isinstance(width, int) else -1
+        if not isinstance(width, int) or more < 0 or (more > 0) != graph.states:
+            reads = "states" if graph.states else "embeddings"
             raise GraphError(
                 f"takes vectors of {width} components, and its manifest says that it reads the {reads} of an "
-                f"encoder of {map.source} dimensions"
+                f"encoder of {graph.source} dimensions"
             )
         self.width = width
-        self._target = map.target
-        self._groups = bool(map.groups)
+        self._target = graph.target
+        self._groups = bool(graph.groups)
 
     def run(self, rows: NDArray[np.float32], groups: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows, float32 (n, width), in the target space, float32 (n, target); `groups` is int64 (n,)."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from trimtab_export.passes import bf16_linear
 from trimtab_export.passes.student import Student
 from trimtab_export.source import Source
-from trimtab_export.tokens import Batcher
+from trimtab_export.tokens import Collator
 from trimtab_export.variants import retrieval
 from trimtab_export.variants.retrieval import Pairs
 
@@ -18,7 +18,7 @@ QUERIES, DOCUMENTS = 250, 500
 BATCH = 32
 
 
-class Watch:
+class TrainingMonitor:
     """Looks at a student by pairs; what the whole encoder makes of them is computed once.
 
     Args:
@@ -26,10 +26,10 @@ class Watch:
     """
 
     def __init__(
-        self, teacher: Student, pairs: Pairs, source: Source, batcher: Batcher,
+        self, teacher: Student, pairs: Pairs, source: Source, collator: Collator,
         queries: int = QUERIES, documents: int = DOCUMENTS,
     ) -> None:  # fmt: skip
-        self._source, self._batcher = source, batcher
+        self._source, self._collator = source, collator
         self._queries = [source.prompts.query + text for text in pairs.queries[:queries]]
         self._documents = [source.prompts.passage + text for text in pairs.documents[:documents]]
         self._teacher = teacher
@@ -60,5 +60,5 @@ class Watch:
         rows = np.zeros((len(texts), self._source.dimensions), np.float32)
         for start in range(0, len(order), BATCH):
             numbers = order[start : start + BATCH]
-            rows[numbers] = student(self._batcher([texts[number] for number in numbers])).numpy()
+            rows[numbers] = student(self._collator([texts[number] for number in numbers])).numpy()
         return rows

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trimtab.values.column import Column
 from trimtab_server import limited
 from trimtab_server.engine.runners import frames
-from trimtab_server.engine.runners.maps import Map, MapOpened, MapSession
+from trimtab_server.engine.runners.adapter_graph import AdapterGraph, AdapterOpened, AdapterSession
 from trimtab_server.engine.runners.process import PROGRAM, Process, answered
 from trimtab_server.engine.runners.runner import DeviceLostError
 
@@ -21,7 +21,7 @@ Rows = NDArray[np.float32]
 START_SECONDS = 60.0
 
 
-class OpenMap(Protocol):
+class OpenAdapter(Protocol):
     """An adapter's graph that can be run, from one thread at a time."""
 
     @property
@@ -32,25 +32,25 @@ class OpenMap(Protocol):
         """Rows, float32 (n, width), in the target space, float32 (n, target); `groups` is int64 (n,)."""
 
 
-class Maps:
+class AdapterHost:
     """Graphs on threads of the server: there, a Loop that hangs can be stopped, but nothing else that
     hangs."""
 
-    def open(self, map: Map) -> OpenMap:
+    def open(self, graph: AdapterGraph) -> OpenAdapter:
         """Open a graph that was rehearsed. Raises GraphError."""
-        return MapSession(map)
+        return AdapterSession(graph)
 
-    def close(self, mapping: OpenMap) -> None:
+    def close(self, adapter: OpenAdapter) -> None:
         """Close a graph that is no longer used."""
 
-    def end(self, mapping: OpenMap) -> None:
+    def end(self, adapter: OpenAdapter) -> None:
         """Stop a graph that hangs."""
 
     def stop(self) -> None:
         """Stop: nothing will run any longer."""
 
 
-class IsolatedMaps(Maps):
+class IsolatedAdapterHost(AdapterHost):
     """Graphs in a process on `cores`, which is replaced when it ends."""
 
     def __init__(self, cores: Sequence[int], program: Sequence[str] = PROGRAM) -> None:
@@ -61,8 +61,8 @@ class IsolatedMaps(Maps):
         self._stopped = False
         self.alone = threading.Lock()  # graphs that ran when a process died try again one at a time
 
-    def open(self, map: Map) -> OpenMap:
-        opened = RemoteMap(self, map)
+    def open(self, graph: AdapterGraph) -> OpenAdapter:
+        opened = RemoteAdapter(self, graph)
         try:
             opened.open()
         except DeviceLostError:  # because of another graph
@@ -70,13 +70,13 @@ class IsolatedMaps(Maps):
                 opened.open()
         return opened
 
-    def close(self, mapping: OpenMap) -> None:
-        if isinstance(mapping, RemoteMap):
-            mapping.close()
+    def close(self, adapter: OpenAdapter) -> None:
+        if isinstance(adapter, RemoteAdapter):
+            adapter.close()
 
-    def end(self, mapping: OpenMap) -> None:
-        if isinstance(mapping, RemoteMap):
-            mapping.ended = True
+    def end(self, adapter: OpenAdapter) -> None:
+        if isinstance(adapter, RemoteAdapter):
+            adapter.ended = True
             with self._lock:
                 if self._process is not None:
                     self._process.kill()
@@ -97,16 +97,16 @@ class IsolatedMaps(Maps):
             return self._process
 
 
-class RemoteMap:
+class RemoteAdapter:
     """A graph in a process, reopened in the next one."""
 
     _numbers = itertools.count(1)
 
-    def __init__(self, home: IsolatedMaps, map: Map) -> None:
+    def __init__(self, home: IsolatedAdapterHost, graph: AdapterGraph) -> None:
         self.ended = False  # it hung, and is no longer run
         self.width = 0
         self._home = home
-        self._map = map
+        self._graph = graph
         self._number = next(self._numbers)
         self._process: Process | None = None  # in which it is open
 
@@ -116,10 +116,10 @@ class RemoteMap:
         process = self._home.process()
         if self._process is not process:
             limited.step(START_SECONDS)
-            data = frames.encode(self._map)
+            data = frames.encode(self._graph)
             with process.channel() as sock:
-                sock.sendall(frames.REQUEST.pack(frames.OPEN_MAP, self._number, len(data)) + data)
-                self.width = frames.decode(frames.receive(sock, answered(sock)), MapOpened).width
+                sock.sendall(frames.REQUEST.pack(frames.OPEN_ADAPTER, self._number, len(data)) + data)
+                self.width = frames.decode(frames.receive(sock, answered(sock)), AdapterOpened).width
             self._process = process
         return process
 
@@ -128,10 +128,10 @@ class RemoteMap:
         process = self._process
         if process is not None and not process.lost:
             with contextlib.suppress(DeviceLostError), process.channel() as sock:
-                sock.sendall(frames.REQUEST.pack(frames.CLOSE_MAP, self._number, 0))
+                sock.sendall(frames.REQUEST.pack(frames.CLOSE_ADAPTER, self._number, 0))
 
     def run(self, rows: Rows, groups: NDArray[np.int64]) -> Rows:
-        """As a MapSession does. DeviceLostError if it kills its process."""
+        """As an AdapterSession does. DeviceLostError if it kills its process."""
         try:
             return self._run(rows, groups)
         except DeviceLostError:
@@ -145,9 +145,9 @@ class RemoteMap:
         process = self.open()
         limited.step()
         data, numbers = frames.described({"vectors": Column(rows), "groups": Column(groups)})
-        expected = (len(rows), self._map.target)
+        expected = (len(rows), self._graph.target)
         with process.channel() as sock:
-            frames.send(sock, frames.REQUEST.pack(frames.MAP, self._number, len(data)), [data, *numbers])
+            frames.send(sock, frames.REQUEST.pack(frames.ADAPT, self._number, len(data)), [data, *numbers])
             most = rows.itemsize * expected[0] * expected[1]
             adapted: Rows = frames.receive_columns(sock, answered(sock), most)[0]["adapted"].values
             if adapted.shape != expected or adapted.dtype != np.float32:
