@@ -1,1 +1,1 @@
-"""What makes a variant of an encoder: passes over its torch weights, and over its graph."""
+"""Passes that make variants of an encoder: over its torch weights, and over its graph."""

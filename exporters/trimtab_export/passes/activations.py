@@ -1,8 +1,9 @@
-"""What linear layers read, in 8 bits: by a scale that is fixed, or by one of each token's own.
+"""Quantises the inputs of linear layers to 8 bits, by a fixed scale or by one for each token.
 
-A fixed scale costs least. Behind an activation function some neurons of some tokens reach to 25, where most
-tokens stay below 3: a scale for all leaves those few steps. There each token has the scale of its own largest
-value, taken when it is read. It depends on no other token, so neither does the vector on its neighbours.
+A fixed scale costs least. But after an activation function, some neurons of some tokens reach 25 where most
+stay below 3: one scale for all would leave those few steps. There, each token gets a scale from its own
+largest value when it is read. It depends on no other token, so a text's vector does not depend on its
+neighbours.
 """
 
 from collections.abc import Sequence
@@ -21,25 +22,25 @@ from trimtab_export.passes.ranges import Range
 Floats: TypeAlias = NDArray[np.float32]
 
 MOST_SIGNED, MOST_UNSIGNED = 127, 255
-BELOW = 16  # of the 255 steps, those below 0 where tokens have their own scale
-ROWS_OPSET = 13  # QuantizeLinear knows scales of rows; an input has rows of tokens where its padding is out
-ONE_SIDED = 0.2  # of what is above 0, the most below it for that
+BELOW = 16  # of the 255 steps, those below 0 if tokens have their own scale
+ROWS_OPSET = 13  # QuantizeLinear takes scales of rows; inputs without padding have a row per token
+ONE_SIDED = 0.2  # an input is one-sided if it reaches at most this far below 0, relative to above
 
 
 @dataclass(frozen=True)
 class QuantisedInput:
-    """A tensor in 8 bits, by the names that its layers' products read."""
+    """A tensor in 8 bits: the names that its layers' products read."""
 
     nodes: list[Any]  # that make it
     quantised: str
     scale: str
     zero: str
-    factors: Floats | None = None  # (in,): what the weights are to be multiplied by
-    tokens: str | None = None  # (tokens, 1): what the products are still to be multiplied by
+    factors: Floats | None = None  # (in,): the weights must be multiplied by these
+    tokens: str | None = None  # (tokens, 1): the products must still be multiplied by these
 
 
 def unsigned(writer: Writer, name: str, measured: Range, weights: Sequence[Floats]) -> QuantisedInput:
-    """Bytes without a sign, by the form that is expected to lose least for its time.
+    """Unsigned bytes, by the scheme that should lose least for its cost.
 
     Args:
         measured: the range of the tensor `name`.
@@ -58,7 +59,7 @@ def unsigned(writer: Writer, name: str, measured: Range, weights: Sequence[Float
 
 
 def signed(writer: Writer, name: str, measured: Range, weights: Sequence[Floats]) -> QuantisedInput:
-    """Bytes with a sign, as many steps below 0 as above: by a fixed scale. See `unsigned`."""
+    """Signed bytes with a fixed scale, as many steps below 0 as above. See `unsigned`."""
     factors = smooth.factors(measured, weights)
     divided, nodes, source = _divided(writer, name, measured, factors)
     scale = max(float(divided.reach.max()), 1e-8) / MOST_SIGNED
@@ -90,7 +91,7 @@ def _fixed(
 
 
 def _one_sided(measured: Range) -> bool:
-    """Whether an input is what an activation function gives."""
+    """Whether an input looks like the output of an activation function."""
     low, high = measured.ends
     return -low < ONE_SIDED * high
 
@@ -101,7 +102,7 @@ def _error_by_token(measured: Range, weights: Sequence[Floats]) -> float:
 
 
 def _by_token(writer: Writer, name: str, measured: Range) -> QuantisedInput:
-    """Each token by the scale of its own largest value; the least of the function is the same for all."""
+    """A scale for each token, from its own largest value; the function's lowest value is the same for all."""
     nodes: list[Any] = []
 
     def node(operator: str, inputs: list[str], **attributes: Any) -> str:

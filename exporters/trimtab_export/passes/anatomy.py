@@ -1,6 +1,6 @@
-"""Where the parts of an encoder are that the passes cut: its layers, their attention and feed-forward blocks.
+"""Locates the parts of an encoder that the passes cut: its layers, their attention and feed-forward blocks.
 
-BERT, RoBERTa, XLM-R, MPNet and DistilBERT as transformers writes them. Others are refused by name.
+Knows BERT, RoBERTa, XLM-R, MPNet and DistilBERT as transformers implements them. Others are refused by name.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ KNOWN = (*BERTS, "mpnet", "distilbert")
 
 @dataclass(frozen=True)
 class TransformerBlock:
-    """One layer: `context` reads what the heads give side by side, `widen` and `narrow` feed forward."""
+    """One layer: `context` projects the concatenated heads; `widen` and `narrow` are the feed-forward
+    block."""
 
     module: Any
-    attention: Any  # has prune_heads, of transformers
+    attention: Any  # has transformers' prune_heads
     heads: int
     context: Any
     widen: Any
@@ -57,7 +58,7 @@ def last_norm(block: TransformerBlock, kind: str) -> Any:
 
 
 def put_last_norm(block: TransformerBlock, kind: str, norm: Any) -> None:
-    """Let a layer end with this layer norm."""
+    """Replace the layer norm at the end of a layer."""
     if kind == "distilbert":
         block.module.output_layer_norm = norm
     else:
@@ -65,7 +66,8 @@ def put_last_norm(block: TransformerBlock, kind: str, norm: Any) -> None:
 
 
 def check_heads(backbone: Any) -> None:
-    """Refuse an architecture whose layers cannot have heads of their own number; heads and shrp take some."""
+    """Refuse an architecture whose layers must all have the same number of heads: heads and shrp remove
+    some."""
     if architecture(backbone) == "mpnet":
         raise ExportError(
             "mpnet adds one position bias to the heads of all its layers, so that none of them can be taken "
@@ -74,7 +76,7 @@ def check_heads(backbone: Any) -> None:
 
 
 def keep_layers(backbone: Any, numbers: tuple[int, ...]) -> None:
-    """Leave only the layers of these numbers, counted from 0."""
+    """Keep only the layers with these numbers, counted from 0."""
     layers = stack(backbone)
     if not numbers or sorted(set(numbers)) != list(numbers) or numbers[-1] >= len(layers) or numbers[0] < 0:
         raise ExportError(
@@ -85,14 +87,14 @@ def keep_layers(backbone: Any, numbers: tuple[int, ...]) -> None:
     layers.extend(kept)
     key = "n_layers" if hasattr(backbone.config, "n_layers") else "num_hidden_layers"
     setattr(backbone.config, key, len(kept))
-    if hasattr(backbone, "transformer"):  # DistilBERT counts them once more
+    if hasattr(backbone, "transformer"):  # DistilBERT has a second count
         backbone.transformer.n_layers = len(kept)
 
 
 def targets(kept: tuple[int, ...] | None, count: int) -> list[int]:
-    """For each layer that stays, of `count`, how many of them its states are to stand for.
+    """For each layer that stays, of `count`: after how many of the old layers its states should be found.
 
-    That is itself, and those behind it that went.
+    It takes over the part of the removed layers that followed it.
     """
     numbers = tuple(range(count)) if kept is None else kept
     return [*numbers[1:], count]

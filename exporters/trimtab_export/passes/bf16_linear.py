@@ -1,7 +1,7 @@
-"""Linear layers in training, by products of bfloat16 where a processor has instructions for them.
+"""Speeds up linear layers in training by bfloat16 products, on processors with instructions for them.
 
-Sums are float32 within a product, and so is all else: weights, layer norms, attention, the optimiser.
-Autocast does the attention in bfloat16, too, whose gradient is slower than in float32 on a CPU.
+Sums within a product are float32, and so is everything else: weights, layer norms, attention, the optimiser.
+Autocast would also compute attention in bfloat16, whose gradient is slower than float32's on a CPU.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # as torch calls what a processor can do
+INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # torch's names for what a processor can do
 
 
 def where_faster() -> AbstractContextManager[Any]:
-    """Linear layers run inside of it are faster on such a processor, and as ever on others."""
+    """A context in which linear layers are faster on such a processor, and unchanged on others."""
     can = torch.cpu.get_capabilities()
     return _Bfloat16() if any(can.get(name) for name in INSTRUCTIONS) else nullcontext()
 
@@ -29,7 +29,7 @@ class _Bfloat16(TorchFunctionMode):
 
 
 class _Product(torch.autograd.Function):
-    """(..., in) by (out, in) to (..., out), float32 all."""
+    """(..., in) times (out, in) gives (..., out), all float32."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

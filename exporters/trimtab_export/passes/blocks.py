@@ -1,7 +1,7 @@
-"""Weights in blocks of 8 or 4 bits, each block with a scale: small, and near to float32.
+"""Stores weights in 8 or 4 bits, in blocks that each have a scale: small, and close to float32.
 
-ONNX Runtime multiplies them with inputs that it rounds to 8 bits by blocks of each token, so a vector does
-not change with its neighbours in the batch.
+ONNX Runtime multiplies them with inputs that it rounds to 8 bits in blocks of each token, so a vector does
+not depend on its neighbours in the batch.
 """
 
 from pathlib import Path
@@ -17,17 +17,17 @@ from trimtab_export.passes import tables
 from trimtab_export.passes.linear import CONTRIB, Linear, Writer, linears
 
 PREFIX = "blocks"
-EIGHT_BIT_INPUTS = 4  # what ONNX Runtime calls it
-# Weights that share a scale, by their bits. With blocks of 128 the sums are added in an order that depends on
-# the number of rows, and the vector on its neighbours.
+EIGHT_BIT_INPUTS = 4  # ONNX Runtime's number for it
+# Weights that share a scale, by their bits. With blocks of 128, the order of summation depends on the number
+# of rows, so a vector would depend on its neighbours.
 BLOCKS = {8: 64, 4: 32}
 
 
 def to_blocks(graph: Path, folder: Path, *, bits: int) -> tuple[Path, ...]:
     """Write `folder`/model.onnx with the weights of linear layers in 8 or 4 bits; its files, the graph first.
 
-    Blocks of 64 (or 32, at 4 bits) weights of an output share a scale. A layer whose inputs are no multiple
-    of the block stays as it is. Large tables have 8 bits.
+    Blocks of 64 (or 32, at 4 bits) weights of an output share a scale. A layer whose number of inputs is not
+    a multiple of the block stays as it is. Large tables get 8 bits.
     """
     model = onnx.load(str(graph))
     block = BLOCKS[bits]
@@ -45,7 +45,7 @@ def to_blocks(graph: Path, folder: Path, *, bits: int) -> tuple[Path, ...]:
 
 
 def _product(writer: Writer, linear: Linear, bits: int, block: int) -> Any:
-    """A product with weights in blocks, each with a scale."""
+    """A product with weights in blocks that each have a scale."""
     weight = writer.value(linear.weight)
     width, outputs = weight.shape
     rows = weight.T.reshape(outputs, width // block, block)

@@ -1,11 +1,11 @@
-"""What a training brings as it goes on."""
+"""Points of a training curve."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was kept on texts that are not trained on, after so many tokens and seconds."""
+    """The quality on texts that are not trained on, after so many tokens and seconds."""
 
     tokens: int
     seconds: float

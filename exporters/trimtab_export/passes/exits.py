@@ -1,11 +1,11 @@
-"""Leave an encoder early, or with fewer dimensions: depth x width, as in 2D Matryoshka embeddings.
+"""Early exits and narrower vectors: depth x width, as in 2D Matryoshka embeddings, without training.
 
-The states of an early layer are no embedding of an encoder that was not trained to stop there. So each exit
-has a head of its own, fitted in closed form: ridge regression from the mean states of all layers up to the
-exit to the whole encoder's vectors of the same texts. A narrower vector is the projection on the principal
-axes of the encoder's vectors, which keeps more than cutting it does, and more still where the strong axes are
-held back a little: a part of the whitening of Su et al., 2021 (arXiv:2103.15316). Li et al., 2024
-(arXiv:2402.14776) train for both; this does without training.
+An encoder that was not trained to stop early has no usable embedding in its early layers. So each exit gets a
+head, fitted in closed form: ridge regression from the mean states of all layers up to the exit to the whole
+encoder's vectors of the same texts. A narrower vector is the projection on the principal axes of the
+encoder's vectors. That keeps more than cutting vectors does, and still more if the strong axes are damped a
+little: part of the whitening of Su et al., 2021 (arXiv:2103.15316). Li et al., 2024 (arXiv:2402.14776) train
+for both.
 """
 
 from pathlib import Path
@@ -22,8 +22,8 @@ from trimtab_export.source import Dense
 
 Floats: TypeAlias = NDArray[np.float32]
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean variance; the best on texts left out is taken
-LEFT_OUT = 5  # every so many texts
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean variance; the best one on held-out texts is taken
+LEFT_OUT = 5  # one in so many texts is held out
 # The power of an axis' variance that it is divided by: 0 projects, 0.5 whitens. Two encoders kept
 # most of their nDCG@10 between 0.15 and 0.3, at every width: at a third of it .01 more than without.
 WHITENING = 0.2
@@ -32,7 +32,7 @@ WHITENING = 0.2
 def basis(vectors: Floats, width: int, whitening: float = 0.0) -> Floats:
     """The first principal axes of vectors (n, dimensions), not centred, as columns: (dimensions, width).
 
-    They are of length 1 without `whitening`; with it, the first one is, and weaker ones are longer.
+    Without `whitening`, all have length 1; with it, the first has, and weaker axes are longer.
     """
     if not 1 <= width < vectors.shape[1]:
         raise ExportError(f"width = {width}: give less than the encoder's {vectors.shape[1]} dimensions")
@@ -43,10 +43,10 @@ def basis(vectors: Floats, width: int, whitening: float = 0.0) -> Floats:
 
 
 def fit(states: Floats, vectors: Floats) -> tuple[Floats, Floats]:
-    """The head of an exit: weight (out, in) and bias (out,) that best give `vectors` from `states`.
+    """The head of an exit: the weight (out, in) and bias (out,) that best predict `vectors` from `states`.
 
     Args:
-        states: float32 (n, layers * hidden), of texts; more of them than columns, or the head is poor.
+        states: float32 (n, layers * hidden), of texts; with fewer texts than columns, the head is poor.
         vectors: float32 (n, out), the whole encoder's of the same texts.
     """
     middle, spread = states.mean(axis=0), states.std(axis=0) + 1e-6
@@ -74,9 +74,9 @@ def write(
 
     Args:
         joined: the graph with pooled inner states: see `states.write`.
-        layers: how many layers are computed; None: all, and the encoder's own head.
-        head: what `fit` found for that exit.
-        axes: what `basis` found; None: the whole width.
+        layers: how many layers are computed; None: all, with the encoder's own head.
+        head: what `fit` returned for that exit.
+        axes: what `basis` returned; None: the whole width.
         normalize: whether vectors have length 1.
     """
     model = onnx.load(str(joined))
@@ -104,11 +104,11 @@ def depth(joined: Path) -> int:
     graph = onnx.load(str(joined), load_external_data=False).graph
     (last,) = [node for node in graph.node if OUTPUT in node.output]
     (concat,) = [node for node in graph.node if last.input[0] in node.output]
-    return len(concat.input) - 2  # less the embedding, and the embedding layer
+    return len(concat.input) - 2  # without the embedding and the embedding layer
 
 
 def _drop_unused(graph: Any) -> None:
-    """Leave out what no output needs."""
+    """Remove nodes and constants that no output needs."""
     needed = {value.name for value in graph.output}
     nodes = []
     for node in reversed(graph.node):

@@ -1,7 +1,7 @@
-"""Graphs of 16 bits: float16 for GPUs, where a CPU would convert back and forth; bfloat16 for small files.
+"""Graphs in 16 bits: float16 for GPUs (a CPU would convert back and forth), bfloat16 for small files.
 
-bfloat16 is how the weights are stored, and no more: ONNX Runtime has few products of bfloat16, on CPUs none.
-A Cast behind each weight makes float32 of it, once, when a session is opened.
+Only the weights are stored in bfloat16, since ONNX Runtime has few bfloat16 products, and none on CPUs. A
+Cast after each weight makes it float32, once, when a session is opened.
 """
 
 import warnings
@@ -25,21 +25,21 @@ def to_fp16(graph: Path, folder: Path) -> tuple[Path, ...]:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values below the least of float16
+        warnings.simplefilter("ignore")  # warnings about values below float16's smallest
         model = convert_float_to_float16(onnx.load(str(graph)), keep_io_types=True, op_block_list=KEPT)
-    # A tensor that several nodes read in float32 was converted once for each, under one name.
+    # A tensor that several nodes read in float32 is converted once for each, under the same name.
     once = {output: node for node in reversed(model.graph.node) for output in node.output}
     nodes = [node for node in model.graph.node if once[node.output[0]] is node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    OnnxModel(model).topological_sort()  # conversions were appended to the end
+    OnnxModel(model).topological_sort()  # conversions were appended at the end
     return save(model, folder / GRAPH)
 
 
 def to_bf16(graph: Path, folder: Path) -> tuple[Path, ...]:
     """Write `folder`/model.onnx with bfloat16 weights, computed in float32; its files, the graph first.
 
-    Raises ExportError where the graph's opset does not have bfloat16.
+    Raises ExportError if the graph's opset lacks bfloat16.
     """
     model = onnx.load(str(graph))
     if opset_of(model) < BFLOAT_OPSET:

@@ -1,12 +1,12 @@
-"""Distil a cut encoder back to the whole one, on texts alone: no labels, no pairs.
+"""Heals a cut encoder by distilling the whole one into it, on plain texts: no labels, no pairs.
 
-The whole encoder reads each batch beside the student, so that any text teaches and none has to be seen twice.
-Two things are learned at once: the vectors, at length 1, and the state of every token, behind the last
-layer and behind each that stays. A batch has some fifty vectors, but thousands of states: they are what
-brings the geometry over in minutes (as in Jiao et al., 2020, arXiv:1909.10351, without its second stage).
+The whole encoder reads each batch alongside the student, so any text teaches, and none has to be seen twice.
+Two things are learned at once: the vectors, at length 1, and the states of all tokens, after the last layer
+and after each layer that stays. A batch has some fifty vectors but thousands of states: they transfer the
+geometry within minutes (as in Jiao et al., 2020, arXiv:1909.10351, without its second stage).
 
-Now and then the student is looked at on texts of a kind that is not trained on. That draws the curve, ends
-a training that brings nothing more, and says which weights were the best.
+From time to time the student is measured on texts of a kind that is not trained on. That gives the curve,
+ends a training that no longer helps, and tells which weights were the best.
 """
 
 import time
@@ -27,9 +27,9 @@ Mix: TypeAlias = Callable[[int], Sequence[Tokens]]  # the batches of a chunk, th
 Look: TypeAlias = Callable[[Student], tuple[float, float]]  # the share of the nDCG, the mean cosine
 Tell: TypeAlias = Callable[[str], object]
 
-# At 3e-4 a student whose cut was repaired well first lost some of that again.
+# At 3e-4, a student whose cut was repaired well lost part of that again at first.
 RATE = 1e-4
-# Behind a head that was fitted, RATE would undo the fit; the head itself reads thousands of columns.
+# With a fitted head, RATE would undo the fit; the head itself reads thousands of columns.
 FITTED_RATE, FITTED_OWN_RATE = 5e-5, 1e-5
 BETAS = (0.9, 0.98)
 WARM = 0.03  # of the tokens
@@ -38,9 +38,9 @@ SPREAD_BATCHES = 4
 LEAST_SPREAD = 1e-6
 CLIP = 1.0
 SAVE_SECONDS = 60.0
-LOOKS = 8  # at the student, over the whole training, and one before it
-PATIENCE = 3  # looks that bring nothing, then it ends
-EMBEDDINGS = "embeddings."  # half of the weights and none of the work: they stay as they are
+LOOKS = 8  # measurements over the whole training, and one before it
+PATIENCE = 3  # measurements without improvement, then it ends
+EMBEDDINGS = "embeddings."  # half of the weights and none of the work: they are not trained
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Lesson:
 
     Args:
         teacher: the whole encoder.
-        mix: the texts, without end: the batches of chunk 0, 1, and so on.
-        targets: for each of the student's layers, behind how many of the teacher's layers its states are to
-            be found; None: the vectors alone are learned.
-        tokens: how many are read.
-        look: at the student, on texts that are not trained on; None: nobody looks.
+        mix: the endless texts: the batches of chunk 0, 1, and so on.
+        targets: for each of the student's layers, after how many of the teacher's layers its target states
+        are; None: only the vectors are learned.
+        tokens: how many tokens to train on.
+        look: measures the student on texts that are not trained on; None: no measurement.
     """
 
     teacher: Student
@@ -67,10 +67,10 @@ def heal(student: Student, lesson: Lesson, path: Path, tell: Tell) -> None:
     """Train the student in place.
 
     Args:
-        path: the file of what was reached, read where it exists.
+        path: the checkpoint file, read if it exists.
         tell: called with a line of progress now and then.
 
-    Raises ExportError where the loss is not finite.
+    Raises ExportError if the loss is not finite.
     """
     trained = _trained(student)
     optimiser = _optimiser(student, trained)
@@ -111,7 +111,7 @@ def heal(student: Student, lesson: Lesson, path: Path, tell: Tell) -> None:
 
 
 def trial(student: Student, lesson: Lesson, batches: Iterable[Tokens]) -> Iterator[float]:
-    """Steps of a training that is not kept, one by one, to see how long they take: the losses."""
+    """Trial steps of a training, one by one, to time them: yields the losses."""
     trained = _trained(student)
     optimiser = _optimiser(student, trained)
     spreads = Spreads.of_teacher(lesson)
@@ -166,7 +166,7 @@ def _step(
 
 
 def _apart(vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """The mean squared distance of vectors that are scaled to length 1."""
+    """The mean squared distance of vectors scaled to length 1."""
     mine, theirs = (torch.nn.functional.normalize(each, dim=1) for each in (vectors, wanted))
     return (mine - theirs).square().sum(1).mean()
 
@@ -177,7 +177,7 @@ def _distance(
     spreads: Sequence[float],
     real: torch.Tensor,
 ) -> torch.Tensor:
-    """Of the last layer's states, and the mean of the others', each over the spread of what is wanted."""
+    """The last layer's distance plus the mean of the others', each divided by the spread of its targets."""
     distances = [
         (one[real] - other[real]).square().mean() / spread
         for one, other, spread in zip(mine, wanted, spreads, strict=True)
@@ -187,9 +187,9 @@ def _distance(
 
 @dataclass(frozen=True)
 class Spreads:
-    """How far the teacher's vectors, and the states behind each of its layers, lie from their mean, squared.
+    """The variance of the teacher's vectors, and of the states after each of its layers.
 
-    The vectors of some encoders all lie in a narrow cone: what tells them apart is small, and counts.
+    Some encoders' vectors all lie in a narrow cone: the differences between them are small, but count.
     """
 
     vectors: float
@@ -197,7 +197,7 @@ class Spreads:
 
     @classmethod
     def of_teacher(cls, lesson: Lesson) -> "Spreads":
-        """Over the first batches of the mix."""
+        """Measured over the first batches of the mix."""
         vectors, states = [], []
         with torch.no_grad(), bf16_linear.where_faster():
             for batch in lesson.mix(0)[:SPREAD_BATCHES]:
@@ -212,17 +212,18 @@ class Spreads:
         )
 
     def of(self, targets: Sequence[int]) -> list[float]:
-        """Those of the states behind so many layers."""
+        """Those of the states after so many layers."""
         return [self.states[target - 1] for target in targets]
 
 
 def _rate(done: float) -> float:
-    """Of the learning rate, so far into the training: a short rise, then a line down to nothing."""
+    """The learning rate's factor at this point of the training: a short warm-up, then linear decay to
+    zero."""
     return max(done / WARM, 0.01) if done < WARM else max(0.0, 1 - done) / (1 - WARM)
 
 
 def _due(before: int, now: int, total: int) -> bool:
-    """Whether it is time to look at the student: when another LOOKS-th of the tokens was read."""
+    """Whether to measure the student: after each LOOKS-th of the tokens."""
     return before * LOOKS // total < now * LOOKS // total
 
 
@@ -234,7 +235,7 @@ def _look(
     reached: Reached,
     tell: Tell,
 ) -> dict[str, torch.Tensor]:
-    """Draw a point of the curve; the best weights so far."""
+    """Measure the student, and add a point to the curve. Returns the best weights so far."""
     with torch.no_grad(), bf16_linear.where_faster():
         ndcg, cosine = look(student)
     better = cosine > max((point.cosine for point in reached.curve), default=-2.0)
@@ -247,6 +248,7 @@ def _look(
 
 
 def _stuck(curve: Sequence[Point]) -> bool:
-    """Whether the last looks brought nothing. The one before training, long the best perhaps, is no bar."""
+    """Whether the last measurements brought no improvement. The one before the training, which may stay the
+    best for long, does not count."""
     cosines = [point.cosine for point in curve[1:]]
     return len(cosines) > PATIENCE and max(cosines[-PATIENCE:]) <= max(cosines[:-PATIENCE])

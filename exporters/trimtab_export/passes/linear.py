@@ -1,4 +1,4 @@
-"""The linear layers of an ONNX graph, found by their operators, and other nodes put in their place."""
+"""Finds the linear layers of an ONNX graph by their operators, and replaces nodes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ CONTRIB = "com.microsoft"
 
 @dataclass(frozen=True)
 class Linear:
-    """A product with constant weights (in, out) in a graph, and the sum with a constant bias behind it."""
+    """A product with constant weights (in, out), and the sum with a constant bias that follows it, if any."""
 
     product: Any
     weight: str
     bias: str | None
-    output: str  # of the sum, where there is one
+    output: str  # of the sum, if there is one
 
     @property
     def input(self) -> str:
@@ -30,7 +30,7 @@ class Linear:
 
 
 def linears(graph: Any) -> list[Linear]:
-    """The linear layers of an ONNX graph, in its order: MatMul with an initializer, and Add behind it."""
+    """The linear layers of an ONNX graph, in its order: a MatMul with an initializer, and an Add after it."""
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     users: dict[str, list[Any]] = {}
     for node in graph.node:
@@ -52,7 +52,7 @@ def linears(graph: Any) -> list[Linear]:
 
 
 class Writer:
-    """Changes a model in place: nodes are replaced by others, which read new constants.
+    """Changes a model in place: replaces nodes by others, which read new constants.
 
     Args:
         prefix: of the new names.
@@ -64,7 +64,7 @@ class Writer:
         self.opset = opset_of(model)
 
     def name(self, of: str) -> str:
-        """A name for what is new beside the tensor `of`."""
+        """A new name, derived from the tensor `of`."""
         return f"{self._prefix}/{of}"
 
     def value(self, name: str) -> NDArray[Any]:
@@ -73,7 +73,7 @@ class Writer:
         return value
 
     def constant(self, name: str, value: Any) -> str:
-        """The name of a new constant in the graph; the same one where it is asked for again."""
+        """Add a constant to the graph, unless there is one of this name, and return its name."""
         name = self.name(name)
         if name not in self._constants:
             self._constants[name] = numpy_helper.from_array(np.asarray(value), name)
@@ -81,7 +81,7 @@ class Writer:
         return name
 
     def linears(self, layers: Sequence[Linear], make: Callable[[Linear], list[Any]]) -> None:
-        """Put `make(linear)` where each linear layer was."""
+        """Replace each linear layer by `make(linear)`."""
         first = {linear.product.output[0]: linear for linear in layers}
         sums = {linear.output for linear in layers} - set(first)
 
@@ -93,7 +93,7 @@ class Writer:
         self.nodes(instead)
 
     def nodes(self, instead: Callable[[Any], list[Any]]) -> None:
-        """Put `instead(node)` where each node was, and drop the constants that nothing reads any longer."""
+        """Replace each node by `instead(node)`, and drop constants that are no longer read."""
         nodes = [new for node in self._graph.node for new in instead(node)]
         del self._graph.node[:]
         self._graph.node.extend(nodes)

@@ -1,10 +1,10 @@
-"""Write a linear layer as two thin ones, where that is less work.
+"""Replaces a linear layer by two thin ones, if that is less work.
 
-The outputs of a layer on real texts lie near a subspace; the layer is replaced by the projection of its
-outputs on their principal axes, which is the best map of that rank for these inputs, and not only for the
+On real texts, the outputs of a layer lie close to a subspace. The layer is replaced by the projection of its
+outputs on their principal axes, which is the best map of that rank for these inputs, and not just for the
 weights: Chen et al., 2021 (DRONE, NeurIPS), and SVD-LLM (Wang et al., 2024, arXiv:2403.07378). A layer (in,
-out) of rank r costs r (in + out) products instead of in * out: one whose rank is not below in * out / (in +
-out) stays as it is.
+out) of rank r costs r (in + out) products instead of in * out, so it is replaced only if its rank is below in
+* out / (in + out).
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from trimtab.errors import ExportError
 from trimtab_export.passes import anatomy
 from trimtab_export.passes.student import Student, Tokens, watch
 
-MULTIPLE = 8  # of a rank: whole vectors of the processor
+MULTIPLE = 8  # of a rank: full vector registers
 
 
 @dataclass(frozen=True)
 class LayerRanks:
-    """What was done: the ranks of the layers that are thin now, and how many stayed as they were."""
+    """The ranks of the layers that are thin now, and how many stayed as they were."""
 
     thin: dict[str, int]
     whole: int
@@ -32,10 +32,10 @@ def low_rank(student: Student, batches: Sequence[Tokens], energy: float) -> Laye
     """Make the student's linear layers thin, in place.
 
     Args:
-        batches: of real texts; a few hundred texts do.
+        batches: of real texts; a few hundred are enough.
         energy: the share of the variance of each layer's outputs that stays, in (0, 1).
 
-    Raises ExportError where no layer gets cheaper by it.
+    Raises ExportError if no layer gets cheaper.
     """
     anatomy.architecture(student.backbone)
     stack = anatomy.stack(student.backbone)
@@ -79,7 +79,7 @@ def _moments(
 
 
 def _axes(linear: Any, covariance: torch.Tensor, energy: float) -> torch.Tensor:
-    """The first principal axes of a layer's outputs, (out, rank), that hold so much of their variance."""
+    """The first principal axes of a layer's outputs, (out, rank), that keep this share of their variance."""
     outputs = linear.weight.double() @ covariance.double() @ linear.weight.double().T
     values, axes = torch.linalg.eigh(outputs)
     values, axes = values.flip(0).clamp(min=0), axes.flip(1)
@@ -91,7 +91,7 @@ def _axes(linear: Any, covariance: torch.Tensor, energy: float) -> torch.Tensor:
 
 
 def _two(linear: Any, mean: torch.Tensor, axes: torch.Tensor) -> torch.nn.Sequential:
-    """The layer as two; what the axes lack of the mean output is put into the bias."""
+    """The layer as two thin ones; the part of the mean output outside the axes goes into the bias."""
     first = torch.nn.Linear(linear.in_features, axes.shape[1], bias=False)
     second = torch.nn.Linear(axes.shape[1], linear.out_features)
     first.weight.copy_(axes.T @ linear.weight)

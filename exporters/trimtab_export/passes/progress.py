@@ -1,7 +1,7 @@
-"""What a training has reached, in one file: weights, the optimiser's state, where it stands, its curve.
+"""The checkpoint of a training, in one file: weights, the optimiser's state, its position, its curve.
 
-It is written beside the old one and moved into its place, so an interrupted training goes on from the last
-whole one, to the same weights as if it had never stopped.
+A new checkpoint is written next to the old one and then replaces it. So an interrupted training resumes from
+the last complete one, and ends with the same weights as if it had never stopped.
 """
 
 import json
@@ -22,7 +22,7 @@ WEIGHT, BEST = "weight.", "best."
 
 @dataclass
 class Reached:
-    """Where a training stands: the next batch is the `place`th of the `chunk`th chunk of the mix."""
+    """How far a training is: the next batch is number `place` of chunk `chunk` of the mix."""
 
     step: int = 0
     chunk: int = 0
@@ -40,7 +40,7 @@ def save(
     optimiser: torch.optim.Optimizer,
     reached: Reached,
 ) -> None:
-    """Write all of it, whole or not at all."""
+    """Write a checkpoint, atomically."""
     tensors = {WEIGHT + name: weight.detach().contiguous() for name, weight in trained.items()}
     tensors |= {BEST + name: weight.contiguous() for name, weight in best.items()}
     for name, weight in trained.items():
@@ -56,7 +56,8 @@ def save(
 def load(
     path: Path, trained: Mapping[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer
 ) -> tuple[Reached, dict[str, torch.Tensor]]:
-    """Where an earlier run stopped, with its weights and state put back, and the best weights so far."""
+    """Restore weights and optimiser from an earlier run. Returns how far it was, and the best weights so
+    far."""
     if not path.is_file():
         return Reached(), {}
     with safe_open(str(path), "pt") as stored:
@@ -72,7 +73,7 @@ def load(
 
 
 def curve(path: Path) -> list[Point]:
-    """The curve of a training; empty where there was none."""
+    """The curve of a training; empty if there was none."""
     if not path.is_file():
         return []
     with safe_open(str(path), "pt") as stored:

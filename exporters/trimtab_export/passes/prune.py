@@ -1,10 +1,10 @@
-"""Take neurons, heads and layers out of an encoder, and repair what is left to the layers' old outputs.
+"""Removes neurons, heads and layers from an encoder, and fits what is left to the layers' old outputs.
 
-Which neurons of the feed-forward blocks: those that move the least, by the energy of a neuron's activation
-times that of its outgoing weights. Which heads: those without which the vectors of some texts turn the least,
-one at a time. Both are compared over all layers, so layers end with unlike numbers of them. Then the
-matrices behind what was cut are fitted anew, layer by layer, by least squares to what the whole encoder
-computes there on the same texts (Kwon et al., 2022, arXiv:2204.09656). So are those before layers that went.
+Of the feed-forward blocks' neurons, those go that matter least: by the energy of a neuron's activation times
+that of its outgoing weights. Of the heads, those go whose removal, one at a time, turns the vectors of some
+texts the least. Both are compared over all layers, so layers end up with different numbers of them. Then the
+matrices after a cut are fitted again, layer by layer, by least squares, to what the whole encoder computes
+there on the same texts (Kwon et al., 2022, arXiv:2204.09656). So are those before removed layers.
 """
 
 import copy
@@ -17,7 +17,7 @@ from trimtab_export.passes import anatomy, bf16_linear
 from trimtab_export.passes.student import Student, Tokens, watch
 
 RIDGE = 1e-3  # of the mean diagonal
-LEAST_SHARE = 0.125  # of a layer's neurons that stay, however little they do
+LEAST_SHARE = 0.125  # of a layer's neurons stay at least, however little they matter
 
 
 def prune(
@@ -27,9 +27,9 @@ def prune(
     """Cut the student in place.
 
     Args:
-        batches: of real texts, to choose heads and neurons by; a few hundred texts do.
-        repair: of texts, to fit by what is left. There should be many times more tokens than a feed-forward
-            block has neurons: a fit to fewer is to these texts.
+        batches: of real texts, to choose heads and neurons by; a few hundred are enough.
+        repair: of texts, to fit what is left. There should be many times more tokens than a feed-forward
+        block has neurons: with fewer, the fit overfits these texts.
         layers: the numbers of the layers that stay, None: all.
         heads, ffn: the share of all heads and neurons that stay, in (0, 1].
     """
@@ -51,10 +51,10 @@ def prune(
 
 
 def rank_layers(student: Student, kinds: Sequence[Sequence[Tokens]]) -> list[int]:
-    """The layers' numbers in the order in which they can go, the one that matters least first.
+    """The layers' numbers in the order in which they can be removed, the least important first.
 
-    That is the one without which the vectors of no kind of text turn far; each is chosen with those before it
-    gone.
+    That is the layer whose removal turns the vectors of the worst kind of text the least. Each is chosen with
+    the previous ones removed.
 
     Args:
         kinds: batches of each kind of text.
@@ -85,7 +85,7 @@ def _damage(student: Student, batches: Sequence[Tokens], wanted: Sequence[torch.
 
 
 def _lasting_heads(whole: Student, batches: Sequence[Tokens], share: float) -> list[list[int]]:
-    """For each layer the heads that stay, at least one."""
+    """For each layer, the heads that stay, at least one."""
     wanted = [whole(batch) for batch in batches]
     damages: dict[tuple[int, int], float] = {}
     blocks = anatomy.blocks(whole.backbone)
@@ -103,10 +103,10 @@ def _lasting_heads(whole: Student, batches: Sequence[Tokens], share: float) -> l
 
 
 def lasting(worths: Sequence[Sequence[float]], share: float) -> list[list[int]]:
-    """For each layer the numbers of the heads that stay: the best of it, and the best of all others.
+    """For each layer, the numbers of the heads that stay: its best one, and the best of all others.
 
     Args:
-        worths: for each layer, of each of its heads.
+        worths: for each layer, the worth of each of its heads.
         share: of all heads.
     """
     places = {(layer, head): worth for layer, row in enumerate(worths) for head, worth in enumerate(row)}
@@ -125,7 +125,7 @@ def _cut_heads(student: Student, lasting: list[list[int]]) -> None:
 
 
 def lasting_neurons(whole: Student, batches: Sequence[Tokens], share: float) -> list[torch.Tensor]:
-    """For each layer the numbers of the neurons that stay, of all layers' the share."""
+    """For each layer, the numbers of the neurons that stay: this share of the neurons of all layers."""
     blocks = anatomy.blocks(whole.backbone)
     energies = [torch.zeros(block.narrow.in_features) for block in blocks]
     for batch in batches:
@@ -136,13 +136,13 @@ def lasting_neurons(whole: Student, batches: Sequence[Tokens], share: float) -> 
     scores = [
         energy * block.narrow.weight.square().sum(0) for energy, block in zip(energies, blocks, strict=True)
     ]
-    scores = [score / score.sum() for score in scores]  # a layer's own scale says nothing about its worth
+    scores = [score / score.sum() for score in scores]  # a layer's overall scale says nothing about its worth
     everything = torch.cat(scores)
     least = torch.sort(everything, descending=True).values[round(share * len(everything)) - 1]
     kept = []
     for score in scores:
         count = max(int((score >= least).sum()), round(LEAST_SHARE * len(score)))
-        count = min(len(score), 8 * round(count / 8) or 8)  # whole vectors of the processor
+        count = min(len(score), 8 * round(count / 8) or 8)  # full vector registers
         kept.append(torch.sort(torch.topk(score, count).indices).values)
     return kept
 
@@ -158,17 +158,17 @@ def _cut_neurons(student: Student, lasting: list[torch.Tensor]) -> None:
 def _repair(
     student: Student, whole: Student, layers: tuple[int, ...] | None, batches: Sequence[Tokens]
 ) -> None:
-    """Fit what stands behind a cut to what the whole encoder computes there, from the inputs it gets now.
+    """Fit the matrices after a cut to what the whole encoder computes there, given the inputs they get now.
 
-    A layer whose successors went takes over their part: it ends with the last one's layer norm, and what it
-    adds is fitted to what that one's norm read.
+    A layer whose successors were removed takes over their part: it ends with the last one's layer norm, and
+    what it adds is fitted to the input of that norm.
     """
     kind, old = anatomy.architecture(whole.backbone), anatomy.blocks(whole.backbone)
     blocks = anatomy.blocks(student.backbone)
     numbers = range(len(old)) if layers is None else layers
     ends = anatomy.targets(layers, len(old))
     norms = [anatomy.last_norm(old[end - 1], kind) for end in ends]
-    # Of all layers at once, which is read once: in half the bytes. What rounding adds, the fit averages out.
+    # Of all layers at once, and read only once, so in half the bytes. The fit averages out the rounding.
     wanted = [[inputs.bfloat16() for inputs, _ in watch(whole, batch, norms)] for batch in batches]
     changed = False
     for place, (block, number, end) in enumerate(zip(blocks, numbers, ends, strict=True)):
@@ -196,9 +196,9 @@ def _fit(student: Student, whole: Student, linear: Any, wanted: Any, batches: Se
 
 
 class LeastChange:
-    """Change a linear layer as little as it takes to give what its outputs lack, by least squares.
+    """Changes a linear layer as little as needed to correct its outputs, by least squares.
 
-    The ridge is on the change, so that what is right stays.
+    The ridge penalises the change, so that what is right stays.
     """
 
     def __init__(self, linear: Any) -> None:
@@ -207,7 +207,7 @@ class LeastChange:
         self._gram, self._cross = torch.zeros(width, width), torch.zeros(width, linear.out_features)
 
     def add(self, inputs: torch.Tensor, lacking: torch.Tensor) -> None:
-        """Tokens that it reads, (tokens, in), and what is to be added to its outputs, (tokens, out)."""
+        """Add the tokens it reads, (tokens, in), and the correction of its outputs, (tokens, out)."""
         ones = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
         self._gram += ones.T @ ones
         self._cross += ones.T @ lacking

@@ -1,10 +1,11 @@
-"""Static int8: the linear layers of a graph multiply bytes, by scales that are fixed when the graph is made.
+"""Static int8: the linear layers of a graph multiply bytes, with scales that are fixed when the graph is
+made.
 
 The scale of a layer's input is measured on real texts beforehand and is the same for every text, so a vector
-does not change with its neighbours in the batch; scales taken from each batch, the usual dynamic kind, do
-that. Each layer becomes QuantizeLinear and ONNX Runtime's MatMulIntegerToFloat, written into the graph as
-they are: the same in QDQ form is left to pattern matching, which a product and a sum of rank 2 (what is left
-when the padding is taken out) defeat without a word.
+does not depend on its neighbours in the batch; with the usual dynamic scales, taken from each batch, it
+would. Each layer becomes QuantizeLinear and ONNX Runtime's MatMulIntegerToFloat, written into the graph
+directly. The QDQ form would rely on pattern matching, which silently fails on products and sums of rank 2, as
+they are without padding.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,11 +34,11 @@ def to_int8(graph: Path, batches: Iterable[Tokens], folder: Path) -> tuple[Path,
     """Write `folder`/model.onnx, the graph with int8 linear layers and tables; its files, the graph first.
 
     Args:
-        graph: float32, its padding taken out or not.
-        batches: of real texts, padded as little as possible, to measure the inputs of the layers on.
-        folder: made where it does not exist.
+        graph: float32, with or without its padding.
+        batches: of real texts, with as little padding as possible, to measure the layers' inputs on.
+        folder: created if it does not exist.
 
-    Raises ExportError where the graph has no linear layers, or one of them reads values that are not finite.
+    Raises ExportError if the graph has no linear layers, or one of them reads values that are not finite.
     """
     return _rewritten(graph, batches, folder, _Quantiser.integer, small_tables=True)
 
@@ -52,7 +53,7 @@ def to_qdq(graph: Path, batches: Iterable[Tokens], folder: Path) -> tuple[Path, 
 
 
 class _Quantiser:
-    """Makes integer products for linear layers, given the ranges of what they read."""
+    """Makes integer products for linear layers, given the ranges of their inputs."""
 
     def __init__(self, writer: Writer, layers: list[Linear], measured: Mapping[str, Range]) -> None:
         self._writer, self._measured = writer, measured
@@ -98,7 +99,7 @@ class _Quantiser:
     def _read(
         self, linear: Linear, make: Callable[[Writer, str, Range, list[Floats]], QuantisedInput]
     ) -> tuple[list[Any], QuantisedInput]:
-        """A layer's input in 8 bits, and the nodes that are still to be written for it."""
+        """A layer's input in 8 bits, and the nodes that still have to be written for it."""
         name = linear.input
         if name in self._inputs:
             return [], self._inputs[name]
@@ -109,7 +110,7 @@ class _Quantiser:
     def _weight(self, linear: Linear, read: QuantisedInput, *, pairs: bool) -> list[str]:
         """The names of a layer's integers (in, out), of their scales (out,) and of their zeros."""
         weight, name = self._writer.value(linear.weight), linear.weight
-        if read.factors is not None:  # another layer may read the same weights for another input
+        if read.factors is not None:  # another layer may use the same weights with another input
             weight, name = weight * read.factors[:, None], f"{name}/{linear.input}"
         integers, scales = rounded(weight, largest_pair(weight) if pairs else None)
         return [
@@ -120,10 +121,10 @@ class _Quantiser:
 
 
 def rounded(weight: Floats, pairs: Floats | None = None) -> tuple[Floats, Floats]:
-    """Weights (in, out) as whole numbers to 127 on each side, and their scales, (out,).
+    """Weights (in, out) as whole numbers from -127 to 127, and their scales, (out,).
 
     Args:
-        pairs: what `largest_pair` says, to leave room for sums of two.
+        pairs: what `largest_pair` returns, to leave room for sums of two.
     """
     largest = np.abs(weight).max(axis=0)
     if pairs is not None:
@@ -134,10 +135,10 @@ def rounded(weight: Floats, pairs: Floats | None = None) -> tuple[Floats, Floats
 
 
 def largest_pair(weight: Floats) -> Floats:
-    """The largest sum, without its sign, of two neighbours (0 and 1, 2 and 3, ...) of one sign; (out,).
+    """The largest absolute sum of two neighbours (0 and 1, 2 and 3, ...) of the same sign; (out,).
 
     Processors without VNNI multiply two neighbours by an input each and add both in 16 bits, which hold 255
-    times 128. So the sum of two is kept to 128. The usual cure, 7 bits for all weights, costs more.
+    times 128. So the sum of two is limited to 128. The usual remedy, 7 bits for all weights, loses more.
     """
     odd = len(weight) % 2
     pairs = np.concatenate([weight, np.zeros((odd, weight.shape[1]), weight.dtype)])
@@ -155,7 +156,7 @@ def _rewritten(
     *,
     small_tables: bool,
 ) -> tuple[Path, ...]:
-    """The graph with each linear layer as `write` has it."""
+    """The graph with each linear layer replaced by `write`."""
     model = onnx.load(str(graph))
     layers = linears(model.graph)
     if not layers:

@@ -1,4 +1,4 @@
-"""What the linear layers of a graph read on real texts, channel by channel."""
+"""Measures the inputs of a graph's linear layers on real texts, channel by channel."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,9 +20,9 @@ Floats: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Range:
-    """Of each channel of a layer's input, (in,): the least value, at most 0; the largest, at least 0; and
-    the mean of the squares. Of the tokens: the mean square of the largest value of each, and whether the
-    input is (tokens, in), its padding taken out."""
+    """For each channel of a layer's input, (in,): the lowest value, at most 0; the highest, at least 0; the
+    mean square. `top`: the mean square of each token's largest value. `packed`: the input is (tokens, in),
+    without padding."""
 
     low: Floats
     high: Floats
@@ -32,7 +32,7 @@ class Range:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of all channels together."""
+        """The lowest and highest value of all channels."""
         return float(self.low.min()), float(self.high.max())
 
     @property
@@ -42,17 +42,17 @@ class Range:
         return reach
 
     def divided(self, factors: Floats) -> "Range":
-        """That of the input with each channel divided by its factor."""
+        """The range of the input with each channel divided by its factor."""
         return replace(self, low=self.low / factors, high=self.high / factors, power=self.power / factors**2)
 
 
 def measure(graph: Path, batches: Iterable[Tokens]) -> dict[str, Range]:
-    """The ranges of what the linear layers of a float32 graph read, by the names of their inputs.
+    """The ranges of the inputs of a float32 graph's linear layers, by the inputs' names.
 
     Args:
-        batches: of real texts, padded as little as possible. Pads are not counted where the graph has them.
+        batches: of real texts, with as little padding as possible. Padding is not counted.
 
-    Raises ExportError where a value is not finite.
+    Raises ExportError if a value is not finite.
     """
     model = onnx.load(str(graph), load_external_data=False)
     names = sorted({linear.input for linear in linears(model.graph)})

@@ -1,15 +1,15 @@
-"""Heads as experts, of which those stay that a router needed: SHRP (Su et al., 2025, arXiv:2512.20635).
+"""Treats heads as experts and keeps those that a router used: SHRP (Su et al., 2025, arXiv:2512.20635).
 
-In each layer one feed-forward block, the expander, stands behind the heads in the place of the output
-projection and the old feed-forward block. A router lets each token through one head alone while the encoder
-is trained. Then the heads that the fewest tokens went through are taken out and the router with them, so that
-what is left computes the same for every text: heads, expander, layer norm.
+In each layer, one feed-forward block, the expander, replaces the output projection and the old feed-forward
+block. During training, a router sends each token through a single head. Then the heads that the fewest tokens
+used are removed, and the routers as well, so that the rest computes the same for every text: heads, expander,
+layer norm.
 
-Written after the paper's outline; what follows is ours. The expander reads the layer's input beside the
-heads, as the old block did by the residual, and is half as wide. It starts from a fit by least squares
-to what the layer gave before, and is fitted again to the heads that stay. What was pruned is healed
-without a router, since no head is alone any more. An expander that read the heads alone could not be
-fitted, and one pass of training did not mend it.
+This follows the paper's outline; the rest is our own. The expander also reads the layer's input, as the old
+block did through the residual, and is half as wide. It starts from a least-squares fit to the layer's old
+outputs, and is fitted again to the heads that stay. The pruned encoder is healed without routers, since heads
+now work together. An expander that read only the heads could not be fitted, and one pass of training did not
+repair it.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ from trimtab_export.passes.anatomy import TransformerBlock
 from trimtab_export.passes.prune import LeastChange, lasting, lasting_neurons
 from trimtab_export.passes.student import Student, Tokens, watch
 
-WIDTH = 0.5  # of all expanders, over that of the old feed-forward blocks
-SPREAD = 0.02  # of the router's first weights: no head is preferred, and no two tokens are alike
+WIDTH = 0.5  # of all expanders, relative to the old feed-forward blocks
+SPREAD = 0.02  # of the router's initial weights: no head is preferred, and tokens differ
 
 
 class ExpertLayer(torch.nn.Module):
     """A layer of an encoder: its heads as they were, a router over them, and the expander.
 
-    Takes the block's attention over; (n, length, hidden) to (n, length, hidden). `neurons` are the numbers of
-    the old ones whose place the expander's take.
+    Takes over the block's attention; maps (n, length, hidden) to (n, length, hidden). `neurons` are the
+    numbers of the old neurons that the expander's replace.
     """
 
     router: torch.nn.Module | None  # None: all heads are read
@@ -59,7 +59,7 @@ class ExpertLayer(torch.nn.Module):
     def forward(
         self, states: torch.Tensor, mask: torch.Tensor | None = None, *_: Any, **__: Any
     ) -> tuple[torch.Tensor]:
-        """What else transformers gives to a layer is for decoders, or says what to return."""
+        """The other arguments that transformers passes are for decoders, or say what to return."""
         if self._distilbert:
             (context, *_rest) = self.attention(states, states, states, mask)
         else:
@@ -74,7 +74,7 @@ class ExpertLayer(torch.nn.Module):
 
     @property
     def heads(self) -> int:
-        """How many there are."""
+        """The number of heads."""
         return int(self.attention.n_heads if self._distilbert else self.attention.num_attention_heads)
 
     @property
@@ -82,7 +82,7 @@ class ExpertLayer(torch.nn.Module):
         return ("q_lin", "k_lin", "v_lin") if self._distilbert else ("query", "key", "value")
 
     def keep(self, heads: Sequence[int]) -> None:
-        """Take out all heads but these."""
+        """Remove all heads but these."""
         width = self.up.in_features // self.heads
         columns = torch.cat([torch.arange(head * width, (head + 1) * width) for head in heads])
         for name in self._projections:
@@ -99,12 +99,12 @@ class ExpertLayer(torch.nn.Module):
 
 
 def replace(student: Student, batches: Sequence[Tokens]) -> None:
-    """Put an expander and a router behind the heads of each of the student's layers, to be trained.
+    """Put an expander and a router after the heads of each of the student's layers, to be trained.
 
     Args:
-        batches: of real texts, which the expanders are fitted on; a few hundred texts do.
+        batches: of real texts, to fit the expanders on; a few hundred are enough.
 
-    Raises ExportError where heads cannot be taken out of the architecture.
+    Raises ExportError if heads cannot be removed from the architecture.
     """
     anatomy.check_heads(student.backbone)
     kind = anatomy.architecture(student.backbone)
@@ -126,12 +126,12 @@ def replace(student: Student, batches: Sequence[Tokens]) -> None:
 
 
 def prune(student: Student, whole: Student, batches: Sequence[Tokens], share: float) -> list[int]:
-    """Take out the heads that were used the least and the routers, and fit the expanders to what stays.
+    """Remove the routers and the least used heads, and fit the expanders to the rest.
 
     Args:
         student: what `replace` made, trained.
         whole: as the student was before `replace`.
-        share: of all heads that stay, in (0, 1]; at least one a layer.
+        share: of all heads that stays, in (0, 1]; at least one per layer.
 
     Returns how many heads each layer has now.
     """
@@ -145,7 +145,7 @@ def prune(student: Student, whole: Student, batches: Sequence[Tokens], share: fl
 
 
 def usage(student: Student, batches: Sequence[Tokens]) -> list[list[float]]:
-    """For each layer the share of the tokens that each head was the first choice of."""
+    """For each layer, the share of tokens whose first choice each head was."""
     routers = [expert.router for expert in anatomy.stack(student.backbone)]
     counts = [torch.zeros(router.out_features) for router in routers]
     with torch.no_grad():
@@ -162,7 +162,7 @@ def _fit(student: Student, whole: Student, batches: Sequence[Tokens]) -> None:
     """Fit the expanders, from the first layer on, to what the whole encoder's layers give.
 
     The first matrices are fitted to what the old neurons read, the second to what the old layer added to its
-    input before the last layer norm: both can be read off the whole encoder.
+    input before the last layer norm: the whole encoder gives both.
     """
     kind = anatomy.architecture(whole.backbone)
     pairs = zip(anatomy.stack(student.backbone), anatomy.blocks(whole.backbone), strict=True)

@@ -1,8 +1,8 @@
-"""Channels that reach far beyond the others are divided, and their weights multiplied by the same factor.
+"""Divides channels with a large range, and multiplies their weights by the same factor: SmoothQuant.
 
-All channels of an input share one step of 255, so that one which reaches to 25 leaves the others, of some
-tenths, only a few steps. Source: SmoothQuant (Xiao et al., 2023, arXiv:2211.10438). How much of the reach is
-moved into the weights is chosen for each input by the error that both roundings are expected to make.
+All channels of an input share 255 steps, so a channel that reaches 25 leaves only a few steps to others that
+reach some tenths. Source: Xiao et al., 2023, arXiv:2211.10438. How much of the range moves into the weights
+is chosen for each input, by the expected error of both roundings.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from trimtab_export.passes.ranges import Range
 Floats: TypeAlias = NDArray[np.float32]
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a channel's reach that is moved
-WORTH = 0.5  # of the error must go, or the input stays as it is: the division takes time
+WORTH = 0.5  # the error must fall below this share, or the input stays as it is: dividing takes time
 STEPS = 255  # of an input of 8 bits
 WEIGHT_STEPS = 127  # to each side, of a weight
 LEAST = 1e-5
 
 
 def factors(measured: Range, weights: Sequence[Floats]) -> Floats | None:
-    """What each channel is divided by, (in,) around 1; None where that gains little.
+    """The factors that channels are divided by, (in,), around 1; None if that gains little.
 
     Args:
         measured: the input's range.
@@ -41,12 +41,12 @@ def factors(measured: Range, weights: Sequence[Floats]) -> Floats | None:
 
 
 def error(measured: Range, weights: Sequence[Floats], factors: Floats, step: float | None = None) -> float:
-    """The expected square error of the products, by the rounding of the divided input and of the weights.
+    """The products' expected square error, from rounding the divided input and the weights.
 
-    An error of rounding is as if drawn evenly from one step: its variance is the step's square over 12.
+    A rounding error is uniform over one step, so its variance is the squared step over 12.
 
     Args:
-        step: of the divided input, where it is not that of its whole range.
+        step: of the divided input, if it is not that of its whole range.
     """
     divided = measured.divided(factors)
     low, high = divided.ends

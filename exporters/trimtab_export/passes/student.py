@@ -1,6 +1,6 @@
-"""A torch encoder with its head, as the passes that change weights see it: batches in, vectors out.
+"""A torch encoder with its head, as the passes that change weights use it: batches in, vectors out.
 
-An `EarlyStudent` is one that ends at an exit, behind a linear map of the pooled states of its layers.
+An `EarlyStudent` ends at an exit, with a linear map of the pooled states of its layers.
 """
 
 import copy
@@ -28,9 +28,9 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Student:
-    """A backbone and the head behind it. The backbone may be changed; the head stays as it is.
+    """A backbone and its head. The backbone may be changed; the head stays as it is.
 
-    `own` are weights beside those of the backbone that can be trained, by name.
+    `own` are further weights that can be trained, by name.
     """
 
     own: Mapping[str, torch.nn.Parameter]
@@ -42,11 +42,11 @@ class Student:
         self._known = inspect.signature(backbone.forward).parameters
 
     def copy(self) -> "Student":
-        """One of its own weights."""
+        """A copy with weights of its own."""
         return Student(copy.deepcopy(self.backbone), self._head)
 
     def __call__(self, batch: Tokens) -> torch.Tensor:
-        """float32 (n, dimensions) of a padded batch, as the exported graph gives it."""
+        """float32 (n, dimensions) for a padded batch, as the exported graph gives them."""
         inputs = self.inputs(batch)
         return self.head(self.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
 
@@ -68,7 +68,7 @@ class Student:
 
 
 class EarlyStudent(Student):
-    """An encoder whose vectors are a linear map of the mean states of all its layers side by side.
+    """An encoder whose vectors are a linear map of the concatenated mean states of all its layers.
 
     Args:
         fitted: the map: weight float32 (dimensions, (layers + 1) * hidden) and bias (dimensions,).
@@ -105,7 +105,7 @@ def _pool(pooling: str, states: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
 
 
 def traced(student: Student, batch: Tokens) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The vectors, and the states behind each layer: (n, length, hidden) each."""
+    """The vectors, and the states after each layer: (n, length, hidden) each."""
     states: list[torch.Tensor] = []
     handles = [
         layer.register_forward_hook(
@@ -121,13 +121,13 @@ def traced(student: Student, batch: Tokens) -> tuple[torch.Tensor, list[torch.Te
 
 
 class _AllSeenError(Exception):
-    """Ends a run whose rest nobody reads."""
+    """Ends a run whose remaining results are not needed."""
 
 
 def watch(student: Student, batch: Tokens, modules: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What goes in and out of modules, each run once, on the real tokens of a batch: (tokens, width) each.
+    """The inputs and outputs of modules, each run once, on the real tokens of a batch: (tokens, width) each.
 
-    What the encoder computes behind the last of them is not computed.
+    The encoder stops after the last of them.
     """
     real = torch.from_numpy(batch["attention_mask"] == 1)
     seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -1,7 +1,7 @@
-"""Tables of words and positions in 8 bits: the rows that a text needs become float32 when they are looked up.
+"""Stores the tables of words and positions in 8 bits; rows become float32 when they are looked up.
 
-Each row has its own scale, so that the error is that of the row's own largest value over 254. Of an encoder
-with many words the table is most of the file.
+Each row has its own scale, so its error is at most its largest value over 254. For an encoder with many
+words, the table is most of the file.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from trimtab_export.passes.linear import Writer
 
 MOST = 127
-LEAST_BYTES = 1 << 18  # a smaller table is not worth the operators
+LEAST_BYTES = 1 << 18  # smaller tables are not worth the operators
 
 
 def to_int8(writer: Writer, graph: Any) -> None:

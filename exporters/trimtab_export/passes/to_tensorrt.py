@@ -1,8 +1,8 @@
-"""TensorRT engines for the GPU of this machine, built beforehand: they take minutes.
+"""Builds TensorRT engines for this machine's GPU ahead of time, since that takes minutes.
 
-They are built by ONNX Runtime's TensorrtExecutionProvider, for the profiles that the server asks for (see
-`trimtab.artifacts.tensorrt`), and lie beside the graph. On another kind of GPU, or by another version of
-TensorRT, they are left aside, and the server builds its own when it starts.
+ONNX Runtime's TensorrtExecutionProvider builds them, for the profiles that the server asks for (see
+`trimtab.artifacts.tensorrt`); they are stored next to the graph. On another kind of GPU, or with another
+version of TensorRT, they are ignored, and the server builds its own when it starts.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ PROVIDER = "TensorrtExecutionProvider"
 
 
 def check(precision: Precision) -> None:
-    """ExportError, with the reason, where this machine or this precision has no engine."""
+    """ExportError, with the reason, if there can be no engine for this precision or on this machine."""
     if precision not in tensorrt.PRECISIONS:
         raise ExportError(
             f"TensorRT does not know the operators of {precision}; it reads {', '.join(tensorrt.PRECISIONS)}"

@@ -1,4 +1,4 @@
-"""Variants that were made and measured, kept in a folder so that an interrupted search goes on from there."""
+"""Makes and measures variants, and keeps them in a folder, so that an interrupted search resumes there."""
 
 import shutil
 import time
@@ -27,17 +27,17 @@ class VariantCandidate:
     passes: Passes
     files: tuple[Path, ...]
     report: ReportCard
-    curve: tuple[Point, ...] = ()  # of its training
+    curve: tuple[Point, ...] = ()  # of its training, if it was trained
 
     @property
     def fidelity(self) -> Fidelity:
-        """Of the report card, where variants have it."""
+        """The fidelity in the report card, which variants always have."""
         assert self.report.fidelity is not None  # noqa: S101
         return self.report.fidelity
 
     @property
     def unpadded(self) -> bool:
-        """Whether the padding was taken out of the graph."""
+        """Whether the padding was removed from the graph."""
         return UNPADDED in self.files[0].read_bytes()
 
 
@@ -50,14 +50,14 @@ class Bench:
     tell: Callable[[str], object]
 
     def int8_limit(self, graph: Path) -> float:
-        """The range of a graph's packed vectors, over texts of which none is measured by."""
+        """The range of a graph's packed vectors, over texts that are not used to measure it."""
         texts = self.shop.prompted[: make.CALIBRATION]
         return packed.limit(fidelity.embed(graph, self.shop.collator, texts))
 
     def candidate(self, passes: Passes) -> VariantCandidate:
-        """The variant, from the folder where an earlier run finished it.
+        """The variant, made and measured, or read from its folder if an earlier run finished it.
 
-        Raises ExportError where a pass cannot be done to this encoder, or the result must not be served.
+        Raises ExportError if a pass cannot be applied to this encoder, or the result must not be served.
         """
         folder = self.shop.scratch / f"{make.label(passes)}.{passes.precision}"
         measured = folder / MEASURED
@@ -80,7 +80,7 @@ class Bench:
 
 
 def summary(figures: Fidelity) -> str:
-    """The figures that matter most, in a line."""
+    """The most important figures, in one line."""
     ndcg, query_only = figures.ndcg, figures.query_only_ndcg
     return (
         f"nDCG {ndcg.value:.3f} ({ndcg.low:.3f} to {ndcg.high:.3f}) at worst, over {figures.retrieval}, "

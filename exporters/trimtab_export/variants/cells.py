@@ -1,6 +1,7 @@
-"""What is kept at every depth and width: each exit with its fitted head, each width on the fitted axes.
+"""Measures the quality kept at every depth and width: each exit with its fitted head, each width on the
+fitted axes.
 
-It takes one pass of the first set that judges through the graph with the inner states; nothing is written.
+This takes one pass of the first judging set through the graph with the inner states; nothing is written.
 """
 
 from typing import TypeAlias
@@ -21,7 +22,7 @@ WIDTHS = (512, 256, 128, 64)
 
 
 def measure(shop: Workshop, yardstick: Yardstick) -> tuple[Cell, ...]:
-    """A cell for every number of layers from 1 on and every width; none where the layers were not found."""
+    """A cell for every number of layers from 1 on and every width; none if the layers were not found."""
     if shop.joined is None:
         return ()
     source, whole = yardstick.source, yardstick.vectors[0]

@@ -1,4 +1,4 @@
-"""What a search found, to look at: quality against speed as a PNG, and with all figures as one HTML page."""
+"""Draws what a search found: quality against speed as a PNG, and all figures as one HTML page."""
 
 import base64
 import html
@@ -37,7 +37,7 @@ def draw(
         name: of the encoder.
         candidates: all that were measured, in any order.
         cells: what is kept at each depth and width; perhaps none.
-        floors: of quality, drawn as lines.
+        floors: the required qualities, drawn as lines.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _picture(name, candidates, floors, folder / PNG)
@@ -72,7 +72,7 @@ def _row(candidate: VariantCandidate) -> str:
 
 
 def _training(candidates: Sequence[VariantCandidate], folder: Path) -> str:
-    """What the variants that were trained kept as it went on."""
+    """The training curves of the variants that were trained."""
     trained = [candidate for candidate in candidates if candidate.curve]
     if not trained:
         return ""
@@ -101,7 +101,7 @@ def _curves(candidates: Sequence[VariantCandidate], path: Path) -> None:
 
 
 def _sets(candidates: Sequence[VariantCandidate]) -> str:
-    """What is kept over each set that judged, with an index of its own and by queries alone."""
+    """The quality kept over each judging set, with the variant's own index and by queries alone."""
     sets = candidates[0].fidelity.sets
     heads = "".join(
         f"<th>{html.escape(each.name)}<br>{each.kind}<br>{' '.join(each.languages)}<br>{each.queries} "
@@ -124,7 +124,7 @@ def _sets(candidates: Sequence[VariantCandidate]) -> str:
 
 
 def _grid(cells: Sequence[Cell]) -> str:
-    """Depth by width: the nDCG kept with an index of its own, and by the queries alone."""
+    """Depth by width: the nDCG kept with the variant's own index, and by queries alone."""
     if not cells:
         return ""
     widths = sorted({cell.dimensions for cell in cells}, reverse=True)

@@ -1,4 +1,5 @@
-"""What a variant keeps of the encoder it was made of, and what it gains: figures for its report card."""
+"""Measures how much of its encoder's quality a variant keeps, and what it gains: figures for its report
+card."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ BATCH = 16
 SHAPES = ((1, 16), (8, 16), (1, 128), (8, 64), (32, 16))
 ROUNDS = 12  # both graphs in turns
 LEAST_BATCH_COSINE = 0.99999
-LEAST_NDCG = 0.2  # of the source over a set, below which there is nothing to keep
+LEAST_NDCG = 0.2  # of the source over a set; below it, there is nothing to keep
 SIDES = ("queries", "documents")
 NEIGHBOURS = 200  # words of the long text that a short one is put beside
 
@@ -44,10 +45,10 @@ class Yardstick:
     def of(
         cls, graph: Path, source: Source, collator: Collator, sets: Sequence[Pairs], stored: Path
     ) -> "Yardstick":
-        """The vectors are read from the file `stored`, where an earlier run left them.
+        """The vectors are read from the file `stored` if an earlier run left them there.
 
-        A set over which the source itself finds next to nothing, such as one in a language that it does not
-        have, is left out: there is nothing to keep. Raises ExportError where that is all sets.
+        A set in which the source itself finds next to nothing, such as one in a language that it does not
+        know, is left out: there is nothing to keep. Raises ExportError if no set is left.
         """
         vectors = _read(stored, sets) or embed_sets(graph, source, collator, sets, stored)
         found = [
@@ -65,7 +66,7 @@ class Yardstick:
 
 
 def embed(graph: Path, collator: Collator, texts: Sequence[str], prompt: str = "") -> Floats:
-    """float32 (texts, dimensions), in batches of alike lengths."""
+    """float32 (texts, dimensions), in batches of similar lengths."""
     session = runtime.session(graph)
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     rows: list[Any] = [None] * len(texts)
@@ -111,10 +112,10 @@ def measure(
 
     Args:
         int8_limit: the range of its packed vectors: see `packed.limit`.
-        axes: for a narrower variant, what projects the source's vectors to its width: (dimensions, width). It
-            is compared with the projected vectors, and its queries search an index of these.
+        axes: for a narrower variant, the projection of the source's vectors to its width: (dimensions,
+        width). The variant is compared with the projected vectors, and its queries search an index of these.
 
-    Raises ExportError where a vector is not finite, or changes with its neighbours in the batch.
+    Raises ExportError if a vector is not finite, or depends on its neighbours in the batch.
     """
     graph, source = files[0], yardstick.source
     wholes = yardstick.vectors
@@ -150,7 +151,7 @@ def _figures(
     files: Sequence[Path], yardstick: Yardstick, nows: Sequence[Vectors], befores: Sequence[Vectors],
     int8_limit: float, cosines: NDArray[np.float64], batch_cosine: float,
 ) -> cards.Fidelity:  # fmt: skip
-    """What is kept over each set, the worst of them first of all, and what is gained."""
+    """The quality kept over each set, and in the worst of them, and what is gained."""
     similarity = yardstick.source.similarity
     judged = [
         kept.judge(pairs, now, before, whole, similarity)
@@ -188,9 +189,9 @@ def _projected(vectors: Vectors, axes: Floats, normalized: bool) -> Vectors:
 
 
 def batch_invariance(graph: Path, collator: Collator, pairs: Pairs) -> tuple[float, float]:
-    """A text alone against itself beside a long one, and in a batch of any texts.
+    """Compares a text's vector alone with that beside a long text, and in a mixed batch.
 
-    The least cosine, and the largest difference of a component.
+    Returns the least cosine, and the largest difference of a component.
     """
     session = runtime.session(graph, threads=1)
     texts = [*pairs.queries[:8], *pairs.documents[:8], *sentences.ODD]
@@ -206,8 +207,8 @@ def batch_invariance(graph: Path, collator: Collator, pairs: Pairs) -> tuple[flo
 def speedup(graph: Path, source: Path, collator: Collator) -> tuple[cards.Speedup, ...]:
     """How many times faster one graph is than the other, one thread, in turns, by the best of ROUNDS runs.
 
-    The thread's own time is taken: on a busy machine a long run is interrupted more often than a short one,
-    and the clock on the wall would flatter the faster graph.
+    The thread's CPU time is taken: on a busy machine, long runs are interrupted more often than short ones,
+    so wall-clock time would flatter the faster graph.
     """
     sessions = [runtime.session(path, threads=1) for path in (source, graph)]
     text = sentences.of_length(max(length for _, length in SHAPES), collator.count)
@@ -228,7 +229,7 @@ def speedup(graph: Path, source: Path, collator: Collator) -> tuple[cards.Speedu
 
 
 def typical(factors: Sequence[cards.Speedup]) -> float:
-    """One figure of several: the geometric mean."""
+    """The geometric mean of the factors."""
     return float(np.exp(np.mean([np.log(each.factor) for each in factors])))
 
 

@@ -1,4 +1,5 @@
-"""What a variant keeps of the source over each set of pairs, told apart, and the worst of them."""
+"""Measures how much of the source's retrieval a variant keeps, over each set of pairs and in the worst of
+them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ ERROR = 0.05  # of an interval
 
 @dataclass(frozen=True)
 class Vectors:
-    """A graph's answers to the queries and the documents of a set of pairs."""
+    """A graph's vectors of the queries and documents of a set of pairs."""
 
     queries: Floats
     documents: Floats
@@ -31,7 +32,8 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Retention:
-    """What is kept over one set: its part of the report card, and the recalls, of which the worst is told."""
+    """What is kept over one set: its part of the report card, and the recalls, of which only the worst is
+    reported."""
 
     share: cards.Kept
     source_recall: float
@@ -40,7 +42,8 @@ class Retention:
 
 
 def judge(pairs: Pairs, now: Vectors, before: Vectors, whole: Vectors, similarity: Similarity) -> Retention:
-    """What `now`, the variant's vectors, keep of `whole`, the source's; `before`: these, as wide as `now`."""
+    """What the variant's vectors, `now`, keep of the source's, `whole`; `before`: the source's, as wide as
+    `now`."""
     ndcg, recall = retrieval.gains(whole.queries, whole.documents, similarity)
     own_ndcg, own_recall = retrieval.gains(now.queries, now.documents, similarity)
     query_ndcg, query_recall = retrieval.gains(now.queries, before.documents, similarity)
@@ -64,10 +67,10 @@ def least(figures: Iterable[Interval]) -> Interval:
 
 
 def among(card: cards.ReportCard, compared: int) -> cards.ReportCard:
-    """The card of a variant that was chosen among so many by these figures: its intervals are wider.
+    """The card of a variant that was chosen among so many by these figures, with wider intervals.
 
-    Of many intervals that each hold in 95 cases of 100, all hold where each one's error is divided by their
-    number (Bonferroni); a normal distribution says how much wider that is.
+    For many intervals to hold together in 95 cases of 100, each one's error is divided by their number
+    (Bonferroni); how much wider that makes them follows from a normal distribution.
     """
     figures = card.fidelity
     if figures is None or compared <= 1:

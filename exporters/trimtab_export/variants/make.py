@@ -1,4 +1,4 @@
-"""Make a variant of an encoder: cut, train, write in a precision; each step only where it is asked for."""
+"""Makes a variant of an encoder: cut, train, write in a precision; each step only if it is asked for."""
 
 import copy
 import json
@@ -32,14 +32,14 @@ if TYPE_CHECKING:  # torch takes seconds to import
 Floats: TypeAlias = NDArray[np.float32]
 
 LONGEST = 128  # tokens of a text in training and calibration
-CALIBRATION = 256  # texts to choose and to take ranges by
+CALIBRATION = 256  # texts to choose by, and to measure ranges on
 REPAIR_TOKENS = 80_000
 BATCH = 16
-RANKING = 8  # texts of each kind to rank the layers by
-FITTING = 6000  # texts that the heads of exits and the axes are fitted on, in closed form
+RANKING = 8  # texts of each kind to rank the layers on
+FITTING = 6000  # texts to fit the heads of exits and the axes on, in closed form
 MILLION = 1_000_000
 ROLES = 2
-# What is kept between runs.
+# Files kept between runs.
 VECTORS, STATES = "vectors.npy", "states.npy"
 HEALING = "healing.safetensors"
 
@@ -49,9 +49,8 @@ class Workshop:
     """What variants are made from.
 
     `graph` is the encoder's own, float32, in its final form, and `joined` the same with pooled inner states,
-    where its layers were found; `kinds` are unlabelled texts by their kind; `watched` are pairs of a kind
-    that is not among them, to see by what training brings; `scratch` is a folder for what is worth keeping
-    between runs.
+    if its layers were found; `kinds` are unlabelled texts by their kind; `watched` are pairs of another kind,
+    to follow the training by; `scratch` is a folder for what is worth keeping between runs.
     """
 
     source: Source
@@ -63,34 +62,34 @@ class Workshop:
 
     @cached_property
     def collator(self) -> Collator:
-        """Cuts texts short, since training takes the time that it takes."""
+        """Makes batches of texts that are cut short, to save time in training."""
         return Collator(self.source.tokenizer, min(self.source.max_tokens, LONGEST))
 
     @cached_property
     def prompted(self) -> list[str]:
-        """Texts of all kinds by turns as the encoder sees them, in both roles; at most FITTING."""
+        """Texts of all kinds in turns, with their prompts, in both roles; at most FITTING."""
         turns = [text for row in zip_longest(*self.kinds) for text in row if text is not None]
         return [self._in_role(number, text) for number, text in enumerate(turns[:FITTING])]
 
     def _in_role(self, number: int, text: str) -> str:
         prompts = (self.source.prompts.query, self.source.prompts.passage)
-        # Pairs lie side by side, and kinds come by turns: no kind is to be of one role.
+        # Pairs are adjacent, and kinds come in turns: no kind must get only one role.
         return prompts[(number // max(1, len(self.kinds))) % ROLES] + text
 
     @cached_property
     def mix(self) -> Mix:
-        """What is trained on."""
+        """The texts to train on."""
         return Mix(self.kinds, self.source.prompts, self.collator, self.source.tokenizer)
 
     @cached_property
     def calibration(self) -> list[dict[str, NDArray[np.int64]]]:
-        """Batches of texts of alike lengths, so that pads stay out of what is measured."""
+        """Batches of texts of similar lengths, so that padding hardly affects what is measured."""
         texts = sorted(self.prompted[:CALIBRATION], key=self.collator.count)
         return [self.collator(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
 
     @cached_property
     def repair(self) -> list[dict[str, NDArray[np.int64]]]:
-        """Batches of the mix, to fit in closed form by: many more tokens than neurons."""
+        """Batches of the mix, for fits in closed form: many more tokens than neurons."""
         return self.mix.tokens(REPAIR_TOKENS)
 
     @cached_property
@@ -101,16 +100,16 @@ class Workshop:
         return self._kept(VECTORS, self.graph)
 
     def rows(self, joined: Path) -> Floats:
-        """The vectors and the pooled inner states beside them; kept between runs."""
+        """The vectors with the pooled inner states; kept between runs."""
         return self._kept(STATES, joined)
 
     @property
     def mixed(self) -> dict[str, NDArray[np.int64]]:
-        """A batch of texts of unlike lengths."""
+        """A batch of texts of different lengths."""
         return self.collator(self.prompted[:CALIBRATION:BATCH])
 
     def exit_head(self, layers: int) -> tuple[Floats, Floats]:
-        """The fitted head of the exit behind so many layers: see `exits.fit`."""
+        """The fitted head of the exit after so many layers: see `exits.fit`."""
         assert self.joined is not None  # noqa: S101
         rows, dimensions = self.rows(self.joined), self.source.dimensions
         hidden = (rows.shape[1] - dimensions) // (exits.depth(self.joined) + 1)
@@ -118,7 +117,7 @@ class Workshop:
         return exits.fit(rows[:, dimensions:end], rows[:, :dimensions])
 
     def axes(self, width: int) -> Floats:
-        """The principal axes of the vectors: (dimensions, width). Where length counts, they keep it."""
+        """The principal axes of the vectors: (dimensions, width). If lengths matter, they preserve them."""
         return exits.basis(self.vectors, width, exits.WHITENING if self.source.normalized else 0.0)
 
     def _kept(self, name: str, graph: Path) -> Floats:
@@ -133,7 +132,7 @@ class Workshop:
 
     @cached_property
     def layer_order(self) -> list[int]:
-        """The layers' numbers in the order in which they can go; kept between runs."""
+        """The layers' numbers in the order in which they can be removed; kept between runs."""
         from trimtab_export.passes.prune import rank_layers
         from trimtab_export.passes.student import Student
 
@@ -153,7 +152,7 @@ class Workshop:
 def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], object]) -> tuple[Path, ...]:
     """Write the variant into `folder`: its files, the graph first.
 
-    Raises ExportError where a pass cannot be done to this encoder, by name.
+    Raises ExportError, naming the pass, if one cannot be applied to this encoder.
     """
     recipe.check(passes)
     graph = shop.graph
@@ -178,7 +177,7 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
 
 
 def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
-    """The float32 graph of the cut and healed encoder; kept in the scratch folder, by what was cut."""
+    """The float32 graph of the cut and healed encoder; kept in the scratch folder, named by what was cut."""
     from trimtab_export.passes import shrp
     from trimtab_export.passes.low_rank import low_rank
     from trimtab_export.passes.prune import prune
@@ -232,7 +231,7 @@ def _train(
 
 
 def _graph(backbone: Any, shop: Workshop, folder: Path) -> Path:
-    """Write the graph of a changed backbone, with the source's head, into `folder`."""
+    """Write the graph of a changed backbone with the source's head into `folder`."""
     changed = replace(shop.source, backbone=backbone)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as onnx:
@@ -241,7 +240,7 @@ def _graph(backbone: Any, shop: Workshop, folder: Path) -> Path:
 
 
 def _exit(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
-    """The float32 graph up to an exit, as wide as asked for; kept in the scratch folder."""
+    """The float32 graph up to an exit, in the requested width; kept in the scratch folder."""
     folder = shop.scratch / label(passes)
     finished = folder / "graph" / head.GRAPH
     if finished.is_file():
@@ -273,7 +272,7 @@ def _exit(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path
 def _healed_exit(
     passes: Passes, fitted: tuple[Floats, Floats], shop: Workshop, tell: Callable[[str], object]
 ) -> tuple[Path, tuple[Floats, Floats]]:
-    """The layers up to the exit and the head behind them, trained together, whatever the width.
+    """The layers up to the exit and their head, trained together, whatever the width.
 
     Returns the graph with pooled inner states, and the head.
     """
@@ -298,7 +297,7 @@ def _healed_exit(
 
 
 def curve(passes: Passes, shop: Workshop) -> "list[Point]":
-    """How the training of a variant went; empty where it was not trained."""
+    """A variant's training curve; empty if it was not trained."""
     from trimtab_export.passes import progress
 
     folder = f"exit-{passes.exit}.heal-{passes.heal:g}" if passes.exit is not None else label(passes)
@@ -306,7 +305,7 @@ def curve(passes: Passes, shop: Workshop) -> "list[Point]":
 
 
 def label(passes: Passes) -> str:
-    """What was cut and trained, as a name of a folder: variants of several precisions share it."""
+    """The name of the folder for what was cut and trained, which variants of several precisions share."""
     layers = "all" if passes.layers is None else "-".join(map(str, passes.layers))
     cut = f"layers-{layers}.heads-{passes.heads:g}.ffn-{passes.ffn:g}.rank-{passes.low_rank:g}"
     return f"{cut}.shrp-{passes.shrp:g}.heal-{passes.heal:g}.exit-{passes.exit}.width-{passes.width}"

@@ -1,8 +1,8 @@
-"""The texts that variants are made of, and those that judge them; never the same for both.
+"""Gathers the texts that variants are made of, and those that judge them; never the same for both.
 
 Kinds of text have roles (see `trimtab_export.texts`). Some *train*: healing and calibration read them. Some
-*choose*: when to stop, what to leave out. The others *judge*: nothing was made or chosen by them, they are
-left out whole. Where there is one kind alone, its held-out pairs judge, and the verdict is provisional.
+*choose*: when to stop, what to leave out. The others *judge*: they are left out entirely, and nothing is made
+or chosen by them. If there is only one kind, its held-out pairs judge, and the verdict is provisional.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,21 +17,22 @@ from trimtab_export.texts.gather import gather as texts_at_hand
 from trimtab_export.variants import retrieval
 from trimtab_export.variants.retrieval import Pairs
 
-# Of each set that judges. What is kept has a standard deviation over queries of some .15 for int8 and .3 for
-# deep cuts: 800 give a 95% interval of +-.01 and +-.02. The more documents, the harder to find the right one.
+# Of each judging set. Over queries, the quality kept has a standard deviation of some .15 for int8 and .3 for
+# deep cuts: 800 queries give a 95% interval of +-.01 and +-.02. More documents make the right one harder to
+# find.
 QUERIES = 800
 DOCUMENTS = 3000
-YOUR_QUERIES, YOUR_DOCUMENTS = 500, 1000  # held out of the user's; what is beyond trains
-CHARACTERS = 500_000  # of the documents of a set, so that long ones take no longer than many
+YOUR_QUERIES, YOUR_DOCUMENTS = 500, 1000  # held out of the user's pairs; the rest trains
+CHARACTERS = 500_000  # of a set's documents, so that a few long ones do not take too long
 
 
 @dataclass(frozen=True)
 class Material:
     """What variants are made of and judged by.
 
-    `kinds` train, the user's first; by `watched`, of a kind that chooses, training is watched; `judge` are
-    whole kinds left out of both; `yours` are held-out pairs of the user's own. Where nothing was left out,
-    `judge` is of a kind that was trained on.
+    `kinds` train, the user's first; `watched`, of a kind that chooses, follows the training; `judge` are
+    whole kinds left out of both; `yours` are held-out pairs of the user. If nothing was left out, `judge` is
+    of a kind that was trained on.
     """
 
     kinds: list[list[str]]
@@ -46,10 +47,10 @@ class Material:
 
 
 def gather(pairs: Path | None, texts: Path | None) -> Material:
-    """From what the machine carries, and from files of pairs and of texts where they are given.
+    """Gather from what the machine has, and from files of pairs and texts if they are given.
 
     The user's pairs beyond the held-out ones train, as do the user's texts, before all others. Raises
-    ExportError where a file cannot be read, or gives too few pairs to tell anything.
+    ExportError if a file cannot be read, or has too few pairs to judge by.
     """
     roles = shared_out(texts_at_hand())
     given = retrieval.lines(texts) if texts is not None else []
@@ -70,10 +71,11 @@ def gather(pairs: Path | None, texts: Path | None) -> Material:
 
 
 def shared_out(found: Sequence[Found]) -> dict[Role, list[Found]]:
-    """Which kinds of text train, choose and judge: as they are declared, where there are enough.
+    """Which kinds of text train, choose and judge: as declared, if there are enough.
 
-    Judges come first, since nothing else says what is kept elsewhere: where none of the declared ones is
-    there, those that would choose judge, or the last that would train, as long as one is left to train.
+    Judges come first, since nothing else tells what is kept on other texts: if none of the declared judges is
+    there, the kinds that would choose judge instead, or the last that would train, as long as one is left to
+    train.
     """
     roles: dict[Role, list[Found]] = {"train": [], "choose": [], "judge": []}
     for each in found:
@@ -103,7 +105,7 @@ def _set(found: Found, kind: JudgedBy) -> Pairs:
 
 
 def _apart(texts: Iterable[str], taken: set[str]) -> Iterator[str]:
-    """Texts that are not taken; then they are."""
+    """The texts that are not taken yet, marking them as taken."""
     for text in texts:
         start = key(text)
         if start and start not in taken:

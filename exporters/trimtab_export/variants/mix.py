@@ -1,9 +1,9 @@
-"""Texts to train on, without end: what is at hand, cut, mixed and strewn with words, in both roles.
+"""An endless supply of texts to train on: those at hand, cut, mixed and sprinkled with words, in both roles.
 
-The whole encoder labels whatever it reads, so a text need not make sense to teach something. Kinds of texts
-come by the root of how many there are, so a small kind counts; spans are of all lengths, mostly short, since
-time goes by tokens and each text has one vector; words of the tokenizer's vocabulary, and made-up ones of
-several of its pieces, reach what no text at hand is about.
+The whole encoder labels whatever it reads, so a text need not make sense to teach something. Kinds of text
+are drawn in proportion to the square root of their size, so that small kinds count. Spans have all lengths,
+but are mostly short, since training time goes by tokens and each text has one vector. Words of the
+tokenizer's vocabulary, and made-up ones of several of its pieces, cover topics that no text at hand is about.
 """
 
 import itertools
@@ -19,23 +19,23 @@ from trimtab.artifacts.manifest import Prompts
 from trimtab_export.source import TokenizerFile
 from trimtab_export.tokens import Collator
 
-CHUNK = 1024  # texts, sorted by their lengths and batched
+CHUNK = 1024  # texts that are sorted by length and batched together
 BATCH_TOKENS = 512
-BATCH_TEXTS = 64  # or single words would be hundreds to a batch, and have next to no steps of their own
-SHORT = 100  # characters of a text that is more likely a query
+BATCH_TEXTS = 64  # otherwise hundreds of single words would fill a batch, and get hardly any steps
+SHORT = 100  # characters; a shorter text is more likely a query
 SHORT_ASK, LONG_ASK = 0.7, 0.2  # the share of queries
-# The shares of texts that are a span, are strewn with words, are nothing but words, are two spans.
+# The shares of texts that are a span, are sprinkled with words, are only words, are two spans.
 SPAN, STREWN, WORDS, TWO = 0.25, 0.15, 0.30, 0.05
 UPPER, LOWER = 0.04, 0.06
 LEAST_WORD = 2  # letters
 MADE_UP = 0.5  # of the words: of several pieces, as rare words and names are
-PIECES = (1, 3)  # that follow the first
+PIECES = (1, 3)  # how many follow the first
 BEGINS = ("\u2581", "\u0120")  # what SentencePiece and byte-level BPE put before a word
 CONTINUES = "##"  # what WordPiece puts before a piece of a word that is not its first
 
 
 class Mix:
-    """The batches of chunk 0, 1 and so on: the same ones each time.
+    """The batches of chunks 0, 1 and so on: the same each time.
 
     Args:
         kinds: texts by their kind, at least one of at least one.
@@ -51,7 +51,7 @@ class Mix:
         self._words, self._pieces = words(tokenizer)
 
     def __call__(self, chunk: int) -> list[dict[str, NDArray[np.int64]]]:
-        """Batches of about BATCH_TOKENS, each of texts of alike lengths, in random order."""
+        """Batches of about BATCH_TOKENS, each of texts of similar lengths, in random order."""
         rng = random.Random(chunk)  # noqa: S311 - no secrets
         texts = [self._prompted(rng) for _ in range(CHUNK)]
         lengths = {text: self._collator.count(text) for text in texts}
@@ -67,7 +67,7 @@ class Mix:
         return [self._collator(each) for each in batches]
 
     def tokens(self, count: int) -> list[dict[str, NDArray[np.int64]]]:
-        """The first batches, of so many tokens together, or a few more."""
+        """The first batches that have so many tokens together, or a few more."""
         batches: list[dict[str, NDArray[np.int64]]] = []
         for chunk in itertools.count():
             for batch in self(chunk):
@@ -110,7 +110,7 @@ class Mix:
 
 
 def _span(rng: random.Random, text: str, least: int, most: int) -> str:
-    """So many words in a row."""
+    """A random span of `least` to `most` words."""
     parts = text.split()
     count = min(len(parts), _length(rng, least, most))
     start = rng.randint(0, len(parts) - count)
@@ -118,12 +118,13 @@ def _span(rng: random.Random, text: str, least: int, most: int) -> str:
 
 
 def _length(rng: random.Random, least: int, most: int) -> int:
-    """As often from 1 to 3 as from 10 to 30: short texts cost little, and have a vector each."""
+    """Log-uniform: as often from 1 to 3 as from 10 to 30. Short texts cost little, and each has a vector."""
     return round(math.exp(rng.uniform(math.log(least), math.log(most))))
 
 
 def words(tokenizer: TokenizerFile) -> tuple[list[str], list[str]]:
-    """The words of a vocabulary that are a token each, at least one, and the pieces that can follow one."""
+    """The words of a vocabulary that are one token each (at least one word), and the pieces that can
+    follow."""
     tokens = tokenizers.Tokenizer.from_str(tokenizer.json).get_vocab()
     begins = [token[1:] for token in tokens if token.startswith(BEGINS)]
     if begins:

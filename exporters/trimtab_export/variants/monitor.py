@@ -1,4 +1,4 @@
-"""What a student keeps on texts that it is not trained on: the curve of its training."""
+"""Monitors a training: how much quality a student keeps on texts that it is not trained on."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,10 +19,10 @@ BATCH = 32
 
 
 class TrainingMonitor:
-    """Looks at a student by pairs; what the whole encoder makes of them is computed once.
+    """Measures a student on pairs; the whole encoder's vectors of them are computed once.
 
     Args:
-        queries, documents: how many of the pairs' are looked at, at most.
+        queries, documents: at most how many of the pairs' are used.
     """
 
     def __init__(

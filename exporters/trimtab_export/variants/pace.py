@@ -1,4 +1,4 @@
-"""How much training fits into some minutes on this machine: recipes count tokens, users count minutes."""
+"""Converts minutes of training on this machine into tokens: recipes count tokens, users count minutes."""
 
 import json
 import time
@@ -14,26 +14,28 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from trimtab_export.variants.make import Workshop
 
 BATCHES = 4
-# Work of a training step, by layers: the whole encoder forward, the student forward and twice as much back.
+# Work of a training step, in forward passes of a layer: the student takes one forward, and twice as much
+# backward.
 STUDENT = 3
 MILLION = 1_000_000
 DIGITS = 2
 
 
 def millions(minutes: float, layers: int, ffn: float, shop: "Workshop") -> float:
-    """How many million tokens a student of so many layers, of so wide blocks, learns from in some minutes.
+    """How many million tokens a student with so many layers, and this share of neurons, learns from in some
+    minutes.
 
-    In two digits, and the same again when an interrupted search goes on.
+    Rounded to two digits, and the same again when an interrupted search resumes.
     """
     whole = len(anatomy.blocks(shop.source.backbone))
-    width = (1 + 2 * ffn) / 3  # two thirds of a layer's work are its feed-forward block
+    width = (1 + 2 * ffn) / 3  # the feed-forward block is two thirds of a layer's work
     work = (whole + STUDENT * layers * width) / ((1 + STUDENT) * whole)
     count = minutes * 60 / (_seconds(shop) * work) / MILLION
     return float(f"{count:.{DIGITS}g}")
 
 
 def _seconds(shop: "Workshop") -> float:
-    """For a token, where the whole encoder is its own student; measured once and kept."""
+    """Seconds per token with the whole encoder as its own student; measured once and kept."""
     path: Path = shop.scratch / "pace.json"
     if path.is_file():
         return float(json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""What the packed types of the output keep: int8 by a calibrated range, and one bit a component."""
+"""Measures what packed vectors keep: int8 with a calibrated range, and one bit per component."""
 
 from typing import TypeAlias
 
@@ -16,12 +16,12 @@ MOST = 127
 
 
 def limit(vectors: Floats) -> float:
-    """The absolute component that int8 maps to 127: what is beyond is rarer than 1 - INSIDE."""
+    """The absolute component that int8 maps to 127: the share of components beyond it is 1 - INSIDE."""
     return float(np.quantile(np.abs(vectors), INSIDE))
 
 
 def measure(queries: Floats, documents: Floats, range: float, best: float, similarity: Similarity) -> Packed:
-    """The shares of `best`, an nDCG@10, that packed vectors keep.
+    """The share of `best`, an nDCG@10, that packed vectors keep.
 
     Args:
         queries, documents: of a variant, float32 (n, dimensions).

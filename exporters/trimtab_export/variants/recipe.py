@@ -27,13 +27,13 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The variants beside the encoder as it is, which is always the first."""
+    """The variants besides the encoder as it is, which is always the first."""
 
     variants: tuple[Passes, ...]
 
 
 def load(path: Path) -> tuple[Passes, ...]:
-    """The passes that a file asks for; ExportError, which names the key, where it cannot be understood."""
+    """The passes that a file asks for; ExportError, naming the key, if it is not valid."""
     try:
         recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -51,7 +51,7 @@ def load(path: Path) -> tuple[Passes, ...]:
 
 
 def check(passes: Passes) -> None:
-    """Refuse what contradicts itself, or asks for nothing: ExportError, which names the keys."""
+    """Refuse a recipe that contradicts itself, or asks for nothing: ExportError, naming the keys."""
     if passes.precision == "fp32" and not cuts(passes) and not leaves(passes) and not passes.heal:
         raise ExportError(f"the variant {passes.name} would be the encoder as it is: give it a pass")
     if cuts(passes) and leaves(passes):
@@ -74,13 +74,13 @@ def check(passes: Passes) -> None:
 
 
 def cuts(passes: Passes) -> bool:
-    """Whether something is taken out of the encoder."""
+    """Whether something is removed from the encoder."""
     whole = passes.heads == passes.ffn == passes.shrp == passes.low_rank == 1
     return passes.layers is not None or not whole
 
 
 def leaves(passes: Passes) -> bool:
-    """Whether the encoder is left early, or narrow."""
+    """Whether the encoder is left at an early exit, or is narrower."""
     return passes.exit is not None or passes.width is not None
 
 

@@ -19,7 +19,7 @@ Gains: TypeAlias = NDArray[np.float64]
 CUT = 10
 FEWEST = 20
 RESAMPLES = 1000
-LEAST_WORDS = 16  # of a text that makes a pair by itself
+LEAST_WORDS = 16  # of a text that can be split into a pair
 QUERY_SHARE = 0.25  # of its words
 
 
@@ -41,7 +41,7 @@ class Pairs:
 
 
 def load(path: Path) -> list[tuple[str, str]]:
-    """Pairs from a file with a JSON object a line: {"query": "...", "document": "..."}."""
+    """Pairs from a file with one JSON object per line: {"query": "...", "document": "..."}."""
     pairs = []
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -64,7 +64,7 @@ def load(path: Path) -> list[tuple[str, str]]:
 
 
 def lines(path: Path) -> list[str]:
-    """Texts from a file, one a line; empty lines are left out."""
+    """Texts from a file, one per line; empty lines are skipped."""
     try:
         return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +72,7 @@ def lines(path: Path) -> list[str]:
 
 
 def split(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs out of plain texts: the first words ask for the rest. Texts of few words make none."""
+    """Pairs from plain texts: the first words are the query for the rest. Short texts give none."""
     pairs = []
     for text in texts:
         words = text.split()
@@ -83,7 +83,7 @@ def split(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def held_out(name: str, pairs: list[tuple[str, str]], queries: int, documents: int) -> Pairs:
-    """The first pairs, each document once; ExportError where they are too few to tell anything."""
+    """The first pairs, each document once; ExportError if there are too few to judge by."""
     answers: dict[str, str] = {}
     for query, document in pairs:
         if len(answers) < documents:
@@ -97,7 +97,7 @@ def held_out(name: str, pairs: list[tuple[str, str]], queries: int, documents: i
 
 
 def gains(queries: Floats, documents: Floats, similarity: Similarity) -> tuple[Gains, Gains]:
-    """nDCG@10 and R@10 of each query; its one answer is the document of its own number."""
+    """nDCG@10 and R@10 of each query; query i has one right answer, document i."""
     places = np.arange(len(queries))
     ranks = []
     for start in range(0, len(queries), 256):

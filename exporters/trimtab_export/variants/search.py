@@ -1,10 +1,10 @@
-"""Look for the fastest variants that keep a floor of quality, or several floors.
+"""Searches for the fastest variants that keep a floor of quality, or several floors.
 
-First the precisions, which cost seconds. Then cuts, each healed, in the best precision, by bisection over a
-list of ever faster ones: quality falls along it, so the fastest that keeps a floor is found in a few of
-them, and a lower floor is looked for beyond it. Layers go first and neurons last, since whole layers that
-stay learn faster than halves of more of them. What was made on the way and kept the lowest floor is kept
-where nothing is both better and faster.
+First come the precisions, which take seconds. Then cuts, each healed, in the best precision, by bisection
+over a list of ever faster cuts. Quality falls along the list, so a few tries find the fastest cut that keeps
+a floor; the search for a lower floor goes on from there. Layers go first and neurons last, since a few whole
+layers learn faster than more halved ones. Of all variants made that keep the lowest floor, those stay that no
+other beats in both quality and speed.
 """
 
 from collections.abc import Sequence
@@ -19,26 +19,27 @@ from trimtab_export.source import Device, Graph, Target
 from trimtab_export.variants import fidelity, pace
 from trimtab_export.variants.candidates import Bench, VariantCandidate, summary
 
-# Slower than int8, and worth it for their size alone: bf16 makes the table of words small, too.
+# Slower than int8, and only worth it for their size: bf16 also makes the table of words smaller.
 SMALLEST: tuple[Precision, ...] = ("int4-weights", "bf16")
-# The share of the layers that goes, and of the feed-forward neurons that stays; ever faster.
+# The share of layers that is removed, and of feed-forward neurons that stays; ever faster.
 CUTS = (
     (1 / 12, 1.0), (1 / 6, 1.0), (1 / 4, 1.0), (1 / 3, 1.0), (1 / 3, 0.8), (1 / 3, 0.65), (1 / 3, 0.5),
     (1 / 2, 0.65), (1 / 2, 0.5),
 )  # fmt: skip
-TRAINED = 5  # cuts that share the minutes; a search for three floors makes about as many
+TRAINED = 5  # cuts that share the minutes; a search with three floors makes about this many
 
 
 def search(
     bench: Bench, floors: Sequence[float], target: Target, device: Device, minutes: float
 ) -> tuple[list[VariantCandidate], list[VariantCandidate]]:
-    """Variants that keep `floors` of the nDCG, the best for `target` first, none beaten by another in both.
+    """Variants that keep `floors` of the nDCG, the best for `target` first; none is beaten in both by
+    another.
 
     Args:
-        floors: shares of the nDCG, at least one; for each the fastest that keeps it is looked for.
+        floors: shares of the nDCG, at least one; the fastest variant that keeps it is searched for each.
         minutes: how long all cuts may train, together.
 
-    Raises ExportError, with what can be had, where none keeps the lowest floor.
+    Raises ExportError, with the best that was found, if none keeps the lowest floor.
 
     Returns the variants, and all that were measured on the way.
     """
@@ -70,19 +71,19 @@ def search(
 
 
 def precisions(target: Target, device: Device) -> tuple[Precision, ...]:
-    """What is worth trying on a device, the fastest first."""
+    """The precisions worth trying on a device, fastest first."""
     if device == "cuda":
         return ("fp16",)
     return ("int8", "int8-weights", *(SMALLEST if target == "size" else ()))
 
 
 def keeps(candidate: VariantCandidate, floor: float) -> bool:
-    """Whether a variant keeps that share of the nDCG over each set that judges."""
+    """Whether a variant keeps that share of the nDCG over each judging set."""
     return candidate.fidelity.ndcg.value >= floor
 
 
 def worth(candidate: VariantCandidate, target: Target) -> float:
-    """What a target wants more of: the speed of single texts, or of batches, or few bytes."""
+    """The figure that a target maximises: the speed of single texts, the speed of batches, or smallness."""
     figures = candidate.fidelity
     if target == "size":
         return 1.0 / figures.bytes
@@ -91,7 +92,7 @@ def worth(candidate: VariantCandidate, target: Target) -> float:
 
 
 def front(candidates: Sequence[VariantCandidate], target: Target) -> list[VariantCandidate]:
-    """Those that no other one beats in quality and in worth at once: the Pareto front."""
+    """The Pareto front: those that no other beats in both quality and worth."""
 
     def beats(one: VariantCandidate, other: VariantCandidate) -> bool:
         mine = (one.fidelity.ndcg.value, worth(one, target))
@@ -102,7 +103,8 @@ def front(candidates: Sequence[VariantCandidate], target: Target) -> list[Varian
 
 
 def cuts(layers: int, order: Sequence[int], precision: Precision) -> list[Passes]:
-    """The list of ever faster cuts for an encoder of so many layers; `order` is that in which they can go."""
+    """The list of ever faster cuts for an encoder with so many layers, which can be removed in this
+    `order`."""
     found: list[Passes] = []
     for gone, ffn in CUTS:
         count = min(max(1, round(gone * layers)), layers - 1)
@@ -124,7 +126,7 @@ def cuts(layers: int, order: Sequence[int], precision: Precision) -> list[Passes
 def _bisect(
     bench: Bench, floors: Sequence[float], precision: Precision, minutes: float
 ) -> list[VariantCandidate]:
-    """The cuts that were made to find, for each floor, the fastest that keeps it."""
+    """The cuts made to find the fastest one that keeps each floor."""
     shop = bench.shop
     layers = len(anatomy.blocks(shop.source.backbone))
     bench.tell("finding the layers that matter least")
@@ -148,7 +150,7 @@ def _bisect(
 
 
 def _try(bench: Bench, passes: Passes) -> VariantCandidate | None:
-    """A candidate, or None where the pass is not for this encoder: the search goes on, and says so."""
+    """A candidate, or None if the pass does not work for this encoder: the search says so, and goes on."""
     try:
         return bench.candidate(passes)
     except ExportError as error:

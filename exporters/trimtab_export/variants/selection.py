@@ -1,4 +1,5 @@
-"""The variants beside the first one of a bundle: by a recipe, or by a search above a floor of quality."""
+"""Selects the variants of a bundle besides the first: by a recipe, or by a search above a floor of
+quality."""
 
 import hashlib
 import os
@@ -31,7 +32,8 @@ JUDGED = "judged.npz"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks for beside the encoder as it is: `recipe`, a search above `min_quality`, or both."""
+    """What the user asks for besides the encoder as it is: a `recipe`, a search above `min_quality`, or
+    both."""
 
     recipe: tuple[Passes, ...] = ()
     min_quality: tuple[float, ...] = ()
@@ -111,10 +113,10 @@ def among(candidate: VariantCandidate, compared: int) -> VariantCandidate:
 
 
 def put(candidate: VariantCandidate, folder: Path, output: manifests.Output) -> manifests.BundleVariant:
-    """Put a variant's files into the bundle in `folder`, and describe it.
+    """Put a variant's files into the bundle in `folder`, and return its entry in the manifest.
 
     Args:
-        output: the bundle's, which the variant gives in a space of its own.
+        output: the bundle's output, which the variant gives in a space of its own.
     """
     passes = candidate.passes
     target = folder / passes.name
@@ -141,7 +143,7 @@ def put(candidate: VariantCandidate, folder: Path, output: manifests.Output) -> 
 
 
 def _key(source: Source, texts: material.Material) -> str:
-    """A name for what was made of this encoder with these texts."""
+    """A key for what was made from this encoder with these texts."""
     digest = hashlib.sha256()
     parts = (
         metadata.version("trimtab"),
