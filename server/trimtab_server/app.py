@@ -200,7 +200,7 @@ class App:
     async def start(self) -> None:
         """Listen, load and warm every encoder, and only then say SERVING.
 
-        Raises ConfigError where an address cannot be had or no encoder can be served.
+        Raises ConfigError if an address cannot be used, or no encoder can be served.
         """
         process = uptime.seconds()
         host, port = split_address(self.config.server.metrics_address)

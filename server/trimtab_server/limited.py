@@ -1,6 +1,6 @@
-"""Work on a thread of its own, which is given up when it takes too long: foreign files and graphs may hang.
+"""Runs work on separate threads, and gives it up when it hangs, as foreign files and graphs may make it.
 
-asyncio.to_thread will not do for it: its threads are few, and the process would wait for them at its end.
+asyncio.to_thread does not work for this: it has few threads, and the process would wait for them at its end.
 """
 
 import asyncio
@@ -15,25 +15,26 @@ from trimtab.errors import FailedPrecondition, Unavailable
 from trimtab_server import stopping
 
 T = TypeVar("T")
-# Threads that were given up and have not come back; beyond so many nothing more is begun.
+# Threads that were given up and have not returned; beyond so many, no more work is started.
 MOST_GIVEN_UP = 32
-# How long work may take to end after it was stopped.
+# How long work may take to end after it was told to stop.
 STOP_SECONDS = 2.0
-# Threads that wait for more work: to begin one takes longer than the run of an adapter.
+# Idle threads that are kept: starting one takes longer than the run of an adapter.
 MOST_IDLE = 8
 
 
 class Heartbeat:
-    """When work last got on. Steps of it are limited, not the whole, which may be large."""
+    """When work last made progress: each step is limited, not the whole, which may be large."""
 
     def __init__(self) -> None:
         self.at = time.monotonic()
         self.given_up = False
 
     def step(self, more: float = 0.0) -> None:
-        """It gets on, and may take so many seconds more than others for its next step; from any thread.
+        """The work makes progress, and its next step may take `more` seconds longer than others; from any
+        thread.
 
-        Raises where it was given up: its result would be kept by nobody.
+        Raises RuntimeError if the work was given up, since nobody would take its result.
         """
         if self.given_up:
             raise RuntimeError("it was given up")
@@ -41,7 +42,7 @@ class Heartbeat:
 
 
 class _Thread:
-    """A thread that does one work after the other, while there is any for it."""
+    """A thread that does one piece of work after another."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -76,11 +77,11 @@ async def run(
     heartbeat: Heartbeat | None = None,
     stop: Callable[[], None] | None = None,
 ) -> T:
-    """What `work` returns or raises, on a thread of its own.
+    """Run `work` on a thread of its own: returns or raises what it does.
 
-    FailedPrecondition, which names `what` it is, where it does not get on for so many seconds: `stop` is
-    called, a run in ONNX Runtime is stopped, anything else is given up. Unavailable where too much was given
-    up before.
+    FailedPrecondition, naming `what` it is, if it makes no progress for so many seconds: then `stop` is
+    called, a run in ONNX Runtime is stopped, and anything else is given up. Unavailable if too much has been
+    given up.
     """
     if len(_given_up) >= MOST_GIVEN_UP:
         raise Unavailable(
@@ -99,7 +100,7 @@ async def run(
             result = work()
         except Exception as raised:
             error = raised
-        except BaseException as raised:  # a panic of a library's, which asyncio would not take
+        except BaseException as raised:  # a library's panic, which asyncio would not accept
             error = RuntimeError(f"{type(raised).__name__}: {raised}")
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(_deliver, future, result, error)
@@ -125,7 +126,7 @@ async def run(
         raise
     finally:
         if future.done():
-            future.exception()  # it was seen
+            future.exception()  # mark it as seen
         else:
             future.cancel()
             _given_up.add(thread)
@@ -133,7 +134,7 @@ async def run(
 
 
 def step(more: float = 0.0) -> None:
-    """What runs on this thread gets on: as `Heartbeat.step`."""
+    """The work on this thread makes progress: as `Heartbeat.step`."""
     heartbeat: Heartbeat | None = getattr(_local, "heartbeat", None)
     if heartbeat is not None:
         heartbeat.step(more)
@@ -149,8 +150,8 @@ def _deliver(future: "asyncio.Future[Any]", result: object, error: Exception | N
 
 
 class PatientLock:
-    """One at a time, so that what is measured is not disturbed; but who takes longer than `patience` seconds
-    keeps nobody waiting any more, until there are `most`."""
+    """A lock, so that measurements are not disturbed; but a holder that takes longer than `patience` seconds
+    no longer keeps others waiting, until there are `most` holders."""
 
     def __init__(self, patience: float = 2.0, most: int = 16) -> None:
         self._patience = patience
@@ -159,7 +160,7 @@ class PatientLock:
 
     @contextlib.asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
-        """Wait for one's turn, and have it."""
+        """Hold the lock."""
         async with self._most:
             await self._turn.acquire()
             given_on = False

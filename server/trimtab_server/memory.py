@@ -3,8 +3,8 @@
 import ctypes
 import gc
 
-# glibc gives threads heaps of their own, up to eight a core, and what one has freed another does not use. Few
-# of ours allocate at the same time, as Python runs one of them at a time.
+# glibc gives threads heaps of their own, up to eight per core, and one does not use what another has freed.
+# Few of our threads allocate at the same time, since Python runs one at a time.
 ARENAS = 2
 _M_ARENA_MAX = -8  # of malloc.h
 
@@ -17,10 +17,10 @@ def share_heaps() -> None:
 
 
 def give_back() -> None:
-    """Free what nobody reaches, and the pages that became empty by that.
+    """Free unreachable objects, and the pages that became empty.
 
-    To be called after something large went: objects in cycles are otherwise freed at some later time, and
-    glibc keeps pages of small blocks for good.
+    To be called after something large was dropped: otherwise, objects in cycles are freed at some later time,
+    and glibc keeps pages of small blocks for good.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's

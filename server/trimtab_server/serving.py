@@ -10,16 +10,16 @@ from pathlib import Path
 from trimtab_server.app import App
 from trimtab_server.config import Config
 
-# Of the garbage collector: how many objects are made until it looks at them, how many looks until it looks at
-# older ones, and how many of those until it looks at everything. By default a few thousand texts have it look
-# at everything, which stops every call for tens of milliseconds while many requests are open.
+# The garbage collector's thresholds: how many new objects until it scans them, how many such scans until it
+# scans older ones, and how many of those until it scans everything. By default, a few thousand texts make it
+# scan everything, which stops every call for tens of milliseconds while many requests are open.
 THRESHOLDS = (2_000, 5, 200)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 async def serve(config: Config, repository: Path, ready: Callable[[App], None]) -> None:
-    """Run a server until one of SIGNALS, but for those that whoever started it has ignored, as nohup does
-    with SIGHUP; call `ready` once it serves."""
+    """Run a server until one of SIGNALS arrives; call `ready` once it serves. Signals that the parent process
+    ignores, as nohup does with SIGHUP, stay ignored."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -35,8 +35,8 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
     app = App(config, repository)
     try:
         if await _unless(stopping, app.start()):
-            # What is loaded by now stays: looking it through at each full collection would stop every call
-            # for some 30 ms.
+            # What is loaded by now stays: scanning it at each full collection would stop every call for some
+            # 30 ms.
             gc.collect()
             gc.freeze()
             gc.set_threshold(*THRESHOLDS)
@@ -47,7 +47,7 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
 
 
 async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
-    """Await `work`, unless the server is told to stop first; True where the work was finished."""
+    """Await `work`, unless the server is told to stop first; True if the work was finished."""
     task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
     await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()

@@ -1,7 +1,7 @@
-"""What a thread does and another one can stop.
+"""Lets one thread stop what another does.
 
-ONNX Runtime looks at a flag between two nodes and between two turns of a Loop. What hangs within a node, as
-in a driver, cannot be stopped.
+ONNX Runtime checks a flag between two nodes, and between two iterations of a Loop. What hangs inside a node,
+such as in a driver, cannot be stopped.
 """
 
 import threading
@@ -13,7 +13,7 @@ _running: dict[int, Callable[[], None]] = {}  # how to stop it, by thread
 
 @contextmanager
 def stoppable(how: Callable[[], None]) -> Iterator[None]:
-    """What this thread does within the block can be stopped, by `how`."""
+    """What this thread does within the block can be stopped by calling `how`."""
     thread = threading.get_ident()
     _running[thread] = how
     try:
@@ -23,7 +23,7 @@ def stoppable(how: Callable[[], None]) -> Iterator[None]:
 
 
 def stop(thread: int | None) -> None:
-    """Stop what this thread does, where that can be stopped."""
+    """Stop what this thread does, if that is possible."""
     how = _running.get(thread or 0)
     if how is not None:
         how()

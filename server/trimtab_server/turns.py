@@ -1,10 +1,10 @@
-"""Whose turn it is on the event loop, which all calls share: start-time fair queueing by the time it takes.
+"""Whose turn it is on the event loop, which all calls share: start-time fair queueing, by measured time.
 
-Work that may take long is done in pieces, and each piece waits for its caller's turn (Goyal, Vin and Cheng,
-1996, as the batcher does for devices). A caller's own pieces go one after the other, however many it has;
-whoever has had less than its share goes before those who have had more. So a caller with one request waits
-for the piece that runs, not for what others have queued. Calls with small messages do not wait at all; while
-there are any, large work has a smaller share. While nobody has to wait, a turn costs a few comparisons.
+Long work is done in pieces, and each piece waits for its caller's turn (Goyal, Vin and Cheng, 1996, as in the
+batcher for devices). A caller's own pieces run one after another, however many it has; callers that have had
+less than their share go first. So a caller with one request waits only for the piece that runs, not for what
+others have queued. Calls with small messages do not wait at all; while there are any, large work gets a
+smaller share. If nobody has to wait, a turn costs a few comparisons.
 """
 
 import asyncio
@@ -18,21 +18,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 W = TypeVar("W")
 
-# Messages of more bytes are large.
+# Larger messages count as large.
 SMALL_BYTES = 16 << 10
-# Texts that are queued, or rows that are answered, in one piece: some tenths of a millisecond. A small call
-# needs the loop some eight times until it is answered, and each time may find a piece of others before it.
+# Texts queued, or rows answered, in one piece: some tenths of a millisecond. A small call needs the loop some
+# eight times until it is answered, and each time may have to wait for another's piece.
 PIECE = 32
-# The share of small calls, while there are any, to large work's 1.
+# The share of small calls, while there are any, relative to large work's.
 SMALL_SHARE = 16.0
-# In one pass of the loop so much work of large calls is begun, and then whatever has arrived is looked at.
+# How much work of large calls one pass of the loop starts before it looks at what has arrived.
 PASS_SECONDS = 0.00025
-# Callers that are remembered at least; beyond, those who have no more than their share are forgotten.
+# Callers that are remembered at least; with more, those that have had no more than their share are forgotten.
 REMEMBERED = 1024
 
 
 class Flow(NamedTuple):
-    """Calls that share one part of the loop's time: of a caller, and whether they are small."""
+    """Calls that share a part of the loop's time: a caller's small calls, or its large ones."""
 
     caller: Hashable
     small: bool
@@ -42,16 +42,16 @@ class _FlowState(Generic[W]):
     __slots__ = ("due", "expected", "waiting")
 
     def __init__(self) -> None:
-        self.due = 0.0  # virtual time at which it has had its share
-        self.expected = 0.0  # what its next piece takes, by its last one
+        self.due = 0.0  # virtual time at which it will have had its share
+        self.expected = 0.0  # how long its next piece should take, as its last one did
         self.waiting: deque[W] = deque()
 
 
 class TurnQueue(Generic[W]):
-    """What waits, by flow, the first of each by when the flow has had its share. Sans-IO."""
+    """Waiting work by flow; flows are ordered by when they will have had their share. Sans-IO."""
 
     def __init__(self) -> None:
-        self._now = 0.0  # virtual time: when the last piece that was begun was due
+        self._now = 0.0  # virtual time: the due time of the last piece started
         self._accounts: dict[Flow, _FlowState[W]] = {}
         self._first: list[
             tuple[float, int, Flow]
@@ -62,7 +62,7 @@ class TurnQueue(Generic[W]):
         return len(self._first)
 
     def is_next(self, flow: Flow) -> bool:
-        """Whether a newcomer of this flow would be before all that waits."""
+        """Whether new work of this flow would go before all that waits."""
         if not self._first:
             return True
         account = self._accounts.get(flow)
@@ -71,14 +71,14 @@ class TurnQueue(Generic[W]):
         return max(self._now, account.due if account else 0.0) < self._top()[0]
 
     def put(self, flow: Flow, what: W) -> None:
-        """Something waits, behind all else of its flow."""
+        """Queue work, behind all else of its flow."""
         account = self._account(flow)
         account.waiting.append(what)
         if len(account.waiting) == 1:
             self._enter(flow, account)
 
     def pop(self) -> tuple[Flow, W]:
-        """Whose turn it is; it is begun."""
+        """The work whose turn it is, with its flow; it counts as started."""
         flow = self._top()[2]
         heapq.heappop(self._first)
         account = self._accounts[flow]
@@ -89,13 +89,13 @@ class TurnQueue(Generic[W]):
         return flow, what
 
     def begin(self, flow: Flow) -> None:
-        """A piece of this flow is begun, and expected to take as long as its last one."""
+        """A piece of this flow starts; it should take as long as the last one."""
         account = self._account(flow)
         self._now = max(self._now, account.due)
         account.due = self._now + account.expected
 
     def took(self, flow: Flow, seconds: float) -> None:
-        """A piece that was begun has taken so long."""
+        """A piece that was started took so long."""
         account = self._account(flow)
         account.due += seconds - account.expected
         account.expected = seconds
@@ -113,7 +113,7 @@ class TurnQueue(Generic[W]):
         return bool(account.waiting) or account.due > self._now
 
     def _top(self) -> tuple[float, int, Flow]:
-        """The entry that is due first. What a piece takes is known after the flow's next one has entered."""
+        """The entry that is due first. A piece's time is only known after the flow's next one was queued."""
         while (top := self._first[0])[0] < (due := self._accounts[top[2]].due):
             heapq.heapreplace(self._first, (due, top[1], top[2]))
         return top
@@ -126,8 +126,8 @@ class TurnQueue(Generic[W]):
 class Turns:
     """Hands out the time of one event loop.
 
-    While calls arrive, large work has no more than its share beside small calls: gRPC hands over one call in
-    each pass of the loop, so that each would wait for one piece of work for every call before it.
+    While calls arrive, large work gets only its share beside small calls. gRPC hands over one call in each
+    pass of the loop, so otherwise a call would wait for one piece of large work for every call before it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -136,14 +136,14 @@ class Turns:
         self._used = 0.0  # of this pass
         self._passing = False
         self._arrived = False  # since the last pass
-        self._rests_until = 0.0  # when large work has had no more than its share
+        self._rests_until = 0.0  # until when large work has had its share
 
     def arrived(self) -> None:
-        """A call has arrived, or goes on that is small: there may be more."""
+        """A call has arrived, or a small one continues: there may be more."""
         self._arrived = True
 
     async def do(self, flow: Flow, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `work` returns or raises, when it is this flow's turn."""
+        """Run `work` when it is this flow's turn: returns or raises what it does."""
         await self._turn(flow)
         begun = self._clock()
         try:
@@ -152,7 +152,7 @@ class Turns:
             self._took(flow, self._clock() - begun)
 
     async def wait(self, flow: Flow, seconds: float) -> None:
-        """Until it is this flow's turn, for work that is expected to take so long."""
+        """Wait until it is this flow's turn, for work that should take so long."""
         await self._turn(flow)
         self._took(flow, seconds)
 
@@ -168,7 +168,7 @@ class Turns:
         await turn
 
     def _may_begin(self) -> bool:
-        """Whether it is time for something large."""
+        """Whether large work may start."""
         return self._used < PASS_SECONDS and (not self._arrived or self._clock() >= self._rests_until)
 
     def _took(self, flow: Flow, seconds: float) -> None:
@@ -186,7 +186,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._pass)
 
     def _pass(self) -> None:
-        """The loop has looked at what has arrived: one of those who wait gets its turn."""
+        """The loop has handled what has arrived: one of those who wait gets its turn."""
         self._passing = False
         self._used = 0.0
         may_begin, self._arrived = self._may_begin(), False

@@ -16,7 +16,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 BEST = 20  # documents per query whose scores are compared: the top ones, which an application looks at,
 RANDOM = 20  # and as many others, for the lower end of the scale
 KNOTS = 33
-LEAST_SLOPE = 1e-3  # of the mean slope: keeps the order even where the scores say nothing
+LEAST_SLOPE = 1e-3  # of the mean slope: keeps the order even if the scores say nothing
 
 
 def fit_calibrator(adapted: Floats, old: Floats, documents: Index) -> Calibrator | None:

@@ -33,7 +33,7 @@ def check(precision: Precision) -> None:
 
 
 def build(graph: Path, inputs: Sequence[str], max_tokens: int, precision: Precision) -> tuple[Path, ...]:
-    """Build the engines of a graph into the folder `tensorrt` beside it; its files.
+    """Build a graph's engines into the folder `tensorrt` next to it. Returns the files.
 
     Each profile is run once, since the provider builds when it first sees a shape. Raises ExportError where
     there is no TensorRT, or it cannot be loaded.

@@ -69,12 +69,12 @@ def select(
 ) -> Selected:
     """Make and measure what is asked for.
 
-    Raises ExportError, which names the variant, where one of a recipe cannot be made.
+    Raises ExportError, naming the variant, if one of a recipe cannot be made.
 
     Args:
         graph: the encoder's own, in its final form.
-        joined: the same with pooled inner states, where there is one.
-        scratch: the folder where an interrupted run left what it had, and this one may.
+        joined: the same with pooled inner states, if there is one.
+        scratch: the folder for intermediate results, also of an interrupted run.
     """
     texts = material.gather(wanted.pairs, wanted.texts)
     place = scratch / _key(source, texts)

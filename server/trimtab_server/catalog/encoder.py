@@ -48,7 +48,7 @@ class LoadedEncoder:
     model: Model
     number: int  # of the model, in the engine
     outputs: Mapping[str, ServedOutput]  # by name; the first is the default
-    variants: Mapping[str, "LoadedEncoder"] = field(default_factory=dict)  # loaded beside the first, by name
+    variants: Mapping[str, "LoadedEncoder"] = field(default_factory=dict)  # other loaded variants, by name
 
     @property
     def name(self) -> str:

@@ -69,7 +69,7 @@ class Poller:
 
 
 def contents(path: Path) -> dict[str, Contents]:
-    """What is in the folder of each encoder. Raises OSError where the repository cannot be read."""
+    """What is in the folder of each encoder. Raises OSError if the repository cannot be read."""
     return {
         folder.name: frozenset(
             (str(file.relative_to(folder)), status.st_size, status.st_ctime_ns)

@@ -52,7 +52,7 @@ class Served:
         self._on_trial = on_trial
         self._entries: dict[Key, Entry] = {}
         self._users: Counter[LoadedEncoder] = Counter()  # requests that are not answered yet
-        self._left = asyncio.Event()  # an encoder has no users any more
+        self._left = asyncio.Event()  # set when an encoder loses its last user
         # A cache of `find`, by name and version, until an entry changes.
         self._meant: dict[tuple[str, str], LoadedEncoder] = {}
 

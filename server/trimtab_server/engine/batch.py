@@ -51,7 +51,7 @@ class OutputSpec:
     dtype: str = "float32"
     several: bool = False  # an item may have several rows
     most: int = 0  # how many, at most; 0: one for each unit
-    offsets: str = ""  # the tensor with the offsets of items, where they have several rows
+    offsets: str = ""  # the tensor with the offsets of items, if they have several rows
     unit: bool = False  # rows are of length 1
     places: str = ""  # the output that says where these numbers stand in a long vector
 

@@ -14,7 +14,7 @@ from trimtab.values import dense, similarity
 from trimtab.values.column import Columns
 from trimtab_server.outputs.kind import OutputKind, OutputSpace, Scores, Shape
 
-# The engine's name of the mean hidden states that some adapters read beside the vectors.
+# The engine's name for the mean hidden states that some adapters read besides the vectors.
 STATES = "states"
 
 

@@ -27,15 +27,15 @@ class OutputSpace(Protocol):
     def dimensions(self) -> int: ...
     @property
     def similarity(self) -> Similarity | None:
-        """None: nobody knows."""
+        """None if unknown."""
 
     @property
     def normalized(self) -> bool | None:
-        """None: nobody knows."""
+        """None if unknown."""
 
     @property
     def int8_limit(self) -> float | None:
-        """None: it was not calibrated, or nobody knows."""
+        """None if it was not calibrated, or is unknown."""
 
     @property
     def title(self) -> str:
@@ -47,7 +47,7 @@ class OutputSpace(Protocol):
 
     @property
     def cure(self) -> str:
-        """What helps where something is not known."""
+        """What to do if something is unknown."""
 
 
 class Shape(msgspec.Struct, frozen=True):

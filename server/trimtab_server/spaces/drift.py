@@ -108,8 +108,8 @@ def unit(rows: Matrix) -> Matrix:
 def rank_sum(sample: NDArray[np.floating], ordered: NDArray[np.floating]) -> float:
     """The rank-sum statistic of `sample`, (n,), against a reference in ascending order, (m,), as a z.
 
-    Above 0 where the sample is the larger one; of two samples from one distribution it is about normal,
-    with mean 0 and deviation 1. Ties count half, and are taken out of the variance.
+    Above 0 if the sample's values are larger; for two samples of one distribution it is about normal, with
+    mean 0 and deviation 1. Ties count half, and are taken out of the variance.
     """
     n, m = len(sample), len(ordered)
     below = np.searchsorted(ordered, sample, side="left")

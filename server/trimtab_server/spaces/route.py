@@ -38,7 +38,7 @@ class LoadedAdapter:
 
     @property
     def states_width(self) -> int:
-        """How many components it reads beside the embedding."""
+        """How many components it reads besides the embedding."""
         return self.session.width - self.manifest.source.dimensions if self.session else 0
 
     def see(self, rows: Vectors) -> None:
@@ -76,9 +76,9 @@ class Route:
     space: str
     hops: tuple[LoadedAdapter, ...]  # none: the space is the encoder's own
     dimensions: int
-    similarity: Similarity | None  # None: nobody knows, as below
+    similarity: Similarity | None  # None if unknown
     normalized: bool | None
-    int8_limit: float | None  # None: it was not calibrated, or nobody knows
+    int8_limit: float | None  # None if it was not calibrated, or is unknown
     encoder: str  # whose the space is
     version: int
     variant: str = ""
@@ -102,7 +102,7 @@ class Route:
 
     @property
     def cure(self) -> str:
-        """What helps where something is not known."""
+        """What to do if something is unknown."""
         if self.hops:
             return f"put the bundle of {self.encoder} version {self.version} into the repository"
         return "export the encoder again"

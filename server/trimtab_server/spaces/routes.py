@@ -29,18 +29,18 @@ class Link(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why it cannot be used, whatever its verdict; empty: it can."""
+        """Why it cannot be used, whatever its verdict; empty if it can."""
 
     @property
     def states_width(self) -> int:
-        """How many components it reads beside the embedding; 0: the embedding alone."""
+        """How many components it reads besides the embedding; 0: only the embedding."""
 
 
 L = TypeVar("L", bound=Link)
 
 
 def find(links: Sequence[L], start: str, wanted: str, states_width: int = 0) -> tuple[L, ...]:
-    """The chain from space `start` to space `wanted`; an empty one where they are the same.
+    """The chain from space `start` to space `wanted`; empty if they are the same.
 
     `states_width` is how many components of inner states the rows have at the start: only the first adapter
     of a chain may read states, and just as many. Raises FailedPrecondition, with the reasons, if all chains
@@ -75,7 +75,7 @@ def find(links: Sequence[L], start: str, wanted: str, states_width: int = 0) -> 
 
 
 def reachable(links: Sequence[L], start: str, states_width: int = 0) -> list[str]:
-    """The spaces that a request to an encoder of space `start` may name beside its own, in order."""
+    """The spaces, besides its own, that a request to an encoder of space `start` may name, in order."""
     return sorted(_walk(_usable(links), start, states_width))
 
 
@@ -119,7 +119,7 @@ def _ordered(links: Iterable[L]) -> list[L]:
 
 
 def _walk(links: Sequence[L], start: str, states_width: int | None) -> dict[str, tuple[L, ...]]:
-    """The first of the shortest chains to every space in reach, breadth first; None: with whatever states."""
+    """The first of the shortest chains to every space in reach, breadth first; None: with any states."""
     chains: dict[str, tuple[L, ...]] = {start: ()}
     queue = deque([start])
     while queue:

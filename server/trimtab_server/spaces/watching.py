@@ -92,7 +92,7 @@ class DriftMonitor:
         self._thread.start()
 
     def open(self, encoder: str, version: int, adapter: str, queries: NDArray[np.floating]) -> Watched:
-        """Watch an adapter that was judged on these queries, (m, d). AdapterError where they are too few."""
+        """Watch an adapter that was judged on these queries, (m, d). AdapterError if they are too few."""
         watched = Watched(self, (encoder, str(version), adapter), Baseline(queries))
         with self._lock:
             self._open.add(watched)

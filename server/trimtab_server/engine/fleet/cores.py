@@ -26,7 +26,7 @@ def usable(cgroup: Path = CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """The quota in cores; None where there is none."""
+    """The quota in cores; None if there is none."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):

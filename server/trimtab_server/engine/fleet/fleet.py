@@ -1,4 +1,4 @@
-"""What runs on which device, and where a batch goes that failed: a sans-IO policy.
+"""What runs on which device, and where a failed batch goes: a sans-IO policy.
 
 A failed batch is tried once more, whole, on another device. If that succeeds, the first device was at fault,
 and is taken out of service. If it fails too, or there is no other device, the batch is run by halves, so that
@@ -137,7 +137,7 @@ class Fleet:
         return Retry(None, tuple(expired))
 
     def launch(self, device: str, job: Job, predicted: float, now: float) -> Flight:
-        """A job goes to a device, where it should take `predicted` seconds."""
+        """A job starts on a device, and should take `predicted` seconds."""
         flight = Flight(job, device, now, predicted, now + max(self._hang_seconds, HANG_FACTOR * predicted))
         self._flights[flight] = None
         return flight

@@ -52,7 +52,7 @@ class Home(Protocol):
 
 
 class InThreads:
-    """The graphs of a place in the server's own process, where nothing can end them."""
+    """The graphs of a place in the server's own process, where they cannot be killed."""
 
     restarts = False
     lost = False

@@ -55,7 +55,7 @@ def _parse(name: str) -> Place:
         )
     if kind == "cpu":
         if not which:
-            # One core is left to the event loop and the tokenizers, where there is one to leave.
+            # One core is left to the event loop and the tokenizers, if there are several.
             return Place("cpu", 0, workers=max(1, cores.usable() - 1))
         available, chosen = cores.available(), _range(name, which)
         absent = [core for core in chosen if core not in available]

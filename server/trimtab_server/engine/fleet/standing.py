@@ -62,7 +62,7 @@ class Standing:
 
     @property
     def working(self) -> set[str]:
-        """The devices in service; where there are none, those that will be in a moment."""
+        """The devices in service or, if there are none, those that will be in a moment."""
         return self._up or set(self._restoring)
 
     @property

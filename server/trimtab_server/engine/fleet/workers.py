@@ -121,7 +121,7 @@ class Workers:
             self._recovery.notify_all()
             self.idle.notify_all()
             self.idle.wait_for(lambda: not self._fleet.flying, STOP_SECONDS)
-            for flight in list(self._fleet.flights):  # nobody waits for them any more
+            for flight in list(self._fleet.flights):  # nobody waits for them
                 self._fleet.land(flight)
             self.idle.notify_all()
             self._watchdog.stop()
@@ -252,7 +252,7 @@ class Workers:
                     self.roster.not_reopened(model, device, wrong)
                 else:
                     self.roster.strike(model, wrong)
-            # Models that were loaded meanwhile are for the next probe, those unloaded for nobody.
+            # Models loaded meanwhile are left to the next probe; those unloaded meanwhile are dropped below.
             well = error is None and self.roster.models <= device.costs.keys()
             self._standing.probed(device.name, well=well, now=time.monotonic())
             self._settle()

@@ -22,7 +22,7 @@ class Cost:
     pair_seconds: NotNegative = 0.0
 
     def seconds(self, items: int, units: int, longest: int) -> float:
-        """What a run of so many items takes, of `units` altogether, padded to `longest` each."""
+        """How long a run of so many items takes, with `units` in total, each padded to `longest`."""
         return self.run_seconds + self.unit_seconds * self.units(items, units, longest)
 
     def units(self, items: int, units: int, longest: int) -> float:

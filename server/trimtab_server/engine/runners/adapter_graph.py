@@ -22,7 +22,7 @@ class AdapterGraph(msgspec.Struct, frozen=True):
     groups: tuple[str, ...]
     source: int  # dimensions
     target: int
-    states: bool  # it reads inner states behind the embedding
+    states: bool  # it reads inner states after the embedding
 
     @property
     def path(self) -> Path:

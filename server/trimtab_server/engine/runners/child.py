@@ -109,7 +109,7 @@ def _send(sock: socket.socket, columns: Columns) -> None:
 
 def _rehearse(sock: socket.socket, data: bytearray) -> None:
     from trimtab_server.engine.runners import (
-        rehearsal,  # only where it is asked for
+        rehearsal,  # only if it is needed
     )
 
     try:

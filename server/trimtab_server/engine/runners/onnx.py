@@ -35,7 +35,7 @@ def providers(kind: str, index: int) -> Sequence[str]:
 
 
 class OnnxRunner:
-    """An ONNX Runtime session on one device. GraphError where the graph is not what its manifest says."""
+    """An ONNX Runtime session on one device. GraphError if the graph is not what its manifest says."""
 
     def __init__(self, model: Model, kind: str, index: int = 0) -> None:
         self.model = model

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # server was started in on its path, since what lies there is not ours.
 PROGRAM = (sys.executable, "-P", "-m", "trimtab_server.engine.runners.child")
 PAGE = os.sysconf("SC_PAGE_SIZE")
-OFFSET_BYTES = 8  # of an item, where it has several rows
+OFFSET_BYTES = 8  # of an item with several rows
 MOST_JSON = 1 << 24  # of an answer: what was raised may be long
 
 

@@ -50,7 +50,7 @@ class RehearsalPool:
     def rehearse(self, piece: Piece, step: Callable[[], None]) -> RehearsalResult:
         """Try a piece; `step` is called with each of its steps. Blocks.
 
-        Raises GraphError with what is wrong with it; ConfigError where the device cannot be used.
+        Raises GraphError with what is wrong with it; ConfigError if the device cannot be used.
         """
         process = self._take()
         late = False
