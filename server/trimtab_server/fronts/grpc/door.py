@@ -25,6 +25,7 @@ from trimtab_server.fronts.grpc.newcomers import Newcomers
 from trimtab_server.fronts.grpc.observed import Observed
 from trimtab_server.fronts.grpc.pace import Pacer
 from trimtab_server.fronts.grpc.senders import Tenants
+from trimtab_server.fronts.grpc.stream import Streams
 from trimtab_server.fronts.grpc.unread import Unread
 from trimtab_server.observing.load import Load
 from trimtab_server.observing.tracing import Tracing
@@ -70,9 +71,10 @@ class Door:
         )
         self._intake = Intake(limits.max_calls, limits.max_received_bytes, self._arriving)
         self._unread = Unread(limits.max_unread_bytes, limits.max_unread_seconds, sockets.hang_up)
+        self._streams = Streams(limits.max_stream_texts, self._unread)
         self._entrance, self._admin_entrance = self._entrances(pipeline, tracing)
-        self._native = NativeServicer(pipeline, embedder, rescorer, trials, self._unread)
-        self._kserve = KServeServicer(pipeline, embedder, self._unread, lambda: self._health.serving)
+        self._native = NativeServicer(pipeline, embedder, rescorer, trials, self._streams)
+        self._kserve = KServeServicer(pipeline, embedder, self._streams, lambda: self._health.serving)
         self._watching: list[asyncio.Task[None]] = []
         self.port, self._servers = self._listen()
 
@@ -99,8 +101,7 @@ class Door:
     async def drain(self, seconds: float) -> None:
         """Refuse new calls, and wait at most so many seconds until the open ones are answered."""
         self._health.drain()
-        self._native.drain()
-        self._kserve.drain()
+        self._streams.drain()
         await asyncio.gather(self._entrance.drain(seconds), self._admin_entrance.drain(seconds))
         await asyncio.sleep(min(LATE_SECONDS, seconds))
 

@@ -3,7 +3,6 @@
 Source: the Open Inference Protocol (KServe v2) with Triton's extensions, by tritonclient's own stubs.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from importlib import metadata
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as mc
 from tritonclient.grpc import service_pb2 as pb
 
-from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
+from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.fronts.grpc.intake import OpenCall
 from trimtab_server.fronts.grpc.kserve_messages import parse, respond, rows
 from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
-from trimtab_server.fronts.grpc.unread import Unread
-from trimtab_server.fronts.grpc.window import Window, weight
+from trimtab_server.fronts.grpc.stream import Streams
 from trimtab_server.observing.metrics import Count
 from trimtab_server.tasks.embed import Embedder
 from trimtab_server.tasks.pipeline import Pipeline
@@ -37,16 +35,15 @@ class KServeServicer:
         self,
         pipeline: Pipeline,
         embedder: Embedder,
-        unread: Unread,
+        streams: Streams,
         serving: Callable[[], bool],
     ) -> None:
         self._pipeline = pipeline
         self._embedder = embedder
         self._max_texts = pipeline.limits.max_texts
         self._repository = pipeline.repository
-        self._unread = unread
+        self._streams = streams
         self._serving = serving
-        self._readers: set[asyncio.Task[None]] = set()
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -173,70 +170,33 @@ class KServeServicer:
 
     async def ModelStreamInfer(self, messages: AsyncIterator[Any], opened: OpenCall) -> None:
         """Answers in the order of the requests, as Triton does for models like these."""
-        window = Window(self._pipeline.limits.max_stream_texts, opened)
-        account = self._unread.account(*opened.sender)
-        answers: asyncio.Queue[tuple[asyncio.Task[bytes], tuple[int, int]] | None] = asyncio.Queue()
 
         async def answer(message: Any) -> bytes:
-            outcome: bytes = (await infer(message)).SerializeToString()
-            account.add(len(outcome))
-            return outcome
-
-        async def infer(message: Any) -> Any:
             try:
                 response = await self._infer(opened.request(PROTOCOL), message)
                 final = message.parameters.get("triton_enable_empty_final_response")
                 if final is not None and final.bool_param:
                     response.parameters["triton_final_response"].bool_param = True
-                return pb.ModelStreamInferResponse(infer_response=response)
+                outcome = pb.ModelStreamInferResponse(infer_response=response)
             except Exception as error:
-                return pb.ModelStreamInferResponse(
+                outcome = pb.ModelStreamInferResponse(
                     error_message=shorten(str(as_trimtab_error(error))),
                     infer_response=pb.ModelInferResponse(
                         id=message.id, model_name=message.model_name, model_version=message.model_version
                     ),
                 )
+            serialized: bytes = outcome.SerializeToString()
+            return serialized
 
-        async def read(tasks: asyncio.TaskGroup) -> None:
-            try:
-                async for message in messages:
-                    size = message.ByteSize()
-                    taken = weight(min(rows(message), self._max_texts), size), size
-                    await window.enter(*taken)
-                    answers.put_nowait((tasks.create_task(answer(message)), taken))
-            finally:
-                answers.put_nowait(None)
-
-        async def write() -> None:
-            while (next_answer := await answers.get()) is not None:
-                task, taken = next_answer
-                outcome = await task
-                with account.sending(len(outcome)):
-                    await opened.write(outcome)
-                window.leave(*taken)
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(read(tasks))
-                self._readers.add(reader)
-                reader.add_done_callback(self._readers.discard)
-                tasks.create_task(write())
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
-        finally:
-            account.close()
-        if reader.cancelled():
-            raise Unavailable("the server is draining: send what was not answered to another one")
-
-    def drain(self) -> None:
-        """Stop reading from all streams; each ends when its requests so far are answered."""
-        for reader in list(self._readers):
-            reader.cancel()
+        await self._streams.serve(messages, opened, self._texts, answer, in_order=True)
 
     async def _infer(self, call: Call, request: Any) -> Any:
         call, asked = self._pipeline.read(call, parse, request, self._max_texts)
         result = await self._embedder.embed(call, asked)
         return await self._pipeline.made(call, len(result.token_counts), respond, request, result)
+
+    def _texts(self, request: Any) -> int:
+        return min(rows(request), self._max_texts)
 
     # -- what this server does not offer --------------------------------------------------------------
 

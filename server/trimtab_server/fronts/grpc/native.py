@@ -1,10 +1,9 @@
 """trimtab.v1.EncoderService: our own API, over the pipeline."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from trimtab.core.options import from_message
-from trimtab.errors import InvalidArgument, ResourceExhausted, Unavailable
+from trimtab.errors import InvalidArgument, ResourceExhausted
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense, forms
 from trimtab_server.callers.call import Call
@@ -12,8 +11,7 @@ from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.fronts.grpc import described
 from trimtab_server.fronts.grpc.intake import OpenCall
 from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
-from trimtab_server.fronts.grpc.unread import Unread
-from trimtab_server.fronts.grpc.window import Window, weight
+from trimtab_server.fronts.grpc.stream import Streams
 from trimtab_server.outputs.dense import Matrix
 from trimtab_server.policies.trials import Trials
 from trimtab_server.tasks.embed import Embedder, EmbedResult
@@ -32,35 +30,19 @@ class NativeServicer:
     """
 
     def __init__(
-        self, pipeline: Pipeline, embedder: Embedder, rescorer: Rescorer, trials: Trials, unread: Unread
+        self, pipeline: Pipeline, embedder: Embedder, rescorer: Rescorer, trials: Trials, streams: Streams
     ) -> None:
         self._pipeline = pipeline
         self._trials = trials
         self._embedder = embedder
         self._rescorer = rescorer
-        self._unread = unread
-        self._readers: set[asyncio.Task[None]] = set()  # one for each open stream
+        self._streams = streams
 
     async def Embed(self, request: pb.EmbedRequest, opened: OpenCall) -> pb.EmbedResponse:
         return await self._embed(opened.request(PROTOCOL), request)
 
     async def EmbedStream(self, messages: AsyncIterator[pb.EmbedStreamRequest], opened: OpenCall) -> None:
-        window = Window(self._pipeline.limits.max_stream_texts, opened)
-        writing = asyncio.Lock()
-        account = self._unread.account(*opened.sender)
-
-        async def answer(message: pb.EmbedStreamRequest, taken: tuple[int, int]) -> None:
-            outcome = await embed(message)
-            del message
-            account.add(len(outcome))
-            # Make room in the window only after the answer is written: a client that does not read its
-            # answers fills its own window, and nobody else's.
-            async with writing:
-                with account.sending(len(outcome)):
-                    await opened.write(outcome)
-            window.leave(*taken)
-
-        async def embed(message: pb.EmbedStreamRequest) -> bytes:
+        async def answer(message: pb.EmbedStreamRequest) -> bytes:
             try:
                 response = await self._embed(opened.request(PROTOCOL), message.request)
                 outcome = pb.EmbedStreamResponse(id=message.id, response=response)
@@ -68,25 +50,7 @@ class NativeServicer:
                 outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
             return outcome.SerializeToString()
 
-        async def read(tasks: asyncio.TaskGroup) -> None:
-            async for message in messages:
-                size = message.ByteSize()
-                asked = message.request
-                taken = weight(len(asked.texts) + len(asked.inputs), size), size
-                await window.enter(*taken)
-                tasks.create_task(answer(message, taken))
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(read(tasks))
-                self._readers.add(reader)
-                reader.add_done_callback(self._readers.discard)
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
-        finally:
-            account.close()
-        if reader.cancelled():
-            raise Unavailable("the server is draining: send what was not answered to another one")
+        await self._streams.serve(messages, opened, _texts, answer, in_order=False)
 
     async def Rescore(self, request: pb.RescoreRequest, opened: OpenCall) -> pb.RescoreResponse:
         call, asked = self._pipeline.read(opened.request(RESCORE), _parse_rescore, request)
@@ -111,11 +75,6 @@ class NativeServicer:
         chosen = [loaded for loaded in adapters if request.encoder in ("", loaded.encoder)]
         return pb.ListAdaptersResponse(adapters=map(described.adapter, chosen))
 
-    def drain(self) -> None:
-        """Stop reading from all streams; each ends when its requests so far are answered."""
-        for reader in list(self._readers):
-            reader.cancel()
-
     async def _embed(self, call: Call, request: pb.EmbedRequest) -> pb.EmbedResponse:
         call, asked = self._pipeline.read(call, _parse, request, self._pipeline.limits.max_text_bytes)
         result = await self._embedder.embed(call, asked)
@@ -126,6 +85,11 @@ class NativeServicer:
         versions = self._pipeline.repository.versions(encoder.name)
         shares = self._trials.shares(encoder.name, encoder.version, versions)
         return described.encoder(encoder, self._pipeline.limits, *shares)
+
+
+def _texts(message: pb.EmbedStreamRequest) -> int:
+    request = message.request
+    return len(request.texts) + len(request.inputs)
 
 
 def _parse_rescore(call: Call, request: pb.RescoreRequest) -> tuple[Call, RescoreRequest]:
