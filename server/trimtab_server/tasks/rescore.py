@@ -5,7 +5,6 @@ found in the old encoder's index. A candidate with an id is computed once and ca
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -19,6 +18,7 @@ from trimtab.kinds import Truncate
 from trimtab.values.column import Columns, gathered
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput
+from trimtab_server.lru import LruCache
 from trimtab_server.outputs.kind import check_finite
 from trimtab_server.tasks.pipeline import Pipeline, Times
 
@@ -28,37 +28,7 @@ DIGEST_BYTES = 16
 ENTRY_BYTES = 400
 
 Key: TypeAlias = tuple[str, str, Truncate, str]  # space, tenant, how texts are cut, id
-
-
-class OutputCache:
-    """Caches candidates' outputs by space, tenant, cut and id; drops the least recently used."""
-
-    def __init__(self, cache_bytes: int) -> None:
-        self.bytes = 0
-        self._most = cache_bytes
-        self._outputs: OrderedDict[Key, tuple[Columns, bytes]] = OrderedDict()
-
-    def recall(self, key: Key, digest: bytes = b"") -> Columns | None:
-        """What is cached under this key; None if nothing is, or if it is that of a text with another
-        digest."""
-        output, of = self._outputs.get(key, (None, b""))
-        if output is None or digest not in (b"", of):
-            return None
-        self._outputs.move_to_end(key)
-        return output
-
-    def remember(self, key: Key, output: Columns, digest: bytes) -> None:
-        """Cache an item's output and its text's digest, in place of what was under this key."""
-        self._forget(key)
-        self._outputs[key] = output, digest
-        self.bytes += _size(key, output)
-        while self.bytes > self._most:
-            self._forget(next(iter(self._outputs)))
-
-    def _forget(self, key: Key) -> None:
-        output, _ = self._outputs.pop(key, (None, b""))
-        if output is not None:
-            self.bytes -= _size(key, output)
+Cached: TypeAlias = tuple[Columns, bytes]  # an item's output, and its text's digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +70,8 @@ class Rescorer:
     """Answers Rescore through the pipeline. For one event loop."""
 
     def __init__(self, pipeline: Pipeline, cache_bytes: int) -> None:
-        self.memory = OutputCache(cache_bytes)
         self._pipeline = pipeline
+        self._cache: LruCache[Key, Cached] = LruCache(cache_bytes, _size)
 
     async def rescore(self, call: Call, request: RescoreRequest) -> RescoreResult:
         """Answer a request, or raise one of trimtab.errors."""
@@ -119,7 +89,7 @@ class Rescorer:
         space, cut = output.own.space, request.truncate
         keys = [(space, call.tenant, cut, each.id) for each in candidates]
         remembered = [
-            self.memory.recall(key, each.digest) if each.text is None else None
+            self._recall(key, each.digest) if each.text is None else None
             for key, each in zip(keys, candidates, strict=True)
         ]
         wanted = [place for place, found in enumerate(remembered) if found is None]
@@ -144,11 +114,16 @@ class Rescorer:
                     digest = digest_of(candidates[place].text or "")
                     # A view would keep all the rows.
                     own = {name: computed[name].only(row).copy() for name in names}
-                    self.memory.remember(keys[place], own, digest)
+                    self._cache.put(keys[place], (own, digest))
             query = {name: computed[name].only(0) for name in names}
             scores = output.kind.score(query, gathered(parts, names), names, output.own)
             times = self._pipeline.answered(encoder, call, rows)
             return RescoreResult(encoder, output, scores, [], times)
+
+    def _recall(self, key: Key, digest: bytes) -> Columns | None:
+        """What is cached under this key; None if nothing is, or if it is that of a text with another digest."""
+        output, of = self._cache.get(key) or (None, b"")
+        return output if digest in (b"", of) else None
 
     def _check(self, encoder: LoadedEncoder, request: RescoreRequest) -> None:
         if encoder.reader.form != "text":
@@ -176,6 +151,7 @@ class Rescorer:
                 )
 
 
-def _size(key: Key, output: Columns) -> int:
+def _size(key: Key, cached: Cached) -> int:
+    output, _ = cached
     numbers = sum(column.nbytes for column in output.values())
     return ENTRY_BYTES + DIGEST_BYTES + sum(map(len, key)) + numbers

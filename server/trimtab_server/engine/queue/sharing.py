@@ -5,12 +5,12 @@ wanted of it, its payload's key (the content itself, since hashes can collide), 
 speed of an answer would tell what other tenants asked. The configuration may leave the tenant out.
 """
 
-from collections import OrderedDict
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from trimtab.kinds import Priority
 from trimtab.values.column import Columns
 from trimtab_server.engine.batch import Item, Model, Payload, Wanted
+from trimtab_server.lru import LruCache
 
 Key: TypeAlias = tuple[Model, bytes, str, Wanted]
 
@@ -33,13 +33,17 @@ class Sharing(Generic[W]):
     """The items in flight, and the cached ones."""
 
     def __init__(self, *, single_flight: bool, across_tenants: bool, cache_bytes: int) -> None:
-        self.bytes = 0  # of the cache, including keys
         self._single_flight = single_flight
         self._across_tenants = across_tenants
         self._cache_bytes = cache_bytes
         # By priority, since an interactive request that joined a bulk item would have to wait for its turn.
         self._flying: dict[Priority, dict[Key, Item]] = {"interactive": {}, "bulk": {}}
-        self._cache: OrderedDict[Key, Columns] = OrderedDict()  # the least recently used first
+        self._cache: LruCache[Key, Columns] = LruCache(cache_bytes, _size)
+
+    @property
+    def bytes(self) -> int:
+        """Of the cache, including keys."""
+        return self._cache.bytes
 
     def key(self, model: Model, payload: Payload, wanted: Wanted, tenant: str) -> Key:
         """What two items must have in common to share a result."""
@@ -47,10 +51,7 @@ class Sharing(Generic[W]):
 
     def recall(self, key: Key) -> Columns | None:
         """The cached result of one item, if there is one."""
-        if not self._cache_bytes or key not in self._cache:
-            return None
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        return self._cache.get(key) if self._cache_bytes else None
 
     def flying(self, key: Key, priority: Priority) -> Item | None:
         """The item in flight that computes this, and can be joined."""
@@ -91,29 +92,18 @@ class Sharing(Generic[W]):
             # A result that is not finite fails its request; cached, it would fail every later one.
             if all(column.finite for column in own.values()):
                 # Copies, since a view would keep the whole batch's result.
-                self._remember(item.key, {name: column.copy() for name, column in own.items()})
+                self._cache.put(item.key, {name: column.copy() for name, column in own.items()})
         return item.waiters
 
     def close(self, model: Model) -> None:
         """Forget the results of a model that is unloaded."""
         for key in [key for key in self._cache if key[0] is model]:
-            self._forget(key)
+            self._cache.discard(key)
 
     def _land(self, item: Item) -> None:
         flying = self._flying[item.priority]
         if flying.get(item.key) is item:
             del flying[item.key]
-
-    def _remember(self, key: Key, result: Columns) -> None:
-        if key in self._cache:  # computed twice: as interactive and as bulk, or without single_flight
-            self._forget(key)
-        self._cache[key] = result
-        self.bytes += _size(key, result)
-        while self.bytes > self._cache_bytes:
-            self._forget(next(iter(self._cache)))
-
-    def _forget(self, key: Key) -> None:
-        self.bytes -= _size(key, self._cache.pop(key))
 
 
 def _size(key: Key, result: Columns) -> int:
