@@ -121,7 +121,7 @@ class Rescorer:
             return RescoreResult(encoder, output, scores, [], times)
 
     def _recall(self, key: Key, digest: bytes) -> Columns | None:
-        """What is cached under this key; None if nothing is, or if it is that of a text with another digest."""
+        """What is cached under this key, unless it is that of a text with another digest."""
         output, of = self._cache.get(key) or (None, b"")
         return output if digest in (b"", of) else None
 
