@@ -85,7 +85,7 @@ async def run(
     """
     if len(_given_up) >= MOST_GIVEN_UP:
         raise Unavailable(
-            f"{what} is not begun: {len(_given_up)} others hang, and are given up. Restart the server"
+            f"{what} was not started: {len(_given_up)} others hang, and were given up. Restart the server"
         )
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -130,7 +130,7 @@ async def run(
         else:
             future.cancel()
             _given_up.add(thread)
-    raise FailedPrecondition(f"{what} did not get on for {seconds:g} s, and was given up")
+    raise FailedPrecondition(f"{what} made no progress for {seconds:g} s, and was given up")
 
 
 def step(more: float = 0.0) -> None:

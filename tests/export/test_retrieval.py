@@ -178,7 +178,7 @@ def test_a_set_over_which_the_source_finds_nothing_judges_nothing(
     names = {"found": whole, "lost": lost}
     monkeypatch.setattr(fidelity, "embed_pairs", lambda graph, source, collator, pairs: names[pairs.name])
     sets = [retrieval.Pairs(name, ["q"] * 30, ["d"] * 30) for name in names]
-    stick = lambda sets, file: fidelity.Yardstick.of(tmp_path, Source, None, sets, tmp_path / file)  # noqa: E731
+    stick = lambda sets, file: fidelity.Reference.of(tmp_path, Source, None, sets, tmp_path / file)  # noqa: E731
     for _ in range(2):
         assert [each.name for each in stick(sets, "both").sets] == ["found"]
         monkeypatch.setattr(fidelity, "embed_pairs", None)  # the second time they are read

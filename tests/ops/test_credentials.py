@@ -20,7 +20,7 @@ from tests.server.server_process import serve
 from trimtab.errors import ConfigError, Unauthenticated
 from trimtab.sdk.credentials import CallMetadata
 from trimtab_server.callers.auth import Authenticator
-from trimtab_server.callers.refreshed import INTERVAL, Refreshed
+from trimtab_server.callers.refreshed import INTERVAL, WatchedFiles
 from trimtab_server.config import Auth, Jwt
 
 JSON = st.recursive(
@@ -165,7 +165,7 @@ def test_files_are_read_again_when_they_change_and_kept_when_they_cannot_be(tmp_
     now = 0.0
     file = tmp_path / "number"
     file.write_text("1")
-    watched = Refreshed("number", (file,), lambda: int(file.read_text()), lambda: now)
+    watched = WatchedFiles("number", (file,), lambda: int(file.read_text()), lambda: now)
     file.write_text("22")
     assert watched.get() == 1
     now += INTERVAL
@@ -245,7 +245,7 @@ def test_what_tls_cannot_use_is_a_refusal_to_start(minilm_repository: Path, tmp_
     for content in ("no certificate", other.certificate.read_text()):
         certificates.certificate.write_text(content)
         done = run(*start)
-        assert done.returncode == 1 and "no pair in PEM" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 1 and "not a pair in PEM" in done.stderr and "Traceback" not in done.stderr
     certificates.key.unlink()
     done = run(*start)
     assert done.returncode == 1 and "server.key cannot be read" in done.stderr

@@ -94,8 +94,8 @@ def wide_tokenizer() -> str:
 
 # What is made of the good encoder, and what has to be said of it.
 ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
-    "looping": ({"graph": hostile.looping()}, "did not get on for"),
-    "looping-when-long": ({"graph": hostile.looping_when_long(20)}, "did not get on for"),
+    "looping": ({"graph": hostile.looping()}, "made no progress for"),
+    "looping-when-long": ({"graph": hostile.looping_when_long(20)}, "made no progress for"),
     "huge": ({"graph": hostile.huge()}, "allocate memory"),
     "raising-when-long": ({"graph": hostile.raising_when_long(20)}, "on texts of 64 tokens"),
     "raising-when-short": ({"graph": hostile.raising_when_short(3)}, "on texts of 2 tokens"),
@@ -112,7 +112,7 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"graph": hostile.nan()}, "not finite"),
     "rows": ({"graph": hostile.one_row_more()}, "instead of float32"),
     "order": ({"graph": hostile.first_row_for_all()}, "another order"),
-    "random": ({"graph": hostile.random(0.02)}, "another vector each time"),
+    "random": ({"graph": hostile.random(0.02)}, "different vector each time"),
     "length": ({"graph": hostile.long_vectors()}, "of length 2, and its manifest says"),
     "node": ({"graph": hostile.unknown_node("")}, "Nonsense"),
     "domain": ({"graph": hostile.unknown_node("com.example")}, "Nonsense"),
@@ -127,7 +127,10 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
     "no-tokenizer": ({"tokenizer_json": "{"}, "no tokenizer"),
     "bare-tokenizer": ({"tokenizer_json": bare_tokenizer()}, "no token for an empty text"),
     "wide-tokenizer": ({"tokenizer_json": wide_tokenizer()}, "ids from 0 to 54"),
-    "growing-tokenizer": ({"tokenizer_json": growing_tokenizer()}, "ended the process|memory|did not get on"),
+    "growing-tokenizer": (
+        {"tokenizer_json": growing_tokenizer()},
+        "ended the process|memory|made no progress",
+    ),
     "manifest-fifo": ({"harm": manifest(fifo)}, "not a regular file"),
     "manifest-folder": ({"harm": manifest(folder)}, "manifest.json"),
     "manifest-socket": ({"harm": manifest(listening)}, "manifest.json"),
@@ -159,14 +162,14 @@ def zipped() -> bytes:
 
 # Graph and queries of adapters beside the good one, and what has to be said of them.
 ADAPTERS: dict[str, tuple[bytes, bytes | None, str]] = {
-    "looping": (hostile.looping_adapter(), None, "did not get on for"),
-    "looping-when-negative": (hostile.looping_adapter(0.0), None, "did not get on for"),
+    "looping": (hostile.looping_adapter(), None, "made no progress for"),
+    "looping-when-negative": (hostile.looping_adapter(0.0), None, "made no progress for"),
     "raising": (hostile.raising_adapter(), None, "cannot be run"),
     "raising-when-negative": (hostile.raising_adapter(0.0), None, "cannot be run"),
     "nan": (hostile.nan_adapter(), None, "not finite"),
     "huge": (hostile.huge_adapter(), None, "allocate memory"),
     "order": (hostile.first_row_adapter(), None, "another order"),
-    "random": (hostile.random_adapter(0.02), None, "another vector each time"),
+    "random": (hostile.random_adapter(0.02), None, "different vector each time"),
     "sequence": (hostile.sequence_adapter(), None, "seq"),
     "scalar": (hostile.scalar_adapter(), None, "vectors of None components"),
     "half": (hostile.half_adapter(), None, "float16"),

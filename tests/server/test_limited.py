@@ -28,7 +28,7 @@ async def test_what_hangs_is_given_up_and_not_begun_without_end(monkeypatch: pyt
     monkeypatch.setattr(limited, "_given_up", set())
     gate = threading.Event()
     for _ in range(2):
-        with pytest.raises(FailedPrecondition, match=r"reading it did not get on for 0\.01 s"):
+        with pytest.raises(FailedPrecondition, match=r"reading it made no progress for 0\.01 s"):
             await limited.run(0.01, "reading it", gate.wait)
     with pytest.raises(Unavailable, match="2 others hang"):
         await limited.run(PATIENCE, "reading it", lambda: None)

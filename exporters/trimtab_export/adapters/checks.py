@@ -119,11 +119,11 @@ def meaning(old: Ranks, new: Ranks, documents: int) -> Check:
 
 
 def enough(texts: int, judged: int) -> Check:
-    """Are there texts enough to learn from?"""
+    """Are there enough texts to learn from?"""
     passed = texts >= FEWEST_TEXTS
     finding = f"{texts:,} texts and queries to learn from, {judged:,} queries to judge by"
     return Check(
-        name="texts enough",
+        name="enough texts",
         passed=passed,
         finding=finding if passed else f"{finding}; give {FEWEST_TEXTS:,} or more, better thousands",
     )

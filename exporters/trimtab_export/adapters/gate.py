@@ -63,7 +63,7 @@ def few_documents(documents: int) -> Check:
     passed = documents >= wanted
     finding = f"searched were {documents:,} documents"
     return Check(
-        name="documents enough",
+        name="enough documents",
         passed=passed,
         finding=finding
         if passed

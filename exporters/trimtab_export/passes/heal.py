@@ -20,7 +20,7 @@ import torch
 from trimtab.errors import ExportError
 from trimtab_export.passes import bf16_linear, progress
 from trimtab_export.passes.curve import Point
-from trimtab_export.passes.progress import Reached
+from trimtab_export.passes.progress import Checkpoint
 from trimtab_export.passes.student import Student, Tokens, traced
 
 Mix: TypeAlias = Callable[[int], Sequence[Tokens]]  # the batches of a chunk, the same each time
@@ -75,37 +75,41 @@ def heal(student: Student, lesson: Lesson, path: Path, tell: Tell) -> None:
     trained = _trained(student)
     optimiser = _optimiser(student, trained)
     rates = [group["lr"] for group in optimiser.param_groups]
-    reached, best = progress.load(path, trained, optimiser)
+    checkpoint, best = progress.load(path, trained, optimiser)
     student.backbone.train(False)  # without dropout: the teacher has none either
     spreads = Spreads.of_teacher(lesson)
-    if lesson.look is not None and not reached.curve:
-        best = _look(student, lesson.look, trained, best, reached, tell)
+    if lesson.look is not None and not checkpoint.curve:
+        best = _look(student, lesson.look, trained, best, checkpoint, tell)
     saved = time.monotonic()
-    while not reached.done:
+    while not checkpoint.done:
         started = time.monotonic()
-        batches = lesson.mix(reached.chunk)
-        for batch in batches[reached.place :]:
-            share = _rate(reached.tokens / lesson.tokens)
+        batches = lesson.mix(checkpoint.chunk)
+        for batch in batches[checkpoint.place :]:
+            share = _rate(checkpoint.tokens / lesson.tokens)
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = share * rate
-            loss = _step(student, lesson, spreads, batch, optimiser, reached.step + 1)
-            before, reached.tokens = reached.tokens, reached.tokens + int(batch["attention_mask"].sum())
-            reached.step, reached.place = reached.step + 1, reached.place + 1
-            reached.seconds += time.monotonic() - started
-            if lesson.look is not None and _due(before, reached.tokens, lesson.tokens):
-                best = _look(student, lesson.look, trained, best, reached, tell)
-            reached.done = reached.tokens >= lesson.tokens or _stuck(reached.curve)
-            if reached.done or time.monotonic() - saved > SAVE_SECONDS:
-                progress.save(path, trained, best, optimiser, reached)
+            loss = _step(student, lesson, spreads, batch, optimiser, checkpoint.step + 1)
+            before, checkpoint.tokens = (
+                checkpoint.tokens,
+                checkpoint.tokens + int(batch["attention_mask"].sum()),
+            )
+            checkpoint.step, checkpoint.place = checkpoint.step + 1, checkpoint.place + 1
+            checkpoint.seconds += time.monotonic() - started
+            if lesson.look is not None and _due(before, checkpoint.tokens, lesson.tokens):
+                best = _look(student, lesson.look, trained, best, checkpoint, tell)
+            checkpoint.done = checkpoint.tokens >= lesson.tokens or _stuck(checkpoint.curve)
+            if checkpoint.done or time.monotonic() - saved > SAVE_SECONDS:
+                progress.save(path, trained, best, optimiser, checkpoint)
                 saved = time.monotonic()
                 tell(
-                    f"healing {reached.tokens / 1e6:.2f} of {lesson.tokens / 1e6:g} M tokens, loss {loss:.4f}"
+                    f"healing {checkpoint.tokens / 1e6:.2f} of {lesson.tokens / 1e6:g} M tokens, "
+                    f"loss {loss:.4f}"
                 )
-            if reached.done:
+            if checkpoint.done:
                 break
             started = time.monotonic()
         else:
-            reached.chunk, reached.place = reached.chunk + 1, 0
+            checkpoint.chunk, checkpoint.place = checkpoint.chunk + 1, 0
     for name, weight in best.items():
         trained[name].data.copy_(weight)
 
@@ -232,17 +236,19 @@ def _look(
     look: Look,
     trained: dict[str, torch.nn.Parameter],
     best: dict[str, torch.Tensor],
-    reached: Reached,
+    checkpoint: Checkpoint,
     tell: Tell,
 ) -> dict[str, torch.Tensor]:
     """Measure the student, and add a point to the curve. Returns the best weights so far."""
     with torch.no_grad(), bf16_linear.where_faster():
         ndcg, cosine = look(student)
-    better = cosine > max((point.cosine for point in reached.curve), default=-2.0)
-    reached.curve.append(Point(reached.tokens, round(reached.seconds, 1), round(ndcg, 4), round(cosine, 5)))
+    better = cosine > max((point.cosine for point in checkpoint.curve), default=-2.0)
+    checkpoint.curve.append(
+        Point(checkpoint.tokens, round(checkpoint.seconds, 1), round(ndcg, 4), round(cosine, 5))
+    )
     tell(
-        f"after {reached.tokens / 1e6:.2f} M tokens, {reached.seconds / 60:.1f} minutes: nDCG {ndcg:.3f}, "
-        f"cosine {cosine:.4f} on texts that are not trained on"
+        f"after {checkpoint.tokens / 1e6:.2f} M tokens, {checkpoint.seconds / 60:.1f} minutes: "
+        f"nDCG {ndcg:.3f}, cosine {cosine:.4f} on texts that are not trained on"
     )
     return {name: weight.detach().clone() for name, weight in trained.items()} if better else best
 

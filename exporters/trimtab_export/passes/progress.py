@@ -21,7 +21,7 @@ WEIGHT, BEST = "weight.", "best."
 
 
 @dataclass
-class Reached:
+class Checkpoint:
     """How far a training is: the next batch is number `place` of chunk `chunk` of the mix."""
 
     step: int = 0
@@ -38,7 +38,7 @@ def save(
     trained: Mapping[str, torch.nn.Parameter],
     best: Mapping[str, torch.Tensor],
     optimiser: torch.optim.Optimizer,
-    reached: Reached,
+    checkpoint: Checkpoint,
 ) -> None:
     """Write a checkpoint, atomically."""
     tensors = {WEIGHT + name: weight.detach().contiguous() for name, weight in trained.items()}
@@ -48,28 +48,28 @@ def save(
             if key in optimiser.state[weight]:
                 tensors[f"{key}.{name}"] = optimiser.state[weight][key].contiguous()
     partial = path.with_suffix(".partial")
-    save_file(tensors, str(partial), metadata={"reached": json.dumps(asdict(reached))})
+    save_file(tensors, str(partial), metadata={"reached": json.dumps(asdict(checkpoint))})
     durable.sync(partial)
     partial.replace(path)
 
 
 def load(
     path: Path, trained: Mapping[str, torch.nn.Parameter], optimiser: torch.optim.Optimizer
-) -> tuple[Reached, dict[str, torch.Tensor]]:
+) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
     """Restore weights and optimiser from an earlier run. Returns how far it was, and the best weights so
     far."""
     if not path.is_file():
-        return Reached(), {}
+        return Checkpoint(), {}
     with safe_open(str(path), "pt") as stored:
-        reached = _reached(stored.metadata())
+        checkpoint = _reached(stored.metadata())
         names = set(stored.keys())
         best = {name: stored.get_tensor(BEST + name) for name in trained if BEST + name in names}
         for name, weight in trained.items():
             weight.data.copy_(stored.get_tensor(WEIGHT + name))
             if f"{MOMENTS[0]}.{name}" in names:
                 moments = {key: stored.get_tensor(f"{key}.{name}") for key in MOMENTS}
-                optimiser.state[weight] = {"step": torch.tensor(float(reached.step)), **moments}
-    return reached, best
+                optimiser.state[weight] = {"step": torch.tensor(float(checkpoint.step)), **moments}
+    return checkpoint, best
 
 
 def curve(path: Path) -> list[Point]:
@@ -80,6 +80,6 @@ def curve(path: Path) -> list[Point]:
         return _reached(stored.metadata()).curve
 
 
-def _reached(metadata: Mapping[str, str]) -> Reached:
+def _reached(metadata: Mapping[str, str]) -> Checkpoint:
     content = json.loads(metadata["reached"])
-    return Reached(**{**content, "curve": [Point(**point) for point in content["curve"]]})
+    return Checkpoint(**{**content, "curve": [Point(**point) for point in content["curve"]]})

@@ -13,7 +13,7 @@ from trimtab.artifacts.cards import Fidelity, ReportCard
 from trimtab.artifacts.manifest import Passes
 from trimtab_export.passes.curve import Point
 from trimtab_export.variants import fidelity, make, packed
-from trimtab_export.variants.fidelity import Yardstick
+from trimtab_export.variants.fidelity import Reference
 from trimtab_export.variants.make import Workshop
 
 MEASURED = "report.json"
@@ -42,11 +42,11 @@ class VariantCandidate:
 
 
 @dataclass(frozen=True)
-class Bench:
+class VariantMaker:
     """Makes and measures variants, each once."""
 
     shop: Workshop
-    yardstick: Yardstick
+    reference: Reference
     tell: Callable[[str], object]
 
     def int8_limit(self, graph: Path) -> float:
@@ -72,7 +72,7 @@ class Bench:
             passes, self.shop, folder / "graph", lambda text: self.tell(f"{passes.name}: {text}")
         )
         axes = self.shop.axes(passes.width) if passes.width is not None else None
-        report = fidelity.measure(files, self.yardstick, self.int8_limit(files[0]), axes)
+        report = fidelity.measure(files, self.reference, self.int8_limit(files[0]), axes)
         durable.replace(measured, msgspec.json.encode(report))
         candidate = VariantCandidate(passes, files, report, tuple(make.curve(passes, self.shop)))
         self.tell(f"{passes.name}: {summary(candidate.fidelity)}, {time.monotonic() - started:.0f} s")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trimtab.artifacts.cards import Cell
 from trimtab_export.passes import exits
 from trimtab_export.variants import fidelity, retrieval
-from trimtab_export.variants.fidelity import Yardstick
+from trimtab_export.variants.fidelity import Reference
 from trimtab_export.variants.kept import Vectors
 from trimtab_export.variants.make import Workshop
 
@@ -21,12 +21,12 @@ Floats: TypeAlias = NDArray[np.float32]
 WIDTHS = (512, 256, 128, 64)
 
 
-def measure(shop: Workshop, yardstick: Yardstick) -> tuple[Cell, ...]:
+def measure(shop: Workshop, reference: Reference) -> tuple[Cell, ...]:
     """A cell for every number of layers from 1 on and every width; none if the layers were not found."""
     if shop.joined is None:
         return ()
-    source, whole = yardstick.source, yardstick.vectors[0]
-    rows = fidelity.embed_pairs(shop.joined, source, yardstick.collator, yardstick.sets[0])
+    source, whole = reference.source, reference.vectors[0]
+    rows = fidelity.embed_pairs(shop.joined, source, reference.collator, reference.sets[0])
     layers = exits.depth(shop.joined)
     full = source.dimensions
     best = retrieval.gains(whole.queries, whole.documents, source.similarity)[0].mean()

@@ -32,7 +32,7 @@ NEIGHBOURS = 200  # words of the long text that a short one is put beside
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Reference:
     """What variants are measured by: the source's own graph, and its vectors of each set of pairs."""
 
     graph: Path
@@ -44,7 +44,7 @@ class Yardstick:
     @classmethod
     def of(
         cls, graph: Path, source: Source, collator: Collator, sets: Sequence[Pairs], stored: Path
-    ) -> "Yardstick":
+    ) -> "Reference":
         """The vectors are read from the file `stored` if an earlier run left them there.
 
         A set in which the source itself finds next to nothing, such as one in a language that it does not
@@ -106,7 +106,7 @@ def _read(path: Path, sets: Sequence[Pairs]) -> list[Vectors] | None:
 
 
 def measure(
-    files: Sequence[Path], yardstick: Yardstick, int8_limit: float, axes: Floats | None = None
+    files: Sequence[Path], reference: Reference, int8_limit: float, axes: Floats | None = None
 ) -> cards.ReportCard:
     """The report card of the variant whose graph is the first of `files`.
 
@@ -117,13 +117,13 @@ def measure(
 
     Raises ExportError if a vector is not finite, or depends on its neighbours in the batch.
     """
-    graph, source = files[0], yardstick.source
-    wholes = yardstick.vectors
+    graph, source = files[0], reference.source
+    wholes = reference.vectors
     befores = wholes if axes is None else [_projected(each, axes, source.normalized) for each in wholes]
-    nows = embed_sets(graph, source, yardstick.collator, yardstick.sets)
+    nows = embed_sets(graph, source, reference.collator, reference.sets)
     if not all(np.isfinite(each.queries).all() and np.isfinite(each.documents).all() for each in nows):
         raise ExportError("the variant gives vectors that are not finite")
-    batch_cosine, batch_diff = batch_invariance(graph, yardstick.collator, yardstick.sets[0])
+    batch_cosine, batch_diff = batch_invariance(graph, reference.collator, reference.sets[0])
     if batch_cosine < LEAST_BATCH_COSINE:
         raise ExportError(
             f"a text's vector changes with its neighbours in the batch: its cosine to itself is "
@@ -135,7 +135,7 @@ def measure(
         for side in SIDES
     ]
     cosines = np.concatenate([_cosines(one, other) for one, other in pairs_of_rows])
-    figures = _figures(files, yardstick, nows, befores, int8_limit, cosines, batch_cosine)
+    figures = _figures(files, reference, nows, befores, int8_limit, cosines, batch_cosine)
     differences = [np.abs(one - other).max() for one, other in pairs_of_rows]
     parity = cards.Parity(
         texts=len(cosines),
@@ -143,19 +143,19 @@ def measure(
         min_cosine=float(cosines.min()),
         batch_max_abs_diff=batch_diff,
     )
-    speed = evaluate.measure_speed(graph, yardstick.collator, source.max_tokens)
+    speed = evaluate.measure_speed(graph, reference.collator, source.max_tokens)
     return cards.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(), fidelity=figures)
 
 
 def _figures(
-    files: Sequence[Path], yardstick: Yardstick, nows: Sequence[Vectors], befores: Sequence[Vectors],
+    files: Sequence[Path], reference: Reference, nows: Sequence[Vectors], befores: Sequence[Vectors],
     int8_limit: float, cosines: NDArray[np.float64], batch_cosine: float,
 ) -> cards.Fidelity:  # fmt: skip
     """The quality kept over each set, and in the worst of them, and what is gained."""
-    similarity = yardstick.source.similarity
+    similarity = reference.source.similarity
     judged = [
         kept.judge(pairs, now, before, whole, similarity)
-        for pairs, now, before, whole in zip(yardstick.sets, nows, befores, yardstick.vectors, strict=True)
+        for pairs, now, before, whole in zip(reference.sets, nows, befores, reference.vectors, strict=True)
     ]
     worst = min(judged, key=lambda each: each.share.ndcg.value)
     now = nows[judged.index(worst)]
@@ -173,7 +173,7 @@ def _figures(
         cosine=round(float(cosines.mean()), 6),
         min_cosine=round(float(cosines.min()), 6),
         batch_min_cosine=round(batch_cosine, 8),
-        speedup=speedup(files[0], yardstick.graph, yardstick.collator),
+        speedup=speedup(files[0], reference.graph, reference.collator),
         bytes=sum(path.stat().st_size for path in files),
         packed=packed.measure(now.queries, now.documents, int8_limit, share.source_ndcg, similarity),
         sets=tuple(each.share for each in judged),

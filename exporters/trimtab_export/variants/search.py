@@ -17,7 +17,7 @@ from trimtab.kinds import Precision
 from trimtab_export.passes import anatomy
 from trimtab_export.source import Device, Graph, Target
 from trimtab_export.variants import fidelity, pace
-from trimtab_export.variants.candidates import Bench, VariantCandidate, summary
+from trimtab_export.variants.candidates import VariantCandidate, VariantMaker, summary
 
 # Slower than int8, and only worth it for their size: bf16 also makes the table of words smaller.
 SMALLEST: tuple[Precision, ...] = ("int4-weights", "bf16")
@@ -30,7 +30,7 @@ TRAINED = 5  # cuts that share the minutes; a search with three floors makes abo
 
 
 def search(
-    bench: Bench, floors: Sequence[float], target: Target, device: Device, minutes: float
+    maker: VariantMaker, floors: Sequence[float], target: Target, device: Device, minutes: float
 ) -> tuple[list[VariantCandidate], list[VariantCandidate]]:
     """Variants that keep `floors` of the nDCG, the best for `target` first; none is beaten in both by
     another.
@@ -45,16 +45,16 @@ def search(
     """
     seen: list[VariantCandidate] = []
     for each in precisions(target, device):
-        made = _try(bench, Passes(name=each, precision=each))
+        made = _try(maker, Passes(name=each, precision=each))
         seen += [] if made is None else [made]
         if target != "size" and made is not None and keeps(made, max(floors)):
             break  # those that follow are slower
     floor = min(floors)
     keeping = [candidate for candidate in seen if keeps(candidate, floor)]
-    backbone = bench.shop.source.backbone
+    backbone = maker.shop.source.backbone
     if not isinstance(backbone, Graph) and backbone.config.model_type in anatomy.KNOWN and seen:
         best = max(keeping or seen, key=lambda candidate: worth(candidate, target))
-        seen += _bisect(bench, floors, best.passes.precision, minutes)
+        seen += _bisect(maker, floors, best.passes.precision, minutes)
     keeping = [candidate for candidate in seen if keeps(candidate, floor)]
     if not keeping:
         nearest = max(seen, key=lambda candidate: candidate.fidelity.ndcg.value, default=None)
@@ -124,12 +124,12 @@ def cuts(layers: int, order: Sequence[int], precision: Precision) -> list[Passes
 
 
 def _bisect(
-    bench: Bench, floors: Sequence[float], precision: Precision, minutes: float
+    maker: VariantMaker, floors: Sequence[float], precision: Precision, minutes: float
 ) -> list[VariantCandidate]:
     """The cuts made to find the fastest one that keeps each floor."""
-    shop = bench.shop
+    shop = maker.shop
     layers = len(anatomy.blocks(shop.source.backbone))
-    bench.tell("finding the layers that matter least")
+    maker.tell("finding the layers that matter least")
     plans = cuts(layers, shop.layer_order, precision)
     made: dict[int, VariantCandidate | None] = {}
     low = 0
@@ -140,7 +140,7 @@ def _bisect(
             if middle not in made:
                 plan = plans[middle]
                 heal = pace.millions(minutes / TRAINED, len(plan.layers or range(layers)), plan.ffn, shop)
-                made[middle] = _try(bench, msgspec.structs.replace(plan, heal=heal))
+                made[middle] = _try(maker, msgspec.structs.replace(plan, heal=heal))
             candidate = made[middle]
             if candidate is not None and keeps(candidate, floor):
                 low = middle + 1
@@ -149,10 +149,10 @@ def _bisect(
     return [candidate for candidate in made.values() if candidate is not None]
 
 
-def _try(bench: Bench, passes: Passes) -> VariantCandidate | None:
+def _try(maker: VariantMaker, passes: Passes) -> VariantCandidate | None:
     """A candidate, or None if the pass does not work for this encoder: the search says so, and goes on."""
     try:
-        return bench.candidate(passes)
+        return maker.candidate(passes)
     except ExportError as error:
-        bench.tell(f"{passes.name}: not to be had: {error}")
+        maker.tell(f"{passes.name}: not possible: {error}")
         return None

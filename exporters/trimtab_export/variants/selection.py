@@ -22,8 +22,8 @@ from trimtab_export.graph.head import OUTPUT
 from trimtab_export.source import Device, Source, Target
 from trimtab_export.tokens import Collator
 from trimtab_export.variants import cells, kept, material, recipe
-from trimtab_export.variants.candidates import Bench, VariantCandidate
-from trimtab_export.variants.fidelity import Yardstick
+from trimtab_export.variants.candidates import VariantCandidate, VariantMaker
+from trimtab_export.variants.fidelity import Reference
 from trimtab_export.variants.make import Workshop
 from trimtab_export.variants.search import search
 
@@ -81,25 +81,25 @@ def select(
     place.mkdir(parents=True, exist_ok=True)
     collator = Collator(source.tokenizer, source.max_tokens)
     tell(f"embedding what judges: {', '.join(pairs.name for pairs in texts.judged_by)}")
-    yardstick = Yardstick.of(graph, source, collator, texts.judged_by, place / JUDGED)
+    reference = Reference.of(graph, source, collator, texts.judged_by, place / JUDGED)
     for pairs in texts.judged_by:
-        if pairs not in yardstick.sets:
+        if pairs not in reference.sets:
             tell(f"{pairs.name}: the encoder itself finds next to nothing there, and it judges nothing")
-    bench = Bench(Workshop(source, graph, joined, texts.kinds, texts.watched, place), yardstick, tell)
+    maker = VariantMaker(Workshop(source, graph, joined, texts.kinds, texts.watched, place), reference, tell)
     found: list[VariantCandidate] = []
     for passes in wanted.recipe:
         try:
-            found.append(bench.candidate(passes))
+            found.append(maker.candidate(passes))
         except ExportError as error:
             raise ExportError(f"the variant {passes.name}: {error}") from error
-    limit = bench.int8_limit(graph)
+    limit = maker.int8_limit(graph)
     best, seen = list[VariantCandidate](), list[VariantCandidate]()
     if wanted.min_quality:
-        best, seen = search(bench, wanted.min_quality, wanted.target, wanted.device, wanted.heal_minutes)
+        best, seen = search(maker, wanted.min_quality, wanted.target, wanted.device, wanted.heal_minutes)
     every: tuple[cards.Cell, ...] = ()
     if wanted.min_quality or any(recipe.leaves(passes) for passes in wanted.recipe):
         tell("measuring every depth and width")  # last, so that the first variant is there soon
-        every = cells.measure(bench.shop, yardstick)
+        every = cells.measure(maker.shop, reference)
     asked = {candidate.passes.name for candidate in found}
     best, seen = (
         [among(each, len(seen)) for each in some if each.passes.name not in asked] for some in (best, seen)

@@ -24,7 +24,7 @@ from trimtab_server.callers.access import (
     is_key_name,
     is_name,
 )
-from trimtab_server.callers.refreshed import Refreshed
+from trimtab_server.callers.refreshed import WatchedFiles
 from trimtab_server.config import Auth, Jwt
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -102,7 +102,7 @@ class Authenticator:
         return Caller(found.name, found.encoders, found.admin)
 
 
-def _watch_keys(path: Path) -> Refreshed[dict[str, Key]]:
+def _watch_keys(path: Path) -> WatchedFiles[dict[str, Key]]:
     def read() -> dict[str, Key]:
         try:
             keys = msgspec.toml.decode(path.read_bytes(), type=_KeysFile).key
@@ -110,7 +110,7 @@ def _watch_keys(path: Path) -> Refreshed[dict[str, Key]]:
             raise ValueError(f"{path}: {error}") from None
         return {key.sha256: key for key in keys}
 
-    return Refreshed("auth.keys", (path,), read)
+    return WatchedFiles("auth.keys", (path,), read)
 
 
 class _Tokens:
@@ -137,7 +137,7 @@ class _Tokens:
                 raise ValueError(f"{path} is neither a JWK set nor a public key in PEM: {error}") from None
             return {key.key_id or "": key for key in keys if key.key_type != "oct"}
 
-        self._keys = Refreshed("auth.jwt.keys", (path,), read)
+        self._keys = WatchedFiles("auth.jwt.keys", (path,), read)
         self._remembered: dict[str, tuple[Caller, float, object]] = {}
 
     def caller(self, token: str) -> Caller | None:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 INTERVAL = 1.0
 
 
-class Refreshed(Generic[T]):
+class WatchedFiles(Generic[T]):
     """The value that `read` makes of some files, made again after any of them changes. Thread-safe.
 
     ConfigError, naming the file, if the first read fails. A later failure is logged and the previous value

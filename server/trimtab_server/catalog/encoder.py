@@ -29,7 +29,7 @@ class ServedOutput:
     columns: Wanted  # the engine's
 
 
-class Way(NamedTuple):
+class RequestedOutput(NamedTuple):
     """A requested output, and its route into a space."""
 
     output: ServedOutput
@@ -76,9 +76,9 @@ class LoadedEncoder:
         return self.output.own
 
     @property
-    def way(self) -> Way:
+    def default(self) -> RequestedOutput:
         """The default output, in its own space."""
-        return Way(self.output, self.output.own)
+        return RequestedOutput(self.output, self.output.own)
 
     @property
     def mapped(self) -> str:

@@ -24,7 +24,7 @@ from trimtab_server.catalog.encoder import LoadedEncoder, given, model_of, other
 from trimtab_server.catalog.lifecycle import Lifecycle
 from trimtab_server.catalog.ondisk import OnDisk, Stamps
 from trimtab_server.engine.batch import Model, Payload
-from trimtab_server.engine.port import EnginePort, Turn, Work
+from trimtab_server.engine.port import ComputeRequest, EnginePort, Turn
 from trimtab_server.engine.runners.rehearsal import Piece, ProcessorPiece, RehearsalResult
 from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
 from trimtab_server.engine.runners.runner import GraphError
@@ -177,7 +177,7 @@ class Opener:
 
         payloads = await asyncio.to_thread(read)
         turn = Turn(TENANT, TENANT, "bulk", None)
-        computed = await self._engine.compute(Work(0, encoder.number, turn, payloads, (column,)))
+        computed = await self._engine.compute(ComputeRequest(0, encoder.number, turn, payloads, (column,)))
         return computed.result[column].values
 
     async def _rehearse_processor(self, bundle: Bundle) -> RehearsalResult:

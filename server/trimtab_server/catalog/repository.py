@@ -154,7 +154,7 @@ class Repository(Served):
 
     async def _synchronise(self, name: str) -> None:
         if not bundles.NAME.fullmatch(name):
-            raise NotFound(f"the repository has no encoder {name!r}: no folder is called so")
+            raise NotFound(f"the repository has no encoder {name!r}: that is not a valid name")
         async with self._one_at_a_time(name):
             everything, unreadable = await self._look()
             if name in unreadable:
@@ -225,8 +225,8 @@ class Repository(Served):
         ):
             return
         raise FailedPrecondition(
-            f"there is nothing any more in {folder}, as where a volume is not mounted: what is served stays. "
-            f"Unload {name} where that is meant"
+            f"{folder} is empty now, as if a volume were not mounted: what is served stays. Unload {name} "
+            "if that is intended"
         )
 
     async def _unload_all(self, name: str) -> None:

@@ -9,7 +9,7 @@ from trimtab_server.engine.admission.admission import Admission, Reservation
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.fleet.devices import Device
-from trimtab_server.engine.port import Ask, Computed, EnginePort, Pressure, Work
+from trimtab_server.engine.port import AdmissionRequest, Computed, ComputeRequest, EnginePort, Pressure
 from trimtab_server.engine.queue.batcher import Batcher
 from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.tickets import Ticket
@@ -72,23 +72,25 @@ class LocalEngine(EnginePort):
         await self.queue.unload(self._models[model])
         del self._models[model]
 
-    async def admit(self, ask: Ask) -> int:
-        model, turn = self._model(ask.model), ask.turn
+    async def admit(self, request: AdmissionRequest) -> int:
+        model, turn = self._model(request.model), request.turn
 
         def queue_seconds(coming: float) -> float:
             return self.queue.queue_seconds(model, turn.flow, turn.priority, coming)
 
         reservation = self._admission.admit(
-            ask.tokens, queue_seconds, turn.deadline, turn.tenant, ask.held, turn.flow
+            request.tokens, queue_seconds, turn.deadline, turn.tenant, request.held, turn.flow
         )
         number = next(self._next)
         self._reservations[number] = reservation
         return number
 
-    async def compute(self, work: Work) -> Computed:
-        if work.admitted:
-            self._reservations[work.admitted].settle(sum([payload.units for payload in work.payloads]))
-        return await self.queue.compute(self._model(work.model), work.payloads, work.wanted, work.turn)
+    async def compute(self, request: ComputeRequest) -> Computed:
+        if request.admitted:
+            self._reservations[request.admitted].settle(sum([payload.units for payload in request.payloads]))
+        return await self.queue.compute(
+            self._model(request.model), request.payloads, request.wanted, request.turn
+        )
 
     def release(self, admitted: int, *, answered: bool) -> None:
         self._reservations.pop(admitted).end(answered=answered)

@@ -26,7 +26,7 @@ class Turn(msgspec.Struct, frozen=True):
     deadline: float | None
 
 
-class Ask(msgspec.Struct, frozen=True):
+class AdmissionRequest(msgspec.Struct, frozen=True):
     """A request to be admitted: the most that it can take, before its texts are tokenised."""
 
     model: int
@@ -35,7 +35,7 @@ class Ask(msgspec.Struct, frozen=True):
     held: int  # more tokens, for its memory until it is answered
 
 
-class Work(msgspec.Struct, frozen=True):
+class ComputeRequest(msgspec.Struct, frozen=True):
     """Payloads to compute, and the outputs wanted of them.
 
     `admitted`: the number that `admit` returned; 0 for the server's own work, to which no limit applies.
@@ -119,14 +119,14 @@ class EnginePort(Protocol):
     async def unload(self, model: int) -> None:
         """Answer what was already accepted, then forget the model. It may no longer be asked for."""
 
-    async def admit(self, ask: Ask) -> int:
+    async def admit(self, request: AdmissionRequest) -> int:
         """Admit a request. It holds room until the returned number is released.
 
         Raises InvalidArgument if the request alone exceeds a limit; ResourceExhausted if its tenant's quota
         is used up, or there is no room or not enough time.
         """
 
-    async def compute(self, work: Work) -> Computed:
+    async def compute(self, request: ComputeRequest) -> Computed:
         """The wanted outputs of the payloads: item i of each column belongs to payloads[i].
 
         Items that still wait at their deadline are dropped; the caller keeps a timer of its own. If the

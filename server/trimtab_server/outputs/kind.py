@@ -83,7 +83,7 @@ class OutputKind(ABC, Generic[F]):
 
         Raises Unimplemented if outputs of this kind are not compared.
         """
-        raise Unimplemented(f"{space.title} gives {self.kind}, by which no candidates are scored")
+        raise Unimplemented(f"{space.title} gives {self.kind}, which cannot score candidates")
 
 
 def check_finite(columns: Columns, names: Sequence[str], which: Callable[[int], str]) -> None:

@@ -18,7 +18,7 @@ from trimtab.artifacts.manifest import Manifest
 from trimtab.errors import ConfigError
 from trimtab_server import config
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import LoadedEncoder, Way
+from trimtab_server.catalog.encoder import LoadedEncoder, RequestedOutput
 from trimtab_server.catalog.lifecycle import Embed, Lifecycle
 from trimtab_server.spaces import routes
 from trimtab_server.spaces.route import LoadedAdapter, Route, own
@@ -95,7 +95,7 @@ class Brownouts(Lifecycle, Policy):
         return encoder in self._settings
 
     def check(self, manifest: Manifest, adapters: Iterable[LoadedAdapter]) -> None:
-        way(self._settings[manifest.name], manifest, adapters)
+        fallback_route(self._settings[manifest.name], manifest, adapters)
 
     async def opened(self, encoder: LoadedEncoder, embed: Embed) -> None:
         self._brownouts[encoder.name, encoder.version] = Brownout(self._settings[encoder.name])
@@ -112,7 +112,7 @@ class Brownouts(Lifecycle, Policy):
                 continue
             settings = self._settings[encoder.name]
             try:
-                route = way(settings, encoder.manifest, adapters(encoder.name))
+                route = fallback_route(settings, encoder.manifest, adapters(encoder.name))
             except ConfigError as error:  # it has lost its adapter
                 log.warning("%s version %d has no brownout: %s", encoder.name, encoder.version, error)
                 continue
@@ -136,8 +136,8 @@ class Brownouts(Lifecycle, Policy):
         if fallback is None or not _measured(call, plan.request, encoder.manifest):
             return plan
         cheaper, route = fallback
-        ways = (Way(cheaper.output, route),)
-        return msgspec.structs.replace(plan, encoder=cheaper, ways=ways, browned_out=True)
+        outputs = (RequestedOutput(cheaper.output, route),)
+        return msgspec.structs.replace(plan, encoder=cheaper, outputs=outputs, browned_out=True)
 
 
 def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
@@ -158,7 +158,9 @@ def _measured(call: Call, request: EmbedRequest, whole: Manifest) -> bool:
     )
 
 
-def way(settings: config.BrownoutSettings, whole: Manifest, adapters: Iterable[LoadedAdapter]) -> Route:
+def fallback_route(
+    settings: config.BrownoutSettings, whole: Manifest, adapters: Iterable[LoadedAdapter]
+) -> Route:
     """The route of the fallback's queries into the encoder's own space, which keeps `min_quality`.
 
     Raises ConfigError, with what was measured, if none keeps that much.

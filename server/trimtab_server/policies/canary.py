@@ -8,7 +8,7 @@ from trimtab.errors import TrimtabError
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.served import Served
-from trimtab_server.policies.routing import ways
+from trimtab_server.policies.routing import requested_outputs
 from trimtab_server.policies.trials import Trials
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.tasks.plan import Plan, Policy
@@ -51,15 +51,15 @@ class Canary(Policy):
     def _given(self, call: Call, plan: Plan, canary: LoadedEncoder) -> Plan | None:
         request, space = plan.request, plan.version.manifest.space
         if space == canary.manifest.space:
-            return Plan(request, canary, canary, (canary.way,))
+            return Plan(request, canary, canary, (canary.default,))
         # A text that is too long for the canary may fit the other version.
         if request.role != "query" or request.truncate == "none":
             return None
         asked = msgspec.structs.replace(request, spaces=(space,))
         try:
-            (way,) = ways(self._adapters, call.caller, canary, asked)
+            (output,) = requested_outputs(self._adapters, call.caller, canary, asked)
         except TrimtabError:  # no route into that space, or none for such vectors
             return None
-        if any(hop.manifest.verdict != "bridge" for hop in way.route.hops):
+        if any(hop.manifest.verdict != "bridge" for hop in output.route.hops):
             return None
-        return Plan(asked, canary, canary, (way,))
+        return Plan(asked, canary, canary, (output,))

@@ -55,7 +55,7 @@ class PassageGuard:
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         raise InvalidArgument(
             f"{listed}{more} would be shown for more of the sentinel queries than the {found.threshold:.1%} "
-            "that ordinary passages reach, as passages are that are made to be found everywhere: look at "
+            "that ordinary passages reach, like passages that are made to be found everywhere: inspect "
             "them, and send the others without them"
         )
 

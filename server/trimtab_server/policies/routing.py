@@ -7,7 +7,7 @@ import msgspec
 from trimtab.errors import InvalidArgument
 from trimtab_server.callers.access import Caller
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import LoadedEncoder, Way
+from trimtab_server.catalog.encoder import LoadedEncoder, RequestedOutput
 from trimtab_server.outputs.kind import Shape
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.route import Route
@@ -24,11 +24,13 @@ class Routing(Policy):
         self._adapters = adapters
 
     def plan(self, call: Call, plan: Plan) -> Plan:
-        found = ways(self._adapters, call.caller, plan.encoder, plan.request)
-        return msgspec.structs.replace(plan, ways=found)
+        found = requested_outputs(self._adapters, call.caller, plan.encoder, plan.request)
+        return msgspec.structs.replace(plan, outputs=found)
 
 
-def ways(adapters: Adapters, caller: Caller, encoder: LoadedEncoder, request: EmbedRequest) -> list[Way]:
+def requested_outputs(
+    adapters: Adapters, caller: Caller, encoder: LoadedEncoder, request: EmbedRequest
+) -> list[RequestedOutput]:
     """Each requested output in each requested space, through adapters that the caller may use. Refuses what
     is not available there, naming the cure.
 
@@ -40,7 +42,7 @@ def ways(adapters: Adapters, caller: Caller, encoder: LoadedEncoder, request: Em
         mapped = request.spaces and output.columns[0] == encoder.mapped
         for route in _routes(adapters, caller, encoder, request.spaces) if mapped else (output.own,):
             output.kind.check(route, shape)
-            found.append(Way(output, route))
+            found.append(RequestedOutput(output, route))
     return found
 
 

@@ -22,7 +22,7 @@ from trimtab_server.callers.access import SERVER
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.served import Served
-from trimtab_server.engine.port import EnginePort, Turn, Work
+from trimtab_server.engine.port import ComputeRequest, EnginePort, Turn
 from trimtab_server.inputs.preparation import Preparation
 from trimtab_server.observing.families import SECONDS
 from trimtab_server.policies.comparing import Comparison
@@ -189,7 +189,7 @@ class Shadow(Policy):
                     shadow.reader, items, shown.truncate, (TENANT, "bulk")
                 )
                 turn = Turn(TENANT, TENANT, "bulk", deadline)
-                work = Work(0, shadow.number, turn, payloads, (shadow.vectors,))
+                work = ComputeRequest(0, shadow.number, turn, payloads, (shadow.vectors,))
                 computed = await self._engine.compute(work)
             labels = _labels(answered, shown.version)
             self._metrics.seconds.labels(*labels).observe(time.monotonic() - begun)

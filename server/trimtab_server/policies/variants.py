@@ -14,4 +14,4 @@ class Variants(Policy):
         encoder = plan.version.choose(request.variant, request.layers or 0, request.dimensions or 0)
         if encoder is plan.encoder:
             return plan
-        return msgspec.structs.replace(plan, encoder=encoder, ways=(encoder.way,))
+        return msgspec.structs.replace(plan, encoder=encoder, outputs=(encoder.default,))

@@ -170,7 +170,7 @@ class Adapters:
         """Stop using an adapter until it is loaded again."""
         known = [each for each in self.of(loaded.encoder) if each.session is loaded.session]
         for each in known:
-            log.error("adapter %s is not used any more: %s", each.name, why)
+            log.error("adapter %s is no longer used: %s", each.name, why)
             self._retired[each] = f"{why}. Load the encoder again to try it"
         self._show()
 

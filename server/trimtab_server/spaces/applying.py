@@ -90,7 +90,7 @@ class Applier:
         except (FailedPrecondition, DeviceLostError) as error:
             at = run.at
             self._retire(at, str(error))
-            _fail(wanted, FailedPrecondition(f"adapter {at.name} is not used any more: {error}"))
+            _fail(wanted, FailedPrecondition(f"adapter {at.name} is no longer used: {error}"))
         except Exception as error:  # otherwise those who wait would never know
             if len(wanted) == 1:
                 _fail(wanted, error)

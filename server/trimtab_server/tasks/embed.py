@@ -13,7 +13,7 @@ import msgspec
 from trimtab.errors import InvalidArgument
 from trimtab.values.column import Column, Columns
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput, Way
+from trimtab_server.catalog.encoder import LoadedEncoder, RequestedOutput, ServedOutput
 from trimtab_server.engine.batch import Wanted
 from trimtab_server.outputs.dense import STATES
 from trimtab_server.outputs.kind import Shape, check_finite
@@ -73,7 +73,7 @@ class Embedder:
         answering.found(found)
         # Before a policy sees it: a refused request must not move any policy's figures.
         self._check(found, request)
-        plan = Plan(request, found, found, (found.way,))
+        plan = Plan(request, found, found, (found.default,))
         for policy in self._planning:
             plan = policy(call, plan)
             answering.found(plan.version)
@@ -81,7 +81,7 @@ class Embedder:
 
     async def _answer(self, call: Call, plan: Plan) -> EmbedResult:
         encoder, items, request = plan.encoder, plan.items, plan.request
-        wanted, others = _needed(plan.ways)
+        wanted, others = _needed(plan.outputs)
         with await self._pipeline.admit(encoder, call, items, wanted, others) as admitted:
             rows = await self._pipeline.compute(
                 encoder, call, items, request.truncate, admitted, wanted, request.which
@@ -104,7 +104,7 @@ class Embedder:
         """The requested outputs, in each space."""
         shape = Shape(plan.request.dimensions, plan.request.dtype)
         answers = []
-        for output, route in plan.ways:
+        for output, route in plan.outputs:
             columns = await self._adapted(plan, output.columns[0], route, result) if route.hops else result
             finished = output.kind.finish(columns, output.columns, route, shape)
             answers.append(Answer(output, route, finished))
@@ -139,10 +139,10 @@ class Embedder:
             )
 
 
-def _needed(ways: Sequence[Way]) -> tuple[Wanted, int]:
+def _needed(outputs: Sequence[RequestedOutput]) -> tuple[Wanted, int]:
     """The columns wanted of the graph, and how many more components the adapted vectors have."""
-    names = [name for way in ways for name in way.output.columns]
-    if any(way.route.hops and way.route.hops[0].states_width for way in ways):
+    names = [name for each in outputs for name in each.output.columns]
+    if any(each.route.hops and each.route.hops[0].states_width for each in outputs):
         names.append(STATES)
-    others = sum([way.route.dimensions for way in ways if way.route.hops])
+    others = sum([each.route.dimensions for each in outputs if each.route.hops])
     return tuple(sorted(set(names))) if len(names) > 1 else tuple(names), others

@@ -15,7 +15,7 @@ from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.config import LimitSettings
 from trimtab_server.engine.batch import Wanted
-from trimtab_server.engine.port import Ask, Computed, EnginePort, ItemError, Turn, Work
+from trimtab_server.engine.port import AdmissionRequest, Computed, ComputeRequest, EnginePort, ItemError, Turn
 from trimtab_server.inputs.preparation import Preparation
 from trimtab_server.inputs.reader import Which
 from trimtab_server.observing.metrics import Metrics
@@ -104,7 +104,7 @@ class Answering:
         seconds = time.monotonic() - call.arrived
         self._metrics.failed(name, version, call.protocol, _reason(error), seconds)
         if isinstance(error, TimeoutError):
-            raise DeadlineExceeded("the deadline passed before the vectors were there") from None
+            raise DeadlineExceeded("the deadline passed before the vectors were computed") from None
 
 
 class Pipeline:
@@ -163,7 +163,9 @@ class Pipeline:
         estimate, size = encoder.reader.bound(items)
         size += len(items) * (encoder.model.item_bytes(wanted) + 4 * others)
         turn = Turn(call.tenant, call.flow, call.priority, call.deadline)
-        number = await self.engine.admit(Ask(encoder.number, turn, estimate, size // BYTES_A_TOKEN))
+        number = await self.engine.admit(
+            AdmissionRequest(encoder.number, turn, estimate, size // BYTES_A_TOKEN)
+        )
         return Admitted(self.engine, number, turn)
 
     async def compute(
@@ -183,7 +185,7 @@ class Pipeline:
         tokenized = time.monotonic()
         try:
             computed = await self.engine.compute(
-                Work(admitted.number, encoder.number, admitted.turn, payloads, wanted)
+                ComputeRequest(admitted.number, encoder.number, admitted.turn, payloads, wanted)
             )
         except ItemError as error:
             raise InternalError(f"the encoder failed on {which(error.row)}: {error.why}") from error.__cause__

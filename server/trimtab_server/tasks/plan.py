@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trimtab.kinds import Dtype, Role, Truncate
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import LoadedEncoder, Way
+from trimtab_server.catalog.encoder import LoadedEncoder, RequestedOutput
 from trimtab_server.spaces.route import Vectors
 
 
@@ -57,13 +57,13 @@ class Plan(msgspec.Struct, frozen=True):
     """How a request is answered, and what was found about its vectors.
 
     `version` is the encoder that answers, and `encoder` is its graph that computes: itself, or another
-    variant. Each way leads a requested output into a requested space.
+    variant. `outputs` pair each requested output with its route into each requested space.
     """
 
     request: EmbedRequest
     version: LoadedEncoder
     encoder: LoadedEncoder
-    ways: Sequence[Way]
+    outputs: Sequence[RequestedOutput]
     browned_out: bool = False  # a cheaper variant computes instead of the encoder itself
     hubness: Hubness | None = None
 

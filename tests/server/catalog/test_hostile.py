@@ -108,7 +108,7 @@ async def test_an_adapter_that_hangs_at_a_vector_is_retired_alone(server: Server
         _, looping = world.LATE["late-looping"]
         _, raising = world.LATE["late-raising"]
         for texts in ([world.SETS_OFF], TEXTS):
-            with pytest.raises(trimtab.FailedPrecondition, match=r"late-looping.* did not get on for 3 s"):
+            with pytest.raises(trimtab.FailedPrecondition, match=r"late-looping.* made no progress for 3 s"):
                 await client.embed(texts, encoder=world.GOOD, space=looping)
         with pytest.raises(InferenceServerException, match="but not adapter"):  # of the others
             await triton.load_model(world.GOOD)

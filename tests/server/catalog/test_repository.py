@@ -25,7 +25,7 @@ class Version:
     name: str
     version: int
     manifest: Any = field(default_factory=lambda: SimpleNamespace(space="a space"))
-    way: Any = None
+    default: Any = None
     states_width: int = 0
 
     def graphs(self) -> tuple["Version", ...]:

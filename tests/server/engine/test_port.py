@@ -29,7 +29,7 @@ from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
 from trimtab_server.engine.local import LocalEngine
-from trimtab_server.engine.port import Ask, Computed, ItemError, Pressure, Turn, Work
+from trimtab_server.engine.port import AdmissionRequest, Computed, ComputeRequest, ItemError, Pressure, Turn
 from trimtab_server.engine.queue.batcher import Batcher
 from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.runners import frames
@@ -80,11 +80,11 @@ class Loopback(LocalEngine):
     async def unload(self, model: int) -> None:
         await self._raised("unload", super().unload(sent(model, int)))
 
-    async def admit(self, ask: Ask) -> int:
-        return sent(await self._raised("admit", super().admit(sent(ask, Ask))), int)
+    async def admit(self, request: AdmissionRequest) -> int:
+        return sent(await self._raised("admit", super().admit(sent(request, AdmissionRequest))), int)
 
-    async def compute(self, work: Work) -> Computed:
-        return sent(await self._raised("compute", super().compute(sent(work, Work))), Computed)
+    async def compute(self, request: ComputeRequest) -> Computed:
+        return sent(await self._raised("compute", super().compute(sent(request, ComputeRequest))), Computed)
 
     def release(self, admitted: int, *, answered: bool) -> None:
         self.used.add("release")
@@ -134,8 +134,8 @@ async def test_what_was_computed_comes_back_as_it_was() -> None:
     async with looped() as engine:
         number = await engine.load(toy.model())
         for _ in range(2):  # the second time from the cache
-            admitted = await engine.admit(Ask(number, TURN, 10, 2))
-            work = Work(admitted, number, TURN, list(map(payload, texts)), (*SPARSE, "sums"))
+            admitted = await engine.admit(AdmissionRequest(number, TURN, 10, 2))
+            work = ComputeRequest(admitted, number, TURN, list(map(payload, texts)), (*SPARSE, "sums"))
             async with asyncio.timeout(PATIENCE):
                 computed = await engine.compute(work)
             engine.release(admitted, answered=True)
@@ -148,7 +148,7 @@ async def test_what_was_computed_comes_back_as_it_was() -> None:
         assert pressure.queue_seconds(number, "a flow", "interactive") >= 0.0
         await engine.unload(number)
         with pytest.raises(NotFound, match="unloaded"):
-            await engine.admit(Ask(number, TURN, 10, 2))
+            await engine.admit(AdmissionRequest(number, TURN, 10, 2))
         assert await engine.load(toy.model()) != number, "a number is given once"
         assert engine.used == {"load", "unload", "admit", "compute", "release", "pressure"}
 
@@ -157,22 +157,22 @@ async def test_admission_stands_behind_it() -> None:
     """A request holds its room until it is released, whether or not it came to be computed."""
     async with looped() as engine:
         number = await engine.load(toy.model())
-        first = await engine.admit(Ask(number, TURN, 50, 10))
+        first = await engine.admit(AdmissionRequest(number, TURN, 50, 10))
         with pytest.raises(ResourceExhausted, match="max_tokens_in_flight") as caught:
-            await engine.admit(Ask(number, TURN, 30, 0))
+            await engine.admit(AdmissionRequest(number, TURN, 30, 0))
         assert caught.value.retry_after > 0
         with pytest.raises(InvalidArgument, match="send fewer"):
-            await engine.admit(Ask(number, Turn("another", "another", "bulk", None), 101, 0))
+            await engine.admit(AdmissionRequest(number, Turn("another", "another", "bulk", None), 101, 0))
         # What was estimated at 50 turns out to be 3.
         payloads = [payload(np.array([1, 2, 3], np.int32))]
-        await engine.compute(Work(first, number, TURN, payloads, ("sums",)))
-        second = await engine.admit(Ask(number, TURN, 30, 0))
+        await engine.compute(ComputeRequest(first, number, TURN, payloads, ("sums",)))
+        second = await engine.admit(AdmissionRequest(number, TURN, 30, 0))
         assert second != first
         with pytest.raises(ResourceExhausted):
-            await engine.admit(Ask(number, TURN, 60, 0))
+            await engine.admit(AdmissionRequest(number, TURN, 60, 0))
         for admitted in (first, second):
             engine.release(admitted, answered=False)
-        engine.release(await engine.admit(Ask(number, TURN, 80, 0)), answered=False)
+        engine.release(await engine.admit(AdmissionRequest(number, TURN, 80, 0)), answered=False)
 
 
 async def test_a_server_behind_such_a_port_serves_as_it_does(
@@ -198,4 +198,4 @@ async def test_a_server_behind_such_a_port_serves_as_it_does(
 
 def test_what_is_no_plain_value_would_be_found() -> None:
     with pytest.raises(TypeError, match="no plain value"):
-        sent(Work(1, 1, TURN, [], (lambda: None,)), Work)  # type: ignore[arg-type]
+        sent(ComputeRequest(1, 1, TURN, [], (lambda: None,)), ComputeRequest)  # type: ignore[arg-type]

@@ -77,10 +77,10 @@ DOUBLE = helper.make_node("Concat", ["packed", "packed"], ["double"], axis=0)
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (ragged_made.graph([TWICE], ends="more"), "offsets that do not part 15 rows into 4 items as tokens"),
-        (ragged_made.graph([LESS], ends="less"), "offsets that do not part"),
-        (ragged_made.graph([NEGATIVE], ends="negative"), "offsets that do not part"),
-        (ragged_made.graph([DOUBLE], rows="double"), "offsets that do not part 30 rows"),
+        (ragged_made.graph([TWICE], ends="more"), "offsets that do not split 15 rows into 4 items as tokens"),
+        (ragged_made.graph([LESS], ends="less"), "offsets that do not split"),
+        (ragged_made.graph([NEGATIVE], ends="negative"), "offsets that do not split"),
+        (ragged_made.graph([DOUBLE], rows="double"), "offsets that do not split 30 rows"),
     ],
 )
 def test_offsets_are_looked_at(tmp_path: Path, graph: bytes, message: str) -> None:

@@ -105,7 +105,7 @@ async def test_a_load_that_hangs_holds_up_no_other_and_no_end(
         assert not load.done()
         await load
         (entry,) = [each for each in served.index(SERVER) if each.name == "hangs"]
-        assert entry.state == "UNAVAILABLE" and "did not get on for 5 s" in entry.reason
+        assert entry.state == "UNAVAILABLE" and "made no progress for 5 s" in entry.reason
         hanging.clear()
         load = asyncio.create_task(served.load(SERVER, "hangs"))
         await hanging.wait()

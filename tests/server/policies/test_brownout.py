@@ -145,24 +145,24 @@ def ask(variant: str, least: float) -> config.BrownoutSettings:
 
 
 def test_queries_that_keep_enough_by_their_card_answer_as_they_are(whole: Manifest) -> None:
-    assert brownout.way(ask("small", 0.98), whole, ()) == own(whole)
+    assert brownout.fallback_route(ask("small", 0.98), whole, ()) == own(whole)
     with pytest.raises(ConfigError, match=r"its queries alone keep 0\.980 of nDCG@10.*name another variant"):
-        brownout.way(ask("small", 0.981), whole, ())
+        brownout.fallback_route(ask("small", 0.981), whole, ())
     with pytest.raises(ConfigError, match=r"keep 0\.400"):
-        brownout.way(ask("early", 0.5), whole, ())
+        brownout.fallback_route(ask("early", 0.5), whole, ())
 
 
 def test_narrow_queries_need_an_adapter_that_was_judged_good_enough(
     mapped: Adapters, whole: Manifest, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"nothing was measured there.*--from layered/1:early-16"):
-        brownout.way(ask("early-16", 0.3), whole, ())
+        brownout.fallback_route(ask("early-16", 0.3), whole, ())
     adapters = adapter(mapped, tmp_path, whole, 0.95)
-    route = brownout.way(ask("early-16", 0.95), whole, adapters)
+    route = brownout.fallback_route(ask("early-16", 0.95), whole, adapters)
     assert (route.space, route.names, route.dimensions) == (whole.space, ["layered/widen"], 32)
     assert route.int8_limit == whole.int8_limit
     with pytest.raises(ConfigError, match=r"adapter layered/widen keeps 0\.950 of R@10"):
-        brownout.way(ask("early-16", 0.96), whole, adapters)
+        brownout.fallback_route(ask("early-16", 0.96), whole, adapters)
 
 
 def test_a_provisional_card_or_adapter_answers_nothing(
@@ -174,9 +174,11 @@ def test_a_provisional_card_or_adapter_answers_nothing(
     with pytest.raises(
         ConfigError, match=r"keep 0\.990 .*; which is provisional: judged by the kind of text"
     ):
-        brownout.way(ask("small", 0.98), unsure, ())
+        brownout.fallback_route(ask("small", 0.98), unsure, ())
     with pytest.raises(ConfigError, match="nothing was measured there"):
-        brownout.way(ask("early-16", 0.9), whole, adapter(mapped, tmp_path, whole, 0.99, provisional=True))
+        brownout.fallback_route(
+            ask("early-16", 0.9), whole, adapter(mapped, tmp_path, whole, 0.99, provisional=True)
+        )
 
 
 @pytest.mark.parametrize("verdict", ["cascade", "re-index", "stay"])
@@ -184,7 +186,9 @@ def test_an_adapter_that_is_no_bridge_answers_nothing(
     mapped: Adapters, whole: Manifest, tmp_path: Path, verdict: str
 ) -> None:
     with pytest.raises(ConfigError, match="nothing was measured there"):
-        brownout.way(ask("early-16", 0.9), whole, adapter(mapped, tmp_path, whole, 0.99, verdict=verdict))
+        brownout.fallback_route(
+            ask("early-16", 0.9), whole, adapter(mapped, tmp_path, whole, 0.99, verdict=verdict)
+        )
 
 
 @pytest.mark.parametrize("name", ["fp32", "tiny"])
@@ -192,7 +196,7 @@ def test_the_encoder_itself_and_nobody_cannot_be_the_fallback(whole: Manifest, n
     with pytest.raises(
         ConfigError, match=rf"'{name}': give one of small, early, early-16 of layered version 1"
     ):
-        brownout.way(ask(name, 0.5), whole, ())
+        brownout.fallback_route(ask(name, 0.5), whole, ())
 
 
 def test_of_several_variants_of_a_depth_the_narrowest_that_is_enough(tmp_path: Path) -> None:

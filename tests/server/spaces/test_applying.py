@@ -106,7 +106,7 @@ async def test_an_adapter_that_hangs_is_retired_and_holds_up_no_other() -> None:
     hanging, whole = Hop(1, gate=gate), Hop(1)
     bad = asyncio.create_task(applier.apply(route(whole, hanging), given(rows(1)), "dense", ""))
     np.testing.assert_array_equal(await applier.apply(route(whole), given(rows(2)), "dense", ""), rows(3))
-    with pytest.raises(FailedPrecondition, match=r"a/b is not used any more: .* did not get on for 0\.2 s"):
+    with pytest.raises(FailedPrecondition, match=r"a/b is no longer used: .* made no progress for 0\.2 s"):
         await bad
     gate.set()
     assert [loaded for loaded, _ in retired] == [hanging] and hanging.ended

@@ -13,7 +13,7 @@ from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import FailedPrecondition, InvalidArgument
 from trimtab.values.column import Column
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import ServedOutput, Way
+from trimtab_server.catalog.encoder import RequestedOutput, ServedOutput
 from trimtab_server.config import LimitSettings
 from trimtab_server.outputs.dense import DenseKind
 from trimtab_server.spaces.route import Vectors
@@ -54,10 +54,10 @@ class World:
         )
         manifest = SimpleNamespace(max_tokens=8, prompts=Prompts())
         model = SimpleNamespace(variant="fp32", item_bytes=lambda wanted: 8)
-        way = Way(ServedOutput("dense", DenseKind(), own, ("dense",)), own)
+        output = RequestedOutput(ServedOutput("dense", DenseKind(), own, ("dense",)), own)
         reader = SimpleNamespace(form="text", size=len)
         self.encoder = SimpleNamespace(
-            name="e", version=1, manifest=manifest, model=model, way=way, reader=reader, mapped="dense"
+            name="e", version=1, manifest=manifest, model=model, default=output, reader=reader, mapped="dense"
         )
 
     def find(self, caller: object, name: str, version: str = "") -> Any:

@@ -91,7 +91,7 @@ class IsolatedAdapterHost(AdapterHost):
         """The running process, or a new one."""
         with self._lock:
             if self._stopped:
-                raise DeviceLostError("the server stops")
+                raise DeviceLostError("the server is stopping")
             if self._process is None or self._process.lost:
                 self._process = Process(self._program, "adapters", self._cores, lambda: None)
             return self._process
@@ -151,5 +151,5 @@ class RemoteAdapter:
             most = rows.itemsize * expected[0] * expected[1]
             adapted: Rows = frames.receive_columns(sock, answered(sock), most)[0]["adapted"].values
             if adapted.shape != expected or adapted.dtype != np.float32:
-                raise EOFError("an answer to another question")
+                raise EOFError("an unexpected answer")
             return adapted

@@ -192,7 +192,7 @@ def answered(sock: socket.socket) -> int:
     """How many bytes of JSON follow in a call's answer; raises what the call has raised."""
     what, size = frames.reply(sock)
     if size > MOST_JSON:
-        raise EOFError("an answer to another question")
+        raise EOFError("an unexpected answer")
     if what == frames.RAISED:
         raise raised_by(msgspec.json.decode(frames.receive(sock, size), type=frames.RaisedError))
     return size

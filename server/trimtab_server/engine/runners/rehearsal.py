@@ -156,11 +156,11 @@ def _graph(piece: GraphPiece, step: Step) -> None:
     mixed = [8, fewest, 5, 16, 3]
     result, turned = run(mixed), run(mixed[::-1])
     if likeness(model, result, run(mixed)) < SAME_AGAIN:
-        raise GraphError("gives an item another vector each time")
+        raise GraphError("gives an item a different vector each time")
     if likeness(model, result, turned, turned=True) < SAME_ORDER:
-        raise GraphError("gives an item another vector when the items stand in another order")
+        raise GraphError("gives an item a different vector when the items are in another order")
     if likeness(model, run(mixed[:1]), result) < SAME_ALONE:
-        raise GraphError("gives an item another vector when others stand beside it")
+        raise GraphError("gives an item a different vector when others are in its batch")
 
 
 def _check(column: Column, spec: OutputSpec, described: str) -> None:
@@ -230,10 +230,10 @@ def rehearse_adapter(graph: AdapterGraph, step: Step) -> RehearsalResult:
         if not np.isfinite(adapted).all():
             raise GraphError("gives values that are not finite for rows of length 1")
         if _rows_alike(adapted, run(rows, some[: len(rows)])) < SAME_AGAIN:
-            raise GraphError("gives a row another vector each time")
+            raise GraphError("gives a row a different vector each time")
         turned = run(rows[::-1], some[: len(rows)][::-1])[::-1]
         if _rows_alike(adapted, turned) < SAME_ORDER:
-            raise GraphError("gives a row another vector when the rows stand in another order")
+            raise GraphError("gives a row a different vector when the rows are in another order")
     run(np.zeros_like(random), some)
     seconds = []
     for _ in range(TRIALS):

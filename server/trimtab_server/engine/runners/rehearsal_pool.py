@@ -75,7 +75,7 @@ class RehearsalPool:
         except DeviceLostError:
             if late:
                 limit = f"{self._seconds:g} s (engine.load_seconds)"
-                raise GraphError(f"did not get on for {limit}, and was given up") from None
+                raise GraphError(f"made no progress for {limit}, and was given up") from None
             raise GraphError(f"ended the process that tried it, which {process.how}") from None
         finally:
             self._give_back(process)
@@ -97,7 +97,7 @@ class RehearsalPool:
     def _take(self) -> Process:
         with self._lock:
             if self._stopped:
-                raise GraphError("the server stops")
+                raise GraphError("the server is stopping")
             if self._timer is not None:
                 self._timer.cancel()
             process = self._idle.pop() if self._idle else None

@@ -52,11 +52,11 @@ def _check(column: Column, spec: OutputSpec, items: int) -> None:
         )
     if (offsets is not None) is not spec.several:
         raise GraphError(
-            f"the graph gave {'one row' if spec.several else 'several rows'} an item as {spec.name}"
+            f"the graph gave {'one row' if spec.several else 'several rows'} per item as {spec.name}"
         )
     if offsets is not None and not _in_order(offsets, items, rows):
         raise GraphError(
-            f"the graph gave offsets that do not part {rows} rows into {items} items as {spec.name}"
+            f"the graph gave offsets that do not split {rows} rows into {items} items as {spec.name}"
         )
     if offsets is not None and spec.most and np.diff(offsets).max(initial=0) > spec.most:
         raise GraphError(

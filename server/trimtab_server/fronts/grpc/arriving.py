@@ -143,15 +143,15 @@ class Arriving:
             if connection.too_long(self._in_advance):
                 most = max(reader.most for reader in connection.readers)
                 error = ResourceExhausted(  # in gRPC's words, by which clients know it
-                    f"received message larger than max: {connection.lately} bytes have come, and this call "
-                    f"takes {most} (limits.max_message_bytes): send less"
+                    f"received message larger than max: {connection.lately} bytes have arrived, and this "
+                    f"call takes {most} (limits.max_message_bytes): send less"
                 )
                 self._refused(peer, connection.end(error))
         while (held := sum(each.on_way for each in self._connections.values())) > self.max_bytes:
             peer = max(self._connections, key=lambda peer: self._connections[peer].on_way)
             error = ResourceExhausted(
-                f"{held} bytes of messages are on their way, and this server keeps {self.max_bytes} of those "
-                "that are not whole (limits.max_received_bytes): send less at once, and try again",
+                f"{held} bytes of incomplete messages have arrived, and this server keeps {self.max_bytes} "
+                "of those (limits.max_received_bytes): send less at once, and try again",
                 RETRY_SECONDS,
             )
             self._refused(peer, min(self._connections[peer].end(error), MESSAGE_BYTES))

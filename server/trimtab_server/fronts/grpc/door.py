@@ -22,7 +22,7 @@ from trimtab_server.fronts.grpc.intake import Intake
 from trimtab_server.fronts.grpc.kserve import KServeServicer
 from trimtab_server.fronts.grpc.native import NativeServicer
 from trimtab_server.fronts.grpc.newcomers import Newcomers
-from trimtab_server.fronts.grpc.observed import Observed
+from trimtab_server.fronts.grpc.observed import CallObserver
 from trimtab_server.fronts.grpc.pace import Pacer
 from trimtab_server.fronts.grpc.senders import Tenants
 from trimtab_server.fronts.grpc.stream import Streams
@@ -123,7 +123,7 @@ class Door:
         every = (self._intake, self._unread, tenants)
         authenticator = Authenticator(config.auth) if config.auth != Auth() else None
         ids = config.logging.calls or config.logging.format == "json"
-        observed = Observed(tracing, ids=ids) if tracing or ids else None
+        observed = CallObserver(tracing, ids=ids) if tracing or ids else None
         load = Load(pipeline.engine.pressure, time.monotonic)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))

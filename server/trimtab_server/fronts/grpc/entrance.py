@@ -8,7 +8,7 @@ from trimtab.errors import TrimtabError, Unavailable
 from trimtab_server.callers.access import Caller
 from trimtab_server.fronts.grpc.guard import Guard
 from trimtab_server.fronts.grpc.intake import Intake, OpenCall
-from trimtab_server.fronts.grpc.observed import Observed
+from trimtab_server.fronts.grpc.observed import CallObserver
 from trimtab_server.fronts.grpc.pace import FAILED, Pacer
 from trimtab_server.fronts.grpc.senders import Tenants
 from trimtab_server.fronts.grpc.statuses import Context, abort
@@ -35,7 +35,7 @@ class Entrance:
         load: Load | None = None,
         turns: Turns | None = None,
         pace: Pacer | None = None,
-        observed: Observed | None = None,
+        observed: CallObserver | None = None,
     ) -> None:
         self.intake = intake
         self.unread = unread

@@ -47,8 +47,10 @@ class Guard:
         caller = self._authenticator.identify(metadata) if self._authenticator else ANYONE
         if method in ADMIN:
             if self._admin is False:
-                raise PermissionDenied("encoders are loaded and unloaded at the server's admin address alone")
+                raise PermissionDenied(
+                    "encoders can be loaded and unloaded only at the server's admin address"
+                )
             caller.check_admin()
         elif self._admin and method not in BESIDE_ADMIN:
-            raise PermissionDenied("the admin address is for loading and unloading encoders alone")
+            raise PermissionDenied("the admin address is only for loading and unloading encoders")
         return caller

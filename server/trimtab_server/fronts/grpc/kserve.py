@@ -138,7 +138,7 @@ class KServeServicer:
         if request.parameters:
             raise InvalidArgument(
                 f"load parameter {next(iter(request.parameters))!r} is not supported: a bundle is "
-                "immutable and comes from the repository alone"
+                "immutable and comes only from the repository"
             )
         await self._repository.load(opened.caller, request.model_name)
         entries = [

@@ -10,7 +10,7 @@ import grpc.aio
 import msgspec
 
 from trimtab.errors import ConfigError
-from trimtab_server.callers.refreshed import Refreshed
+from trimtab_server.callers.refreshed import WatchedFiles
 from trimtab_server.config import Config, LimitSettings, Tls, split_address
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def within(config: Config, files: int) -> Config:
     if room < LEAST_CONNECTIONS:
         raise ConfigError(f"the limit of open files is {files}, which leaves none for clients: {cure}")
     log.warning(
-        "the limit of open files is %d: %d connections at a time are taken instead of the %d of "
+        "the limit of open files is %d: accepting %d connections at a time instead of the %d of "
         "limits.max_connections; %s",
         files, room, config.limits.max_connections, cure,
     )  # fmt: skip
@@ -142,7 +142,7 @@ def _credentials(tls: Tls) -> grpc.ServerCredentials:
         _check(tls)
         return grpc.ssl_server_certificate_configuration([pair], client_ca)
 
-    watched = Refreshed("server.tls", files, read)
+    watched = WatchedFiles("server.tls", files, read)
     return grpc.dynamic_ssl_server_credentials(
         watched.get(), watched.get, require_client_authentication=tls.client_ca is not None
     )
@@ -154,7 +154,7 @@ def _check(tls: Tls) -> None:
     try:
         context.load_cert_chain(tls.certificate, tls.key, password="")
     except ssl.SSLError as error:
-        raise ValueError(f"{tls.certificate} and {tls.key} are no pair in PEM: {error}") from None
+        raise ValueError(f"{tls.certificate} and {tls.key} are not a pair in PEM: {error}") from None
     if tls.client_ca:
         try:
             context.load_verify_locations(tls.client_ca)

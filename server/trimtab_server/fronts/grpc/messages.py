@@ -41,12 +41,12 @@ def _refused(data: bytes, error: Exception) -> TrimtabError:
     """Why a message is refused. Never the original error, whose traceback keeps the data."""
     if data.startswith(COMPRESSED):
         return Unimplemented(
-            "the message is compressed, and this server takes none that are: call without compression "
+            "the message is compressed, which this server does not accept: call without compression "
             "(compression= in gRPC, compression_algorithm= in tritonclient)"
         )
     if isinstance(error, InvalidArgument):
         return InvalidArgument(str(error))
     return InvalidArgument(
         f"the message is not the protobuf that this method takes ({error}): "
-        "strings must be UTF-8, and the client's .proto the server's"
+        "strings must be UTF-8, and the client must use the server's .proto"
     )

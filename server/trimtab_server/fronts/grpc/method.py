@@ -17,7 +17,7 @@ from trimtab_server.fronts.grpc.bounds import bounded
 from trimtab_server.fronts.grpc.entrance import Entrance
 from trimtab_server.fronts.grpc.intake import OpenCall
 from trimtab_server.fronts.grpc.messages import LARGE, parse_with
-from trimtab_server.fronts.grpc.observed import UNSEEN, Seen
+from trimtab_server.fronts.grpc.observed import UNOBSERVED, ObservedCall
 from trimtab_server.fronts.grpc.pace import CANCELLED, CHEAP, FAILED
 from trimtab_server.fronts.grpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
 from trimtab_server.observing.load import TRAILER
@@ -40,28 +40,28 @@ class _Called:
     async def called(self, requests: Any, context: Context) -> Any:
         """Handle a call, of which no message has been read yet."""
         if self._observed is None:
-            return await self._admitted(context, UNSEEN)
-        with self._observed.call(self._name, context) as seen:
-            return await self._admitted(context, seen)
+            return await self._admitted(context, UNOBSERVED)
+        with self._observed.call(self._name, context) as observed:
+            return await self._admitted(context, observed)
 
-    async def _admitted(self, context: Context, seen: Seen) -> Any:
+    async def _admitted(self, context: Context, observed: ObservedCall) -> Any:
         try:
             caller = self._entrance.admit(self._name, context)
         except Exception as raised:
             refusal = as_trimtab_error(raised)
         else:
-            seen.caller = caller.name
-            return await self._called(caller, context, seen)
+            observed.caller = caller.name
+            return await self._called(caller, context, observed)
         await self._entrance.refuse(context, refusal)
 
-    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
+    async def _called(self, caller: Caller, context: Context, observed: ObservedCall) -> Any:
         raise NotImplementedError
 
 
 class Unknown(_Called):
     """A method that no service has."""
 
-    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
+    async def _called(self, caller: Caller, context: Context, observed: ObservedCall) -> Any:
         error = Unimplemented("this server has no such method: see docs/protocols.md")
         await self._entrance.refuse(context, error)
 
@@ -93,10 +93,10 @@ class Method(_Called):
         )
         return kind(self.called, response_serializer=self._serialized)
 
-    async def _called(self, caller: Caller, context: Context, seen: Seen) -> Any:
+    async def _called(self, caller: Caller, context: Context, observed: ObservedCall) -> Any:
         entrance, call = self._entrance, None
         try:
-            call = entrance.open(caller, context, seen.request_id, counted=self._counted)
+            call = entrance.open(caller, context, observed.request_id, counted=self._counted)
             try:
                 return await self._answer(call, context)
             except Exception as raised:

@@ -20,7 +20,7 @@ REQUEST_ID = "x-request-id"
 GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-class Seen:
+class ObservedCall:
     """An observed call: its id from the start, and its caller's name once that is known."""
 
     __slots__ = ("caller", "request_id")
@@ -30,10 +30,10 @@ class Seen:
         self.caller = ""
 
 
-UNSEEN = Seen("")  # shared by all calls that are not observed
+UNOBSERVED = ObservedCall("")  # shared by all calls that are not observed
 
 
-class Observed:
+class CallObserver:
     """Observes calls of any kind from beginning to end, including refused ones.
 
     `ids`: whether every call gets an id, for the log; otherwise only traced calls do.
@@ -44,25 +44,25 @@ class Observed:
         self._ids = ids
 
     @contextmanager
-    def call(self, method: str, context: Any) -> Iterator[Seen]:
+    def call(self, method: str, context: Any) -> Iterator[ObservedCall]:
         """While a call lasts."""
         metadata = context.invocation_metadata() or ()
         tracing = self._tracing if self._tracing and self._tracing.wants(metadata) else None
         if not tracing and not self._ids:
-            yield UNSEEN
+            yield UNOBSERVED
             return
         given = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
-        seen = Seen(given if GIVEN.fullmatch(given) else secrets.token_hex(8))
+        call = ObservedCall(given if GIVEN.fullmatch(given) else secrets.token_hex(8))
         begun = time.perf_counter()
         with tracing.call(method, metadata) if tracing else nullcontext() as span:
-            ids = {"request_id": seen.request_id}
+            ids = {"request_id": call.request_id}
             if span is not None and span.is_recording():
                 ids["trace_id"] = f"{span.get_span_context().trace_id:032x}"
-                span.set_attribute("trimtab.request_id", seen.request_id)
+                span.set_attribute("trimtab.request_id", call.request_id)
             logs.call.set(ids)
             code = grpc.StatusCode.CANCELLED  # unless it ends by itself
             try:
-                yield seen
+                yield call
                 code = _code(context)
             except grpc.aio.AbortError:
                 code = _code(context)
@@ -71,7 +71,7 @@ class Observed:
                 if tracing and span is not None:
                     tracing.ended(span, code)
                 if logs.calls.isEnabledFor(logging.INFO):
-                    _write(method, code, time.perf_counter() - begun, seen.caller)
+                    _write(method, code, time.perf_counter() - begun, call.caller)
 
 
 def _code(context: Any) -> grpc.StatusCode:

@@ -104,8 +104,8 @@ class Unread:
             return
         connection.refused = size
         raise ResourceExhausted(
-            f"too many answers to {whose} were not read yet: this server keeps {self.limit} bytes of them "
-            "(limits.max_unread_bytes), some of these for others. Read them, then try again",
+            f"too many unread answers to {whose}: this server keeps {self.limit} bytes of them "
+            "(limits.max_unread_bytes), part of that for others. Read them, then try again",
             RETRY_SECONDS,
         )
 
@@ -159,7 +159,11 @@ class Unread:
         for each in connections:
             each.lost = True
         for each in [each for each in self._connections.values() if each.peer in gone]:
-            log.warning("hung up on %s, which does not read: %d bytes wait for it", each.peer, each.bytes)
+            log.warning(
+                "closed the connection of %s, which does not read its answers: %d bytes",
+                each.peer,
+                each.bytes,
+            )
             self.count(each, -each.bytes)
             each.gone = True
             del self._connections[each.tenant, each.peer]

@@ -89,7 +89,7 @@ def test_who_takes_no_answer_within_the_time_is_hung_up_on(minilm_repository: Pa
             with silent(server.url, attacks.EMBED, calls=3) as connection:
                 assert end(connection)
         assert served(server) == 20
-    assert sum("hung up on ipv4:127.0.0.1" in line for line in server.log) == 6
+    assert sum("closed the connection of ipv4:127.0.0.1" in line for line in server.log) == 6
 
 
 class Room:
