@@ -43,7 +43,7 @@ from trimtab_export.source import Settings
 from trimtab_export.tokens import Collator
 from trimtab_export.variants import fidelity, material, recipe, retrieval
 from trimtab_export.variants.fidelity import typical
-from trimtab_export.variants.selection import Wanted
+from trimtab_export.variants.selection import VariantRequest
 
 HISTORY = ROOT / "bench" / "history" / "export.jsonl"
 PICTURES = {encoders.L6: ROOT / "docs" / "variants.png", encoders.E5: ROOT / "docs" / "variants-e5.png"}
@@ -95,7 +95,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     settings = Settings(str(encoders.source(name)))
     if options.recipe:
-        wanted = Wanted(recipe.load(options.recipe))
+        wanted = VariantRequest(recipe.load(options.recipe))
     else:
         leaving = (
             Passes(name=f"exit{EXIT}", exit=EXIT),
@@ -103,7 +103,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             Passes(name=f"width{WIDTH}", width=WIDTH),
         )
         beside = leaving if name == encoders.L6 else ()
-        wanted = Wanted(beside, min_quality=tuple(options.floors), heal_minutes=options.heal_minutes)
+        wanted = VariantRequest(beside, min_quality=tuple(options.floors), heal_minutes=options.heal_minutes)
     done = work / "repository" / name.lower() / "1"
     with _minutes(work / "seconds") as minutes:
         if not encoders.exported(done):

@@ -165,7 +165,7 @@ def run(options: argparse.Namespace) -> int:
     from trimtab_export.export import export
     from trimtab_export.variants import recipe
     from trimtab_export.variants.candidates import summary
-    from trimtab_export.variants.selection import Wanted
+    from trimtab_export.variants.selection import VariantRequest
 
     settings = Settings(
         source=options.source,
@@ -178,7 +178,7 @@ def run(options: argparse.Namespace) -> int:
         reads=options.reads,
         also=tuple(options.also),
     )
-    wanted = Wanted(
+    wanted = VariantRequest(
         recipe=recipe.load(options.recipe) if options.recipe else (),
         min_quality=tuple(options.min_quality),
         target=options.target,

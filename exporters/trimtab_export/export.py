@@ -28,10 +28,10 @@ from trimtab_export.source import Settings, Source
 from trimtab_export.steps import Steps, no_progress_bars, quiet
 from trimtab_export.tokens import Collator
 from trimtab_export.variants.draw import draw
-from trimtab_export.variants.selection import Selected, Wanted, put, select
+from trimtab_export.variants.selection import Selected, VariantRequest, put, select
 
 VARIANT = "fp32"
-NOTHING_MORE = Wanted()
+NOTHING_MORE = VariantRequest()
 WITHOUT = "so the bundle has none"
 LIBRARIES = (
     "torch",
@@ -50,7 +50,7 @@ def export(
     name: str,
     repository: Path,
     version: int | None = None,
-    wanted: Wanted = NOTHING_MORE,
+    wanted: VariantRequest = NOTHING_MORE,
 ) -> bundles.Bundle:
     """Export a source into `repository`/`name`/`version`, and read the bundle back.
 
@@ -188,7 +188,7 @@ def _as_it_is(
 
 
 def _smaller(
-    wanted: Wanted,
+    wanted: VariantRequest,
     source: Source,
     plain: _Plain,
     name: str,

@@ -159,7 +159,7 @@ class PatientLock:
         self._most = asyncio.Semaphore(most)
 
     @contextlib.asynccontextmanager
-    async def take(self) -> AsyncIterator[None]:
+    async def hold(self) -> AsyncIterator[None]:
         """Hold the lock."""
         async with self._most:
             await self._turn.acquire()

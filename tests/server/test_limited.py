@@ -78,17 +78,17 @@ async def test_what_was_given_up_is_told_so_at_its_next_step() -> None:
 
 
 async def test_one_at_a_time_but_nobody_waits_for_what_takes_long() -> None:
-    turns = limited.PatientLock(patience=0.01, most=3)
+    lock = limited.PatientLock(patience=0.01, most=3)
     inside, release = asyncio.Event(), asyncio.Event()
 
     async def hang() -> None:
-        async with turns.take():
+        async with lock.hold():
             inside.set()
             await release.wait()
 
     hanging = asyncio.create_task(hang())
     await inside.wait()
-    async with asyncio.timeout(PATIENCE), turns.take():
+    async with asyncio.timeout(PATIENCE), lock.hold():
         assert not hanging.done()
     release.set()
     await hanging
@@ -96,7 +96,7 @@ async def test_one_at_a_time_but_nobody_waits_for_what_takes_long() -> None:
     order: list[str] = []
 
     async def enter(name: str) -> None:
-        async with patient.take():
+        async with patient.hold():
             order.append(f"{name} begins")
             await asyncio.sleep(0)
             order.append(f"{name} ends")

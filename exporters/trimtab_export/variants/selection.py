@@ -31,7 +31,7 @@ JUDGED = "judged.npz"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class VariantRequest:
     """What the user asks for besides the encoder as it is: a `recipe`, a search above `min_quality`, or
     both."""
 
@@ -60,7 +60,7 @@ class Selected:
 
 
 def select(
-    wanted: Wanted,
+    wanted: VariantRequest,
     source: Source,
     graph: Path,
     joined: Path | None,

@@ -70,7 +70,7 @@ class Opener:
         self._load_seconds = load_seconds
         self._rehearsals = rehearsals
         self._loaded = loaded
-        self._turns = limited.PatientLock()
+        self._lock = limited.PatientLock()
         self._on_disk = OnDisk()
 
     async def open(self, name: str, version: int, path: Path) -> LoadedEncoder:
@@ -79,7 +79,7 @@ class Opener:
         Raises BundleError if it cannot be read, or is not NAME/VERSION; ConfigError if it cannot be loaded as
         configured.
         """
-        async with self._turns.take():
+        async with self._lock.hold():
             return await self._open(name, version, path)
 
     async def _open(self, name: str, version: int, path: Path) -> LoadedEncoder:

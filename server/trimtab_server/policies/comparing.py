@@ -1,9 +1,9 @@
 """How far apart two versions of an encoder are, by the texts that both have embedded. Sans-IO.
 
-Vectors of two spaces cannot be compared; which texts are near to which can, within each space. A text's
-nearest neighbours among the last few hundred texts are looked up in both, and the share that they have in
-common is the overlap (Wang et al., 2022, on the instability of embeddings' neighbourhoods): 1 where both rank
-alike, K / RESERVOIR where they have nothing to do with one another.
+Vectors of two spaces cannot be compared, but which texts are neighbours can, within each space. A text's
+nearest neighbours among the last few hundred texts are found in both, and the share that they have in common
+is the overlap (Wang et al., 2022, on the instability of embeddings' neighbourhoods): 1 where both rank alike,
+K / RESERVOIR where they are unrelated.
 """
 
 from dataclasses import dataclass

@@ -1,15 +1,15 @@
 """Are live queries still like those that an adapter was judged on? A streaming statistic, sans-IO.
 
 Every window of live queries is compared with the calibration queries in two ways, each by a one-sided
-rank-sum test (Wilcoxon 1945; Mann and Whitney 1947), which asks nothing of how the values are distributed:
+rank-sum test (Wilcoxon 1945; Mann and Whitney 1947), which assumes nothing about the values' distribution:
 
 - *depth*: D(x) = 1 + x . mu, where mu is the mean of the calibration queries, all of length 1: the angular
   depth of text embeddings of Seegmiller and Preotiuc-Pietro (2023), by the cosine distance. Queries off the
-  main direction of the old ones lie less deep. It sees that direction alone, so beside it stands
+  main direction of the calibration queries lie less deep. It sees only that direction, hence
 - *distance*: to the nearest calibration query, against the calibration queries' distances to one another.
 
-Both values of a calibration query leave itself out, so that it is like one that is new. A query that comes
-twice within a window counts once: what is asked all the time would otherwise pass for drift.
+Both values of a calibration query leave the query itself out, as if it were new. A query that is repeated
+within a window counts once: popular queries would otherwise look like drift.
 """
 
 import math
@@ -22,19 +22,21 @@ from trimtab.errors import AdapterError
 
 Matrix = NDArray[np.float32]
 
-# Queries to a window: a few hundred live queries make up several.
+# Queries in a window: a few hundred live queries fill several.
 WINDOW = 100
-# How seldom like queries may look unlike in one of the two tests: of all windows, twice as many at most.
+# How often similar queries may look different, in each of the two tests: in all, for at most twice as many
+# windows.
 LEVEL = 0.001
 # With fewer calibration queries, the tests are too weak.
 FEWEST = 50
-# Nearer to another query of its window than this, in cosine, and a query is that one again.
+# A query that is nearer than this, in cosine, to another of its window repeats it.
 SAME = 1 - 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class DriftReport:
-    """What one window showed. A z counts standard errors: above 0, the queries are less like those before."""
+    """What one window showed. The z's count standard errors: above 0, the live queries are less like the
+    others."""
 
     depth_z: float
     distance_z: float
@@ -43,7 +45,7 @@ class DriftReport:
 
 
 class Baseline:
-    """The calibration queries, float (m, d), and where they lie among one another.
+    """The calibration queries, float (m, d), with their depths and distances.
 
     Raises AdapterError if they are too few, or not vectors.
     """
@@ -99,7 +101,7 @@ class Drift:
 
 
 def unit(rows: Matrix) -> Matrix:
-    """The rows brought to length 1."""
+    """The rows scaled to length 1."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     result: Matrix = rows / np.maximum(lengths, 1e-12)
     return result

@@ -10,7 +10,7 @@ from trimtab_server.engine.admission.admission import ROOM, Admission
 from trimtab_server.engine.admission.quotas import MOST_UNNAMED, OTHER, Account, Quotas
 
 
-class Door:
+class TimedAdmission:
     """An admission under a clock that a test turns, and what was refused at it."""
 
     def __init__(self, limit: int, unnamed: Quota | None = None, **named: Quota) -> None:
@@ -40,58 +40,58 @@ def test_no_more_is_used_than_the_rate_gives(
     rate: float, burst: int, requests: list[tuple[float, int]]
 ) -> None:
     """Over any time: what the bucket held, what has come since, and at most one request too much."""
-    door = Door(10**6, a=Quota(tokens_per_second=rate, burst_tokens=burst))
+    timed = TimedAdmission(10**6, a=Quota(tokens_per_second=rate, burst_tokens=burst))
     used = 0
     for pause, tokens in requests:
-        door.now += pause
+        timed.now += pause
         before = used
-        if door.pass_through("a", 4 * tokens, tokens) is None:
+        if timed.pass_through("a", 4 * tokens, tokens) is None:
             used += tokens
-        assert before <= burst + rate * door.now + 1e-6 or used == before
+        assert before <= burst + rate * timed.now + 1e-6 or used == before
 
 
 def test_who_waits_as_long_as_is_said_is_let_in() -> None:
-    door = Door(10**6, a=Quota(tokens_per_second=100, burst_tokens=50))
-    assert door.pass_through("a", 400, 250) is None  # more than the bucket holds: the next one waits for it
-    error = door.pass_through("a", 4, 1)
+    timed = TimedAdmission(10**6, a=Quota(tokens_per_second=100, burst_tokens=50))
+    assert timed.pass_through("a", 400, 250) is None  # more than the bucket holds: the next waits
+    error = timed.pass_through("a", 4, 1)
     assert error is not None and "'a' has used up its 100 tokens a second" in str(error)
     assert error.retry_after == pytest.approx(2.01)
-    door.now += error.retry_after - 0.02
-    assert door.pass_through("a", 4, 1) is not None
-    door.now += 0.03
-    assert door.pass_through("a", 4, 1) is None
-    assert door.refused == [("a", "rate"), ("a", "rate")]
+    timed.now += error.retry_after - 0.02
+    assert timed.pass_through("a", 4, 1) is not None
+    timed.now += 0.03
+    assert timed.pass_through("a", 4, 1) is None
+    assert timed.refused == [("a", "rate"), ("a", "rate")]
 
 
 def test_only_true_tokens_are_paid_for() -> None:
     """Not the upper bound, nor anything where a request failed before it was counted."""
-    door = Door(10**6, a=Quota(tokens_per_second=1, burst_tokens=100))
+    timed = TimedAdmission(10**6, a=Quota(tokens_per_second=1, burst_tokens=100))
     for _ in range(9):
-        assert door.pass_through("a", 1000, 10) is None
-    with pytest.raises(RuntimeError), door.admission.admit(1000, lambda coming: 0.0, None, "a"):
+        assert timed.pass_through("a", 1000, 10) is None
+    with pytest.raises(RuntimeError), timed.admission.admit(1000, lambda coming: 0.0, None, "a"):
         raise RuntimeError
-    assert door.pass_through("a", 1000, 10) is None
-    assert door.pass_through("a", 1000, 10) is not None
+    assert timed.pass_through("a", 1000, 10) is None
+    assert timed.pass_through("a", 1000, 10) is not None
 
 
 def test_what_a_tenant_has_in_flight() -> None:
-    door = Door(1000, a=Quota(max_tokens_in_flight=100))
-    with door.admission.admit(60, lambda coming: 0.0, None, "a"):
-        error = door.pass_through("a", 50, 50)
+    timed = TimedAdmission(1000, a=Quota(max_tokens_in_flight=100))
+    with timed.admission.admit(60, lambda coming: 0.0, None, "a"):
+        error = timed.pass_through("a", 50, 50)
         assert error is not None and "'a' has 60 of its 100 tokens in flight" in str(error)
-        assert door.pass_through("b", 500, 500) is None
-        assert door.pass_through("a", 40, 40) is None
-    assert door.refused == [("a", "in_flight")]
+        assert timed.pass_through("b", 500, 500) is None
+        assert timed.pass_through("a", 40, 40) is None
+    assert timed.refused == [("a", "in_flight")]
     with pytest.raises(InvalidArgument, match="max_tokens_in_flight of tenant 'a'"):
-        door.pass_through("a", 101, 1)
+        timed.pass_through("a", 101, 1)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 30)), max_size=400))
 def test_whatever_the_others_hold_there_is_room_for_one_more(requests: list[tuple[str, int]]) -> None:
     """With a small request of a tenant that has nothing in flight, after any flood of five others."""
     limit = 10_000
-    door = Door(limit)
-    held = [door.admission.admit(tokens, lambda coming: 0.0, None, tenant) for tenant, tokens in requests]
+    timed = TimedAdmission(limit)
+    held = [timed.admission.admit(tokens, lambda coming: 0.0, None, tenant) for tenant, tokens in requests]
     entered = []
     for each in held:
         try:
@@ -99,21 +99,21 @@ def test_whatever_the_others_hold_there_is_room_for_one_more(requests: list[tupl
             entered.append(each)
         except ResourceExhausted:
             pass
-    assert door.pass_through("newcomer", limit // (1 + 5 * ROOM) - 30, 1) is None
+    assert timed.pass_through("newcomer", limit // (1 + 5 * ROOM) - 30, 1) is None
     for each in entered:
         each.__exit__(None, None, None)
-    assert door.admission.tokens == 0
+    assert timed.admission.tokens == 0
 
 
 def test_a_flood_fills_its_share_and_says_whose_it_is() -> None:
-    door = Door(900)
-    held = [door.admission.admit(10, lambda coming: 1.5, None, "a") for _ in range(80)]
+    timed = TimedAdmission(900)
+    held = [timed.admission.admit(10, lambda coming: 1.5, None, "a") for _ in range(80)]
     for each in held:
         each.__enter__()
     with pytest.raises(ResourceExhausted, match=r"kept for others: try again in 1\.50 s"):
-        door.admission.admit(10, lambda coming: 1.5, None, "a").__enter__()
-    assert door.refused == [(OTHER, "share")]
-    with door.admission.admit(10, lambda coming: 1.5, None, "b"):
+        timed.admission.admit(10, lambda coming: 1.5, None, "a").__enter__()
+    assert timed.refused == [(OTHER, "share")]
+    with timed.admission.admit(10, lambda coming: 1.5, None, "b"):
         pass
     for each in held:
         each.__exit__(None, None, None)

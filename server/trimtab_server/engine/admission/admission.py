@@ -13,7 +13,7 @@ from typing import Literal
 from trimtab.errors import InvalidArgument, ResourceExhausted
 from trimtab_server.config import Quota
 from trimtab_server.engine.admission.margin import late
-from trimtab_server.engine.admission.quotas import Account, Line, Quotas
+from trimtab_server.engine.admission.quotas import Account, FlowAccount, Quotas
 
 # A tenant of weight 1 may hold this many times the room that is left (dynamic thresholds: Choudhury and
 # Hahne, 1998). A single tenant gets up to 8/9 of all room, two get 8/17 each; the rest stays free for others.
@@ -33,14 +33,14 @@ class Reservation:
     time of its admission and its predicted wait in seconds: the tenant's margin learns from the outcome.
     """
 
-    __slots__ = ("_account", "_admission", "_due", "_flow", "_held", "_line", "settled", "tokens")
+    __slots__ = ("_account", "_admission", "_due", "_flow", "_flow_account", "_held", "settled", "tokens")
 
     def __init__(
         self,
         admission: "Admission",
         account: Account,
         flow: str,
-        line: Line,
+        flow_account: FlowAccount,
         tokens: int,
         held: int,
         due: tuple[float, float, float] | None,
@@ -48,21 +48,21 @@ class Reservation:
         self._admission = admission
         self._account = account
         self._flow = flow
-        self._line = line
+        self._flow_account = flow_account
         self._held = held
         self._due = due
         self.tokens = tokens
         self.settled = False
-        account.lines[flow] = line
+        account.flows[flow] = flow_account
         account.use(tokens)
-        line.uncounted += tokens
+        flow_account.uncounted += tokens
         self._change(tokens + held)
 
     def settle(self, tokens: int) -> None:
         """Replace the estimate made on arrival by the true count."""
         self.settled = True
         self._account.counted(self.tokens, tokens)
-        self._line.uncounted -= self.tokens
+        self._flow_account.uncounted -= self.tokens
         self._account.use(tokens - self.tokens)
         self._change(tokens - self.tokens)
         self.tokens = tokens
@@ -77,10 +77,10 @@ class Reservation:
         """The request is no longer in flight. If its tokens were never counted, it has used none."""
         if not self.settled:
             self._account.use(-self.tokens)
-            self._line.uncounted -= self.tokens
+            self._flow_account.uncounted -= self.tokens
         self._change(-self.tokens - self._held)
-        if not self._line.in_flight:
-            self._account.lines.pop(self._flow, None)
+        if not self._flow_account.in_flight:
+            self._account.flows.pop(self._flow, None)
         if self._due is not None:
             deadline, admitted, needed = self._due
             ended = self._admission.clock()
@@ -91,7 +91,7 @@ class Reservation:
     def _change(self, tokens: int) -> None:
         self._admission.tokens += tokens
         self._account.in_flight += tokens
-        self._line.in_flight += tokens
+        self._flow_account.in_flight += tokens
 
 
 class Admission:
@@ -137,12 +137,12 @@ class Admission:
         now = self.clock()
         account = self._quotas.account(tenant, now)
         flow, size = flow or tenant, tokens + held
-        line = account.lines.get(flow) or Line()
+        flow_account = account.flows.get(flow) or FlowAccount()
         self._check_size(size, account)
-        needed = queue_seconds(line.uncounted * account.true) if deadline is not None else 0.0
+        needed = queue_seconds(flow_account.uncounted * account.true) if deadline is not None else 0.0
         refusal = (
             self._over_quota(size, account, now)
-            or self._no_room(size, account, line, queue_seconds, alone=flow != tenant)
+            or self._no_room(size, account, flow_account, queue_seconds, alone=flow != tenant)
             or self._too_late(needed, account, deadline, now)
         )
         if refusal is not None:
@@ -150,7 +150,7 @@ class Admission:
             self._refused(self._quotas.label(tenant), reason)
             raise ResourceExhausted(message, wait)
         due = None if deadline is None else (deadline, now, needed)
-        return Reservation(self, account, flow, line, tokens, held, due)
+        return Reservation(self, account, flow, flow_account, tokens, held, due)
 
     def _check_size(self, tokens: int, account: Account) -> None:
         own = account.quota.max_tokens_in_flight
@@ -187,7 +187,7 @@ class Admission:
         self,
         tokens: int,
         account: Account,
-        line: Line,
+        flow_account: FlowAccount,
         queue_seconds: Callable[[float], float],
         *,
         alone: bool,
@@ -198,8 +198,8 @@ class Admission:
             message = f"{self.tokens} of {self.limit} tokens are in flight: try again in {wait:.2f} s"
             return "full", message, wait
         held, whose = account.in_flight, ""
-        if alone and line.in_flight and line.in_flight + tokens > CONNECTION_ROOM * left:
-            held, whose = line.in_flight, "this connection"
+        if alone and flow_account.in_flight and flow_account.in_flight + tokens > CONNECTION_ROOM * left:
+            held, whose = flow_account.in_flight, "this connection"
         if whose or (held and held + tokens > int(ROOM * account.quota.weight * left)):
             wait = min(max(queue_seconds(0.0), SOON), LATE)
             return (

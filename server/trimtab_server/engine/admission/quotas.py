@@ -20,7 +20,7 @@ OTHER = "other"
 STEP = 0.05
 
 
-class Line:
+class FlowAccount:
     """What one flow of a tenant has in flight: a connection's, if the tenant has no name."""
 
     __slots__ = ("in_flight", "uncounted")
@@ -33,13 +33,13 @@ class Line:
 class Account:
     """What one tenant has in flight, what it may still use, and what was learnt from its requests."""
 
-    __slots__ = ("_filled", "_level", "in_flight", "lines", "margin", "name", "quota", "true")
+    __slots__ = ("_filled", "_level", "flows", "in_flight", "margin", "name", "quota", "true")
 
     def __init__(self, name: str, quota: Quota, now: float) -> None:
         self.name = name  # "" for the shared account
         self.quota = quota
         self.in_flight = 0  # tokens, as Admission counts them
-        self.lines: dict[str, Line] = {}  # by flow
+        self.flows: dict[str, FlowAccount] = {}  # by flow
         self.true = 1.0  # true tokens, as a share of those estimated on arrival
         self.margin = Margin()
         self._level = self.burst

@@ -47,7 +47,7 @@ class WaitingCall(Protocol):
 class _Incoming:
     """What one connection has received since calls began to wait for its messages."""
 
-    readers: dict[WaitingCall, None] = field(default_factory=dict)
+    calls: dict[WaitingCall, None] = field(default_factory=dict)
     whole: int = 0  # bytes of messages completed since the last check
     seen: int | None = None  # received up to the last check, since the connection was opened
     on_way: int = 0
@@ -61,19 +61,19 @@ class _Incoming:
         came = total - (total if self.seen is None else self.seen) - self.whole
         self.seen, self.whole = total, 0
         self.on_way = max(0, self.on_way + came)
-        waiting = frozenset(reader for reader in self.readers if reader.most)
+        waiting = frozenset(call for call in self.calls if call.most)
         self.lately = max(0, self.lately + came) if waiting & self.waited else 0
         self.waited = waiting
 
     def too_long(self, in_advance: int) -> bool:
         """Whether more has arrived than the waiting calls may send, plus what others may send in advance."""
-        most = sum(reader.most for reader in self.readers)
-        return self.lately > most + in_advance and all(reader.most for reader in self.readers)
+        most = sum(call.most for call in self.calls)
+        return self.lately > most + in_advance and all(call.most for call in self.calls)
 
     def end(self, error: ResourceExhausted) -> int:
         """End the waiting calls, and return how many bytes arrived in vain."""
-        for reader in list(self.readers):
-            reader.end(error)
+        for call in list(self.calls):
+            call.end(error)
         wasted, self.on_way, self.lately = self.on_way, 0, 0
         return wasted
 
@@ -104,19 +104,19 @@ class Arriving:
         self._any = asyncio.Event()
         self._least = self._resident()
 
-    def began(self, peer: str, reader: WaitingCall) -> None:
+    def began(self, peer: str, call: WaitingCall) -> None:
         """A call of this connection waits for a message."""
         connection = self._connections.get(peer)
         if connection is None:
             connection = self._connections[peer] = _Incoming()
             self._any.set()
-        connection.readers[reader] = None
+        connection.calls[call] = None
 
-    def ended(self, peer: str, reader: WaitingCall, size: int) -> None:
+    def ended(self, peer: str, call: WaitingCall, size: int) -> None:
         """The call no longer waits: a message of this size has arrived, or none."""
         connection = self._connections[peer]
-        del connection.readers[reader]
-        if connection.readers:
+        del connection.calls[call]
+        if connection.calls:
             connection.whole += size + size // BESIDE_BYTES + BESIDE_MESSAGE
             return
         del self._connections[peer]
@@ -141,7 +141,7 @@ class Arriving:
             connection = self._connections[peer]
             connection.look(total)
             if connection.too_long(self._in_advance):
-                most = max(reader.most for reader in connection.readers)
+                most = max(call.most for call in connection.calls)
                 error = ResourceExhausted(  # in gRPC's words, by which clients know it
                     f"received message larger than max: {connection.lately} bytes have arrived, and this "
                     f"call takes {most} (limits.max_message_bytes): send less"
