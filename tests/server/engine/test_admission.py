@@ -29,8 +29,8 @@ def test_it_refuses_what_has_no_room_and_says_when_to_come_back() -> None:
 
 def test_settling_gives_back_what_the_estimate_held_too_much() -> None:
     admission = Admission(100)
-    with admission.admit(100, lambda coming: 0.0) as share:
-        share.settle(10)
+    with admission.admit(100, lambda coming: 0.0) as reservation:
+        reservation.settle(10)
         with admission.admit(90, lambda coming: 0.0, None, "another"):
             assert admission.tokens == 100
     assert admission.tokens == 0
@@ -117,8 +117,8 @@ def test_what_a_tenants_texts_hold_of_their_estimates_is_its_own() -> None:
         return 0.0
 
     for _ in range(200):
-        with admission.admit(100, queue_seconds, None, "short") as share:
-            share.settle(10)
+        with admission.admit(100, queue_seconds, None, "short") as reservation:
+            reservation.settle(10)
     for tenant in ("short", "other"):
         deadline = time.monotonic() + 60
         with (
@@ -133,9 +133,9 @@ def test_what_is_held_beside_the_tokens_is_in_flight_and_not_charged() -> None:
     quotas = Quotas(Quota(tokens_per_second=1, burst_tokens=100), {})
     admission = Admission(1000, quotas, clock=lambda: 0.0)
     for _ in range(9):
-        with admission.admit(10, lambda coming: 0.0, None, "a", 700) as share:
+        with admission.admit(10, lambda coming: 0.0, None, "a", 700) as reservation:
             assert admission.tokens == 710
-            share.settle(5)
+            reservation.settle(5)
             assert admission.tokens == 705
             with pytest.raises(ResourceExhausted, match="705 of 1000"):
                 admission.admit(10, lambda coming: 0.0, None, "b", 400).__enter__()
