@@ -153,8 +153,8 @@ class Engine:
                     break
                 flow, part = Flow(turn.flow, small=False), payloads[start : start + PIECE]
                 await self._turns.do(flow, self._enter, ticket, model, part, start, turn)
-            self._metrics.shared(model.encoder, model.version, "cache", ticket.remembered)
-            joined = len(payloads) - ticket.remembered - ticket.queued
+            self._metrics.shared(model.encoder, model.version, "cache", ticket.cached)
+            joined = len(payloads) - ticket.cached - ticket.queued
             self._metrics.shared(model.encoder, model.version, "in_flight", joined)
             return await ticket.wait()
         finally:
@@ -205,9 +205,9 @@ class Engine:
         flow, wanted, priority = batcher.tenant(turn.flow), ticket.wanted, turn.priority
         for row, payload in enumerate(payloads, start):
             key = sharing.key(model, payload, wanted, turn.tenant)
-            remembered = sharing.recall(key)
-            if remembered is not None:
-                ticket.remember(row, remembered)
+            cached = sharing.recall(key)
+            if cached is not None:
+                ticket.fill_from_cache(row, cached)
                 continue
             item = sharing.flying(key, priority)
             if item is None:

@@ -19,7 +19,7 @@ class Ticket:
         self.items: list[Item] = []  # that it waits for; one that fills several rows is here several times
         self.left = rows
         self.queued = 0  # rows whose items it queued itself
-        self.remembered = 0  # rows that were in the cache
+        self.cached = 0  # rows that were in the cache
         self.wanted = wanted
         # For each row, the result that it is in, and its position there.
         self._parts: list[tuple[Columns, int]] = [({}, 0)] * rows
@@ -28,9 +28,9 @@ class Ticket:
         self._begun: float | None = None  # when the first of its items went to a device
         self._ended = now
 
-    def remember(self, row: int, result: Columns) -> None:
+    def fill_from_cache(self, row: int, result: Columns) -> None:
         """The item of this row was in the cache."""
-        self.remembered += 1
+        self.cached += 1
         self._parts[row] = result, 0
         self._filled(1, self._added)
 

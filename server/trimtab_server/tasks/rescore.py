@@ -88,11 +88,11 @@ class Rescorer:
         (output,) = encoder.outputs_named((request.output,) if request.output else ())
         space, cut = output.own.space, request.truncate
         keys = [(space, call.tenant, cut, each.id) for each in candidates]
-        remembered = [
+        cached = [
             self._recall(key, each.digest) if each.text is None else None
             for key, each in zip(keys, candidates, strict=True)
         ]
-        wanted = [place for place, found in enumerate(remembered) if found is None]
+        wanted = [place for place, found in enumerate(cached) if found is None]
         missing = [place for place in wanted if candidates[place].text is None]
         if missing:
             return RescoreResult(encoder, output, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
@@ -107,7 +107,7 @@ class Rescorer:
             rows = await self._pipeline.compute(encoder, call, texts, cut, admitted, names, which)
             computed = rows.computed.result
             check_finite(computed, names, which)
-            parts = [(each or {}, 0) for each in remembered]
+            parts = [(each or {}, 0) for each in cached]
             for row, place in enumerate(wanted, 1):
                 parts[place] = computed, row
                 if candidates[place].id:
