@@ -83,11 +83,8 @@ class App:
         self._drift_monitor = DriftMonitor(self._registry)
         places, usable = places or parse(config.devices), cores.available()
         isolated, first = config.engine.isolation == "process", places[0]
-        self._rehearsals = (
-            RehearsalPool(first.kind, first.index, config.engine.load_seconds, usable)
-            if opening.foreign
-            else None
-        )
+        rehearsals = RehearsalPool(first.kind, first.index, config.engine.load_seconds, usable)
+        self._rehearsals = rehearsals if opening.foreign else None
         self._adapter_host = IsolatedAdapterHost(usable) if isolated else AdapterHost()
         self._engine = self._make_engine(opening, places)
         trials = Trials(config.canary, config.shadow)
@@ -151,11 +148,11 @@ class App:
             cache_bytes=config.sharing.cache_bytes,
         )
         folder = _folder(settings.costs) if opening.foreign and settings.costs else None
-        measured = CostCache(folder) if folder else None
+        cost_cache = CostCache(folder) if folder else None
 
         def device(place: Place) -> Device:
             home = opening.home(place, isolated=settings.isolation == "process")
-            return Device(place, home, measured, settings.max_resident_bytes, settings.hang_seconds)
+            return Device(place, home, cost_cache, settings.max_resident_bytes, settings.hang_seconds)
 
         return LocalEngine(
             Batcher(batching.max_batch_tokens, batching.max_batch_texts, quotas.weight, config.tenants),

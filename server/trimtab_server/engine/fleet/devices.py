@@ -37,7 +37,7 @@ class Device:
         self,
         place: Place,
         home: Home,
-        measured: CostCache | None = None,
+        cost_cache: CostCache | None = None,
         max_resident_bytes: int = 0,
         hang_seconds: float = 10.0,
     ) -> None:
@@ -45,7 +45,7 @@ class Device:
         self.name = str(place)
         self.home = home
         self.costs: dict[Model, Cost] = {}  # of the models that are loaded here
-        self._measured = measured
+        self._cost_cache = cost_cache
         self._max_resident_bytes = max_resident_bytes
         self._hang_seconds = hang_seconds
         self._runners: dict[Model, Runner] = {}
@@ -78,12 +78,12 @@ class Device:
             return runner.run(collated(payloads), model.names)
 
         try:
-            if self._measured is None:
+            if self._cost_cache is None:
                 cost = measure(run, model.sample)
             else:
                 # Moving numbers to another process and back takes time, too.
                 kind = f"{self.place.kind} in a process" if self.home.restarts else self.place.kind
-                cost = self._measured.measure(
+                cost = self._cost_cache.measure(
                     run, model.sample, model.digest, kind, hardware(self.place), ort.__version__,
                 )  # fmt: skip
             step()
