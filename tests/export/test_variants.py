@@ -146,7 +146,7 @@ def test_a_recipe_that_cannot_be_followed(text: str, message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ("layers = [1, 0]", "give rising numbers of the encoder's layers, 0 to 1"),
+        ("layers = [1, 0]", "give ascending numbers of the encoder's layers, 0 to 1"),
         ("layers = [2]", "0 to 1"),
         ("layers = []", "0 to 1"),
         ("", "would be the encoder as it is"),
@@ -237,7 +237,7 @@ def test_the_users_own_pairs_are_told_apart(st_bert: Path, tmp_path: Path, expor
 
 
 def test_a_floor_that_cannot_be_kept_says_what_can(st_bert: Path, tmp_path: Path, export: Export) -> None:
-    with pytest.raises(ExportError, match=r"--min-quality 1 is kept by no variant .* the nearest is .* nDCG"):
+    with pytest.raises(ExportError, match=r"no variant .* keeps --min-quality 1 .* the nearest is .* nDCG"):
         worse = search.keeps
         try:
             search.keeps = lambda candidate, floor: False

@@ -80,7 +80,8 @@ def keep_layers(backbone: Any, numbers: tuple[int, ...]) -> None:
     layers = stack(backbone)
     if not numbers or sorted(set(numbers)) != list(numbers) or numbers[-1] >= len(layers) or numbers[0] < 0:
         raise ExportError(
-            f"layers = {list(numbers)}: give rising numbers of the encoder's layers, 0 to {len(layers) - 1}"
+            f"layers = {list(numbers)}: give ascending numbers of the encoder's layers, "
+            f"0 to {len(layers) - 1}"
         )
     kept = [layers[number] for number in numbers]
     del layers[:]

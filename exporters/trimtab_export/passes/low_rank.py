@@ -52,8 +52,8 @@ def low_rank(student: Student, batches: Sequence[Tokens], energy: float) -> Laye
                 thin[name] = rank
     if not thin:
         raise ExportError(
-            f"low_rank = {energy:g}: no layer gets cheaper, since so much of its outputs' variance takes "
-            "more than the rank at which two thin layers cost as much as the one. Give less"
+            f"low_rank = {energy:g}: no layer gets cheaper: to keep so much of their outputs' variance, two "
+            "thin layers cost as much as the whole one. Give less"
         )
     return LayerRanks(thin, len(linears) - len(thin))
 

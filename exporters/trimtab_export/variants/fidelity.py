@@ -127,7 +127,7 @@ def measure(
     if batch_cosine < LEAST_BATCH_COSINE:
         raise ExportError(
             f"a text's vector changes with its neighbours in the batch: its cosine to itself is "
-            f"{batch_cosine:.6f}, and {LEAST_BATCH_COSINE} is the least that is served"
+            f"{batch_cosine:.6f}, and at least {LEAST_BATCH_COSINE} is required"
         )
     pairs_of_rows = [
         (getattr(one, side), getattr(other, side))

@@ -290,7 +290,7 @@ def _healed_exit(
     graph = _graph(backbone, shop, folder / "layers")
     layers = states.hidden_states(graph, backbone, shop.mixed)
     if len(layers) != passes.exit + 1:
-        raise ExportError(f"the {passes.exit} layers were not found again in the graph of what was trained")
+        raise ExportError(f"the {passes.exit} layers were not found again in the trained graph")
     joined = states.write(graph, layers)
     unpad.take_padding_out(joined, shop.mixed)
     return joined, student.fitted

@@ -56,7 +56,7 @@ def check(passes: Passes) -> None:
         raise ExportError(f"the variant {passes.name} would be the encoder as it is: give it a pass")
     if cuts(passes) and leaves(passes):
         raise ExportError(
-            "exit and width leave the encoder itself early or narrow: they go with a precision, not with "
+            "exit and width shorten or narrow the encoder: they go with a precision, not with "
             "layers, heads, ffn, shrp or low_rank"
         )
     if passes.shrp == 1:
@@ -68,7 +68,7 @@ def check(passes: Passes) -> None:
         )
     if not passes.heal:
         raise ExportError(
-            f"shrp = {passes.shrp:g} puts new blocks behind the heads, which give nothing of use before "
+            f"shrp = {passes.shrp:g} puts new blocks after the heads, which are useless before "
             "they are trained: give heal = 1 or so"
         )
 

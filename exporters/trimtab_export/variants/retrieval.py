@@ -90,8 +90,8 @@ def held_out(name: str, pairs: list[tuple[str, str]], queries: int, documents: i
             answers.setdefault(document, query)
     if len(answers) < FEWEST:
         raise ExportError(
-            f"{name} gives {len(answers)} pairs of a query and its document; {FEWEST} are the least that "
-            "tell anything, and some hundreds are better. Give --pairs or --texts with more"
+            f"{name} gives {len(answers)} pairs of a query and its document; at least {FEWEST} are needed, "
+            "and some hundreds are better. Give --pairs or --texts with more"
         )
     return Pairs(name, list(answers.values())[:queries], list(answers))
 

@@ -64,8 +64,8 @@ def search(
             else "none works"
         )
         raise ExportError(
-            f"--min-quality {floor:g} is kept by no variant of this encoder over each set that judges: {can}."
-            " Ask for less, or leave --min-quality out"
+            f"no variant of this encoder keeps --min-quality {floor:g} over every judging set: {can}. Ask "
+            "for less, or leave --min-quality out"
         )
     return sorted(front(keeping, target), key=lambda candidate: -worth(candidate, target)), seen
 
