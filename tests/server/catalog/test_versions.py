@@ -117,7 +117,7 @@ async def test_a_mount_point_that_is_emptied_takes_no_encoder_with_it(
         mount.rename(away)
         mount.mkdir()
         await rig.until(lambda: "what is served stays" in caplog.text)
-        with pytest.raises(FailedPrecondition, match="as where a volume is not mounted"):
+        with pytest.raises(FailedPrecondition, match="as if a volume were not mounted"):
             await served.load(SERVER, NAME)
         assert [each.version for each in served.encoders(SERVER)] == [1]
         mount.rmdir()

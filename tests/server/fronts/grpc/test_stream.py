@@ -127,5 +127,5 @@ async def test_answers_that_find_no_room_end_the_stream_with_the_reason(in_order
     await stream.asked("ab")
     for name in "ab":
         stream.ready[name].set_result(None)
-    with pytest.raises(trimtab.ResourceExhausted, match="were not read yet"):
+    with pytest.raises(trimtab.ResourceExhausted, match="too many unread answers"):
         await stream.serving
