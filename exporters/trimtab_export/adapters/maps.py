@@ -106,7 +106,7 @@ def _compute(map: Map, make: Nodes) -> None:
     """The nodes that make the adapted rows of `vectors` and `group`; the last one gives them."""
     read = "vectors"
     if (map.first, map.last) != (0, map.width):
-        bounds = [make.constant(np.array([number], np.int64)) for number in (map.first, map.last, 1)]
+        bounds = [make.whole([number]) for number in (map.first, map.last, 1)]
         read = make.node("Slice", read, *bounds)
     if map.unit_input:
         read = _unit_node(make, read)
@@ -142,7 +142,7 @@ def check(map: Map, path: Path, rows: Floats) -> None:
 
 def _unit_node(make: Nodes, rows: str) -> str:
     """rows / max(|row|, SMALL), with operators that every runtime has."""
-    square = make.node("ReduceSumSquare", rows, make.constant(np.array([1], np.int64)), keepdims=1)
+    square = make.node("ReduceSumSquare", rows, make.whole([1]), keepdims=1)
     length = make.node("Max", make.node("Sqrt", square), make.constant(np.float32(SMALL)))
     return make.node("Div", rows, length)
 

@@ -15,6 +15,7 @@ from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_
 
 from trimtab.errors import ExportError
 from trimtab.kinds import Pooling
+from trimtab_export.graph.editing import subgraphs
 from trimtab_export.graph.nodes import Nodes
 from trimtab_export.source import Dense, Graph, Head
 
@@ -50,16 +51,10 @@ def graft(
         )
     # From this version of the file format on, constants need not be inputs.
     model.ir_version = max(model.ir_version, FIRST_IR_VERSION)
-    # The name must be free, even if the graph's own output has it.
-    prefix = free_prefix(model.graph)
-    taken = f"{prefix}/source"
-    rename(model.graph, OUTPUT, taken)
-    grafter, states = Grafter(model.graph, opset, prefix), taken if graph.output == OUTPUT else graph.output
+    grafter, taken = new_head(model, "source")
+    states = taken if graph.output == OUTPUT else graph.output
     grafter.graft(states, head)
-    outputs = [value for each in more for value in each(grafter, states)]
-    del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimensions]))
-    model.graph.output.extend(outputs)
+    declare_outputs(model.graph, dimensions, [value for each in more for value in each(grafter, states)])
     return save(model, folder / GRAPH)
 
 
@@ -114,7 +109,7 @@ class Grafter(Nodes):
     def pool(self, states: str, pooling: Pooling) -> str:
         """(n, length, hidden) to (n, hidden). Padding is not read, so batch neighbours do not matter."""
         if pooling == "cls":
-            return self.node("Gather", states, self.constant(np.int64(0)), axis=1)
+            return self.node("Gather", states, self.whole(0), axis=1)
         mask = self.node("Cast", "attention_mask", to=TensorProto.FLOAT)
         if pooling == "max":
             least = self.constant(np.finfo(np.float32).min)
@@ -124,7 +119,7 @@ class Grafter(Nodes):
         if pooling == "mean":
             return self.node("Div", self._weighted_sum(states, mask), self._at_least(count, LEAST_COUNT))
         # The last token: the running count has reached the total, and it is not padding.
-        running = self.node("CumSum", mask, self.constant(np.int64(1)))
+        running = self.node("CumSum", mask, self.whole(1))
         last = self.node("Cast", self.node("Equal", running, count), to=TensorProto.FLOAT)
         return self._weighted_sum(states, self.node("Mul", last, mask))
 
@@ -157,8 +152,24 @@ class Grafter(Nodes):
 
     def _axes(self, operator: str, tensor: str, axis: int, **attributes: Any) -> str:
         if self._opset >= AXES_AS_INPUT[operator]:
-            return self.node(operator, tensor, self.constant(np.array([axis], dtype=np.int64)), **attributes)
+            return self.node(operator, tensor, self.whole([axis]), **attributes)
         return self.node(operator, tensor, axes=[axis], **attributes)
+
+
+def new_head(model: Any, name: str) -> tuple[Grafter, str]:
+    """Make room for a new output `embeddings`: what appends its nodes, and how a tensor that had the name,
+    such as the graph's own output, is called now: `name` behind a prefix."""
+    prefix = free_prefix(model.graph)
+    moved = f"{prefix}/{name}"
+    rename(model.graph, OUTPUT, moved)
+    return Grafter(model.graph, opset_of(model), prefix), moved
+
+
+def declare_outputs(graph: Any, columns: int | str, others: Sequence[Any] = ()) -> None:
+    """Let a graph return `embeddings`, float32 (n, columns), and other outputs, as ONNX describes them."""
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", columns]))
+    graph.output.extend(others)
 
 
 # Appends nodes that read token states; returns the outputs that they give, as ONNX describes them.
@@ -180,9 +191,8 @@ def rename(graph: Any, old: str, new: str) -> None:
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]
-        for attribute in node.attribute:
-            for subgraph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                rename(subgraph, old, new)
+        for subgraph in subgraphs(node):
+            rename(subgraph, old, new)
     for value in (*graph.initializer, *graph.value_info, *graph.output):
         if value.name == old:
             value.name = new

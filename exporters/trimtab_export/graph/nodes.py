@@ -30,6 +30,10 @@ class Nodes:
         self._constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
+    def whole(self, value: int | list[int]) -> str:
+        """A tensor of whole numbers, int64."""
+        return self.constant(np.array(value, np.int64))
+
     def _name(self, what: str) -> str:
         self._count += 1
         return f"{self._prefix}/{self._count}/{what}"

@@ -16,11 +16,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from trimtab.errors import ExportError
 from trimtab_export import runtime
-from trimtab_export.graph.head import OUTPUT, STATES_GRAPH, Grafter, free_prefix, opset_of, rename
+from trimtab_export.graph import editing
+from trimtab_export.graph.head import OUTPUT, STATES_GRAPH, declare_outputs, new_head
 from trimtab_export.source import Graph
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
@@ -52,15 +52,10 @@ def write(graph: Path, layers: list[str]) -> Path:
     Its output `embeddings` is float32 (n, dimensions + width): see `trimtab.artifacts.manifest.States`.
     """
     model = onnx.load(str(graph), load_external_data=False)
-    prefix = free_prefix(model.graph)
-    embedding = f"{prefix}/embedding"
-    rename(model.graph, OUTPUT, embedding)
-    grafter = Grafter(model.graph, opset_of(model), prefix)
+    grafter, embedding = new_head(model, "embedding")
     grafter.give(grafter.concat([embedding, *(grafter.pool(layer, "mean") for layer in layers)]))
     others = [value for value in model.graph.output if value.name not in (OUTPUT, embedding)]
-    del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "joined"]))
-    model.graph.output.extend(others)
+    declare_outputs(model.graph, "joined", others)
     path = graph.with_name(STATES_GRAPH)
     onnx.save(model, str(path))
     onnx.checker.check_model(str(path))
@@ -113,16 +108,9 @@ def _by_value(model: Any, folder: Path, wanted: list[Floats], batch: Tokens) -> 
     rank3 = _of_rank_3(model)
     names = [node.output[0] for node in model.graph.node if node.op_type in CLOSERS]
     names = [name for name in names if name in rank3]
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    path = folder / ".probe.onnx"
-    try:
-        onnx.save(model, str(path))
-        session = runtime.session(path)
-        inputs = {value.name: batch[value.name] for value in session.get_inputs()}
-        values = dict(zip(names, session.run(names, inputs), strict=True))
-    finally:
-        path.unlink(missing_ok=True)
+    session = editing.inner_session(model, names, folder)
+    inputs = {value.name: batch[value.name] for value in session.get_inputs()}
+    values = dict(zip(names, session.run(names, inputs), strict=True))
     real = batch["attention_mask"] == 1
     found: list[str] = []
     for state in wanted:

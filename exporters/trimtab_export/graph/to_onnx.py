@@ -45,10 +45,7 @@ def states_graph(source: Source, folder: Path) -> Graph:
 
 def check_inputs(name: str, model: Any) -> None:
     """Refuse a graph with inputs other than ids and masks, int64 (n, length), both of any size."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = {
-        value.name: value.type.tensor_type for value in model.graph.input if value.name not in constants
-    }
+    inputs = {value.name: value.type.tensor_type for value in _inputs(model)}
     if other := sorted(set(inputs) - set(INPUTS)):
         raise ExportError(
             f"{name} also needs the inputs {', '.join(other)}; only {', '.join(INPUTS)} can be served"
@@ -70,9 +67,13 @@ def check_inputs(name: str, model: Any) -> None:
 
 def inputs_of(path: Path) -> tuple[str, ...]:
     """The names of a graph's inputs, in its order."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    return tuple(value.name for value in graph.input if value.name not in constants)
+    return tuple(value.name for value in _inputs(onnx.load(str(path), load_external_data=False)))
+
+
+def _inputs(model: Any) -> list[Any]:
+    """What a model must be given: older ones declare their constants as inputs, too."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
 
 
 def check_precision(name: str, model: Any) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from trimtab.errors import ExportError
 from trimtab_export import runtime
+from trimtab_export.graph import editing
 from trimtab_export.graph.head import opset_of
 from trimtab_export.graph.nodes import Nodes
 
@@ -78,10 +79,8 @@ def unpad(model: Any) -> int:
     rewriter = _Rewriter(model.graph, shapes)
     nodes = rewriter.rewrite()
     if rewriter.products:
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
+        editing.replace_nodes(model.graph, nodes)
         model.graph.initializer.extend(rewriter.constants)
-        del model.graph.value_info[:]
     return rewriter.products
 
 
@@ -97,7 +96,7 @@ class _Rewriter:
         }
         for node in graph.node:
             if node.op_type == "Constant":
-                value = next((each.t for each in node.attribute if each.name == "value"), None)
+                value = editing.attribute(node, "value")
                 if value is not None:
                     self._ranks[node.output[0]] = len(value.dims)
         self._packed: dict[str, str] = {}  # a tensor (n, length, width) -> the same as (tokens, width)
@@ -130,7 +129,7 @@ class _Rewriter:
             first = tokens == [source] and (source in self._packed or self._width(node, source) > 0)
             if node.op_type == "MatMul":
                 return first and constants == [2] and bool(self._packed)
-            return first and self._axis(node) in (-1, 2)
+            return first and editing.attribute(node, "axis", -1) in (-1, 2)
         if not tokens or not all(name in self._packed for name in tokens):
             return False
         return node.op_type in UNARY or (node.op_type in BINARY and all(rank <= 1 for rank in constants))
@@ -152,7 +151,7 @@ class _Rewriter:
 
     def _as_packed(self, name: str, width: int) -> str:
         if name not in self._packed:
-            flat = self._new.node("Reshape", name, self._whole([-1, width]))
+            flat = self._new.node("Reshape", name, self._new.whole([-1, width]))
             self._packed[name] = self._new.node("Gather", flat, self._real, axis=0)
             self._spread.add(name)
         return self._packed[name]
@@ -161,17 +160,17 @@ class _Rewriter:
         """Spread a packed tensor under its own name. Padding repeats the token before it; masks hide it."""
         if name in self._packed and name not in self._spread:
             rows = self._new.node("Gather", self._packed[name], self._places, axis=0)
-            shape = self._new.node("Concat", self._shape, self._whole([-1]), axis=0)
+            shape = self._new.node("Concat", self._shape, self._new.whole([-1]), axis=0)
             self._new.node("Reshape", rows, shape, name=f"{PREFIX}/to/{name}", output=name)
             self._spread.add(name)
 
     def _indices(self) -> None:
         """The positions of the real tokens in the flat batch, and the packed row of each position."""
         self._shape = self._new.node("Shape", "attention_mask")
-        flat = self._new.node("Reshape", "attention_mask", self._whole([-1]))
-        self._real = self._new.node("Squeeze", self._new.node("NonZero", flat), self._whole([0]))
-        running = self._new.node("CumSum", flat, self._whole(0))
-        self._places = self._new.node("Sub", running, self._whole(1))
+        flat = self._new.node("Reshape", "attention_mask", self._new.whole([-1]))
+        self._real = self._new.node("Squeeze", self._new.node("NonZero", flat), self._new.whole([0]))
+        running = self._new.node("CumSum", flat, self._new.whole(0))
+        self._places = self._new.node("Sub", running, self._new.whole(1))
 
     def _width(self, node: Any, name: str) -> int:
         """The last dimension of a tensor (n, length, width), from its shape or adjacent weights; or 0."""
@@ -179,10 +178,3 @@ class _Rewriter:
         if len(shape) != 3:
             return 0
         return shape[2] or self._rows.get(node.input[1], 0)
-
-    @staticmethod
-    def _axis(node: Any) -> int:
-        return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), -1)
-
-    def _whole(self, value: Any) -> str:
-        return self._new.constant(np.array(value, np.int64))

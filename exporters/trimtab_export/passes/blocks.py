@@ -14,7 +14,7 @@ from onnx import helper
 from trimtab.errors import ExportError
 from trimtab_export.graph.head import GRAPH, save
 from trimtab_export.passes import tables
-from trimtab_export.passes.linear import CONTRIB, Linear, Writer, linears
+from trimtab_export.passes.linear import CONTRIB, Linear, Writer, linears, steps
 
 PREFIX = "blocks"
 EIGHT_BIT_INPUTS = 4  # ONNX Runtime's number for it
@@ -50,7 +50,7 @@ def _product(writer: Writer, linear: Linear, bits: int, block: int) -> Any:
     width, outputs = weight.shape
     rows = weight.T.reshape(outputs, width // block, block)
     most = 2 ** (bits - 1) - 1
-    scales = np.maximum(np.abs(rows).max(axis=2), 1e-8).astype(np.float32) / most
+    scales = steps(np.abs(rows).max(axis=2), most)
     integers = np.clip(np.rint(rows / scales[..., None]), -most, most) + most + 1
     packed = integers.astype(np.uint8)
     if bits == 4:

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from trimtab.errors import ExportError
-from trimtab_export.graph.head import GRAPH, OUTPUT, Grafter, free_prefix, opset_of, rename, save
+from trimtab_export.graph import editing
+from trimtab_export.graph.head import GRAPH, OUTPUT, declare_outputs, new_head, save
 from trimtab_export.source import Dense
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -81,44 +81,29 @@ def write(
     """
     model = onnx.load(str(joined))
     graph = model.graph
-    (last,) = [node for node in graph.node if OUTPUT in node.output]
-    (concat,) = [node for node in graph.node if last.input[0] in node.output]
-    embedding, *pooled = concat.input
-    prefix = free_prefix(graph)
-    rename(graph, OUTPUT, f"{prefix}/joined")
-    grafter = Grafter(graph, opset_of(model), prefix)
-    tensor = embedding
+    tensor, *pooled = _joined(graph)
+    grafter, _ = new_head(model, "joined")
     if head is not None and layers is not None:
-        tensor = grafter.dense(grafter.concat(list(pooled[: layers + 1])), Dense(*head, "Identity"))
+        tensor = grafter.dense(grafter.concat(pooled[: layers + 1]), Dense(*head, "Identity"))
     if axes is not None:
         tensor = grafter.dense(tensor, Dense(np.ascontiguousarray(axes.T), None, "Identity"))
     grafter.give(grafter.normalize(tensor) if normalize else tensor)
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", "dimensions"]))
-    _drop_unused(graph)
+    declare_outputs(graph, "dimensions")
+    editing.drop_unused(graph)
     return save(model, folder / GRAPH)
 
 
 def depth(joined: Path) -> int:
     """How many layers the graph with pooled inner states has."""
     graph = onnx.load(str(joined), load_external_data=False).graph
+    return len(_joined(graph)) - 2  # without the embedding and the embedding layer
+
+
+def _joined(graph: Any) -> list[str]:
+    """The tensors that a graph with pooled inner states puts side by side: the embedding, then the states."""
     (last,) = [node for node in graph.node if OUTPUT in node.output]
     (concat,) = [node for node in graph.node if last.input[0] in node.output]
-    return len(concat.input) - 2  # without the embedding and the embedding layer
-
-
-def _drop_unused(graph: Any) -> None:
-    """Remove nodes and constants that no output needs."""
-    needed = {value.name for value in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-    kept = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(reversed(nodes))
-    graph.initializer.extend(kept)
+    return list(concat.input)
 
 
 def _cosine(one: NDArray[Any], other: NDArray[Any]) -> float:

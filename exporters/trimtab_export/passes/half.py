@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.errors import ExportError
+from trimtab_export.graph.editing import replace_nodes
 from trimtab_export.graph.head import EXTERNAL, GRAPH, free_prefix, opset_of, save
 
 # Sums over many values, and what must not overflow, stay in float32: layer norms, the pooling, the length.
@@ -30,8 +31,7 @@ def to_fp16(graph: Path, folder: Path) -> tuple[Path, ...]:
     # A tensor that several nodes read in float32 is converted once for each, under the same name.
     once = {output: node for node in reversed(model.graph.node) for output in node.output}
     nodes = [node for node in model.graph.node if once[node.output[0]] is node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes(model.graph, nodes)
     OnnxModel(model).topological_sort()  # conversions were appended at the end
     return save(model, folder / GRAPH)
 
@@ -54,7 +54,5 @@ def to_bf16(graph: Path, folder: Path) -> tuple[Path, ...]:
             name, short = tensor.name, f"{prefix}/{tensor.name}"
             tensor.CopyFrom(numpy_helper.from_array(weight.astype(BFLOAT), short))
             casts.append(helper.make_node("Cast", [short], [name], name=short, to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes(model.graph, [*casts, *model.graph.node])
     return save(model, folder / GRAPH)

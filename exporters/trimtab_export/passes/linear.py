@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from trimtab_export.graph.editing import drop_unused, replace_nodes
 from trimtab_export.graph.head import opset_of
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -49,6 +50,11 @@ def linears(graph: Any) -> list[Linear]:
                 bias, output = other, following[0].output[0]
         found.append(Linear(node, node.input[1], bias, output))
     return found
+
+
+def steps(largest: Floats, most: int) -> Floats:
+    """The scales with which values up to `largest` become whole numbers up to `most`."""
+    return np.maximum(largest, 1e-8).astype(np.float32) / np.float32(most)
 
 
 class Writer:
@@ -93,14 +99,8 @@ class Writer:
         self.nodes(instead)
 
     def nodes(self, instead: Callable[[Any], list[Any]]) -> None:
-        """Replace each node by `instead(node)`, and drop constants that are no longer read."""
-        nodes = [new for node in self._graph.node for new in instead(node)]
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
-        used = {name for node in nodes for name in node.input}
-        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
+        """Replace each node by `instead(node)`, and drop what is no longer read."""
+        replace_nodes(self._graph, [new for node in self._graph.node for new in instead(node)])
+        drop_unused(self._graph)
         if all(entry.domain != CONTRIB for entry in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-        del self._graph.value_info[:]

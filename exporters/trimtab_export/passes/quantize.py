@@ -21,7 +21,7 @@ from trimtab.errors import ExportError
 from trimtab_export.graph.head import GRAPH, save
 from trimtab_export.passes import activations, ranges, tables
 from trimtab_export.passes.activations import QuantisedInput
-from trimtab_export.passes.linear import CONTRIB, Linear, Writer, linears
+from trimtab_export.passes.linear import CONTRIB, Linear, Writer, linears, steps
 from trimtab_export.passes.ranges import Range, Tokens
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -129,7 +129,7 @@ def rounded(weight: Floats, pairs: Floats | None = None) -> tuple[Floats, Floats
     largest = np.abs(weight).max(axis=0)
     if pairs is not None:
         largest = np.maximum(largest, pairs)  # rounding adds one at most
-    scales = np.maximum(largest, 1e-8).astype(np.float32) / MOST_SIGNED
+    scales = steps(largest, MOST_SIGNED)
     integers: Floats = np.rint(weight / scales)
     return integers, scales
 

@@ -8,10 +8,9 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from trimtab.errors import ExportError
-from trimtab_export import runtime
+from trimtab_export.graph import editing
 from trimtab_export.passes.linear import linears
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
@@ -56,14 +55,7 @@ def measure(graph: Path, batches: Iterable[Tokens]) -> dict[str, Range]:
     """
     model = onnx.load(str(graph), load_external_data=False)
     names = sorted({linear.input for linear in linears(model.graph)})
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    probe = graph.with_name(".probe.onnx")
-    try:
-        onnx.save(model, str(probe))
-        session = runtime.session(probe, threads=1)
-    finally:
-        probe.unlink(missing_ok=True)
+    session = editing.inner_session(model, names, graph.parent, threads=1)
     inputs = [value.name for value in session.get_inputs()]
     seen: dict[str, Range] = {}
     counted: dict[str, int] = {}

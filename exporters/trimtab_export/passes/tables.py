@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from trimtab_export.passes.linear import Writer
+from trimtab_export.graph.editing import attribute
+from trimtab_export.passes.linear import Writer, steps
 
 MOST = 127
 LEAST_BYTES = 1 << 18  # smaller tables are not worth the operators
@@ -28,15 +29,14 @@ def to_int8(writer: Writer, graph: Any) -> None:
 
 
 def _reads(node: Any, tables: set[str]) -> bool:
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    return node.op_type == "Gather" and axis == 0 and node.input[0] in tables
+    return node.op_type == "Gather" and attribute(node, "axis", 0) == 0 and node.input[0] in tables
 
 
 def _looked_up(writer: Writer, node: Any) -> list[Any]:
     table, ids = node.input
     (output,) = node.output
     rows = writer.value(table)
-    scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-8).astype(np.float32) / MOST
+    scales = steps(np.abs(rows).max(axis=1, keepdims=True), MOST)
     integers = np.rint(rows / scales).astype(np.int8)
     found, scale, floats = (writer.name(f"{output}/{part}") for part in ("rows", "scales", "floats"))
     return [
