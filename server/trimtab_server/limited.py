@@ -87,29 +87,9 @@ async def run(
         raise Unavailable(
             f"{what} was not started: {len(_given_up)} others hang, and were given up. Restart the server"
         )
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
     heartbeat = heartbeat or Heartbeat()
     heartbeat.step()
-
-    def body() -> None:
-        result: Any = None
-        error: Exception | None = None
-        _local.heartbeat = heartbeat
-        try:
-            result = work()
-        except Exception as raised:
-            error = raised
-        except BaseException as raised:  # a library's panic, which asyncio would not accept
-            error = RuntimeError(f"{type(raised).__name__}: {raised}")
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(_deliver, future, result, error)
-
-    try:
-        thread = _idle.pop()
-    except IndexError:
-        thread = _Thread()
-    thread.do(body)
+    thread, future = _begin(work, heartbeat)
     try:
         while not future.done() and (left := heartbeat.at + seconds - time.monotonic()) > 0:
             await asyncio.wait([future], timeout=left)
@@ -131,6 +111,32 @@ async def run(
             future.cancel()
             _given_up.add(thread)
     raise FailedPrecondition(f"{what} made no progress for {seconds:g} s, and was given up")
+
+
+def _begin(work: Callable[[], T], heartbeat: Heartbeat) -> "tuple[_Thread, asyncio.Future[T]]":
+    """Give work to an idle thread or to a new one; the future gets what it returns or raises."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def body() -> None:
+        result: Any = None
+        error: Exception | None = None
+        _local.heartbeat = heartbeat
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        except BaseException as raised:  # a library's panic, which asyncio would not accept
+            error = RuntimeError(f"{type(raised).__name__}: {raised}")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_deliver, future, result, error)
+
+    try:
+        thread = _idle.pop()
+    except IndexError:
+        thread = _Thread()
+    thread.do(body)
+    return thread, future
 
 
 def step(more: float = 0.0) -> None:
