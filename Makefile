@@ -12,7 +12,7 @@ DEMO := models/all-minilm-l6-v2/1
 .PHONY: help demo serve test check protos chaos bench-serve bench-upgrade bench-export demo-upgrade clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/; s/\$$\(GRPC_PORT\)/$(GRPC_PORT)/' | expand -t 14
 
 serve: demo  ## serve all-MiniLM-L6-v2 on 127.0.0.1:$(GRPC_PORT)
 	@exec $(BIN)/trimtab serve --repository models \
