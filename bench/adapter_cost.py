@@ -54,7 +54,7 @@ TURNS = 4
 Figures = dict[str, float]
 
 
-class Graph:
+class EncoderGraph:
     """A graph of an encoder in ONNX Runtime, on one thread."""
 
     def __init__(self, path: Path, inputs: Sequence[str]) -> None:
@@ -130,7 +130,7 @@ def sessions(
 ) -> list[Figures]:
     """The encoder's figures, then those of each adapter."""
     manifest, variant = bundle.manifest, bundle.manifest.variants[0]
-    graph = Graph(bundle.file(variant.files[0]), variant.inputs)
+    graph = EncoderGraph(bundle.file(variant.files[0]), variant.inputs)
     batches = [list(ids[start : start + BATCH]) for start in range(0, len(ids) - BATCH + 1, BATCH)]
     turns = iter(range(1 << 30))
 
@@ -191,7 +191,7 @@ async def ways(loaded: LoadedAdapter, vectors: NDArray[np.float32], times: int) 
     return {name: value - tasks for name, value in medians.items()}
 
 
-def folded(bundle: Bundle, loaded: LoadedAdapter) -> Graph:
+def folded(bundle: Bundle, loaded: LoadedAdapter) -> EncoderGraph:
     """The encoder's graph with the adapter's appended."""
     variant = bundle.manifest.variants[0]
     path = bundle.file(variant.files[0])
@@ -206,7 +206,7 @@ def folded(bundle: Bundle, loaded: LoadedAdapter) -> Graph:
     whole = path.with_name("folded.onnx")
     onnx.save(encoder, whole)
     try:
-        return Graph(whole, variant.inputs)
+        return EncoderGraph(whole, variant.inputs)
     finally:
         whole.unlink()
 

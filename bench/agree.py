@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from bench import data
 from bench.limit import Bare
-from bench.load import UNARY, Target, closed
+from bench.load import closed
+from bench.load_clients import UNARY, LoadTarget
 
 TEXTS = 48
 
 
-async def ask(kind: str, target: Target, texts: list[str], width: int) -> NDArray[np.float32]:
+async def ask(kind: str, target: LoadTarget, texts: list[str], width: int) -> NDArray[np.float32]:
     """The server's vectors, (n, width)."""
     async with UNARY[kind](target) as call:
         return (await closed(call, texts, 8)).vectors(width)
@@ -40,7 +41,7 @@ def main() -> None:
     texts = data.mix("mixed", TEXTS)
     bare = Bare(options.bundle)
     expected = np.concatenate([bare.run([ids]) for ids in bare.tokenize(texts)])
-    target = Target(options.url, options.encoder)
+    target = LoadTarget(options.url, options.encoder)
     got = asyncio.run(ask(options.kind, target, texts, bare.width))
     print(json.dumps({"cosine": float((got * expected).sum(axis=1).min())}))
 

@@ -50,7 +50,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DemoSizes:
     """How much of everything."""
 
     documents: int = 1500
@@ -58,11 +58,11 @@ class Plan:
     fit_queries: int = 4000  # without documents in the index
 
 
-QUICK = Plan(documents=800, queries=150, fit_queries=1500)
+QUICK = DemoSizes(documents=800, queries=150, fit_queries=1500)
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class DemoTexts:
     """The index's documents, and the summaries of them and of others.
 
     `asked` are the queries by their documents' numbers, evenly spread: the re-index goes by numbers.
@@ -94,14 +94,14 @@ def main() -> None:
         "--quick", action="store_true", help="a short run with fewer texts; nothing is recorded"
     )
     quick = parser.parse_args().quick
-    plan = QUICK if quick else Plan()
-    texts = prepare(plan)
+    sizes = QUICK if quick else DemoSizes()
+    texts = prepare(sizes)
     repository = bundles()
     before = cpu_seconds()
     found = Findings()
     core = min(os.sched_getaffinity(0))
     with processes.trimtab(repository, core) as server, trimtab.Client(server.url, timeout=300) as client:
-        with timed(found, f"index {plan.documents:,} documents with {OLD}"):
+        with timed(found, f"index {sizes.documents:,} documents with {OLD}"):
             old = fill(client, OLD, texts.documents)
         with timed(found, "fit the adapter"):
             adapter = fit(repository, texts, old, server.url, client)
@@ -118,7 +118,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "command": "make demo-upgrade",
         "machine": processes.machine(),
-        "plan": asdict(plan),
+        "plan": asdict(sizes),
         "results": asdict(found),
     }
     with HISTORY.open("a") as history:
@@ -127,16 +127,16 @@ def main() -> None:
     print(f"kept in {HISTORY.relative_to(ROOT)}, drawn in {PICTURE.relative_to(ROOT)}")
 
 
-def prepare(plan: Plan) -> Texts:
+def prepare(sizes: DemoSizes) -> DemoTexts:
     """The texts, each once."""
     pairs = {long[:CHARACTERS]: short for short, long in data.pairs()}
-    documents = list(pairs)[: plan.documents]
+    documents = list(pairs)[: sizes.documents]
     shorts = list(pairs.values())
-    every = plan.documents // plan.queries
-    asked = {number: shorts[number] for number in range(0, plan.documents, every)}
+    every = sizes.documents // sizes.queries
+    asked = {number: shorts[number] for number in range(0, sizes.documents, every)}
     judged = [(shorts[number], document) for number, document in enumerate(documents) if number not in asked]
-    others = shorts[plan.documents : plan.documents + plan.fit_queries]
-    return Texts(documents, asked, judged, others)
+    others = shorts[sizes.documents : sizes.documents + sizes.fit_queries]
+    return DemoTexts(documents, asked, judged, others)
 
 
 def bundles() -> Path:
@@ -168,7 +168,7 @@ def fill(client: trimtab.Client, name: str, documents: list[str]) -> str:
     return url
 
 
-def fit(repository: Path, texts: Texts, old: str, server: str, client: trimtab.Client) -> Adapter:
+def fit(repository: Path, texts: DemoTexts, old: str, server: str, client: trimtab.Client) -> Adapter:
     """Fit the adapter next to the new encoder, and load it into the running server."""
     files = {
         "texts.jsonl": ({"text": text} for text in texts.documents),
@@ -190,7 +190,7 @@ def fit(repository: Path, texts: Texts, old: str, server: str, client: trimtab.C
     return adapter
 
 
-def measure(client: trimtab.Client, texts: Texts, old_url: str, found: Findings) -> None:
+def measure(client: trimtab.Client, texts: DemoTexts, old_url: str, found: Findings) -> None:
     """The arms that need no re-index."""
     new_space, old_space = client.encoder(NEW).space, client.encoder(OLD).space
     queries = list(texts.asked.values())
@@ -205,7 +205,7 @@ def measure(client: trimtab.Client, texts: Texts, old_url: str, found: Findings)
             found.arms[arm] = recall(texts.asked, (old.search(vector, K) for vector in vectors), arm)
 
 
-def migrate(client: trimtab.Client, server: str, texts: Texts, old_url: str, found: Findings) -> None:
+def migrate(client: trimtab.Client, server: str, texts: DemoTexts, old_url: str, found: Findings) -> None:
     """Re-index, killed at each quarter, and search both halves at every stage."""
     new_url = f"faiss:{WORK / 'new'}"
     shutil.rmtree(WORK / "new", ignore_errors=True)
@@ -232,7 +232,7 @@ def migrate(client: trimtab.Client, server: str, texts: Texts, old_url: str, fou
         found.arms["new re-indexed"] = recall(texts.asked, hits, "new re-indexed")
 
 
-def ask(client: trimtab.Client, texts: Texts, old: Store, new: Store, found: Findings) -> None:
+def ask(client: trimtab.Client, texts: DemoTexts, old: Store, new: Store, found: Findings) -> None:
     """Search both halves in their current state."""
     stage = f"{new.count() / old.count():.0%}"
     ways: list[tuple[Merge, dict[str, float]]] = [

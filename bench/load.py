@@ -12,168 +12,25 @@ Every text must be answered once, with a unit vector of the right width; otherwi
 
 import argparse
 import asyncio
-import base64
 import json
 import os
 import random
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 import trimtab
 from bench import data
+from bench.load_clients import KINDS, TIMEOUT, UNARY, Call, LoadTarget
+from bench.load_record import LoadRecord
 from trimtab.core.exchange import DEFAULT_WINDOW
-from trimtab.v1 import encoder_pb2 as pb
 
-TIMEOUT = 120.0
 WARM_UP = 32  # calls before the clock starts
-Call = Callable[[str], Awaitable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The server under load."""
-
-    url: str
-    encoder: str
-
-
-@asynccontextmanager
-async def sdk(target: Target) -> AsyncIterator[Call]:
-    """trimtab.AsyncClient, one call per text."""
-    async with trimtab.AsyncClient(target.url, timeout=TIMEOUT) as client:
-
-        async def call(text: str) -> Any:
-            return (await client.embed([text]))[0]
-
-        yield call
-
-
-@asynccontextmanager
-async def triton(target: Target) -> AsyncIterator[Call]:
-    """NVIDIA's tritonclient.grpc.aio, one call per text: for our server and for Triton."""
-    import tritonclient.grpc.aio as tritonclient
-
-    async with tritonclient.InferenceServerClient(target.url) as client:
-
-        async def call(text: str) -> Any:
-            tensor = tritonclient.InferInput("text", [1, 1], "BYTES")
-            tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=object))
-            result = await client.infer(target.encoder, [tensor], client_timeout=TIMEOUT)
-            return result.as_numpy("embeddings")[0]
-
-        yield call
-
-
-@asynccontextmanager
-async def raw(target: Target) -> AsyncIterator[Call]:
-    """Bare gRPC; answers are parsed after the clock has stopped: the least possible work for the client."""
-    async with grpc.aio.insecure_channel(target.url) as channel:
-        method: Any = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
-
-        async def call(text: str) -> Any:
-            return await method(pb.EmbedRequest(texts=[text]).SerializeToString(), timeout=TIMEOUT)
-
-        yield call
-
-
-@asynccontextmanager
-async def http(target: Target) -> AsyncIterator[Call]:
-    """OpenAI's HTTP API with vectors as base64, as Infinity speaks it."""
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-
-        async def call(text: str) -> Any:
-            body = {"model": target.encoder, "input": [text], "encoding_format": "base64"}
-            async with session.post(f"{target.url}/embeddings", json=body) as response:
-                response.raise_for_status()
-                encoded = (await response.json())["data"][0]["embedding"]
-            return np.frombuffer(base64.b64decode(encoded), "<f4")
-
-        yield call
-
-
-UNARY: dict[str, Callable[[Target], AbstractAsyncContextManager[Call]]] = {
-    "sdk": sdk,
-    "triton": triton,
-    "raw": raw,
-    "http": http,
-}
-KINDS = (*UNARY, "stream")
-
-
-@dataclass(slots=True)
-class Record:
-    """What happened to each text: when it was due, sent and answered, and with what."""
-
-    texts: int
-    due: list[float] = field(default_factory=list)
-    sent: list[float] = field(default_factory=list)
-    answered: list[float] = field(default_factory=list)
-    answers: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.due, self.sent, self.answered = ([0.0] * self.texts for _ in range(3))
-        self.answers = [None] * self.texts
-
-    def send(self, row: int, due: float | None = None) -> None:
-        """A text is sent now; unless given, it was also due now."""
-        self.sent[row] = time.perf_counter()
-        self.due[row] = self.sent[row] if due is None else due
-
-    def answer(self, row: int, answer: Any) -> None:
-        """A text was answered."""
-        if self.answers[row] is not None:
-            raise SystemExit(f"text {row} was answered twice")
-        self.answered[row] = time.perf_counter()
-        self.answers[row] = answer
-
-    def vectors(self, width: int) -> NDArray[np.float32]:
-        """The answers, shape (texts, width); SystemExit if one is missing or is not a unit vector."""
-        missing = [row for row, answer in enumerate(self.answers) if answer is None]
-        if missing:
-            raise SystemExit(f"{len(missing)} of {self.texts} texts were not answered")
-        vectors = np.stack([_decoded(answer) for answer in self.answers]).astype(np.float32)
-        if vectors.shape != (self.texts, width):
-            raise SystemExit(f"vectors of shape {vectors.shape} instead of {(self.texts, width)}")
-        worst = float(np.abs(np.linalg.norm(vectors, axis=1) - 1).max())
-        if not worst < 1e-3:
-            raise SystemExit(f"a vector's length is {worst} off 1")
-        return vectors
-
-    def figures(self) -> dict[str, float]:
-        """Texts per second; percentiles of latency and lag, in milliseconds."""
-        seconds = max(self.answered) - min(self.due)
-        latency = (np.array(self.answered) - np.array(self.due)) * 1e3
-        lag = (np.array(self.sent) - np.array(self.due)) * 1e3
-        return {
-            "rate": self.texts / seconds,
-            "seconds": seconds,
-            **{f"p{p}": float(np.percentile(latency, p)) for p in (50, 90, 99)},
-            "max": float(latency.max()),
-            "lag_p50": float(np.percentile(lag, 50)),
-            "lag_p99": float(np.percentile(lag, 99)),
-            "lag_max": float(lag.max()),
-        }
-
-
-def _decoded(answer: Any) -> Any:
-    if not isinstance(answer, bytes):
-        return answer
-    embeddings = pb.EmbedResponse.FromString(answer).embeddings[0].vectors
-    return np.frombuffer(embeddings.data, "<f4").reshape(embeddings.rows, -1)[0]
 
 
 def poisson(texts: Sequence[str], rate: float, seed: int = 0) -> list[tuple[float, str]]:
@@ -193,9 +50,9 @@ def trace(path: Path, texts: int) -> list[tuple[float, str]]:
     return sorted((float(due), text) for due, _, text in rows)[:texts]
 
 
-async def closed(call: Call, texts: Sequence[str], concurrency: int) -> Record:
+async def closed(call: Call, texts: Sequence[str], concurrency: int) -> LoadRecord:
     """A fixed number of calls in flight, until every text is answered."""
-    record, queue = Record(len(texts)), iter(enumerate(texts))
+    record, queue = LoadRecord(len(texts)), iter(enumerate(texts))
 
     async def worker() -> None:
         for row, text in queue:
@@ -206,9 +63,9 @@ async def closed(call: Call, texts: Sequence[str], concurrency: int) -> Record:
     return record
 
 
-async def opened(call: Call, arrivals: Sequence[tuple[float, str]]) -> Record:
+async def opened(call: Call, arrivals: Sequence[tuple[float, str]]) -> LoadRecord:
     """Send each text when it is due, however many are in flight."""
-    record = Record(len(arrivals))
+    record = LoadRecord(len(arrivals))
 
     async def one(row: int, due: float, text: str) -> None:
         record.send(row, due)
@@ -222,9 +79,9 @@ async def opened(call: Call, arrivals: Sequence[tuple[float, str]]) -> Record:
     return record
 
 
-async def streamed(target: Target, texts: Sequence[str], window: int | None) -> Record:
+async def streamed(target: LoadTarget, texts: Sequence[str], window: int | None) -> LoadRecord:
     """All texts over one stream of the SDK, which reads `window` texts ahead (None: its default)."""
-    record = Record(len(texts))
+    record = LoadRecord(len(texts))
 
     def source() -> Iterator[str]:
         for row, text in enumerate(texts):
@@ -240,9 +97,9 @@ async def streamed(target: Target, texts: Sequence[str], window: int | None) -> 
     return record
 
 
-async def streamed_when_due(target: Target, arrivals: Sequence[tuple[float, str]]) -> Record:
+async def streamed_when_due(target: LoadTarget, arrivals: Sequence[tuple[float, str]]) -> LoadRecord:
     """Send each text over one stream of the SDK when it is due."""
-    record = Record(len(arrivals))
+    record = LoadRecord(len(arrivals))
     begun = time.perf_counter()
 
     async def source() -> AsyncIterator[str]:
@@ -260,7 +117,7 @@ async def streamed_when_due(target: Target, arrivals: Sequence[tuple[float, str]
 
 
 @asynccontextmanager
-async def feeding(target: Target, documents: Sequence[str], width: int) -> AsyncIterator[None]:
+async def feeding(target: LoadTarget, documents: Sequence[str], width: int) -> AsyncIterator[None]:
     """Feed documents as bulk work through one stream of the SDK; the block starts once the rate is steady."""
     if len(documents) < 2 * DEFAULT_WINDOW:
         raise SystemExit("too few documents: the same one would be in flight twice, but computed once")
@@ -298,7 +155,7 @@ async def _until(due: float) -> None:
 
 async def run(options: argparse.Namespace) -> dict[str, float]:
     """One load, as the command line describes it."""
-    target, texts = Target(options.url, options.encoder), data.mix(options.mix, options.texts)
+    target, texts = LoadTarget(options.url, options.encoder), data.mix(options.mix, options.texts)
     arrivals = None
     if options.trace is not None:
         arrivals = trace(options.trace, options.texts)
@@ -339,7 +196,7 @@ def _answered_texts(metrics_url: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("trimtab_texts_total"))
 
 
-def _figures(record: Record, width: int, cpu_seconds: float) -> dict[str, float]:
+def _figures(record: LoadRecord, width: int, cpu_seconds: float) -> dict[str, float]:
     record.vectors(width)
     figures = record.figures()
     return {**figures, "client_busy": cpu_seconds / figures["seconds"]}

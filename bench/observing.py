@@ -40,7 +40,7 @@ COUNTS = 2000
 ISSUER = "bench"
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+class SpanCounter(trace_service_pb2_grpc.TraceServiceServicer):
     """A collector that counts spans."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ def main() -> None:
     texts = data.mix("short", options.calls)
     cores = processes.cores()
     processes.LOGS.mkdir(exist_ok=True)
-    collector, receiver = Collector(), grpc.server(futures.ThreadPoolExecutor(1))
+    collector, receiver = SpanCounter(), grpc.server(futures.ThreadPoolExecutor(1))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, receiver)  # type: ignore[no-untyped-call]
     port = receiver.add_insecure_port("127.0.0.1:0")
     receiver.start()

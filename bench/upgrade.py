@@ -133,7 +133,7 @@ WRAPPERS: dict[str, tuple[str, type[BundleEncoder]]] = {
 }
 
 
-class Bench:
+class SwapMaterial:
     """The examples, and the encoders, loaded on demand."""
 
     def __init__(self) -> None:
@@ -161,11 +161,11 @@ class Bench:
         )
 
 
-def run(bench: Bench, swap: Swap) -> dict[str, Any]:
+def run(material: SwapMaterial, swap: Swap) -> dict[str, Any]:
     """One swap: its arms, its rungs on the test queries, and how good the gate's choice was."""
     started = time.perf_counter()
-    new, old = bench.encoder(swap.new), bench.encoder(swap.old)
-    fitted = learn(new, old, bench.inputs(), {}, DOCUMENTS, MILD_FIT_QUERIES if swap.mild else FIT_QUERIES)
+    new, old = material.encoder(swap.new), material.encoder(swap.old)
+    fitted = learn(new, old, material.inputs(), {}, DOCUMENTS, MILD_FIT_QUERIES if swap.mild else FIT_QUERIES)
     outcome, arms = fitted.outcome, fitted.outcome.arms
     rungs = {
         rung.name: round(float(fitted.indexes.recall(rung.map, rung.reads, fitted.test).mean()), 4)
@@ -241,14 +241,14 @@ def main() -> None:
     parser.add_argument("--swaps", nargs="+", choices=[swap.name for swap in SWAPS], metavar="NEW -> OLD")
     parser.add_argument("--fresh", action="store_true", help="also refit what an earlier run has fitted")
     options = parser.parse_args()
-    bench, results = Bench(), []
+    material, results = SwapMaterial(), []
     print(f"{'':18}    old  naive adapted cascade re-ind. best/weaker blind cascade/re-ind.")
     for swap in SWAPS:
         if options.swaps is None or swap.name in options.swaps:
             path = FOLDER / "results" / f"{swap.name.replace(' ', '')}.json"
             if options.fresh or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(run(bench, swap), indent=1))
+                path.write_text(json.dumps(run(material, swap), indent=1))
             results.append(json.loads(path.read_text()))
             print(told(swap, results[-1]), flush=True)
     keep(results)

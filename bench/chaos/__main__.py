@@ -31,8 +31,8 @@ import time
 from collections.abc import Callable
 
 from bench import processes
-from bench.chaos import faults, flooding, floods, fuzz, rollover, soak, stores
-from bench.chaos.table import Part, table
+from bench.chaos import faults, flooding, floods, fuzz, injected, rollover, soak, stores
+from bench.chaos.table import PartResult, table
 from bench.report import append
 
 PARTS = ("faults", "rollover", "soak", "floods", "stores", "fuzz")
@@ -50,8 +50,8 @@ def main() -> None:
         "--requests", type=int, help="requests for faults (default: 200,000) and soak (1,000,000)"
     )
     parser.add_argument(
-        "--faults", nargs="+", choices=faults.FAULTS, default=(), metavar="FAULT",
-        help="some of the schedule alone: " + ", ".join(faults.FAULTS),
+        "--faults", nargs="+", choices=injected.FAULTS, default=(), metavar="FAULT",
+        help="some of the schedule alone: " + ", ".join(injected.FAULTS),
     )  # fmt: skip
     parser.add_argument(
         "--floods", nargs="+", choices=flooding.FLOODS, default=(), metavar="FLOOD",
@@ -63,7 +63,7 @@ def main() -> None:
     folder = processes.LOGS / f"chaos-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     quick = options.quick
-    run: dict[str, Callable[[], Part]] = {
+    run: dict[str, Callable[[], PartResult]] = {
         "faults": lambda: faults.run(
             folder / "faults", options.requests or (5_000 if quick else 200_000),
             quick=quick, only=tuple(options.faults),

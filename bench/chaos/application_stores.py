@@ -24,7 +24,7 @@ Contents = dict[int, tuple[str | None, Matrix]]
 
 
 @dataclass(slots=True)
-class Place:
+class ApplicationStore:
     """A store, and what in it and next to it belongs to the application."""
 
     kind: str
@@ -96,51 +96,51 @@ class Place:
 
 def make(
     kind: str, folder: Path, form: Form, vectors: Vectors, texts: Mapping[int, str], database: str, name: str
-) -> Place:
+) -> ApplicationStore:
     """A store of these documents, made by the application or, of kind `faiss`, by Trimtab."""
     folder.mkdir()
     rows = Rows([Document(id, text) for id, text in texts.items()], vectors(list(texts.values())))
     if kind in {"npy", "parquet"}:
-        place = Place(kind, str(folder / f"docs.{kind}"), folder, vectors, {})
+        theirs = ApplicationStore(kind, str(folder / f"docs.{kind}"), folder, vectors, {})
         if kind == "npy":
             (folder / "docs.npy.json").write_text(json.dumps({"vectors": {"space": form.space}}))
-        place._replace_file(dict(texts))
-        return place
+        theirs._replace_file(dict(texts))
+        return theirs
     if kind == "postgresql":
-        place = Place(kind, f"{database}#{name}", folder, vectors, dict(texts))
+        theirs = ApplicationStore(kind, f"{database}#{name}", folder, vectors, dict(texts))
         if len(rows):
             _table(database, name, form, rows)
-        place.kept = {int(id): f"group {id}" for id in rows.ids}
-        return place
+        theirs.kept = {int(id): f"group {id}" for id in rows.ids}
+        return theirs
     for each in (*BESIDE, *(ALIKE if kind == "taken" else ())):
         (folder / each).write_bytes(f"of the application: {each}".encode())
     if kind == "taken":
         _index(folder, form, rows)
-        place = Place(kind, f"faiss:{folder}", folder, vectors, dict(texts), files=_files(folder))
-        del place.files["store.json"]
-        return place
+        theirs = ApplicationStore(kind, f"faiss:{folder}", folder, vectors, dict(texts), files=_files(folder))
+        del theirs.files["store.json"]
+        return theirs
     url = f"faiss:{folder}" if kind == "faiss" else f"qdrant:{folder}#docs"
-    place = Place(kind, url, folder, vectors, dict(texts), files=_files(folder))
+    theirs = ApplicationStore(kind, url, folder, vectors, dict(texts), files=_files(folder))
     if len(rows):
         with create_store(url, form, example=0) as store:
             store.upsert(rows)
     if kind == "qdrant" and len(rows):
         _payload(folder, [int(id) for id in rows.ids])
-        place.kept = {int(id): f"group {id}" for id in rows.ids}
-    return place
+        theirs.kept = {int(id): f"group {id}" for id in rows.ids}
+    return theirs
 
 
-def access_lists(place: Place) -> dict[int, str]:
+def access_lists(theirs: ApplicationStore) -> dict[int, str]:
     """What the application keeps of each document."""
-    if place.kind == "postgresql" and place.kept:
-        database, _, table = place.url.partition("#")
+    if theirs.kind == "postgresql" and theirs.kept:
+        database, _, table = theirs.url.partition("#")
         with psycopg.connect(database) as connection:
             found = connection.execute(f"SELECT id, access FROM {table}").fetchall()
         return dict(found)
-    if place.kind == "qdrant" and place.kept:
+    if theirs.kind == "qdrant" and theirs.kept:
         from qdrant_client import QdrantClient
 
-        client = QdrantClient(path=str(place.folder))
+        client = QdrantClient(path=str(theirs.folder))
         try:
             points, _ = client.scroll("docs", limit=10_000, with_payload=["access"])
         finally:

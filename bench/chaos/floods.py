@@ -20,7 +20,7 @@ from typing import Any
 from bench import processes
 from bench.chaos import flooding, known, replicas
 from bench.chaos.replicas import Replica
-from bench.chaos.table import Bar, Part
+from bench.chaos.table import Bar, PartResult
 from trimtab_server.config import LimitSettings
 from trimtab_server.tasks.pipeline import BYTES_A_TOKEN
 
@@ -122,7 +122,7 @@ def _flooded(
     }  # fmt: skip
 
 
-def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> Part:
+def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> PartResult:
     """Every flood, from one connection and from ten, with and without credentials."""
     bundle, repository = known.bundle(), folder / "models"
     repository.mkdir(parents=True)
@@ -151,7 +151,7 @@ def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> Part:
                     row["bound_mb"] = bound(base, limits, 1 + connections) // MIB
                     rows.append(row)
                     print(_line(row), flush=True)
-    return Part(
+    return PartResult(
         {"seconds": seconds, "floods": rows, "limit_mb": bound(0, limits, limits.max_connections) // MIB},
         [
             Bar("memory / the limits' figure", max(r["peak_mb"] / r["bound_mb"] for r in rows), MOST_MEMORY),

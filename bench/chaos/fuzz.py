@@ -6,14 +6,14 @@ from pathlib import Path
 
 from bench import processes
 from bench.chaos import known
-from bench.chaos.table import Bar, Part
+from bench.chaos.table import Bar, PartResult
 from bench.chaos.targets import SHARES, TARGETS
 
 # Extra time to import the instrumented code and read the corpus.
 START_SECONDS = 180
 
 
-def run(folder: Path, minutes: float) -> Part:
+def run(folder: Path, minutes: float) -> PartResult:
     """All targets, one after the other, in this many minutes."""
     try:
         import atheris  # noqa: F401
@@ -46,7 +46,7 @@ def run(folder: Path, minutes: float) -> Part:
         if ended != 0 or not runs:
             failed.append(name)
             print("    " + "\n    ".join(written.splitlines()[-25:]), flush=True)
-    return Part({**figures, "failed": failed}, [Bar("crashes, hangs, INTERNAL", len(failed), 0)])
+    return PartResult({**figures, "failed": failed}, [Bar("crashes, hangs, INTERNAL", len(failed), 0)])
 
 
 def _runs(log: str) -> int:

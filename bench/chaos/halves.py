@@ -32,7 +32,7 @@ def old(texts: Sequence[str]) -> Matrix:
     return _unit(_turned(new(texts)) + NOISE * _random(texts, OLD.dimensions, b"old"))
 
 
-class Client:
+class InProcessClient:
     """Answers in this process. `before` is called with each text's number before the text is read."""
 
     def __init__(self, before: Callable[[int], None] = lambda number: None) -> None:

@@ -7,9 +7,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bench import processes
 
@@ -166,6 +169,26 @@ def copy_of(bundle: Path, repository: Path, name: str = "", version: int = 1) ->
     return target
 
 
+def reload(replica: Replica, name: str, *, unload: bool = False) -> None:
+    """Load an encoder again, by its repository's calls; `unload`: after it was unloaded."""
+    with grpc.insecure_channel(replica.url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        if unload:
+            stub.RepositoryModelUnload(
+                service_pb2.RepositoryModelUnloadRequest(model_name=name), timeout=30, wait_for_ready=True
+            )
+        stub.RepositoryModelLoad(
+            service_pb2.RepositoryModelLoadRequest(model_name=name), timeout=30, wait_for_ready=True
+        )
+
+
+def serving(replica: Replica) -> bool:
+    """Whether it says that it is ready."""
+    with grpc.insecure_channel(replica.url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return bool(stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=10, wait_for_ready=True).ready)
+
+
 def _status(pid: int, field: str) -> int:
     for line in _read(pid, "status").splitlines():
         if line.startswith(f"{field}:"):
@@ -177,13 +200,3 @@ def _read(pid: int, *path: str) -> str:
     with contextlib.suppress(OSError):
         return Path("/proc", str(pid), *path).read_text()
     return ""
-
-
-def metrics(replica: Replica, wanted: Mapping[str, float] | None = None) -> dict[str, float]:
-    """One scrape of a replica."""
-    import urllib.request
-
-    with urllib.request.urlopen(replica.metrics_url, timeout=10) as response:
-        lines = response.read().decode().splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name: float(value) for name, value in pairs}

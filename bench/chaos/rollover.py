@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from bench.chaos import known, replicas
-from bench.chaos.faults import Load, reload
-from bench.chaos.replicas import Replica
-from bench.chaos.table import Bar, Part
+from bench.chaos.callers_process import CallersProcess
+from bench.chaos.replicas import Replica, reload
+from bench.chaos.table import Bar, PartResult
 
 # The old version is unloaded once the new one serves and the old one's calls are answered. Streams keep the
 # version that they began with, so they get the time of one more swap.
@@ -22,7 +22,7 @@ poll_seconds = {poll}
 POLL_SECONDS = 0.2
 
 
-def run(folder: Path, swaps: int) -> Part:
+def run(folder: Path, swaps: int) -> PartResult:
     """Half of the swaps by polling, half by calls, and a rollover of both servers after each half."""
     bundle = known.bundle()
     figures: dict[str, float] = {}
@@ -34,7 +34,7 @@ def run(folder: Path, swaps: int) -> Part:
         config = CONFIG.format(costs=folder / how / "costs", poll=poll)
         pair = [Replica(name, folder / how / name, repository, config) for name in ("one", "two")]
         with replicas.running(*pair):
-            load = Load(replicas.address(*pair), 1000)
+            load = CallersProcess(replicas.address(*pair), 1000)
             begun = time.monotonic()
             try:
                 load.until_answered(500)
@@ -59,7 +59,7 @@ def run(folder: Path, swaps: int) -> Part:
         print(f"  {how:<8} {seconds:4.0f} s  {sent:7} sent  errors {told.get('by_error')}")
         for line in told.get("unknown", []):
             print(f"    {line}")
-    return Part(
+    return PartResult(
         {"swaps": swaps // 2 * 2, "rollovers": 4, **figures},
         [Bar("failed", failed, 0), Bar("lost", missing, 0), Bar("another's vector, or twice", wrong, 0)],
     )

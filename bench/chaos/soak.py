@@ -11,9 +11,9 @@ import grpc
 import numpy as np
 
 from bench.chaos import known, replicas
-from bench.chaos.faults import OTHER, reload
-from bench.chaos.replicas import Replica
-from bench.chaos.table import Bar, Part
+from bench.chaos.injected import OTHER
+from bench.chaos.replicas import Replica, reload
+from bench.chaos.table import Bar, PartResult
 from trimtab.v1 import encoder_pb2 as pb
 
 CONFIG = """\
@@ -92,7 +92,7 @@ def _first(turn: int, requests: int) -> int:
     return WARM_REQUESTS + requests * (turn - WARM_RELOADS) // RELOADS
 
 
-async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) -> Part:
+async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) -> PartResult:
     answered = wrong = 0
     resident: list[int] = []
     begun = time.monotonic()
@@ -115,7 +115,7 @@ async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) 
     before, after = (
         float(np.median(part)) for part in (resident[WARM_RELOADS - 5 : WARM_RELOADS], resident[-5:])
     )
-    return Part(
+    return PartResult(
         {
             "requests": requests, "reloads": 2 * RELOADS, "seconds": round(time.monotonic() - begun, 1),
             "warm_mb": round(before / 2**20, 1), "end_mb": round(after / 2**20, 1),
@@ -129,7 +129,7 @@ async def _run(replica: Replica, repository: Path, bundle: Path, requests: int) 
     )  # fmt: skip
 
 
-def run(folder: Path, requests: int) -> Part:
+def run(folder: Path, requests: int) -> PartResult:
     """This many requests after the warm-up, with a hundred reloads of each of two encoders in between."""
     bundle, repository = known.bundle(), folder / "models"
     repository.mkdir(parents=True)

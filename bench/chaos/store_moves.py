@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from bench.chaos import endings, halves, places
-from bench.chaos.places import Place
-from bench.chaos.store_run import Measured, Run, different, revive, texts_of
+from bench.chaos import application_stores, endings, halves
+from bench.chaos.application_stores import ApplicationStore
+from bench.chaos.store_run import CallCounts, StoreRun, different, revive, texts_of
 from trimtab.migration.half_migrated import (
     HalfMigrated,
     Merge,
@@ -21,9 +21,9 @@ from trimtab.stores import create_store, open_store
 DOCUMENTS, BATCH, QUERIES, CANDIDATES = 90, 16, 6, 30
 
 
-def reindex(source: Place, target: Place, before: Any = lambda number: None) -> None:
+def reindex(source: ApplicationStore, target: ApplicationStore, before: Any = lambda number: None) -> None:
     """What `trimtab reindex` does."""
-    client = cast("clients.Client", halves.Client(before))
+    client = cast("clients.Client", halves.InProcessClient(before))
     with (
         open_store(source.url) as old,
         create_store(target.url, halves.NEW, example=0, source=old) as new,
@@ -33,28 +33,28 @@ def reindex(source: Place, target: Place, before: Any = lambda number: None) -> 
         work.run(sample=8)
 
 
-def two_places(run: Run, suffix: str) -> tuple[Place, Place]:
+def two_stores(run: StoreRun, suffix: str) -> tuple[ApplicationStore, ApplicationStore]:
     """An old store, and a new one that is empty or has some of its documents."""
     texts = texts_of(run, DOCUMENTS)
     some = run.kinds[1] == "taken" or run.random.random() < 0.5
     moved = {id: texts[id] for id in sorted(texts)[:5]} if some else {}
-    source = places.make(
+    source = application_stores.make(
         run.kinds[0], run.folder / f"old{suffix}", halves.OLD, halves.old, texts, run.database.url,
         f"old_{run.number}{suffix}",
     )  # fmt: skip
-    target = places.make(
+    target = application_stores.make(
         run.kinds[1], run.folder / f"new{suffix}", halves.NEW, halves.new, moved, run.database.url,
         f"new_{run.number}{suffix}",
     )  # fmt: skip
     return source, target
 
 
-def run_reindex(run: Run, measured: Measured) -> None:
+def run_reindex(run: StoreRun, counts: CallCounts) -> None:
     """A re-index that ends badly while both halves are searched, and is then resumed."""
-    if not measured.known(run):
-        pair = two_places(run, "_measured")
-        measured.measure(run, lambda: reindex(*pair))
-    source, target = two_places(run, "")
+    if not counts.known(run):
+        pair = two_stores(run, "_measured")
+        counts.measure(run, lambda: reindex(*pair))
+    source, target = two_stores(run, "")
     texts, deleted = texts_of(run, DOCUMENTS), []
     before: Any = lambda number: None  # noqa: E731
     at = run.random.randrange(DOCUMENTS - 10)
@@ -77,7 +77,7 @@ def run_reindex(run: Run, measured: Measured) -> None:
             if number == at and server is not None:
                 os.kill(server.pid, signal.SIGQUIT)
 
-    started = [endings.start(lambda: reindex(source, target, before), run.said, measured.ending(run, None))]
+    started = [endings.start(lambda: reindex(source, target, before), run.said, counts.ending(run, None))]
     if run.ending == "second":
         started.append(endings.start(lambda: reindex(source, target), run.folder / "said-2"))
     for child in started:
@@ -97,32 +97,40 @@ def run_reindex(run: Run, measured: Measured) -> None:
     compare(run, source, target, texts, deleted)
 
 
-def delete(target: Place, ids: list[int]) -> None:
+def delete(target: ApplicationStore, ids: list[int]) -> None:
     """The application deletes documents from the new store, too."""
     if ids:
         with create_store(target.url, halves.NEW, example=0) as store:
             store.delete(ids)
 
 
-def compare(run: Run, source: Place, target: Place, texts: Mapping[int, str], deleted: list[int]) -> None:
+def compare(
+    run: StoreRun,
+    source: ApplicationStore,
+    target: ApplicationStore,
+    texts: Mapping[int, str],
+    deleted: list[int],
+) -> None:
     """Check that everything that must be there is, and nothing else."""
     moves_along(source, target, texts)
-    for place in (source, target):
+    for theirs in (source, target):
         try:
-            run.wrong += different(place.kind, place.contents(), texts, place.vectors)
+            run.wrong += different(theirs.kind, theirs.contents(), texts, theirs.vectors)
         except Exception as error:
-            run.wrong.append(f"{place.kind} cannot be read: {error!r:.400}")
+            run.wrong.append(f"{theirs.kind} cannot be read: {error!r:.400}")
             continue
-        run.wrong += place.strange(deleted)
+        run.wrong += theirs.strange(deleted)
 
 
-def moves_along(source: Place, target: Place, ids: Collection[int]) -> None:
+def moves_along(source: ApplicationStore, target: ApplicationStore, ids: Collection[int]) -> None:
     """Check that, between two Qdrant stores, the payload of these documents has moved too."""
     if source.kind == target.kind == "qdrant":
         target.kept = {id: found for id, found in source.kept.items() if id in ids}
 
 
-def check_searches(run: Run, source: Place, target: Place, texts: Mapping[int, str]) -> None:
+def check_searches(
+    run: StoreRun, source: ApplicationStore, target: ApplicationStore, texts: Mapping[int, str]
+) -> None:
     """Search both halves in their current state: at least as good as the old half alone."""
     if source.texts is not None:
         merges: tuple[Merge, ...] = ("calibrate",)
@@ -130,7 +138,7 @@ def check_searches(run: Run, source: Place, target: Place, texts: Mapping[int, s
         merges = ("rescore", "calibrate")
     ids = sorted(texts)
     truth = halves.new([texts[id] for id in ids])
-    client = halves.Client()
+    client = halves.InProcessClient()
     try:
         with open_store(source.url) as old, create_store(target.url, halves.NEW, example=0) as new:
             for number in range(QUERIES):
@@ -152,27 +160,27 @@ def check_searches(run: Run, source: Place, target: Place, texts: Mapping[int, s
         run.wrong.append(f"the halves cannot be searched: {error!r:.400}")
 
 
-def run_search(run: Run, measured: Measured) -> None:
+def run_search(run: StoreRun, counts: CallCounts) -> None:
     """A search of both halves that is killed changes nothing."""
-    source, target = two_places(run, "")
+    source, target = two_stores(run, "")
     endings.start(lambda: reindex(source, target, stop_at(run.random.randrange(20, 60))), run.said).wait()
-    before = [places_bytes(place) for place in (source, target)]
+    before = [file_bytes(theirs) for theirs in (source, target)]
     there = target.contents()
 
     def search() -> None:
-        client = cast("clients.Client", halves.Client())
+        client = cast("clients.Client", halves.InProcessClient())
         merge: Merge = "calibrate" if source.texts is not None else "rescore"
         with open_store(source.url) as old, open_store(target.url) as new:
             both = HalfMigrated(client, old=old, new=new, merge=merge, candidates=CANDIDATES)
             for number in range(20):
                 both.search(f"query {number} of run {run.number}", 10)
 
-    measured.measure(run, search)
-    run.ended(endings.start(search, run.said, measured.ending(run, search)).wait())
+    counts.measure(run, search)
+    run.ended(endings.start(search, run.said, counts.ending(run, search)).wait())
     texts = texts_of(run, DOCUMENTS)
     run.wrong += different(source.kind, source.contents(), texts, source.vectors)
     run.wrong += different(target.kind, target.contents(), {id: texts[id] for id in there}, target.vectors)
-    if [places_bytes(place) for place in (source, target)] != before:
+    if [file_bytes(theirs) for theirs in (source, target)] != before:
         run.wrong.append("a search changed files")
     moves_along(source, target, there)
     run.wrong += source.strange() + target.strange()
@@ -188,8 +196,8 @@ def stop_at(number: int) -> Any:
     return stop
 
 
-def places_bytes(place: Place) -> dict[str, bytes]:
+def file_bytes(theirs: ApplicationStore) -> dict[str, bytes]:
     """The files of a file-based store; none for Qdrant and PostgreSQL, whose files are not ours."""
-    if place.kind in {"qdrant", "postgresql"}:
+    if theirs.kind in {"qdrant", "postgresql"}:
         return {}
-    return {path.name: path.read_bytes() for path in place.folder.iterdir() if path.name != "lock"}
+    return {path.name: path.read_bytes() for path in theirs.folder.iterdir() if path.name != "lock"}

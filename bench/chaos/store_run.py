@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.chaos import endings, places
+from bench.chaos import application_stores, endings
+from bench.chaos.application_stores import Contents
 from bench.chaos.endings import DONE, REFUSED, Ending
-from bench.chaos.places import Contents
 from tests.client.stores.postgres_process import PostgresProcess
 
 SAME = 1e-4
 
 
 @dataclass(slots=True)
-class Run:
+class StoreRun:
     """One run: what it does, how it ends, and what was wrong."""
 
     number: int
@@ -58,13 +58,13 @@ class Run:
             self.wrong.append(f"it cannot be resumed: {self.said.read_text()[-600:]}")
 
 
-class Measured:
+class CallCounts:
     """How many calls each kind of work makes, counted once without faults."""
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, ...], int] = {}
 
-    def ending(self, run: Run, work: Any) -> Ending:
+    def ending(self, run: StoreRun, work: Any) -> Ending:
         """An ending of the kind that was drawn, at a random moment of such work."""
         if run.ending == "full":
             return Ending(full=int(run.random.choice((300, 3_000, 20_000)) * run.random.random()))
@@ -74,23 +74,23 @@ class Measured:
             return Ending(kill=run.random.randint(1, self._calls[(run.operation, *run.kinds)]))
         return Ending()
 
-    def measure(self, run: Run, work: Any) -> None:
+    def measure(self, run: StoreRun, work: Any) -> None:
         """Count the calls, if not yet done; the caller undoes the effects."""
         key = (run.operation, *run.kinds)
         if key not in self._calls:
             self._calls[key] = endings.calls(work, run.said)
 
-    def known(self, run: Run) -> bool:
+    def known(self, run: StoreRun) -> bool:
         """Whether such work was counted."""
         return (run.operation, *run.kinds) in self._calls
 
 
-def texts_of(run: Run, count: int) -> dict[int, str]:
+def texts_of(run: StoreRun, count: int) -> dict[int, str]:
     """Documents unique to this run."""
     return {id: f"document {id} of run {run.number}" for id in range(count)}
 
 
-def revive(run: Run) -> None:
+def revive(run: StoreRun) -> None:
     """Restart the database if it was stopped."""
     process = run.database.process
     if process is not None and (run.ending == "failing" and "postgresql" in run.kinds):
@@ -101,7 +101,9 @@ def revive(run: Run) -> None:
         run.database.start()
 
 
-def different(name: str, found: Contents, texts: Mapping[int, str], vectors: places.Vectors) -> list[str]:
+def different(
+    name: str, found: Contents, texts: Mapping[int, str], vectors: application_stores.Vectors
+) -> list[str]:
     """What is wrong with a store's documents."""
     wrong = []
     if found.keys() != texts.keys():

@@ -8,19 +8,18 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bench.chaos import endings, halves, places
-from bench.chaos.places import Place
-from bench.chaos.store_run import SAME, Measured, Run, different, revive, texts_of
+from bench.chaos import application_stores, endings, halves
+from bench.chaos.application_stores import ApplicationStore
+from bench.chaos.store_run import SAME, CallCounts, StoreRun, different, revive, texts_of
 from trimtab.commands import vector_files
 from trimtab.commands.description import Description
 from trimtab.errors import FailedPrecondition
 from trimtab.stores import Document, Rows, Store, open_store
 
-
 Step: TypeAlias = tuple[dict[int, str], list[int]]  # documents that are written, or ids that are deleted
 
 
-def run_compaction(run: Run, measured: Measured) -> None:
+def run_compaction(run: StoreRun, counts: CallCounts) -> None:
     """Writes and deletions, with a new generation every few of them."""
     (kind,) = run.kinds
     texts = texts_of(run, 12)
@@ -29,8 +28,8 @@ def run_compaction(run: Run, measured: Measured) -> None:
     server = run.database.process
     crash = run.random.randrange(len(steps)) if run.ending == "failing" and kind == "postgresql" else None
 
-    def work(place: Place, first: int, journal: Path, crash: int | None = None) -> None:
-        with open_store(place.url) as store, journal.open("ab", 0) as done:
+    def work(theirs: ApplicationStore, first: int, journal: Path, crash: int | None = None) -> None:
+        with open_store(theirs.url) as store, journal.open("ab", 0) as done:
             for number, step in enumerate(steps[first:], first):
                 if number == crash and server is not None:
                     os.kill(server.pid, signal.SIGQUIT)
@@ -43,33 +42,35 @@ def run_compaction(run: Run, measured: Measured) -> None:
                     apply(store, step)
                 done.write(b".")
 
-    def made(suffix: str) -> Place:
-        return places.make(
+    def made(suffix: str) -> ApplicationStore:
+        return application_stores.make(
             kind, run.folder / f"new{suffix}", halves.NEW, halves.new, texts, run.database.url,
             f"new_{run.number}{suffix}",
         )  # fmt: skip
 
-    if not measured.known(run):
+    if not counts.known(run):
         first = made("_measured")
-        measured.measure(run, lambda: work(first, 0, run.folder / "journal_measured"))
-    place, journal = made(""), run.folder / "journal"
+        counts.measure(run, lambda: work(first, 0, run.folder / "journal_measured"))
+    theirs, journal = made(""), run.folder / "journal"
     journal.touch()
-    ending = measured.ending(run, None)
-    started = [endings.start(lambda: work(place, 0, journal, crash), run.said, ending)]
+    ending = counts.ending(run, None)
+    started = [endings.start(lambda: work(theirs, 0, journal, crash), run.said, ending)]
     if run.ending == "second":
-        started.append(endings.start(lambda: work(place, 0, run.folder / "journal-2"), run.folder / "said-2"))
+        started.append(
+            endings.start(lambda: work(theirs, 0, run.folder / "journal-2"), run.folder / "said-2")
+        )
     for child in started:
         run.ended(child.wait())
     revive(run)
     states = states_after(steps, texts)
     done = len(journal.read_bytes())
     if run.ending != "second":
-        check_step(run, place, states, done)
-    run.undisturbed(lambda: work(place, done if run.ending != "second" else 0, journal))
-    compare_one(run, place, states[-1], {id for _, gone in steps for id in gone})
+        check_step(run, theirs, states, done)
+    run.undisturbed(lambda: work(theirs, done if run.ending != "second" else 0, journal))
+    compare_one(run, theirs, states[-1], {id for _, gone in steps for id in gone})
 
 
-def draw_steps(run: Run, count: int) -> list[Step]:
+def draw_steps(run: StoreRun, count: int) -> list[Step]:
     """Three in four write documents, the others delete some."""
     steps: list[Step] = []
     for step in range(count):
@@ -100,46 +101,46 @@ def apply(store: Store, step: Step) -> None:
         store.upsert(Rows(documents, halves.new(list(written.values()))))
 
 
-def check_step(run: Run, place: Place, states: list[dict[int, str]], done: int) -> None:
+def check_step(run: StoreRun, theirs: ApplicationStore, states: list[dict[int, str]], done: int) -> None:
     """Check that acknowledged writes are there; the one in progress may be partly there, by document."""
     try:
-        found = place.contents()
+        found = theirs.contents()
     except Exception as error:
-        run.wrong.append(f"{place.kind} cannot be read: {error!r:.400}")
+        run.wrong.append(f"{theirs.kind} cannot be read: {error!r:.400}")
         return
     texts = {id: str(text) for id, (text, _) in found.items()}
     before, after = states[done], states[min(done + 1, len(states) - 1)]
-    if place.kind == "qdrant":
+    if theirs.kind == "qdrant":
         # It writes point by point, and for an existing point the vector first, then the text.
         changed = [id for id in texts if before.get(id) != after.get(id)]
         either = all(texts.get(id) in {before.get(id), after.get(id)} for id in {*before, *after, *texts})
         for id in changed:
-            allowed = place.vectors([each[id] for each in (before, after) if id in each])
+            allowed = theirs.vectors([each[id] for each in (before, after) if id in each])
             either = either and bool((np.abs(allowed - found[id][1]).max(axis=1) <= SAME).any())
             del found[id], texts[id]
     else:
         either = texts in (before, after)
     if not either:
-        run.wrong.append(f"{place.kind}: neither the state after {done} writes nor after {done + 1}")
-    run.wrong += different(place.kind, found, texts, place.vectors)
+        run.wrong.append(f"{theirs.kind}: neither the state after {done} writes nor after {done + 1}")
+    run.wrong += different(theirs.kind, found, texts, theirs.vectors)
 
 
-def compare_one(run: Run, place: Place, texts: Mapping[int, str], gone: set[int]) -> None:
+def compare_one(run: StoreRun, theirs: ApplicationStore, texts: Mapping[int, str], gone: set[int]) -> None:
     """One store, at the end of all writes."""
     try:
-        run.wrong += different(place.kind, place.contents(), texts, place.vectors)
+        run.wrong += different(theirs.kind, theirs.contents(), texts, theirs.vectors)
     except Exception as error:
-        run.wrong.append(f"{place.kind} cannot be read: {error!r:.400}")
+        run.wrong.append(f"{theirs.kind} cannot be read: {error!r:.400}")
         return
-    lists = {id: found for id, found in places.access_lists(place).items() if found}
-    wanted = {id: found for id, found in place.kept.items() if id not in gone}
-    place.kept = {}
-    run.wrong += place.strange()
+    lists = {id: found for id, found in application_stores.access_lists(theirs).items() if found}
+    wanted = {id: found for id, found in theirs.kept.items() if id not in gone}
+    theirs.kept = {}
+    run.wrong += theirs.strange()
     if any(lists.get(id) != found for id, found in wanted.items()):
-        run.wrong.append(f"{place.kind}: access lists changed")
+        run.wrong.append(f"{theirs.kind}: access lists changed")
 
 
-def run_file(run: Run, measured: Measured) -> None:
+def run_file(run: StoreRun, counts: CallCounts) -> None:
     """A file of vectors, as `trimtab embed` writes it."""
     (kind,) = run.kinds
     texts = [f"line {number} of run {run.number}" for number in range(200)]
@@ -174,10 +175,10 @@ def run_file(run: Run, measured: Measured) -> None:
     output.parent.mkdir()
     for name, content in foreign.items():
         (output.parent / name).write_bytes(content)
-    if not measured.known(run):
+    if not counts.known(run):
         (run.folder / "measured").mkdir()
-        measured.measure(run, lambda: guarded(run.folder / "measured" / output.name))
-    started = [endings.start(lambda: guarded(output), run.said, measured.ending(run, None))]
+        counts.measure(run, lambda: guarded(run.folder / "measured" / output.name))
+    started = [endings.start(lambda: guarded(output), run.said, counts.ending(run, None))]
     if run.ending == "second":
         started.append(endings.start(lambda: guarded(output), run.folder / "said-2"))
     for child in started:

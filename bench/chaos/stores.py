@@ -24,10 +24,10 @@ from typing import Any
 import faiss
 
 from bench import processes
-from bench.chaos import places, store_moves, store_writes
+from bench.chaos import application_stores, store_moves, store_writes
 from bench.chaos.endings import REFUSED
-from bench.chaos.store_run import Measured, Run
-from bench.chaos.table import Bar, Part, table
+from bench.chaos.store_run import CallCounts, StoreRun
+from bench.chaos.table import Bar, PartResult, table
 from bench.report import append
 from tests.client.stores.postgres_process import PostgresProcess, postgres
 from trimtab.commands import vector_files
@@ -48,15 +48,19 @@ DO = {
 }
 
 
-def draw(run: Run) -> None:
+def draw(run: StoreRun) -> None:
     """What the run does, over which stores, and how it ends."""
     run.operation = run.random.choices(list(OPERATIONS), list(OPERATIONS.values()))[0]
-    target = run.random.choice(places.TARGETS)
+    target = run.random.choice(application_stores.TARGETS)
     if run.operation == "file":
         run.kinds = (run.random.choice((".npy", ".jsonl")),)
         run.ending = run.random.choice(("kill", "full", "failing", "second"))
         return
-    run.kinds = (run.random.choice(places.SOURCES), target) if run.operation != "compaction" else (target,)
+    run.kinds = (
+        (run.random.choice(application_stores.SOURCES), target)
+        if run.operation != "compaction"
+        else (target,)
+    )
     possible = [each for each in ENDINGS[target] if run.operation == "reindex" or each != "edited"]
     run.ending = "kill" if run.operation == "search" else run.random.choice(possible)
 
@@ -76,20 +80,20 @@ def runs(
     folder: Path, count: int, seed: int, database: PostgresProcess, first: int = 0
 ) -> Iterator[dict[str, Any]]:
     """The outcomes of the runs from number `first` on."""
-    measured = Measured()
+    counts = CallCounts()
     with small_generations():
         for number in range(first, count):
-            run = Run(number, folder / f"run-{number}", random.Random(f"{seed}:{number}"), database)
+            run = StoreRun(number, folder / f"run-{number}", random.Random(f"{seed}:{number}"), database)
             shutil.rmtree(run.folder, ignore_errors=True)
             run.folder.mkdir(parents=True)
             draw(run)
-            DO[run.operation](run, measured)
+            DO[run.operation](run, counts)
             if not run.wrong and not run.worse:
                 shutil.rmtree(run.folder)
             yield run.kept()
 
 
-def part(found: list[dict[str, Any]], seconds: float) -> Part:
+def part(found: list[dict[str, Any]], seconds: float) -> PartResult:
     """The figures of all runs, by kind, and their bars."""
     lines: dict[str, Counter[str]] = defaultdict(Counter)
     for run in found:
@@ -110,10 +114,10 @@ def part(found: list[dict[str, Any]], seconds: float) -> Part:
         Bar("runs with something lost or changed", totals["wrong"], 0),
         Bar("searches worse than the old half", totals["worse"], 0),
     ]
-    return Part(figures, bars)
+    return PartResult(figures, bars)
 
 
-def run(folder: Path, count: int, seed: int = 1, *, quiet: bool = False) -> Part:
+def run(folder: Path, count: int, seed: int = 1, *, quiet: bool = False) -> PartResult:
     """All runs; a second call with the same folder resumes."""
     faiss.omp_set_num_threads(1)  # threads do not survive a fork
     folder.mkdir(parents=True, exist_ok=True)

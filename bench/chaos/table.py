@@ -19,7 +19,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartResult:
     """All results of a part."""
 
     figures: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Part:
         return {"bars": bars, **self.figures}
 
 
-def table(parts: Mapping[str, Part]) -> str:
+def table(parts: Mapping[str, PartResult]) -> str:
     """A line for each bar."""
     lines = [f"{'part':<10}{'figure':<34}{'value':>10}{'bar':>10}"]
     for name, part in parts.items():

@@ -8,8 +8,9 @@ import pytest
 
 import trimtab
 from bench.chaos import floods, known, targets
-from bench.chaos.callers import CHECKED, Ledger
-from bench.chaos.table import Bar, Part, table
+from bench.chaos.fuzzed import Refusing
+from bench.chaos.ledger import CHECKED, Ledger
+from bench.chaos.table import Bar, PartResult, table
 from bench.limit import Bare
 from bench.processes import ROOT
 from trimtab_server.config import LimitSettings
@@ -42,7 +43,7 @@ def test_the_ledger_notices_what_is_wrong() -> None:
 
 
 def test_a_bar_that_is_missed_is_shown() -> None:
-    shown = table({"faults": Part({}, [Bar("lost", 0, 0), Bar("twice", 1, 0)])}).splitlines()
+    shown = table({"faults": PartResult({}, [Bar("lost", 0, 0), Bar("twice", 1, 0)])}).splitlines()
     assert shown[1].endswith("pass")
     assert shown[2].endswith("FAIL")
 
@@ -63,8 +64,8 @@ def test_floods_are_held_against_what_the_documentation_derives() -> None:
 def test_what_the_fuzzer_begins_with_fails_nothing(name: str, tmp_path: Path) -> None:
     target = targets.TARGETS[name](tmp_path)
     for number, seed in enumerate(target.seeds):
-        before = targets.Refusing.count
+        before = Refusing.count
         target.run(seed)
-        assert number >= target.right or targets.Refusing.count == before, f"refused: {seed!r}"
+        assert number >= target.right or Refusing.count == before, f"refused: {seed!r}"
         target.run(seed[: len(seed) // 2])
     target.run(b"")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trimtab
-from bench.chaos import endings, halves, places, store_run, stores
+from bench.chaos import application_stores, endings, halves, store_run, stores
 from bench.chaos.endings import Ending
 from trimtab.stores import open_store
 
@@ -25,20 +25,20 @@ def test_some_runs_lose_nothing(tmp_path: Path) -> None:
 
 def test_what_is_lost_is_noticed(tmp_path: Path) -> None:
     texts = {id: f"text {id}" for id in range(10)}
-    place = places.make("taken", tmp_path / "store", halves.NEW, halves.new, texts, "", "")
-    right = place.contents()
+    theirs = application_stores.make("taken", tmp_path / "store", halves.NEW, halves.new, texts, "", "")
+    right = theirs.contents()
 
-    def wrong(contents: places.Contents) -> str:
+    def wrong(contents: application_stores.Contents) -> str:
         return " ".join(store_run.different("it", contents, texts, halves.new))
 
-    assert wrong(right) == "" and place.strange() == []
+    assert wrong(right) == "" and theirs.strange() == []
     assert "1 lost [3]" in wrong({id: right[id] for id in texts if id != 3})
     assert "too many [11]" in wrong({**right, 11: right[1]})
     assert "texts of [2]" in wrong({**right, 2: right[1]})
     assert "1 vectors are others" in wrong({**right, 2: (right[2][0], np.roll(right[2][1], 1))})
-    (place.folder / "index-2025.faiss").unlink()
-    (place.folder / "notes.txt").write_text("changed")
-    assert sorted(place.strange()) == ["taken: index-2025.faiss changed", "taken: notes.txt changed"]
+    (theirs.folder / "index-2025.faiss").unlink()
+    (theirs.folder / "notes.txt").write_text("changed")
+    assert sorted(theirs.strange()) == ["taken: index-2025.faiss changed", "taken: notes.txt changed"]
 
 
 def test_endings(tmp_path: Path) -> None:
@@ -65,12 +65,12 @@ def test_endings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["faiss", "taken", "npy", "parquet"])
-def test_places_are_stores(tmp_path: Path, kind: str) -> None:
+def test_application_stores_are_stores(tmp_path: Path, kind: str) -> None:
     texts = {id: f"text {id}" for id in range(10)}
-    place = places.make(kind, tmp_path / "store", halves.OLD, halves.old, texts, "", "")
-    with open_store(place.url) as store:
+    theirs = application_stores.make(kind, tmp_path / "store", halves.OLD, halves.old, texts, "", "")
+    with open_store(theirs.url) as store:
         assert store.form == halves.OLD
-    place.edit({3: "changed", 10: "new"}, [])
+    theirs.edit({3: "changed", 10: "new"}, [])
     wanted = {**texts, 3: "changed", 10: "new"}
-    assert store_run.different(kind, place.contents(), wanted, halves.old) == []
-    assert place.strange() == []
+    assert store_run.different(kind, theirs.contents(), wanted, halves.old) == []
+    assert theirs.strange() == []

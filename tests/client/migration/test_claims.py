@@ -32,6 +32,6 @@ def test_metric_encoder_and_lengths_are_looked_at_together(
     documents = [Document(number, text) for number, text in enumerate(texts)]
     with create_store(f"faiss:{tmp_path}", form) as store:
         store.upsert(Rows(documents, factor * halves.old(texts)))
-        found = claims.check_source(cast("trimtab.Client", halves.Client()), store)
+        found = claims.check_source(cast("trimtab.Client", halves.InProcessClient()), store)
     assert "20 sampled vectors" in found
     assert said in found and ("; but" in found) == bool(said)

@@ -1,0 +1,26 @@
+"""What the fuzzer calls: a function of bytes, which raises only where the code has a defect."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class FuzzTarget:
+    """A function to fuzz, and inputs to begin with, of which the first `right` ones must not be refused."""
+
+    run: Callable[[bytes], None]
+    seeds: Sequence[bytes]
+    right: int = 0
+
+
+class Refusing(contextlib.suppress):
+    """Errors that are right answers to wrong input. They are counted: to right input they are wrong ones."""
+
+    count = 0
+
+    def __exit__(self, *raised: Any) -> bool:
+        refused = bool(super().__exit__(*raised))
+        Refusing.count += refused
+        return refused
