@@ -9,9 +9,15 @@ import trimtab
 from tests.client.migration.world import fill
 from tests.client.stores.conftest import KINDS, address, database
 from tests.server.server_process import ServerProcess
+from trimtab import cli
 from trimtab_export import sentences
 
 __all__ = ["KINDS", "address", "database"]
+
+
+def run(*arguments: str) -> int:
+    """`trimtab reindex`; its exit status."""
+    return cli.main(["reindex", *arguments])
 
 
 @pytest.fixture(scope="session")

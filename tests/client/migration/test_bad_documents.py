@@ -16,10 +16,9 @@ from qdrant_client import QdrantClient, models
 
 import trimtab
 from tests.client.fake_server import DIMENSIONS, FakeServer, vectors
-from tests.client.migration.conftest import address
+from tests.client.migration.conftest import address, run
 from tests.client.migration.world import OLD, fill
 from tests.client.stores.postgres_process import PostgresProcess
-from trimtab import cli
 from trimtab.migration import reindex
 from trimtab.stores import Document, Form, Id, Rows, create_store, open_store
 from trimtab.v1 import encoder_pb2 as pb
@@ -27,10 +26,6 @@ from trimtab.v1 import encoder_pb2 as pb
 NEW = Form(space="space-1", dimensions=DIMENSIONS)
 ALL: list[Id] = list(range(40))
 TEXTS = [f"text {id}" for id in ALL]
-
-
-def run(*arguments: str) -> int:
-    return cli.main(["reindex", *arguments])
 
 
 @pytest.fixture
