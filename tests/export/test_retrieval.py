@@ -70,7 +70,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_too_few_pairs_say_so(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", PAIRS[:5])
-    with pytest.raises(ExportError, match=r"pairs\.jsonl gives 5 pairs .* 20 are the least"):
+    with pytest.raises(ExportError, match=r"pairs\.jsonl gives 5 pairs .* at least 20 are needed"):
         material.gather(path, None)
 
 

@@ -143,7 +143,7 @@ def test_an_interrupted_training_goes_on(
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ("shrp = 0.5", "shrp = 0.5 puts new blocks behind the heads.*give heal = 1"),
+        ("shrp = 0.5", "shrp = 0.5 puts new blocks after the heads.*give heal = 1"),
         ("shrp = 0.5\nffn = 0.5\nheal = 0.004", "shrp = 0.5 chooses the heads itself.*leave ffn out"),
         ("shrp = 0.5\nheads = 0.5\nlow_rank = 0.9\nheal = 0.004", "leave heads and low_rank out"),
         (
