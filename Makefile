@@ -44,7 +44,7 @@ demo-upgrade: $(INSTALLED)  ## demo: change a search's encoder and compare the w
 	$(BIN)/python -m bench.demo_upgrade $(if $(QUICK),--quick)
 
 bench-export: $(INSTALLED)  ## export benchmark: variants of two encoders; an interrupted run resumes; QUICK=1: short run
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.export $(if $(QUICK),--quick) $(BENCH)
+	$(BIN)/python -m bench.export $(if $(QUICK),--quick) $(BENCH)
 
 clean:  ## remove the environment and the exported models
 	rm -rf .venv models

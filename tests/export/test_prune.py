@@ -90,7 +90,7 @@ def test_the_layer_that_does_nothing_goes_first(made: Made) -> None:
         for linear in (block.context, block.narrow):
             linear.weight.zero_()
             linear.bias.zero_()
-    assert prune.rank_layers(made.student, [made.batches]) == [0]
+    assert prune.rank_layers(made.student, [made.batches], 1) == [0]
 
 
 def test_a_layer_that_one_kind_of_text_needs_goes_last(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_a_layer_that_one_kind_of_text_needs_goes_last(made: Made, monkeypatch: 
         return (0.5 if batches is kinds[1] else 0.0) if second_went else 0.2
 
     monkeypatch.setattr(prune, "_damage", damage)
-    assert prune.rank_layers(made.student, kinds) == [0]
+    assert prune.rank_layers(made.student, kinds, 1) == [0]
 
 
 @pytest.mark.parametrize("architecture", tiny_encoders.ARCHITECTURES)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from trimtab_export.passes import anatomy, bf16_linear
-from trimtab_export.passes.student import Student, Tokens, watch
+from trimtab_export.passes.student import LayerByLayer, Student, Tokens, watch
 
 RIDGE = 1e-3  # of the mean diagonal
 LEAST_SHARE = 0.125  # of a layer's neurons stay at least, however little they matter
@@ -50,23 +50,24 @@ def prune(
         _repair(student, whole, layers, repair)
 
 
-def rank_layers(student: Student, kinds: Sequence[Sequence[Tokens]]) -> list[int]:
-    """The layers' numbers in the order in which they can be removed, the least important first.
+def rank_layers(student: Student, kinds: Sequence[Sequence[Tokens]], most: int) -> list[int]:
+    """The numbers of the layers that can be removed, the least important first.
 
     That is the layer whose removal turns the vectors of the worst kind of text the least. Each is chosen with
     the previous ones removed.
 
     Args:
         kinds: batches of each kind of text.
+        most: how many layers to remove at most; at least one stays.
     """
     count = len(anatomy.blocks(student.backbone))
     gone: list[int] = []
     with torch.no_grad(), bf16_linear.where_faster():
         wanted = [[student(batch) for batch in batches] for batches in kinds]
-        while len(gone) < count - 1:
+        while len(gone) < min(most, count - 1):
             damages = {}
             for number in set(range(count)) - set(gone):
-                cut = student.copy()
+                cut = student.sharing()
                 kept = tuple(sorted(set(range(count)) - {*gone, number}))
                 anatomy.keep_layers(cut.backbone, kept)
                 damages[number] = max(
@@ -170,20 +171,23 @@ def _repair(
     norms = [anatomy.last_norm(old[end - 1], kind) for end in ends]
     # Of all layers at once, and read only once, so in half the bytes. The fit averages out the rounding.
     wanted = [[inputs.bfloat16() for inputs, _ in watch(whole, batch, norms)] for batch in batches]
-    changed = False
+    forward: LayerByLayer | None = None  # from the first layer that changes
     for place, (block, number, end) in enumerate(zip(blocks, numbers, ends, strict=True)):
-        if block.context.in_features < old[number].context.in_features:
+        fewer_heads = block.context.in_features < old[number].context.in_features
+        fewer_neurons = block.narrow.in_features < old[number].narrow.in_features
+        if forward is None and not (fewer_heads or fewer_neurons or end > number + 1):
+            continue
+        forward = forward or LayerByLayer(student, batches, block.module)
+        if fewer_heads:
             _fit(student, whole, block.context, old[number].context, batches)
-            changed = True
-        if changed or end > number + 1 or block.narrow.in_features < old[number].narrow.in_features:
-            norm = copy.deepcopy(norms[place])
-            anatomy.put_last_norm(block, kind, norm)
-            change = LeastChange(block.narrow)
-            for batch, totals in zip(batches, wanted, strict=True):
-                (neurons, _), (total, _) = watch(student, batch, [block.narrow, norm])
-                change.add(neurons, totals[place] - total)
-            change.make()
-            changed = True
+        norm = copy.deepcopy(norms[place])
+        anatomy.put_last_norm(block, kind, norm)
+        change = LeastChange(block.narrow)
+        seen = forward.watch(block.module, [block.narrow, norm])
+        for ((neurons, _), (total, _)), totals in zip(seen, wanted, strict=True):
+            change.add(neurons, totals[place] - total)
+        change.make()
+        forward.through(block.module)
 
 
 def _fit(student: Student, whole: Student, linear: Any, wanted: Any, batches: Sequence[Tokens]) -> None:

@@ -5,8 +5,9 @@ An `EarlyStudent` ends at an exit, with a linear map of the pooled states of its
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from trimtab_export.source import Dense, Head
 
 Tokens: TypeAlias = Mapping[str, NDArray[np.int64]]
 Floats: TypeAlias = NDArray[np.float32]
+Seen: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # what goes into a module, and comes out
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Identity": torch.nn.Identity(),
@@ -44,6 +46,11 @@ class Student:
     def copy(self) -> "Student":
         """A copy with weights of its own."""
         return Student(copy.deepcopy(self.backbone), self._head)
+
+    def sharing(self) -> "Student":
+        """One of the same weights, whose layers can be taken out."""
+        shared = {id(weight): weight for weight in self.backbone.parameters()}
+        return Student(copy.deepcopy(self.backbone, shared), self._head)
 
     def __call__(self, batch: Tokens) -> torch.Tensor:
         """float32 (n, dimensions) for a padded batch, as the exported graph gives them."""
@@ -124,13 +131,53 @@ class _AllSeenError(Exception):
     """Ends a run whose remaining results are not needed."""
 
 
-def watch(student: Student, batch: Tokens, modules: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def watch(student: Student, batch: Tokens, modules: Sequence[Any]) -> list[Seen]:
     """The inputs and outputs of modules, each run once, on the real tokens of a batch: (tokens, width) each.
 
     The encoder stops after the last of them.
     """
+    return _seen(lambda: student(batch), batch, modules)
+
+
+class LayerByLayer:
+    """Runs a student over batches one layer at a time, so that no layer runs again for those after it.
+
+    Args:
+        first: the layer to begin with; those before it run once.
+    """
+
+    def __init__(self, student: Student, batches: Sequence[Tokens], first: Any) -> None:
+        self._batches = batches
+        self._inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._inputs.append((args, kwargs))
+            raise _AllSeenError
+
+        handle = first.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            for batch in batches:
+                with suppress(_AllSeenError):
+                    student(batch)
+        finally:
+            handle.remove()
+
+    def watch(self, layer: Any, modules: Sequence[Any]) -> Iterator[list[Seen]]:
+        """Of each batch, the inputs and outputs of modules of the layer that comes next: see `watch`."""
+        for batch, (args, kwargs) in zip(self._batches, self._inputs, strict=True):
+            yield _seen(partial(layer, *args, **kwargs), batch, modules)
+
+    def through(self, layer: Any) -> None:
+        """The layer is final: those after it read its outputs from now on."""
+        for number, (args, kwargs) in enumerate(self._inputs):
+            output = layer(*args, **kwargs)
+            states = output[0] if isinstance(output, tuple) else output
+            self._inputs[number] = (states, *args[1:]), kwargs
+
+
+def _seen(run: Callable[[], object], batch: Tokens, modules: Sequence[Any]) -> list[Seen]:
     real = torch.from_numpy(batch["attention_mask"] == 1)
-    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    seen: dict[int, Seen] = {}
 
     def look(number: int, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         seen[number] = inputs[0][real], output[real]
@@ -143,7 +190,7 @@ def watch(student: Student, batch: Tokens, modules: Sequence[Any]) -> list[tuple
     ]
     try:
         with suppress(_AllSeenError):
-            student(batch)
+            run()
     finally:
         for handle in handles:
             handle.remove()

@@ -36,6 +36,7 @@ CALIBRATION = 256  # texts to choose by, and to measure ranges on
 REPAIR_TOKENS = 80_000
 BATCH = 16
 RANKING = 8  # texts of each kind to rank the layers on
+MOST_GONE = 0.5  # of the layers
 FITTING = 6000  # texts to fit the heads of exits and the axes on, in closed form
 MILLION = 1_000_000
 ROLES = 2
@@ -132,7 +133,7 @@ class Workshop:
 
     @cached_property
     def layer_order(self) -> list[int]:
-        """The layers' numbers in the order in which they can be removed; kept between runs."""
+        """The numbers of half of the layers, in the order in which they can be removed; kept between runs."""
         from trimtab_export.passes.prune import rank_layers
         from trimtab_export.passes.student import Student
 
@@ -144,7 +145,7 @@ class Workshop:
             [self.collator([self._in_role(number, text) for number, text in enumerate(kind[:RANKING])])]
             for kind in self.kinds
         ]
-        order = rank_layers(student, kinds)
+        order = rank_layers(student, kinds, round(MOST_GONE * len(anatomy.blocks(student.backbone))))
         durable.replace(path, json.dumps(order).encode())
         return order
 
