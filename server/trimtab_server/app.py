@@ -32,7 +32,7 @@ from trimtab_server.engine.queue.sharing import Sharing
 from trimtab_server.engine.runners.adapter_host import AdapterHost, IsolatedAdapterHost
 from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
 from trimtab_server.engine.tickets import Ticket
-from trimtab_server.fronts.grpc.door import Door
+from trimtab_server.fronts.grpc.front_end import GrpcFrontEnd
 from trimtab_server.inputs.preparation import Preparation
 from trimtab_server.observing import uptime
 from trimtab_server.observing.metrics import Metrics
@@ -112,12 +112,12 @@ class App:
         )
         embedder = Embedder(pipeline, self._policies(trials), config.engine.hang_seconds)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
-        self._door = Door(config, pipeline, embedder, rescorer, trials, self._tracing)
+        self._front_end = GrpcFrontEnd(config, pipeline, embedder, rescorer, trials, self._tracing)
 
     @property
     def grpc_port(self) -> int:
         """Where clients call."""
-        return self._door.port
+        return self._front_end.port
 
     def _policies(self, trials: Trials) -> list[Policy]:
         """In the order in which they plan, and look; each call pays for those that are configured."""
@@ -208,7 +208,7 @@ class App:
         if self._rehearsals is not None:
             self._rehearsals.start()
         self._engine.start()
-        await self._door.start()
+        await self._front_end.start()
         await self.repository.load_all()
         if not self.repository.encoders(SERVER):
             reasons = "".join(
@@ -230,14 +230,14 @@ class App:
     async def stop(self) -> None:
         """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
         self._ready = False
-        await self._door.drain(self.config.server.drain_seconds)
+        await self._front_end.drain(self.config.server.drain_seconds)
         self._poller.stop()
         await self._shadow.stop()
         await self.repository.stop()
         if self._rehearsals is not None:
             await asyncio.to_thread(self._rehearsals.stop)
         await asyncio.to_thread(self._adapter_host.stop)
-        await self._door.stop()
+        await self._front_end.stop()
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self._preparation.stop)
         await asyncio.to_thread(self._drift_monitor.stop)
@@ -264,7 +264,7 @@ class App:
 
     def _announce(self) -> None:
         """Tell everyone who asks what can be served now: nothing at all while no device is in service."""
-        tell = self._door.tell
+        tell = self._front_end.tell
         tell("", self._ready and self._served)
         encoders = [encoder.name for encoder in self.repository.encoders(SERVER)]
         for entry in self.repository.index(SERVER):

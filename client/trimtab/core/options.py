@@ -13,7 +13,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from trimtab.core.answers import Encoder
-from trimtab.core.option import ChoiceOption, CountOption, Option, PermissionOption, TextOption
+from trimtab.core.option_kinds import ChoiceOption, CountOption, Option, PermissionOption, TextOption
 from trimtab.errors import NotFound
 from trimtab.kinds import Dtype, Priority, Role, Truncate
 from trimtab.v1 import encoder_pb2 as pb

@@ -1,7 +1,7 @@
 """Who calls, and what they may do.
 
-A door identifies the caller and passes it on as an argument. What needs a caller cannot be called without
-one, so a missing caller is never mistaken for somebody.
+A front end identifies the caller and passes it on as an argument. What needs a caller cannot be called
+without one, so a missing caller is never mistaken for somebody.
 """
 
 from dataclasses import dataclass

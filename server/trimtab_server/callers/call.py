@@ -7,9 +7,9 @@ from trimtab_server.callers.access import Caller
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A request that a door has accepted. Times are on time.monotonic's clock.
+    """A request that a front end has accepted. Times are on time.monotonic's clock.
 
-    A door makes it from what its protocol says, and passes it on as an argument. It has no defaults, so
+    A front end makes it from what its protocol says, and passes it on as an argument. It has no defaults, so
     whoever makes one must say who calls.
     """
 

@@ -1,1 +1,1 @@
-"""The doors: each a protocol, whose messages become calls and requests, and answers messages."""
+"""The front ends, a folder for each protocol: messages become requests, and answers messages."""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.client.fake_server import DIMENSIONS
 from trimtab import kinds
-from trimtab.core.option import MOST, ChoiceOption
+from trimtab.core.option_kinds import MOST, ChoiceOption
 from trimtab.core.options import (
     OPTIONS,
     PARAMETERS,

@@ -16,7 +16,7 @@ from trimtab_server.callers.access import Caller
 from trimtab_server.callers.call import Call
 from trimtab_server.fronts.grpc.arriving import Arriving
 from trimtab_server.fronts.grpc.senders import Sender
-from trimtab_server.fronts.grpc.statuses import Context, deadline_of
+from trimtab_server.fronts.grpc.statuses import Context
 
 RETRY_SECONDS = 1.0
 
@@ -51,7 +51,7 @@ class OpenCall:
         self.caller = caller
         self.holder = holder
         self.sender = sender
-        self.deadline = deadline_of(context)
+        self.deadline = _deadline(context)
         self.request_id = request_id
         self.bytes = 0
         self.most = 0  # the most bytes of its only message; 0: it streams messages
@@ -188,3 +188,12 @@ class Intake:
         last = next(call for call in reversed(largest.calls) if counts(call))
         last.end(error)
         self.close(last)
+
+
+def _deadline(context: Context) -> float | None:
+    """The call's deadline on time.monotonic's clock.
+
+    To be asked when the call begins: gRPC keeps it in wall-clock time, which may jump during a stream.
+    """
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining

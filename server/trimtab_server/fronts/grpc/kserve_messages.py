@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from trimtab.core import options
-from trimtab.core.option import whole
+from trimtab.core.option_kinds import whole
 from trimtab.errors import InvalidArgument, Unimplemented
 from trimtab.values.dense import STORAGE
 from trimtab_server.callers.call import Call

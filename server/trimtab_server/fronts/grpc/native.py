@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from trimtab.core.options import from_message
 from trimtab.errors import InvalidArgument, ResourceExhausted
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab.values import dense, forms
+from trimtab.values import dense, item_forms
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.fronts.grpc import described
@@ -132,7 +132,7 @@ def _parse(call: Call, request: pb.EmbedRequest, most_ids: int) -> tuple[Call, E
     if request.inputs:
         if request.texts:
             raise InvalidArgument("the request has texts and inputs: send one of them")
-        form, items = forms.items(request.inputs, most_ids)
+        form, items = item_forms.items(request.inputs, most_ids)
         options |= {"texts": items, "form": form, "field": "inputs"}
     else:
         options["texts"] = request.texts

@@ -1,7 +1,6 @@
 """Errors on their way to a client: their status, what is told of them, and when to retry."""
 
 import logging
-import time
 import uuid
 from typing import Any, NoReturn, TypeAlias
 
@@ -69,15 +68,6 @@ def _retry_info(code: Code, message: str, milliseconds: int) -> bytes:
     status.details.add().Pack(RetryInfo(retry_delay=delay))
     packed: bytes = status.SerializeToString()
     return packed
-
-
-def deadline_of(context: Context) -> float | None:
-    """The call's deadline on time.monotonic's clock.
-
-    To be asked when the call begins: gRPC keeps it in wall-clock time, which may jump during a stream.
-    """
-    remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
 
 
 def shorten(message: str) -> str:

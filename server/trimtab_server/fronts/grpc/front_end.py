@@ -1,4 +1,4 @@
-"""The door for gRPC: its ports, what every call passes through, and the services behind it."""
+"""The front end for gRPC: its ports, what every call passes through, and the services behind it."""
 
 import asyncio
 import time
@@ -47,7 +47,7 @@ KSERVE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_na
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
-class Door:
+class GrpcFrontEnd:
     """Listens from its construction on; calls are answered after `start`.
 
     `tell` sets what health reports, for the server as a whole ("") and for each encoder.
