@@ -12,7 +12,7 @@ from trimtab.errors import ExportError
 from trimtab_export import sentences
 from trimtab_export.load import load
 from trimtab_export.passes import anatomy, bf16_linear, prune
-from trimtab_export.passes.student import Student, watch
+from trimtab_export.passes.student import LayerByLayer, Student, watch
 from trimtab_export.source import Settings
 from trimtab_export.steps import quiet
 from trimtab_export.tokens import Collator
@@ -71,6 +71,31 @@ def test_heads_that_do_nothing_go_first_and_are_not_missed(made: Made) -> None:
     prune.prune(cut, made.batches, made.batches, layers=None, heads=0.5, ffn=1.0)
     assert [block.heads for block in anatomy.blocks(cut.backbone)] == [1, 1]
     np.testing.assert_allclose(made.vectors(cut), made.vectors(made.student), atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", tiny_encoders.ARCHITECTURES)
+def test_layer_by_layer_a_student_computes_what_it_does_as_a_whole(architecture: str, tmp_path: Path) -> None:
+    made = Made(architecture, tmp_path)
+    blocks = anatomy.blocks(made.student.backbone)
+    with torch.no_grad():
+        forward = LayerByLayer(made.student, made.batches, blocks[0].module)
+        for block in blocks:
+            seen = list(forward.watch(block.module, [block.widen, block.narrow]))
+            for batch, modules in zip(made.batches, seen, strict=True):
+                whole = watch(made.student, batch, [block.widen, block.narrow])
+                for one, other in zip(modules, whole, strict=True):
+                    torch.testing.assert_close(one, other)
+            forward.through(block.module)
+
+
+def test_a_student_that_shares_its_weights_loses_layers_alone(made: Made) -> None:
+    whole = made.vectors(made.student)
+    shared = made.student.sharing()
+    anatomy.keep_layers(shared.backbone, (1,))
+    assert len(anatomy.blocks(made.student.backbone)) == 2
+    np.testing.assert_array_equal(made.vectors(made.student), whole)
+    mine, theirs = (next(each.backbone.parameters()) for each in (made.student, shared))
+    assert mine is theirs
 
 
 def test_the_repair_brings_vectors_nearer(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
