@@ -98,3 +98,8 @@ def test_each_floor_gets_the_deepest_cut_that_keeps_it(monkeypatch: pytest.Monke
     names = [each.passes.name for each in seen]
     assert {plans[0].name, plans[1].name, plans[3].name} <= set(names), "the deepest at each floor"
     assert len(names) == len(set(names)) == len(made)
+    seen = search._bisect(Bench(), (0.9, 0.99, 0.97), "int8", 8)  # type: ignore[arg-type]
+    names = [each.passes.name for each in seen]
+    assert names == [plans[number].name for number in (3, 1, 0, 2)], (
+        "nothing beyond one that misses the floor"
+    )

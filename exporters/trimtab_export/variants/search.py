@@ -133,16 +133,18 @@ def _bisect(
     layers = len(anatomy.blocks(shop.source.backbone))
     maker.tell("finding the layers that matter least")
     plans = cuts(layers, shop.layer_order, precision)
-    each = minutes / (FIRST_CUTS + MORE_CUTS * (len(floors) - 1))
+    share = minutes / (FIRST_CUTS + MORE_CUTS * (len(floors) - 1))
     made: dict[int, VariantCandidate | None] = {}
     low = 0
     for floor in sorted(floors, reverse=True):
-        high = len(plans)
+        # What was made for a higher floor and misses this one, too, need not be looked beyond.
+        missing = (number for number, each in made.items() if each is None or not keeps(each, floor))
+        high = min(missing, default=len(plans))
         while low < high:
             middle = (low + high) // 2
             if middle not in made:
                 plan = plans[middle]
-                heal = pace.millions(each, len(plan.layers or range(layers)), plan.ffn, shop)
+                heal = pace.millions(share, len(plan.layers or range(layers)), plan.ffn, shop)
                 made[middle] = _try(maker, msgspec.structs.replace(plan, heal=heal))
             candidate = made[middle]
             if candidate is not None and keeps(candidate, floor):
