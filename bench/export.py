@@ -4,13 +4,12 @@
     make bench-export QUICK=1                 a short run of a few minutes; nothing is recorded
     python -m bench.export --help             everything that can be chosen
 
-One export makes all of it: a search at each floor, with the texts that the machine carries, and for all-
-MiniLM-L6-v2 an exit after two thirds of the layers and a third of the width beside it. What is kept stands in
-the report card: over whole kinds of text that were left out, and the worst of them. *outside* is what is kept
-over a set that no export is made on: short descriptions of Debian's packages as queries, thousands of long
-ones as documents (bench/data.py). A card is as good as it comes near to that. Speeds are ratios of runs in
-turns, by one thread. Progress is kept in bench/.data/export: an interrupted run resumes. What came out goes
-to bench/history/export.jsonl, and into the pictures in docs/.
+One export makes all of it: a search at each floor, with the texts that the machine carries. The report card
+says what is kept over whole kinds of text that were left out, and over the worst of them. *outside* is what is
+kept over a set that no export is made on: short descriptions of Debian's packages as queries, thousands of
+long ones as documents (bench/data.py). The card is as good as it comes near to that. Speeds are ratios of
+runs in turns, by one thread. Progress is kept in bench/.data/export: an interrupted run resumes. The results
+go to bench/history/export.jsonl, and into the pictures in docs/.
 """
 
 import argparse
@@ -53,7 +52,8 @@ SPEEDS = {encoders.L6: (2.4, 3.0, 4.5), encoders.E5: (2.2, 3.0, 4.5)}  # wanted 
 SMALLEST = {encoders.L6: 30, encoders.E5: 50}  # MB wanted at the first floor
 LEAST_BATCH_COSINE = 0.99999
 NEAR = 0.02  # a card may say so much more than its worst set than what is kept outside
-EXIT, WIDTH = 4, 128
+EXITS = {encoders.L6: 4, encoders.E5: 8}  # layers
+WIDTH = 128
 EXIT_HEAL = 0.3  # million tokens
 MINUTES = 30
 OUTSIDE_QUERIES, OUTSIDE_DOCUMENTS, CHARACTERS = 500, 4000, 400
@@ -74,6 +74,10 @@ def main() -> int:
     parser.add_argument(
         "--recipe", type=Path, help="make the variants of this file instead of searching; nothing is recorded"
     )
+    parser.add_argument(
+        "--exits", action="store_true",
+        help="also make exits after two thirds of the layers, and a third of the width",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="few texts, to see that it runs")
     options = parser.parse_args()
     if options.quick:
@@ -97,12 +101,13 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if options.recipe:
         wanted = VariantRequest(recipe.load(options.recipe))
     else:
-        leaving = (
-            Passes(name=f"exit{EXIT}", exit=EXIT),
-            Passes(name=f"exit{EXIT}-healed", exit=EXIT, heal=EXIT_HEAL),
+        depth = EXITS[name]
+        exits = (
+            Passes(name=f"exit{depth}", exit=depth),
+            Passes(name=f"exit{depth}-healed", exit=depth, heal=EXIT_HEAL),
             Passes(name=f"width{WIDTH}", width=WIDTH),
         )
-        beside = leaving if name == encoders.L6 else ()
+        beside = exits if options.exits else ()
         wanted = VariantRequest(beside, min_quality=tuple(options.floors), heal_minutes=options.heal_minutes)
     done = work / "repository" / name.lower() / "1"
     with _minutes(work / "seconds") as minutes:
