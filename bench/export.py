@@ -5,11 +5,11 @@
     python -m bench.export --help             everything that can be chosen
 
 One export makes all of it: a search at each floor, with the texts that the machine carries. The report card
-says what is kept over whole kinds of text that were left out, and over the worst of them. *outside* is what is
-kept over a set that no export is made on: short descriptions of Debian's packages as queries, thousands of
-long ones as documents (bench/data.py). The card is as good as it comes near to that. Speeds are ratios of
-runs in turns, by one thread. Progress is kept in bench/.data/export: an interrupted run resumes. The results
-go to bench/history/export.jsonl, and into the pictures in docs/.
+says what is kept over whole kinds of text that were left out, and over the worst of them. *outside* is what
+is kept over a set that no export is made on: short descriptions of Debian's packages as queries, thousands
+of long ones as documents (bench/data.py). The card is as good as it comes near to that. Speeds are ratios
+of runs in turns, by one thread. Progress is kept in bench/.data/export: an interrupted run resumes. The
+results go to bench/history/export.jsonl, and into the pictures in docs/.
 """
 
 import argparse
