@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The server on CPUs, without torch:
+# This image serves on CPUs, without torch:
 #   docker build -f docker/cpu.Dockerfile -t trimtab/server:0.1.0 .
 #   docker run --read-only --tmpfs /tmp -v ./models:/models:ro -p 8001:8001 trimtab/server:0.1.0 \
 #     serve --repository /models --grpc-address 0.0.0.0:8001
@@ -14,9 +14,9 @@ RUN python -m venv /opt/trimtab \
 
 FROM python:3.11-slim
 COPY --from=build /opt/trimtab /opt/trimtab
-# Only /tmp is writable; measured costs are kept there.
+# Only /tmp is writable. HOME is there, so that the server can keep measured costs.
 ENV PATH=/opt/trimtab/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# The chart's user; it owns nothing in the image.
+# The chart runs as the same user. It owns nothing in the image.
 USER 10001:10001
 EXPOSE 8001 8002 8003
 ENTRYPOINT ["trimtab"]

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The server on NVIDIA GPUs, without torch: ONNX Runtime's CUDA provider over the base image's CUDA 13 and cuDNN 9.
+# This image serves on NVIDIA GPUs, without torch. ONNX Runtime's CUDA provider uses the base image's CUDA 13 and cuDNN 9:
 #   docker build -f docker/gpu.Dockerfile -t trimtab/server:0.1.0-gpu .
 #   docker run --gpus all --read-only --tmpfs /tmp -v ./models:/models:ro -p 8001:8001 trimtab/server:0.1.0-gpu \
 #     serve --repository /models --grpc-address 0.0.0.0:8001
@@ -20,9 +20,9 @@ RUN python3 -m venv /opt/trimtab \
 
 FROM base
 COPY --from=build /opt/trimtab /opt/trimtab
-# Only /tmp is writable; measured costs are kept there.
+# Only /tmp is writable. HOME is there, so that the server can keep measured costs.
 ENV PATH=/opt/trimtab/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# The chart's user; it owns nothing in the image.
+# The chart runs as the same user. It owns nothing in the image.
 USER 10001:10001
 EXPOSE 8001 8002 8003
 ENTRYPOINT ["trimtab"]
