@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# This image serves on NVIDIA GPUs, without torch. ONNX Runtime's CUDA provider uses the base image's CUDA 13 and cuDNN 9:
+# This image serves on NVIDIA GPUs, without torch. ONNX Runtime's CUDA provider uses CUDA 13 and cuDNN 9 from the
+# base image:
 #   docker build -f docker/gpu.Dockerfile -t trimtab/server:0.1.0-gpu .
 #   docker run --gpus all --read-only --tmpfs /tmp -v ./models:/models:ro -p 8001:8001 trimtab/server:0.1.0-gpu \
 #     serve --repository /models --grpc-address 0.0.0.0:8001

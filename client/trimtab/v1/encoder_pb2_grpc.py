@@ -86,8 +86,8 @@ class EncoderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rescore(self, request, context):
-        """Scores candidates for a query, by whichever of the encoder's outputs is named. This is the second stage of
-        a search whose first stage fetched the candidates from an index in another space, or by another encoder.
+        """Scores candidates for a query, by the output that the request names. This is the second stage of a
+        search: the first stage fetched the candidates from an index in another space, or with another encoder.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,14 +101,14 @@ class EncoderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetEncoder(self, request, context):
-        """Describes one encoder. NOT_FOUND if it is not served.
+        """Describes one encoder. Returns NOT_FOUND if it is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """Lists all adapters in the repository. For one that is not served, `problem` gives the reason.
+        """Lists all adapters in the repository. If one is not served, its `problem` gives the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
