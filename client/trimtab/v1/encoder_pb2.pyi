@@ -803,7 +803,7 @@ class RescoreResponse(_message.Message):
     space: _builtins.str
     """the space the scores were computed in"""
     similarity: _builtins.str
-    """that scored: cosine, dot, euclidean, manhattan, or that of another kind of output"""
+    """used to score: cosine, dot, euclidean, manhattan, or that of another kind of output"""
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indexes of candidates that came without a text and are not in the cache. If there are any, nothing was
