@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypedDict, Unpack, cast, get_type_hints
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from trimtab.core.answers import Encoder
 from trimtab.core.option_kinds import ChoiceOption, CountOption, Option, PermissionOption, TextOption
@@ -196,14 +197,17 @@ Read = Callable[[str, Any], Any]
 
 
 @cache
-def _fields(message: Descriptor) -> tuple[tuple[str, str, Read | None], ...]:
-    """The options that a message has fields for, with those, and how they are read; None: as they are."""
-    named = ((name, option.field or name, option) for name, option in OPTIONS.items())
-    return tuple(
-        (name, field, None if isinstance(option, TextOption) and not option.repeated else option.from_field)
-        for name, field, option in named
-        if field in message.fields_by_name
-    )
+def _fields(kind: Descriptor) -> tuple[dict[str, Any], dict[str, tuple[str, Read | None]]]:
+    """The options that a kind of message has fields for: their values in an empty one; and of each field, the
+    option and how it is read (None: as it is)."""
+    empty, values, fields = GetMessageClass(kind)(), dict[str, Any](), dict[str, tuple[str, Read | None]]()
+    for name, option in OPTIONS.items():
+        field = option.field or name
+        if field in kind.fields_by_name:
+            as_it_is = isinstance(option, TextOption) and not option.repeated
+            fields[field] = name, None if as_it_is else option.from_field
+            values[name] = option.from_field(name, getattr(empty, field))
+    return values, fields
 
 
 def from_message(request: Message) -> dict[str, Any]:
@@ -211,10 +215,12 @@ def from_message(request: Message) -> dict[str, Any]:
 
     Of several spaces, the first. Raises InvalidArgument for a number that stands for nothing.
     """
-    found = {}
-    for name, field, read in _fields(request.DESCRIPTOR):
-        content = getattr(request, field)
-        found[name] = content if read is None else read(name, content)
+    empty, fields = _fields(request.DESCRIPTOR)
+    found = empty.copy()
+    for field, content in request.ListFields():  # those that are set: few
+        if (known := fields.get(field.name)) is not None:
+            name, read = known
+            found[name] = content if read is None else read(name, content)
     return found
 
 

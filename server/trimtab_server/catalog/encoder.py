@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from trimtab.artifacts import variants
@@ -36,7 +37,7 @@ class RequestedOutput(NamedTuple):
     route: Route
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class LoadedEncoder:
     """A loaded graph of a bundle: the first variant's, which is the encoder itself, or another one's.
 
@@ -65,7 +66,7 @@ class LoadedEncoder:
         """The variant whose graph this is."""
         return self.manifest.variants[0]
 
-    @property
+    @cached_property
     def output(self) -> ServedOutput:
         """The default output."""
         return next(iter(self.outputs.values()))
@@ -75,12 +76,12 @@ class LoadedEncoder:
         """The way into its own space."""
         return self.output.own
 
-    @property
+    @cached_property
     def default(self) -> RequestedOutput:
         """The default output, in its own space."""
         return RequestedOutput(self.output, self.output.own)
 
-    @property
+    @cached_property
     def mapped(self) -> str:
         """The column of the vectors that adapters map; "" if the default output is not dense."""
         return self.output.columns[0] if self.output.kind.kind == "dense" else ""
@@ -93,7 +94,7 @@ class LoadedEncoder:
             raise FailedPrecondition(f"encoder {self.name} gives {kind}, where dense vectors are needed")
         return self.mapped
 
-    @property
+    @cached_property
     def states_width(self) -> int:
         """How many components of inner states the model gives with the embedding; 0: none."""
         return sum(output.width for output in self.model.outputs if output.name == dense.STATES)

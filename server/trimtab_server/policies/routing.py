@@ -24,8 +24,13 @@ class Routing(Policy):
         self._adapters = adapters
 
     def plan(self, call: Call, plan: Plan) -> Plan:
-        found = requested_outputs(self._adapters, call.caller, plan.encoder, plan.request)
-        return msgspec.structs.replace(plan, outputs=found)
+        request = plan.request
+        if request.outputs or request.spaces:
+            found = requested_outputs(self._adapters, call.caller, plan.encoder, request)
+            return msgspec.structs.replace(plan, outputs=found)
+        for output, route in plan.outputs:  # the default
+            output.kind.check(route, Shape(request.dimensions, request.dtype))
+        return plan
 
 
 def requested_outputs(
