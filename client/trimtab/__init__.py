@@ -1,4 +1,4 @@
-"""Trimtab's client: text in, vectors of a named space out.
+"""Trimtab's client: it turns texts into vectors of a named space.
 
     import trimtab
 
@@ -7,7 +7,7 @@
         for vector in client.embed_stream(open("texts.txt")):
             ...
 
-`AsyncClient` is the same for asyncio. Every error is a TrimtabError; arrays are NumPy's.
+`AsyncClient` is the same for asyncio. Every error is a TrimtabError; arrays are NumPy arrays.
 """
 
 # ruff: noqa: F405 (the names come from trimtab.public)
@@ -61,7 +61,7 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """A public name, imported at first use: a device's own process needs modules of ours, and no gRPC."""
+        """A public name, imported at first use: a device's own process imports our modules without gRPC."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(importlib.import_module("trimtab.public"), name)

@@ -1,4 +1,4 @@
-"""What the SDK gives: plain, frozen data, no protobuf."""
+"""What the SDK returns: plain, frozen data, without protobuf."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -15,10 +15,10 @@ Vectors: TypeAlias = NDArray[Any]  # its dtype follows the request: float32, flo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request to the server may hold; 0 where the server names no limit.
+    """The server's limits for one request; 0 means that the server names no limit.
 
-    The SDK splits requests that exceed `max_texts` or `max_message_bytes`; a single text above
-    `max_text_bytes` (in UTF-8) is refused.
+    The SDK splits requests that exceed `max_texts` or `max_message_bytes`, and refuses a single text longer
+    than `max_text_bytes` (in UTF-8).
     """
 
     max_texts: int
@@ -30,9 +30,9 @@ class Limits:
 class Variant:
     """One graph of an encoder's bundle: the encoder itself, or a smaller or faster one.
 
-    `space` is its own, `dimensions` the length of its vectors, `layers` how many it computes (0: unknown).
-    Requests may name it if it is `loaded`. `fidelity` says how much of the encoder's quality it keeps and
-    what it gains, as measured at export; None for the encoder itself.
+    `space` is its own space, `dimensions` the length of its vectors, `layers` the number of layers it
+    computes (0: unknown). Requests may name it if it is `loaded`. `fidelity` says how much of the encoder's
+    quality it keeps and what it gains, as measured at export; None for the encoder itself.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Variant:
 class Encoder:
     """One version of an encoder that a server serves.
 
-    `space` names the coordinate system of its vectors: vectors may be compared only where it is the same.
-    `similarity` is the measure made for them: cosine, dot, euclidean or manhattan. `dimensions` is the
-    number of components of a full vector; `normalized` says that vectors have length 1. At most `max_tokens`
-    tokens of a text are read, special tokens included. The server prepends the prompts. A version on trial
-    answers a `canary_share` of the requests that name no version, or is shown a `shadow_share` of the texts
-    without answering. `variants` are those of its bundle, the encoder itself first.
+    `space` names the coordinate system of its vectors: only vectors of the same space may be compared.
+    `similarity` is how to compare them: cosine, dot, euclidean or manhattan. `dimensions` is the number of
+    components of a full vector; `normalized` says that vectors have length 1. At most `max_tokens` tokens of
+    a text are read, including special tokens. The server prepends the prompts. A version on trial answers a
+    `canary_share` of the requests that name no version, or receives a `shadow_share` of the texts without
+    answering. `variants` are those of its bundle, the encoder itself first.
     """
 
     name: str
@@ -75,9 +75,9 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTimes:
-    """Where the time went inside the server, in seconds; the stages follow one another.
+    """Where the time went inside the server, in seconds, stage after stage.
 
-    If a call was split into several requests, each stage is their sum.
+    If a call was split into several requests, each stage is the sum over them.
     """
 
     tokenize: float = 0.0
@@ -90,21 +90,21 @@ class StageTimes:
 class Embeddings:
     """Vectors, and how they were made.
 
-    vectors: (n, d), one row a text, in the order of the texts; the caller's own, writable. Of float32,
-        float16, int8, or uint8 for dtype "ubinary", where d is the number of bytes.
-    token_counts: (n,) uint32, the tokens the encoder read of each text, special tokens included.
-    encoder, version, space: what made them; all rows are of this one space.
-    adapters: ENCODER/NAME of the adapters that were applied, in order; none: the vectors are the variant's
-        own. If an adapter was replaced during a call that was split, both are named.
-    scale: for int8, what one step is worth: `vectors * scale`; otherwise 0.
+    vectors: (n, d), one row per text, in the order of the texts; writable, and the caller's own. The dtype is
+        float32, float16 or int8, or uint8 for dtype "ubinary", where d is the number of bytes.
+    token_counts: (n,) uint32, the number of tokens the encoder read of each text, including special tokens.
+    encoder, version, space: what made the vectors; all rows are of this one space.
+    adapters: ENCODER/NAME of each adapter applied, in order; if empty, the vectors are the variant's own. If
+        an adapter was replaced during a call that was split, both are named.
+    scale: for int8, the value of one step: `vectors * scale`; otherwise 0.
     times: where the time went inside the server.
-    variant: the variant of the encoder that computed them.
+    variant: the variant of the encoder that computed the vectors.
     browned_out: the server was overloaded, and `variant` answered some or all rows instead of the encoder
-        itself: use them to search an index of their space, not to fill one.
-    reach, suspicious: if the server checks passages (role "passage") before they are indexed: (n,) float32,
-        the share of its sentinel queries that would show each among the first ten results, NaN for those
-        not checked; and (n,) bool, whether that is far more than ordinary passages reach. None if none was
-        checked.
+        itself. Use these vectors to search an index of their space, not to fill one.
+    reach, suspicious: set if the server checks passages (role "passage") before they are indexed. reach is
+        (n,) float32, the share of its sentinel queries that would show each passage among the first ten
+        results, NaN for passages not checked. suspicious is (n,) bool, whether that is far more than
+        ordinary passages reach. Both are None if no passage was checked.
     """
 
     vectors: Vectors
@@ -127,11 +127,11 @@ class Adapter:
     """An adapter of a server's repository: a map from the space of one encoder into that of an older one.
 
     `encoder` and `name` locate it in the repository; answers call it `encoder/name`. `source` and `target`
-    are its two ends, `rung` the kind of map, `groups` those it knows. `verdict` and `reasons` are how it was
-    judged; "bridge" and "cascade" are served, and `provisional` says that there was no relevance data to
-    judge by. `calibrator` maps scores of adapted queries onto the scale of the target's own, so that an
-    application's thresholds keep their meaning. `problem` says why requests cannot use it; it is empty if
-    they can.
+    are its two ends, `rung` is the kind of map, `groups` are the groups it knows. `verdict` and `reasons`
+    say how it was judged; "bridge" and "cascade" are served. `provisional` says that there was no relevance
+    data to judge by. `calibrator` maps scores of adapted queries onto the scale of the target's own scores,
+    so that an application's thresholds keep their meaning. `problem` says why requests cannot use the
+    adapter; it is empty if they can.
     """
 
     encoder: str

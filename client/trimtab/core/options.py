@@ -1,7 +1,7 @@
 """The options of a request, each declared once, in EmbedOptions.
 
-From an option's line there follow the SDK's keyword, its check, the message that carries it, the argument of
-`trimtab embed`, and what the server reads off either protocol. Adding one is that line, and its test.
+An option's line there defines the SDK's keyword, its check, its message field, the argument of
+`trimtab embed`, and how the server reads it from either protocol. To add an option, add a line and its test.
 """
 
 import argparse
@@ -28,26 +28,26 @@ _PRIORITIES = {"interactive": pb.PRIORITY_INTERACTIVE, "bulk": pb.PRIORITY_BULK}
 class EmbedOptions(TypedDict, total=False):
     """How texts are embedded: the keywords of every `embed` call.
 
-    encoder: the encoder's name; may be left out where the server serves only one.
-    version: the encoder's version; left out, the newest.
-    role: "query" or "passage"; needed by encoders with prompts, left out for those without.
-    dimensions: leading components to keep; left out, all.
-    dtype: what a component is: "float32" (the default), "float16", "int8" (multiply by `Embeddings.scale`
-        for the value) or "ubinary" (one sign bit a component, eight to a byte, the first in the highest bit).
-    truncate: where a text of more tokens than the encoder reads is cut: at its "end" (the default), at its
-        "start", or "none": then such a text is refused with InvalidArgument.
-    priority: "interactive" (the default), or "bulk" for work that nobody waits for: it goes on beside
+    encoder: the encoder's name; may be omitted if the server serves only one.
+    version: the encoder's version; the newest by default.
+    role: "query" or "passage"; required by encoders with prompts, omitted for those without.
+    dimensions: how many leading components to keep; all by default.
+    dtype: the type of a component: "float32" (the default), "float16", "int8" (multiply by
+        `Embeddings.scale` for the value) or "ubinary" (one sign bit per component, eight to a byte, the first
+        in the highest bit).
+    truncate: where to cut a text that has more tokens than the encoder reads: at its "end" (the default) or
+        at its "start". With "none", such a text is refused with InvalidArgument.
+    priority: "interactive" (the default), or "bulk" for work that nobody waits for, which runs beside
         interactive work, but after it.
-    space: the space that the vectors are wanted in; left out, the encoder's own. Another one is reached
-        through adapters: NotFound where none leads there, FailedPrecondition where the ones that do were
-        found wanting.
-    group: the texts' language, tenant or the like, for adapters that know groups.
-    variant: a variant of the encoder, by its name: a space of its own. NotFound where there is none of the
-        name, FailedPrecondition where the server has not loaded it. See `Encoder.variants`.
-    layers: the variant that computes so many layers, where `variant` names none; of several the one with the
-        fewest dimensions that are enough for `dimensions`.
-    allow_brownout: whether a server that is overloaded, and configured to, may answer from a cheaper variant
-        (the default); only interactive requests with the role "query" are answered so, and say it in
+    space: the space of the vectors; the encoder's own by default. Other spaces are reached through adapters:
+        NotFound if no adapter leads there, FailedPrecondition if those that do failed their checks.
+    group: the texts' language, tenant or similar, for adapters that know groups.
+    variant: the name of a variant of the encoder, which has its own space. NotFound if there is no such
+        variant, FailedPrecondition if the server has not loaded it. See `Encoder.variants`.
+    layers: if `variant` is omitted, the variant that computes this many layers; if there are several, the
+        one with the fewest dimensions that suffice for `dimensions`.
+    allow_brownout: whether an overloaded server may answer from a cheaper variant, if configured to (the
+        default). It does so only for interactive requests with the role "query", and reports it in
         `Embeddings.browned_out`.
     """
 
@@ -126,16 +126,16 @@ OPTIONS: Mapping[str, Option] = {
 PARAMETERS: Mapping[str, str] = {
     option.parameter: name for name, option in OPTIONS.items() if option.parameter
 }
-"""The names of the options that KServe's parameters carry, by the parameter."""
+"""For each KServe parameter, the name of the option it carries."""
 
 
 _DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
 
 
 class Options:
-    """The options of a call, checked; `values` has all of them.
+    """The options of a call, checked; `values` holds all of them.
 
-    Raises InvalidArgument for a value that cannot be, which names the choices.
+    Raises InvalidArgument, which names the choices, for an invalid value.
     """
 
     def __init__(self, **options: Unpack[EmbedOptions]) -> None:
@@ -147,12 +147,12 @@ class Options:
 
     @property
     def itself(self) -> bool:
-        """Whether this asks for the encoder itself, in whose space the vectors then are if none is named."""
+        """Whether this asks for the encoder itself; vectors are then in its space, unless one is named."""
         return not self.values["variant"] and self.values["layers"] is None
 
     @property
     def version(self) -> tuple[str, str]:
-        """The encoder and its version, each as it was named."""
+        """The encoder and its version, each as given."""
         return self.values["encoder"], self.values["version"]
 
     @property
@@ -162,7 +162,7 @@ class Options:
         return (space,) if space else ()
 
     def request(self, texts: Iterable[str] = (), spaces: Sequence[str] | None = None) -> pb.EmbedRequest:
-        """The message that asks for these texts, in these spaces instead of `space` where they are given."""
+        """The request for these texts, in `spaces` if given, otherwise in the option `space`."""
         fields = self._message_fields if spaces is None else {**self._message_fields, "spaces": spaces}
         return pb.EmbedRequest(texts=texts, **fields)
 
@@ -181,7 +181,7 @@ class Options:
         return Options(**values)
 
     def pinned(self, encoder: Encoder) -> "Options":
-        """The same options for exactly this version of an encoder; NotFound where it has no such variant."""
+        """The same options for exactly this version of an encoder; NotFound if it has no such variant."""
         variant, layers, known = self.values["variant"], self.values["layers"], encoder.variants
         there = [each for each in known if variant in ("", each.name) and layers in (None, each.layers)]
         if known and not there:
@@ -198,8 +198,8 @@ Read = Callable[[str, Any], Any]
 
 @cache
 def _fields(kind: Descriptor) -> tuple[dict[str, Any], dict[str, tuple[str, Read | None]]]:
-    """The options that a kind of message has fields for: their values in an empty one; and of each field, the
-    option and how it is read (None: as it is)."""
+    """The options that a kind of message has fields for: their values in an empty message; and, by field, the
+    option and how to read it (None: as it is)."""
     empty, values, fields = GetMessageClass(kind)(), dict[str, Any](), dict[str, tuple[str, Read | None]]()
     for name, option in OPTIONS.items():
         field = option.field or name
@@ -213,11 +213,11 @@ def _fields(kind: Descriptor) -> tuple[dict[str, Any], dict[str, tuple[str, Read
 def from_message(request: Message) -> dict[str, Any]:
     """The options that an EmbedRequest holds, or a message with some of its fields.
 
-    Of several spaces, the first. Raises InvalidArgument for a number that stands for nothing.
+    If there are several spaces, it takes the first. Raises InvalidArgument for an unknown enum number.
     """
     empty, fields = _fields(request.DESCRIPTOR)
     found = empty.copy()
-    for field, content in request.ListFields():  # those that are set: few
+    for field, content in request.ListFields():  # only the fields that are set, which are few
         if (known := fields.get(field.name)) is not None:
             name, read = known
             found[name] = content if read is None else read(name, content)
@@ -234,7 +234,7 @@ def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def declare(parser: argparse._ActionsContainer, names: Iterable[str] = OPTIONS, **helps: str) -> None:
-    """Declare arguments for those of these options that have one. `helps`: other words for some."""
+    """Declare the arguments of these options, if they have one. `helps` replaces the help of some."""
     for name in names:
         if OPTIONS[name].help:
             argument = OPTIONS[name].argument()
@@ -243,6 +243,6 @@ def declare(parser: argparse._ActionsContainer, names: Iterable[str] = OPTIONS, 
 
 
 def given(arguments: argparse.Namespace, **others: Unpack[EmbedOptions]) -> Options:
-    """The options that a command line names, and these."""
+    """The options given on the command line, and `others`."""
     named = {name: getattr(arguments, name) for name, option in OPTIONS.items() if option.help}
     return Options(**cast(EmbedOptions, {**named, **others}))

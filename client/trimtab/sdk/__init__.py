@@ -1,1 +1,1 @@
-"""The two clients: how they connect, and how they drive what trimtab.core decides."""
+"""The two clients: they connect to a server and perform the steps that trimtab.core decides on."""

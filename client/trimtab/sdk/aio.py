@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class _Home:
-    """The event loop and the process of a client: gRPC's objects are of no use in others."""
+    """The event loop and the process of a client: gRPC's objects do not work in any other."""
 
     def __init__(self) -> None:
         try:
@@ -41,7 +41,7 @@ class _Home:
         self._generation = forks.generation()
 
     def check(self) -> None:
-        """Raise FailedPrecondition elsewhere."""
+        """Raise FailedPrecondition in another event loop or process."""
         if forks.generation() != self._generation:
             raise FailedPrecondition(
                 "this AsyncClient was made in the parent of this process, whose connections are its own: "
@@ -57,7 +57,7 @@ class _Home:
 class AsyncClient(BaseClient):
     """A connection to a Trimtab server, for one event loop: make it in a coroutine.
 
-    Close it, or use it in `async with`. The parameters, retries and errors are those of `trimtab.Client`.
+    Close it, or use it in `async with`. Its parameters, retries and errors are those of `trimtab.Client`.
     """
 
     def _open(self) -> None:

@@ -1,6 +1,6 @@
 """The stream of `AsyncClient.embed_stream`: a Carrier whose activities are tasks of one event loop.
 
-Between two awaits nothing else runs, so there is no lock.
+Nothing else runs between two awaits, so no lock is needed.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from trimtab.v1 import encoder_pb2 as pb
 
 
 class AsyncCall(Protocol):
-    """What the stream needs of gRPC's call."""
+    """The part of gRPC's call that the stream uses."""
 
     def __aiter__(self) -> AsyncIterator[pb.EmbedStreamResponse]: ...
     def cancel(self) -> Any: ...
@@ -31,10 +31,10 @@ AsyncOpen = Callable[[AsyncIterator[pb.EmbedStreamRequest]], AsyncCall]
 
 
 class AsyncEmbeddingStream(BaseStream, AsyncIterator[Vector]):
-    """Vectors of one space, in the order of the texts: each of shape (d,), the caller's own.
+    """Vectors of one space, in the order of the texts. Each has shape (d,) and belongs to the caller.
 
-    `async for` reads it; leaving the loop early and dropping the stream, `aclose()` or `async with` ends the
-    call. It begins with `async with`, or with the first vector that is asked for.
+    Read it with `async for`. The call ends with `aclose()`, at the end of `async with`, or if the loop is
+    left early and the stream dropped. It begins with `async with` or with the first vector requested.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class AsyncEmbeddingStream(BaseStream, AsyncIterator[Vector]):
 
     @property
     def encoder(self) -> Encoder | None:
-        """The version that embeds all texts of this stream; None before it has begun."""
+        """The version that embeds all texts of this stream; None before the stream has begun."""
         return self._exchange.encoder if self._exchange else None
 
     @property
@@ -60,7 +60,7 @@ class AsyncEmbeddingStream(BaseStream, AsyncIterator[Vector]):
         return self._pump.carrier.exchange if self._pump else None
 
     async def __anext__(self) -> Vector:
-        """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
+        """The next vector, shape (d,). Raises what the iterable of texts raised, or a TrimtabError."""
         self._check()
         if self._closed:
             raise StopAsyncIteration
@@ -78,7 +78,7 @@ class AsyncEmbeddingStream(BaseStream, AsyncIterator[Vector]):
         return vector
 
     async def aclose(self) -> None:
-        """End the call; texts on their way are not embedded any more. Closing again does nothing."""
+        """End the call; texts still in flight are not embedded. Closing again does nothing."""
         self._check()
         self._closed = True
         if self._pump is not None:
@@ -132,11 +132,11 @@ class _Pump:
         return None
 
     async def join(self) -> None:
-        """Let the server end a stream that is through: cancelled, it would count there as a failure."""
+        """Let the server end a finished stream: the server would count a cancelled one as a failure."""
         await asyncio.wait(self._tasks, timeout=GRACE)
 
     def close(self) -> None:
-        """End everything, without waiting for the end; callable from a finalizer."""
+        """End everything without waiting; callable from a finalizer."""
         if not self.carrier.closed and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._cancel)
 
@@ -154,7 +154,7 @@ class _Pump:
         self.carrier.silence()
 
     async def _drive(self, steps: Generator[Any, Any, None]) -> None:
-        """Run an activity to its end. Cancelled, it ends where it is."""
+        """Run an activity to its end, or until it is cancelled."""
         try:
             step = next(steps)
             while True:
@@ -183,7 +183,7 @@ class _Pump:
                     return call
                 return await anext(self._answers, None)
             except asyncio.CancelledError:
-                # How gRPC tells that the channel was closed, unless this task itself was cancelled.
+                # gRPC reports a closed channel this way, unless this task itself was cancelled.
                 if self.carrier.closed:
                     raise
                 raise channel.closed_meanwhile() from None
@@ -196,7 +196,7 @@ class _Pump:
                 yield step
 
     async def _heard(self, wait: Wait) -> None:
-        """Wait until the bell rings from now on, or the seconds are over."""
+        """Wait until the bell next rings, or the seconds have passed."""
         bell = self._bells[wait.bell]
         bell.clear()
         with suppress(TimeoutError):
@@ -205,7 +205,7 @@ class _Pump:
 
 
 def _stepper(texts: Iterable[str] | AsyncIterable[str]) -> Callable[[], Awaitable[Any]]:
-    """What awaits the next text of either kind of iterable, or END."""
+    """A function to await for the next text, or END, of either kind of iterable."""
     if isinstance(texts, AsyncIterable):
         texts_ahead = aiter(texts)
 

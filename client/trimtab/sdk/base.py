@@ -1,6 +1,6 @@
-"""What both clients and both streams have in common: how they are made, and what their methods promise.
+"""What both clients and both streams have in common.
 
-The operations are declared here, with their documentation; Client and AsyncClient differ in how they wait.
+The operations are declared and documented here; Client and AsyncClient differ only in how they wait.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from trimtab.sdk.target import check_target, target
 
 
 class BaseClient(ABC):
-    """A client, except for how it sends and waits."""
+    """A client without the code that sends and waits."""
 
     def __init__(
         self,
@@ -43,29 +43,30 @@ class BaseClient(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Open one channel for calls and one for streams."""
+        """Open a channel for calls and another for streams."""
 
     @abstractmethod
     def close(self) -> Any:
-        """Close the connection; open streams end."""
+        """Close the connection. This ends open streams."""
 
     @abstractmethod
     def embed(
         self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
     ) -> Any:
-        """Embed texts: an (n, d) array, one row a text, in their order.
+        """Embed texts. Returns an (n, d) array with one row per text, in the order of the texts.
 
         The options are those of EmbedOptions: encoder, version, role, dimensions, dtype, truncate, variant
-        and others. The array is the caller's own, of float32, float16, int8, or for dtype "ubinary" uint8. As
-        many texts as memory holds may be passed: what exceeds the server's limits is split, and all rows are
-        of one version and space, or FailedPrecondition is raised. `timeout` bounds the whole call.
+        and others. The array belongs to the caller. It is float32, float16 or int8, or uint8 for dtype
+        "ubinary". You may pass as many texts as fit in memory: what exceeds the server's limits is split into
+        several requests. All rows are of one version and space; otherwise FailedPrecondition is raised.
+        `timeout` bounds the whole call.
         """
 
     @abstractmethod
     def embed_detailed(
         self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
     ) -> Any:
-        """As `embed`, with the vectors' space, version and scale, the token counts, the server's times."""
+        """As `embed`, with the vectors' space, version and scale, token counts, and the server's times."""
 
     @abstractmethod
     def embed_spaces(
@@ -76,10 +77,10 @@ class BaseClient(ABC):
         timeout: float | None = None,
         **options: Unpack[EmbedOptions],
     ) -> Any:
-        """Embed texts in several spaces at once, from one pass through the encoder: the vectors by space.
+        """Embed texts in several spaces at once, with one pass through the encoder. Returns vectors by space.
 
-        For an index that is half re-embedded, for example. The options are those of EmbedOptions, without
-        `space`, and hold for every space alike. Raises as `embed` with one of the spaces would.
+        This serves an index that is half re-embedded, for example. The options are those of EmbedOptions,
+        without `space`, and apply to every space. Raises what `embed` would raise for one of the spaces.
         """
 
     @abstractmethod
@@ -91,20 +92,20 @@ class BaseClient(ABC):
         timeout: float | None = None,
         **options: Unpack[EmbedOptions],
     ) -> Any:
-        """Embed any number of texts: an iterator of (d,) vectors, in the texts' order.
+        """Embed any number of texts. Returns an iterator of (d,) vectors, in the order of the texts.
 
-        `texts` may be endless: it is read no more than `window` texts ahead of the vectors taken, and a text
-        is sent at once, however long the next one takes. What the iterable raises is raised here, after the
-        vectors of the texts before it; so is an error of a single request. A connection that breaks is
-        opened again, and only what had no answer is sent again. All vectors are of the version that is the
-        newest when the stream begins (or of `version`), and of one space. `timeout` is the longest wait for
-        an answer while one is owed, in seconds; DeadlineExceeded then.
+        `texts` may be endless: it is read at most `window` texts ahead of the vectors taken, and each text
+        is sent at once, however long the next one takes. An exception from the iterable is raised here,
+        after the vectors of the texts before it; so is an error of a single request. If the connection
+        breaks, it is reopened, and only unanswered texts are sent again. All vectors are of one space, and
+        of the version that is newest when the stream begins (or of `version`). `timeout` is the longest
+        wait, in seconds, for an answer that is due; after it, DeadlineExceeded is raised.
 
-        The options are those of EmbedOptions. NotFound where the encoder is not served.
+        The options are those of EmbedOptions. Raises NotFound if the encoder is not served.
 
-        Client begins at once, and reads the texts in a thread of the stream. AsyncClient begins with the
-        first vector that is asked for, or with `async with`; `texts` may be an async iterable, and an
-        ordinary one is read on the event loop, so it must not block.
+        Client begins at once and reads the texts in a thread of the stream. AsyncClient begins with the
+        first vector requested, or with `async with`. Its `texts` may be an async iterable; an ordinary one
+        is read on the event loop, so it must not block.
         """
 
     @abstractmethod
@@ -120,35 +121,35 @@ class BaseClient(ABC):
         priority: Priority = "interactive",
         timeout: float | None = None,
     ) -> Any:
-        """Score candidates for a query in the encoder's own space: float32 (n,), the more the nearer.
+        """Score candidates for a query in the encoder's own space: float32 (n,), higher is nearer.
 
-        The scores are the encoder's similarity: cosine, dot product, or minus the distance. For the second
-        stage of a search whose first stage fetched its candidates from an index of another space.
+        The scores are the encoder's similarity: cosine, dot product, or minus the distance. Use this for the
+        second stage of a search whose first stage takes its candidates from an index of another space.
 
-        `candidates` are texts; with `texts`, they are ids, whose vectors the server remembers from call to
-        call (by the caller's tenant), and `texts` tells the text of an id that it does not: a mapping, or a
-        function from a list of ids to the list of their texts (for AsyncClient, it may be a coroutine
-        function). With a mapping, a text that has changed under its id is noticed, and scored; with a
-        function, which is not called for what is remembered, it wants a new id.
+        Without `texts`, `candidates` are texts. With `texts`, they are ids. The server remembers the vectors
+        of ids from call to call (by the caller's tenant); `texts` gives the text of any id it does not
+        remember. `texts` is a mapping, or a function from a list of ids to the list of their texts (for
+        AsyncClient, it may be a coroutine function). With a mapping, a text that has changed under its id is
+        noticed and scored. A function is not called for remembered ids, so a changed text needs a new id.
         """
 
     @abstractmethod
     def encoders(self, *, timeout: float | None = None) -> Any:
-        """Every version of every encoder that is ready to serve, by name, the newest version first."""
+        """Every version of every encoder that is ready to serve, sorted by name, newest version first."""
 
     @abstractmethod
     def adapters(self, encoder: str = "", *, timeout: float | None = None) -> Any:
-        """The adapters of the server's repository, by encoder and name, or those that map from `encoder`.
+        """The adapters of the server's repository, sorted by encoder and name, or only those from `encoder`.
 
-        Those that requests cannot use are among them, and say why. Each has the calibrator that brings
-        scores of adapted queries onto the old scale, where it has one.
+        The list includes adapters that requests cannot use; each of these says why. If an adapter has a
+        calibrator, which maps scores of adapted queries onto the old scale, it is included.
         """
 
     @abstractmethod
     def encoder(self, name: str = "", version: str = "", *, timeout: float | None = None) -> Any:
-        """One encoder: its newest version, or the one named. NotFound where it is not served.
+        """One encoder: its newest version, or the one named. Raises NotFound if it is not served.
 
-        `name` may be left out where the server serves only one.
+        `name` may be omitted if the server serves only one encoder.
         """
 
     def _deadline(self, timeout: float | None) -> channel.Deadline:
@@ -156,12 +157,12 @@ class BaseClient(ABC):
 
 
 class BaseStream(ABC):
-    """What a stream tells of its last answer."""
+    """What a stream reports about its last answer."""
 
     @property
     @abstractmethod
     def _exchange(self) -> Exchange | None:
-        """What is said over the stream; None before it has begun."""
+        """The exchange of the stream; None before it has begun."""
 
     @property
     @abstractmethod
@@ -170,12 +171,12 @@ class BaseStream(ABC):
 
     @property
     def scale(self) -> float:
-        """What one step of int8 is worth; 0 for other dtypes, and before the first vector."""
+        """The value of one int8 step; 0 for other dtypes, and before the first vector."""
         return self._exchange.scale if self._exchange else 0.0
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """ENCODER/NAME of the adapters that the last answer's vectors passed through, in order."""
+        """ENCODER/NAME of each adapter applied to the last answer's vectors, in order."""
         return self._exchange.adapters if self._exchange else ()
 
     @property
@@ -185,13 +186,13 @@ class BaseStream(ABC):
 
     @property
     def browned_out(self) -> bool:
-        """Whether a cheaper variant gave any answer until now, instead of the encoder itself."""
+        """Whether a cheaper variant, instead of the encoder itself, has given any answer so far."""
         return self._exchange is not None and self._exchange.browned_out
 
     @property
     def suspicious(self) -> bool | None:
-        """Whether the last vector's passage comes near to far too many queries (see `Embeddings`).
+        """Whether the last vector's passage is near far too many queries (see `Embeddings`).
 
-        None where the server did not look at it.
+        None if the server did not check it.
         """
         return self._exchange.suspicious if self._exchange else None

@@ -1,4 +1,4 @@
-"""How a server is reached: address, credentials, retries, limits. One policy for both clients."""
+"""How both clients connect to a server: address, credentials, retries, limits."""
 
 import json
 import math
@@ -34,8 +34,8 @@ ChannelOptions = tuple[tuple[str, int | str], ...]
 
 _SERVICE = "trimtab.v1.EncoderService"
 # gRPC itself retries what may succeed later: after the server's pushback if there is one, otherwise after a
-# backoff with jitter. Five attempts is the most gRPC allows; with these delays they bridge three or four
-# seconds without a server. Streams are not listed: they keep what was answered.
+# backoff with jitter. Five attempts are the most gRPC allows; with these delays they bridge three or four
+# seconds without a server. Streams are not listed: they keep the answers they have.
 _METHODS = {
     "name": [
         {"service": _SERVICE, "method": method}
@@ -102,7 +102,7 @@ def _service_config(balancing: Balancing) -> tuple[str, str]:
 
 
 class Deadline:
-    """So many seconds from now; math.inf for no limit."""
+    """A deadline `seconds` from now; math.inf for no limit."""
 
     def __init__(self, seconds: float) -> None:
         if not seconds > 0:
@@ -116,7 +116,7 @@ class Deadline:
 
 
 def check_credentials(tls: Tls) -> grpc.ChannelCredentials | None:
-    """The credentials of the channel; None for plain text."""
+    """The channel's credentials; None for plain text."""
     if isinstance(tls, grpc.ChannelCredentials):
         return tls
     if isinstance(tls, bool):
@@ -129,10 +129,10 @@ def check_credentials(tls: Tls) -> grpc.ChannelCredentials | None:
 
 
 def from_rpc(error: grpc.RpcError, target: Target, timeout: float = math.inf) -> TrimtabError:
-    """Trimtab's error for a failed call of gRPC, with the server's pushback where it names one."""
+    """Trimtab's error for a failed gRPC call, with the server's pushback if it sent one."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":
-        # gRPC's own message for a deadline that passed on this side names neither the limit nor the cure.
+        # gRPC's own message for a deadline that passed on the client names neither the limit nor the cure.
         return DeadlineExceeded(
             f"no answer from {target.url} within {timeout:g} s; pass a longer timeout, or fewer texts at once"
         )
@@ -142,7 +142,7 @@ def from_rpc(error: grpc.RpcError, target: Target, timeout: float = math.inf) ->
 
 
 def from_break(error: grpc.RpcError, target: Target) -> TrimtabError:
-    """Trimtab's error for a stream that broke; Unavailable where another connection may cure it."""
+    """Trimtab's error for a broken stream; Unavailable if another connection may help."""
     # A server that stops cancels its calls. So does a client that is closed, but then the next connection
     # fails.
     cut = error.code() is grpc.StatusCode.CANCELLED
@@ -161,10 +161,10 @@ def from_break(error: grpc.RpcError, target: Target) -> TrimtabError:
 
 
 def _pushback(error: grpc.RpcError) -> float:
-    """The seconds the server asks to wait; 0 where it names none, or says not to try again."""
+    """The seconds the server asks to wait; 0 if it names none, or says not to try again."""
     trailers = cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ())
     pushback = str(dict(trailers).get("grpc-retry-pushback-ms", ""))
-    # Longer numbers, of months, are not ours.
+    # Our servers do not send longer numbers, which would mean months.
     return int(pushback) / 1000 if pushback.isdecimal() and len(pushback) < 10 else 0.0
 
 
@@ -181,7 +181,7 @@ def translated(target: Target, deadline: Deadline) -> Iterator[None]:
 
 @contextmanager
 def translated_break(target: Target) -> Iterator[None]:
-    """Raise gRPC's errors of a stream as Trimtab's."""
+    """Raise gRPC's errors in a stream as Trimtab's."""
     try:
         yield
     except grpc.RpcError as error:

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class _Connections:
-    """One channel for calls and one for streams, of the process that uses them: a child opens its own."""
+    """A channel for calls and another for streams. Each process has its own: a child opens new ones."""
 
     def __init__(
         self,
@@ -33,22 +33,22 @@ class _Connections:
         options: Iterable[channel.ChannelOptions],
     ) -> None:
         self._to, self._credentials, self._options = to, credentials, options
-        self._left: list[grpc.Channel] = []  # a parent's: to end them would touch what is the parent's
+        self._left: list[grpc.Channel] = []  # the parent's: closing them would affect its connections
         self._closed = False
         self._open()
 
     @property
     def calls(self) -> EncoderServiceStub:
-        """For calls."""
+        """The stub for calls."""
         return self._stubs()[0]
 
     @property
     def streams(self) -> EncoderServiceStub:
-        """For streams."""
+        """The stub for streams."""
         return self._stubs()[1]
 
     def close(self) -> None:
-        """Close both."""
+        """Close both channels."""
         self._closed = True
         if forks.generation() == self._generation:
             for opened in self._channels:
@@ -70,7 +70,7 @@ class _Connections:
             for options in self._options
         )
         self._both = EncoderServiceStub(first), EncoderServiceStub(second)
-        self._generation = generation  # at last, since another thread of the child goes by it
+        self._generation = generation  # last, since other threads of the child check it
 
 
 class Client(BaseClient):
@@ -78,27 +78,28 @@ class Client(BaseClient):
 
     Close it, or use it in `with`.
 
-    url: HOST:PORT, or any other gRPC target (dns:///HOST:PORT, unix:PATH). Where a name has several
-        addresses, requests go round all of them.
+    url: HOST:PORT, or any other gRPC target (dns:///HOST:PORT, unix:PATH). If a name has several addresses,
+        requests are spread over all of them.
     tls: False for plain text, True for TLS with the public authorities, the path of a PEM file for TLS with
-        one's own, or `grpc.ChannelCredentials` for anything else, such as a client certificate.
-    timeout: seconds that a call may take, however often it is tried; for streams, the longest wait for an
-        answer while one is owed. math.inf for no limit. Each call may name its own.
+        your own authority, or `grpc.ChannelCredentials` for anything else, such as a client certificate.
+    timeout: seconds that a call may take, including all its retries; for streams, the longest wait for an
+        answer that is due. math.inf for no limit. Each call may set its own.
     metadata: sent with every call.
-    token: the API key or token that the server asks for; a Path is read, and again once the file has changed.
-        It is sent over TLS, or within this machine, and refused otherwise. In plain text it goes through no
-        proxy, whatever the environment names, nor does anything that stays within this machine.
-    balancing: where a call goes of several addresses: to each in turn, or more of them to servers that have
-        less to do ("least_loaded"), by the reports that come with their answers. It takes a second or two of
-        calls to tell, and a server of which nothing is known yet gets its even share. Streams go to each in
+    token: the API key or token that the server requires. If it is a Path, the file is read, and read again
+        after it has changed. The token is sent only over TLS or within this machine, and refused otherwise.
+        In plain text it never goes through a proxy, whatever the environment says, nor does anything that
+        stays within this machine.
+    balancing: how calls are spread over several addresses: to each in turn, or more of them to servers with
+        less load ("least_loaded"), by the load reports in their answers. This takes a second or two of calls
+        to take effect; until a server has reported, it gets an even share. Streams go to each address in
         turn, and stay with their server.
 
-    A child of this process opens connections of its own when it first uses the client, and is refused
-    (FailedPrecondition) where a call or a stream was on its way while the process was forked.
+    A child of this process opens its own connections when it first uses the client. It is refused
+    (FailedPrecondition) if a call or a stream was in flight when the process was forked.
 
-    Calls that find the server away or full are tried up to five times, with growing delays or the one the
-    server asks for; they do not wait for a server that refuses connections longer than those few seconds.
-    All errors are TrimtabErrors.
+    A call that finds the server unreachable or full is tried up to five times, with growing delays or the
+    delay the server asks for. It waits no longer than those few seconds for a server that refuses
+    connections. All errors are TrimtabErrors.
     """
 
     def _open(self) -> None:

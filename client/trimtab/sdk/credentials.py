@@ -1,4 +1,4 @@
-"""What is sent with every call: the caller's metadata, and a token that may change while the client lives."""
+"""What every call sends: the caller's metadata, and a token that may change while the client is open."""
 
 import sys
 import time
@@ -12,16 +12,16 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 # Seconds between two checks of a token's file.
 INTERVAL = 1.0
-# Metadata of the caller's that holds credentials.
+# Metadata keys that hold the caller's credentials.
 _SECRET = {"authorization", "proxy-authorization", "cookie", "x-api-key"}
 
 
 class CallMetadata:
     """The metadata of each call. `secure`: whether the connection is encrypted.
 
-    A token given as text is sent as it is. A Path is read, and read again when the file has changed:
-    platforms renew tokens. Raises ConfigError if it cannot be read, or would be sent to another machine in
-    plain text.
+    A token given as text is sent as it is. A Path is read, and read again when the file has changed, since
+    platforms renew tokens. Raises ConfigError if the token cannot be read, or would be sent to another
+    machine in plain text.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The stream of `Client.embed_stream`: a Carrier whose activities run in threads, under one lock.
 
-The feeder and the conversation have a thread each, and gRPC's writer is the third. The caller's own thread
-only waits for the next vector.
+The feeder and the conversation each have a thread; gRPC's writer is the third. The caller's own thread only
+waits for the next vector.
 """
 
 import threading
@@ -24,7 +24,7 @@ Step = TypeVar("Step")
 
 
 class StreamCall(Protocol):
-    """What the stream needs of gRPC's call."""
+    """The part of gRPC's call that the stream uses."""
 
     def __iter__(self) -> Iterator[pb.EmbedStreamResponse]: ...
     def cancel(self) -> Any: ...
@@ -34,11 +34,11 @@ Open = Callable[[Iterator[pb.EmbedStreamRequest]], StreamCall]
 
 
 class EmbeddingStream(BaseStream, Iterator[Vector]):
-    """Vectors of one space, in the order of the texts: each of shape (d,), the caller's own.
+    """Vectors of one space, in the order of the texts. Each has shape (d,) and belongs to the caller.
 
-    `for` reads it; leaving the loop early and dropping the stream, `close()` or `with` ends the call.
-    `encoder` is the version that embeds all texts. For int8, `scale` is what one step is worth, once the
-    first vector is there.
+    Read it with `for`. The call ends with `close()`, at the end of `with`, or if the loop is left early and
+    the stream dropped. `encoder` is the version that embeds all texts. For int8, `scale` is the value of one
+    step, once the first vector has arrived.
     """
 
     def __init__(self, exchange: Exchange, texts: Iterable[str], open_call: Open, target: Target) -> None:
@@ -56,7 +56,7 @@ class EmbeddingStream(BaseStream, Iterator[Vector]):
         return self._pump.carrier.exchange
 
     def __next__(self) -> Vector:
-        """The next vector, shape (d,). Raises what the texts' iterable raised, or a TrimtabError."""
+        """The next vector, shape (d,). Raises what the iterable of texts raised, or a TrimtabError."""
         try:
             vector = self._pump.take()
         except BaseException:
@@ -69,9 +69,9 @@ class EmbeddingStream(BaseStream, Iterator[Vector]):
         return vector
 
     def close(self) -> None:
-        """End the call; texts on their way are not embedded any more. Closing again does nothing."""
+        """End the call; texts still in flight are not embedded. Closing again does nothing."""
         self._finalizer()
-        # A thread that the interpreter's end stops within gRPC keeps a lock that gRPC then waits for.
+        # A thread stopped inside gRPC when the interpreter exits keeps a lock that gRPC then waits for.
         self._pump.join()
 
     def __enter__(self) -> Self:
@@ -112,7 +112,7 @@ class _Pump:
             return None
 
     def join(self) -> None:
-        """Let the server end a stream that is through: cancelled, it would count there as a failure."""
+        """Let the server end a finished stream: the server would count a cancelled one as a failure."""
         if threading.current_thread() is not self._conversation and not self._elsewhere:
             self._conversation.join(GRACE)
 
@@ -128,7 +128,7 @@ class _Pump:
 
     @property
     def _elsewhere(self) -> bool:
-        """Whether this is a child's copy, whose locks may be held by threads that the child does not have."""
+        """Whether this is a forked child's copy: threads that the child lacks may hold its locks."""
         return forks.generation() != self._generation
 
     def _feed(self, texts: Iterator[str]) -> None:
@@ -158,7 +158,7 @@ class _Pump:
             yield request
 
     def _drive(self, steps: Generator[Any, Any, None], perform: Callable[[Any], Any]) -> None:
-        """Run an activity to its end. Its steps are performed without the lock, since they may take long."""
+        """Run an activity to its end. Steps are performed without the lock, since they may take long."""
         try:
             step = self._advance(steps)
             while True:
@@ -178,7 +178,7 @@ class _Pump:
         *,
         error: BaseException | None = None,
     ) -> Step:
-        """The activity's next step that is not a wait. The lock is released only while it waits."""
+        """The activity's next step other than a wait. The lock is released only during waits."""
         with self._lock:
             step = steps.send(outcome) if error is None else steps.throw(error)
             while isinstance(step, Wait):

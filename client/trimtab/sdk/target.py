@@ -33,7 +33,7 @@ class Target:
 
     @property
     def proxied(self) -> str:
-        """A note about the proxy for error messages: gRPC's own names only the address that refused."""
+        """A note about the proxy for error messages: gRPC's own name only the address that refused."""
         proxy = next((name for name in _PROXY if os.environ.get(name)), None)
         without = next((value for name in _NO_PROXY if (value := os.environ.get(name))), "")
         host = self.url.rpartition("/")[2].rpartition(":")[0]
@@ -52,10 +52,10 @@ class Target:
 
 
 def target(url: str, *, encrypted: bool, credentials: bool) -> Target:
-    """The target of a client that sends `credentials` or none over a connection that is encrypted or not.
+    """The target for a client, given whether it sends credentials and whether its connection is encrypted.
 
-    A proxy could read what is not encrypted, and is never needed within this machine. Raises ConfigError if
-    gRPC would not accept the address.
+    A proxy could read unencrypted data, and is never needed within this machine. Raises ConfigError if gRPC
+    would not accept the address.
     """
     checked = check_target(url)
     return Target(checked, direct=(credentials and not encrypted) or is_local(checked, resolve=False))
@@ -75,10 +75,10 @@ def check_target(url: str) -> str:
 
 
 def is_local(url: str, *, resolve: bool = True) -> bool:
-    """Whether everything that the target can mean is this machine: a socket file, or loopback addresses.
+    """Whether the target can only mean this machine: a socket file, or loopback addresses.
 
-    A name that only begins like an address does not count. "localhost" is the only name that does and, with
-    `resolve`, only if it resolves to loopback addresses.
+    A name that merely begins like an address does not count. "localhost" is the only name that counts; with
+    `resolve`, it must also resolve to loopback addresses.
     """
     if url.startswith(("unix:", "unix-abstract:")):
         return True

@@ -1,7 +1,7 @@
-"""The interface of a vector store: a few calls that FAISS, Qdrant and pgvector all implement.
+"""The interface of a vector store, which FAISS, Qdrant and pgvector all implement.
 
-A store holds documents: an id, a text if it keeps texts, and a vector. All its vectors are of one space,
-named in the store's own metadata. Ids are whole numbers or text, and are returned as they were given.
+A store holds documents. Each has an id, a vector, and a text if the store keeps texts. All vectors are of one
+space, which the store's metadata names. Ids are integers or strings, and are returned as they were given.
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +27,7 @@ class Form:
     """What all vectors of a store have in common.
 
     space: the digest that names their coordinate system; None if the store does not record it.
-    similarity: how they are compared. For cosine, a store may normalise the vectors that it keeps.
+    similarity: how to compare them. For cosine, a store may normalise the vectors it keeps.
     """
 
     space: str | None
@@ -37,7 +37,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """An id, its text if the store has it, and its payload if the store keeps one."""
+    """An id, with its text if the store has it, and its payload if the store keeps payloads."""
 
     id: Id
     text: str | None
@@ -55,7 +55,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Documents with their vectors: float32 (n, d), a row a document."""
+    """Documents with their vectors: float32 (n, d), one row per document."""
 
     documents: Sequence[Document]
     vectors: Matrix
@@ -65,22 +65,22 @@ class Rows:
 
     @property
     def ids(self) -> list[Id]:
-        """The documents' ids, in their order."""
+        """The documents' ids, in the same order."""
         return [document.id for document in self.documents]
 
 
 class Store(ABC):
-    """A vector store that is open. Threads may share it; close it, or use it in `with`.
+    """An open vector store. Threads may share it; close it, or use it in `with`.
 
-    name: what messages call it, without credentials.
+    name: its name in messages, without credentials.
     form: the space, dimensions and similarity of its vectors.
-    keeps_payload: whether it keeps the payload of documents, too.
-    beside: names of what else is stored with the documents, and does not move with them.
+    keeps_payload: whether it also keeps the documents' payloads.
+    beside: names of other things stored with the documents, which do not move with them.
 
-    Documents that others wrote may have no vector: `count`, `page` and `present` include them, the other
-    calls do not.
+    Documents written by other programs may have no vector: `count`, `page` and `present` include them, the
+    other calls do not.
 
-    Raises Unavailable if the store cannot be reached; the same call may then be made again later.
+    Calls raise Unavailable if the store cannot be reached; they may be repeated later.
     """
 
     name: str
@@ -90,9 +90,9 @@ class Store(ABC):
 
     @abstractmethod
     def identity(self) -> frozenset[Hashable]:
-        """What this store consists of, under names that do not depend on its address.
+        """The parts of this store, under names that do not depend on its address.
 
-        Two stores with one of them in common are the same place, at least in part.
+        Two stores that have a part in common are the same place, at least in part.
         """
 
     @abstractmethod
@@ -101,59 +101,59 @@ class Store(ABC):
 
     @abstractmethod
     def page(self, after: Id | None, size: int) -> list[Document]:
-        """The next `size` documents after the id `after`, in the store's own order of ids; None: the first.
+        """The next `size` documents after the id `after`, in the store's order of ids; None: from the start.
 
-        The order stays the same while documents come and go, and `after` itself may be gone.
+        The order stays the same while documents are added and deleted; `after` itself may be deleted.
         """
 
     @abstractmethod
     def sample(self, count: int) -> list[Id]:
-        """So many random ids, without repetition; all if there are fewer."""
+        """`count` distinct random ids; all ids if there are fewer."""
 
     @abstractmethod
     def get(self, ids: Sequence[Id]) -> Rows:
         """The documents with these ids and their vectors, in the order of `ids`.
 
-        Missing ones are left out, and those without a vector.
+        Documents that are missing or have no vector are left out.
         """
 
     @abstractmethod
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
-        """The texts of those of these documents that exist and have a vector."""
+        """The texts of these documents, for those that exist and have a vector."""
 
     @abstractmethod
     def search(self, vector: Matrix, k: int) -> list[Hit]:
-        """The k documents nearest to `vector`, float32 (d,), the best first."""
+        """The k documents nearest to `vector`, float32 (d,), best first."""
 
     def present(self, ids: Sequence[Id]) -> set[Id]:
-        """Those of these ids that exist, with a vector or without."""
+        """The subset of these ids that exist, with or without a vector."""
         return set(self.texts(ids))
 
     def payloads(self, ids: Sequence[Id]) -> dict[Id, Mapping[str, Any]]:
-        """The payloads of those of these documents that exist, if the store keeps payloads."""
+        """The payloads of the documents that exist, if the store keeps payloads."""
         return {}
 
     def check_ids(self) -> None:  # noqa: B027 (most stores cannot hold others)
-        """FailedPrecondition if paging by id would miss documents: some share an id, or have none."""
+        """FailedPrecondition if paging by id would miss documents because some share an id or have none."""
 
     def refusal(self, document: Document) -> str:
-        """Why the store cannot hold a document; "" where it can."""
+        """Why the store cannot hold a document; "" if it can."""
         if fault := id_fault(document.id):
             return fault
         fault = text_fault(document.text or "")
         return f"its text {fault}" if fault else ""
 
     def upsert(self, rows: Rows) -> None:
-        """Write documents, replacing those with the same ids. On return they are as durable as the store is.
+        """Write documents, replacing any with the same ids. On return they are as durable as the store is.
 
-        InvalidArgument, and nothing is written, if a vector is not finite or not of the store's dimensions,
-        or if the store cannot hold one of the documents. Whatever others keep with these documents stays:
-        payload under other names, other columns, other vectors.
+        Raises InvalidArgument and writes nothing if a vector is not finite, does not have the store's
+        dimensions, or if the store cannot hold one of the documents. It keeps what other programs store with
+        these documents: payload under other names, other columns, other vectors.
         """
         raise Unimplemented(f"{self.name} can only be read")
 
     def carry(self, documents: Sequence[Document]) -> None:  # noqa: B027 (most stores keep no payload)
-        """Write the payloads of existing documents, and leave their vectors and texts."""
+        """Write the payloads of existing documents; their vectors and texts stay as they are."""
 
     def delete(self, ids: Collection[Id]) -> None:
         """Delete the documents with these ids; missing ones are ignored."""

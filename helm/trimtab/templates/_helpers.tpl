@@ -56,7 +56,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{- /* Helm reads every number of YAML as a float, and TOML tells 1 from 1.0: whole numbers back, in place. */}}
+{{- /* Helm reads every YAML number as a float, but TOML distinguishes 1 from 1.0: restore integers, in place. */}}
 {{- define "trimtab.whole" -}}
 {{- $map := . }}
 {{- range $key, $value := $map }}
