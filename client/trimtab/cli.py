@@ -1,4 +1,4 @@
-"""`trimtab`: finds the subcommands that the installed parts register, and runs one."""
+"""`trimtab`: find the subcommands that the installed parts register, and run one."""
 
 import argparse
 import importlib
@@ -12,11 +12,11 @@ from trimtab.errors import TrimtabError
 
 
 class Command(Protocol):
-    """What a module registered under `trimtab.commands` offers. Importing it must be cheap."""
+    """A module registered under `trimtab.commands`. Importing it must be cheap."""
 
     __doc__: str | None
     SUMMARY: str
-    EXTRA: str | None  # the extra that installs what the command needs; None: the base has it all
+    EXTRA: str | None  # the extra that installs what the command needs; None: the base install suffices
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
@@ -26,7 +26,7 @@ class Command(Protocol):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `trimtab` with these arguments (those of the process by default) and return its exit status."""
+    """Run `trimtab` with these arguments (by default the process's) and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="trimtab",
         description="Serve text encoders over gRPC: export one to a bundle, serve it, embed with it.",
@@ -72,13 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find_commands() -> dict[str, Command]:
-    """The commands by name, in order. A part whose modules are missing is left out: the others work."""
+    """The commands by name, in order. A part whose modules are missing is skipped; the others still work."""
     commands: dict[str, Command] = {}
     for entry in sorted(metadata.entry_points(group="trimtab.commands"), key=lambda entry: entry.name):
         try:
             commands[entry.name] = cast(Command, importlib.import_module(entry.value))
         except ModuleNotFoundError as error:
-            # Only the part itself may be missing; a missing dependency of it is an error to show.
+            # Only the part itself may be missing; a missing dependency of it is an error to report.
             if error.name is None or not f"{entry.value}.".startswith(f"{error.name}."):
                 raise
     return commands

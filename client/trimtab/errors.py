@@ -1,20 +1,20 @@
-"""The one tree of errors: the server raises them, the wire carries their code, the client raises them again.
+"""All of Trimtab's errors: the server raises them, the wire carries their code, the client raises them again.
 
 TrimtabError
 |-- InvalidArgument      a bad input; the message names the element, the limit and the cure
 |-- NotFound             no such encoder, version or space
-|-- FailedPrecondition   what is asked for cannot be done as things stand
+|-- FailedPrecondition   the request cannot be met in the current state
 |   `-- DamagedError     a file of a vector store is not what was written into it
 |-- ResourceExhausted    the server is full; `retry_after` seconds later it may not be
 |-- DeadlineExceeded     the deadline passed, or cannot be met
 |-- Cancelled            nobody waits for the answer any more
 |-- Unavailable          not reachable, not warm yet, or draining: try another server
 |-- Unauthenticated      no credentials, or wrong ones
-|-- PermissionDenied     the credentials do not reach that far
+|-- PermissionDenied     the credentials do not allow this
 |-- Unimplemented        the protocol has it, this server does not
-|-- InternalError        a fault of the server; the id in the message stands in its log
-|-- BundleError          a folder that is not a whole and untouched bundle
-|-- AdapterError         an adapter that cannot be fitted, or a folder that is not a whole and untouched one
+|-- InternalError        a fault of the server; its log has the id in the message
+|-- BundleError          a folder that is not a complete, unchanged bundle
+|-- AdapterError         an adapter that cannot be fitted, or a folder that is not a complete, unchanged one
 |-- ConfigError          a configuration that cannot be used
 `-- ExportError          an encoder that cannot be exported, or was not exported faithfully
 """
@@ -25,7 +25,7 @@ import enum
 
 
 class Code(enum.IntEnum):
-    """What kind of error it is. Names and numbers are gRPC's, and the numbers are what the wire carries."""
+    """The kind of an error. Names and numbers are gRPC's; the wire carries the numbers."""
 
     CANCELLED = 1
     UNKNOWN = 2
@@ -48,8 +48,8 @@ class Code(enum.IntEnum):
 class TrimtabError(Exception):
     """The base of all errors that Trimtab raises on purpose.
 
-    `code` says what kind of error it is, by gRPC's names; `retryable` says whether the same request may
-    succeed later, here or elsewhere.
+    `code` is the kind of error, in gRPC's terms; `retryable` says whether the same request may succeed later,
+    here or elsewhere.
     """
 
     code: Code = Code.UNKNOWN
@@ -57,7 +57,7 @@ class TrimtabError(Exception):
 
 
 class InvalidArgument(TrimtabError):
-    """The request is wrong, and would be wrong on every server."""
+    """The request is invalid, and would be on every server."""
 
     code = Code.INVALID_ARGUMENT
 
@@ -79,7 +79,7 @@ class DamagedError(FailedPrecondition):
 
 
 class ResourceExhausted(TrimtabError):
-    """The server is full. `retry_after` (seconds) says when it is worth trying again."""
+    """The server is full. `retry_after` says after how many seconds it is worth trying again."""
 
     code = Code.RESOURCE_EXHAUSTED
     retryable = True
@@ -90,7 +90,7 @@ class ResourceExhausted(TrimtabError):
 
 
 class DeadlineExceeded(TrimtabError):
-    """The deadline passed before the answer was there."""
+    """The deadline passed before the answer arrived."""
 
     code = Code.DEADLINE_EXCEEDED
 
@@ -127,7 +127,7 @@ class Unimplemented(TrimtabError):
 
 
 class InternalError(TrimtabError):
-    """A fault of the server. The message holds an id that its log has, too."""
+    """A fault of the server. The message holds an id that is also in the server's log."""
 
     code = Code.INTERNAL
 
@@ -139,7 +139,7 @@ class BundleError(TrimtabError):
 
 
 class AdapterError(TrimtabError):
-    """An adapter that cannot be fitted from what was given, or a folder that is not one, or was changed."""
+    """An adapter that cannot be fitted from its data, or a folder that is not an adapter or was changed."""
 
     code = Code.FAILED_PRECONDITION
 
@@ -175,7 +175,7 @@ _BY_CODE: dict[Code, type[TrimtabError]] = {
 
 
 def code_of(number: int) -> Code:
-    """The code that a number on the wire stands for; UNKNOWN for a number that stands for none."""
+    """The code for a number on the wire; UNKNOWN if the number has none."""
     try:
         return Code(number)
     except ValueError:

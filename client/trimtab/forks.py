@@ -13,7 +13,7 @@ from trimtab.errors import FailedPrecondition
 
 
 class _ProcessState:
-    """What is known of this process."""
+    """What this process knows about itself."""
 
     def __init__(self, generation: int, *, broken: bool) -> None:
         self.generation = generation
@@ -42,7 +42,7 @@ class Calling:
     """
 
     def begin(self) -> None:
-        """It is in flight from now on."""
+        """Count it as in flight."""
         state = _state
         if state.broken:
             raise FailedPrecondition(
@@ -54,7 +54,7 @@ class Calling:
             state.calls += 1
 
     def end(self) -> None:
-        """It has ended."""
+        """Count it as ended."""
         state = _state
         with state.lock:
             state.calls = max(state.calls - 1, 0)

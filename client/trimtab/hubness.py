@@ -1,9 +1,9 @@
-"""Passages that come near to all kinds of queries: a check before they are put into an index.
+"""A check for passages that are near all kinds of queries, before they are put into an index.
 
-Whoever can add passages to an index can add some that are near to many queries, and so are shown for them,
+Anyone who can add passages to an index can add some that are near many queries, and so are shown for them,
 whatever they say: corpus poisoning (Zhong et al. 2023, arXiv:2310.19156). Such a passage is a hub
-(Radovanovic et al. 2010, "Hubs in Space", JMLR 11), and ordinary passages tell how much of a hub one ever
-is. A passage that is made for one query (PoisonedRAG, arXiv:2402.07867) is none, and is not found.
+(Radovanovic et al. 2010, "Hubs in Space", JMLR 11); ordinary passages show how much of a hub a passage
+normally is. A passage made for a single query (PoisonedRAG, arXiv:2402.07867) is not a hub and is not found.
 docs/security.md has figures.
 """
 
@@ -16,15 +16,15 @@ TOP = 10  # how many results a search shows
 
 
 class HubnessGuard:
-    """Flags passages that more queries would be shown than nearly all ordinary passages.
+    """Flags passages that would be shown to more queries than nearly all ordinary passages.
 
-    queries: vectors of sentinel queries, (m, d), of the kinds that users ask; some hundreds. Who knows them
-        can stay away from them.
+    queries: vectors of sentinel queries, (m, d), of the kinds that users ask; a few hundred. Anyone who knows
+        them can avoid them.
     passages: vectors of ordinary passages, (n, d), as they are in the index. One half is searched, the other
-        one tells where the threshold is.
+        half sets the threshold.
     false_alarms: the share of ordinary passages that may be flagged.
 
-    All vectors are of one space, and compared by dot product. Raises InvalidArgument where they do not go
+    All vectors are of one space, and compared by dot product. Raises InvalidArgument if they do not fit
     together, or are too few for the share of false alarms.
     """
 
@@ -39,18 +39,18 @@ class HubnessGuard:
                 f"there are {len(self._queries)} queries and {len(ordinary)} passages; for false alarms of "
                 f"{false_alarms:g} give at least {needed} passages, and some hundreds of queries"
             )
-        # Every other one: they may be in the order of their topics.
+        # Every other one, since they may be sorted by topic.
         shown = self._queries @ ordinary[::2].T
         self._last_shown = np.partition(shown, -TOP, axis=1)[:, -TOP]
         self.threshold = float(np.quantile(self.reach(ordinary[1::2]), 1 - false_alarms, method="higher"))
 
     def reach(self, passages: ArrayLike) -> NDArray[np.float64]:
-        """The share of the sentinel queries that would be shown each passage among the first ten: (k,)."""
+        """For each passage, the share of sentinel queries that would show it among the first ten: (k,)."""
         vectors = _matrix(passages, "passages", self._queries.shape[1])
         return np.asarray((vectors @ self._queries.T > self._last_shown).mean(axis=1), np.float64)
 
     def suspicious(self, passages: ArrayLike) -> NDArray[np.bool_]:
-        """Which of the passages, (k, d), reach more queries than ordinary ones do: (k,)."""
+        """Which of the passages, (k, d), reach more queries than ordinary passages do: (k,)."""
         return np.asarray(self.reach(passages) > self.threshold, np.bool_)
 
 

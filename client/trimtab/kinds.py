@@ -31,6 +31,6 @@ def check_dtype(name: str) -> Dtype:
     return name
 
 
-# What a set of queries and documents was to a variant: a kind of text that it was neither made nor chosen on,
-# the user's own (and what the user has more of trained it), or held-out pairs of a kind that trained it.
+# How a set of queries and documents relates to a variant: a kind of text that it was neither made nor chosen
+# on, the user's own (more of which trained the variant), or held-out pairs of a kind that trained it.
 JudgedBy = Literal["left out", "yours", "trained on"]

@@ -1,4 +1,4 @@
-"""A progress line on a terminal; a line now and then where standard error is no terminal."""
+"""A progress line on a terminal; an occasional line if standard error is not a terminal."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Counts `unit`s done, out of `total` where that is known. Use as a context manager."""
+    """Counts `unit`s done, out of `total` if known. Use as a context manager."""
 
     def __init__(self, label: str, unit: str, total: int | None = None, done: int = 0) -> None:
         self.label, self.unit, self.total = label, unit, total
@@ -20,7 +20,7 @@ class Progress:
         self._next = self.started + (0.0 if self.terminal else LOG_SECONDS)
 
     def advance(self, count: int = 1) -> None:
-        """Count `count` more, and redraw where it is time to."""
+        """Count `count` more, and redraw if it is time."""
         self.done += count
         now = time.monotonic()
         if now >= self._next:

@@ -1,6 +1,6 @@
-"""What `trimtab.NAME` is for each public name: it is imported when the first of them is asked for."""
+"""The public names `trimtab.NAME`. This module is imported when the first of them is used."""
 
-# ruff: noqa: PLC0414 (an alias says that a name is passed on)
+# ruff: noqa: PLC0414 (an alias marks a name as re-exported)
 
 from trimtab.artifacts.adapter import Calibrator as Calibrator
 from trimtab.artifacts.adapter import Endpoint as Endpoint

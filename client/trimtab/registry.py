@@ -1,8 +1,8 @@
-"""Kinds that are found by their names: Trimtab's own, and those that installed packages bring along.
+"""Kinds found by name: Trimtab's own, and those of installed packages.
 
-A package adds a kind by an entry point in its metadata (in pyproject.toml, `[project.entry-points]`), whose
-group is that of the registry and whose name is the kind's. Nothing is looked up there, nor imported, until
-something names a kind that Trimtab itself has not.
+A package adds a kind by an entry point in its metadata (in pyproject.toml, `[project.entry-points]`). The
+entry point has the registry's group and the kind's name. Entry points are looked up and imported only when a
+kind is named that Trimtab itself does not have.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Kind = TypeVar("Kind")
 class Registry(Generic[Kind]):
     """The kinds of one sort, by name.
 
-    what: how messages call one. fits: whether an object that a package brings is a kind of this sort.
+    what: what messages call one. fits: whether an object from a package is a kind of this sort.
     """
 
     def __init__(self, what: str, group: str, own: dict[str, Kind], fits: Callable[[object], bool]) -> None:
@@ -27,15 +27,15 @@ class Registry(Generic[Kind]):
         self._fits = fits
 
     def __getitem__(self, name: str) -> Kind:
-        """The kind of this name. NotFound, which names those that there are; ConfigError where a package's
-        cannot be used."""
+        """The kind with this name. NotFound, which lists the existing names, if there is none; ConfigError if
+        a package's kind cannot be used."""
         found = self._known.get(name)
         if found is None:
             found = self._known[name] = self._installed(name)
         return found
 
     def names(self) -> list[str]:
-        """The names of all, in order."""
+        """All names, in order."""
         return sorted({*self._known, *(each.name for each in entry_points(group=self._group))})
 
     def _installed(self, name: str) -> Kind:

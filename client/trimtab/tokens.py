@@ -1,6 +1,6 @@
-"""Text to the token ids that an encoder reads, by its bundle's tokenizer, for the server and the exporter.
+"""Turns text into the token ids that an encoder reads, with its bundle's tokenizer.
 
-Needs the package `tokenizers`, which the client alone does not.
+Used by the server and the exporter. Needs the package `tokenizers`, which the client alone does not.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from trimtab.errors import BundleError
 from trimtab.inputs.text import TokenTypes
 from trimtab.kinds import Truncate
 
-# Texts that the template is tried with, when a tokenizer is loaded.
+# Texts to try the template with when a tokenizer is loaded.
 _TRIALS = (
     "",
     "a",
@@ -30,18 +30,18 @@ _TRIALS = (
     "फ़ाइल कैसे वापस लाएँ",
     "ok 👩‍👩‍👧 \u200d\n\t...",
 )
-# How many tokens of a text are left where the trials are cut.
+# How many tokens of a text the trials keep.
 _TRIAL_ROOM = 3
-# Of a long text so many characters a token are read at first: words with their spaces have four to six.
+# How many characters per token are read first of a long text: words with their spaces have four to six.
 CHARACTERS_A_TOKEN = 8
 # Stands for a text's only token: no vocabulary reaches that far.
 _TEXT = 2**32 - 1
 
 
 class Tokens(msgspec.Struct, frozen=True, gc=False):
-    """What is read of a text: int32 ids, special tokens included, and how many tokens the text has.
+    """What is read of a text: int32 ids, including special tokens, and how many tokens the text has.
 
-    If it was not tokenised as a whole, it has at least `count` tokens, and more than are read.
+    If only a part of it was tokenised, it has at least `count` tokens, and more than are read.
     """
 
     ids: NDArray[np.int32]
@@ -50,12 +50,12 @@ class Tokens(msgspec.Struct, frozen=True, gc=False):
 
 
 class Tokenizer:
-    """A bundle's tokenizer, which cuts what is too long as the `tokenizers` library itself does.
+    """A bundle's tokenizer, which truncates texts as the `tokenizers` library itself does.
 
-    `source` is the file, its content, or that as a `tokenizers.Tokenizer`, whose truncation and padding are
-    switched off; `name` is how messages call it. Raises BundleError where it cannot be read, gives no token
-    for an empty text (there would be no vector), adds more than `max_tokens` leave room for, or treats
-    special tokens in a way of its own.
+    `source` is the file, its content, or a `tokenizers.Tokenizer`, whose truncation and padding are switched
+    off; `name` is its name in messages. Raises BundleError if the tokenizer cannot be read, gives no token
+    for an empty text (there would be no vector), adds more special tokens than `max_tokens` has room for, or
+    treats special tokens in an unusual way.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens stand before and after each text."""
+        """How many special tokens are added to each text, before and after it."""
         return len(self._head) + len(self._tail)
 
     def read(self, texts: Sequence[str], how: Truncate) -> list[Tokens]:
         """The ids of each text, at most `max_tokens`: its first ones ("end", "none"), or its last ("start").
 
-        The whole of a text is tokenised, since what stands behind a cut may change the tokens before it; but
-        of a long one only a part, where that provably changes nothing (see words) and has tokens enough.
-        Releases the GIL, but for some 50 ns a token.
+        A text is tokenised as a whole, since what follows a cut may change the tokens before it. Only a part
+        of a long text is tokenised if that provably changes nothing (see words) and has enough tokens.
+        Releases the GIL, except for some 50 ns per token.
         """
         parts = texts
         if self._by_words:
@@ -122,8 +122,8 @@ class Tokenizer:
     def _template(self) -> tuple[tuple[int, ...], tuple[int, ...], TokenTypes]:
         """The special tokens before and after a text, and all token types.
 
-        The template is shown a text of one token that no text can have: any other probe may have no token in
-        this vocabulary.
+        The template is applied to a text of one token that no real text can have: any other probe may have no
+        token in this vocabulary.
         """
         bare = tokenizers.Tokenizer(models.WordLevel({"text": _TEXT}, "text"))
         if self._tokenizer.post_processor is not None:
@@ -144,7 +144,7 @@ class Tokenizer:
         )
 
     def _try(self) -> None:
-        """Compare what is cut here with the library's own truncation, on a few texts."""
+        """Compare this class's truncation with the library's own, on a few texts."""
         most = self.special_tokens + _TRIAL_ROOM
         whole = self._tokenizer.encode_batch_fast(_TRIALS)
         hows: tuple[Truncate, ...] = ("end", "start")

@@ -1,12 +1,12 @@
-"""Where a long text may be cut before it is tokenised, so that its first or last tokens stay what they are.
+"""Where a long text may be cut before it is tokenised, so that its first or last tokens stay the same.
 
     ... a word| and another ...      between a letter and a single space that a letter follows
 
-That is so where every part of the tokenizer is known to act on each word by itself. Normalizers of NFKC's
-kind join a character with the marks behind it, and here are a letter, a space and a letter. The
-pre-tokenizers below split before or at a space, going by the characters on both sides. Models see one piece
-at a time. No token that was added reaches over a space. Any other part, such as a pattern of its own, proves
-nothing, and its texts are tokenised whole.
+This holds if every part of the tokenizer is known to act on each word by itself. Normalizers like NFKC join a
+character with the marks that follow it, but at such a place there are a letter, a space and a letter. The
+pre-tokenizers below split before or at a space, depending on the characters on both sides. Models see one
+piece at a time. No added token spans a space. With any other part, such as a custom pattern, this cannot be
+known, and texts are tokenised whole.
 """
 
 import json
@@ -26,12 +26,12 @@ _MODELS = {"BPE", "Unigram", "WordLevel", "WordPiece"}
 # Runs of spaces become one: a single space stays.
 _SPACES = {"Regex": " {2,}"}
 _BOUNDARY = re.compile("[A-Za-zА-Яа-я](?= [A-Za-zА-Яа-я])")
-# How far before the place a boundary is looked for.
+# How many characters to look back for a boundary.
 _WINDOW = 1024
 
 
 def acts_by_words(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether the first tokens of any text are those of its `beginning`, and its last those of its `end`."""
+    """Whether any text's first tokens are those of its `beginning`, and its last ones those of its `end`."""
     parts = json.loads(tokenizer.to_str())
     model = parts["model"]
     if model.get("type") not in _MODELS or model.get("dropout"):
@@ -49,7 +49,7 @@ def acts_by_words(tokenizer: tokenizers.Tokenizer) -> bool:
 
 
 def beginning(text: str, characters: int) -> str:
-    """At most so many characters that begin a text; the whole of it where there is no place to cut."""
+    """At most so many characters from a text's beginning; the whole text if there is no place to cut."""
     if len(text) <= characters:
         return text
     places = _BOUNDARY.finditer(text, max(characters - _WINDOW, 0), characters)
@@ -57,7 +57,7 @@ def beginning(text: str, characters: int) -> str:
 
 
 def end(text: str, characters: int) -> str:
-    """At most so many characters that end a text; the whole of it where there is no place to cut."""
+    """At most so many characters from a text's end; the whole text if there is no place to cut."""
     start = len(text) - characters
     if start <= 0:
         return text
@@ -66,7 +66,7 @@ def end(text: str, characters: int) -> str:
 
 
 def _flat(part: dict[str, Any] | None, within: str) -> list[dict[str, Any]]:
-    """The parts of a sequence, which may hold sequences."""
+    """The parts of a sequence, flattened: a sequence may hold others."""
     if part is None:
         return []
     if part["type"] != "Sequence":
@@ -78,12 +78,12 @@ def _known(normalizer: dict[str, Any]) -> bool:
     if normalizer["type"] == "Replace":
         return bool(normalizer["pattern"] == _SPACES)
     if normalizer["type"] == "Strip":
-        return not normalizer["strip_left"]  # with which an end would lose its first space
+        return not normalizer["strip_left"]  # otherwise an end would lose its first space
     return normalizer["type"] in _NORMALIZERS
 
 
 def _within_a_word(token: dict[str, Any]) -> bool:
-    """Whether a token has no space, also after it was normalised, and takes none that follows it."""
+    """Whether a token contains no space, even after normalisation, and takes none that follows it."""
     content = str(token["content"])
     return (
         not token["rstrip"]

@@ -1,1 +1,1 @@
-"""What the SDK decides, without IO: requests, answers, streams, for the sync and the async client alike."""
+"""The SDK's logic, without IO: requests, answers and streams. The sync and async clients share it."""

@@ -2,10 +2,11 @@
 
     feed       reads the caller's texts, no further than the window
     converse   reads answers, and opens the next connection when one breaks
-    requests   is what gRPC's writer takes messages from, one generator a connection
+    requests   gives gRPC's writer its messages, one generator per connection
 
-They, and `vectors`, are generators that yield what they wait for and what is to be done. One of them runs at
-a time: EmbeddingStream gives each a thread and runs them under one lock, AsyncEmbeddingStream a task.
+These three and `vectors` are generators. They yield what they wait for and what is to be done. Only one runs
+at a time: EmbeddingStream gives each a thread and runs them under one lock; AsyncEmbeddingStream gives each a
+task.
 """
 
 import enum
@@ -19,17 +20,17 @@ from trimtab.errors import TrimtabError
 from trimtab.v1 import encoder_pb2 as pb
 
 END: Final = object()
-"""The outcome of ReadText where there are no more texts."""
+"""The outcome of ReadText when there are no more texts."""
 
 
 class Connection(Protocol):
-    """What is open to the server."""
+    """An open call to the server."""
 
     def cancel(self) -> Any: ...
 
 
 class Bell(enum.Enum):
-    """What somebody may wait for: each bell has one kind of listener."""
+    """What an activity may wait for. Each bell has one kind of listener."""
 
     ROOM = enum.auto()  # another text may be read
     SENDABLE = enum.auto()  # there may be something to send
@@ -39,7 +40,7 @@ class Bell(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until the bell rings, or so many seconds; None: for ever. Waking up for nothing does no harm."""
+    """Wait until the bell rings, or for so many seconds; None: forever. Spurious wake-ups do no harm."""
 
     bell: Bell
     seconds: float | None
@@ -59,11 +60,11 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Read the connection's next answer. The outcome is the answer; None where the server ended the call."""
+    """Read the connection's next answer. The outcome is the answer; None if the server ended the call."""
 
 
 class Carrier:
-    """One Exchange on its way. `ring` wakes up who waits for a bell."""
+    """Carries one Exchange. `ring` wakes up the listeners of a bell."""
 
     def __init__(
         self, exchange: Exchange, ring: Callable[[Bell], None], clock: Callable[[], float] = time.monotonic
@@ -72,16 +73,16 @@ class Carrier:
         self.closed = False
         self._ring, self._clock = ring, clock
         self._silent = False
-        self._number = 0  # of the connection that is open, or opened next
+        self._number = 0  # of the connection that is open, or will be opened next
         self._connection: Connection | None = None
 
     def close(self) -> Connection | None:
-        """Take and read nothing more. Returns the connection to be cancelled before `silence`."""
+        """Stop taking and reading. Returns the connection to cancel before `silence`."""
         self.closed = True
         return self._connection
 
     def silence(self) -> None:
-        """End every activity; before the connection is cancelled, the server would see a good end."""
+        """End every activity. If called before the connection is cancelled, the server sees a normal end."""
         self._silent = True
         self._ring_all()
 
@@ -113,7 +114,7 @@ class Carrier:
                 self._ring(Bell.SENDABLE)
         except GeneratorExit:
             raise
-        except BaseException as caught:  # the caller's iterable may raise anything, and gets it back
+        except BaseException as caught:  # the iterable may raise anything, and the caller gets it
             error = caught
         self.exchange.end(error)
         self._ring_all()
@@ -128,12 +129,12 @@ class Carrier:
                     delay = yield from self._over_one_connection()
         except GeneratorExit:
             raise
-        except BaseException as error:  # whatever it was, nobody must wait for this for ever
+        except BaseException as error:  # whatever it was, no listener may wait forever
             self.exchange.fail(error)
             self._ring_all()
 
     def requests(self, number: int) -> Generator[Wait | pb.EmbedStreamRequest, None, None]:
-        """What connection `number` sends, until a later one takes over or there is nothing left to say."""
+        """What connection `number` sends, until a later one takes over or nothing is left to send."""
         while not self._silent and number == self._number and not self.exchange.complete:
             now = self._clock()
             request = None if self.closed else self.exchange.send(now)
@@ -148,7 +149,7 @@ class Carrier:
             yield Wait(Bell.CLOSED, left)
 
     def _over_one_connection(self) -> Generator[Connect | Receive, Any, float | None]:
-        """Returns the seconds until the next connection; None for none."""
+        """Use one connection. Returns the seconds until the next one; None if there is to be none."""
         error: TrimtabError | None = None
         try:
             self._connection = connection = yield Connect(self._number)

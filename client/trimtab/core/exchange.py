@@ -1,7 +1,7 @@
 """The conversation of a stream, without IO: requests, answers, refusals, lost connections, timeouts.
 
-Each stream owns one Exchange and only moves messages. It calls it under one lock or on one event loop, and
-passes the time.
+Each stream owns one Exchange and only moves its messages. The stream calls it under one lock or on one event
+loop, and passes the current time.
 """
 
 import math
@@ -32,9 +32,9 @@ from trimtab.v1 import encoder_pb2 as pb
 DEFAULT_WINDOW = 256
 # Enough to share the cost of a message, and few enough for a steady flow of answers.
 MESSAGE_TEXTS = 16
-# Consecutive connections that may break without an answer in between.
+# How many connections in a row may break without an answer in between.
 ATTEMPTS = 8
-# How often a request whose version is not known is sent again, over some seconds.
+# How often a request is sent again, over some seconds, if its version is unknown to the server.
 LATE_ATTEMPTS = 5
 _IDLE_ATTEMPT = 3  # the backoff while nothing is owed
 # Seconds that a server may take to end a stream after its last answer.
@@ -49,8 +49,8 @@ Row = tuple[Vector, bool | None]  # and whether it is suspicious
 class Exchange:
     """One stream of texts to one version of one encoder; it outlives the connections that carry it.
 
-    `encoder` is the version all texts are embedded with; `timeout` is the longest wait for an answer while
-    one is owed, in seconds.
+    `encoder` is the version that embeds all texts; `timeout` is the longest wait, in seconds, for an answer
+    that is due.
     """
 
     def __init__(self, options: Options, encoder: Encoder, window: int, timeout: float) -> None:
@@ -63,7 +63,7 @@ class Exchange:
         self.scale = 0.0
         self.adapters: tuple[str, ...] = ()  # of the last answer
         self.variant = ""
-        self.browned_out = False  # any answer until now
+        self.browned_out = False  # any answer so far
         self.suspicious: bool | None = None  # of the last vector taken; None: not checked
         self._options = options.pinned(encoder)
         self._timeout = timeout
@@ -72,7 +72,7 @@ class Exchange:
             window, min(MESSAGE_TEXTS, limits.max_texts or MESSAGE_TEXTS), self._text_room
         )
         self._read = 0
-        self._since = 0.0  # the last answer, or when the first was owed
+        self._since = 0.0  # time of the last answer, or when the first became due
         self._origin: Origin | None = None
         self._breaks = 0  # without an answer in between
         self._refusal: TrimtabError | None = None  # the last one, of a request or of a connection
@@ -85,12 +85,12 @@ class Exchange:
 
     @property
     def answered(self) -> bool:
-        """Whether all texts are read, and all requests answered."""
+        """Whether all texts were read and all requests answered."""
         return self._window.complete
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to send: all is answered, or the stream has failed."""
+        """Whether nothing is left to send: everything is answered, or the stream has failed."""
         return self.answered or self._failure is not None
 
     @property
@@ -99,7 +99,7 @@ class Exchange:
         return self._window.finished and self._failure is None
 
     def add(self, text: str, now: float) -> None:
-        """Read one text. InvalidArgument where no message can carry it."""
+        """Add one text. InvalidArgument if no message can carry it."""
         size = text_size(text, self._read, self._text_room)
         if not self._window.owed:
             self._since = now
@@ -111,19 +111,19 @@ class Exchange:
         self._window.end(error)
 
     def send(self, now: float) -> pb.EmbedStreamRequest | None:
-        """The next message to write; None where there is none yet."""
+        """The next message to write; None if there is none yet."""
         message = self._window.send(now)
         if message is None:
             return None
         return pb.EmbedStreamRequest(id=message.id, request=self._options.request(message.texts))
 
     def pause(self, now: float) -> float | None:
-        """Seconds until `send` has something without more texts; None: it takes more texts."""
+        """Seconds until `send` has a message without more texts; None if it needs more texts."""
         due = self._window.due()
         return None if due is None else max(due - now, 0.0)
 
     def receive(self, answer: pb.EmbedStreamResponse, now: float) -> None:
-        """One message from the server."""
+        """Handle one message from the server."""
         message = self._window.sent(answer.id)
         if message is None:
             self._failure = InternalError(f"the server answered request {answer.id}, which was not sent")
@@ -136,13 +136,13 @@ class Exchange:
                 self._window.fail(message, error)
 
     def fail(self, error: BaseException) -> None:
-        """End the stream: `error` is raised in place of the vectors that are not there."""
+        """End the stream: `error` is raised in place of the missing vectors."""
         self._failure = error
 
     def broke(self, error: TrimtabError | None) -> float | None:
         """The connection ended with `error`, or without one although answers are still due.
 
-        Returns the seconds after which to open the next one; None where the stream has failed.
+        Returns the seconds after which to open the next one; None if the stream has failed.
         """
         self._window.lost()
         if self.complete:
@@ -150,7 +150,7 @@ class Exchange:
         if error is None:
             error = Unavailable("the server ended the stream before it had answered every request")
         self._refusal = error
-        # A token's file may be missing while it is renewed.
+        # A token file may be missing while it is renewed.
         again = error.retryable or isinstance(error, ConfigError)
         if again and not self._window.owed:
             return _backoff(_IDLE_ATTEMPT)  # the next text needs a connection, however often this happens
@@ -161,7 +161,7 @@ class Exchange:
         return max(_backoff(self._breaks), getattr(error, "retry_after", 0.0))
 
     def take(self, now: float) -> Vector | None:
-        """The next vector in order; None where it is not there yet or all are out. Raises what failed."""
+        """The next vector in order; None if it is not there yet or all were taken. Raises what failed."""
         row = self._window.take()
         if row is not None:
             vector, self.suspicious = row
@@ -178,7 +178,7 @@ class Exchange:
         return None
 
     def patience(self, now: float) -> float | None:
-        """Seconds that an answer may still take; None where none is owed, or for ever."""
+        """Seconds that an answer may still take; None if none is due or there is no limit."""
         if not self._window.owed or math.isinf(self._timeout):
             return None
         return max(self._since + self._timeout - now, 0.0)

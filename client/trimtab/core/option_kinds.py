@@ -1,4 +1,4 @@
-"""The kinds of options that a request has, and how each stands in messages, parameters and commands."""
+"""The kinds of request options, and how messages, parameters and commands represent each."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -7,18 +7,18 @@ from typing import Any
 
 from trimtab.errors import InvalidArgument
 
-MOST = 2**32 - 1  # what the field of a number holds
-_DIGITS = 18  # of a whole number that comes as a string
+MOST = 2**32 - 1  # the largest number a field holds
+_DIGITS = 18  # at most, of an integer given as a string
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option(ABC):
     """An option of a request.
 
-    default: its value where it is left out.
-    field: of EmbedRequest; "": its own name.
-    parameter: of KServe's requests; "": it is none there.
-    help: of the argument of `trimtab embed`; "": it has none there.
+    default: its value if omitted.
+    field: the field of EmbedRequest; "": the same name.
+    parameter: the parameter of KServe's requests; "": none.
+    help: the help of `trimtab embed`'s argument; "": it has no argument.
     """
 
     default: Any
@@ -28,22 +28,22 @@ class Option(ABC):
 
     @abstractmethod
     def check(self, name: str, value: Any) -> None:
-        """InvalidArgument where this cannot be its value."""
+        """Raise InvalidArgument if this cannot be its value."""
 
     @abstractmethod
     def to_field(self, value: Any) -> Any:
-        """A value as the message's field has it."""
+        """A value as the message's field represents it."""
 
     @abstractmethod
     def from_field(self, name: str, content: Any) -> Any:
-        """The value that the message's field has; InvalidArgument where it is not known."""
+        """The value of the message's field; InvalidArgument if it is unknown."""
 
     @abstractmethod
     def from_parameter(self, given: Any) -> Any:
-        """The value of a parameter; InvalidArgument where it is none."""
+        """The value of a parameter; InvalidArgument if it is invalid."""
 
     def argument(self) -> dict[str, Any]:
-        """What argparse is told of it."""
+        """The keywords for argparse."""
         return {"default": self.default, "help": self.help}
 
     def _refuse(self, given: Any, wanted: str) -> InvalidArgument:
@@ -52,7 +52,7 @@ class Option(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOption(Option):
-    """A string; "" where it is left out. `repeated`: the field is a list, of this one if it is not empty."""
+    """A string; "" if omitted. `repeated`: the field is a list that holds this string if it is not empty."""
 
     default: str = ""
     repeated: bool = False
@@ -76,9 +76,9 @@ class TextOption(Option):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoiceOption(Option):
-    """One of a few names, each of which has its number in an enum of the protocol; 0 there is the default.
+    """One of a few names, each with a number in an enum of the protocol; 0 is the default.
 
-    ranked: as a parameter of KServe it is a number: 1 is the first of the names, and more is the second.
+    ranked: as a KServe parameter it is a number: 1 is the first name, anything larger the second.
     """
 
     numbers: Mapping[str, int]
@@ -120,7 +120,7 @@ class ChoiceOption(Option):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountOption(Option):
-    """A whole number from 1, or None, which is 0 in the message. `none`: what None stands for."""
+    """An integer from 1, or None, which is 0 in the message. `none`: what None stands for."""
 
     none: str
     default: None = None
@@ -144,7 +144,7 @@ class CountOption(Option):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionOption(Option):
-    """True where it is left out; the message's field says the opposite, so that it is left out, too."""
+    """True if omitted. The message's field says the opposite, so that it may be omitted, too."""
 
     default: bool = True
 
@@ -164,7 +164,7 @@ class PermissionOption(Option):
 
 
 def whole(parameter: str, given: Any) -> int:
-    """The value of a parameter that is a whole number from 1, also as a string."""
+    """The value of a parameter that is an integer from 1; it may be given as a string."""
     if isinstance(given, str) and given.isdecimal() and len(given) <= _DIGITS:
         given = int(given)
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:

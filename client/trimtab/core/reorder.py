@@ -1,9 +1,9 @@
 """The order of a stream, without IO: texts go in, messages go out, rows come back in the order of the texts.
 
 A text is *read* when it is added and *handed out* when its row is taken; at most `size` texts are in between.
-Waiting texts are put into a message only when the connection can take one: the texts of a slow producer leave
-at once, those of a fast one leave together. A message keeps its id and its texts until it is answered. Only
-what a broken connection left unanswered is sent again.
+Waiting texts are put into a message only when the connection can take one, so texts of a slow producer leave
+at once, and texts of a fast one leave together. A message keeps its id and its texts until it is answered.
+When a connection breaks, only what is unanswered is sent again.
 """
 
 import heapq
@@ -28,17 +28,17 @@ class Message(Generic[Row]):
 
 
 class ReorderBuffer(Generic[Row]):
-    """Tracks what is read, on its way, answered and handed out. Times are seconds of any one clock."""
+    """Tracks what is read, in flight, answered and handed out. Times are seconds of any one clock."""
 
     def __init__(self, size: int, message_texts: int, message_bytes: int) -> None:
         self._size, self._message_texts, self._message_bytes = size, message_texts, message_bytes
         self._waiting: deque[tuple[str, int]] = deque()  # read, in no message yet
         self._messages: dict[int, Message[Row]] = {}  # until its last row is handed out
         self._sent: set[int] = set()
-        self._again: list[tuple[float, int]] = []  # a heap: from when, which
+        self._again: list[tuple[float, int]] = []  # a heap of (time to send, id)
         self._next_id = 0
         self._head = 0  # the message whose rows are handed out next
-        self._handed = 0  # how many of them were
+        self._handed = 0  # how many of its rows were handed out
         self._held = 0
         self._ended = False
         self._end_error: BaseException | None = None
@@ -50,12 +50,12 @@ class ReorderBuffer(Generic[Row]):
 
     @property
     def owed(self) -> bool:
-        """Whether a text that was read still has no answer."""
+        """Whether a text was read and not answered yet."""
         return bool(self._waiting or self._sent or self._again)
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to send or to receive."""
+        """Whether nothing is left to send or receive."""
         return self._ended and not self.owed
 
     @property
@@ -64,7 +64,7 @@ class ReorderBuffer(Generic[Row]):
         return self._ended and not self._held and self._end_error is None
 
     def add(self, text: str, size: int) -> None:
-        """Read one text that takes `size` bytes of a message. Only where there is room."""
+        """Add one text that takes `size` bytes of a message. Only if there is room."""
         if self.room <= 0:
             raise ValueError("no room in the window")
         self._waiting.append((text, size))
@@ -75,7 +75,7 @@ class ReorderBuffer(Generic[Row]):
         self._ended, self._end_error = True, error
 
     def send(self, now: float) -> Message[Row] | None:
-        """The message to write next; None where there is none yet."""
+        """The message to write next; None if there is none yet."""
         if self._again and self._again[0][0] <= now:
             message = self._messages[heapq.heappop(self._again)[1]]
         elif self._waiting:
@@ -88,37 +88,37 @@ class ReorderBuffer(Generic[Row]):
         return message
 
     def due(self) -> float | None:
-        """When `send` will have a message again without more texts; None where it never will."""
+        """When `send` will have a message again without more texts; None if it never will."""
         return self._again[0][0] if self._again else None
 
     def sent(self, id: int) -> Message[Row] | None:
-        """The message of this id where it is on its way; None for any other."""
+        """The message with this id if it is in flight; otherwise None."""
         return self._messages[id] if id in self._sent else None
 
     def answer(self, message: Message[Row], rows: Sequence[Row]) -> None:
-        """One row for each text of a message that is on its way."""
+        """Take the rows of a message in flight, one for each of its texts."""
         self._sent.remove(message.id)
         message.rows = rows
 
     def fail(self, message: Message[Row], error: Exception) -> None:
-        """The error that is raised in place of the message's rows, when their turn comes."""
+        """Raise this error in place of the message's rows, when their turn comes."""
         self._sent.remove(message.id)
         message.error = error
 
     def retry(self, message: Message[Row], at: float) -> None:
-        """Send a message that is on its way once more, from `at` on."""
+        """Send a message in flight once more, at `at` or later."""
         self._sent.remove(message.id)
         message.refusals += 1
         heapq.heappush(self._again, (at, message.id))
 
     def lost(self) -> None:
-        """The connection broke: what is on its way is sent again over the next one."""
+        """The connection broke: messages in flight are sent again over the next one."""
         for id in self._sent:
             heapq.heappush(self._again, (_AT_ONCE, id))
         self._sent.clear()
 
     def take(self) -> Row | None:
-        """The next row in order, or the error in its place; None where it is not there yet or all are out."""
+        """The next row in order, or None if there is none yet or no more. Raises the error in its place."""
         head = self._messages.get(self._head)
         if head is None:
             if self._ended and not self._held and self._end_error is not None:

@@ -1,4 +1,4 @@
-"""Texts into requests: check the options and the texts, and split what is too much for one message. No IO."""
+"""Make requests of texts: check options and texts, and split what is too much for one message. No IO."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,7 +9,7 @@ from trimtab.errors import InvalidArgument
 # Upper bounds: a text's tag and length, and what EmbedStreamRequest adds to a request.
 _TEXT_OVERHEAD = 6
 _MESSAGE_OVERHEAD = 24
-# The most that a request of one text takes beside it: names, options, a query's text.
+# The most bytes that a request of one text takes besides it: names, options, a query's text.
 _REQUEST_MOST = 4096
 
 
@@ -30,7 +30,7 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def refuse_single(texts: object) -> None:
-    """InvalidArgument for a single str, whose characters would otherwise be taken for texts."""
+    """Raise InvalidArgument for a single str: its characters would otherwise be taken for texts."""
     if isinstance(texts, str | bytes):
         raise InvalidArgument(f"texts is one {type(texts).__name__}; pass a list of str: [text]")
 
@@ -38,7 +38,7 @@ def refuse_single(texts: object) -> None:
 def text_size(text: str, index: int, room: int) -> int:
     """The most bytes that `text` adds to a message; InvalidArgument if it is not a str or exceeds `room`.
 
-    `index` is its place among the caller's texts, `room` the bytes that one message may hold.
+    `index` is its position among the caller's texts, `room` how many bytes one message may hold.
     """
     if not isinstance(text, str):
         raise InvalidArgument(f"texts[{index}] is {type(text).__name__}, not str")
@@ -58,7 +58,7 @@ def text_size(text: str, index: int, room: int) -> int:
 
 
 def unfit(text: str | None, limits: Limits) -> str:
-    """Why a server of these limits would refuse a text, to follow "the text"; "" if it would not."""
+    """Why a server with these limits would refuse a text, to follow "the text"; "" if it would not."""
     if text is None:
         return "is missing"
     try:

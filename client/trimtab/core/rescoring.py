@@ -1,4 +1,4 @@
-"""Scoring candidates, as steps: requests, the texts that the server turns out not to have, the scores."""
+"""Scoring candidates, as steps: send requests, fetch the texts that the server lacks, return the scores."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from trimtab.core.steps import Fetch, Steps, ask
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
 
-# What a candidate takes of a message beside its id and its text, and a request beside its strings.
+# The bytes a candidate takes of a message besides its id and text, and a request besides its strings.
 _CANDIDATE_OVERHEAD = 34
 _REQUEST_OVERHEAD = 64
 
@@ -52,9 +52,9 @@ def rescoring(
 ) -> Steps[Scores]:
     """The scores of all candidates in their order, float32 (n,); candidates are texts, or ids of `texts`.
 
-    Where `texts` is a mapping, an id goes with its text's digest, so that a text that has changed is noticed.
-    With ids, only texts that the server does not remember are fetched and sent. Each round either scores
-    candidates or fetches texts, so that it ends however often the server forgets.
+    If `texts` is a mapping, each id is sent with its text's digest, so that a changed text is noticed. With
+    ids, only texts that the server does not remember are fetched and sent. Each round either scores
+    candidates or fetches texts, so this ends however often the server forgets.
     """
     if not isinstance(query, str):
         raise InvalidArgument(f"query is {type(query).__name__}, not str")
@@ -89,7 +89,7 @@ def rescoring(
 
 
 def digest_of(text: str) -> bytes:
-    """What tells a candidate's text from another under the same id: 16 bytes."""
+    """A digest of 16 bytes that distinguishes a candidate's text from another under the same id."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
 
 
@@ -147,7 +147,7 @@ def _missing(part: Sequence[_Candidate], response: pb.RescoreResponse) -> Iterab
 
 
 def _texts(texts: AsyncTexts | None, ids: list[str]) -> Steps[dict[str, str]]:
-    """The texts of these ids, by id; InvalidArgument where one has none."""
+    """The texts of these ids, by id; InvalidArgument if one has none."""
     if texts is None:
         found = []
     elif isinstance(texts, Mapping):

@@ -1,4 +1,4 @@
-"""Answers into arrays: check that they fit what was asked, and never join vectors of two spaces. No IO."""
+"""Turn answers into arrays: check them against the request, and never join vectors of two spaces. No IO."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Origin:
     columns: int
 
     def check(self, other: "Origin") -> None:
-        """FailedPrecondition where `other`, of a later answer to the same call, is not the same."""
+        """Raise FailedPrecondition if `other`, of a later answer to the same call, is not the same."""
         if other != self:
             raise FailedPrecondition(
                 f"the server's vectors changed during the call, from {self._text()} to {other._text()}; "
@@ -62,8 +62,8 @@ class Part:
 
 
 def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]:
-    """The answer to a request of so many texts, a part a space. InternalError where it does not fit;
-    FailedPrecondition where the encoder gives something else than dense vectors."""
+    """The answer to a request with so many texts, one part per space. InternalError if it does not fit the
+    request; FailedPrecondition if the encoder gives anything but dense vectors."""
     if response.outputs:
         given = ", ".join(f"{output.name} ({output.kind})" for output in response.outputs)
         raise FailedPrecondition(
@@ -111,7 +111,7 @@ def _part(
         embeddings.vectors.scale,
         packed.shape[1],
     )
-    # A copy: the caller's own, writable, and in the machine's byte order.
+    # A copy belongs to the caller, is writable, and has the machine's byte order.
     vectors = packed.astype(packed.dtype.newbyteorder("="))
     reach, suspicious = None, np.zeros(texts, np.bool_)
     if response.HasField("hubness"):
@@ -133,9 +133,9 @@ def _part(
 
 
 def join(parts: Sequence[Part], space: str = "") -> Embeddings:
-    """The parts of one call as one; FailedPrecondition where they are of different spaces or versions.
+    """The parts of one call, joined; FailedPrecondition if their spaces or versions differ.
 
-    InternalError where a `space` was asked for and they are of another.
+    InternalError if they are not of the requested `space`.
     """
     origin = parts[0].origin
     looked = any(part.reach is not None for part in parts)
@@ -171,12 +171,12 @@ def _reach(part: Part) -> NDArray[np.float32]:
 
 
 def join_spaces(answers: Sequence[Sequence[Part]], spaces: Sequence[str]) -> dict[str, Embeddings]:
-    """Answers in several spaces each, by space, each joined as `join` does."""
+    """Answers that each cover several spaces, joined by space as `join` does."""
     return {space: join([answer[number] for answer in answers], space) for number, space in enumerate(spaces)}
 
 
 def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
-    """The error for a version that was served when the call began, and is not found now."""
+    """The error for a version that was served when the call began and is gone now."""
     return FailedPrecondition(
         f"version {version} of {encoder!r} was unloaded during the call ({error}), and another version's "
         "vectors must not be mixed with its own; call again to embed all texts with the version served now"
@@ -184,7 +184,7 @@ def unloaded(error: NotFound, encoder: str, version: str) -> FailedPrecondition:
 
 
 def describe_adapter(message: pb.Adapter) -> Adapter:
-    """An adapter as the SDK's own type; InternalError if the server describes an impossible one."""
+    """An adapter as the SDK's own type; InternalError if the server's description is invalid."""
     try:
         return _adapter(message)
     except ValueError as error:
@@ -217,7 +217,7 @@ def _adapter(message: pb.Adapter) -> Adapter:
 
 
 def describe(message: pb.Encoder) -> Encoder:
-    """An encoder as the SDK's own type, without dtypes of a newer server that this client does not know."""
+    """An encoder as the SDK's own type, without a newer server's dtypes that this client does not know."""
     return Encoder(
         name=message.name,
         version=message.version,

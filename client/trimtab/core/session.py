@@ -1,4 +1,4 @@
-"""What a client does, without IO: each operation as a generator of steps (see trimtab.core.steps)."""
+"""A client's operations, without IO: each is a generator of steps (see trimtab.core.steps)."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,14 +18,14 @@ from trimtab.v1 import encoder_pb2 as pb
 
 Answer = TypeVar("Answer")
 
-# Requests on their way at a time where one call is split: one being computed, one waiting, and their answers.
+# How many requests of a split call are in flight at a time: one computed, one waiting, and their answers.
 PARTS_IN_FLIGHT = 4
 
 
 class Session:
-    """The operations of one client, and what it remembers between them: the limits of the server.
+    """The operations of one client, and what it remembers between them: the server's limits.
 
-    What is wrong with the arguments is raised at once, everything else where the steps are performed.
+    Errors in the arguments are raised at once, all others when the steps are performed.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class Session:
         return self._embed_spaces(requests.check_texts(texts), checked, options)
 
     def stream(self, options: Options, window: int, timeout: float) -> Steps[Exchange]:
-        """What is said over a stream, pinned to the version that serves now."""
+        """The exchange of a stream, pinned to the version that serves now."""
         encoder = yield from self.encoder(*options.version)
         return Exchange(options, encoder, window, timeout)
 
     def rescore(
         self, query: str, candidates: Iterable[str], texts: AsyncTexts | None, options: Options
     ) -> Steps[Scores]:
-        """The scores of all candidates, which are texts, or ids of `texts`."""
+        """The scores of all candidates; these are texts, or ids of `texts`."""
         given = list(candidates) if not isinstance(candidates, str | bytes) else candidates
         return self._within_limits(options, lambda limits: rescoring(query, given, texts, options, limits))
 
@@ -60,13 +60,13 @@ class Session:
         return [responses.describe(encoder) for encoder in listed.encoders]
 
     def adapters(self, encoder: str) -> Steps[list[Adapter]]:
-        """The adapters of the server, or those that map from `encoder`."""
+        """The adapters of the server, or only those that map from `encoder`."""
         request = pb.ListAdaptersRequest(encoder=encoder)
         listed: pb.ListAdaptersResponse = yield from ask("ListAdapters", request)
         return [responses.describe_adapter(adapter) for adapter in listed.adapters]
 
     def encoder(self, name: str, version: str) -> Steps[Encoder]:
-        """One encoder, whose limits are remembered."""
+        """One encoder. Its limits are remembered."""
         request = pb.GetEncoderRequest(encoder=name, version=version)
         described: pb.Encoder = yield from ask("GetEncoder", request)
         encoder = responses.describe(described)
@@ -86,14 +86,14 @@ class Session:
     def _answers(
         self, texts: list[str], options: Options, spaces: tuple[str, ...]
     ) -> Steps[list[list[Part]]]:
-        """The answers to all texts in order, each with a part for every space (none named: one)."""
+        """The answers to all texts in order, each with one part per space (one part if none is named)."""
 
         def attempt(limits: Limits) -> Steps[list[list[Part]]]:
             parts = requests.split(texts, options, limits, spaces)
             if len(parts) == 1:
                 response: pb.EmbedResponse = yield from ask("Embed", options.request(texts, spaces))
                 return [responses.parse(response, len(texts), len(spaces) or 1)]
-            # Pinned to the version that is the newest now, so that all parts are of one space.
+            # Pinned to the version that is newest now, so that all parts are of one space.
             encoder = yield from self.encoder(*options.version)
             parts = requests.split(texts, options, encoder.limits, spaces)
             return (yield from _in_parts(parts, options.pinned(encoder), spaces))
@@ -101,7 +101,7 @@ class Session:
         return self._within_limits(options, attempt)
 
     def _within_limits(self, options: Options, attempt: Callable[[Limits], Steps[Answer]]) -> Steps[Answer]:
-        """What `attempt` gives within the server's limits; once more where they have changed since."""
+        """The result of `attempt` within the server's limits; it is tried again if they have changed."""
         key = options.version
         known = self._limits.get(key)
         try:
@@ -120,16 +120,16 @@ class Session:
 
 
 def may_be_limits(error: TrimtabError) -> bool:
-    """Whether a request that was within the limits of which the client knows may be beyond the server's."""
-    # gRPC refuses a message that is too large before the server sees it, in these words.
+    """Whether a request within the limits that the client knows may exceed the server's current ones."""
+    # gRPC refuses a message that is too large, with these words, before the server sees it.
     return isinstance(error, InvalidArgument) or "larger than max" in str(error)
 
 
 def _in_parts(
     parts: Iterable[list[str]], pinned: Options, spaces: tuple[str, ...]
 ) -> Steps[list[list[Part]]]:
-    """The answers to all parts in order, a few of them on their way at a time."""
-    begun: deque[tuple[int, Any]] = deque()  # how many texts, the call on its way
+    """The answers to all parts in order, with a few of them in flight at a time."""
+    begun: deque[tuple[int, Any]] = deque()  # the number of texts, and the call in flight
     unsent = iter(parts)
     answers: list[list[Part]] = []
     try:

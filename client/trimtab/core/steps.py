@@ -1,7 +1,7 @@
 """How the two clients share what they do: operations are generators, and each client performs their steps.
 
-An operation yields a step, is sent its outcome or thrown its error, and returns the operation's result. What
-is decided stands in the generator, once; `Client` performs a step by blocking, `AsyncClient` by awaiting.
+An operation yields a step, is sent its outcome or thrown its error, and returns the operation's result. The
+generator holds all decisions, once; `Client` performs a step by blocking, `AsyncClient` by awaiting.
 Source: httpx's authentication flows, one generator under two drivers.
 """
 
@@ -29,7 +29,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Send a request, and do not wait. The outcome is the call on its way, of the client's own kind."""
+    """Send a request without waiting. The outcome is the call in flight, of the client's own type."""
 
     method: Method
     request: Message
@@ -37,7 +37,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Wait for what was begun. The outcome is the answer."""
+    """Wait for a call that was begun. The outcome is its answer."""
 
     call: Any
 
@@ -56,7 +56,7 @@ Kind = TypeVar("Kind")  # of steps
 
 
 def ask(method: Method, request: Message) -> Steps[Answer]:
-    """The server's answer to a request. While it is on its way, this process must not fork."""
+    """The server's answer to a request. While it is in flight, this process must not fork."""
     with forks.Calling():
         answer: Answer = yield Send(method, request)
     return answer

@@ -1,1 +1,1 @@
-"""Kinds of inputs, each in its own file: what a manifest may say of one, and what a graph is fed of it."""
+"""Kinds of inputs, each in its own file: what a manifest may declare, and what a graph is fed."""

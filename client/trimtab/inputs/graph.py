@@ -1,7 +1,7 @@
-"""What every kind of input has: how a manifest declares it, and what a graph is fed of its items.
+"""What every kind of input defines: how a manifest declares it, and what a graph is fed for its items.
 
-The server and the exporter's check feed graphs by the same code, so that what was checked is what is served.
-It needs NumPy and msgspec alone: a device's own process imports it.
+The server and the exporter's check feed graphs with the same code, so that what is served is what was
+checked. This module needs only NumPy and msgspec, because a device's own process imports it.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from trimtab.values.column import Columns
 
 
 class DeclaredInput(Protocol):
-    """An input, as a manifest has it."""
+    """An input, as a manifest declares it."""
 
     @property
     def name(self) -> str: ...
@@ -31,19 +31,19 @@ class DeclaredInput(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What was seen of a processor when it was tried: the fewest units of an item, and the highest id."""
+    """The results of trying a processor: the fewest units of an item, and the highest id."""
 
     fewest: int = 1
     highest: int = 0
 
 
 class GraphInput(ABC):
-    """A kind of input, as a graph takes it: plain settings, which go to other processes as JSON.
+    """A kind of input, as a graph takes it: plain settings, which are sent to other processes as JSON.
 
-    Each kind is a frozen dataclass that has its name in `kind`; known.py finds it by that.
+    Each kind is a frozen dataclass with its name in `kind`, by which known.py finds it.
 
-    units: what the units of an item are called, that it costs and is bounded by.
-    idle: settings in a manifest that place no vector, and so are no part of a space's name.
+    units: what the units of an item are called; they measure its cost and bound its size.
+    idle: settings in a manifest that do not affect vectors, and so are not part of a space's name.
     """
 
     units: ClassVar[str]
@@ -56,30 +56,30 @@ class GraphInput(ABC):
     @classmethod
     @abstractmethod
     def doubts(cls, declared: DeclaredInput, names: Collection[str]) -> Iterator[tuple[bool, str]]:
-        """Of what a manifest may not say of such an input, and of a graph that reads `names`: whether it says
-        that, and what it is."""
+        """Each thing that a manifest may not say about such an input and a graph that reads `names`: whether
+        it says that, and what is wrong."""
 
     @classmethod
     def rehearse(cls, content: bytes, step: Callable[[], None]) -> Tried:
-        """Try a processor's file, in a process that may be ended; `step` is called before each of its steps.
+        """Try a processor's file, in a process that may be ended; `step` is called before each step.
 
-        ValueError where it is none of this kind.
+        ValueError if it is not a processor of this kind.
         """
         return Tried()
 
     @property
     @abstractmethod
     def signature(self) -> dict[str, tuple[str, int]]:
-        """Of each of the graph's inputs ONNX Runtime's type and the number of axes."""
+        """For each of the graph's inputs, ONNX Runtime's type and the number of axes."""
 
     @abstractmethod
     def feeds(self, batch: Columns) -> Mapping[str, NDArray[Any]]:
-        """The graph's inputs for a batch of items, as they were prepared."""
+        """The graph's inputs for a batch of prepared items."""
 
     @abstractmethod
     def sample(self, units: int) -> Mapping[str, NDArray[Any]]:
-        """The arrays of an item of so many units, to try a graph with."""
+        """The arrays of an item with so many units, to try a graph with."""
 
     @abstractmethod
     def describe(self, units: Sequence[int]) -> str:
-        """What samples of so many units are, for people."""
+        """Describe samples of so many units, for people."""

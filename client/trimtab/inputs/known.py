@@ -1,4 +1,4 @@
-"""The kinds of input that are known, by name. Packages add others by the entry points `trimtab.inputs`."""
+"""The known kinds of input, by name. Packages add others by the entry points `trimtab.inputs`."""
 
 from trimtab.inputs.graph import GraphInput
 from trimtab.inputs.text import TextInput

@@ -1,4 +1,4 @@
-"""Text: its token ids, padded, and what stands beside them."""
+"""Text: its padded token ids, with their mask and types."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,16 +28,16 @@ TRIALS = (
 
 
 class TextSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a manifest says of texts beside what all inputs have."""
+    """The settings of texts in a manifest, besides those of all inputs."""
 
-    pad_id: Annotated[int, Meta(ge=0, lt=1 << 31)]  # fills up the shorter rows of a batch
+    pad_id: Annotated[int, Meta(ge=0, lt=1 << 31)]  # pads the shorter rows of a batch
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTypes:
-    """The token types of one text: of the special tokens before it, of its own, of the special ones after it.
+    """The token types of one text: of the special tokens before it, its own tokens, and those after it.
 
-    A tokenizer's template gives types by position alone, so that these few numbers are all there is to know.
+    A tokenizer's template assigns types by position alone, so these few numbers suffice.
     """
 
     head: tuple[int, ...] = ()
@@ -45,7 +45,7 @@ class TokenTypes:
     tail: tuple[int, ...] = ()
 
     def rows(self, lengths: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-        """The types of texts of so many tokens each, int64 (n, width); those of pads are 0."""
+        """The types for texts with so many tokens each, int64 (n, width); pads have type 0."""
         if not (self.text or any(self.head) or any(self.tail)):
             return np.zeros((len(lengths), width), np.int64)
         types = np.full((len(lengths), width), self.text, np.int64)
@@ -58,10 +58,10 @@ class TokenTypes:
 def feeds(
     ids: Sequence[NDArray[np.int32]], pad_id: int, types: TokenTypes, names: Collection[str] = INPUTS
 ) -> dict[str, NDArray[np.int64]]:
-    """The inputs of a graph for texts as token ids: int64 (n, the longest text's tokens) each.
+    """A graph's inputs for texts given as token ids: int64 (n, the longest text's tokens) each.
 
-    `input_ids` is filled up with `pad_id`, `attention_mask` is 1 for tokens and 0 for pads; `token_type_ids`
-    is made where `names`, the inputs of the graph, have it.
+    `input_ids` is padded with `pad_id`; `attention_mask` is 1 for tokens and 0 for pads; `token_type_ids` is
+    included if `names`, the inputs of the graph, contain it.
     """
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     mask = np.arange(lengths.max()) < lengths[:, None]
@@ -75,9 +75,9 @@ def feeds(
 
 @dataclass(frozen=True, slots=True)
 class TextInput(GraphInput):
-    """Texts, whose units are tokens: a column `ids`, int32, of each text's token ids.
+    """Texts. Their units are tokens; the column `ids`, int32, has each text's token ids.
 
-    `highest` is the highest id that the tokenizer gives; 0: samples are of pads alone.
+    `highest` is the highest id that the tokenizer gives; 0: samples consist of pads only.
     """
 
     units: ClassVar[str] = "tokens"
@@ -92,7 +92,7 @@ class TextInput(GraphInput):
 
     @classmethod
     def doubts(cls, declared: DeclaredInput, names: Collection[str]) -> Iterator[tuple[bool, str]]:
-        """Whether there is no tokenizer, settings cannot be, or the graph reads something else."""
+        """Whether the tokenizer is missing, settings are invalid, or the graph reads something else."""
         yield declared.processor is None, f"has no tokenizer for the input {declared.name}"
         try:
             msgspec.convert(declared.settings, TextSettings)
@@ -123,11 +123,11 @@ class TextInput(GraphInput):
 
     @property
     def signature(self) -> dict[str, tuple[str, int]]:
-        """Of each of the graph's inputs ONNX Runtime's type and the number of axes."""
+        """For each of the graph's inputs, ONNX Runtime's type and the number of axes."""
         return dict.fromkeys(self.names, ("tensor(int64)", 2))
 
     def feeds(self, batch: Columns) -> Mapping[str, NDArray[Any]]:
-        """As the function does."""
+        """See the function `feeds`."""
         ids = batch["ids"]
         return feeds([ids.item(place) for place in range(len(ids))], self.pad_id, self.types, self.names)
 
@@ -139,7 +139,7 @@ class TextInput(GraphInput):
         return {"ids": ids.astype(np.int32)}
 
     def describe(self, units: Sequence[int]) -> str:
-        """Texts by their tokens, and between which ids these are."""
+        """The numbers of tokens of the texts, and the range of their ids."""
         return (
             f"texts of {', '.join(map(str, units))} tokens, with ids from 0 to {self.highest or self.pad_id}"
         )

@@ -1,1 +1,1 @@
-"""Kinds of outputs, each in its own file: what a manifest may say of one, and its columns."""
+"""Kinds of outputs, each in its own file: what a manifest may declare, and the output's columns."""

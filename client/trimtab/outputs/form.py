@@ -1,4 +1,4 @@
-"""What every kind of output has, wherever it is: on disk, in the engine, on the wire."""
+"""What every kind of output defines, on disk, in the engine and on the wire."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 
 class DeclaredOutput(Protocol):
-    """An output, as a manifest has it."""
+    """An output, as a manifest declares it."""
 
     @property
     def name(self) -> str: ...
@@ -29,12 +29,12 @@ class DeclaredOutput(Protocol):
 class ColumnForm:
     """A column of an output.
 
-    name: the output's own where it has one column alone, else NAME.PART.
+    name: the output's name if it has a single column, otherwise NAME.PART.
     width: components of a row; 0: a row is one number.
-    several: an item has several rows, `most` of them (0: one a unit).
-    unit: rows are of length 1.
-    places: the column of whole numbers that says where the numbers of this one stand in a long vector, which
-        is zero elsewhere: two items are compared as these.
+    several: an item has several rows, at most `most` (0: one per unit).
+    unit: rows have length 1.
+    places: the integer column that gives the positions of this column's numbers in a long vector that is zero
+        elsewhere; items are compared as such vectors.
     """
 
     name: str
@@ -47,16 +47,16 @@ class ColumnForm:
 
 
 class OutputForm(ABC):
-    """A kind of output. known.py finds it by its name."""
+    """A kind of output, which known.py finds by its name."""
 
     kind: ClassVar[str]
 
     @classmethod
     @abstractmethod
     def columns(cls, declared: DeclaredOutput) -> tuple[ColumnForm, ...]:
-        """What a graph gives of such an output."""
+        """The columns that a graph gives for such an output."""
 
     @classmethod
     @abstractmethod
     def doubts(cls, declared: DeclaredOutput) -> Iterator[tuple[bool, str]]:
-        """Of what a manifest may not say of such an output: whether it says that, and what it is."""
+        """Each thing that a manifest may not say about such an output: whether it does, and what is wrong."""

@@ -1,4 +1,4 @@
-"""The kinds of output that are known, by name. Packages add others by the entry points `trimtab.outputs`."""
+"""The known kinds of output, by name. Packages add others by the entry points `trimtab.outputs`."""
 
 from trimtab.outputs.dense import DenseForm
 from trimtab.outputs.form import OutputForm

@@ -1,1 +1,1 @@
-"""What goes over the wire beside the texts, and what a graph takes and gives: arrays, columns, messages."""
+"""What the wire carries besides texts, and what a graph takes and gives: arrays, columns, messages."""

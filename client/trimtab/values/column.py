@@ -1,7 +1,7 @@
-"""Columns: what is known of several items, one or several rows each, in one array.
+"""Columns: one array with the rows of several items, one or more rows each.
 
-A dense vector is one row. The tokens of a text, their vectors, or the entries of a sparse vector are as many
-rows as there are. A mapping of names to columns is a batch, or a result. NumPy alone is needed.
+A dense vector is one row. The tokens of a text, their vectors, and the entries of a sparse vector take one
+row each. A mapping of names to columns is a batch, or a result. This module needs only NumPy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ Values: TypeAlias = NDArray[Any]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Column:
-    """The rows of items, one after the other along the first axis of `values`.
+    """The rows of items, one after another along the first axis of `values`.
 
-    Item i is row i; where `offsets`, int64 (items + 1,) from 0 to the number of rows and never falling, are
-    given, it is the rows from offsets[i] to offsets[i + 1].
+    Without `offsets`, item i is row i. With them, it is the rows from offsets[i] to offsets[i + 1]; `offsets`
+    is int64 (items + 1,), runs from 0 to the number of rows, and never decreases.
     """
 
     values: Values
@@ -31,32 +31,32 @@ class Column:
 
     @property
     def nbytes(self) -> int:
-        """What the numbers take in memory."""
+        """How many bytes of memory the numbers take."""
         return self.values.nbytes + (0 if self.offsets is None else self.offsets.nbytes)
 
     def item(self, place: int) -> Values:
-        """An item: its row, or its rows where an item has several. A view."""
+        """A view of an item: its row, or its rows if items have several."""
         if self.offsets is None:
             row: Values = self.values[place]
             return row
         return self.values[self.offsets[place] : self.offsets[place + 1]]
 
     def only(self, place: int) -> "Column":
-        """The column of one item alone. A view."""
+        """A view of the column with only this item."""
         if self.offsets is None:
             return Column(self.values[place : place + 1])
         values = self.item(place)
         return Column(values, np.array((0, len(values)), np.int64))
 
     def copy(self) -> "Column":
-        """The same numbers in memory of their own, which nobody may write to."""
+        """The same numbers in their own read-only memory."""
         values, offsets = self.values.copy(), self.offsets
         values.flags.writeable = False
         return Column(values, None if offsets is None else offsets.copy())
 
     @property
     def finite(self) -> bool:
-        """Whether no number is infinite or none at all."""
+        """Whether no number is infinite or NaN."""
         return self.values.dtype.kind not in "fc" or bool(np.isfinite(self.values).all())
 
 
@@ -64,7 +64,7 @@ Columns: TypeAlias = Mapping[str, Column]
 
 
 def stacked(items: Sequence[Values]) -> Column:
-    """A column of items of several rows each."""
+    """A column of items with several rows each."""
     if len(items) == 1:
         return Column(items[0], np.array((0, len(items[0])), np.int64))
     offsets = np.zeros(len(items) + 1, np.int64)
@@ -73,14 +73,14 @@ def stacked(items: Sequence[Values]) -> Column:
 
 
 def gathered(parts: Sequence[tuple[Columns, int]], names: Sequence[str]) -> Columns:
-    """Columns of these names, whose item i is the one at the place parts[i][1] of the columns parts[i][0].
+    """Columns with these names; item i is item number parts[i][1] of the columns parts[i][0].
 
-    Columns of one name must be alike: of one dtype, and of rows of one shape. Of one part alone, views.
+    Columns with the same name must have the same dtype and row shape. For a single part, views are returned.
     """
     if len(parts) == 1:
         columns, place = parts[0]
         return {name: columns[name].only(place) for name in names}
-    # Row by row would take many times as long where many come from one result, as they do.
+    # Many rows come from one result, so copying row by row would take many times as long.
     sources: dict[int, tuple[Columns, list[int], list[int]]] = {}
     for row, (columns, place) in enumerate(parts):
         _, rows, places = sources.setdefault(id(columns), (columns, [], []))

@@ -1,4 +1,4 @@
-"""Matrices on the wire: raw little-endian bytes beside their dtype and shape, never `repeated float`."""
+"""Matrices on the wire: raw little-endian bytes with their dtype and shape, never `repeated float`."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from trimtab.errors import InvalidArgument
 from trimtab.kinds import Dtype
 from trimtab.v1 import encoder_pb2 as pb
 
-# How each dtype lies in memory. '<' pins the byte order, whatever the machine's own is.
+# How each dtype is stored. '<' fixes the byte order, whatever the machine's own is.
 STORAGE: dict[Dtype, np.dtype[np.generic]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -27,14 +27,14 @@ FROM_PROTO: dict[int, Dtype] = {
 
 
 def pack(matrix: NDArray[np.generic], dtype: Dtype, scale: float = 0.0) -> pb.Matrix:
-    """An (n, d) array whose values already are of `dtype`, as a message."""
+    """The message for an (n, d) array that already has `dtype`."""
     message = pb.Matrix()
     write(message, matrix, dtype, scale)
     return message
 
 
 def write(message: pb.Matrix, matrix: NDArray[np.generic], dtype: Dtype, scale: float = 0.0) -> None:
-    """The same, into an empty message: a message that is put into another one is copied, with its bytes."""
+    """As `pack`, but into an empty message: putting a message into another one copies it, with its bytes."""
     message.rows, message.columns = matrix.shape
     message.data = np.ascontiguousarray(matrix, STORAGE[dtype]).tobytes()
     message.dtype = TO_PROTO[dtype]
@@ -42,9 +42,9 @@ def write(message: pb.Matrix, matrix: NDArray[np.generic], dtype: Dtype, scale: 
 
 
 def unpack(matrix: pb.Matrix) -> NDArray[np.generic]:
-    """The message as an (n, d) array, read-only, over the message's own bytes.
+    """The message as a read-only (n, d) array that shares the message's bytes.
 
-    Raises InvalidArgument where the bytes do not fill the shape.
+    Raises InvalidArgument if the bytes do not match the shape.
     """
     dtype = FROM_PROTO.get(matrix.dtype)
     if dtype is None:

@@ -1,4 +1,4 @@
-"""The forms in which items come in: a field of `trimtab.v1.Input` each, and what it is in Python.
+"""The forms of input items: each is a field of `trimtab.v1.Input`, with its type in Python.
 
 text      str
 pair      (str, str)
@@ -25,8 +25,8 @@ _READ: Mapping[str, Callable[[pb.Input], Any]] = {
 def items(messages: Sequence[pb.Input], most_ids: int) -> tuple[str, list[Any]]:
     """The form of all messages, and the items.
 
-    InvalidArgument where forms differ, one is empty, or one has more than `most_ids` ids of tokens, which
-    would take many times the memory of the message.
+    InvalidArgument if forms differ, one is empty, or one has more than `most_ids` token ids, which would take
+    many times the memory of the message.
     """
     form = ""
     for place, message in enumerate(messages):

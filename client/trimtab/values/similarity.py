@@ -1,4 +1,4 @@
-"""How near vectors are to each other, by the measure of their space."""
+"""How near vectors are to each other, by the similarity of their space."""
 
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -12,9 +12,9 @@ Matrix: TypeAlias = NDArray[np.float32]
 
 
 def normalised(vectors: Matrix) -> Matrix:
-    """Vectors (n, d) at length 1; those of length 0 as they are."""
+    """Vectors (n, d) scaled to length 1; vectors of length 0 stay as they are."""
     given = np.asarray(vectors, np.float32)
-    # As float64: the squares of very small and of very large numbers are not zero and infinity there.
+    # In float64, the squares of very small and very large numbers do not become zero or infinity.
     lengths = np.sqrt(np.einsum("...i,...i->...", given, given, dtype=np.float64))[..., None]
     fresh = np.empty(given.shape, np.float32)
     with np.errstate(invalid="ignore"):  # infinity becomes NaN
@@ -22,7 +22,7 @@ def normalised(vectors: Matrix) -> Matrix:
 
 
 def scores(query: Matrix, vectors: Matrix, similarity: Similarity) -> NDArray[np.float32]:
-    """How near each of vectors (n, d) is to query (d,): (n,), the larger the nearer."""
+    """How near each of the vectors (n, d) is to the query (d,): (n,), larger is nearer."""
     if similarity in {"cosine", "dot"}:
         if similarity == "cosine":
             query, vectors = normalised(query), normalised(vectors)
@@ -36,7 +36,7 @@ def scores(query: Matrix, vectors: Matrix, similarity: Similarity) -> NDArray[np
 
 
 def best(near: NDArray[np.float32], k: int) -> NDArray[np.intp]:
-    """The places of the k largest scores, the largest first; the earlier place where they are equal."""
+    """The indices of the k largest scores, largest first; among equal scores, the lower index first."""
     many = k < len(near)
     kept = np.flatnonzero(near >= np.partition(near, -k)[-k]) if many else np.arange(len(near))
     order: NDArray[np.intp] = kept[np.argsort(-near[kept], kind="stable")][:k]
@@ -46,9 +46,9 @@ def best(near: NDArray[np.float32], k: int) -> NDArray[np.intp]:
 def nearest(
     query: Matrix, vectors: Iterable[Matrix], similarity: Similarity, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Scores and rows of the k nearest of all vectors, which come in parts (n, d), the best first.
+    """Scores and row numbers of the k nearest of all vectors, best first. Vectors come in parts (n, d).
 
-    Those whose score is not finite are near to nothing, and left out.
+    Vectors whose score is not finite are left out.
     """
     near = np.concatenate([scores(query, part, similarity) for part in vectors])
     rows = np.flatnonzero(np.isfinite(near))
