@@ -26,7 +26,7 @@ _MODELS = {"BPE", "Unigram", "WordLevel", "WordPiece"}
 # Runs of spaces become one: a single space stays.
 _SPACES = {"Regex": " {2,}"}
 _BOUNDARY = re.compile("[A-Za-zА-Яа-я](?= [A-Za-zА-Яа-я])")
-# How many characters to look back for a boundary.
+# How far from the limit a boundary is looked for, in characters.
 _WINDOW = 1024
 
 

@@ -1,1 +1,1 @@
-"""From one space into another: re-index, search both halves meanwhile, check what stores claim."""
+"""Migration from one space to another: re-index, search both halves meanwhile, check stores' claims."""

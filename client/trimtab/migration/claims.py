@@ -147,7 +147,7 @@ def _embedded(client: Client, rows: Rows, options: Options) -> list[tuple[Rows, 
     try:
         texts = [document.text or "" for document in rows.documents]
         return [(rows, client.embed(texts, **options.values))]
-    except InvalidArgument:  # for example with truncate none, if another's document is too long
+    except InvalidArgument:  # for example with truncate none, if another document is too long
         if len(rows) == 1:
             return []
         half = len(rows) // 2

@@ -2,9 +2,9 @@
 
 The order of the steps ensures that no document is lost or shown twice. The old store has every document until
 the end, so it is searched first. Then the new store says which of those candidates it already has: their
-vectors there are better, and the search of the new store, which comes last, finds them if they are among the
-best. A document that arrives in between is found in both, and its new place counts. For how the halves become
-one list see trimtab.migration.merging.
+vectors there are better. The search of the new store comes last, and finds them if they are among the best. A
+document that moves in between is found in both, and its new place counts. trimtab.migration.merging explains
+how the halves become one list.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ Merge = Literal["rescore", "calibrate"]
 class SearchOptions(TypedDict, total=False):
     """How a query is embedded.
 
-    group: its language, tenant or the like, for adapters that know groups.
+    group: its language, tenant or similar, for adapters that know groups.
     timeout: seconds that each call to the server may take.
     """
 
@@ -43,7 +43,7 @@ class SearchOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """The old half's candidates, those of them that have not moved yet, and the new half's best."""
+    """The old half's candidates, which of them have not moved yet, and the new half's best."""
 
     near: list[Hit]
     waiting: list[Hit]
@@ -51,7 +51,7 @@ class _Candidates:
     k: int
 
     def merged(self, scored: Sequence[Hit] = ()) -> list[Hit]:
-        """The merged hits; `scored`: waiting documents that were scored in the new space."""
+        """The merged hits; `scored` are waiting documents that were scored in the new space."""
         known = {hit.id for hit in scored}
         unknown = {hit.id for hit in self.waiting if hit.id not in known}
         return one_list(self.near, [*scored, *self.fresh], unknown, self.k)
@@ -80,7 +80,7 @@ class Halves:
         self._name = encoder
 
     def choose(self, encoders: Sequence[Encoder]) -> Encoder:
-        """The encoder whose space is the new one, its newest version."""
+        """The newest version of the encoder with the new space."""
         named = [each for each in encoders if self._name in {"", each.name}]
         self.encoder = next((each for each in named if each.space == self.spaces[0]), None)
         if self.encoder is None:
@@ -97,7 +97,7 @@ class Halves:
         return self.encoder
 
     def fetch(self, native: Matrix, adapted: Matrix, k: int) -> "_Candidates":
-        """What both halves know of the query that embeds to these rows."""
+        """What both halves find for the query with these embeddings."""
         # In this order: see the module's docstring.
         near = self.old.search(adapted, max(self._candidates, k))
         there = self.new.texts([hit.id for hit in near])
@@ -111,7 +111,7 @@ class Halves:
         return native, adapted
 
     def scorable(self, waiting: Sequence[Hit], encoder: Encoder) -> list[Hit]:
-        """Those of these hits that the new encoder can score by their texts; none to calibrate."""
+        """The hits that the new encoder can score by their texts; none for "calibrate"."""
         if self.merge == "calibrate":
             return []
         if waiting and all(hit.text is None for hit in waiting):
@@ -126,15 +126,16 @@ class HalfMigrated:
     """Search over an old and a new store while `trimtab reindex` fills the new one.
 
     client: reaches the server with the new encoder and the adapter from its space into the old one.
-    old, new: the stores, open; both stay the caller's to close. Each names its space. Until the end,
-        documents are written to the old store or to both, and deleted from the old one first.
-    encoder: the new encoder's name; left out, the one that is served with the new store's space.
-    merge: how candidates of the old half get scores that compare with the new half's. "rescore": the new
-        encoder embeds their texts, as good as it gets, and the server remembers them; a candidate without a
-        text, or with one that is too long for the server, is treated as by "calibrate". "calibrate": they
-        keep the places that the old half gives them, and what has moved is ordered by the new space on the
-        other places (see `trimtab.migration.merging`); no texts, no further call.
-    candidates: how many documents the old store is asked for, before those that have moved are left out.
+    old, new: the open stores; the caller closes both. Each names its space. Until the end, documents are
+        written to the old store or to both, and deleted from the old one first.
+    encoder: the new encoder's name; by default, the served encoder with the new store's space.
+    merge: how candidates of the old half get scores comparable with the new half's. "rescore": the new
+        encoder embeds their texts, which is the most accurate, and the server remembers them; a candidate
+        without a text, or with one too long for the server, is treated as by "calibrate". "calibrate":
+        candidates keep the places that the old half gives them, and moved documents fill the other places,
+        in the order of the new space (see `trimtab.migration.merging`); this needs no texts and no further
+        call.
+    candidates: how many documents are requested from the old store, before the moved ones are left out.
 
     Threads may share it.
     """
@@ -152,18 +153,18 @@ class HalfMigrated:
         self._client, self._halves = client, Halves(old, new, encoder, merge, candidates)
 
     def search(self, text: str, k: int = 10, **options: Unpack[SearchOptions]) -> list[Hit]:
-        """The k documents nearest to a query, the best first, wherever they are by now.
+        """The k documents nearest to a query, best first, whichever store they are in.
 
         One pass through the encoder gives the query in both spaces. A hit's score is the similarity in the
-        new space, or an estimate of it that keeps the order; while nothing of what was found has moved, to
-        calibrate leaves the adapted scores. Raises FailedPrecondition where no adapter leads to the old
+        new space, or an estimate of it that keeps the order; while none of the found documents has moved,
+        "calibrate" leaves the adapted scores. Raises FailedPrecondition if no adapter leads to the old
         store's space.
         """
         return run(_search(self._client, self._halves, text, k, options), lambda step: step.ask())
 
 
 class AsyncHalfMigrated:
-    """`HalfMigrated` for asyncio: the stores are searched in threads, so that the event loop goes on."""
+    """`HalfMigrated` for asyncio. The stores are searched in threads, so the event loop is not blocked."""
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class AsyncHalfMigrated:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Something to ask of the client, which an AsyncClient answers by an awaitable, or of the stores."""
+    """A question to the client, which an AsyncClient answers with an awaitable, or to the stores."""
 
     ask: Callable[[], Any]
     stores: bool = False
@@ -197,7 +198,7 @@ class _Step:
 def _search(
     client: Client | AsyncClient, halves: Halves, text: str, k: int, options: SearchOptions
 ) -> Generator[_Step, Any, list[Hit]]:
-    """A search, for both clients: see `HalfMigrated.search`."""
+    """A search for both clients: see `HalfMigrated.search`."""
     timeout = options.get("timeout")
     encoders = _Step(partial(client.encoders, timeout=timeout))
 
@@ -221,7 +222,7 @@ def _search(
 
 
 def _query(encoder: Encoder, options: SearchOptions) -> EmbedOptions:
-    """How the query is embedded: with role query, if the encoder has prompts."""
+    """How the query is embedded: with the role "query" if the encoder has prompts."""
     prompted = bool(encoder.query_prompt or encoder.passage_prompt)
     return {
         "encoder": encoder.name,
@@ -243,7 +244,7 @@ def _pinned(encoder: Encoder) -> _Pin:
 def _named(hits: Sequence[Hit]) -> tuple[list[str], dict[str, str]]:
     """The names by which the server remembers the vectors of these hits' texts, and each name's text.
 
-    A name is a digest of the text, so that a text that changed has another.
+    A name is a digest of the text, so a changed text has another name.
     """
     names = [hashlib.sha256((hit.text or "").encode()).hexdigest()[:32] for hit in hits]
     return names, {name: hit.text or "" for name, hit in zip(names, hits, strict=True)}

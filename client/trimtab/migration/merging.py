@@ -1,12 +1,12 @@
 """The two halves of a migration as one list.
 
-Scores of two spaces do not compare, and how they relate for one query cannot be learned from the few
-documents that are in both halves at first. So like is compared with like only: documents whose similarity in
-the new space is known, by that; the others by their adapted scores. Which of the first j places belong to
-which of the two is taken from the old half's own list, where every document has a place. Then, whatever j
-is, the first j hits hold the same unknown documents as the first j of the old half, and as many known ones,
-but the nearest of all that are known. So no fewer of the nearest documents of the new space are among them
-than the old half finds alone. When all documents are known, it is their order by the new space.
+Scores of two spaces are not comparable, and their relation for one query cannot be learned from the few
+documents that are in both halves at first. So only like is compared with like: documents with a known
+similarity in the new space ("known") by that, the others by their adapted scores. The old half's own list, in
+which every document has a place, decides which places belong to which of the two. So for every j, the first j
+hits contain the same unknown documents as the first j of the old half, and equally many known ones, but these
+are the nearest of all that are known. Therefore they contain at least as many of the nearest documents of the
+new space as the old half alone finds. When all documents are known, the order is that of the new space.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -20,7 +20,7 @@ from trimtab.stores.ids import Id
 
 @dataclass(slots=True)
 class _Place:
-    """A place of the list: who is there, and the adapted score that belongs to the place."""
+    """A place in the list: the hit there, and the adapted score that belongs to the place."""
 
     hit: Hit
     adapted: float | None
@@ -28,12 +28,12 @@ class _Place:
 
 
 def one_list(near: Sequence[Hit], known: Sequence[Hit], unknown: Collection[Id], k: int) -> list[Hit]:
-    """The k best of both halves, each document once, the best first.
+    """The k best of both halves, each document once, best first.
 
-    near: the old half's candidates with their adapted scores, the best first.
+    near: the old half's candidates with their adapted scores, best first.
     known: hits with their scores in the new space, in any order, each document once.
-    unknown: the ids of those of `near` whose scores in the new space are not known. Their hits get an
-        estimate that keeps the order; where no score is known, the adapted one stays.
+    unknown: the ids of the documents in `near` with no known score in the new space. Their hits get an
+        estimate that keeps the order; if no score at all is known, the adapted ones stay.
     """
     places = _places(near, iter(sorted(known, key=lambda hit: -hit.score)), unknown, k)
     return _on_one_scale(places)
@@ -46,7 +46,7 @@ def _places(near: Sequence[Hit], nearest: Iterator[Hit], unknown: Collection[Id]
         if len(places) == k:
             break
         best = None if hit.id in unknown else next(nearest, None)
-        # An approximate index may bring fewer than there are: then the document itself stands here.
+        # An approximate index may find fewer than there are; then the document itself takes the place.
         here = _Place(hit, hit.score, known=False) if best is None else _Place(best, hit.score, known=True)
         if here.hit.id not in shown:
             places.append(here)
@@ -56,7 +56,7 @@ def _places(near: Sequence[Hit], nearest: Iterator[Hit], unknown: Collection[Id]
 
 
 def _on_one_scale(places: Sequence[_Place]) -> list[Hit]:
-    """The hits, those of unknown scores with estimates that keep the order."""
+    """The hits. Unknown scores are replaced by estimates that keep the order."""
     pairs = [(each.adapted, each.hit.score) for each in places if each.known and each.adapted is not None]
     if not pairs:
         return [each.hit for each in places]

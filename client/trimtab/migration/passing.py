@@ -42,8 +42,9 @@ class RateLimit:
 class PassCounts:
     """What one pass did.
 
-    seen: documents of the source. moved: those that were embedded. kept: those already in the target.
-    aside: those that cannot be moved, and why. former: how many of these the target has with an earlier text.
+    seen: documents of the source. moved: documents that were embedded. kept: documents already in the target.
+    aside: documents that cannot be moved, and why. former: how many of these are in the target with an
+        earlier text.
     """
 
     advance: Advance
@@ -55,7 +56,7 @@ class PassCounts:
     _guard: threading.Lock = field(default_factory=threading.Lock)  # the stream reads in its own thread
 
     def count(self, *, seen: int = 0, moved: int = 0, kept: int = 0, aside: int = 0, former: int = 0) -> None:
-        """Count what was done."""
+        """Add to the counts."""
         with self._guard:
             self.seen += seen
             self.moved += moved
@@ -65,7 +66,7 @@ class PassCounts:
 
 
 class Feed(Iterator[str]):
-    """The texts of documents for one stream, each document noted in `sent` until its vector is there.
+    """The texts of documents for one stream. `sent` has each document until its vector arrives.
 
     again: documents to send first; the rest is for the next stream.
     """
@@ -74,7 +75,7 @@ class Feed(Iterator[str]):
         self._again, self._documents = again, documents
         self._open, self._guard = True, threading.Lock()
         self.sent: deque[Document] = deque()
-        self.failed = False  # where the documents come from
+        self.failed = False  # set if reading the documents failed
 
     def __next__(self) -> str:
         with self._guard:

@@ -1,7 +1,7 @@
 """Re-index: embed every document of a store again with a new encoder, into another store.
 
 The target is the only record of progress: a document is done when the target has its id with the same text.
-So a run that was killed at any moment resumes where it was, embeds at most one batch twice, and the next pass
+So a run that was killed at any moment resumes where it was and embeds at most one batch twice. The next pass
 finds what was added or changed in the source. Passes are repeated until one finds nothing to do. The source
 is only read, and stays authoritative for its documents. A document that cannot be moved is set aside and
 named at the end; the others move.
@@ -39,8 +39,8 @@ class ReindexResult:
     """What a re-index did.
 
     moved: documents that were embedded. kept: documents of the source that the target has now.
-    extra: documents that the target alone has. sampled: vectors that were embedded again to verify them.
-    aside: documents of the source that could not be moved; the target has none of them, or a former text.
+    extra: documents that only the target has. sampled: vectors that were embedded again to verify them.
+    aside: documents of the source that could not be moved; the target lacks them, or has an earlier text.
     """
 
     moved: int
@@ -57,13 +57,13 @@ def target_form(encoder: Encoder) -> Form:
 
 
 class Reindex:
-    """One re-index, from `source` into `target`, with an encoder that `client` reaches.
+    """One re-index from `source` into `target`, with an encoder that `client` reaches.
 
     encoder: the version to embed with; `target` holds vectors of its space.
-    role, truncate: of the documents; without a role, encoders with prompts embed them as passages.
-    texts: by id, for a source that has none.
-    rate: at most so many texts a second. Without it, the server still lets live queries go first.
-    batch: how many documents a crash makes it embed twice, at most; half as many are written together.
+    role, truncate: how to embed the documents; without a role, encoders with prompts embed them as passages.
+    texts: by id, for a source without texts.
+    rate: the most texts per second. Without it, the server still lets live queries go first.
+    batch: the most documents that are embedded twice after a crash; half as many are written together.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Reindex:
         self._refused: dict[Id, tuple[str | None, str]] = {}
 
     def run(self, *, sample: int = claims.SAMPLE, progress: type[Progress] | None = None) -> ReindexResult:
-        """Move what is not there yet, pass by pass, and verify the whole.
+        """Move what is missing, pass by pass, and verify the whole.
 
         If nothing is left to do, it only verifies. progress: shows each pass. Raises Unavailable if a store
-        or the server goes away, and FailedPrecondition if the verification fails or no document can be moved;
-        what was moved until then is kept, and another run resumes there.
+        or the server becomes unreachable, and FailedPrecondition if the verification fails or no document can
+        be moved; what was moved by then is kept, and another run resumes there.
         """
         claims.check_sample(sample)
         self._source.check_ids()
@@ -136,7 +136,7 @@ class Reindex:
         return Document(document.id, text, document.payload if self._target.keeps_payload else {})
 
     def _refusal(self, document: Document) -> str:
-        """Why a document cannot be moved; "" where it can, as far as is known."""
+        """Why a document cannot be moved; "" if it can, as far as is known."""
         if document.text is None:
             where = (
                 f"{self._source.name} has no text for it"
@@ -216,7 +216,7 @@ class Reindex:
                 self._write(ready, done)
 
     def _alone(self, document: Document, done: "PassCounts") -> None:
-        """Embed and write one document, or set it aside where the server refuses it."""
+        """Embed and write one document, or set it aside if the server refuses it."""
         try:
             (vector,) = self._client.embed([document.text or ""], **self._options.values)
         except (InvalidArgument, InternalError) as error:

@@ -1,4 +1,4 @@
-"""Vector stores, each behind one string: FAISS, Qdrant, pgvector, and files of vectors to read.
+"""Vector stores, each addressed by one string: FAISS, Qdrant, pgvector, and read-only files of vectors.
 
     from trimtab import stores
 
@@ -45,8 +45,8 @@ def open_store(url: str) -> Store:
 def create_store(url: str, form: Form, *, example: Id | None = None, source: Store | None = None) -> Store:
     """The store at `url`, created if there is none.
 
-    form: the space, dimensions and similarity of its vectors. FailedPrecondition if it exists and holds
-        others: vectors of two spaces are never mixed.
+    form: the space, dimensions and similarity of its vectors. FailedPrecondition if the store exists with a
+        different form: vectors of two spaces are never mixed.
     example: an id like those to come, for stores whose ids have a type.
     source: a store that this must not be, under any name; ConfigError if it is.
     """

@@ -1,4 +1,4 @@
-"""Where a store is, as one string:
+"""The address of a store, as one string:
 
     faiss:FOLDER                          options behind `#?`
     qdrant:FOLDER#COLLECTION              Qdrant embedded in its client
@@ -22,7 +22,7 @@ _QDRANT_SERVERS = {"qdrant+http": "http", "qdrant+https": "https"}
 _POSTGRES = {"postgresql", "postgres"}
 KEY_VARIABLE = "QDRANT_API_KEY"
 SECRET_VARIABLES = (KEY_VARIABLE, "PGPASSWORD")
-_LARGEST = 1_000_000  # of a whole number in an option
+_LARGEST = 1_000_000  # the largest integer in an option
 _SECRETS = re.compile(r"(?i)(password|passwd|api[-_]?key|token|secret)=[^&\s'\"]*")
 KINDS = "faiss:FOLDER, qdrant:FOLDER#COLLECTION, qdrant+http://HOST:PORT#COLLECTION, "
 KINDS += "postgresql://USER@HOST/DATABASE#TABLE, FILE.npy or FILE.parquet"
@@ -33,10 +33,10 @@ class Address:
     """A store's address, taken apart.
 
     kind: faiss, qdrant, qdrant-server, postgresql, npy or parquet.
-    location: the folder, file or URL, with credentials where the caller gave them.
+    location: the folder, file or URL, with credentials if the caller gave any.
     item: the collection or table; empty for the others.
-    options: what stood behind the `?`.
-    name: what messages call it, without credentials.
+    options: what follows the `?`.
+    name: its name in messages, without credentials.
     """
 
     kind: str
@@ -47,14 +47,14 @@ class Address:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def take(self, *known: str) -> dict[str, str]:
-        """The options; ConfigError where one is none of `known`."""
+        """The options; ConfigError if one is not in `known`."""
         for option in self.options:
             if option not in known:
                 raise ConfigError(f"{self.name} has no option {option!r}; it has {', '.join(known)}")
         return self.options
 
     def scrub(self, message: object) -> str:
-        """A message of a library, without the secrets of this address and of the environment."""
+        """A library's message without the secrets of this address and of the environment."""
         text = _SECRETS.sub(r"\1=***", str(message))
         for secret in (*self.secrets, *filter(None, map(os.environ.get, SECRET_VARIABLES))):
             text = text.replace(secret, "***")
@@ -84,7 +84,7 @@ def parse(url: str) -> Address:
 
 
 def whole(value: str, what: str) -> int:
-    """An option that is a whole number from 1; ConfigError says what it belongs to."""
+    """The value of an option that is an integer from 1; ConfigError names `what` it belongs to."""
     if not (value.isascii() and value.isdecimal() and 1 <= int(value) <= _LARGEST):
         raise ConfigError(f"{what} is {value!r}; give a whole number from 1 to {_LARGEST:,}")
     return int(value)
@@ -114,7 +114,7 @@ def _server(kind: str, location: str, scheme: str, item: str, options: dict[str,
 
 
 def _split(location: str) -> SplitResult:
-    """The parts of a URL. The error for an ambiguous one repeats nothing of it."""
+    """The parts of a URL. The error for an ambiguous URL repeats nothing of it."""
     try:
         parts = urlsplit(location)
         sound = bool(parts.netloc) and (parts.port is None or parts.port > 0)

@@ -11,7 +11,7 @@ from trimtab.values.similarity import normalised
 
 
 def check_rows(store: Store, rows: Rows) -> Matrix:
-    """The vectors as they will be written; InvalidArgument names the document that cannot be."""
+    """The vectors as they will be written; InvalidArgument names a document that cannot be written."""
     vectors = np.ascontiguousarray(rows.vectors, np.float32)
     wanted = (len(rows), store.form.dimensions)
     if vectors.shape != wanted:
@@ -48,7 +48,7 @@ def check_query(store: Store, vector: Matrix, k: int) -> Matrix:
         raise InvalidArgument(f"the query for {store.name} holds NaN or infinity")
     if k < 1:
         raise InvalidArgument(f"k is {k}; ask for at least 1")
-    # Lengths do not matter then, and squares of extreme numbers do not fit into float32.
+    # For cosine, lengths do not matter, and squares of extreme numbers do not fit into float32.
     return normalised(query) if store.form.similarity == "cosine" else query
 
 
@@ -87,6 +87,6 @@ def space_of(recorded: object, claimed: str | None, name: str) -> str | None:
 
 
 def files_identity(*paths: Path) -> frozenset[Hashable]:
-    """Device and inode of those of these files and folders that exist, links followed."""
+    """Device and inode of each of these files and folders that exists, following links."""
     found = [path.stat() for path in paths if path.exists()]
     return frozenset(("file", each.st_dev, each.st_ino) for each in found)

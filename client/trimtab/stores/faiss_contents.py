@@ -24,13 +24,13 @@ from trimtab.stores.ids import Id, order
 from trimtab.values.similarity import best
 
 _log = logging.getLogger(__name__)
-LEAST_COMPACTED = 1024  # rows in the logs before it is worth writing the index anew
+LEAST_COMPACTED = 1024  # rows in the logs before it is worth rewriting the index
 
 
 class Contents:
     """One generation, read from its files, and its last log as far as `read_on` has read it.
 
-    generation: with the checksums of its files. log: where that log lies. end: how far it was read.
+    generation: includes the checksums of its files. log: the path of that log. end: how far it was read.
     """
 
     def __init__(self, folder: Path, name: str, form: Form, generation: Generation, effort: Effort) -> None:
@@ -89,19 +89,19 @@ class Contents:
         return [self._documents[self._place[id]] for id in self._ordered[start : start + size]]
 
     def rows(self, ids: Iterable[Id]) -> Rows:
-        """Those of these documents that exist, with their vectors."""
+        """The documents with these ids that exist, with their vectors."""
         return self._rows([self._place[id] for id in ids if id in self._place])
 
     def all_rows(self) -> Rows:
-        """All documents, in the order in which they were written."""
+        """All documents, in the order of writing."""
         return self._rows(sorted(self._place.values()))
 
     def texts(self, ids: Iterable[Id]) -> dict[Id, str | None]:
-        """The texts of those of these documents that exist."""
+        """The texts of these documents, for those that exist."""
         return {id: self._documents[self._place[id]].text for id in ids if id in self._place}
 
     def search(self, query: Matrix, k: int) -> list[Hit]:
-        """The k nearest documents, the best first."""
+        """The k nearest documents, best first."""
         halves = [
             self._search(self._index, query, k + self._dead["index"], 0),
             self._search(self._tail, query, k + self._dead["tail"], self._base),
@@ -132,7 +132,7 @@ class Contents:
         self._tail.add(np.frombuffer(record.vectors, "<f4").reshape(-1, self.form.dimensions))
 
     def index_of(self, vectors: Matrix) -> FaissIndex:
-        """An index of these vectors, of the generation's kind."""
+        """An index of these vectors, of the same kind as the generation's."""
         return self._index.with_vectors(vectors)
 
     def _rows(self, places: Sequence[int]) -> Rows:
@@ -152,7 +152,7 @@ class Contents:
     def _search(
         self, index: FaissIndex, query: Matrix, k: int, first: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and places of the k nearest rows of an index, whose rows begin at place `first`."""
+        """Scores and places of the k nearest rows of an index. Its rows begin at place `first`."""
         near, rows = index.search(query, k)
         kept = [self._counts(place) for place in (rows + first).tolist()]
         return near[kept], (rows + first)[kept]

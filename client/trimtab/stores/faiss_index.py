@@ -1,7 +1,7 @@
 """FAISS indexes as a store needs them: which kinds are accepted, and what a search must return.
 
 If an approximate index does not look far enough, FAISS silently returns fewer rows than requested. Here the
-search is widened, in the end to every row.
+search is widened, to every row if necessary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ from trimtab.values.similarity import nearest, normalised
 
 faiss: Any = _faiss  # its stubs leave out half of what is used here
 
-LEAST_PROBES = 16  # lists of an IVF index, where nobody said how many
+LEAST_PROBES = 16  # lists of an IVF index, if not configured
 LEAST_CANDIDATES = 64  # of an HNSW index, likewise
-_UNSET_PROBES = 1  # what FAISS writes into a file where nobody said how many
-_LENGTH = 0.01  # how far from 1 the length of a vector may be that is compared by cosine
+_UNSET_PROBES = 1  # what FAISS writes into a file if it is not configured
+_LENGTH = 0.01  # how far the length of a vector compared by cosine may be from 1
 _CHUNK = 65_536
-# Those that keep vectors as they were added. Others compress them, or change them on their way.
+# The kinds that keep vectors as they were added. Others compress or change them.
 _TAKEN = ("IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexHNSWFlat", "IndexIVFFlat")
-# FAISS knows no cosine. Of vectors of length 1 it is the dot product, and their distance orders them alike.
+# FAISS has no cosine. For vectors of length 1 it is the dot product, and distance gives the same order.
 _METRICS: dict[Similarity, tuple[int, ...]] = {
     "cosine": (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2),
     "dot": (faiss.METRIC_INNER_PRODUCT,),
@@ -44,7 +44,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much of an approximate index is searched; None where the caller leaves it to the index.
+    """How much of an approximate index is searched; None leaves it to the index.
 
     nprobe: lists of an IVF index. ef_search: candidates that an HNSW index keeps.
     """
@@ -70,7 +70,7 @@ class FaissIndex:
             self._effort = effort.nprobe or (unset if index.nprobe == _UNSET_PROBES else index.nprobe)
         elif self._hnsw:
             self._effort = effort.ef_search or max(LEAST_CANDIDATES, index.hnsw.efSearch)
-        # A vector of length 0 is at cosine 0 of all others, which no distance says.
+        # A vector of length 0 has cosine 0 with all others, which no distance expresses.
         self._zeros = False
 
     @property
@@ -90,7 +90,7 @@ class FaissIndex:
         return found
 
     def chunks(self) -> Iterator[tuple[int, Matrix]]:
-        """All vectors, part by part, each with the number of its first row."""
+        """All vectors in parts, each with the number of its first row."""
         for start in range(0, self.count, _CHUNK):
             yield start, self.faiss.reconstruct_n(start, min(_CHUNK, self.count - start))
 
@@ -114,7 +114,7 @@ class FaissIndex:
             )
 
     def search(self, query: Matrix, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and rows of the k nearest, as precise as the index; always k if there are that many.
+        """Scores and rows of the k nearest, as exact as the index; always k if there are that many.
 
         query: (d,). The scores are those of `trimtab.values.similarity.scores`.
         """
@@ -139,7 +139,7 @@ class FaissIndex:
     def with_vectors(self, vectors: Matrix) -> "FaissIndex":
         """An index of the same kind and training, with these rows (n, d) only."""
         index = faiss.clone_index(self.faiss)
-        index.reset()  # keeps what it was trained to
+        index.reset()  # keeps its training
         found = FaissIndex(index, self._form)
         found.add(vectors)
         return found
@@ -168,7 +168,7 @@ class FaissIndex:
         metric = self.faiss.metric_type
         if metric == faiss.METRIC_INNER_PRODUCT:
             return distances
-        if self._form.similarity == "cosine":  # of vectors of length 1, from their squared distance
+        if self._form.similarity == "cosine":  # from the squared distance of vectors of length 1
             return np.asarray(1 - distances / 2, np.float32)
         squared = metric == faiss.METRIC_L2
         return np.asarray(-np.sqrt(distances) if squared else -distances, np.float32)
@@ -213,7 +213,7 @@ def read(stream: IO[bytes], form: Form, effort: Effort) -> FaissIndex:
 
 
 def _check_kind(name: str, index: Any, effort: Effort) -> None:
-    """Refuse an index that does not keep vectors unchanged, and options that it does not have."""
+    """Refuse an index that does not keep vectors unchanged, or options that it does not have."""
     kind = type(index).__name__
     if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
         raise FailedPrecondition(
@@ -236,5 +236,5 @@ def _check_kind(name: str, index: Any, effort: Effort) -> None:
 
 
 def last_line(error: Exception) -> str:
-    """FAISS's message, without the place in its source."""
+    """FAISS's message without the source location."""
     return str(error).strip().splitlines()[-1]

@@ -17,7 +17,7 @@ from trimtab.errors import DamagedError
 from trimtab.stores.ids import Id
 
 _FRAME = 8  # a record's length and CRC-32, four bytes each, little-endian
-_BEGINNING = b"\x83\xa4rows"  # of every record: a map of three, the first key `rows`
+_BEGINNING = b"\x83\xa4rows"  # every record is a map of three whose first key is `rows`
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -28,7 +28,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What one write did: documents with their vectors (float32, row by row), or ids that were deleted."""
+    """What one write did: documents with their vectors (float32, row by row), or deleted ids."""
 
     rows: list[Row] = []
     vectors: bytes = b""
@@ -36,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_log(path: Path, start: int) -> Iterator[tuple[Record, int]]:
-    """The records from byte `start` on, each with the place where it ends.
+    """The records from byte `start` on, each with the position of its end.
 
     What a crash left at the end is ignored: a record that is cut off, or zeros in its place. DamagedError if
     anything but a record precedes a record.
@@ -53,7 +53,7 @@ def read_log(path: Path, start: int) -> Iterator[tuple[Record, int]]:
 
 
 def _record(stream: IO[bytes], size: int) -> bytes | None:
-    """The record at this place of a log, undecoded; None if there is no complete one."""
+    """The record at this position of a log, undecoded; None if there is no complete one."""
     frame = stream.read(_FRAME)
     length, checksum = int.from_bytes(frame[:4], "little"), int.from_bytes(frame[4:], "little")
     if len(frame) < _FRAME or length > size - stream.tell():
@@ -64,7 +64,7 @@ def _record(stream: IO[bytes], size: int) -> bytes | None:
 
 
 def _record_behind(stream: IO[bytes], start: int, size: int) -> bool:
-    """Whether a complete record begins anywhere after this place of a log."""
+    """Whether a complete record begins anywhere after this position of a log."""
     with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as whole:
         place = start + _FRAME
         while (place := whole.find(_BEGINNING, place + 1)) >= 0:

@@ -57,7 +57,7 @@ class FaissStore(Store):
             if not (folder / files.CATALOGUE).exists():
                 files.check_vacant(folder, name)
                 with files.lock(folder, name):
-                    if not (folder / files.CATALOGUE).exists():  # again: another may have made it
+                    if not (folder / files.CATALOGUE).exists():  # again: another process may have made it
                         files.write_catalogue(folder, files.empty(form))
         except OSError as error:
             raise _unusable(name, error) from None
@@ -116,7 +116,7 @@ class FaissStore(Store):
             self._write(Record(deleted=present))
 
     def close(self) -> None:
-        """Close the store; where this process has written, the log becomes part of the index."""
+        """Close the store. If this process has written, the log becomes part of the index."""
         with self._held():
             try:
                 if self._log is not None and self._contents.end:
@@ -136,7 +136,7 @@ class FaissStore(Store):
     def _held(self) -> Iterator[None]:
         """The store, locked for this thread."""
         if self._process != forks.generation():
-            # After a fork the parent is still the writer, and its threads are not here to release the lock.
+            # After a fork the parent is still the writer; its threads do not exist here to release the lock.
             self._process, self._guard = forks.generation(), RLock()
             self._start_over()
         with self._guard, self._reaching():
@@ -212,7 +212,7 @@ class FaissStore(Store):
         return log
 
     def _start_over(self) -> None:
-        """Stop being the writer, and distrust what is in memory."""
+        """Stop being the writer, and discard what is in memory."""
         self._stamp = None
         self._release()
 
@@ -267,7 +267,7 @@ class FaissStore(Store):
 
 
 def effort_of(address: Address) -> Effort:
-    """What an address says of how much of an approximate index is searched."""
+    """How much of an approximate index is searched, according to an address."""
     options = address.take("nprobe", "ef_search")
     return Effort(**{name: whole(value, f"{address.name}: {name}") for name, value in options.items()})
 

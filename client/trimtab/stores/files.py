@@ -1,4 +1,4 @@
-"""Vectors in a file, to read: a .npy array as `trimtab embed` writes it, or a column of a Parquet file.
+"""Read-only vectors in a file: a .npy array as `trimtab embed` writes it, or a column of a Parquet file.
 
 A .npy file's ids are its row numbers, and it has no texts; FILE.npy.json beside it names the space. A
 Parquet file has the columns `id`, `text` (it may be missing) and `vector` (lists of numbers); options name
@@ -32,13 +32,13 @@ class _Described(msgspec.Struct, frozen=True):
 
 
 class _Beside(msgspec.Struct, frozen=True):
-    """The part of `trimtab embed`'s FILE.npy.json that matters here."""
+    """The part of `trimtab embed`'s FILE.npy.json that is used here."""
 
     vectors: _Described = _Described()
 
 
 class FileStore(Store):
-    """Vectors of a file, read-only."""
+    """The vectors of a file, read-only."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class FileStore(Store):
         return [Hit(document.id, document.text, score) for document, score in found]
 
     def _parts(self) -> Iterator[Matrix]:
-        """All vectors as float32, in parts, so that a large file is not copied as a whole."""
+        """All vectors as float32, in parts, so that a large file is never copied as a whole."""
         for start in range(0, max(len(self._ids), 1), _CHUNK):
             yield np.asarray(self._vectors[start : start + _CHUNK], np.float32)
 
@@ -138,7 +138,7 @@ def open_npy(address: Address) -> FileStore:
 
 
 def open_parquet(address: Address) -> FileStore:
-    """A Parquet file, its columns read into memory."""
+    """A Parquet file, with its columns read into memory."""
     import pyarrow
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""The files of a FAISS store: no crash and no failed write loses or halves what was written.
+"""The files of a FAISS store. No crash and no failed write loses written data or leaves half of it.
 
     FOLDER/
         store.json         the catalogue: the space, the similarity, and the files of the generation N
@@ -13,8 +13,8 @@ back before store.json, replaced atomically, names it. The previous generation i
 current index does not match its checksum, the previous one and its log are used instead.
 
 The KEY is random, made when Trimtab first writes into a folder, and recorded in the catalogue. Only files
-with the key in their names are ever overwritten or deleted. All others, including an index that was taken
-over, are the user's.
+with the key in their names are ever overwritten or deleted. All others belong to the user, including an index
+that was taken over.
 """
 
 import re
@@ -40,7 +40,7 @@ _LIKE_OURS = re.compile(r"index-.*\.faiss|rows-.*\.jsonl|log-.*")
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Files that together hold all documents. Without an index, there are only logs, in their order."""
+    """Files that together hold all documents. Without an index, there are only logs, in order."""
 
     index: str | None = None
     rows: str | None = None
@@ -56,10 +56,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """store.json. All names are of files in the same folder.
 
-    index, rows: absent if there is none yet. logs: in the order in which they were written.
+    index, rows: absent if there is none yet. logs: in the order of writing.
     sums: length and checksum of the files that Trimtab wrote.
-    key: in the names of Trimtab's own files; empty before it wrote any.
-    former: the fallback if index or rows are damaged; followed by `logs`, it is just as complete.
+    key: part of the names of Trimtab's own files; empty before it wrote any.
+    former: the fallback if index or rows are damaged; together with `logs`, it is just as complete.
     """
 
     space: str | None = None
@@ -82,7 +82,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def generations(self) -> list[Generation]:
-        """The ways to read all documents, the best first."""
+        """The ways to read all documents, best first."""
         if self.former is None:
             return [self.current]
         logs = self.former.logs + self.current.logs
@@ -90,7 +90,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """What a store.json of every format has."""
+    """The part of store.json that every format has."""
 
     format: int = 1
 
@@ -155,7 +155,7 @@ def empty(form: Form) -> Catalogue:
 def taken_over(folder: Path, catalogue: Catalogue, current: Generation) -> Catalogue:
     """The catalogue for writing beside files that Trimtab does not own."""
     key, number = secrets.token_hex(8), catalogue.generation + 1
-    # Earlier versions wrote a log without a key. A file of that name may also be somebody else's.
+    # Earlier versions wrote a log without a key. A file with that name may also be someone else's.
     logs = [name for name in current.logs if next(read_log(folder / name, 0), None) is not None]
     return msgspec.structs.replace(
         catalogue,
@@ -209,7 +209,7 @@ def stamp(path: Path) -> Stamp | None:
 
 @contextmanager
 def checked(path: Path, sums: dict[str, Sum]) -> Iterator[IO[bytes]]:
-    """A file, open at its beginning; DamagedError if `sums` has another checksum for it. Adds a new one."""
+    """A file, open at its beginning; DamagedError if its checksum in `sums` differs. Adds a missing one."""
     with path.open("rb") as stream:
         found = durable.sum_of(stream.fileno())
         if sums.setdefault(path.name, found) != found:
@@ -221,7 +221,7 @@ def checked(path: Path, sums: dict[str, Sum]) -> Iterator[IO[bytes]]:
 
 
 def read_rows(stream: IO[bytes]) -> list[Row]:
-    """The lines of a file of rows; ConfigError names an invalid one."""
+    """The lines of a file of rows; ConfigError names an invalid line."""
     decoder = msgspec.json.Decoder(Row)
     rows = []
     for number, line in enumerate(stream, 1):

@@ -1,16 +1,16 @@
-"""Ids of documents: whole numbers of 64 bits, or text."""
+"""Ids of documents: 64-bit integers, or text."""
 
 from typing import TypeAlias
 
 from trimtab.errors import InvalidArgument
 
 Id: TypeAlias = int | str
-# What a whole number of 64 bits can be, with a sign or without.
+# The range of 64-bit integers, signed or unsigned.
 _LEAST, _MOST = -(2**63), 2**64
 
 
 def check_id(id: object, where: str) -> Id:
-    """`id` where it can be one."""
+    """`id` if it is a valid id."""
     if fault := id_fault(id):
         raise InvalidArgument(f"{where}: {fault}")
     if not isinstance(id, int | str):
@@ -19,7 +19,7 @@ def check_id(id: object, where: str) -> Id:
 
 
 def id_fault(id: object) -> str:
-    """Why this is no id; "" where it is one: a whole number of 64 bits, or text that UTF-8 can carry."""
+    """Why this is not an id; "" if it is one: a 64-bit integer, or text that UTF-8 can encode."""
     if isinstance(id, bool) or not isinstance(id, int | str):
         return f"{id!r} is {type(id).__name__}; an id is a whole number or text"
     if isinstance(id, int):
@@ -30,7 +30,7 @@ def id_fault(id: object) -> str:
 
 
 def text_fault(text: str) -> str:
-    """What keeps text from being written anywhere; "" where nothing does."""
+    """What prevents text from being written anywhere; "" if nothing does."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -39,5 +39,5 @@ def text_fault(text: str) -> str:
 
 
 def order(id: Id) -> tuple[bool, int, str]:
-    """The key by which ids are ordered where a store leaves it to us: numbers, then text."""
+    """The sort key of ids in stores without an order of their own: numbers first, then text."""
     return (True, 0, id) if isinstance(id, str) else (False, id, "")

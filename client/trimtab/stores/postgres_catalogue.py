@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import psycopg
 
 # How far an approximate index is searched: as the address says, or as the database does, but at least as far
-# as FAISS is. From pgvector 0.8 on, both kinds go on where that gives too few rows. Without such an index,
-# this does nothing.
+# as FAISS. From pgvector 0.8 on, both kinds continue if that gives too few rows. Without such an index, this
+# has no effect.
 SETTINGS = """
     SELECT
         set_config('hnsw.ef_search', coalesce(%s::int, greatest(
@@ -41,7 +41,7 @@ CLASSES = """
     WHERE indrelid = to_regclass(%s) AND attname = %s
 """
 # The columns of a table: name, type, dimensions of a vector, kind of type, and the table's comment. A domain
-# is what it is made of.
+# counts as its base type.
 COLUMNS = """
     SELECT
         attname, format_type(coalesce(nullif(typbasetype, 0), atttypid), NULL),
@@ -60,7 +60,7 @@ OPERATORS: dict[Similarity, LiteralString] = {
 }
 
 
-# A relation with all that it consists of: the tables behind a view, the partitions and heirs of a table.
+# A relation with all its parts: the tables behind a view, the partitions and child tables of a table.
 TABLES = """
     WITH RECURSIVE part(oid) AS (
         SELECT to_regclass(%s)::oid
@@ -83,7 +83,7 @@ CLASS_WORDS: dict[str, Similarity] = {
 }
 
 
-# Whether a column of a table names each row, also those of its heirs.
+# Whether a column is unique over all rows of a table, including those of its child tables.
 UNIQUE = """
     SELECT EXISTS (
         SELECT FROM pg_index JOIN pg_attribute AS key ON attrelid = indrelid AND attnum = indkey[0]
@@ -103,7 +103,7 @@ class Comment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_comment(text: str | None) -> Comment:
-    """What the table's comment says of its vectors; nothing if it is not Trimtab's."""
+    """What the table's comment says about its vectors; nothing if it is not Trimtab's."""
     try:
         return msgspec.json.decode(text or "{}", type=Comment)
     except msgspec.MsgspecError:
@@ -111,14 +111,14 @@ def read_comment(text: str | None) -> Comment:
 
 
 def refusals() -> "tuple[type[psycopg.Error], ...]":
-    """The errors for which a row is to blame, not the server."""
+    """The errors caused by a row, not by the server."""
     from psycopg import errors
 
     return (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
 
 
 def wrong_tables() -> "tuple[type[psycopg.Error], ...]":
-    """The errors for which the table is to blame, not a row or the server."""
+    """The errors caused by the table, not by a row or the server."""
     from psycopg import errors
 
     return (

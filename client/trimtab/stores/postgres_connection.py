@@ -44,7 +44,7 @@ class PostgresConnection:
                 raise Unavailable(f"{name} does not answer as it should: {scrub(error)[:400]}") from None
 
     def close(self) -> None:
-        """Close it for good. Closing again does nothing."""
+        """Close the connection for good. Closing again does nothing."""
         with self._guard:
             self._closed = True
             if self._connection is not None:

@@ -8,13 +8,13 @@ from trimtab.errors import ConfigError
 from trimtab.stores.ids import Id, id_fault
 
 _WHOLE = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
-# Types whose values do not come back unchanged, and so cannot be ids.
+# Types that cannot be ids because their values do not come back unchanged.
 _NO_IDS = {"boolean", "bytea", "real", "double precision", "json", "jsonb", "oid"}
 
 
 @dataclass(frozen=True, slots=True)
 class IdColumn:
-    """A column of ids. `type` is what values are cast to."""
+    """A column of ids. Values are cast to `type`."""
 
     type: LiteralString = "text"
 

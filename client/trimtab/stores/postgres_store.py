@@ -1,4 +1,4 @@
-"""pgvector: a table of PostgreSQL with the extension `vector`.
+"""pgvector: a PostgreSQL table with the extension `vector`.
 
 A table made here has the columns `id` (bigint or text, as the first ids are), `text` and `embedding`, and its
 comment names the space. Options name the columns of another table: `#docs?id=doc&text=body&vector=embedding`.
@@ -31,10 +31,10 @@ OPTIONS = ("id", "text", "vector", "space", "similarity", "probes", "ef_search")
 
 
 class PostgresStore(Store):
-    """A table with a column of pgvector's."""
+    """A table with a pgvector column."""
 
     def __init__(self, address: Address, form: Form | None = None, example: Id | None = None) -> None:
-        """The table at `address`; with `form`, created if there is none, its ids typed like `example`."""
+        """The table at `address`. With `form`, it is created if missing, with ids of `example`'s type."""
         from psycopg import sql
 
         options = address.take(*OPTIONS)
@@ -145,7 +145,7 @@ class PostgresStore(Store):
             connection.execute(catalogue.SETTINGS, told)
             hits = self._nearest(query, k)
             if len(hits) < k and len(hits) < self._available(k):
-                # An approximate index left some out, and there are more.
+                # An approximate index left some out: there are more.
                 connection.execute("SET LOCAL enable_indexscan = off")
                 hits = self._nearest(query, k)
         return hits
@@ -266,7 +266,7 @@ class PostgresStore(Store):
             connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self._table, written))
 
     def _describe(self, names: dict[str, str], options: dict[str, str]) -> Form:
-        """What the table says of its vectors; sets the type of its ids."""
+        """What the table says about its vectors. Also sets the type of its ids."""
         table = self._table.as_string(None)
         with self._connection.reaching() as connection:
             found = connection.execute(catalogue.COLUMNS, (table,)).fetchall()

@@ -17,12 +17,12 @@ from trimtab.stores.checks import files_identity
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-_REFUSED = {400, 413, 422}  # the request is to blame, not the server
+_REFUSED = {400, 413, 422}  # errors caused by the request, not by the server
 _PORT = 6333  # if an address names none
 
 
 class QdrantConnection:
-    """A client of Qdrant's. Threads take turns, since the embedded one is not made for them."""
+    """A Qdrant client. Threads take turns, since the embedded client is not thread-safe."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -59,7 +59,7 @@ class QdrantConnection:
             told: Any = self.client.http.service_api.telemetry(details_level=0).result
             peers = getattr(self.client.cluster_status(), "peers", {})
             return frozenset([("qdrant", told.id), *(("qdrant-peer", peer) for peer in peers)])
-        except ApiException:  # a key for one collection is not allowed to ask
+        except ApiException:  # a key for a single collection may not ask
             url = urlsplit(self._address.location)
             found = socket.getaddrinfo(url.hostname, url.port or _PORT, type=socket.SOCK_STREAM)
             return frozenset(("address", each[4][0], each[4][1]) for each in found)

@@ -1,4 +1,4 @@
-"""Documents as Qdrant's points, and back; and what is written of a point that exists."""
+"""Converts documents to Qdrant's points and back; and what is written of an existing point."""
 
 import uuid
 from collections.abc import Collection, Sequence
@@ -7,14 +7,14 @@ from typing import Any
 from trimtab.stores.base import Document
 from trimtab.stores.ids import Id, id_fault
 
-# The one key of a payload that is Trimtab's: the id of a point whose UUID was made from it.
+# The only payload key that is Trimtab's: the id from which the point's UUID was derived.
 ID = "trimtab_id"
-FORMER_ID = "_id"  # in collections of before
+FORMER_ID = "_id"  # in collections of earlier versions
 _LARGEST = 2**64
 
 
 def point_id(id: Id) -> int | str:
-    """The id for Qdrant: whole numbers and UUIDs as they are, a UUID derived from any other."""
+    """The id for Qdrant: integers and UUIDs as they are; for any other id, a UUID derived from it."""
     if isinstance(id, int):
         return id if 0 <= id < _LARGEST else str(uuid.uuid5(uuid.NAMESPACE_OID, f"int:{id}"))
     try:
@@ -36,7 +36,7 @@ def _made_from(id: object, point: int | str) -> bool:
 
 
 def document_of(point: Any, text_key: str) -> Document:
-    """A point as a document; all payload but the text and our id is the application's."""
+    """A point as a document; all payload except the text and our id is the application's."""
     payload = dict(point.payload or {})
     id = point.id
     for key in (ID, FORMER_ID):
@@ -47,7 +47,7 @@ def document_of(point: Any, text_key: str) -> Document:
 
 
 def payload_of(document: Document, text_key: str) -> dict[str, Any]:
-    """The payload of a document: its own, with the text and, where Qdrant cannot take it, the id."""
+    """The payload of a document: its own, with the text and, if Qdrant cannot take the id, the id."""
     payload = dict(document.payload)
     if document.text is not None:
         payload[text_key] = document.text
@@ -57,7 +57,7 @@ def payload_of(document: Document, text_key: str) -> dict[str, Any]:
 
 
 def operations(points: Sequence[Any], known: Collection[Any], text_key: str) -> list[Any]:
-    """The operations that write these points; other vectors and payload of the `known` ones stay."""
+    """The operations that write these points. Points in `known` keep their other vectors and payload."""
     from qdrant_client import models
 
     fresh = [point for point in points if point.id not in known]
@@ -66,7 +66,7 @@ def operations(points: Sequence[Any], known: Collection[Any], text_key: str) -> 
     if fresh:
         found.append(models.UpsertOperation(upsert=models.PointsList(points=fresh)))
     if old:
-        # The vector first: a text that is there says that its vector is.
+        # The vector first: if a text is there, its vector must be, too.
         changed: list[Any] = [models.PointVectors(id=each.id, vector=each.vector) for each in old]
         found.append(models.UpdateVectorsOperation(update_vectors=models.UpdateVectors(points=changed)))
     found += [carrying(each.id, each.payload) for each in old if each.payload]

@@ -2,10 +2,10 @@
 
 A point's payload holds its text under `text` (option `text=NAME`). Qdrant's own ids are whole numbers and
 UUIDs; any other id becomes a UUID derived from it, and the payload keeps the id under `trimtab_id`, the only
-key that is Trimtab's. It is believed only if the point's UUID is derived from it. All other payload is the
-application's: it moves along, and writing leaves it. The space is in the collection's metadata, which needs
-Qdrant 1.16. For cosine, Qdrant normalises vectors. `ef_search` says how much of its index is searched. Only
-one process at a time can open a folder.
+key that is Trimtab's. It is trusted only if the point's UUID is derived from it. All other payload is the
+application's: it moves with the document, and writing does not change it. The space is in the collection's
+metadata, which needs Qdrant 1.16. For cosine, Qdrant normalises vectors. `ef_search` says how much of its
+index is searched. Only one process at a time can open a folder.
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -271,7 +271,7 @@ class QdrantStore(Store):
         return found or None
 
     def _write(self, documents: Sequence[Document], vectors: Matrix) -> None:
-        """Write points; other vectors and other payload of existing ones stay."""
+        """Write points. Existing points keep their other vectors and payload."""
         made = [
             self._models.PointStruct(
                 id=points.point_id(document.id),
