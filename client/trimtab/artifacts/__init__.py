@@ -1,1 +1,1 @@
-"""What lies on disk and is read as a stranger's: bundles, adapters, their files and signatures."""
+"""Bundles and adapters on disk, with their files and signatures. All are read as untrusted."""

@@ -1,13 +1,13 @@
-"""Adapters: small maps from a new encoder's space into an old one's, and what is known of them.
+"""Adapters: small maps from a new encoder's space into an old one's, and what is known about them.
 
     REPOSITORY/ENCODER/adapters/NAME/
-        adapter.json     what this module defines
+        adapter.json     the manifest, defined by this module
         adapter.onnx     the map: `vectors` float32 (n, d_in), with groups also `group` int64 (n,), to
-                         `adapted` float32 (n, d_out), normalised where the target space is
-        queries.npy      float16 (m, d): calibration queries in the source space; query drift starts there
+                         `adapted` float32 (n, d_out), normalised if the target space is
+        queries.npy      float16 (m, d): calibration queries in the source space, the baseline of query drift
 
-ENCODER is the encoder whose vectors the adapter maps. Like a bundle the folder appears whole, is never
-changed, and every file is named in the manifest with its SHA-256 and its size.
+ENCODER is the encoder whose vectors the adapter maps. As with a bundle, the folder appears complete, never
+changes, and the manifest names every file with its SHA-256 and its size.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ FOLDER = "adapters"
 MOST_QUERIES_BYTES = 256 << 20
 
 SERVED: tuple[Verdict, ...] = ("bridge", "cascade")
-"""The verdicts with which the server may use an adapter."""
+"""The verdicts that let the server use an adapter."""
 
 KIND = Kind(
     one="an adapter",
@@ -47,7 +47,7 @@ KIND = Kind(
 
 
 class Endpoint(Struct, frozen=True):
-    """One end of an adapter: an encoder's version, and the space that its vectors lie in."""
+    """One end of an adapter: an encoder's version, and the space of its vectors."""
 
     encoder: ranges.Name
     version: ranges.Version
@@ -58,8 +58,8 @@ class Endpoint(Struct, frozen=True):
 class Calibrator(Struct, frozen=True):
     """A strictly increasing, piecewise linear map from adapted scores to the scores of the target space.
 
-    `adapted` and `target` are the knots, at least two, both strictly increasing; outside them the first and
-    the last slope go on.
+    `adapted` and `target` are the knots: at least two, both strictly increasing. Outside them, the first and
+    the last slope continue.
     """
 
     adapted: Annotated[tuple[float, ...], Meta(max_length=100_000)]
@@ -77,7 +77,7 @@ class Calibrator(Struct, frozen=True):
             )
 
     def __call__(self, scores: ArrayLike) -> NDArray[np.float64]:
-        """The scores, of any shape, on the target space's scale; their order and their ties stay."""
+        """The scores, of any shape, on the target space's scale; their order and ties are kept."""
         given = np.asarray(scores, dtype=np.float64)
         adapted, target = np.array(self.adapted), np.array(self.target)
         piece = np.clip(np.searchsorted(adapted, given, side="right") - 1, 0, len(adapted) - 2)
@@ -96,30 +96,30 @@ class Quality(Struct, frozen=True):
 
 
 class Arms(Struct, frozen=True):
-    """The ways to search side by side, over the same test queries and documents."""
+    """The ways to search, compared over the same test queries and documents."""
 
-    old_on_old: Quality  # the old encoder's queries on its own index: what there is today
+    old_on_old: Quality  # the old encoder's queries on its own index: the present state
     naive: Quality | None  # the new encoder's queries on the old index, unadapted; None: no equal dimensions
     adapted: Quality  # the same through the adapter
-    cascade: Quality  # the adapted query's first candidates, scored again in the new space
+    cascade: Quality  # the adapted query's first candidates, rescored in the new space
     reindexed: Quality  # the new encoder on an index of its own
 
 
 class Rung(Struct, frozen=True):
-    """One rung of the ladder: how it did on the select queries, and how much worse than the best it is.
+    """One rung of the ladder: its result on the select queries, and how much worse it is than the best.
 
-    `behind` is the paired bootstrap of (best rung - this one), in Recall@10: where it reaches 0, the two
-    cannot be told apart.
+    `behind` is the paired bootstrap of (best rung - this one), in Recall@10: if the interval includes 0, the
+    two cannot be distinguished.
     """
 
     name: str
     recall_10: ranges.Quality
     behind: Interval
-    seconds: ranges.Duration  # what the fit took
+    seconds: ranges.Duration  # how long the fit took
 
 
 class Check(Struct, frozen=True):
-    """Something that was looked at before the figures are believed, and what was found."""
+    """A check made before the figures are believed, and its result."""
 
     name: str
     passed: bool
@@ -127,18 +127,18 @@ class Check(Struct, frozen=True):
 
 
 class Counts(Struct, frozen=True):
-    """How much there was to learn from and to judge by. The three sets of queries share no text."""
+    """How much data there was for fitting and judging. The three sets of queries share no text."""
 
     fit_texts: ranges.Count
     fit_queries: ranges.Count
     select_queries: ranges.Count
     test_queries: ranges.Count
-    documents: ranges.Count  # that were searched
-    fit_pairs: ranges.Count = 0  # queries whose right documents were learned from
+    documents: ranges.Count  # how many were searched
+    fit_pairs: ranges.Count = 0  # queries with right documents, used for fitting
 
 
 class AdapterReport(Struct, frozen=True):
-    """What was measured of an adapter; `truth`: against given pairs, or against the old encoder's ranking."""
+    """An adapter's measurements; `truth`: against given pairs, or against the old encoder's ranking."""
 
     truth: Literal["pairs", "old ranking"]
     counts: Counts
@@ -155,7 +155,7 @@ class AdapterReport(Struct, frozen=True):
 
 
 class AdapterProvenance(Struct, frozen=True):
-    """Of what the adapter was made."""
+    """What the adapter was made from."""
 
     command: str
     texts_sha256: str
@@ -166,7 +166,7 @@ class AdapterProvenance(Struct, frozen=True):
 
 
 class AdapterManifest(Struct, frozen=True):
-    """What an adapter is: the two spaces, the map, the gate's verdict and why."""
+    """An adapter's manifest: the two spaces, the map, and the gate's verdict with its reasons."""
 
     name: ranges.Name
     created: str
@@ -199,9 +199,9 @@ class AdapterFolder(Struct, frozen=True):
         return self.path / file.path
 
     def baseline(self) -> NDArray[np.float16] | None:
-        """The calibration queries in the source space, float16 (m, dimensions); None: none were given.
+        """The calibration queries in the source space, float16 (m, dimensions); None if none were given.
 
-        Raises AdapterError where the file holds anything else.
+        Raises AdapterError if the file holds anything else.
         """
         file = self.manifest.queries
         if file is None:
@@ -212,7 +212,7 @@ class AdapterFolder(Struct, frozen=True):
         content = KIND.content(self.path, file)
         try:
             vectors = _array(content)
-        except Exception as error:  # NumPy's parser of headers knows many
+        except Exception as error:  # NumPy's header parser raises many types
             raise AdapterError(f"{path} cannot be read: {error}. Fit the adapter again") from None
         if vectors.dtype != np.float16 or vectors.shape[1:] != (dimensions,) or not len(vectors):
             raise AdapterError(
@@ -227,8 +227,8 @@ def read(
 ) -> AdapterFolder:
     """Read the adapter in the folder `path`; with `verify`, hash every file it names.
 
-    Raises AdapterError, which names the file and says what to do, where the folder is not a whole and
-    untouched adapter, leads out of the folder `within`, or has a manifest that is not `trusted`.
+    Raises AdapterError, which names the file and says what to do, if the folder is not a complete, unchanged
+    adapter, leads out of the folder `within`, or has a manifest that is not `trusted`.
     """
     manifest = KIND.manifest(path, AdapterManifest, within=within, trusted=trusted)
     if len(set(manifest.groups)) < len(manifest.groups) or "" in manifest.groups:
@@ -239,7 +239,7 @@ def read(
 
 
 def _array(content: bytearray) -> NDArray[Any]:
-    """What a .npy file holds. ValueError where it is none, holds objects, or promises more than there is."""
+    """The array of a .npy file. ValueError if it is invalid, holds objects, or is shorter than it claims."""
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
@@ -262,13 +262,13 @@ def files(manifest: AdapterManifest) -> Iterator[File]:
 def encoders(repository: Path) -> Iterator[str]:
     """The encoders of a repository that have a folder of adapters, in order."""
     for entry in sorted(repository.iterdir()):
-        with contextlib.suppress(OSError):  # of a folder that cannot be read: it keeps no other from it
+        with contextlib.suppress(OSError):  # an unreadable folder must not hide the others
             if bundles.NAME.fullmatch(entry.name) and (entry / FOLDER).is_dir():
                 yield entry.name
 
 
 def adapters(repository: Path, encoder: str) -> Iterator[Path]:
-    """The folders of an encoder's adapters, in order of their names; unfinished ones are left out."""
+    """The folders of an encoder's adapters, sorted by name; unfinished ones are left out."""
     folder = repository / bundles.check_name(encoder) / FOLDER
     if folder.is_dir():
         for entry in sorted(folder.iterdir()):

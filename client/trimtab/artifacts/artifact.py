@@ -12,7 +12,7 @@ import msgspec
 from trimtab.artifacts import ranges, reading
 from trimtab.errors import TrimtabError
 
-# A bundle's manifest takes some kilobytes a variant.
+# A bundle's manifest takes some kilobytes per variant.
 MOST_MANIFEST_BYTES = 16 << 20
 
 
@@ -21,7 +21,7 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class File(Struct, frozen=True):
-    """A file of the folder: its path relative to the manifest, its content, its size in bytes."""
+    """A file of the folder: its path relative to the manifest, its digest, its size in bytes."""
 
     path: ranges.Path
     sha256: ranges.Sha256
@@ -41,10 +41,10 @@ class Interval(Struct, frozen=True):
 
 
 def provisional(why: str) -> str:
-    """How a verdict is told that nothing may count on, of variants and of adapters alike.
+    """How a verdict that nothing may rely on is reported, for variants and adapters alike.
 
-    One counts where what judged was left out of what was made: whole kinds of text, or pairs that say which
-    document is right.
+    A verdict is reliable if the data that judged was left out of the making: whole kinds of text, or pairs
+    that say which document is right.
     """
     return f"provisional: {why}"
 
@@ -57,7 +57,7 @@ class Versioned(Protocol):
 
 
 class _Header(msgspec.Struct):
-    """What a manifest of every format has."""
+    """The part of a manifest that every format has."""
 
     format: int
 
@@ -67,7 +67,7 @@ AnyManifest = TypeVar("AnyManifest", bound=Versioned)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of artifact, and the words and the error for its faults."""
+    """A kind of artifact, with the words and the error class for its faults."""
 
     one: str  # as messages call it: "a bundle"
     noun: str  # "the bundle"
@@ -75,7 +75,7 @@ class Kind:
     format: int
     error: type[TrimtabError]
     make: str  # the command that makes one
-    redo: str  # how to make it anew: "export it again"
+    redo: str  # how to make it again: "export it again"
 
     def manifest(
         self,
@@ -92,7 +92,7 @@ class Kind:
         return self.decode(folder, content, type)
 
     def manifest_bytes(self, folder: Path, within: Path | None = None) -> bytes:
-        """The manifest of a folder, which must lie in `within`; the kind's error where it cannot be read."""
+        """The manifest of a folder, which must be inside `within`; the kind's error if it cannot be read."""
         if within is not None and not folder.resolve().is_relative_to(within.resolve()):
             raise self.error(f"{folder} is a link that leads out of the repository: put {self.noun} into it")
         try:
@@ -103,7 +103,7 @@ class Kind:
             ) from None
 
     def decode(self, folder: Path, content: bytes, type: type[AnyManifest]) -> AnyManifest:
-        """A folder's manifest; the kind's error if it has another format or an impossible value."""
+        """A folder's manifest; the kind's error if it has another format or an invalid value."""
         path = folder / self.manifest_name
         try:
             found = msgspec.json.decode(content, type=_Header).format
@@ -148,7 +148,7 @@ Trusted = Callable[[Kind, Path, bytes], None]
 
 
 def digest(path: Path) -> File:
-    """The manifest's entry for a file, its path taken as it stands."""
+    """The manifest's entry for a file, with its path as given."""
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return File(path=path.as_posix(), sha256=sha256, size=path.stat().st_size)

@@ -1,11 +1,11 @@
 """Bundles: immutable folders that the exporter writes and the server reads.
 
     REPOSITORY/NAME/VERSION/
-        manifest.json     what it is: see trimtab.artifacts.manifest
+        manifest.json     describes the bundle: see trimtab.artifacts.manifest
         tokenizer.json    a `tokenizers` file, without truncation and padding
-        fp32/model.onnx   one folder a variant, its weights beside the graph
+        fp32/model.onnx   one folder per variant, with its weights beside the graph
 
-Every file is named in the manifest with its SHA-256 and its size, and checked when the bundle is read.
+The manifest names every file with its SHA-256 and its size, and files are checked when the bundle is read.
 """
 
 import re
@@ -45,7 +45,7 @@ BUNDLE = Kind(
 
 
 def check_name(name: str) -> str:
-    """`name` where it can name an encoder: it becomes a folder, a metric label and a part of URLs."""
+    """`name` if it can name an encoder: it becomes a folder, a metric label and a part of URLs."""
     if not NAME.fullmatch(name):
         raise InvalidArgument(
             f"encoder name {name!r} cannot be used: lower-case letters, digits, '.', '_' and '-', "
@@ -59,8 +59,8 @@ def read(
 ) -> Bundle:
     """Read the bundle in the folder `path`; with `verify`, hash every file it names.
 
-    Raises BundleError, which names the file and says what to do, where the folder is not a whole and
-    untouched bundle, leads out of the folder `within`, or has a manifest that is not `trusted`.
+    Raises BundleError, which names the file and says what to do, if the folder is not a complete, unchanged
+    bundle, leads out of the folder `within`, or has a manifest that is not `trusted`.
     """
     manifest = BUNDLE.manifest(path, Manifest, within=within, trusted=trusted)
     if wrong := contradiction(manifest):
@@ -73,8 +73,8 @@ def read(
 def versions(repository: Path, unreadable: dict[str, str] | None = None) -> Iterator[tuple[str, int, Path]]:
     """Every (name, version, folder) of a repository, in order; folders with other names are not bundles.
 
-    An encoder's folder that cannot be read comes into `unreadable`, by its name, with the reason; where that
-    is None, it raises BundleError.
+    If an encoder's folder cannot be read, `unreadable` gets its name with the reason; if `unreadable` is
+    None, BundleError is raised.
     """
     if not repository.is_dir():
         raise BundleError(f"the repository {repository} is not a folder")

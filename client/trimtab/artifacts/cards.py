@@ -1,4 +1,4 @@
-"""Report cards: what was measured of a variant when it was made, and kept in the manifest."""
+"""Report cards: the measurements of a variant when it was made, kept in the manifest."""
 
 from trimtab.artifacts import ranges
 from trimtab.artifacts.artifact import Interval, Struct
@@ -14,7 +14,7 @@ class Speed(Struct, frozen=True):
 
 
 class Parity(Struct, frozen=True):
-    """How near the graph's vectors are to the source's own, over real texts in both roles."""
+    """How near the graph's vectors are to the source's, over real texts in both roles."""
 
     texts: ranges.Count
     max_abs_diff: ranges.Difference
@@ -23,7 +23,7 @@ class Parity(Struct, frozen=True):
 
 
 class Speedup(Struct, frozen=True):
-    """The source graph's time over the variant's, by one thread, the two run in turns, at one shape."""
+    """The source graph's time divided by the variant's, on one thread, run in turns, at one shape."""
 
     batch: ranges.Some
     length: ranges.Tokens
@@ -31,20 +31,20 @@ class Speedup(Struct, frozen=True):
 
 
 class Packed(Struct, frozen=True):
-    """What vectors keep of the first variant's nDCG@10 as bytes, and as bits (by the Hamming distance)."""
+    """How much of the first variant's nDCG@10 vectors keep as bytes, and as bits (by Hamming distance)."""
 
-    int8_limit: ranges.Limit  # the absolute component that becomes 127; what is beyond is clipped
+    int8_limit: ranges.Limit  # the absolute component that becomes 127; larger ones are clipped
     int8_ndcg: ranges.Kept
     ubinary_ndcg: ranges.Kept
     ubinary_documents_ndcg: ranges.Kept  # float32 queries and documents in bits
 
 
 class Kept(Struct, frozen=True):
-    """What a variant keeps of the first one's nDCG@10 over one set of queries and documents."""
+    """How much of the first variant's nDCG@10 a variant keeps, over one set of queries and documents."""
 
     name: str
     kind: JudgedBy
-    languages: tuple[str, ...]  # of the queries, as ISO 639-1 has them; none: unknown
+    languages: tuple[str, ...]  # of the queries, as ISO 639-1 codes; none: unknown
     queries: ranges.Count
     documents: ranges.Count
     source_ndcg: ranges.Quality  # of the first variant itself
@@ -53,11 +53,11 @@ class Kept(Struct, frozen=True):
 
 
 class Fidelity(Struct, frozen=True):
-    """What a variant keeps of the bundle's first, over held-out queries and the documents that answer them.
+    """How much of the first variant's quality a variant keeps, over held-out queries and their documents.
 
-    The four retentions are quality by the variant over quality by the first: both sides embedded by the
-    variant (its own index), or only the queries, searched in the first variant's index. Each is that of the
-    worst of `sets`; the set that is named is the worst by the nDCG.
+    The four retentions are the variant's quality divided by the first variant's. Either the variant embeds
+    both sides (its own index), or only the queries, which search the first variant's index. Each retention is
+    that of the worst of `sets`; the set that is named is the worst by nDCG.
     """
 
     retrieval: str  # the set of pairs
@@ -69,20 +69,20 @@ class Fidelity(Struct, frozen=True):
     recall: Interval
     query_only_ndcg: Interval
     query_only_recall: Interval
-    cosine: ranges.Cosine  # to the first variant's vectors: the mean, the least
+    cosine: ranges.Cosine  # with the first variant's vectors: the mean, the lowest
     min_cosine: ranges.Cosine
     batch_min_cosine: ranges.Cosine  # a text alone against the same text among longer ones
     speedup: tuple[Speedup, ...]
     bytes: ranges.Bytes  # of the variant's files
-    packed: Packed | None = None  # None: made before it was measured
-    sets: tuple[Kept, ...] = ()  # that judged; none: made before there were several
+    packed: Packed | None = None  # None: made before this was measured
+    sets: tuple[Kept, ...] = ()  # the sets that judged; none: made before there were several
     compared: ranges.Some = (
         1  # variants that this one was chosen among; the intervals are as wide as it takes
     )
 
     @property
     def provisional(self) -> bool:
-        """Whether nothing may count on these figures: no kind of text was left out of making the variant."""
+        """Whether nothing may rely on these figures: no kind of text was left out of making the variant."""
         return all(each.kind != "left out" for each in self.sets)
 
 
@@ -94,7 +94,7 @@ TRAINED_ON = (
 
 
 class Cell(Struct, frozen=True):
-    """What is kept of the first variant's nDCG@10 by so many layers and dimensions, as `Fidelity` has it."""
+    """How much of the first variant's nDCG@10 so many layers and dimensions keep, as in `Fidelity`."""
 
     layers: ranges.Layer
     dimensions: ranges.Dimensions
@@ -103,10 +103,10 @@ class Cell(Struct, frozen=True):
 
 
 class ReportCard(Struct, frozen=True):
-    """What was measured when the bundle was made, and on what machine."""
+    """What was measured when the bundle was made, and on which machine."""
 
     parity: Parity
     speed: tuple[Speed, ...]
     machine: str
-    fidelity: Fidelity | None = None  # None: of the first variant, which the others are compared with
-    cells: tuple[Cell, ...] = ()  # of the first variant: each depth and width
+    fidelity: Fidelity | None = None  # None for the first variant, with which the others are compared
+    cells: tuple[Cell, ...] = ()  # only of the first variant: each depth and width

@@ -1,4 +1,4 @@
-"""What a manifest says that cannot be true beside what else it says, or that this Trimtab does not know."""
+"""Finds contradictions in a manifest, and things that this version of Trimtab does not know."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
@@ -10,17 +10,17 @@ from trimtab.errors import ConfigError, NotFound
 from trimtab.inputs.known import INPUTS
 from trimtab.outputs.known import OUTPUTS
 
-# Whether something is wrong, and what it would be, behind "the manifest".
+# Whether something is wrong, and the words for it, to follow "the manifest".
 Doubts: TypeAlias = Iterator[tuple[bool, str]]
 
 
 def contradiction(manifest: Manifest) -> str:
-    """What is wrong with a manifest; "" where all fits together."""
+    """What is wrong with a manifest; "" if it is consistent."""
     return next((what for wrong, what in _doubts(manifest) if wrong), "")
 
 
 def _doubts(manifest: Manifest) -> Doubts:
-    """In an order in which each may count on those before it."""
+    """All checks, in an order in which each may rely on the ones before it."""
     yield from _kinds(manifest)
     yield from _names(manifest)
     for output in manifest.outputs:

@@ -1,9 +1,9 @@
 """Replacing files durably: written beside the old one, synced to the disk, read back, then renamed.
 
-A failed write is not always reported: some libraries print the error and go on, and a full disk may have room
-again when it is checked. So the new file is read back from the disk and compared, by length and checksum,
-while the old one is still there. Temporary files are called `.trimtab-HEX.partial` and are locked while they
-are written: an unlocked one was left by a crash.
+A failed write is not always reported: some libraries print the error and continue, and a full disk may have
+space again when it is checked. So the new file is read back from the disk and compared, by length and
+checksum, while the old one still exists. Temporary files are named `.trimtab-HEX.partial` and are locked
+while they are written; an unlocked one was left by a crash.
 """
 
 import errno
@@ -38,7 +38,7 @@ class Sum:
 
 
 class Replacement(io.RawIOBase):
-    """A file being written from beginning to end, with the checksum of what was written so far."""
+    """A file being written from beginning to end, with the checksum of what has been written."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -70,10 +70,10 @@ class Replacement(io.RawIOBase):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Replacement]:
-    """Write a file that replaces `path`, or becomes it, when the block ends.
+    """Write a file that replaces `path`, or creates it, when the block ends.
 
-    Whatever happens, `path` is either the old file or the new one, complete. Raises OSError if the new one
-    cannot be written, or if a folder or a device has this name; then nothing changes.
+    Whatever happens, `path` is either the old file or the complete new one. Raises OSError, and changes
+    nothing, if the new file cannot be written, or if a folder or a device has this name.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISLNK(mode):
@@ -129,7 +129,7 @@ def sum_of(descriptor: int, start: int = 0, end: int | None = None) -> Sum:
 
 
 def settle_all(folder: Path) -> None:
-    """Sync all files under a folder, and drop them from the cache: the next read is from the disk."""
+    """Sync all files under a folder, and drop them from the cache, so the next read is from the disk."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -169,4 +169,4 @@ def open_partial(folder: Path) -> tuple[Path, IO[bytes]]:
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "r+b")
         if locks.claim(stream) and os.fstat(stream.fileno()).st_nlink:
             return path, stream
-        stream.close()  # a sweep took it for one that a crash had left
+        stream.close()  # a sweep mistook it for a leftover of a crash

@@ -1,4 +1,4 @@
-"""Files that one process at a time may hold. The kernel releases them when it ends, however it ends."""
+"""Files that one process at a time may hold. The kernel releases them when the process ends, in any way."""
 
 import fcntl
 import os
@@ -7,10 +7,10 @@ from typing import IO
 
 
 def hold(path: Path) -> IO[bytes] | None:
-    """The file, made where there is none, opened to read and write, and held until it is closed.
+    """The file, created if missing, opened to read and write, and held until it is closed.
 
-    None where another process holds it, or was just renaming or deleting it. Raises OSError where the file
-    cannot be opened.
+    None if another process holds it, or was just renaming or deleting it. Raises OSError if the file cannot
+    be opened.
     """
     stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
     if claim(stream):
@@ -24,7 +24,7 @@ def hold(path: Path) -> IO[bytes] | None:
 
 
 def claim(stream: IO[bytes]) -> bool:
-    """Whether this process now holds an open file, which no other does."""
+    """Try to hold an open file. Returns whether this process, and no other, now holds it."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,11 +1,11 @@
 """The manifest of a bundle: which inputs it reads, which outputs it gives, and by which graphs.
 
     inputs     what can be embedded: its kind, the file that prepares it, how much of it is read
-    outputs    what is given of it: its kind, its space, its size
+    outputs    what is computed from it: its kind, its space, its size
     towers     which input gives which outputs, by a graph in one or more variants
 
-Most bundles have one of each: text, a dense vector, and a tower between them. The properties of Manifest say
-in short what they are.
+Most bundles have one of each: text, a dense vector, and a tower between them. The properties of Manifest are
+shortcuts to these.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,21 +28,22 @@ Runner: TypeAlias = Literal["onnx"]
 
 
 class Prompts(Struct, frozen=True):
-    """What is put before a text of each role; empty for encoders without prompts."""
+    """The prefix of texts in each role; empty for encoders without prompts."""
 
     query: str = ""
     passage: str = ""
 
     def of(self, role: Role | None) -> str:
-        """What is put before a text of this role; nothing before one of none."""
+        """The prefix of a text in this role; empty for a text without a role."""
         return "" if role is None else self.query if role == "query" else self.passage
 
 
 class Input(Struct, frozen=True):
     """Something that can be embedded.
 
-    `kind` says what it is; `settings` are the kind's own. `processor` is the file that prepares it: of text,
-    a `tokenizers` file without truncation and padding. `most_units` is how much of an item is read: tokens.
+    `kind` says what it is; `settings` are the kind's own. `processor` is the file that prepares it: for text,
+    a `tokenizers` file without truncation and padding. `most_units` is how much of an item is read: for text,
+    tokens.
     """
 
     name: ranges.Label
@@ -54,36 +55,36 @@ class Input(Struct, frozen=True):
 
 
 class SpaceParts(Struct, frozen=True):
-    """What places a vector and stands nowhere else in the manifest."""
+    """What affects vectors and is recorded nowhere else in the manifest."""
 
     weights_sha256: ranges.Sha256  # of the tensors, and of the layers after the pooling
-    # What tensors do not show. Of torch: the class, and config.json without what places no vector; of an ONNX
-    # source: a digest of its nodes.
+    # What tensors do not show. For torch: the class, and config.json without what does not affect vectors;
+    # for an ONNX source: a digest of its nodes.
     structure: dict[str, Any]
 
 
 class Output(Struct, frozen=True):
-    """Something that is given of an item, in a space of its own: see `trimtab.artifacts.space`.
+    """Something computed from an item, in a space of its own: see `trimtab.artifacts.space`.
 
-    `kind` says what it is; `settings` are the kind's own, and all of them place vectors.
+    `kind` says what it is; `settings` are the kind's own, and all of them affect vectors.
     """
 
     name: ranges.Label
     kind: ranges.Label
     space: ranges.Space
     space_parts: SpaceParts
-    dimensions: ranges.Size  # components of a vector; of a sparse one, also those that are zero
+    dimensions: ranges.Size  # components of a vector; for a sparse one, including the zeros
     similarity: Similarity
     pooling: Pooling | None  # None: the source's graph pooled already
     normalized: bool
-    # The absolute component that int8 maps to 127, at full dimensions; what is beyond is clipped. None: it
-    # was not calibrated.
+    # The absolute component that int8 maps to 127, at full dimensions; larger ones are clipped. None: not
+    # calibrated.
     int8_limit: ranges.Limit | None = None
     settings: Settings = msgspec.field(default_factory=dict)
 
 
 class Tensor(Struct, frozen=True):
-    """Where a graph gives a column: a tensor's name, and where items have several rows, that of their
+    """Where a graph gives a column: the tensor's name and, if items have several rows, the name of their
     offsets: int64 (items + 1,), from 0 to the number of rows."""
 
     name: ranges.Path
@@ -91,14 +92,14 @@ class Tensor(Struct, frozen=True):
 
 
 class Passes(Struct, frozen=True):
-    """How a variant is made of the encoder: what is left of it, how it was trained, how it is written.
+    """How a variant is made from the encoder: what is kept, how it was trained, how it is written.
 
-    Shares are those that stay, above 0 and at most 1.
+    Shares are of what is kept, above 0 and at most 1.
     """
 
     name: str
     precision: Precision = "fp32"
-    layers: tuple[ranges.Layer, ...] | None = None  # the numbers of those that stay, from 0; None: all
+    layers: tuple[ranges.Layer, ...] | None = None  # the numbers of the kept layers, from 0; None: all
     heads: ranges.Share = 1.0
     ffn: ranges.Share = 1.0  # neurons of the feed-forward blocks
     shrp: ranges.Share = (
@@ -107,17 +108,17 @@ class Passes(Struct, frozen=True):
     low_rank: ranges.Share = (
         1.0  # of the variance of each layer's outputs, where two thin layers are less work
     )
-    heal: ranges.Duration = 0.0  # million tokens that were trained on
-    exit: ranges.Layer | None = None  # so many layers are computed, with a fitted head behind them; None: all
-    width: ranges.Dimensions | None = None  # so many dimensions, on the principal axes; None: all
+    heal: ranges.Duration = 0.0  # million tokens of training
+    exit: ranges.Layer | None = None  # how many layers are computed, followed by a fitted head; None: all
+    width: ranges.Dimensions | None = None  # how many dimensions, on the principal axes; None: all
 
 
 class States(Struct, frozen=True):
-    """A second graph of a variant, which gives pooled inner states beside the embedding.
+    """A second graph of a variant, which also gives pooled inner states.
 
-    Inputs and external data are the variant's own; the tensor of its dense vectors is wider, float32 (n,
-    dimensions + width): the embedding, then for each of `layers`, the embedding layer first, the mean of its
-    hidden states over a text's tokens.
+    Inputs and external data are the variant's own. The tensor of its dense vectors is wider, float32 (n,
+    dimensions + width): the embedding, then for each of `layers`, from the embedding layer on, the mean of
+    its hidden states over a text's tokens.
     """
 
     file: File
@@ -126,16 +127,16 @@ class States(Struct, frozen=True):
 
 
 class Moved(Struct, frozen=True):
-    """An output of a variant that lies in a space of its own."""
+    """An output of a variant that is in a space of its own."""
 
     output: ranges.Label
     space: ranges.Space
     dimensions: ranges.Size | None = None  # None: as many as the encoder's
-    int8_limit: ranges.Limit | None = None  # None: the encoder's, where it has as many dimensions
+    int8_limit: ranges.Limit | None = None  # None: the encoder's, if it has as many dimensions
 
     def applied(self, output: Output) -> Output:
         """The output as the variant gives it."""
-        # A range was calibrated with all dimensions; the first of a narrower variant's are larger.
+        # The range was calibrated with all dimensions; the first components of a narrower variant are larger.
         limit = output.int8_limit if self.dimensions in (None, output.dimensions) else None
         return msgspec.structs.replace(
             output,
@@ -146,27 +147,27 @@ class Moved(Struct, frozen=True):
 
 
 class BundleVariant(Struct, frozen=True):
-    """A graph of a tower, in a folder of its name.
+    """A graph of a tower, in a folder with its name.
 
-    `inputs` are the graph's, which the kind of the tower's input fills; `tensors` are where it gives the
-    columns of the tower's outputs. All outputs of the first variant are as the bundle says; those of the
-    others have `moved`. The first of `files` is the graph; the others are its external data.
+    `inputs` are the graph's inputs, filled by the kind of the tower's input; `tensors` are where it gives the
+    columns of the tower's outputs. The first variant's outputs are as the bundle says; the outputs of other
+    variants are in `moved`. The first of `files` is the graph; the others are its external data.
     """
 
     name: ranges.Name
     precision: Precision
     inputs: Annotated[tuple[ranges.Path, ...], Meta(min_length=1, max_length=16)]
     tensors: Annotated[dict[ranges.Path, Tensor], Meta(min_length=1, max_length=64)]
-    unpadded: bool  # its linear layers compute real tokens alone, so that padding costs next to nothing
+    unpadded: bool  # its linear layers compute only real tokens, so padding costs next to nothing
     files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=64)]
     report: ReportCard
     runner: Runner = "onnx"
-    states: States | None = None  # None: the layers were not to be found in the graph
+    states: States | None = None  # None: the layers were not found in the graph
     passes: Passes | None = None  # None: the encoder as it is
     moved: Annotated[tuple[Moved, ...], Meta(max_length=64)] = ()
     engines: Annotated[
         tuple[File, ...], Meta(max_length=1024)
-    ] = ()  # of TensorRT, and its timing caches, for the GPUs that they were built on
+    ] = ()  # TensorRT engines and timing caches, for the GPUs that they were built on
 
 
 class Tower(Struct, frozen=True):
@@ -187,11 +188,11 @@ class Provenance(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What a bundle is.
+    """The manifest of a bundle.
 
-    `input` and `output` are the first ones, which are meant where nothing is named, and `variants` are those
-    of the first tower. What most readers ask is said in short: `space`, `dimensions` and so on are the
-    output's, `max_tokens`, `prompts` and the tokenizer the input's.
+    `input` and `output` are the first ones, which are the defaults, and `variants` are those of the first
+    tower. There are shortcuts: `space`, `dimensions` and so on are the output's; `max_tokens`, `prompts` and
+    the tokenizer are the input's.
     """
 
     name: ranges.Name
@@ -205,12 +206,12 @@ class Manifest(Struct, frozen=True):
 
     @property
     def input(self) -> Input:
-        """What is embedded."""
+        """The first input."""
         return self.inputs[0]
 
     @property
     def output(self) -> Output:
-        """What is given where no output is named."""
+        """The output that is given if none is named."""
         return self.outputs[0]
 
     @property
@@ -230,12 +231,12 @@ class Manifest(Struct, frozen=True):
 
     @property
     def similarity(self) -> Similarity:
-        """How vectors are compared."""
+        """How to compare vectors."""
         return self.output.similarity
 
     @property
     def pooling(self) -> Pooling | None:
-        """How a vector is made of the states of tokens; None: the source's graph pooled already."""
+        """How a vector is made from token states; None: the source's graph pooled already."""
         return self.output.pooling
 
     @property
@@ -245,33 +246,33 @@ class Manifest(Struct, frozen=True):
 
     @property
     def int8_limit(self) -> float | None:
-        """The absolute component that int8 maps to 127; None: it was not calibrated."""
+        """The absolute component that int8 maps to 127; None: not calibrated."""
         return self.output.int8_limit
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens of a text are read, including special ones."""
+        """How many tokens of a text are read, including special tokens."""
         return self.input.most_units
 
     @property
     def prompts(self) -> Prompts:
-        """What is put before the texts of each role."""
+        """The prefix of texts in each role."""
         return self.input.prompts
 
     @property
     def tokenizer(self) -> File:
-        """The tokenizer's file. FailedPrecondition where the input is no text."""
+        """The tokenizer's file. FailedPrecondition if the input is not text."""
         if self.input.kind != "text" or self.input.processor is None:
             raise FailedPrecondition(f"{self.name} reads no text, but {self.input.kind}: it has no tokenizer")
         return self.input.processor
 
     @property
     def pad_id(self) -> int:
-        """The token that fills up the shorter rows of a batch."""
+        """The token that pads the shorter rows of a batch."""
         return msgspec.convert(self.input.settings, TextSettings).pad_id
 
     def files(self) -> Iterator[File]:
-        """Every file that it names."""
+        """Every file that the manifest names."""
         for given in self.inputs:
             if given.processor is not None:
                 yield given.processor

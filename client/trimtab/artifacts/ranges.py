@@ -20,7 +20,7 @@ Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 24)]  # of a vector, sparse 
 Tokens: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 20)]  # of one text
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 31)]
 Layers: TypeAlias = Annotated[int, Meta(ge=1, le=10_000)]
-Layer: TypeAlias = Annotated[int, Meta(ge=0, lt=10_000)]  # the number of one
+Layer: TypeAlias = Annotated[int, Meta(ge=0, lt=10_000)]  # a layer's number
 Width: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 24)]  # of the states of all layers
 Bytes: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 42)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -30,11 +30,11 @@ Share: TypeAlias = Annotated[float, Meta(gt=0, le=1)]  # of what stays
 Quality: TypeAlias = Annotated[float, Meta(ge=0, le=1)]  # a mean over queries
 Kept: TypeAlias = Annotated[
     float, Meta(ge=0, le=1e9)
-]  # of another's quality, which may have been next to none
+]  # of another quality, which may have been close to zero
 Figure: TypeAlias = Annotated[float, Meta(ge=-1e9, le=1e9)]  # such a share, or a difference of two
-Cosine: TypeAlias = Annotated[float, Meta(ge=-1.01, le=1.01)]  # as float32 has it
+Cosine: TypeAlias = Annotated[float, Meta(ge=-1.01, le=1.01)]  # with float32's rounding
 Difference: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]
 Duration: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]  # in any unit
 Factor: TypeAlias = Annotated[float, Meta(gt=0, le=1e9)]
-# The component that int8 maps to 127: a step of a 127th of it is a normal float32, and so is its inverse.
+# The component that int8 maps to 127: a 127th of it, and the inverse of that, are normal float32 numbers.
 Limit: TypeAlias = Annotated[float, Meta(ge=1e-6, le=1e6)]

@@ -1,10 +1,10 @@
-"""Reading files of a folder that a stranger may have written, and may still be writing to.
+"""Reads files in a folder that a stranger may have written, and may still be writing to.
 
 A file is opened once, without following any link out of the folder. It must be a regular file of the expected
-size, and what was hashed is what is used, whatever the path leads to a moment later. A hard link cannot be
-told from any other file, and need not be: its content is checked.
+size. What was hashed is what is used, whatever the path leads to a moment later. A hard link cannot be
+distinguished from any other file, and need not be: its content is checked.
 
-Imports nothing of Trimtab's: a device's own process uses this, too.
+Imports nothing from Trimtab, since a device's own process uses this, too.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class UnreadableError(Exception):
 
 
 def opened(folder: Path, name: str) -> FileIO:
-    """A regular file of the folder, without a buffer. FileNotFoundError where there is none."""
+    """A regular file of the folder, opened without a buffer. FileNotFoundError if there is none."""
     path = folder / name
     try:
         handle = _descriptor(folder, name)
@@ -33,7 +33,7 @@ def opened(folder: Path, name: str) -> FileIO:
         raise
     except ValueError:
         raise UnreadableError(f"{path} is a link that leads out of {folder}") from None
-    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError to some Pythons
+    except (OSError, RuntimeError) as error:  # some Python versions raise RuntimeError for a loop of links
         reason = error.strerror if isinstance(error, OSError) else error
         raise UnreadableError(f"{path} cannot be read: {reason}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -43,7 +43,7 @@ def opened(folder: Path, name: str) -> FileIO:
 
 
 def small(folder: Path, name: str, most: int) -> bytes:
-    """All of a file of at most so many bytes. FileNotFoundError if there is none."""
+    """The content of a file of at most `most` bytes. FileNotFoundError if there is none."""
     with opened(folder, name) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
@@ -52,7 +52,7 @@ def small(folder: Path, name: str, most: int) -> bytes:
 
 
 def check(folder: Path, name: str, size: int, sha256: str | None) -> None:
-    """Raise UnreadableError unless a file has this size and, where it is given, this SHA-256."""
+    """Raise UnreadableError unless a file has this size and, if given, this SHA-256."""
     with _sized(folder, name, size) as stream:
         if sha256 is not None:
             found, rest = hashlib.sha256(), size
@@ -63,7 +63,7 @@ def check(folder: Path, name: str, size: int, sha256: str | None) -> None:
 
 
 def content(folder: Path, name: str, size: int, sha256: str) -> bytearray:
-    """The content of a file, which has this size and this SHA-256. UnreadableError where it has not."""
+    """The content of a file. UnreadableError if its size or SHA-256 is not this one."""
     with _sized(folder, name, size) as stream:
         try:
             data = bytearray(size)
@@ -96,7 +96,7 @@ def _compare(path: Path, found: str, sha256: str) -> None:
 
 
 def _descriptor(folder: Path, name: str) -> int:
-    """A file of the folder, opened. ValueError where links lead out of the folder.
+    """Open a file of the folder. ValueError if links lead out of the folder.
 
     Links are resolved once; then the path is walked without following any, since it may have changed.
     """

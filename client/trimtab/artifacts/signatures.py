@@ -1,7 +1,7 @@
 """Signatures of bundles and adapters: Ed25519 (RFC 8032) over the manifest, which has every file's hash.
 
-MANIFEST.sig beside the manifest has the signature's 64 bytes in base64. Only servers that are configured with
-trusted signers ask for it.
+MANIFEST.sig, beside the manifest, holds the signature's 64 bytes in base64. Only servers that are configured
+with trusted signers require it.
 """
 
 import base64
@@ -23,10 +23,10 @@ _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.
 
 
 def sign(folder: Path, key: Path) -> Path:
-    """Sign the bundle or adapter in `folder`, whose files are hashed first, with the private key in PEM.
+    """Sign the bundle or adapter in `folder` with the private key in PEM, after hashing its files.
 
-    Returns the signature's path; one that is there is replaced. Raises BundleError or AdapterError where the
-    folder is not whole, and ConfigError where the key cannot be used.
+    Returns the signature's path; an existing signature is replaced. Raises BundleError or AdapterError if the
+    folder is not complete, and ConfigError if the key cannot be used.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -76,7 +76,7 @@ class Signers:
             raise ConfigError(f"signatures.keys: {file} must hold public keys of Ed25519, and nothing else")
 
     def check(self, kind: Kind, folder: Path, content: bytes) -> None:
-        """Raise the kind's error unless one of them signed this manifest."""
+        """Raise the kind's error unless one of the signers signed this manifest."""
         name = kind.manifest_name + SUFFIX
         cure = "sign it with `trimtab sign`, or add its signer to signatures.keys"
         untrusted = "has no signature of a trusted signer, or was changed since it was signed"

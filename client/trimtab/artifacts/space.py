@@ -1,4 +1,4 @@
-"""The names of spaces: digests of all that places a vector."""
+"""The names of spaces: digests of everything that affects vectors."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from trimtab.inputs.known import INPUTS
 
 
 def named(output: Output, inputs: Sequence[Input]) -> Output:
-    """An output whose space has the name that follows from what it says, and from the inputs that give it."""
+    """The output, with its space named by its own content and that of the inputs that give it."""
     return msgspec.structs.replace(output, space=digest(output, inputs))
 
 
 def digest(output: Output, inputs: Sequence[Input]) -> str:
-    """The name of an output's space: 16 hexadecimal digits over all that places a vector.
+    """The name of an output's space: 16 hexadecimal digits over everything that affects vectors.
 
-    The graph's file is left out on purpose: another export of the same weights is the same space. So is how
-    much of an item is read: what is read has the same place whatever the limit. What text and dense vectors
-    have not is left out for them, so that their spaces have the names that they had before there were others.
+    The graph's file is left out on purpose: another export of the same weights has the same space. How much
+    of an item is read is left out, too: what is read has the same vector whatever the limit. Fields that text
+    and dense vectors do not have are left out for them, so that their spaces keep the names that they had
+    before other kinds existed.
     """
     first, *rest = (_input(each) for each in inputs)
     content = {
@@ -49,12 +50,12 @@ def _input(given: Input) -> dict[str, Any]:
 
 
 def of(manifest: Manifest, output: Output) -> str:
-    """The name that an output's space has by what its manifest says."""
+    """The name of an output's space, computed from its manifest."""
     givers = {tower.input for tower in manifest.towers if output.name in tower.outputs}
     return digest(output, [each for each in manifest.inputs if each.name in givers])
 
 
 def of_variant(space: str, files: Sequence[File]) -> str:
-    """The name of the space of a variant's output: of the encoder's own, and of the files that move it."""
+    """The name of the space of a variant's output, from the encoder's space and the files that change it."""
     parts = [space, *(file.sha256 for file in files)]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""How a TensorRT engine is asked for: by the exporter, which builds it, and the server, which runs it.
+"""The options of a TensorRT engine, for the exporter, which builds it, and the server, which runs it.
 
-An engine is found again only where both ask for the same, so it stands here, where both import it from. It
-goes through ONNX Runtime's TensorrtExecutionProvider; the keys are those of its documentation.
+The server finds an engine only if both use the same options, so both import them from here. They are for ONNX
+Runtime's TensorrtExecutionProvider; the keys are those of its documentation.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from pathlib import Path
 from trimtab.errors import InvalidArgument
 from trimtab.kinds import Precision
 
-LENGTHS = (16, 64, 128, 256)  # where buckets end; the last one ends with the encoder's longest text
-# What a batch holds at most: the server's `batching.max_batch_tokens` and `max_batch_texts`, by default.
+LENGTHS = (16, 64, 128, 256)  # where buckets end; the last one ends at the encoder's longest text
+# The largest batch: the server's `batching.max_batch_tokens` and `max_batch_texts`, by default.
 MOST_TOKENS = 16384
 MOST_TEXTS = 256
-TYPICAL = 8  # times fewer texts than the most, for which the kernels are chosen
+TYPICAL = 8  # kernels are chosen for the most texts divided by this
 FOLDER = "tensorrt"  # beside a graph
-# The operators of the others are ONNX Runtime's own.
+# The other precisions use operators of ONNX Runtime's own.
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-qdq")
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The shapes (texts, tokens) that an engine is made for: the least, the typical and the largest."""
+    """The shapes (texts, tokens) that an engine is made for: the smallest, the typical and the largest."""
 
     least: tuple[int, int]
     typical: tuple[int, int]
@@ -31,7 +31,7 @@ class Profile:
 
 
 def profiles(max_tokens: int) -> tuple[Profile, ...]:
-    """One for each bucket of lengths, together all that the server sends to a graph of `max_tokens`."""
+    """The profiles of a graph of `max_tokens`, one per bucket: they cover all that the server sends to it."""
     if max_tokens < 1:
         raise InvalidArgument(f"max_tokens {max_tokens}: at least 1")
     found = []
@@ -50,11 +50,11 @@ def options(
 
     Args:
         inputs: the graph's, each (n, length).
-        precision: of the graph. Only where it has float16 or int8 itself may the engine compute in them: what
-            moves vectors is a space of its own.
-        caches: the folder of engines and timing caches, which have their architecture of GPUs in their
-            names; None: nothing is kept.
-        index: of the GPU.
+        precision: the graph's. The engine may compute in float16 or int8 only if the graph itself uses them:
+            whatever changes vectors makes another space.
+        caches: the folder of engines and timing caches, which have the GPU architecture in their names;
+            None: nothing is kept.
+        index: the number of the GPU.
     """
     shapes = {"min": "least", "opt": "typical", "max": "most"}
     buckets = profiles(max_tokens)

@@ -12,7 +12,7 @@ from trimtab.errors import BundleError
 
 
 def alone(manifest: Manifest, variant: BundleVariant) -> Manifest:
-    """The manifest of a bundle that has this variant and no other, its outputs as the variant gives them."""
+    """The manifest of a bundle with only this variant, and with the outputs as the variant gives them."""
     moved = {each.output: each for each in variant.moved}
     outputs = tuple(
         moved[each.name].applied(each) if each.name in moved else each for each in manifest.outputs
@@ -25,12 +25,12 @@ def alone(manifest: Manifest, variant: BundleVariant) -> Manifest:
 
 
 def named(manifest: Manifest, name: str) -> BundleVariant | None:
-    """The variant of this name, where the bundle has one."""
+    """The variant with this name; None if the bundle has none."""
     return next((variant for variant in manifest.variants if variant.name == name), None)
 
 
 def of_space(manifest: Manifest, space: str) -> Manifest | None:
-    """The manifest of the variant whose space this is, alone, where the bundle has one."""
+    """The manifest of only the variant with this space; None if the bundle has none."""
     each = (alone(manifest, variant) for variant in manifest.variants)
     return next((one for one in each if one.space == space), None)
 
@@ -46,7 +46,7 @@ def depth(manifest: Manifest, variant: BundleVariant) -> int | None:
 
 
 def title(manifest: Manifest) -> str:
-    """How messages call an encoder version, and the variant that a manifest is of, unless the first."""
+    """How messages name an encoder version, with the manifest's variant unless it is the first."""
     variant = manifest.variants[0]
     which = f", variant {variant.name}" if variant.moved else ""
     return f"{manifest.name} version {manifest.version}{which}"
@@ -58,9 +58,9 @@ def names(variants: Sequence[BundleVariant]) -> str:
 
 
 def read(reference: str) -> Bundle:
-    """The bundle in FOLDER, or, of FOLDER:VARIANT, that variant of it alone.
+    """The bundle in FOLDER or, for FOLDER:VARIANT, only that variant of it.
 
-    Raises BundleError, as `bundle.read` does, and where the bundle has no such variant.
+    Raises BundleError, as `bundle.read` does, and if the bundle has no such variant.
     """
     folder, name = split(reference)
     bundle = bundles.read(folder)
@@ -73,7 +73,7 @@ def read(reference: str) -> Bundle:
 
 
 def split(reference: str) -> tuple[Path, str]:
-    """FOLDER, or FOLDER:VARIANT, as the folder and the variant's name, "" where there is none."""
+    """Split FOLDER or FOLDER:VARIANT into the folder and the variant's name, "" if there is none."""
     folder, colon, name = reference.rpartition(":")
     if not colon or Path(reference).exists():
         return Path(reference), ""
