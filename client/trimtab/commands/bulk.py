@@ -1,4 +1,4 @@
-"""Embed a file into a folder of Parquet files, block by block: by threads of this process, or on Ray."""
+"""Embed a file into a folder of Parquet files, block by block, with threads of this process or on Ray."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ WORKERS = 2  # one keeps the server busy while the other waits for its last answ
 
 @dataclass(frozen=True, slots=True)
 class BulkJob:
-    """What all blocks have in common. The paths mean the same wherever a worker runs."""
+    """What all blocks have in common. The paths are valid wherever a worker runs."""
 
     source: Path
     format: str
@@ -102,7 +102,7 @@ def _here(client: Client, job: BulkJob, blocks: Sequence[texts.Block], workers: 
 
 
 class _Worker:
-    """An actor on some machine of Ray's cluster, with a client of its own."""
+    """An actor on a machine of the Ray cluster, with a client of its own."""
 
     def __init__(self, job: BulkJob, connection: argparse.Namespace) -> None:
         self._job, self._client = job, server_options.connect(connection)

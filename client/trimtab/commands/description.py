@@ -1,4 +1,4 @@
-"""What all vectors of an output have in common: kept beside them, and compared by the next run."""
+"""What all vectors of a file have in common. It is kept beside them, and the next run compares it."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     dtype: Dtype
     columns: int
     group: str = ""
-    adapters: tuple[str, ...] = ()  # ENCODER/NAME of those that the vectors passed through
-    variant: str = ""  # that computed them; empty: the encoder itself
+    adapters: tuple[str, ...] = ()  # ENCODER/NAME of each adapter applied to the vectors
+    variant: str = ""  # the variant that computed them; empty: the encoder itself
 
 
 def describe(
@@ -33,7 +33,7 @@ def describe(
     adapters: tuple[str, ...] = (),
     variant: str = "",
 ) -> Description:
-    """What the vectors of `encoder` with these options will be, in its own space or another."""
+    """The description of vectors of `encoder` with these options, in its own space or another."""
     components = options.values["dimensions"] or encoder.dimensions
     return Description(
         encoder=encoder.name,
@@ -50,7 +50,7 @@ def describe(
 
 
 def difference(path: Path, before: Description, now: Description) -> str:
-    """The error message for vectors that were begun with other options."""
+    """The error message for a file that was begun with other options."""
     changes = [
         f"{name} was {getattr(before, name)}, now it is {getattr(now, name)}"
         for name in Description.__struct_fields__

@@ -37,8 +37,8 @@ from trimtab.sdk.client import Client
 
 SUMMARY = "embed a file's texts into vectors"
 EXTRA = None
-INTERRUPTED = 130  # as shells count a stop by Ctrl-C
-NAMED = 10  # suspicious rows on standard error
+INTERRUPTED = 130  # the exit status of shells after Ctrl-C
+NAMED = 10  # the most suspicious rows named on standard error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Embed, and return the exit status."""
-    # A file outlives any overload.
+    # The file lasts longer than an overload, so no brownout.
     wanted = given(options, priority="bulk", allow_brownout=False)
     output: Path | None = options.output
     if output is not None and output.suffix not in layouts.LAYOUTS:
@@ -126,14 +126,14 @@ class Suspects:
         self._count = 0
 
     def note(self, row: int, suspicious: bool | None) -> None:
-        """Note what the server said of a row."""
+        """Note what the server said about a row."""
         if suspicious:
             self._count += 1
             if len(self._first) < NAMED:
                 self._first.append(row)
 
     def tell(self) -> None:
-        """Report them on standard error, if there were any."""
+        """Report suspicious rows, if any, on standard error."""
         if self._count:
             more = f" and {self._count - len(self._first):,} more" if self._count > len(self._first) else ""
             sys.stderr.write(
@@ -152,7 +152,7 @@ def _to_standard_output(client: Client, wanted: Options, source: texts.TextSourc
                 suspects.note(index, stream.suspicious)
         suspects.tell()
     except BrokenPipeError:
-        # The reader closed the pipe. Python would complain again when it closes standard output.
+        # The reader closed the pipe. Otherwise Python would fail again when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -233,7 +233,7 @@ def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> in
 
 
 def _encoder(client: Client, wanted: Options, begun: Description | None, output: Path) -> Encoder:
-    """The version to embed with: for a file that was begun, the one that made its first rows."""
+    """The version to embed with. For an unfinished file, it is the one that made the first rows."""
     if begun is None:
         return client.encoder(*wanted.version)
     try:
@@ -247,7 +247,7 @@ def _encoder(client: Client, wanted: Options, begun: Description | None, output:
 
 
 def _describe(client: Client, encoder: Encoder, wanted: Options) -> Description:
-    """What the vectors will be. Their dimensions in another space or variant come from a first vector."""
+    """The description of the vectors. Dimensions in another space or variant come from a first vector."""
     if wanted.itself and wanted.values["space"] in ("", encoder.space):
         return describe(encoder, wanted)
     first = client.embed_detailed(["first"], **wanted.values)
@@ -262,7 +262,7 @@ def _describe(client: Client, encoder: Encoder, wanted: Options) -> Description:
 
 
 def _noted(source: Iterator[str], read: deque[str]) -> Iterator[str]:
-    """The texts, each noted until its vector is there."""
+    """The texts; `read` has each of them until its vector arrives."""
     for text in source:
         read.append(text)
         yield text

@@ -126,7 +126,7 @@ def _fidelity(kept: Fidelity) -> list[str]:
 
 
 def _sets(indent: str, kept: Fidelity) -> list[str]:
-    """What judged, a line for each set, and whether that counts."""
+    """One line per set that judged, and whether it counts."""
     lines = [
         f"{indent}{each.kind + ':':<13}{_interval(each.ndcg)}, queries alone "
         f"{each.query_only_ndcg.value:.3f}, of {' '.join([each.name, *each.languages])}: {each.queries} "
@@ -148,7 +148,7 @@ def _packed(packed: Packed | None) -> list[str]:
 
 
 def _cells(cells: tuple[Cell, ...]) -> list[str]:
-    """A line for each depth: what each width keeps, alone / searching the whole encoder's index."""
+    """One line per depth: what each width keeps, alone / searching the whole encoder's index."""
     lines = []
     for depth in sorted({cell.layers for cell in cells}):
         kept = [
@@ -161,7 +161,7 @@ def _cells(cells: tuple[Cell, ...]) -> list[str]:
 
 
 def describe_served(encoder: Encoder) -> str:
-    """What a server tells of an encoder, for people."""
+    """A server's description of an encoder, for people."""
     lines = [
         f"{encoder.name}, version {encoder.version}: {encoder.dimensions} dimensions, {encoder.similarity}, "
         f"reads {encoder.max_tokens} tokens, space {encoder.space}"

@@ -1,4 +1,4 @@
-"""How vectors lie in a file."""
+"""The formats of vectors in a file."""
 
 import io
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class Layout(Protocol):
     """A format that is written row by row."""
 
     def header(self, rows: int) -> bytes:
-        """What stands before the rows: as many bytes for any number of rows."""
+        """The bytes before the rows: equally many for any number of rows."""
 
     def row(self, index: int, vector: Vectors) -> bytes:
         """One row."""
@@ -29,7 +29,7 @@ class Npy:
         self._storage, self._columns = STORAGE[dtype], columns
 
     def header(self, rows: int) -> bytes:
-        """NumPy pads it so that it keeps its length however many rows there will be."""
+        """NumPy pads the header so that its length does not depend on the number of rows."""
         stream = io.BytesIO()
         shape = (rows, self._columns)
         np.lib.format.write_array_header_1_0(
@@ -42,7 +42,7 @@ class Npy:
 
 
 class Jsonl:
-    """A JSON object a line: {"row": 0, "embedding": [...]}."""
+    """One JSON object per line: {"row": 0, "embedding": [...]}."""
 
     def header(self, rows: int) -> bytes:
         return b""

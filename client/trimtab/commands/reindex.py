@@ -35,7 +35,7 @@ from trimtab.progress import Progress
 
 SUMMARY = "embed a store's documents again, with another encoder"
 EXTRA = None
-INTERRUPTED = 130  # as shells count a stop by Ctrl-C
+INTERRUPTED = 130  # the exit status of shells after Ctrl-C
 SET_ASIDE = 3  # done, except for documents that cannot be moved
 SHOWN = 20
 LOOKED_AT = 256  # documents whose payload is examined
@@ -134,14 +134,14 @@ def _check_aside(path: Path, read: Path | None) -> None:
 
 
 def _example(documents: Sequence[stores.Document]) -> stores.Id | None:
-    """An id of the kind that most of these have."""
+    """An id of the type that most of these documents have."""
     ids = [document.id for document in documents]
     many = sum(isinstance(id, str) for id in ids) > len(ids) / 2
     return next((id for id in ids if isinstance(id, str) == many), None)
 
 
 def _tell_left(source: stores.Store, target: stores.Store, documents: Sequence[stores.Document]) -> None:
-    """Report what does not move: other columns and vectors, and payload if the target keeps none."""
+    """Report what is not moved: other columns and vectors, and payload if the target keeps none."""
     left = list(source.beside)
     if not target.keeps_payload:
         left += sorted({key for document in documents for key in document.payload})
@@ -153,7 +153,7 @@ def _tell_left(source: stores.Store, target: stores.Store, documents: Sequence[s
 
 
 def _tell_aside(aside: Sequence[Aside], name: str, path: Path | None) -> int:
-    """Name the documents that were not moved; the exit status."""
+    """Name the documents that were not moved. Returns the exit status."""
     for each in aside[:SHOWN]:
         _say(f"not moved: document {each.id!r}: {each.reason}")
     if len(aside) > SHOWN:

@@ -1,4 +1,4 @@
-"""How a command reaches a server: the options that all such commands share."""
+"""The options for reaching a server, shared by all commands that do."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from trimtab.errors import ConfigError
 from trimtab.sdk import channel
 from trimtab.sdk.client import Client
 
-# Secrets come from a file or the environment: arguments can be read by every process of the machine.
+# Secrets come from a file or the environment, since every process of the machine can read arguments.
 TOKEN_VARIABLE = "TRIMTAB_TOKEN"  # noqa: S105
 
 

@@ -1,13 +1,13 @@
-"""A folder of Parquet files, one for each block of texts, written and resumed by any number of workers.
+"""A folder of Parquet files, one per block of texts, written and resumed by any number of workers.
 
     FOLDER/
-        vectors.json                      what its vectors are, and of which blocks of which length
-        000000016384-0f3a....parquet      the block from row 16,384 on, and a digest of its texts
+        vectors.json                      describes the vectors and the blocks
+        000000016384-0f3a....parquet      the block from row 16,384 on, with a digest of its texts
         lock                              held by the run that writes
 
 A Parquet file has the columns `id` (the text's row in the input, from 0) and `vector` (a list of fixed
-length; ubinary: bytes), and says in its metadata of which space (`trimtab_space`) and, for int8, what one
-step is worth (`trimtab_scale`). It appears by a rename, so an existing one is complete.
+length; ubinary: bytes). Its metadata has the space (`trimtab_space`) and, for int8, the value of one step
+(`trimtab_scale`). Files appear by a rename, so an existing one is complete.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class ShardManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def read_manifest(folder: Path) -> ShardManifest | None:
-    """What the vectors of a folder are; None if none was begun in it."""
+    """The manifest of a folder; None if the folder was not begun."""
     path = folder / MANIFEST
     try:
         return msgspec.json.decode(path.read_bytes(), type=ShardManifest)
@@ -66,7 +66,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def begin(folder: Path, manifest: ShardManifest) -> None:
-    """Claim a folder for these vectors; FailedPrecondition if it has others, or foreign files."""
+    """Claim a folder for these vectors; FailedPrecondition if it has other vectors, or foreign files."""
     before = read_manifest(folder)
     if before is None:
         if strangers := [path.name for path in folder.iterdir() if not _beside(path.name)]:
@@ -84,7 +84,7 @@ def begin(folder: Path, manifest: ShardManifest) -> None:
 
 
 def finish(folder: Path, manifest: ShardManifest, blocks: Sequence[Block]) -> int:
-    """Record that all blocks are there. Returns how many rows that is."""
+    """Record that all blocks are there. Returns the total number of rows."""
     there, rows = _shards(folder), sum(block.rows for block in blocks)
     wanted = {block.first for block in blocks}
     if missing := wanted - there.keys():
@@ -100,7 +100,7 @@ def finish(folder: Path, manifest: ShardManifest, blocks: Sequence[Block]) -> in
 
 
 def clear(folder: Path) -> None:
-    """Delete what was begun, and nothing else; ConfigError if the manifest is not ours."""
+    """Delete our own files, and nothing else; ConfigError if the manifest is not ours."""
     if read_manifest(folder) is None:
         return
     for path in folder.iterdir():
@@ -148,13 +148,13 @@ def write(path: Path, first: int, vectors: Vectors, scale: float, description: D
     if description.dtype == "int8":
         metadata["trimtab_scale"] = repr(scale)
     table = pyarrow.table(columns).replace_schema_metadata(metadata)
-    # Two workers may make the same block, if one was taken for dead: each writes its own file.
+    # Two workers may make the same block if one was mistaken for dead: each writes its own file.
     with durable.replacing(path) as stream:
         parquet.write_table(table, stream)
 
 
 def _beside(name: str) -> bool:
-    """Whether a file may be in a folder that was not begun yet."""
+    """Whether a file may be in a folder that was not begun."""
     return name == "lock" or durable.PARTIAL.fullmatch(name) is not None
 
 

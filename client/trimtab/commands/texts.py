@@ -1,4 +1,4 @@
-"""The texts of a file, one after the other: lines, or a column of JSONL or Parquet."""
+"""The texts of a file, one after another: lines, or a column of JSONL or Parquet."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def same_file(left: Path, right: Path) -> bool:
-    """Whether both exist and are the same file, links followed."""
+    """Whether both exist and are the same file, following links."""
     return left.exists() and right.exists() and left.samefile(right)
 
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """The texts to embed, in order, and their number if the file tells it."""
+    """The texts to embed, in order, and their number if the file gives it."""
 
     texts: Iterator[str]
     total: int | None
@@ -70,7 +70,7 @@ def check_source(path: Path | None, format: str | None, column: str | None) -> t
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`rows` texts of a file from row `first` on, which begins at this byte where the format is of lines."""
+    """`rows` texts of a file from row `first` on; in a file of lines, they begin at this byte."""
 
     first: int
     rows: int
@@ -78,7 +78,7 @@ class Block:
 
 
 def find_blocks(path: Path, format: str, column: str, rows: int) -> list[Block]:
-    """A file's texts as blocks of so many, the last one of those that are left. A file of lines is read."""
+    """A file's texts in blocks of `rows`; the last block has the rest. A file of lines is read for this."""
     if format == "parquet":
         with _open_parquet(path, (column,)) as file:
             total: int = file.metadata.num_rows
@@ -107,7 +107,7 @@ def read_block(path: Path, format: str, column: str, block: Block) -> list[str]:
 
 
 def _raw_lines(path: Path | None, offset: int = 0, first: int = 1) -> Iterator[tuple[str, bytes]]:
-    """Each line without its newline, and its place for messages, from line `first` at byte `offset` on."""
+    """Each line without its newline, with its place for messages, from line `first` at byte `offset` on."""
     name = "standard input" if path is None else str(path)
     # A separate reader, because Python cannot exit while a thread waits in sys.stdin.
     with open(path or 0, "rb", closefd=path is not None) as stream:
@@ -131,7 +131,7 @@ def _jsonl(path: Path | None, column: str) -> Iterator[str]:
 def _json_rows(
     path: Path | None, columns: Sequence[str], offset: int = 0, first: int = 1
 ) -> Iterator[tuple[str, list[Any]]]:
-    """These columns of each line, and its place for messages."""
+    """These columns of each line, with its place for messages."""
     for where, line in _raw_lines(path, offset, first):
         try:
             record = msgspec.json.decode(_decoded(line, where))
@@ -190,7 +190,7 @@ def read_documents(path: Path, id_column: str, text_column: str) -> dict[int | s
     """The texts of a JSONL or Parquet file by the ids beside them, all in memory.
 
     ConfigError if the file cannot be read. InvalidArgument, which names the line or row, if an id is neither
-    a whole number nor text, if a text is not text, or if an id occurs twice.
+    an integer nor text, if a text is not text, or if an id occurs twice.
     """
     if not path.is_file():
         raise ConfigError(f"{path} is not a file")

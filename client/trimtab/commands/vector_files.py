@@ -1,13 +1,13 @@
 """Files of vectors, written row by row, that another run can resume after any kind of stop.
 
     OUT.partial       the rows so far
-    OUT.partial.json  the journal: how many of them count, what they are, and of which inputs they are made
+    OUT.partial.json  the journal: how many rows count, what they are, and a digest of their inputs
     OUT               the finished file: the renamed OUT.partial
-    OUT.json          what its vectors are: encoder, version, space, scale
+    OUT.json          describes the vectors: encoder, version, space, scale
 
 The journal is written before the rows, and replaced atomically after the rows that it counts are on the disk.
 The next run removes rows beyond those and makes them again, so the file is the same however often it was
-interrupted. Foreign files of such names are neither written nor deleted.
+interrupted. Foreign files with such names are neither written nor deleted.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """The progress of a file."""
 
     vectors: Description
-    scale: float  # of int8: what one step is worth
+    scale: float  # the value of one int8 step
     rows: int
     bytes: int
     inputs_sha256: str  # over the texts of these rows
@@ -88,7 +88,7 @@ def _beside(output: Path) -> Path:
 
 
 def partial_paths(output: Path) -> tuple[Path, Path]:
-    """The paths of the unfinished rows and of their journal."""
+    """The paths of the unfinished rows and their journal."""
     return output.with_name(f"{output.name}.partial"), output.with_name(f"{output.name}.partial.json")
 
 
@@ -132,11 +132,11 @@ class VectorFile:
 
     @property
     def rows(self) -> int:
-        """How many rows are written."""
+        """How many rows have been written."""
         return self._state.rows
 
     def skip(self, texts: Iterator[str]) -> None:
-        """Skip the texts whose rows exist; FailedPrecondition if they are not the same texts."""
+        """Skip the texts that already have rows; FailedPrecondition if they are not the same texts."""
         if self._journal is None:
             return
         inputs = hashlib.sha256()
@@ -188,7 +188,7 @@ class VectorFile:
         self._saved, self._saved_at = self._state, time.monotonic()
 
     def stop(self) -> int:
-        """Stop so that another run can resume. Returns how many rows are kept; with none, no file is."""
+        """Stop so that another run can resume. Returns how many rows are kept; if none, no file is kept."""
         if self.rows:
             with suppress(OSError):  # a full disk: the last checkpoint stands
                 self.checkpoint()
@@ -200,7 +200,7 @@ class VectorFile:
         return self._saved.rows
 
     def finish(self) -> None:
-        """Write the final header, read the whole back, and give the file its name."""
+        """Write the final header, read the whole file back, and rename it to its final name."""
         header = self._layout.header(self.rows)
         self._file.seek(0)
         self._file.write(header)
@@ -255,7 +255,7 @@ def _open_locked(path: Path) -> IO[bytes]:
 
 
 def _hash(inputs: Any, text: str) -> None:
-    # The length tells two texts from their concatenation.
+    # The length distinguishes two texts from their concatenation.
     data = text.encode()
     inputs.update(len(data).to_bytes(8, "little"))
     inputs.update(data)

@@ -1,1 +1,1 @@
-"""Kinds of inputs and outputs as the exporter makes them, each in its own file."""
+"""How the exporter makes each kind of input and output, each in its own file."""

@@ -1,4 +1,4 @@
-"""Dense: the vectors that every export has; `trimtab_export.graph.head` makes them."""
+"""Dense: the vectors that every export has. `trimtab_export.graph.head` makes them."""
 
 from trimtab.artifacts.manifest import Output
 from trimtab_export.source import Source

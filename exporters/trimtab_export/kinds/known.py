@@ -1,4 +1,4 @@
-"""What makes each kind, by its name. Packages add others by the entry points `trimtab_export.inputs` and
+"""The maker of each kind, by name. Packages add others by the entry points `trimtab_export.inputs` and
 `trimtab_export.outputs`."""
 
 from trimtab.registry import Registry

@@ -1,4 +1,4 @@
-"""What the exporter does for every kind: it declares inputs, and grafts outputs onto a graph."""
+"""What the exporter does for every kind: declare inputs, and graft outputs onto a graph."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -16,34 +16,34 @@ TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": Tens
 
 
 class InputMaker(ABC):
-    """A kind of input. known.py finds it by its name."""
+    """A kind of input, which known.py finds by its name."""
 
     kind: ClassVar[str]
 
     @abstractmethod
     def declare(self, source: Source, folder: Path) -> Input:
-        """The input of an encoder, as the manifest of the bundle in `folder` has it; its processor's file is
-        written there. Raises ExportError where this source has no such input."""
+        """The input of an encoder, for the manifest of the bundle in `folder`. Writes its processor's file
+        there. Raises ExportError if this source has no such input."""
 
 
 class OutputMaker(ABC):
-    """A kind of output beside the dense vectors, by nodes behind the token states."""
+    """A kind of output besides the dense vectors, made by nodes after the token states."""
 
     kind: ClassVar[str]
 
     @abstractmethod
     def declare(self, source: Source) -> Output:
-        """The output of an encoder; its space is named later. Raises ExportError where this source has no
-        such output."""
+        """The output of an encoder; its space is named later. Raises ExportError if this source has no such
+        output."""
 
     @abstractmethod
     def graft(self, grafter: Grafter, states: str, source: Source) -> None:
-        """Append nodes that make the output of `states`, float32 (n, length, hidden), as the tensors that
-        `tensors` names."""
+        """Append nodes that make the output from `states`, float32 (n, length, hidden), under the tensor
+        names given by `tensors`."""
 
 
 def tensors(declared: Output) -> dict[str, Tensor]:
-    """Where a graph of ours gives the columns of an output: by their own names, and all their offsets as
+    """Where our graphs give the columns of an output: under the columns' own names, with all offsets as
     NAME.offsets."""
     offsets = f"{declared.name}.offsets"
     return {
@@ -53,7 +53,7 @@ def tensors(declared: Output) -> dict[str, Tensor]:
 
 
 def grafted(maker: OutputMaker, source: Source, grafter: Grafter, states: str) -> list[Any]:
-    """What a maker's nodes give, as outputs of the graph."""
+    """The results of a maker's nodes, as outputs of the graph."""
     maker.graft(grafter, states, source)
     declared = maker.declare(source)
     forms = OUTPUTS[declared.kind].columns(declared)

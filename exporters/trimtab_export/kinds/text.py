@@ -12,12 +12,12 @@ TOKENIZER = "tokenizer.json"
 
 
 class TextMaker(InputMaker):
-    """Texts by the tokens that the encoder reads."""
+    """Texts, as the tokens that the encoder reads."""
 
     kind: ClassVar[str] = "text"
 
     def declare(self, source: Source, folder: Path) -> Input:
-        """With tokenizer.json."""
+        """The input; writes tokenizer.json."""
         tokenizer = folder / TOKENIZER
         tokenizer.write_text(source.tokenizer.json, "utf-8")
         return Input(

@@ -1,4 +1,4 @@
-"""SOURCE to Source: finds out what kind of source it is, and reads it."""
+"""Turns the argument SOURCE into a Source: finds out what kind of source it is, and reads it."""
 
 import re
 from pathlib import Path

@@ -32,7 +32,7 @@ UNIT_NORM = 1e-3
 
 
 def load(settings: Settings, path: Path, home: Path, says: declared.Declared | None) -> Source:
-    """Read the graph `path` and the files in `home`; `embed` is the library's own, with this graph."""
+    """Read the graph `path` and the files in `home`; `embed` is the library's own code with this graph."""
     proto = _read(path)
     to_onnx.check_inputs(path.name, proto)
     to_onnx.check_precision(path.name, proto)
@@ -92,8 +92,8 @@ def _read(path: Path) -> Any:
 def _choose_output(settings: Settings, name: str, outputs: list[str], *, declared: bool) -> str:
     """The output to read, chosen by name, since a classifier's scores have the shape of vectors, too.
 
-    With a modules.json, token states come first, since it says how to pool them. Otherwise finished vectors
-    come first: whoever pooled them knew more than the files say.
+    With a modules.json, token states are preferred, since it says how to pool them. Otherwise finished
+    vectors are preferred: whoever pooled them knew more than the files say.
     """
     if settings.output is not None:
         if settings.output not in outputs:

@@ -1,7 +1,7 @@
-"""A graph that takes the place of the torch model that sentence-transformers would load.
+"""A graph in place of the torch model that sentence-transformers would load.
 
 The library then reads all other files as it does for weights, and its own code turns texts into ids and the
-graph's output into a vector. So the reference of the comparison shares only the graph with the bundle.
+graph's output into a vector. So the comparison's reference shares only the graph with the bundle.
 """
 
 from typing import Any

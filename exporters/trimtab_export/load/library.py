@@ -1,7 +1,7 @@
 """A source as its own library reads it: the common part of torch sources and graphs.
 
 For every kind, sentence-transformers and transformers read the files, and the model that they build is the
-reference of the comparison. The export takes head, prompts and tokenizer from that model.
+reference of the comparison. The export takes the head, the prompts and the tokenizer from that model.
 """
 
 from typing import Any, get_args

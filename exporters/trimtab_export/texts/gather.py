@@ -1,4 +1,4 @@
-"""The kinds of texts that are at hand: cleaned, of unlike lengths, in a fixed order, no text in two kinds."""
+"""Gathers the available kinds of texts: cleaned, of different lengths, in a fixed order, without overlaps."""
 
 import re
 import unicodedata
@@ -29,18 +29,18 @@ DOMAINS = (
     Domain("dictionary", "a word, for its definitions", "judge", dictionary.find),
     Domain("translations", "a message in another language, for the English one", "judge", translations.find),
 )
-# Characters of a document, and of how many in a hundred: what is read in practice is of all lengths.
+# The lengths of documents in characters, each with its share in percent: real texts have all lengths.
 LENGTHS = ((400, 50), (150, 20), (1000, 20), (2400, 10))
 LONGEST_QUERY = 300  # characters
 FEWEST = 100  # pairs that make a domain
 MOST = 20_000  # pairs of a domain
-SAME = 60  # letters and digits at the beginning by which two texts count as one
+SAME = 60  # texts that begin with the same letters and digits, this many, count as one
 WORDS = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
 class Found:
-    """What there is of a domain: pairs in a fixed order that mixes their sources, each text once."""
+    """The texts of a domain: pairs in a fixed order that mixes their sources, each text once."""
 
     domain: Domain
     pairs: list[Pair]
@@ -51,14 +51,14 @@ class Found:
 
     @property
     def texts(self) -> list[str]:
-        """Both sides of the pairs, to train and to calibrate on."""
+        """Both sides of the pairs, for training and calibration."""
         return [text for pair in self.pairs for text in pair[:2]]
 
 
 def gather(domains: Sequence[Domain] = DOMAINS) -> list[Found]:
-    """What is at hand of each domain; those with fewer than FEWEST pairs are left out.
+    """The available texts of each domain; domains with fewer than FEWEST pairs are left out.
 
-    A text that two domains have belongs to the first of them.
+    A text that is in two domains belongs to the first of them.
     """
     taken: set[str] = set()
     found = [Found(domain, _pairs(domain.find(), taken)) for domain in domains]
@@ -66,7 +66,7 @@ def gather(domains: Sequence[Domain] = DOMAINS) -> list[Found]:
 
 
 def describe(found: Sequence[Found], domains: Sequence[Domain] = DOMAINS) -> str:
-    """A line for each domain, for people: what there is of it, or that it is missing."""
+    """One line per domain, for people: what is available, or that it is missing."""
     there = {each.name: each for each in found}
     lines = []
     for domain in domains:
@@ -78,7 +78,7 @@ def describe(found: Sequence[Found], domains: Sequence[Domain] = DOMAINS) -> str
 
 
 def key(text: str) -> str:
-    """What two texts have in common that count as the same: how they begin, whatever their case and signs."""
+    """A key that is equal for texts that count as the same: their beginning, without case and punctuation."""
     return WORDS.sub("", unicodedata.normalize("NFKC", text[: 4 * SAME]).lower())[:SAME]
 
 
@@ -100,7 +100,7 @@ def _line(text: str) -> str:
 
 
 def _cut(text: str) -> str:
-    """A document on one line, cut at a length that its hash chooses."""
+    """A document on one line, cut at a length chosen by its hash."""
     line = _line(text)
     percent = hash_of(line) % 100
     for length, share in LENGTHS:

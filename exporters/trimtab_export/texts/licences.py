@@ -1,4 +1,4 @@
-"""Clauses of licences: a clause's heading, or how it begins, asks for the rest of it."""
+"""Clauses of licences: a clause's heading, or its beginning, is the query for the rest."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from trimtab_export.texts.domain import Pair
 COMMON = Path("/usr/share/common-licenses")
 DOCUMENTS = Path("/usr/share/doc")
 LEAST_DOCUMENT = 20  # words
-ASKED = 10  # words of a clause without a heading
+ASKED = 10  # words of a clause without a heading that make the query
 FIELDS = re.compile(r"\s*(?:Files|Copyright|Format|Upstream[\w-]*|Source|Comment|License)\b.*:|.*\(c\)", re.I)
 NAMES = re.compile(r"(?:licen[cs]e|copying|notice|eula)", re.I)
 

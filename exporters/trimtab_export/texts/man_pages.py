@@ -1,6 +1,6 @@
-"""Manual pages: the line of a page's name asks for its description, in all languages that there are pages in.
+"""Manual pages: the line with a page's name is the query for its description, in all available languages.
 
-And their lists of options: a question of what an option does, for what is said of it.
+Also their lists of options: a question about what an option does is the query for its description.
 """
 
 import gzip
@@ -14,7 +14,7 @@ ROOT = Path("/usr/share/man")
 LEAST_DOCUMENT = 12  # words
 LEAST_OPTION = 5
 UNSPACED = {"ja", "zh", "ko"}
-MOST_OF_A_KIND = 12  # pages whose names begin alike, such as those of one program's subcommands
+MOST_OF_A_KIND = 12  # pages whose names begin the same, such as those of one program's subcommands
 MOST_PAGES = 3000
 MOST_BYTES = 400_000
 TEXT_MACROS = {
@@ -30,7 +30,8 @@ ESCAPE = re.compile(r"\\(\(..|\[[^\]]*\]|\*\(..|\*\[[^\]]*\]|\*.|.)")
 
 
 def pages() -> Iterator[Pair]:
-    """`name - what it is` asks for the beginning of what follows the synopsis, or of the longest section."""
+    """`name - what it is` is the query for the beginning of what follows the synopsis, or of the longest
+    section."""
     for path, language in _paths():
         sections = _sections(path)
         name = next(iter(sections), None)
@@ -46,7 +47,7 @@ def pages() -> Iterator[Pair]:
 
 
 def options() -> Iterator[Pair]:
-    """A question for each entry of a list of options, of pages in English."""
+    """A question for each entry in the lists of options of English pages."""
     for path, language in _paths():
         if language != "en" or path.parent.name not in {"man1", "man8"}:
             continue
@@ -57,7 +58,7 @@ def options() -> Iterator[Pair]:
 
 
 def _paths() -> Iterator[tuple[Path, str]]:
-    """Pages and their languages, at most so many whose names begin alike."""
+    """Pages and their languages, with a limit on pages whose names begin the same."""
     for language, root in [
         ("en", ROOT),
         *((path.name[:2], path) for path in sorted(ROOT.glob("[a-z][a-z]*"))),
@@ -84,7 +85,7 @@ def _read(path: Path) -> list[str]:
 
 
 def _sections(path: Path) -> dict[str, list[str]]:
-    """The lines of text by the headings of sections, in their order."""
+    """The lines of text by section heading, in order."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
     skipping = False
@@ -106,7 +107,7 @@ def _sections(path: Path) -> dict[str, list[str]]:
 
 
 def _described(sections: dict[str, list[str]]) -> str:
-    """The third section in whatever language, where there is a synopsis; it is the description by custom."""
+    """The third section, in any language, if there is a synopsis: by custom it is the description."""
     headings = [heading for heading in sections if " ".join(sections[heading]).strip()]
     for heading in headings[1:]:
         if heading.upper().startswith(("DESCRI", "BESCHREIBUNG", "OPIS", "ОПИСАНИЕ", "説明")):
@@ -115,7 +116,7 @@ def _described(sections: dict[str, list[str]]) -> str:
 
 
 def _entries(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """Tags of .TP and .IP with the text behind them."""
+    """Tags of .TP and .IP with the text that follows them."""
     tag, wants_tag = "", False
     text: list[str] = []
     for line in lines:
@@ -137,7 +138,7 @@ def _entries(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _macro(line: str) -> tuple[str | None, str]:
-    """The macro of a line and its words; None: a line of text."""
+    """The macro of a line, None for a line of text, and its words."""
     if not line.startswith((".", "'")):
         return None, line
     macro, _, words = line[1:].strip().partition(" ")
@@ -145,7 +146,7 @@ def _macro(line: str) -> tuple[str | None, str]:
 
 
 def _text(macro: str | None, words: str) -> str:
-    if macro in {"BR", "RB", "BI", "IB", "IR", "RI"}:  # words in fonts by turns, without spaces between them
+    if macro in {"BR", "RB", "BI", "IB", "IR", "RI"}:  # words in alternating fonts, with no spaces between
         return "".join(_plain(each.strip('"')) for each in re.findall(r'"[^"]*"|\S+', words))
     return _plain(words if macro is None else words.replace('"', ""))
 

@@ -1,4 +1,4 @@
-"""Sections of manuals by their titles: GNU's info files, Vim's help, Python's reference as help() has it."""
+"""Sections of manuals by their titles: GNU's info files, Vim's help, Python's reference as in help()."""
 
 import gzip
 import re
@@ -22,7 +22,7 @@ def find() -> Iterator[Pair]:
 
 
 def _info() -> Iterator[Pair]:
-    """A node's title, with the manual's name, asks for its text."""
+    """A node's title with the manual's name is the query for its text."""
     for path in sorted(INFO.glob("*.info*.gz")) if INFO.is_dir() else ():
         manual = path.name.partition(".")[0]
         for node in _unzipped(path).split("\x1f\n")[1:]:

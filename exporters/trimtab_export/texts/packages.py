@@ -1,7 +1,7 @@
-"""Descriptions of Debian's packages: the short one asks for the long one, in all languages that there are.
+"""Descriptions of Debian's packages: the short one is the query for the long one, in all available languages.
 
-Where apt's lists hold descriptions, as they may after `apt-get update`, there are tens of thousands; else
-those of the packages that are installed.
+If apt's lists contain descriptions, as they may after `apt-get update`, there are tens of thousands;
+otherwise these are only the descriptions of installed packages.
 """
 
 import re
@@ -13,7 +13,7 @@ from trimtab_export.texts.domain import Pair
 LISTS = Path("/var/lib/apt/lists")
 STATUS = Path("/var/lib/dpkg/status")
 LEAST_QUERY, LEAST_DOCUMENT = 3, 12  # words
-# What tells the packages of one program from each other: how a short description ends, and a long one.
+# What distinguishes the packages of one program: the end of a short description, and of a long one.
 KIND = re.compile(
     r"\s*[-(\[]\s*(?:dev|doc|lib|debug|common|data|runtime|shared|header|tool|python)\w*\b.*", re.I
 )
@@ -28,7 +28,7 @@ def find() -> Iterator[Pair]:
 
 
 def of(path: Path, language: str) -> Iterator[Pair]:
-    """The pairs of one list; none where it cannot be read."""
+    """The pairs of one list; none if it cannot be read."""
     try:
         records = path.read_text("utf-8").split("\n\n")
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Two kinds of texts out of Python files, which are parsed and never run: docstrings, and functions."""
+"""Two kinds of texts from Python files: docstrings, and functions. The files are parsed and never run."""
 
 import ast
 import sysconfig
@@ -10,18 +10,18 @@ from pathlib import Path
 from trimtab_export.texts.domain import Pair
 
 STANDARD = "the standard library"
-# The packages that an export stands on, in two parts, so that no text is in both kinds.
+# The packages that an export depends on, in two parts, so that no text is in both kinds.
 DOCUMENTED = (STANDARD, "numpy", "scipy", "sklearn", "torch", "transformers")
 PROGRAMMED = ("sympy", "networkx", "matplotlib", "huggingface_hub", "sentence_transformers", "fsspec", "PIL")
 LEAST_QUERY, LEAST_DOCUMENT = 4, 12  # words
 LEAST_LINES, MOST_LINES = 3, 60
 MOST_FILES = 200  # of a package, spread over it
-MOST_BYTES = 60_000  # of a file: longer ones take their time and repeat themselves
+MOST_BYTES = 60_000  # of a file: longer ones take long and repeat themselves
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module
 
 
 def docstrings(packages: Sequence[str] = DOCUMENTED) -> Iterator[Pair]:
-    """A docstring's first paragraph asks, the rest of it answers."""
+    """A docstring's first paragraph is the query, the rest of it the document."""
     for _, tree in _trees(packages):
         for node in ast.walk(tree):
             if isinstance(node, Definition) and (text := ast.get_docstring(node)):
@@ -31,7 +31,7 @@ def docstrings(packages: Sequence[str] = DOCUMENTED) -> Iterator[Pair]:
 
 
 def code(packages: Sequence[str] = PROGRAMMED) -> Iterator[Pair]:
-    """A docstring's first paragraph asks for the function, whose source, without the docstring, answers."""
+    """A docstring's first paragraph is the query; the function's source without the docstring answers it."""
     for source, tree in _trees(packages):
         lines = source.splitlines()
         for node in ast.walk(tree):
@@ -47,7 +47,7 @@ def code(packages: Sequence[str] = PROGRAMMED) -> Iterator[Pair]:
 
 
 def _body(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> list[str]:
-    """The lines behind the docstring."""
+    """The lines after the docstring."""
     return lines[(node.body[0].end_lineno or 0) : node.end_lineno]
 
 

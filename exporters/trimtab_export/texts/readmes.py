@@ -1,4 +1,4 @@
-"""What installed packages say of themselves: the sections of their descriptions, by their headings."""
+"""Descriptions of installed packages: their sections, by heading."""
 
 import re
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from importlib import metadata
 from trimtab_export.texts.domain import Pair
 
 LEAST_DOCUMENT = 12  # words
-# A heading of Markdown, or of reStructuredText: a line and a rule under it.
+# A heading in Markdown, or in reStructuredText: a line with a rule under it.
 HEADING = re.compile(r"^#{1,4} +(?P<md>\S.{0,80}?) *#*$|^(?P<rst>\S.{1,80})\n(?:={3,}|-{3,}|~{3,})$", re.M)
 MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|<[^>\n]{1,300}>|^\.\. .*$|`_|[`*|]|https?://\S+", re.M)
 
 
 def find() -> Iterator[Pair]:
-    """The package and the heading ask; its summary asks for how its description begins."""
+    """The package and a heading are the query for a section; its summary, for the description's beginning."""
     for distribution in sorted(metadata.distributions(), key=lambda each: each.metadata["Name"] or ""):
         about = distribution.metadata.json
         name, text = about.get("name"), str(about.get("description", ""))

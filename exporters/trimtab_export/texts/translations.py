@@ -1,4 +1,4 @@
-"""Translations of programs' messages (gettext): one in another language asks for the English one."""
+"""Translations of programs' messages (gettext): one in another language is the query for the English one."""
 
 import gettext
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def find() -> Iterator[Pair]:
 
 
 def _messages(path: Path) -> dict[str, str]:
-    """Translations by their originals, without plurals and contexts."""
+    """Translations by original, without plurals and contexts."""
     try:
         with path.open("rb") as stream:
             catalog = vars(gettext.GNUTranslations(stream))["_catalog"]
