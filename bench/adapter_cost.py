@@ -1,4 +1,4 @@
-"""What an adapter adds to a query, in us of CPU time per text: by kind of map, batching and where it runs.
+"""What an adapter adds to a query, in us of CPU time per text, by kind of map, batching and where it runs.
 
     python -m bench.adapter_cost models/all-minilm-l6-v2/1
 
@@ -15,7 +15,8 @@ folded     the map as one more output of the encoder's graph: the extra time of 
 server     through the SDK and a real server, one call at a time: the extra time of a call that names the
            space over one that does not
 
-Figures are medians of CPU time, which other load disturbs least; kept in bench/history/adapter_cost.jsonl.
+Figures are medians of CPU time, which other load disturbs least. They are kept in
+bench/history/adapter_cost.jsonl.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def kinds(width: int, states: int) -> dict[str, Map]:
 
 
 def repository(source: Path, folder: Path) -> tuple[Bundle, dict[str, str]]:
-    """A repository of the encoder with an adapter of each kind; and the space that each kind maps to."""
+    """A repository of the encoder with an adapter of each kind, and the space that each kind maps to."""
     bundle = made.copied(source, folder)
     manifest = bundle.manifest
     states = manifest.variants[0].states
@@ -148,7 +149,7 @@ def sessions(
         alone, batched = partial(each.run, vectors[:1], groups[:1]), partial(each.run, vectors, groups)
         figures = {"session 1": timed(alone, times, one), "session 32": timed(batched, times, many) / BATCH}
         figures |= asyncio.run(ways(each, vectors, times))
-        if not each.states_width:  # that one's graph is another already
+        if not each.states_width:  # with states, the graph is a different one already
             both = folded(bundle, each)
             for name, batch in (("folded 1", [ids[0]]), ("folded 32", batches[0])):
                 more = [

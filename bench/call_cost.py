@@ -1,11 +1,11 @@
-"""What a call of one text costs the server, with an encoder that costs nothing, over a bare grpc.aio echo's.
+"""What a call of one text costs the server beyond a bare grpc.aio echo, with an encoder that costs nothing.
 
     python -m bench.call_cost models
     python -m bench.call_cost models --against ../other=../other/models
 
-All servers are up at the same time, on one core, and are timed in turns, so that what else the machine does
-is the same for all. --against names another checkout of Trimtab, with an environment of its own in .venv, and
-a repository that it can read. Figures are user and system time of the server's process.
+All servers are up at the same time, on one core, and are timed in turns, so that other work of the machine
+affects all of them equally. --against names another checkout of Trimtab, with its own environment in .venv,
+and a repository that it can read. Figures are user and system time of the server's process.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def _other(core: int, tree: Path, repository: Path) -> processes.Serving:
 def measure(
     repository: Path, against: tuple[Path, Path] | None, rounds: int, texts: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Microseconds a call, by kind of client and server, one figure a round."""
+    """Microseconds per call, by kind of client and server, one figure per round."""
     cores, rows = processes.cores(), {kind: dict[str, list[float]]() for kind in KINDS}
     with contextlib.ExitStack() as stack:
         servers: dict[str, Running] = {

@@ -47,7 +47,7 @@ def pairs(language: str = "en") -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A query, the document that answers it, and the query in other languages where Debian has it."""
+    """A query, the document that answers it, and the query in the other languages that Debian has it in."""
 
     query: str
     document: str

@@ -1,6 +1,6 @@
-"""Encoders that are nearly all-MiniLM-L6-v2: fewer FFN neurons, other weights after a fine-tune, int8.
+"""Encoders close to all-MiniLM-L6-v2: with fewer FFN neurons, weights changed by a fine-tune, or int8.
 
-Each is made once, in bench/.data/encoders, from the encoder and from examples that judge no swap.
+Each is made once, in bench/.data/encoders, from the encoder and from examples that no swap is judged with.
 """
 
 import shutil

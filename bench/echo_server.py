@@ -1,6 +1,6 @@
-"""The least that grpc.aio's server can cost: one method, which answers each call with the same bytes, unread.
+"""The least that grpc.aio's server can cost: one method that answers each call, unread, with the same bytes.
 
-They are an answer of one vector, as our server sends it for a short text: the same load runs against both.
+The bytes are an answer with one vector, as our server sends for a short text. Both servers get the same load.
 """
 
 import argparse

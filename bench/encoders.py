@@ -75,7 +75,7 @@ def _l6(folder: Path) -> None:
 
 
 def _l3(folder: Path) -> None:
-    """Name the matrices of an exported graph, which has lost their names, by the bias added to each."""
+    """Name the matrices of an exported graph by the bias added to each, since it has lost their names."""
     import onnx
     from onnx import numpy_helper
 
@@ -121,7 +121,7 @@ class _E5File:
         return np.frombuffer(self._content, np.float32, count, place).reshape(shape)
 
     def blocks(self, name: str, *shape: int) -> NDArray[np.float32]:
-        """The same where 32 weights are a block: a half-precision scale, the low nibbles, the high ones."""
+        """A tensor stored in blocks of 32 weights: a half-precision scale, the low nibbles, the high ones."""
         form = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
         block = np.frombuffer(self._content, form, int(np.prod(shape)) // 32, self._places[name])
         both = np.concatenate([block["nibbles"] & 15, block["nibbles"] >> 4], axis=1).astype(np.float32) - 8
@@ -161,7 +161,7 @@ def _e5(folder: Path) -> None:
 
 
 def _e5_tensors(file: _E5File) -> Tensors:
-    """Under the names that transformers has for them."""
+    """The tensors under transformers' names."""
     width, inner = file.width, file.inner
     tensors = {
         "embeddings.word_embeddings.weight": file.blocks("emb.word", file.vocabulary, width),
@@ -183,7 +183,7 @@ def _e5_tensors(file: _E5File) -> Tensors:
 
 
 def _unigram(folder: Path, text: bytes, starts: Any, weights: Any, ids: tuple[int, ...]) -> None:
-    """The tokenizer of e5's family: SentencePiece's unigram model behind NFKC."""
+    """The tokenizer of e5's family: NFKC, then SentencePiece's unigram model."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -1,15 +1,15 @@
-"""The export benchmark: how much faster the variants of an encoder are, and what of its quality they keep.
+"""The export benchmark: how much faster an encoder's variants are, and how much of its quality they keep.
 
     make bench-export                         two encoders; up to half an hour each on two idle cores
     make bench-export QUICK=1                 a short run of a few minutes; nothing is recorded
     python -m bench.export --help             everything that can be chosen
 
-One export makes all of it: a search at each floor, with the texts that the machine carries. The report card
-says what is kept over whole kinds of text that were left out, and over the worst of them. *outside* is what
-is kept over a set that no export is made on: short descriptions of Debian's packages as queries, thousands
-of long ones as documents (bench/data.py). The card is as good as it comes near to that. Speeds are ratios
-of runs in turns, by one thread. Progress is kept in bench/.data/export: an interrupted run resumes. The
-results go to bench/history/export.jsonl, and into the pictures in docs/.
+One export makes everything: a search at each floor, with the texts on the machine. The report card says what
+is kept over whole kinds of text that were left out, and over the worst of them. *outside* is what is kept
+over a set that no export uses: short descriptions of Debian's packages as queries, thousands of long ones as
+documents (bench/data.py). The nearer the card comes to that, the better it is. Speeds are ratios of runs in
+turns, on one thread. Progress is kept in bench/.data/export, so an interrupted run resumes. The results go to
+bench/history/export.jsonl, and into the pictures in docs/.
 """
 
 import argparse
@@ -51,7 +51,7 @@ FLOORS = (0.99, 0.97, 0.90)
 SPEEDS = {encoders.L6: (2.4, 3.0, 4.5), encoders.E5: (2.2, 3.0, 4.5)}  # wanted at each floor
 SMALLEST = {encoders.L6: 30, encoders.E5: 50}  # MB wanted at the first floor
 LEAST_BATCH_COSINE = 0.99999
-NEAR = 0.02  # a card may say so much more than its worst set than what is kept outside
+NEAR = 0.02  # how far a card's worst set may be above what is kept outside
 EXITS = {encoders.L6: 4, encoders.E5: 8}  # layers
 WIDTH = 128
 EXIT_HEAL = 0.3  # million tokens
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What one encoder's export made, as the history has it."""
+    """The results of one encoder's export, as kept in the history."""
     work = WORK / (f"{name}-quick" if options.quick else name)
     work.mkdir(parents=True, exist_ok=True)
     settings = Settings(str(encoders.source(name)))
@@ -132,7 +132,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def _minutes(file: Path) -> Iterator[list[float]]:
-    """What the block took, together with the runs before that were interrupted."""
+    """The time that the block took, including earlier, interrupted runs."""
     before = float(file.read_text()) if file.exists() else 0.0
     started, minutes = time.monotonic(), [0.0]
     try:
@@ -204,7 +204,7 @@ def linear_parameters(graph: Path) -> int:
 
 
 def report(name: str, record: dict[str, Any]) -> None:
-    """The tables, and what was wanted."""
+    """The tables, and the targets."""
     variants = record["variants"]
     print(
         f"\n{name}\n{'variant':26} {'worst':>6} {'interval':>14} {'q-only':>7} {'outside':>8} {'q-only':>7} "

@@ -1,7 +1,7 @@
 """Our server with encoders that cost nothing, or that only sleep: what remains is the server itself.
 
---devices N gives it N simulated devices, each of which takes --seconds-per-token for every token it is given,
-asleep, as a thread that waits for a GPU would be.
+--devices N gives it N simulated devices. Each sleeps --seconds-per-token for every token it is given, as a
+thread that waits for a GPU does.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Sleeper:
         self._vectors = np.full((1024, dense.width), dense.width**-0.5, np.float32)
 
     def run(self, batch: Columns, wanted: Wanted) -> Columns:
-        """The same for all: float32 (n, dimensions)."""
+        """The same vector for all texts: float32 (n, dimensions)."""
         if self._seconds:
             time.sleep(self._seconds * len(batch["ids"].values))
         return {"dense": Column(self._vectors[: len(batch["ids"])])}
@@ -49,7 +49,7 @@ async def serve(repository: Path, devices: int, seconds_per_token: float, config
     def open_graph(model: Model, place: Place) -> Sleeper:
         return Sleeper(model, seconds_per_token)
 
-    # Named like GPUs, each with a name of its own; nothing here asks for a real one.
+    # Named like GPUs, each with its own name; no real GPU is used.
     places = [Place("cuda", number, workers=1) for number in range(devices)]
     app = App(config, repository, Opening(open_graph, foreign=False), places)
     await app.start()

@@ -1,4 +1,4 @@
-"""Requests of several texts each, sent by bare gRPC; prints one JSON object: texts answered a second.
+"""Requests of several texts each, sent by bare gRPC. Prints one JSON object: texts answered per second.
 
 With an encoder that costs nothing, this is how fast one server process can feed its devices.
 """
@@ -19,7 +19,7 @@ IN_FLIGHT = 16
 
 
 async def run(url: str, texts: list[str], size: int) -> float:
-    """Texts a second in requests of `size`; RuntimeError if an answer has the wrong number of vectors."""
+    """Texts per second in requests of `size`; RuntimeError if an answer has the wrong number of vectors."""
     requests = [
         pb.EmbedRequest(texts=texts[start : start + size]).SerializeToString()
         for start in range(0, len(texts), size)

@@ -1,11 +1,11 @@
-"""What minutes buy: a cut encoder is healed, and what it keeps over kinds of text it never saw is drawn up.
+"""What minutes of healing buy: how much quality a cut encoder keeps over kinds of text it never saw.
 
     python -m bench.healing e5-small --layers 0,1,3,4,6,7,9,10,11 --millions 2
 
-It trains as an export does, on the kinds of text at hand that train (`trimtab export --list-texts`), in
-float32 and with the threads that torch takes. After each eighth of the tokens it is judged, which the minutes
-leave out, over the kinds that choose and judge, and over descriptions of Debian's packages (bench/data.py).
-Kept in bench/history/healing.jsonl.
+It trains as an export does, on the available kinds of text for training (`trimtab export --list-texts`), in
+float32 and with torch's default threads. After each eighth of the tokens it is judged over the kinds for
+choosing and judging, and over descriptions of Debian's packages (bench/data.py); the minutes do not include
+this. Results are kept in bench/history/healing.jsonl.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What it costs to run a device's graphs in a process of its own, and how long that one's end is felt.
+"""What it costs to run a device's graphs in their own process, and how long its end delays calls.
 
     python -m bench.isolation models
 
-Two servers, one with threads and one with a process, are up at the same time and take turns; the median of
-the rounds counts, and CPU time, which a neighbour disturbs least, stands beside the rate. Then the process is
-killed time and again, and a call made at that moment is waited for; what opening the session takes, measured
-alone, is part of that.
+Two servers, one with threads and one with a process, are up at the same time and take turns. The median of
+the rounds counts. CPU time, which other load disturbs least, is given beside the rate. Then the process is
+killed repeatedly, and a call made at that moment is timed; this includes opening the session, which is also
+measured alone.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CONFIG = '[engine]\ncosts = ""\nisolation = "{}"\n'
 
 
 def server(repository: Path, isolation: str, cores: list[int]) -> processes.Serving:
-    """One of the two."""
+    """One of the two servers."""
     config = processes.LOGS / f"isolation-{isolation}.toml"
     config.write_text(CONFIG.format(isolation))
     command = [processes.PYTHON, "-m", "trimtab.cli", "serve", "--repository", str(repository)]
@@ -41,7 +41,7 @@ def server(repository: Path, isolation: str, cores: list[int]) -> processes.Serv
 
 
 async def load(url: str, requests: list[list[str]]) -> float:
-    """Requests, so many in flight; the seconds that all of them took."""
+    """Send requests, so many in flight. Returns the seconds that all of them took."""
     async with trimtab.AsyncClient(url) as client:
         waiting = iter(requests)
 
@@ -60,7 +60,7 @@ async def recover(url: str, pid: int, kills: int) -> list[float]:
     async with trimtab.AsyncClient(url) as client:
         expected = await client.embed(["a text"])
         for _ in range(kills):
-            for _ in range(20):  # so that the next one is not taken for a process that ends all the time
+            for _ in range(20):  # so that the next kill does not look like a process that keeps ending
                 await client.embed(["another text"])
             os.kill(child_of(pid), signal.SIGKILL)
             begun = time.perf_counter()
@@ -84,7 +84,7 @@ def child_of(pid: int) -> int:
 
 
 def open_seconds(repository: Path) -> float:
-    """What opening the repository's sessions takes, one after another."""
+    """The time to open the repository's sessions, one after another."""
     found = [bundles.read(path) for *_, path in bundles.versions(repository)]
     models = [
         model_of(bundle, bundle.manifest.variants[0], TextInput(bundle.manifest.variants[0].inputs))

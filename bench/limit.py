@@ -1,4 +1,4 @@
-"""The limit: one process, one core, no server; every text known beforehand, sorted by length, in batches.
+"""The limit: one process, one core, no server. All texts are known beforehand, sorted by length, and batched.
 
 Run as a program, it prints one JSON object: the texts per second for each way to split the sorted texts into
 batches, by a number of texts or by a number of tokens including padding. All ways are tried on a part of the
@@ -71,7 +71,7 @@ def cut(ids: Sequence[list[int]], texts: int, tokens: int) -> Iterator[Sequence[
 
 
 def measure(bare: Bare, texts: Sequence[str], most_texts: int, most_tokens: int) -> float:
-    """Texts per second, tokenising included."""
+    """Texts per second, including tokenising."""
     begun = time.perf_counter()
     for batch in cut(sorted(bare.tokenize(texts), key=len), most_texts, most_tokens):
         bare.run(batch)

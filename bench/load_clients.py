@@ -1,4 +1,4 @@
-"""The clients with which a server is put under load: each makes a function that sends one text."""
+"""The clients that put a server under load: each makes a function that sends one text."""
 
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -65,7 +65,7 @@ async def raw(target: LoadTarget) -> AsyncIterator[Call]:
 
 @asynccontextmanager
 async def http(target: LoadTarget) -> AsyncIterator[Call]:
-    """OpenAI's HTTP API with vectors as base64, as Infinity speaks it."""
+    """OpenAI's HTTP API with vectors as base64, as Infinity serves it."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=TIMEOUT)

@@ -1,4 +1,4 @@
-"""When each text of a load was due, sent and answered, and with what: checked, and summed up."""
+"""Records when each text of a load was due, sent and answered, and with what; checks and summarises this."""
 
 import time
 from dataclasses import dataclass, field

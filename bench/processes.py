@@ -1,4 +1,4 @@
-"""Processes of the benchmark: servers, each on a core; programs that print JSON; CPU time; the machine."""
+"""Processes of the benchmarks: servers, each on a core; programs that print JSON; CPU time; the machine."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ class Running:
     metrics_url: str = ""
 
     def cpu_seconds(self) -> float:
-        """CPU time, user and system, of the server and its live child processes."""
+        """User and system CPU time of the server and its live child processes."""
         return sum(_session(self.pid).values())
 
 

@@ -62,7 +62,7 @@ class Results:
             kept.setdefault(name, []).append(float(f"{value:.5g}"))
 
     def show(self, part: str, server: str, row: str) -> None:
-        """Print what the last round said of a row."""
+        """Print the last round's figures of a row."""
         figures = self.rows[part][server][row]
         told = [
             f"{heading} {format(figures[name][-1], spec)}"
@@ -72,7 +72,7 @@ class Results:
         print(f"  {part:<9}{server:<9}{row:<20}{'  '.join(told)}", flush=True)
 
     def table(self) -> str:
-        """The medians of the rounds, a block for each part."""
+        """The medians of the rounds, one block per part."""
         lines = []
         for part, servers in self.rows.items():
             rows = [(server, row, figures) for server in servers for row, figures in servers[server].items()]

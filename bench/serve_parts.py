@@ -1,4 +1,4 @@
-"""The parts of the serving benchmark (serve.py): what each measures of the servers."""
+"""The parts of the serving benchmark (serve.py), and what each measures."""
 
 import subprocess
 from collections.abc import Callable

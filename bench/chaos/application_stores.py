@@ -25,7 +25,7 @@ Contents = dict[int, tuple[str | None, Matrix]]
 
 @dataclass(slots=True)
 class ApplicationStore:
-    """A store, and what in it and next to it belongs to the application."""
+    """A store, and what belongs to the application in it and next to it."""
 
     kind: str
     url: str
@@ -49,7 +49,7 @@ class ApplicationStore:
         return found
 
     def strange(self, gone: Sequence[int] = ()) -> list[str]:
-        """What changed of the application's own data; documents that it deleted itself are `gone`."""
+        """What changed in the application's own data; `gone` are documents that it deleted itself."""
         wrong = [
             f"{self.kind}: {name} changed"
             for name, content in self.files.items()

@@ -92,7 +92,7 @@ class Callers:
                 self.ledger.answer(numbers, call.result())
 
     async def streams(self, client: trimtab.AsyncClient) -> None:
-        """The SDK's streams, one after the other."""
+        """The SDK's streams, one after another."""
         while not self.numbers.over:
             numbers = self.numbers.take(STREAM)
             self.ledger.count("sent", STREAM)

@@ -1,4 +1,4 @@
-"""The callers (callers.py) in a process of their own, and what they have counted so far."""
+"""The callers (callers.py) in a process of their own, and their counts so far."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ class CallersProcess:
         return int(self.told.get("sent", 0))
 
     def answered(self) -> int:
-        """Right answers so far, as far as they were compared."""
+        """Right answers so far, among those that were compared."""
         return int(self.told.get("checked", 0))
 
     def until_answered(self, more: int, seconds: float = 60) -> None:
@@ -40,7 +40,7 @@ class CallersProcess:
             time.sleep(0.05)
 
     def finish(self, seconds: float = 900) -> dict[str, Any]:
-        """Close their standard input, and wait until they have sent and heard everything."""
+        """Close their standard input, and wait until everything is sent and answered."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(seconds)

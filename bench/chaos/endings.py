@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from trimtab.errors import TrimtabError
 
-SECONDS = 300.0  # that a child may take
+SECONDS = 300.0  # a child may take this long
 DONE, REFUSED, CRASHED = 0, 3, 4
 
 
@@ -42,7 +42,7 @@ class Child:
     said: Path
 
     def wait(self) -> int:
-        """Its exit status; -9 where it was killed. A child that hangs is killed, and counts as crashed."""
+        """Its exit status; -9 if it was killed. A child that hangs is killed, and counts as crashed."""
         until = time.monotonic() + SECONDS
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""What the fuzzer calls: a function of bytes, which raises only where the code has a defect."""
+"""What the fuzzer calls: a function of bytes that raises only if the code has a defect."""
 
 import contextlib
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The faults of the schedule: what is done to two servers, or by clients, while others are answered."""
+"""The faults of the schedule: what is done to two servers, or by clients, while other calls are answered."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What is requested, and what became of it: each answer is compared with the known vector of its text."""
+"""Records requests and their outcomes: each answer is compared with the known vector of its text."""
 
 import itertools
 import threading

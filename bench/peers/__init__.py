@@ -1,4 +1,4 @@
-"""Other servers of the same weights, each in its own environment, set up on first use in bench/.peers.
+"""Other servers with the same weights, each in its own environment, set up on first use in bench/.peers.
 
 triton    Triton's core with a Python model (nvidia-pytriton), batched dynamically; gRPC
 infinity  Infinity (infinity-emb) with its ONNX engine; HTTP

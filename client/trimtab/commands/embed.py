@@ -6,18 +6,19 @@
     trimtab embed articles.parquet --column body --output articles/ --ray
     echo "hello world" | trimtab embed
 
-A .npy file is one array, a row a text, and is written row by row: memory stays small however many texts
-there are. A .jsonl file, and standard output, have a line a text: {"row": 0, "embedding": [...]}. Beside a
-file, OUT.json says what its vectors are: encoder, version, space, and for int8 what one step is worth.
+A .npy file is one array with one row per text. It is written row by row, so memory use stays small however
+many texts there are. A .jsonl file, and standard output, have one line per text: {"row": 0, "embedding":
+[...]}. Beside a file, OUT.json describes its vectors: encoder, version, space, and for int8 the value of one
+step.
 
 A run that stops, for whatever reason, leaves OUT.partial; the same command resumes it. All vectors of a file
-are of one version of the encoder and of one space: its own, or the one that --space names, into which the
-server's adapters map them.
+are of one version of the encoder and of one space: the encoder's own, or the one that --space names, into
+which the server's adapters map them.
 
-If OUT ends in /, it is a folder with vectors.json and a Parquet file for each block of texts, with the
-columns id (the row, from 0) and vector. Several workers fill it; with --ray, those of a Ray cluster, all of
-which must find FILE and OUT under these paths (and TRIMTAB_TOKEN in their environment, if one is needed).
-The same command resumes it; another space or input is refused.
+If OUT ends in /, it is a folder with vectors.json and one Parquet file per block of texts, with the columns
+id (the row, from 0) and vector. Several workers fill it. With --ray, they are workers of a Ray cluster, and
+all must find FILE and OUT under these paths (and TRIMTAB_TOKEN in their environment, if one is needed). The
+same command resumes it; another space or input is refused.
 """
 
 import argparse

@@ -6,12 +6,12 @@
     trimtab reindex --from old.npy --texts docs.jsonl --to qdrant+http://127.0.0.1:6333#docs --encoder e5
 
 A store is faiss:FOLDER, qdrant:FOLDER#COLLECTION, qdrant+http://HOST:PORT#COLLECTION or
-postgresql://USER@HOST/DATABASE#TABLE; vectors are read from FILE.npy and FILE.parquet too. What a store does
-not say itself is added, such as #TABLE?text=body&space=0123456789abcdef.
+postgresql://USER@HOST/DATABASE#TABLE; vectors can also be read from FILE.npy and FILE.parquet. Add what a
+store does not record itself, such as #TABLE?text=body&space=0123456789abcdef.
 
 The old store is only read. The new one is created if needed, and is the record of progress: after a stop, for
-whatever reason, the same command resumes, and a run after the end only verifies. The server lets live queries
-go first. Ids and texts stay the same.
+whatever reason, the same command resumes. A run after everything is done only verifies. The server lets live
+queries go first. Ids and texts stay the same.
 
 A document that cannot be moved, for example one without a text, does not stop the run: it is named at the
 end, and the exit status is 3.

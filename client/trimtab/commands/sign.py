@@ -4,8 +4,8 @@
   openssl pkey -in signer.key -pubout -out signers.pem
   trimtab sign models/my-encoder/1 --key signer.key
 
-Every file is hashed first, and the manifest signed, which names them all. `signatures.keys` of a server's
-configuration names signers.pem.
+Every file is hashed first; then the manifest, which names them all, is signed. A server's configuration names
+signers.pem in `signatures.keys`.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""Adapters: fitted on a ladder from nothing to inner states, chosen and judged by held-out retrieval."""
+"""Adapters: a ladder of maps from the identity to inner states, chosen and judged by held-out retrieval."""

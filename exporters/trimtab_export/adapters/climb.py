@@ -57,7 +57,7 @@ class FitData:
     right: Mapping[int, Sequence[int]]
 
     def final(self) -> Fit:
-        """To fit on the final vectors."""
+        """The data for fitting on the final vectors."""
         return Fit(
             x=self.rows[:, : self.dimensions],
             y=self.y,
@@ -69,7 +69,7 @@ class FitData:
         )
 
     def inner(self) -> Fit:
-        """To fit on the pooled states, without the embedding, which is computed from the last of them."""
+        """The data for fitting on the pooled states, without the embedding: the last states determine it."""
         return replace(
             self.final(), x=self.rows, unit_input=False, first=self.dimensions, last=self.rows.shape[1]
         )
@@ -79,7 +79,7 @@ Score: TypeAlias = Callable[[Map, Reads], Doubles]
 
 
 def climb(ground: FitData, score: Score, progress: Callable[[str], None]) -> Iterator[FittedRung]:
-    """The rungs in order, simplest first; `progress` is told of each.
+    """The rungs in order, simplest first; `progress` is called for each.
 
     `score` returns Recall@10 of the select queries with a map: trained rungs start from the best linear one.
     """

@@ -31,7 +31,7 @@ ROWS_A_CHECKPOINT = 2048
 class BundleEncoder:
     """An encoder that turns texts into vectors and, if its bundle has the graph, into pooled states.
 
-    `cache`: the folder that keeps results, by the content of the graph and the texts; None: no cache.
+    `cache`: the folder for results, keyed by the content of the graph and the texts; None: no cache.
     """
 
     def __init__(self, bundle: Bundle, cache: Path | None = None, threads: int = 0) -> None:

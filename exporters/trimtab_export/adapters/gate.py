@@ -1,4 +1,4 @@
-"""The gate: which rung to take, and what it may be used for, by held-out retrieval alone.
+"""The gate: decides by held-out retrieval alone which rung to take, and what it may be used for.
 
 Over few documents, any ranking finds everything among the first k. A chance ranking finds k of n documents,
 so a figure at depth k counts for a verdict only if k / n is at most the loss that the verdict allows: chance
@@ -44,7 +44,7 @@ class ArmRecalls:
     cascade: Doubles
     reindexed: Doubles
     candidates: Doubles  # 1 if the right document is among the cascade's candidates
-    documents: int  # that were searched
+    documents: int  # how many were searched
 
 
 def fewest(depth: int, kept: float) -> int:
@@ -73,10 +73,10 @@ def few_documents(documents: int) -> Check:
 
 
 def choose(recalls: Mapping[str, Doubles]) -> tuple[str, dict[str, Interval]]:
-    """The rung to take, of rungs ordered simplest first, and how far each is behind the best.
+    """The rung to take, and how far each rung is behind the best; rungs are ordered simplest first.
 
-    recalls: Recall@10 of each select query. The simplest rung wins whose paired bootstrap interval to the
-    best includes 0, and whose mean is behind by at most NEAR.
+    recalls: Recall@10 of each select query. The winner is the simplest rung whose paired bootstrap interval
+    to the best includes 0 and whose mean is behind by at most NEAR.
     """
     best = max(recalls, key=lambda name: recalls[name].mean())
     behind = {name: metrics.difference(recalls[best], each) for name, each in recalls.items()}

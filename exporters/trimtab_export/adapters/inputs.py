@@ -51,7 +51,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def read_queries(path: Path) -> list[Query]:
-    """The queries of a file: its lines, or the column `query` of JSONL or Parquet; of JSONL with `group`."""
+    """The queries of a file: its lines, or the column `query` of JSONL or Parquet; JSONL may have `group`."""
     texts = list(open_texts(path, None, _column(path, QUERY_COLUMN)).texts)
     if not texts:
         raise InvalidArgument(f"{path} holds no queries")

@@ -112,7 +112,7 @@ class _Lesson:
             self._schedule.step()
 
     def success(self, map: Map) -> float:
-        """The share of the documents that should come first and do, on the held-out rows."""
+        """On the held-out rows, the share of the documents that should come first that do."""
         adapted = map(self._fit.x[self._held])
         if self._right is None:
             return _overlap(adapted, self._fit.y[self._held], self._old_index)
@@ -120,7 +120,7 @@ class _Lesson:
         return float(recall(found, NEAREST).mean())
 
     def _optimisation(self, total: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
-        """What changes the network in so many steps, and how fast at each of them."""
+        """The optimizer and the learning-rate schedule for `total` steps."""
         network, training = self.network, self._training
         optimiser = torch.optim.AdamW(
             [
@@ -143,7 +143,7 @@ class _Lesson:
         return self._random.integers(0, count, size=min(self._training.documents, count))
 
     def _divergence(self, rows: NDArray[np.int64], sampled: torch.Tensor) -> torch.Tensor:
-        """Of the adapted rows' scores over the sampled documents, from those of the old queries."""
+        """How far the adapted rows' scores over the sampled documents diverge from the old queries' scores."""
         x, y, weights = (
             torch.from_numpy(each[rows]) for each in (self._fit.x, self._fit.y, self._fit.weights)
         )
@@ -171,7 +171,7 @@ def _held_out(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 def _relevance(
     right: Sequence[Sequence[int]], sampled: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
-    """The documents, each once, that rows choose among, and the wanted share of each.
+    """The documents, each once, that rows choose among, and the target share of each.
 
     A document that answers another row of the batch serves this row as a negative.
     """

@@ -25,7 +25,7 @@ class HeldOutQueries:
 class Split:
     """Texts and queries by use.
 
-    documents: the index to search. fit_documents: those of its rows that may be fitted on.
+    documents: the index to search. fit_documents: the rows of it that may be used for fitting.
     fit_right: the rows that answer each of fit_queries; empty if none is known.
     """
 
@@ -43,7 +43,7 @@ def same(text: str) -> str:
 
 
 def unique(texts: Sequence[str]) -> list[str]:
-    """Each text once, in order; of texts that read the same, the first."""
+    """Each text once, in order; the first of texts that read the same."""
     return list({same(text): text for text in reversed(texts)}.values())[::-1]
 
 

@@ -1,4 +1,4 @@
-"""What several rewrites of an ONNX graph do to it, in place."""
+"""In-place operations on an ONNX graph that several rewrites share."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def reads(node: Any) -> set[str]:
 
 
 def replace_nodes(graph: Any, nodes: Iterable[Any]) -> None:
-    """Replace a graph's nodes, and drop its notes on the tensors between them, which may no longer hold."""
+    """Replace a graph's nodes, and drop its type annotations of inner tensors, which may no longer hold."""
     kept = list(nodes)
     del graph.node[:], graph.value_info[:]
     graph.node.extend(kept)

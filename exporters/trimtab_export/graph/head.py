@@ -39,7 +39,7 @@ def graft(
 ) -> tuple[Path, Path]:
     """Write `folder`/model.onnx: the graph with the head after `graph.output`, and the output `embeddings`.
 
-    Each of `more` appends nodes behind `graph.output`, too, and returns the outputs that they give.
+    Each of `more` also appends nodes after `graph.output`, and returns their outputs.
     Returns the files written: the graph, and weights.bin.
     """
     model = onnx.load(str(graph.path))
@@ -63,7 +63,7 @@ def save(model: Any, path: Path) -> tuple[Path, Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = path.with_name(WEIGHTS)
     weights.write_bytes(b"")  # onnx would append to an existing file, and make it private
-    for tensor in model.graph.initializer:  # not of subgraphs: ONNX Runtime takes none from memory
+    for tensor in model.graph.initializer:  # not in subgraphs: ONNX Runtime takes none from memory
         if len(tensor.raw_data) >= EXTERNAL:
             set_external_data(tensor, WEIGHTS)
     onnx.save(model, str(path))
@@ -103,7 +103,7 @@ class Grafter(Nodes):
         self.give(tensor)
 
     def give(self, tensor: str) -> None:
-        """Let `embeddings` be this tensor."""
+        """Make this tensor the output `embeddings`."""
         self.node("Identity", tensor, name=self._name("output"), output=OUTPUT)
 
     def pool(self, states: str, pooling: Pooling) -> str:
@@ -143,7 +143,7 @@ class Grafter(Nodes):
         )
 
     def normalize(self, vectors: str) -> str:
-        """Each of (n, dimensions) to length 1."""
+        """Scale each row of (n, dimensions) to length 1."""
         norm = self._axes("ReduceL2", vectors, 1, keepdims=1)
         return self.node("Div", vectors, self._at_least(norm, LEAST_NORM))
 
@@ -157,8 +157,8 @@ class Grafter(Nodes):
 
 
 def new_head(model: Any, name: str) -> tuple[Grafter, str]:
-    """Make room for a new output `embeddings`: what appends its nodes, and how a tensor that had the name,
-    such as the graph's own output, is called now: `name` behind a prefix."""
+    """Make room for a new output `embeddings`. Returns the grafter for its nodes, and the new name of a
+    tensor that had this name, such as the graph's own output: `name` after a prefix."""
     prefix = free_prefix(model.graph)
     moved = f"{prefix}/{name}"
     rename(model.graph, OUTPUT, moved)
@@ -166,13 +166,13 @@ def new_head(model: Any, name: str) -> tuple[Grafter, str]:
 
 
 def declare_outputs(graph: Any, columns: int | str, others: Sequence[Any] = ()) -> None:
-    """Let a graph return `embeddings`, float32 (n, columns), and other outputs, as ONNX describes them."""
+    """Make a graph return `embeddings`, float32 (n, columns), and `others`, in ONNX's own descriptions."""
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", columns]))
     graph.output.extend(others)
 
 
-# Appends nodes that read token states; returns the outputs that they give, as ONNX describes them.
+# Appends nodes that read token states; returns their outputs, in ONNX's own descriptions.
 More: TypeAlias = Callable[[Grafter, str], Sequence[Any]]
 
 

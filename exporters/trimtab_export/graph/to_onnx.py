@@ -71,7 +71,7 @@ def inputs_of(path: Path) -> tuple[str, ...]:
 
 
 def _inputs(model: Any) -> list[Any]:
-    """What a model must be given: older ones declare their constants as inputs, too."""
+    """The inputs that a model must be given: older models declare their constants as inputs, too."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in constants]
 

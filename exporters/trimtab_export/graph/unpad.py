@@ -2,8 +2,8 @@
 
 In a padded batch, every linear layer wastes work on the padding. Here the token states are packed to
 (tokens, width) before the first layer norm, and spread to (n, length, width) only where the tokens of a text
-meet, in the attention. Source: ByteTransformer (Zhai et al., 2023, arXiv:2210.03052), but as a rewrite of any
-ONNX graph instead of one architecture's code: it goes by operators and ranks, never by names of layers.
+interact, in the attention. Source: ByteTransformer (Zhai et al., 2023, arXiv:2210.03052), but as a rewrite of
+any ONNX graph instead of one architecture's code: it uses operators and ranks, never names of layers.
 """
 
 from collections.abc import Mapping
