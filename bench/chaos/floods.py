@@ -24,8 +24,8 @@ from bench.chaos.table import Bar, PartResult
 from trimtab_server.config import LimitSettings
 from trimtab_server.tasks.pipeline import BYTES_A_TOKEN
 
-# From one connection, and from ten times as many as once did harm: that was six that never read, and 300 idle
-# ones, of which 3,000 are more than a server accepts.
+# From one connection, and from ten times as many as once did harm: six that never read, and 300 idle ones
+# (3,000 idle ones are more than a server accepts).
 ONE, MANY = 1, 10
 MANY_OF = {"unread": 60, "idle": 400}
 # Credentials: none needed; needed but missing; a tenant's key.
@@ -105,7 +105,7 @@ def _beside(
 def _flooded(
     flood: str, replica: Replica, decoy: Replica, connections: int, seconds: float, token: str, own: str
 ) -> dict[str, Any]:
-    """The well-behaved caller while the decoy is flooded, then its own server, whose peak memory is seen."""
+    """Time the caller during a flood of the decoy, then of its own server. Watch the peak memory of that."""
     control, _ = _beside(flood, decoy, connections, token, replica, seconds, own)
     before, busy = replica.resident(), _cpu_seconds(replica.pid)
     Path(f"/proc/{replica.pid}/clear_refs").write_text("5")  # resets the peak

@@ -14,7 +14,7 @@ START_SECONDS = 180
 
 
 def run(folder: Path, minutes: float) -> PartResult:
-    """All targets, one after the other, in this many minutes."""
+    """All targets, one after another, in this many minutes."""
     try:
         import atheris  # noqa: F401
     except ModuleNotFoundError:

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class FuzzTarget:
-    """A function to fuzz, and inputs to begin with, of which the first `right` ones must not be refused."""
+    """A function to fuzz, and inputs to begin with. The first `right` of these must not be refused."""
 
     run: Callable[[bytes], None]
     seeds: Sequence[bytes]
@@ -16,7 +16,7 @@ class FuzzTarget:
 
 
 class Refusing(contextlib.suppress):
-    """Errors that are right answers to wrong input. They are counted: to right input they are wrong ones."""
+    """Errors that are right answers to wrong input. They are counted: for right input they are wrong."""
 
     count = 0
 

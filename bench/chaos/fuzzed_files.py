@@ -39,7 +39,7 @@ def config(folder: Path) -> FuzzTarget:
 
 
 def manifest(folder: Path) -> FuzzTarget:
-    """The manifest of a bundle, and what a server would take from it."""
+    """The manifest of a bundle, and what a server reads from it."""
     from bench.chaos import known
     from trimtab.artifacts import bundle
 
@@ -146,7 +146,7 @@ def signatures(folder: Path) -> FuzzTarget:
 
 
 def costs(folder: Path) -> FuzzTarget:
-    """Measured costs that an earlier start has kept."""
+    """Measured costs kept by an earlier start."""
     import numpy as np
 
     from trimtab_server.engine.batch import Payload

@@ -8,7 +8,7 @@ from trimtab import errors
 
 
 def wire(folder: Path) -> FuzzTarget:
-    """Bytes to every method of a live server, and messages that are built of the same bytes."""
+    """Bytes to every method of a live server, and messages that are built from the same bytes."""
     import atheris
     import grpc
 
@@ -16,7 +16,7 @@ def wire(folder: Path) -> FuzzTarget:
 
     live = Live(folder)
     status = grpc.StatusCode
-    # A caller who is alone is never refused for what others do; what it left behind would do that.
+    # A lone caller is never refused because of others, but could be because of what it left behind.
     wrong = {each.value[0] for each in (status.INTERNAL, status.UNKNOWN, status.RESOURCE_EXHAUSTED)}
     wrong |= {each.value[0] for each in (status.UNAVAILABLE, status.UNAUTHENTICATED, status.DATA_LOSS)}
 
@@ -43,7 +43,7 @@ def wire(folder: Path) -> FuzzTarget:
 
 
 def credentials(folder: Path) -> FuzzTarget:
-    """What a caller sends as its credentials: keys, and tokens that nobody signed."""
+    """A caller's credentials: keys, and unsigned tokens."""
     import jwt
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -70,7 +70,7 @@ def credentials(folder: Path) -> FuzzTarget:
 
 
 def answers(folder: Path) -> FuzzTarget:
-    """What a server answers, as the SDK takes it: a server need not be ours."""
+    """A server's answers, as the SDK reads them: a server need not be ours."""
     import numpy as np
 
     from trimtab.core import responses
@@ -101,7 +101,7 @@ def answers(folder: Path) -> FuzzTarget:
 
 
 def _parsed(kind: Any, data: bytes) -> Any:
-    """A message of this type; InvalidArgument where gRPC would not have brought it to the SDK."""
+    """A message of this type; InvalidArgument if gRPC would not have delivered it to the SDK."""
     from google.protobuf.message import DecodeError
 
     try:

@@ -8,7 +8,7 @@ from trimtab import errors
 
 
 def tokens(folder: Path) -> FuzzTarget:
-    """Any text through tokenizers of every kind, cut in every way: as the library itself cuts it."""
+    """Any text, with every kind of tokenizer and truncation: the result must equal the library's own."""
     import tokenizers
 
     from bench.chaos import known, vocabularies

@@ -17,7 +17,7 @@ from trimtab.stores import Form, Matrix
 
 OLD = Form(space="the-old-space", dimensions=12)
 NEW = Form(space="the-new-space", dimensions=16)
-NOISE = 0.2  # of the old space, which makes it worse
+NOISE = 0.2  # in the old space, which makes it worse
 _TURN = np.linalg.qr(np.random.default_rng(3).standard_normal((NEW.dimensions, NEW.dimensions)))[0]
 _LIMITS = Limits(max_texts=64, max_text_bytes=1 << 18, max_message_bytes=1 << 22)
 
@@ -39,21 +39,21 @@ class InProcessClient:
         self._before = before
 
     def encoders(self, timeout: float | None = None) -> list[Encoder]:
-        """Both."""
+        """Both encoders."""
         return [_encoder("new", NEW), _encoder("old", OLD)]
 
     def encoder(self, name: str = "", version: str = "") -> Encoder:
-        """The new one."""
+        """The new encoder."""
         return self.encoders()[0]
 
     def embed(self, texts: Sequence[str], *, encoder: str = "", **options: Any) -> Matrix:
-        """A vector a text."""
+        """One vector per text."""
         return old(texts) if encoder == "old" else new(texts)
 
     def embed_stream(
         self, texts: Iterator[str], *, window: int, **options: Any
     ) -> "AbstractContextManager[Any]":
-        """A vector a text, `window` texts read ahead."""
+        """One vector per text, reading `window` texts ahead."""
         return nullcontext(_Stream(texts, window, self._before, self.encoder()))
 
     def embed_spaces(self, texts: Sequence[str], spaces: Sequence[str], **options: Any) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from bench.chaos.rotated import Rotated
 OTHER = "other"  # an encoder without requests, to be loaded and unloaded
 ISOLATED = "one"  # the server with isolation = "process"
 CONNECTIONS = 1500
-# The numbers of the texts that vanishing clients request: nobody else requests them.
+# The numbers of the texts that only vanishing clients request.
 VANISHING, CERTIFIED = 10_000_000, 12_000_000
 
 
 @dataclass
 class FaultContext:
-    """What the faults act on."""
+    """What faults act on."""
 
     pair: tuple[Replica, Replica]
     repository: Path
@@ -38,7 +38,7 @@ class FaultContext:
 
     @property
     def one(self) -> Replica:
-        """The replica whose turn it is; both have theirs."""
+        """The next replica; both take turns."""
         return self.pair[self.turn % 2]
 
     @property
@@ -47,7 +47,7 @@ class FaultContext:
         return 1.0 if self.quick else 3.0
 
     def note(self, name: str, value: float) -> None:
-        """A figure."""
+        """Record a figure."""
         self.notes.setdefault(name, []).append(value)
 
 
@@ -107,7 +107,7 @@ def huge(world: FaultContext) -> None:
 
 
 def full_disk(world: FaultContext) -> None:
-    """No file can grow, neither the log nor the costs, while an encoder is loaded again."""
+    """No file, neither the log nor the costs, can grow while an encoder is loaded again."""
     world.one.limit_files(0)
     replicas.reload(world.one, OTHER, unload=True)
     time.sleep(world.seconds)
@@ -145,7 +145,7 @@ def reloads(world: FaultContext) -> None:
 
 
 def certificates(world: FaultContext) -> None:
-    """Replace certificates while connections are made and used, one pair after the other."""
+    """Replace certificates, one pair after another, while connections are made and used."""
     if world.tls is None:
         world.tls = Rotated(world.pair[0].folder.parent / "tls", world.repository, world.config)
         world.tls.replica.start()

@@ -34,7 +34,7 @@ class Ledger:
             self.counts[what] += times
 
     def answer(self, numbers: Sequence[int], vectors: Any) -> None:
-        """These texts were answered with these rows."""
+        """Record that these texts were answered with these rows."""
         with self._lock:
             self.counts["answered"] += len(numbers)
             if len(vectors) != len(numbers):
@@ -45,7 +45,7 @@ class Ledger:
         self._check(rows)
 
     def error(self, kind: str, error: Exception, times: int = 1) -> None:
-        """This many requests ended with this error."""
+        """Record that this many requests ended with this error."""
         with self._lock:
             self.counts["errors"] += times
             code = getattr(error, "code", None)
@@ -60,7 +60,7 @@ class Ledger:
                 self.unknown.append(f"{kind}: {error}"[:300])
 
     def finish(self) -> None:
-        """Compare what is left."""
+        """Compare the remaining answers."""
         with self._lock:
             rows, self._rows = self._rows, []
         self._check(rows)
@@ -77,7 +77,7 @@ class Ledger:
             self.counts["checked"] += len(rows)
 
     def told(self) -> dict[str, Any]:
-        """The counts, for JSON."""
+        """The counts, to be written as JSON."""
         with self._lock:
             return {**self.counts, "by_error": dict(self.errors), "unknown": self.unknown[:]}
 

@@ -76,7 +76,7 @@ class Live:
 
         _, streaming = self._inputs[name]
         if "RepositoryModel" in name and self._known.NAME.encode() in content:
-            return  # reloading it for every input would take all the time, and without it nothing is served
+            return  # reloading it for every input takes too long, and without it nothing is served
         try:
             if not streaming:
                 once: Any = self._channel.unary_unary(name)

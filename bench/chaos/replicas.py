@@ -43,7 +43,7 @@ class Replica:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address where it listens."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -94,13 +94,13 @@ class Replica:
         os.kill(self.pid, number)
 
     def end(self, seconds: float = 60) -> int:
-        """SIGTERM, and wait: the exit status."""
+        """Send SIGTERM, and wait. Returns the exit status."""
         assert self.process is not None
         self.signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """SIGKILL: it loses everything it holds."""
+        """Send SIGKILL: the server loses everything it holds."""
         assert self.process is not None
         for child in self.children():
             with contextlib.suppress(ProcessLookupError):
@@ -170,7 +170,7 @@ def copy_of(bundle: Path, repository: Path, name: str = "", version: int = 1) ->
 
 
 def reload(replica: Replica, name: str, *, unload: bool = False) -> None:
-    """Load an encoder again, by its repository's calls; `unload`: after it was unloaded."""
+    """Load an encoder again, with the repository's calls; `unload`: unload it first."""
     with grpc.insecure_channel(replica.url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         if unload:
@@ -183,7 +183,7 @@ def reload(replica: Replica, name: str, *, unload: bool = False) -> None:
 
 
 def serving(replica: Replica) -> bool:
-    """Whether it says that it is ready."""
+    """Whether a server reports that it is ready."""
     with grpc.insecure_channel(replica.url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         return bool(stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=10, wait_for_ready=True).ready)

@@ -197,7 +197,7 @@ def stop_at(number: int) -> Any:
 
 
 def file_bytes(theirs: ApplicationStore) -> dict[str, bytes]:
-    """The files of a file-based store; none for Qdrant and PostgreSQL, whose files are not ours."""
+    """The files of a file-based store; none for Qdrant and PostgreSQL, since their files are not ours."""
     if theirs.kind in {"qdrant", "postgresql"}:
         return {}
     return {path.name: path.read_bytes() for path in theirs.folder.iterdir() if path.name != "lock"}

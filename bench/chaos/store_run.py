@@ -35,11 +35,11 @@ class StoreRun:
 
     @property
     def said(self) -> Path:
-        """Where children write how they ended."""
+        """The file to which children write how they ended."""
         return self.folder / "said"
 
     def kept(self) -> dict[str, Any]:
-        """For the journal."""
+        """The run, for the journal."""
         return {
             "run": self.number, "operation": self.operation, "kinds": self.kinds, "ending": self.ending,
             "exits": self.exits, "wrong": self.wrong, "worse": self.worse, "searches": self.searches,

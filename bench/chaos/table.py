@@ -1,4 +1,4 @@
-"""The results of a part, against its bars."""
+"""The results of a part, compared with its bars."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -106,7 +106,7 @@ class Tokenizer:
         return rows
 
     def _encode(self, texts: Sequence[str], how: Truncate) -> list[Tokens]:
-        # Not `encode`, which holds the GIL throughout, and counts offsets that nobody needs.
+        # Not `encode`, which holds the GIL throughout and computes offsets that are not needed.
         rows = self._tokenizer.encode_batch_fast(texts)
         return [self._cut(row.ids, self.max_tokens, how) for row in rows]
 

@@ -102,11 +102,9 @@ class Passes(Struct, frozen=True):
     layers: tuple[ranges.Layer, ...] | None = None  # the numbers of the kept layers, from 0; None: all
     heads: ranges.Share = 1.0
     ffn: ranges.Share = 1.0  # neurons of the feed-forward blocks
-    shrp: ranges.Share = (
-        1.0  # heads; behind them one feed-forward block takes the place of all else in a layer
-    )
+    shrp: ranges.Share = 1.0  # heads; after them, one feed-forward block replaces everything else in a layer
     low_rank: ranges.Share = (
-        1.0  # of the variance of each layer's outputs, where two thin layers are less work
+        1.0  # of the variance of each layer's outputs, wherever two thin layers are less work
     )
     heal: ranges.Duration = 0.0  # million tokens of training
     exit: ranges.Layer | None = None  # how many layers are computed, followed by a fitted head; None: all

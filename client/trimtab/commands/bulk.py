@@ -124,7 +124,7 @@ def _on_ray(
         return
     try:
         ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="warning")
-    except (RuntimeError, ConnectionError) as error:  # such as a busy machine, where it gives up after 30 s
+    except (RuntimeError, ConnectionError) as error:  # on a busy machine, it gives up after 30 s
         raise Unavailable(f"Ray did not start, or cannot be reached: {error}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

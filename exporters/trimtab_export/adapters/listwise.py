@@ -143,7 +143,7 @@ class _Lesson:
         return self._random.integers(0, count, size=min(self._training.documents, count))
 
     def _divergence(self, rows: NDArray[np.int64], sampled: torch.Tensor) -> torch.Tensor:
-        """How far the adapted rows' scores over the sampled documents diverge from the old queries' scores."""
+        """How far the adapted rows' scores over the sampled documents diverge from the old queries'."""
         x, y, weights = (
             torch.from_numpy(each[rows]) for each in (self._fit.x, self._fit.y, self._fit.weights)
         )

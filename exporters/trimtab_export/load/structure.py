@@ -1,8 +1,8 @@
-"""The part of a space's name that no tensor shows, but that changes vectors.
+"""The part of a space's name that affects vectors but is not in any tensor.
 
-Heads, activations, epsilons, positions, the order of layers: with other values, the same tensors give other
-vectors. For torch it is the configuration without the keys known to be irrelevant, so that an unknown key
-makes another space instead of being missed. For an ONNX source it is the computation.
+Heads, activations, epsilons, positions and the order of layers: with other values, the same tensors give
+other vectors. For torch, this is the configuration without the keys known to be irrelevant, so that an
+unknown key makes another space instead of being missed. For an ONNX source, it is the computation.
 """
 
 import hashlib
@@ -82,8 +82,8 @@ def of_graph(model: Any, path: Path, output: str) -> dict[str, Any]:
 class _Digester:
     """A tensor's digest covers its node: operator, attributes, and the digests of the node's inputs.
 
-    So names and order of nodes and tensors make no difference, nor where the weights are stored, nor anything
-    that the output does not depend on.
+    So it does not depend on the names and order of nodes and tensors, on where the weights are stored, or on
+    anything that does not affect the output.
     """
 
     def __init__(self, model: Any, folder: Path) -> None:
