@@ -34,7 +34,7 @@ MIXES = {"short": 0.0, "mixed": 0.3, "long": 1.0}
 def pairs(language: str = "en") -> list[tuple[str, str]]:
     """(short description, long description) of packages, each text once, in a fixed random order.
 
-    In English, or whatever Debian has translated into another language: some thousands in "de".
+    In English, or those that Debian has translated into another language: some thousands in "de".
     """
     cache = CACHE if language == "en" else CACHE.with_stem(f"{CACHE.stem}-{language}")
     if not cache.exists():

@@ -183,7 +183,7 @@ def fit(repository: Path, texts: DemoTexts, old: str, server: str, client: trimt
         *("--pairs", WORK / "pairs.jsonl", "--old-vectors", old, "--name", "to-l3"),
     )
     with triton.InferenceServerClient(server) as control:
-        control.load_model(NEW)  # picks up the adapter while the server goes on
+        control.load_model(NEW)  # picks up the adapter while the server keeps running
     (adapter,) = client.adapters()
     if adapter.problem:
         raise SystemExit(f"the server does not use the adapter: {adapter.problem}")

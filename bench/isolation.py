@@ -102,7 +102,7 @@ def open_seconds(repository: Path) -> float:
 def compare(
     servers: Mapping[str, processes.Running], requests: list[list[str]], rounds: int
 ) -> dict[str, float]:
-    """The rate and the CPU time of a text, of the process relative to threads: medians of the rounds."""
+    """The process's rate and CPU time per text relative to the threads': medians of the rounds."""
     texts = sum(map(len, requests))
     rates: dict[str, list[float]] = {each: [] for each in servers}
     spent: dict[str, list[float]] = {each: [] for each in servers}

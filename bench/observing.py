@@ -1,4 +1,4 @@
-"""The cost of authentication and observability: the server's CPU time per call, by what is switched on.
+"""The cost of authentication and observability: the server's CPU time per call, by what is enabled.
 
     python -m bench.observing models
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from bench import processes
 from bench.processes import Cores, Running, counters, program
 
-# Tokens a second of a simulated device: some 70 queries.
+# Tokens per second of a simulated device: some 70 queries.
 SECONDS_PER_TOKEN = 1e-3
 DEVICES = 8
 IN_FLIGHT_PER_DEVICE = 16
@@ -72,7 +72,7 @@ def _grouped(server: Running, cores: Cores, size: int, count: int) -> dict[str, 
 def devices(repository: Path, cores: Cores, count: int) -> dict[str, dict[str, float]]:
     """Eight simulated devices against one, with the same number of calls in flight per device.
 
-    The ratio is of tokens a second, since eight devices get more texts, and those differ in length.
+    The ratio is of tokens per second, since eight devices get more texts, and texts differ in length.
     """
     rows = {}
     for number in (1, DEVICES):

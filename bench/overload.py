@@ -1,4 +1,4 @@
-"""Goodput under overload: what is answered in time at several times the capacity.
+"""Goodput under overload: how much is answered in time at several times the capacity.
 
     python -m bench.overload                texts of documents, each call with a deadline of a second
 
@@ -26,7 +26,7 @@ CLOSED = 32
 
 
 async def capacity(method: Any, texts: list[str]) -> float:
-    """Texts a second with calls always waiting."""
+    """Texts per second with calls always waiting."""
     waiting = iter(texts)
 
     async def worker() -> None:

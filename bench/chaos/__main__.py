@@ -10,7 +10,7 @@ faults     Clients of every kind call two servers behind client-side balancing, 
            disk fills; the clock jumps; encoders are loaded and unloaded; certificates are replaced; and
            device processes are killed. Lost, answered twice, answered with another's vector: 0, 0, 0.
 rollover   Versions are swapped under load, by polling and by the repository's calls, and both servers are
-           replaced one after the other: no request fails.
+           replaced one after another: no request fails.
 soak       Resident memory after a million requests and a hundred reloads, relative to after the warm-up.
 floods     A caller floods a server, from one connection and from ten, with and without credentials: the
            server's memory against the figure that docs/configuration.md derives from its limits, and how long

@@ -91,7 +91,7 @@ def _heard(process: "subprocess.Popen[str]") -> dict[str, Any]:
 def _beside(
     flood: str, target: Replica, connections: int, token: str, measured: Replica, seconds: float, own: str
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Run the well-behaved caller of one server beside a flood of the same, or of another: what both saw."""
+    """Run the well-behaved caller of one server during a flood of the same, or of another; both results."""
     metrics_port = target.metrics_url.partition("://")[2].partition("/")[0].rpartition(":")[2]
     command = [*_on(1), "nice", "-n", "19", processes.PYTHON, "-m", "bench.chaos.flooding", flood]
     command += [str(target.port), metrics_port, str(seconds + 2), str(connections)]
@@ -166,7 +166,7 @@ def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> PartResult:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """What a process has had, user and system."""
+    """The user and system CPU time of a process, in seconds."""
     fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -21,5 +21,5 @@ TARGETS: dict[str, Callable[[Path], FuzzTarget]] = {
     "answers": fuzzed_messages.answers,
     "costs": fuzzed_files.costs,
 }
-# Of the time that there is, so many parts; the server and the protocols are what strangers reach.
+# Each target's parts of the total time; strangers reach the server and the protocols.
 SHARES = {"wire": 6}

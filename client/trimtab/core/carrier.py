@@ -4,7 +4,7 @@
     converse   reads answers, and opens the next connection when one breaks
     requests   gives gRPC's writer its messages, one generator per connection
 
-These three and `vectors` are generators. They yield what they wait for and what is to be done. Only one runs
+These three and `vectors` are generators, which yield waits and actions for a stream to perform. Only one runs
 at a time: EmbeddingStream gives each a thread and runs them under one lock; AsyncEmbeddingStream gives each a
 task.
 """

@@ -56,8 +56,8 @@ class GraphInput(ABC):
     @classmethod
     @abstractmethod
     def doubts(cls, declared: DeclaredInput, names: Collection[str]) -> Iterator[tuple[bool, str]]:
-        """Each thing that a manifest may not say about such an input and a graph that reads `names`: whether
-        it says that, and what is wrong."""
+        """Checks of such an input in a manifest, and of a graph that reads `names`: for each possible fault,
+        whether it is there, and its description."""
 
     @classmethod
     def rehearse(cls, content: bytes, step: Callable[[], None]) -> Tried:

@@ -22,7 +22,7 @@ class Aside:
 
 
 class RateLimit:
-    """At most `rate` texts a second; None for no limit."""
+    """At most `rate` texts per second; None for no limit."""
 
     def __init__(self, rate: float | None) -> None:
         if rate is not None and not rate > 0:

@@ -59,4 +59,5 @@ class OutputForm(ABC):
     @classmethod
     @abstractmethod
     def doubts(cls, declared: DeclaredOutput) -> Iterator[tuple[bool, str]]:
-        """Each thing that a manifest may not say about such an output: whether it does, and what is wrong."""
+        """Checks of such an output in a manifest: for each possible fault, whether it is there, and its
+        description."""

@@ -90,9 +90,9 @@ class Client(BaseClient):
         In plain text it never goes through a proxy, whatever the environment says, nor does anything that
         stays within this machine.
     balancing: how calls are spread over several addresses: to each in turn, or more of them to servers with
-        less load ("least_loaded"), by the load reports in their answers. This takes a second or two of calls
-        to take effect; until a server has reported, it gets an even share. Streams go to each address in
-        turn, and stay with their server.
+        less load ("least_loaded"), by the load reports in their answers. This takes effect after a second or
+        two of calls; until a server has reported, it gets an even share. Streams go to each address in turn,
+        and stay with their server.
 
     A child of this process opens its own connections when it first uses the client. It is refused
     (FailedPrecondition) if a call or a stream was in flight when the process was forked.
