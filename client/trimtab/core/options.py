@@ -46,8 +46,8 @@ class EmbedOptions(TypedDict, total=False):
         variant, FailedPrecondition if the server has not loaded it. See `Encoder.variants`.
     layers: if `variant` is omitted, the variant that computes this many layers; if there are several, the
         one with the fewest dimensions that suffice for `dimensions`.
-    allow_brownout: whether an overloaded server may answer from a cheaper variant, if configured to (the
-        default). It does so only for interactive requests with the role "query", and reports it in
+    allow_brownout: whether an overloaded server that is configured for it may answer from a cheaper variant;
+        True by default. It does so only for interactive requests with the role "query", and reports it in
         `Embeddings.browned_out`.
     """
 
