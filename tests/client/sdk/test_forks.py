@@ -127,10 +127,16 @@ def test_a_child_that_was_forked_among_calls_is_refused(server: FakeServer, url:
 
 
 def test_a_stream_belongs_to_the_process_that_opened_it(url: str) -> None:
-    told = lines(url, "stream")
-    assert len(told) == 2
-    assert any("this stream was opened by the parent of this process" in each for each in told)
-    assert any("this process was forked while gRPC calls were in flight" in each for each in told)
+    """Now and then gRPC itself crashes in a child that was forked while a stream was open, before the child can
+    be refused. No such child may be answered."""
+    for _ in range(5):
+        told = lines(url, "stream")
+        assert not {"same", "other"} & set(told), told
+        if not any(each.startswith("ended by") for each in told):
+            break
+    assert len(told) == 2, told
+    assert any("this stream was opened by the parent of this process" in each for each in told), told
+    assert any("this process was forked while gRPC calls were in flight" in each for each in told), told
 
 
 async def test_an_async_client_belongs_to_its_loop(url: str) -> None:
