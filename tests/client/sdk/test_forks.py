@@ -127,8 +127,8 @@ def test_a_child_that_was_forked_among_calls_is_refused(server: FakeServer, url:
 
 
 def test_a_stream_belongs_to_the_process_that_opened_it(url: str) -> None:
-    """Now and then gRPC itself crashes in a child that was forked while a stream was open, before the child can
-    be refused. No such child may be answered."""
+    """Now and then gRPC itself crashes in a child that was forked while a stream was open, before the child
+    is refused. No such child may be answered."""
     for _ in range(5):
         told = lines(url, "stream")
         assert not {"same", "other"} & set(told), told
