@@ -10,7 +10,7 @@ COPY client client
 COPY server server
 COPY exporters exporters
 RUN python -m venv /opt/trimtab \
-    && /opt/trimtab/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[server,auth,otel]'
+    && /opt/trimtab/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[server,openvino,auth,otel]'
 
 FROM python:3.11-slim
 COPY --from=build /opt/trimtab /opt/trimtab

@@ -19,6 +19,7 @@ from trimtab.artifacts.manifest import (
     Tensor,
     Tower,
 )
+from trimtab.kinds import Runtime
 
 TENSORS = {"dense": Tensor(name="embeddings")}
 
@@ -40,9 +41,11 @@ def dense(given: Input, parts: SpaceParts, dimensions: int) -> Output:
     return space.named(output, [given])
 
 
-def moved(output: Output, files: Sequence[File], **changes: Any) -> tuple[Moved, ...]:
+def moved(
+    output: Output, files: Sequence[File], runner: Runtime = "onnx", **changes: Any
+) -> tuple[Moved, ...]:
     """What a variant of these files makes of an output."""
-    return (Moved(output=output.name, space=space.of_variant(output.space, files), **changes),)
+    return (Moved(output=output.name, space=space.of_variant(output.space, files, runner), **changes),)
 
 
 def manifest(

@@ -20,6 +20,10 @@ Pooling = Literal["mean", "cls", "last", "max"]
 # int8-qdq: int8 as Q and DQ nodes around the products, for TensorRT
 Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16", "bf16", "int8-qdq"]
 
+# What runs a graph; OpenVINO does on CPUs alone.
+Runtime = Literal["onnx", "openvino"]
+RUNTIMES: dict[Runtime, str] = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}  # as people call them
+
 Verdict = Literal["bridge", "cascade", "re-index", "stay"]
 Reads = Literal["embeddings", "states"]  # of an encoder's graph, by an adapter
 

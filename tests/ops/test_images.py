@@ -14,7 +14,7 @@ from trimtab_server import app
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-EXTRAS = {"cpu": ["server", "auth", "otel"], "gpu": ["gpu", "auth", "otel"]}
+EXTRAS = {"cpu": ["server", "openvino", "auth", "otel"], "gpu": ["gpu", "auth", "otel"]}
 
 # Imports what `trimtab serve` and `trimtab embed` import, with nothing but the distributions named.
 IMPORTS = """

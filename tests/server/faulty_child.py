@@ -29,7 +29,7 @@ leaked: list[np.ndarray] = []
 class Session(TextRunner):
     """Vectors that name their text."""
 
-    def __init__(self, model: Model, kind: str, index: int) -> None:
+    def __init__(self, model: Model, kind: str, index: int, workers: int) -> None:
         if model.encoder == DEADLY:
             ctypes.string_at(0)
 

@@ -65,4 +65,4 @@ class Runner:
 
 def main() -> None:
     """Serve the server that has started it."""
-    child.main(lambda model, kind, index: Runner())
+    child.main(lambda model, kind, index, workers: Runner())

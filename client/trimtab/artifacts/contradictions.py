@@ -86,7 +86,7 @@ def _tower(manifest: Manifest, tower: Tower) -> Doubts:
 
 
 def _moved(variant: BundleVariant, output: Output, moved: Moved | None) -> Doubts:
-    follows = space.of_variant(output.space, variant.files)
+    follows = space.of_variant(output.space, variant.files, variant.runner)
     said = moved.space if moved is not None else output.space
     yield (
         said != follows,
@@ -120,6 +120,8 @@ def _variant(variant: BundleVariant, given: Input, outputs: tuple[Output, ...]) 
     for file in (*variant.files, *variant.engines):
         away = not PurePosixPath(file.path).is_relative_to(home)
         yield away, f"has {file.path}, which does not lie beside its graph"
+    other = variant.runner != "onnx" and bool(variant.engines)
+    yield other, f"has TensorRT engines, and runs in {variant.runner}"
     if (states := variant.states) is not None:
         few = states.width < states.layers
         yield few, f"has {states.width} components of states in {states.layers} layers"

@@ -9,7 +9,7 @@ shortcuts to these.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -19,12 +19,11 @@ from trimtab.artifacts.artifact import File, Struct
 from trimtab.artifacts.cards import ReportCard
 from trimtab.errors import FailedPrecondition
 from trimtab.inputs.text import TextSettings
-from trimtab.kinds import Pooling, Precision, Role, Similarity
+from trimtab.kinds import Pooling, Precision, Role, Runtime, Similarity
 
 FORMAT = 3  # 2: text in, one dense vector out; 1: the space's name left the architecture out
 
 Settings: TypeAlias = Annotated[dict[str, Any], Meta(max_length=64)]
-Runner: TypeAlias = Literal["onnx"]
 
 
 class Prompts(Struct, frozen=True):
@@ -159,7 +158,7 @@ class BundleVariant(Struct, frozen=True):
     unpadded: bool  # its linear layers compute only real tokens, so padding costs next to nothing
     files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=64)]
     report: ReportCard
-    runner: Runner = "onnx"
+    runner: Runtime = "onnx"
     states: States | None = None  # None: the layers were not found in the graph
     passes: Passes | None = None  # None: the encoder as it is
     moved: Annotated[tuple[Moved, ...], Meta(max_length=64)] = ()

@@ -9,6 +9,7 @@ import msgspec
 from trimtab.artifacts.artifact import File
 from trimtab.artifacts.manifest import Input, Manifest, Output
 from trimtab.inputs.known import INPUTS
+from trimtab.kinds import Runtime
 
 
 def named(output: Output, inputs: Sequence[Input]) -> Output:
@@ -55,7 +56,8 @@ def of(manifest: Manifest, output: Output) -> str:
     return digest(output, [each for each in manifest.inputs if each.name in givers])
 
 
-def of_variant(space: str, files: Sequence[File]) -> str:
-    """The name of the space of a variant's output, from the encoder's space and the files that change it."""
-    parts = [space, *(file.sha256 for file in files)]
+def of_variant(space: str, files: Sequence[File], runner: Runtime = "onnx") -> str:
+    """The name of the space of a variant's output, from the encoder's space and what changes it: the files,
+    and a runtime that is not the encoder's own."""
+    parts = [space, *(file.sha256 for file in files), *([runner] if runner != "onnx" else [])]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]

@@ -20,6 +20,7 @@ from trimtab.commands import server_options
 from trimtab.core import answers
 from trimtab.core.answers import Encoder
 from trimtab.inputs.known import INPUTS
+from trimtab.kinds import RUNTIMES
 
 SUMMARY = "show a bundle's manifest and report card, or what a server serves"
 EXTRA = None
@@ -92,7 +93,7 @@ def _variant(manifest: Manifest, tower: Tower, variant: BundleVariant) -> list[s
     parity, kept = variant.report.parity, variant.report.fidelity
     way = f"{tower.input} to {', '.join(tower.outputs)}, " if len(manifest.towers) > 1 else ""
     lines = [
-        f"variant {variant.name}: {way}{variant.precision}, "
+        f"variant {variant.name}: {way}{variant.precision} in {RUNTIMES[variant.runner]}, "
         f"padding {'left out of' if variant.unpadded else 'computed in'} the linear layers",
         f"  against the source   max |diff| {parity.max_abs_diff:.1e}, "
         f"min cosine {parity.min_cosine:.7f} over {parity.texts} texts",

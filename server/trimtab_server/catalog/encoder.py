@@ -179,6 +179,7 @@ def model_of(
         most_units=manifest.input.most_units,
         unpadded=variant.unpadded,
         precision=variant.precision,
+        runner=variant.runner,
         engines=tuple(map(stored, variant.engines)),
     )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from trimtab.inputs.graph import GraphInput
-from trimtab.kinds import Precision, Priority
+from trimtab.kinds import Precision, Priority, Runtime
 from trimtab.values.column import Columns, Values, stacked
 
 Wanted: TypeAlias = tuple[str, ...]  # names of outputs, in order
@@ -80,6 +80,7 @@ class Model:
     most_units: int
     unpadded: bool = False  # its linear layers skip the padding
     precision: Precision = "fp32"
+    runner: Runtime = "onnx"
     engines: tuple[HashedFile, ...] = ()  # of TensorRT
 
     @property

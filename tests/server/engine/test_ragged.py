@@ -1,4 +1,4 @@
-"""Graphs with several outputs, whose items may have several rows: in ONNX Runtime, and rehearsed."""
+"""Graphs with several outputs, whose items may have several rows: in each runtime, and rehearsed."""
 
 import hashlib
 from dataclasses import replace
@@ -12,27 +12,37 @@ from onnx import helper
 from tests.server import ragged_made
 from tests.server.models_made import batch, model
 from tests.server.ragged_made import ALL, DENSE, INDICES, TOKENS, VALUES
+from trimtab.kinds import Runtime
 from trimtab.values.column import Column
 from trimtab_server.engine.batch import HashedFile, Model, OutputSpec
 from trimtab_server.engine.runners import rehearsal
-from trimtab_server.engine.runners.onnx import OnnxRunner
-from trimtab_server.engine.runners.runner import GraphError
+from trimtab_server.engine.runners.opening import open_graph
+from trimtab_server.engine.runners.runner import GraphError, Runner
 
 TEXTS = [np.array(ids, np.int32) for ids in ([2, 5, 6, 3], [2, 7, 3], [2, 3], [2, 9, 9, 8, 4, 3])]
 
 
-def made(folder: Path, graph: bytes, *outputs: OutputSpec, most: int = 64) -> Model:
+@pytest.fixture(params=["onnx", "openvino"])
+def runner(request: pytest.FixtureRequest) -> Runtime:
+    return request.param
+
+
+def opened_at(graph: Model) -> Runner:
+    return open_graph(graph, "cpu", 0, workers=1)
+
+
+def made(folder: Path, graph: bytes, *outputs: OutputSpec, most: int = 64, runner: Runtime = "onnx") -> Model:
     path = folder / "model.onnx"
     path.write_bytes(graph)
     files = (HashedFile(path.name, len(graph), hashlib.sha256(graph).hexdigest()),)
-    return model(folder=folder, files=files, most=most, outputs=outputs or ALL)
+    return model(folder=folder, files=files, most=most, outputs=outputs or ALL, runner=runner)
 
 
 @pytest.mark.parametrize(
     "wanted", [("dense",), ("tokens",), ("sparse.indices", "sparse.values"), tuple(each.name for each in ALL)]
 )
-def test_each_item_gets_its_own_rows(tmp_path: Path, wanted: tuple[str, ...]) -> None:
-    opened = OnnxRunner(made(tmp_path, ragged_made.graph()), "cpu")
+def test_each_item_gets_its_own_rows(tmp_path: Path, wanted: tuple[str, ...], runner: Runtime) -> None:
+    opened = opened_at(made(tmp_path, ragged_made.graph(), runner=runner))
     result = opened.run(batch(*TEXTS), wanted)
     assert result.keys() == set(wanted)
     for place, ids in enumerate(TEXTS):
@@ -49,7 +59,7 @@ def declared(spec: OutputSpec, **changes: Any) -> OutputSpec:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (declared(TOKENS, offsets="nowhere"), "no output 'nowhere', but embeddings, token_vectors"),
+        (declared(TOKENS, offsets="nowhere"), "no output 'nowhere', but embeddings, .*token_vectors"),
         (
             declared(TOKENS, offsets="indices"),
             r"'indices' of the graph is tensor\(int32\), not tensor\(int64\)",
@@ -63,9 +73,11 @@ def declared(spec: OutputSpec, **changes: Any) -> OutputSpec:
         (declared(VALUES, tensor="token_vectors"), "'token_vectors' of the graph is of shape"),
     ],
 )
-def test_what_a_manifest_may_not_say_of_a_graph(tmp_path: Path, output: OutputSpec, message: str) -> None:
+def test_what_a_manifest_may_not_say_of_a_graph(
+    tmp_path: Path, output: OutputSpec, message: str, runner: Runtime
+) -> None:
     with pytest.raises(GraphError, match=message):
-        OnnxRunner(made(tmp_path, ragged_made.graph(), DENSE, output), "cpu")
+        opened_at(made(tmp_path, ragged_made.graph(), DENSE, output, runner=runner))
 
 
 TWICE = helper.make_node("Concat", ["offsets", "sums"], ["more"], axis=0)
@@ -83,15 +95,15 @@ DOUBLE = helper.make_node("Concat", ["packed", "packed"], ["double"], axis=0)
         (ragged_made.graph([DOUBLE], rows="double"), "offsets that do not split 30 rows"),
     ],
 )
-def test_offsets_are_looked_at(tmp_path: Path, graph: bytes, message: str) -> None:
-    opened = OnnxRunner(made(tmp_path, graph), "cpu")
+def test_offsets_are_looked_at(tmp_path: Path, graph: bytes, message: str, runner: Runtime) -> None:
+    opened = opened_at(made(tmp_path, graph, runner=runner))
     with pytest.raises(GraphError, match=message):
         opened.run(batch(*TEXTS), ("tokens",))
 
 
-def test_an_item_has_no_more_rows_than_the_manifest_says(tmp_path: Path) -> None:
+def test_an_item_has_no_more_rows_than_the_manifest_says(tmp_path: Path, runner: Runtime) -> None:
     few = declared(TOKENS, most=5)
-    opened = OnnxRunner(made(tmp_path, ragged_made.graph(), DENSE, few), "cpu")
+    opened = opened_at(made(tmp_path, ragged_made.graph(), DENSE, few, runner=runner))
     assert len(opened.run(batch(*TEXTS[:3]), ("tokens",))["tokens"]) == 3
     with pytest.raises(GraphError, match="gave an item 6 rows as tokens, and its manifest says at most 5"):
         opened.run(batch(*TEXTS), ("tokens",))
@@ -104,10 +116,10 @@ def rehearsed(graph: Model) -> None:
     rehearsal.rehearse(rehearsal.GraphPiece(graph, "cpu", 0), lambda: None)
 
 
-def test_a_graph_of_several_outputs_is_rehearsed(tmp_path: Path) -> None:
-    rehearsed(made(tmp_path, ragged_made.graph()))
+def test_a_graph_of_several_outputs_is_rehearsed(tmp_path: Path, runner: Runtime) -> None:
+    rehearsed(made(tmp_path, ragged_made.graph(), runner=runner))
     with pytest.raises(GraphError, match=r"vector of length .*and its manifest says"):
-        rehearsed(made(tmp_path, ragged_made.graph([LONGER], rows="longer")))
+        rehearsed(made(tmp_path, ragged_made.graph([LONGER], rows="longer"), runner=runner))
 
 
 @pytest.mark.parametrize(

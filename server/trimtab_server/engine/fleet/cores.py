@@ -4,6 +4,8 @@ Sources: sched_getaffinity(2); the kernel's documents of cgroup v2 (cpu.max) and
 """
 
 import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -12,6 +14,18 @@ CGROUP = Path("/sys/fs/cgroup")
 def available() -> list[int]:
     """The cores that the process may run on, in order."""
     return sorted(os.sched_getaffinity(0))
+
+
+@contextmanager
+def bound(to: Collection[int] | None) -> Iterator[None]:
+    """Within the block, this thread and those that it starts run on these cores; None: on any."""
+    before = os.sched_getaffinity(0)
+    if to is not None:
+        os.sched_setaffinity(0, to)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def usable(cgroup: Path = CGROUP) -> int:

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import onnxruntime as ort
-
 from trimtab.values.column import Columns
 from trimtab_server import stopping
 from trimtab_server.engine.batch import Model, Payload, Wanted, collated
@@ -17,6 +15,7 @@ from trimtab_server.engine.fleet.homes import Home
 from trimtab_server.engine.fleet.measuring import CostCache, measure
 from trimtab_server.engine.fleet.places import Place, hardware
 from trimtab_server.engine.queue.cost import Cost
+from trimtab_server.engine.runners import opening
 from trimtab_server.engine.runners.runner import GraphError, NotReopenedError, Runner, checked
 
 log = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Device:
                 # Moving numbers to another process and back takes time, too.
                 kind = f"{self.place.kind} in a process" if self.home.restarts else self.place.kind
                 cost = self._cost_cache.measure(
-                    run, model.sample, model.digest, kind, hardware(self.place), ort.__version__,
+                    run, model.sample, model.digest, kind, hardware(self.place), opening.version(model),
                 )  # fmt: skip
             step()
         except BaseException:

@@ -10,7 +10,7 @@ from trimtab.errors import ConfigError
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.fleet import cores
 from trimtab_server.engine.fleet.places import Place
-from trimtab_server.engine.runners.onnx import OnnxRunner
+from trimtab_server.engine.runners import opening
 from trimtab_server.engine.runners.process import PROGRAM, Process, RemoteRunner
 from trimtab_server.engine.runners.runner import DeviceLostError, Runner, UnusableError
 
@@ -118,9 +118,10 @@ class InProcess:
             self._process = Process(self._program, f"device {self._place}", self._usable, self._ended)
 
     def open(self, model: Model) -> Runner:
+        place = self._place
         if self._process is None:
-            raise DeviceLostError(f"device {self._place} has no process")
-        return RemoteRunner(self._process, next(self._numbers), model, self._place.kind, self._place.index)
+            raise DeviceLostError(f"device {place} has no process")
+        return RemoteRunner(self._process, next(self._numbers), model, place.kind, place.index, place.workers)
 
     def close(self, runner: Runner) -> None:
         if isinstance(runner, RemoteRunner):
@@ -137,10 +138,11 @@ class InProcess:
                 self._process.close()
 
 
-def open_ort(model: Model, place: Place) -> Runner:
-    """ONNX Runtime at a place. ConfigError if that cannot be used."""
+def open_at(model: Model, place: Place) -> Runner:
+    """A graph at a place, in the runtime that its manifest names. ConfigError if that cannot be used."""
     try:
-        return OnnxRunner(model, place.kind, place.index)
+        with cores.bound(place.cores):  # threads that the runtime starts stay on the place's cores
+            return opening.open_graph(model, place.kind, place.index, place.workers)
     except UnusableError as error:
         raise ConfigError(str(error)) from None
 
@@ -153,7 +155,7 @@ class Opening:
     costs of their runs are kept for the next start.
     """
 
-    open: Open = open_ort
+    open: Open = open_at
     program: Sequence[str] = PROGRAM
     foreign: bool = True
 

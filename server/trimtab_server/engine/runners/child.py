@@ -20,17 +20,17 @@ from trimtab.values.column import Column, Columns
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.runners import frames
 from trimtab_server.engine.runners.adapter_graph import AdapterGraph, AdapterOpened, AdapterSession
-from trimtab_server.engine.runners.onnx import OnnxRunner
+from trimtab_server.engine.runners.opening import open_graph
 from trimtab_server.engine.runners.runner import Runner, checked
 
-Open = Callable[[Model, str, int], Runner]
+Open = Callable[[Model, str, int, int], Runner]
 
 
 class Graphs:
     """The graphs that are open here, by the server's numbers."""
 
-    def __init__(self, open_graph: Open) -> None:
-        self._open = open_graph
+    def __init__(self, open_one: Open) -> None:
+        self._open = open_one
         self._runners: dict[int, tuple[Runner, Model]] = {}
         self._adapters: dict[int, AdapterSession] = {}
 
@@ -65,7 +65,7 @@ class Graphs:
 
     def _load(self, sock: socket.socket, number: int, asked: frames.OpenRequest) -> None:
         try:
-            runner = self._open(asked.model, asked.kind, asked.index)
+            runner = self._open(asked.model, asked.kind, asked.index, asked.workers)
         except BaseException as error:
             _tell(sock, error)
             return
@@ -127,7 +127,7 @@ def _tell(sock: socket.socket, error: BaseException) -> None:
     sock.sendall(frames.REPLY.pack(frames.RAISED, len(data)) + data)
 
 
-def main(open_graph: Open = OnnxRunner) -> None:
+def main(open_one: Open = open_graph) -> None:
     """Serve until the server is gone; tests hand in runners that fail on purpose."""
     _, control, lifeline, usable = sys.argv[1:]
     faulthandler.enable()  # a crash leaves the stack in the server's log
@@ -136,7 +136,7 @@ def main(open_graph: Open = OnnxRunner) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.sched_setaffinity(0, set(map(int, usable.split(","))))
-    graphs = Graphs(open_graph)
+    graphs = Graphs(open_one)
     with socket.socket(fileno=int(control)) as calls:
         while True:
             data, descriptors, *_ = socket.recv_fds(calls, 1, 1)

@@ -29,11 +29,12 @@ AT_ONCE = 1 << 16
 
 
 class OpenRequest(msgspec.Struct, frozen=True):
-    """A graph to open, and the kind and index of the device."""
+    """A graph to open, the kind and index of the device, and how many runs there may be at a time."""
 
     model: Model
     kind: str
     index: int
+    workers: int = 1
 
 
 class RaisedError(msgspec.Struct, frozen=True):

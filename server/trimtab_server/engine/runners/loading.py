@@ -1,4 +1,4 @@
-"""Opens models in ONNX Runtime: their files are read once, checked, and passed on as memory.
+"""Reads models and opens them in ONNX Runtime: their files are read once, checked, and passed on as memory.
 
 What runs is what was hashed, even if the files are overwritten afterwards, and a graph can read no file that
 its manifest does not name.
@@ -30,12 +30,20 @@ def open_session(
     """
     if TENSORRT in providers:
         return _in_a_folder(model, options, providers, index)
+    settings = [_provider(model, name, index, None) for name in providers]
+    return in_memory(*contents(model), options, settings)
+
+
+def contents(model: Model) -> tuple[bytearray, dict[str, bytearray]]:
+    """A graph, and its external data by the graph's names for it.
+
+    Raises reading.UnreadableError if a file is not what the manifest says.
+    """
     first, *rest = model.files
     beside = PurePosixPath(first.path).parent
     names = [PurePosixPath(file.path).relative_to(beside).as_posix() for file in rest]
     data = {name: _content(model, file) for name, file in zip(names, rest, strict=True)}
-    settings = [_provider(model, name, index, None) for name in providers]
-    return in_memory(_content(model, first), data, options, settings)
+    return _content(model, first), data
 
 
 def _in_a_folder(

@@ -164,11 +164,13 @@ class Process:
 class RemoteRunner:
     """A graph in another process. `run` raises DeviceLostError when the process ends meanwhile."""
 
-    def __init__(self, process: Process, number: int, model: Model, kind: str, index: int) -> None:
+    def __init__(
+        self, process: Process, number: int, model: Model, kind: str, index: int, workers: int = 1
+    ) -> None:
         self._process = process
         self._number = number
         self._model = model
-        data = frames.encode(frames.OpenRequest(model, kind, index))
+        data = frames.encode(frames.OpenRequest(model, kind, index, workers))
         with process.channel() as sock:
             sock.sendall(frames.REQUEST.pack(frames.OPEN, number, len(data)) + data)
             answered(sock)

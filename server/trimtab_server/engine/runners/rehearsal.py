@@ -23,7 +23,8 @@ from trimtab.values.column import Column, Columns, Values
 from trimtab_server.engine.batch import HashedFile, Model, OutputSpec, Payload, collated
 from trimtab_server.engine.runners import runtime
 from trimtab_server.engine.runners.adapter_graph import AdapterGraph, AdapterSession
-from trimtab_server.engine.runners.onnx import OnnxRunner, providers
+from trimtab_server.engine.runners.onnx import providers
+from trimtab_server.engine.runners.opening import open_graph
 from trimtab_server.engine.runners.runner import GraphError, UnusableError
 
 Step: TypeAlias = Callable[[], None]
@@ -129,10 +130,11 @@ def _graph(piece: GraphPiece, step: Step) -> None:
     try:
         providers(piece.kind, piece.index)
         # A TensorRT engine takes minutes to build, and tells no more about a graph than CUDA.
-        runner = OnnxRunner(model, "cuda" if piece.kind == "tensorrt" else piece.kind, piece.index)
+        kind = "cuda" if piece.kind == "tensorrt" else piece.kind
+        runner = open_graph(model, kind, piece.index, workers=1)
     except (GraphError, UnusableError):
         raise
-    except Exception as error:  # ONNX Runtime's errors share no base
+    except Exception as error:  # the runtimes' errors share no base
         raise GraphError(f"cannot be opened: {runtime.told(error)}") from None
 
     def run(units: Sequence[int]) -> Columns:

@@ -1,0 +1,145 @@
+"""A graph in OpenVINO, on a CPU.
+
+OpenVINO multiplies in bfloat16 on processors that have such products, which ONNX Runtime does not do on CPUs.
+A run cannot be stopped. So graphs with loops, which may have no end, are refused.
+"""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib import metadata
+from typing import Any
+
+from trimtab.artifacts.reading import UnreadableError
+from trimtab.values.column import Columns
+from trimtab_server.engine.batch import Model, Wanted
+from trimtab_server.engine.runners import loading, signature
+from trimtab_server.engine.runners.embedded import embedded
+from trimtab_server.engine.runners.runner import GraphError, UnusableError
+from trimtab_server.engine.runners.signature import Declared
+
+PACKAGE = "openvino"
+TELEMETRY = "openvino_telemetry"
+# ONNX Runtime's names of OpenVINO's types, where they differ.
+NAMES = {"f32": "float", "f64": "double", "f16": "float16", "bf16": "bfloat16", "boolean": "bool",
+         "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u8": "uint8"}  # fmt: skip
+REFUSED = dict.fromkeys((b"Loop", b"Scan"), "which OpenVINO cannot be stopped in if it has no end")
+
+
+class OpenVinoRunner:
+    """A graph compiled for each of so many `workers`, which runs on the worker's own thread.
+
+    Raises GraphError if it is not what its manifest says, or has operators that OpenVINO is not given;
+    UnusableError on another device than a CPU, and if OpenVINO is not installed.
+    """
+
+    def __init__(self, model: Model, kind: str, index: int = 0, workers: int = 1) -> None:
+        if kind != "cpu":
+            raise UnusableError(
+                f"variant {model.variant} of {model.encoder} version {model.version} runs in OpenVINO, on "
+                f"CPUs alone, and not on device {kind}:{index}: leave it out of `variants` in "
+                f"[encoders.{model.encoder}], or choose device 'cpu'"
+            )
+        self.model = model
+        core = _core(model)
+        try:
+            graph, data = loading.contents(model)
+        except UnreadableError as error:
+            raise GraphError(f"{error}. Copy the bundle again, or export it again") from None
+        whole = embedded(graph, data, REFUSED)
+        del graph, data
+        network, how = core.read_model(whole), settings(core, model)
+        del whole
+
+        def compiled(number: int) -> Any:
+            return core.compile_model(network, "CPU", how)
+
+        # A compiled graph has one run at a time, so each worker needs its own; all are compiled at once.
+        with ThreadPoolExecutor(workers) as pool:
+            graphs = list(pool.map(compiled, range(workers)))
+        self._idle = [each.create_infer_request() for each in graphs]
+        self._more = partial(compiled, workers)
+        outputs = {name: place for place, port in enumerate(graphs[0].outputs) for name in port.get_names()}
+        self._places = outputs
+        signature.check(
+            model,
+            {port.node.friendly_name: _declared(port) for port in graphs[0].inputs},
+            {name: _declared(graphs[0].outputs[place]) for name, place in outputs.items()},
+        )
+
+    def run(self, batch: Columns, wanted: Wanted) -> Columns:
+        """What is wanted of the items of a batch."""
+        feeds = self.model.input.feeds(batch)
+        tensors = signature.tensors(self.model, wanted)
+        with self._request() as request:
+            request.infer(feeds, share_inputs=True, share_outputs=True)
+            # The next run writes into the same memory.
+            found = {name: request.get_output_tensor(self._places[name]).data.copy() for name in tensors}
+        return signature.columns(self.model, wanted, found, len(next(iter(batch.values()))))
+
+    @contextmanager
+    def _request(self) -> Iterator[Any]:
+        """A request of a compiled graph that nobody else uses. One that failed is not used again."""
+        try:
+            request = self._idle.pop()
+        except IndexError:  # there are others that failed, or that hang
+            request = self._more().create_infer_request()
+        yield request
+        self._idle.append(request)
+
+
+def settings(core: Any, model: Model) -> dict[str, Any]:
+    """How a graph is compiled: for one thread, that of whoever runs it."""
+    products = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {
+        # With several streams, OpenVINO would run on threads of its own, on cores of its own choice.
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": 1,
+        "ENABLE_CPU_PINNING": False,
+        # Where the processor has no such products, they would be emulated, and slow.
+        "INFERENCE_PRECISION_HINT": "bf16" if model.precision == "bf16" and "BF16" in products else "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # products are as precise as the bundle says
+    }
+
+
+def version() -> str:
+    """OpenVINO's version; "" if it is not installed."""
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _core(model: Model) -> Any:
+    """OpenVINO, which compiles graphs. UnusableError if it is not installed."""
+    try:
+        return _opened()
+    except ModuleNotFoundError:
+        raise UnusableError(
+            f"variant {model.variant} of {model.encoder} version {model.version} runs in OpenVINO, which is "
+            "not installed: pip install 'trimtab[openvino]'"
+        ) from None
+
+
+@cache
+def _opened() -> Any:
+    # When it is imported, OpenVINO reports that over the network with this package, if it can.
+    there = TELEMETRY in sys.modules
+    if not there:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if not there:
+            del sys.modules[TELEMETRY]
+    return openvino.Core()
+
+
+def _declared(port: Any) -> Declared:
+    name, shape = port.element_type.get_type_name(), port.partial_shape
+    axes = [] if shape.rank.is_dynamic else shape
+    return Declared(
+        f"tensor({NAMES.get(name, name)})", [None if each.is_dynamic else each.get_length() for each in axes]
+    )
