@@ -49,11 +49,15 @@ class TrimtabError(Exception):
     """The base of all errors that Trimtab raises on purpose.
 
     `code` is the kind of error, in gRPC's terms; `retryable` says whether the same request may succeed later,
-    here or elsewhere.
+    here or elsewhere, and `retry_after` after how many seconds it is worth trying again (0: nobody knows).
     """
 
     code: Code = Code.UNKNOWN
     retryable: bool = False
+
+    def __init__(self, message: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class InvalidArgument(TrimtabError):
@@ -79,14 +83,10 @@ class DamagedError(FailedPrecondition):
 
 
 class ResourceExhausted(TrimtabError):
-    """The server is full. `retry_after` says after how many seconds it is worth trying again."""
+    """The server is full. `retry_after` seconds later it may not be."""
 
     code = Code.RESOURCE_EXHAUSTED
     retryable = True
-
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class DeadlineExceeded(TrimtabError):
@@ -188,8 +188,6 @@ def from_code(code: Code, message: str, retry_after: float = 0.0) -> TrimtabErro
     Codes that Trimtab does not send itself (UNKNOWN, ABORTED, ...) come back as a bare TrimtabError.
     """
     cls = _BY_CODE.get(code)
-    if cls is ResourceExhausted:
-        return ResourceExhausted(message, retry_after)
     if cls is None:
-        return TrimtabError(f"{code.name}: {message}")
-    return cls(message)
+        return TrimtabError(f"{code.name}: {message}", retry_after)
+    return cls(message, retry_after)

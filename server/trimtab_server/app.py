@@ -18,21 +18,17 @@ from trimtab_server.catalog.opening import Opener
 from trimtab_server.catalog.polling import Poller
 from trimtab_server.catalog.repository import Repository
 from trimtab_server.catalog.served import Entry
-from trimtab_server.config import Config, split_address
-from trimtab_server.engine.admission.admission import Admission
-from trimtab_server.engine.admission.quotas import Quotas
+from trimtab_server.config import Config
+from trimtab_server.engine.configured import OwnEngine
 from trimtab_server.engine.fleet import cores
-from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.homes import Opening
-from trimtab_server.engine.fleet.measuring import CostCache
 from trimtab_server.engine.fleet.places import Place, parse
-from trimtab_server.engine.local import LocalEngine
-from trimtab_server.engine.queue.batcher import Batcher
-from trimtab_server.engine.queue.sharing import Sharing
+from trimtab_server.engine.port import EnginePort
+from trimtab_server.engine.remote.rehearsing import RemoteRehearsals
 from trimtab_server.engine.runners.adapter_host import AdapterHost, IsolatedAdapterHost
-from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
-from trimtab_server.engine.tickets import Ticket
+from trimtab_server.engine.runners.rehearsal_pool import Rehearsals
 from trimtab_server.fronts.grpc.front_end import GrpcFrontEnd
+from trimtab_server.group import Group
 from trimtab_server.inputs.preparation import Preparation
 from trimtab_server.observing import uptime
 from trimtab_server.observing.metrics import Metrics
@@ -60,7 +56,7 @@ class App:
     """A server: `start`, then `serve` until it is told to stop, then `stop`.
 
     `opening` says how graphs are opened, and `places` where, instead of the configuration's devices: tests
-    hand in sessions that fail on purpose.
+    hand in sessions that fail on purpose. With a `group`, it is one of several front ends of a server.
     """
 
     def __init__(
@@ -69,24 +65,35 @@ class App:
         repository: Path,
         opening: Opening = Opening(),  # noqa: B008  # it is frozen
         places: Sequence[Place] | None = None,
+        group: Group | None = None,
     ) -> None:
         self.config = config
+        self._group = group
         self.metrics_port = 0
         self._ready = False
         self._served = True  # while any device is in service
-        self._registry = CollectorRegistry()
-        self._metrics = Metrics(self._registry)
+        self._registry = group.registry if group else CollectorRegistry()
+        self._metrics = group.metrics if group else Metrics(self._registry)
         self._scrapes = Scrapes(self._registry)
         self._turns = Turns()
         self._tracing = Tracing(config.tracing) if config.tracing.endpoint else None
         self._preparation = Preparation(config.tokenization.threads)
         self._drift_monitor = DriftMonitor(self._registry)
-        places, usable = places or parse(config.devices), cores.available()
-        isolated, first = config.engine.isolation == "process", places[0]
-        rehearsals = RehearsalPool(first.kind, first.index, config.engine.load_seconds, usable)
-        self._rehearsals = rehearsals if opening.foreign else None
+        usable, isolated = cores.available(), config.engine.isolation == "process"
         self._adapter_host = IsolatedAdapterHost(usable) if isolated else AdapterHost()
-        self._engine = self._make_engine(opening, places)
+        self._own: OwnEngine | None = None
+        self._engine: EnginePort
+        self._rehearsals: Rehearsals | None
+        if group is None:
+            self._own = OwnEngine(
+                config, opening, places or parse(config.devices), self._metrics,
+                serving=self._devices_changed, retired=self._model_retired, turns=self._turns,
+            )  # fmt: skip
+            self._engine, self._rehearsals = self._own.engine, self._own.rehearsals
+        else:
+            group.engine.watch(self._devices_changed, self._model_retired)
+            self._served = group.engine.serving
+            self._engine, self._rehearsals = group.engine, RemoteRehearsals(group.engine)
         trials = Trials(config.canary, config.shadow)
         settings = config.encoders.items()
         self._brownouts = Brownouts(
@@ -109,10 +116,16 @@ class App:
             self._metrics,
             self._tracing,
             self._turns,
+            statistics=group.statistics if group else None,
         )
         embedder = Embedder(pipeline, self._policies(trials), config.engine.hang_seconds)
         rescorer = Rescorer(pipeline, config.rescoring.cache_bytes)
         self._front_end = GrpcFrontEnd(config, pipeline, embedder, rescorer, trials, self._tracing)
+
+    @property
+    def served(self) -> list[tuple[str, int]]:
+        """Names and versions of the encoders that are ready."""
+        return [(each.name, each.version) for each in self.repository.encoders(SERVER)]
 
     @property
     def grpc_port(self) -> int:
@@ -139,34 +152,6 @@ class App:
         ]
         return [policy for configured, policy in policies if configured]
 
-    def _make_engine(self, opening: Opening, places: Sequence[Place]) -> LocalEngine:
-        config, settings = self.config, self.config.engine
-        batching, quotas = config.batching, Quotas(config.quota, config.tenants)
-        sharing: Sharing[Ticket] = Sharing(
-            single_flight=config.sharing.single_flight,
-            across_tenants=config.sharing.across_tenants,
-            cache_bytes=config.sharing.cache_bytes,
-        )
-        folder = _folder(settings.costs) if opening.foreign and settings.costs else None
-        cost_cache = CostCache(folder) if folder else None
-
-        def device(place: Place) -> Device:
-            home = opening.home(place, isolated=settings.isolation == "process")
-            return Device(place, home, cost_cache, settings.max_resident_bytes, settings.hang_seconds)
-
-        return LocalEngine(
-            Batcher(batching.max_batch_tokens, batching.max_batch_texts, quotas.weight, config.tenants),
-            sharing,
-            list(map(device, places)),
-            Admission(config.limits.max_tokens_in_flight, quotas, self._metrics.not_admitted),
-            self._metrics,
-            hang_seconds=settings.hang_seconds,
-            load_seconds=settings.load_seconds,
-            serving=self._devices_changed,
-            retired=self._model_retired,
-            turns=self._turns,
-        )
-
     def _make_repository(self, path: Path, trials: Trials, policies: Sequence[Lifecycle]) -> Repository:
         config, load_seconds = self.config, self.config.engine.load_seconds
         signers = _signers(config.signatures.keys)
@@ -192,24 +177,21 @@ class App:
             policies=policies,
             configured={"encoders": set(config.encoders), **trials.configured},
             load_seconds=load_seconds,
+            everywhere=self._group.everywhere if self._group else None,
         )
 
     async def start(self) -> None:
-        """Listen, load and warm every encoder, and only then say SERVING.
+        """Listen, load and warm every encoder, and only then say SERVING. One of several front ends listens
+        when it serves, since until then the others do.
 
         Raises ConfigError if an address cannot be used, or no encoder can be served.
         """
         process = uptime.seconds()
-        host, port = split_address(self.config.server.metrics_address)
-        try:
-            self.metrics_port = await self._scrapes.start(host, port)
-        except OSError as error:
-            raise ConfigError(f"metrics address {host}:{port} cannot be used: {error.strerror}") from None
-        if self._rehearsals is not None:
-            self._rehearsals.start()
-        self._engine.start()
-        await self._front_end.start()
-        await self.repository.load_all()
+        if self._own is not None:
+            self.metrics_port = await self._scrapes.start(self.config.server.metrics_address)
+            self._own.start()
+            await self._front_end.start()
+        await self.repository.load_all(self._group.unloaded if self._group else ())
         if not self.repository.encoders(SERVER):
             reasons = "".join(
                 f"\n  {entry.name}/{entry.version}: {entry.reason}" for entry in self.repository.index(SERVER)
@@ -225,7 +207,10 @@ class App:
         self._announce()
         if self.config.shadow:
             self._shadow.start()
-        self._poller.start()
+        if self._group is None or self._group.polls:
+            self._poller.start()
+        if self._own is None:
+            await self._front_end.start()
 
     async def stop(self) -> None:
         """Drain: refuse what is new, answer what is in flight, then stop. Bounded by `drain_seconds`."""
@@ -234,11 +219,10 @@ class App:
         self._poller.stop()
         await self._shadow.stop()
         await self.repository.stop()
-        if self._rehearsals is not None:
-            await asyncio.to_thread(self._rehearsals.stop)
         await asyncio.to_thread(self._adapter_host.stop)
         await self._front_end.stop()
-        await asyncio.to_thread(self._engine.stop)
+        if self._own is not None:
+            await asyncio.to_thread(self._own.stop)
         await asyncio.to_thread(self._preparation.stop)
         await asyncio.to_thread(self._drift_monitor.stop)
         if self._tracing is not None:
@@ -288,12 +272,3 @@ def _signers(keys: Path | None) -> Signers | None:
         return Signers(keys) if keys else None
     except ModuleNotFoundError:
         raise ConfigError("signatures.keys needs cryptography: pip install 'trimtab[auth]'") from None
-
-
-def _folder(path: str) -> Path | None:
-    """The folder meant by a path that may begin with ~; None for a user who has no home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        log.warning("engine.costs is %s, and this user has no home: costs are measured at each start", path)
-        return None

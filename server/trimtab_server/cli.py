@@ -20,11 +20,14 @@ import msgspec
 
 if TYPE_CHECKING:
     from trimtab_server.app import App
+    from trimtab_server.config import Config
+    from trimtab_server.processes.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
 SUMMARY = "serve the encoders of a repository over gRPC"
 EXTRA = "server"
+FRONT_ENDS_A_GPU = 4
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from trimtab_server import memory
 
     memory.share_heaps()
-    from trimtab_server import config, serving
+    from trimtab_server import config
     from trimtab_server.fronts.grpc import listeners
     from trimtab_server.observing import logs
 
@@ -54,8 +57,31 @@ def run(options: argparse.Namespace) -> int:
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     logs.configure(settings.logging, verbose=options.verbose)
     settings = listeners.within(settings, _allow_files())
-    asyncio.run(serving.serve(settings, options.repository, _announce))
+    asyncio.run(_serve(settings, options.repository, verbose=options.verbose))
     return 0
+
+
+async def _serve(settings: "Config", repository: Path, *, verbose: bool) -> None:
+    from trimtab_server import serving
+    from trimtab_server.app import App
+    from trimtab_server.processes.supervisor import Supervisor
+
+    number = settings.server.frontends or _front_ends(settings.devices)
+    settings = msgspec.structs.replace(
+        settings, server=msgspec.structs.replace(settings.server, frontends=number)
+    )
+    several = number > 1
+    server = Supervisor(settings, repository, verbose=verbose) if several else App(settings, repository)
+    await serving.serve(server, lambda: _announce(server))
+
+
+def _front_ends(devices: tuple[str, ...]) -> int:
+    """How many front ends there are by default. CPUs have no time for more than one. A GPU takes more than
+    one front end can bring, if callers send short texts one by one."""
+    from trimtab_server.engine.fleet import cores, places
+
+    gpus = sum(place.kind != "cpu" for place in places.parse(devices))
+    return max(1, min(FRONT_ENDS_A_GPU * gpus, cores.usable() // 2))
 
 
 def _allow_files() -> int:
@@ -65,18 +91,15 @@ def _allow_files() -> int:
     return most
 
 
-def _announce(app: "App") -> None:
+def _announce(app: "App | Supervisor") -> None:
     """The line printed once ready, for people and for scripts that wait for it."""
-    from trimtab_server.callers.access import SERVER
-
     server = app.config.server
     host, metrics_host = (each.rpartition(":")[0] for each in (server.grpc_address, server.metrics_address))
-    encoders = app.repository.encoders(SERVER)
-    names = ", ".join(f"{each.name} (version {each.version})" for each in encoders)
+    names = ", ".join(f"{name} (version {version})" for name, version in app.served)
     url = f"{host}:{app.grpc_port}"
     try_it = f'echo "hello world" | {sys.argv[0]} embed --url {url}'
-    if len({each.name for each in encoders}) > 1:
-        try_it += f" --encoder {encoders[0].name}"
+    if len({name for name, _ in app.served}) > 1:
+        try_it += f" --encoder {app.served[0][0]}"
     if server.tls is not None:
         try_it += f" --ca {server.tls.certificate}"
     _say(

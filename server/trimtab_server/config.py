@@ -15,6 +15,7 @@ Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256
 
 # The smallest weight of a tenant; the default is 1.
 LEAST_WEIGHT = 0.01
+MOST_FRONTENDS = 64
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +47,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     grpc_address: str = "127.0.0.1:8001"
     metrics_address: str = "127.0.0.1:8002"
+    frontends: int = 0  # processes that take calls, for one engine; 1: all in one process; 0: by the devices
     health_address: str = ""  # for probes: only grpc.health.v1, in plain text; empty: off
     drain_seconds: float = 30.0
     max_connection_age_seconds: float = 0.0  # after this, clients must reconnect; 0: never
@@ -278,6 +280,16 @@ def read(path: Path) -> Config:
     return config
 
 
+def encode(config: Config) -> bytes:
+    """A configuration, for another process of the server."""
+    return msgspec.json.encode(config, enc_hook=str)  # of paths
+
+
+def decode(data: bytes) -> Config:
+    """What `encode` made of it."""
+    return msgspec.json.decode(data, type=Config, dec_hook=_decode)
+
+
 def _decode(kind: type, value: object) -> Path:
     if kind is not Path or not isinstance(value, str):
         raise ValueError(f"{value!r} is not a path")
@@ -316,6 +328,11 @@ def _check_server(server: ServerSettings, source: str) -> None:
         if getattr(server, name) < 0:
             no_limit = "" if name == "drain_seconds" else "; 0 is no limit"
             raise ConfigError(f"{source}: server.{name} must not be negative{no_limit}")
+    if not 0 <= server.frontends <= MOST_FRONTENDS:
+        raise ConfigError(
+            f"{source}: server.frontends is {server.frontends}; it must be from 0 to {MOST_FRONTENDS}; "
+            "0 leaves the choice to the server"
+        )
     if not server.keepalive_seconds > 0:
         raise ConfigError(f"{source}: server.keepalive_seconds must be more than 0")
 

@@ -2,22 +2,26 @@
 
 import asyncio
 import contextlib
-import gc
 import signal
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from typing import Protocol
 
-from trimtab_server.app import App
-from trimtab_server.config import Config
+from trimtab_server import memory
 
-# The garbage collector's thresholds: how many new objects until it scans them, how many such scans until it
-# scans older ones, and how many of those until it scans everything. By default, a few thousand texts make it
-# scan everything, which stops every call for tens of milliseconds while many requests are open.
-THRESHOLDS = (2_000, 5, 200)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-async def serve(config: Config, repository: Path, ready: Callable[[App], None]) -> None:
+class Server(Protocol):
+    """One process, or several."""
+
+    async def start(self) -> None:
+        """Start; returns once it serves."""
+
+    async def stop(self) -> None:
+        """Drain, and stop."""
+
+
+async def serve(server: Server, ready: Callable[[], None]) -> None:
     """Run a server until one of SIGNALS arrives; call `ready` once it serves. Signals that the parent process
     ignores, as nohup does with SIGHUP, stay ignored."""
     stopping = asyncio.Event()
@@ -32,18 +36,13 @@ async def serve(config: Config, repository: Path, ready: Callable[[App], None]) 
 
     for number in heeded:
         loop.add_signal_handler(number, stop)
-    app = App(config, repository)
     try:
-        if await _unless(stopping, app.start()):
-            # What is loaded by now stays: scanning it at each full collection would stop every call for some
-            # 30 ms.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(*THRESHOLDS)
-            ready(app)
+        if await _unless(stopping, server.start()):
+            memory.settle()
+            ready()
             await stopping.wait()
     finally:
-        await app.stop()
+        await server.stop()
 
 
 async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:

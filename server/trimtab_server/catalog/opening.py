@@ -26,7 +26,7 @@ from trimtab_server.catalog.ondisk import OnDisk, Stamps
 from trimtab_server.engine.batch import Model, Payload
 from trimtab_server.engine.port import ComputeRequest, EnginePort, Turn
 from trimtab_server.engine.runners.rehearsal import Piece, ProcessorPiece, RehearsalResult
-from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
+from trimtab_server.engine.runners.rehearsal_pool import Rehearsals
 from trimtab_server.engine.runners.runner import GraphError
 from trimtab_server.inputs.known import READERS
 from trimtab_server.inputs.reader import ItemReader
@@ -58,7 +58,7 @@ class Opener:
         wanted: Mapping[str, tuple[str, ...]] | None = None,
         policies: Sequence[Lifecycle] = (),
         load_seconds: float = 60.0,
-        rehearsals: RehearsalPool | None = None,
+        rehearsals: Rehearsals | None = None,
         loaded: Callable[[str, int, Mapping[str, float]], None] = lambda name, version, seconds: None,
     ) -> None:
         self._path = path
@@ -195,7 +195,7 @@ class Opener:
         for model in models:
             await self._try(self._rehearsals, model.graph, self._rehearsals.graph(model))
 
-    async def _try(self, rehearsals: RehearsalPool, path: Path, piece: Piece) -> RehearsalResult:
+    async def _try(self, rehearsals: Rehearsals, path: Path, piece: Piece) -> RehearsalResult:
         heartbeat = limited.Heartbeat()
         work = partial(rehearsals.rehearse, piece, heartbeat.step)
         try:

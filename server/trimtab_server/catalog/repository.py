@@ -3,10 +3,11 @@ disk."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal, TypeAlias
 from weakref import WeakValueDictionary
 
 from trimtab.artifacts import bundle as bundles
@@ -24,6 +25,10 @@ from trimtab_server.spaces.adapters import Adapters
 
 log = logging.getLogger(__name__)
 
+UNLOADED = "it was unloaded"
+# Loads or unloads the encoder of this name in every front end of the server.
+Everywhere: TypeAlias = Callable[[Literal["load", "unload"], str], Awaitable[None]]
+
 
 class Repository(Served):
     """Loads and unloads what is served, besides finding it.
@@ -32,7 +37,8 @@ class Repository(Served):
     refuse versions, and are told of them; `configured` names the encoders of each table of the configuration.
     Loads and unloads are the repository's own tasks, one at a time for each encoder: one that hangs holds up
     no other encoder, and a caller that stops waiting leaves nothing half done. No step of them takes longer
-    than `load_seconds`.
+    than `load_seconds`. If the server has several front ends, loads and unloads go through `everywhere`,
+    which asks each front end's repository for `load_here` or `unload_here`.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Repository(Served):
         policies: Sequence[Lifecycle] = (),
         configured: Mapping[str, Collection[str]] | None = None,
         load_seconds: float = 60.0,
+        everywhere: Everywhere | None = None,
     ) -> None:
         super().__init__(changed, on_trial)
         self.path = path
@@ -57,12 +64,14 @@ class Repository(Served):
         self._configured = configured or {}
         self._misconfigured: dict[Key, str] = {}
         self._load_seconds = load_seconds
+        self._everywhere = everywhere
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by encoder
         self._tasks: set[asyncio.Task[None]] = set()
         self._retries = Retries(self._synchronise, self._why_unavailable)
 
-    async def load_all(self) -> None:
-        """Load every bundle of the repository. One that cannot be loaded is logged and indexed.
+    async def load_all(self, unloaded: Collection[str] = ()) -> None:
+        """Load every bundle of the repository, but for the encoders that a client has unloaded. One that
+        cannot be loaded is logged and indexed.
 
         Raises ConfigError if one cannot be loaded as configured.
         """
@@ -70,13 +79,14 @@ class Repository(Served):
         for why in unreadable.values():
             log.error("%s", why)
         for key in self._wanted(found):  # so that callers are told to wait meanwhile
-            self._put(Entry(*key, "LOADING"))
+            gone = key[0] in unloaded
+            self._put(Entry(*key, "UNAVAILABLE" if gone else "LOADING", UNLOADED if gone else ""))
         # Encoders that are gone may have left adapters, which routes may use.
         beside = await limited.run(
             self._load_seconds, f"reading {self.path}", partial(folders.with_adapters, self.path)
         )
-        wanted = sorted({name for name, _ in found} | beside)
-        outcomes = await asyncio.gather(*(self.load(SERVER, name) for name in wanted), return_exceptions=True)
+        wanted = sorted(({name for name, _ in found} | beside) - set(unloaded))
+        outcomes = await asyncio.gather(*map(self.load_here, wanted), return_exceptions=True)
         for name, outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, TrimtabError):
                 log.error("%s: %s", self.path / name, outcome)
@@ -97,6 +107,13 @@ class Repository(Served):
         """
         caller.check_admin()
         caller.check_encoder(name)
+        if self._everywhere is None:
+            await self.load_here(name)
+        else:
+            await self._everywhere("load", name)
+
+    async def load_here(self, name: str) -> None:
+        """The same in this front end."""
         await self._finish(self._synchronise(name))
 
     def problems(self, name: str) -> dict[str, str]:
@@ -116,6 +133,13 @@ class Repository(Served):
         """
         caller.check_admin()
         caller.check_encoder(name)
+        if self._everywhere is None:
+            await self.unload_here(name)
+        else:
+            await self._everywhere("unload", name)
+
+    async def unload_here(self, name: str) -> None:
+        """The same in this front end."""
         await self._finish(self._unload_all(name))
 
     def retire(self, model: int, why: str) -> None:
@@ -235,7 +259,7 @@ class Repository(Served):
             if not entries:
                 raise NotFound(f"encoder {name!r} is not served here")
             for entry in entries:
-                await self._unload(entry, "it was unloaded")
+                await self._unload(entry, UNLOADED)
             self._publish()
 
     async def _give_up(self, model: int, why: str) -> None:

@@ -28,7 +28,12 @@ calls = logging.getLogger("trimtab_server.calls")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON, with the ids of its call and its `fields`."""
+    """A record as one line of JSON, with the ids of its call and its `fields`, and with its process if the
+    server has several."""
+
+    def __init__(self, process: str = "") -> None:
+        super().__init__()
+        self._process = {"process": process} if process else {}
 
     def format(self, record: logging.LogRecord) -> str:
         written = {
@@ -36,6 +41,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._process,
             **call.get({}),
             **getattr(record, "fields", {}),
         }
@@ -45,10 +51,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A record as one line with the id of its call, followed by an indented traceback, if any."""
+    """The same for people: one line, followed by an indented traceback, if any."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    def __init__(self, process: str = "") -> None:
+        whose = f"[{process}] " if process else ""
+        super().__init__(f"%(asctime)s %(levelname)s {whose}%(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
         number = call.get({}).get("request_id")
@@ -74,11 +81,12 @@ def _worth_telling(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(OF_CALLS)
 
 
-def configure(settings: LoggingSettings, *, verbose: bool) -> None:
-    """Use this format for the root logger. `verbose` means at least level "info"."""
+def configure(settings: LoggingSettings, *, verbose: bool, process: str = "") -> None:
+    """Use this format for the root logger. `verbose` means at least level "info"; `process` is this one's
+    name, if the server has several."""
     level = LEVELS[settings.level]
     logging.getLogger("trimtab_server").setLevel(min(level, logging.INFO) if verbose else level)
     calls.setLevel(logging.INFO if settings.calls else logging.CRITICAL)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_telling)
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
+        handler.setFormatter((JsonFormatter if settings.format == "json" else TextFormatter)(process))

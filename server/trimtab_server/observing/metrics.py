@@ -24,6 +24,11 @@ class Count:
         self.count += count
         self.ns += round(seconds * 1e9)
 
+    def join(self, other: "Count") -> None:
+        """Add what another process has counted."""
+        self.count += other.count
+        self.ns += other.ns
+
 
 @dataclass(slots=True)
 class Statistics:
@@ -37,7 +42,16 @@ class Statistics:
     output: Count = field(default_factory=Count)
     texts: int = 0
     last_ms: int = 0
-    batches: dict[int, Count] = field(default_factory=lambda: defaultdict(Count))
+    batches: dict[int, Count] = field(default_factory=dict)
+
+    def join(self, other: "Statistics") -> None:
+        """Add what another process has counted."""
+        for name in ("success", "fail", "queue", "tokenize", "compute", "output"):
+            getattr(self, name).join(getattr(other, name))
+        self.texts += other.texts
+        self.last_ms = max(self.last_ms, other.last_ms)
+        for size, count in other.batches.items():
+            self.batches.setdefault(size, Count()).join(count)
 
 
 @dataclass(slots=True)
@@ -200,7 +214,8 @@ class Metrics:
 
     def statistics(self, encoder: str, version: int) -> Statistics:
         """The statistics of an encoder version, over all protocols and devices."""
-        found = Statistics(fail=self._failed.get((encoder, version), Count()))
+        found = Statistics()
+        found.fail.join(self._failed.get((encoder, version), Count()))
         for key, requests in self._by_request.items():
             if key[:2] != (encoder, version):
                 continue
@@ -216,8 +231,7 @@ class Metrics:
             for key, runs in self._by_device.items():
                 if key[:2] == (encoder, version):
                     for size, count in runs.by_size.items():
-                        found.batches[size].count += count.count
-                        found.batches[size].ns += count.ns
+                        found.batches.setdefault(size, Count()).join(count)
         return found
 
     def watch(

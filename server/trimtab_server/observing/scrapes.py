@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from http.client import HTTPException, parse_headers
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import choose_encoder
+
+from trimtab.errors import ConfigError
+from trimtab_server.config import split_address
 
 # Open connections. For one more, the one that has been silent longest is closed.
 MOST = 64
@@ -21,20 +24,28 @@ ACCEPTED, BACKLOG = 4, 128
 
 
 class Scrapes:
-    """Answers GET with the metrics in `registry`, in the requested format and encoding."""
+    """Answers GET with the metrics in `registry`, in the requested format and encoding. `refresh` brings
+    them up to date."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, refresh: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._app = make_wsgi_app(registry)
+        self._refresh = refresh
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._silent: dict[asyncio.StreamWriter, None] = {}  # those without a request yet, oldest first
         self._turn = asyncio.Lock()
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port; OSError if the address cannot be bound."""
-        self._server = await asyncio.start_server(
-            self._connected, host, port, limit=HEAD_BYTES, backlog=ACCEPTED
-        )
+    async def start(self, address: str) -> int:
+        """Listen at HOST:PORT, and return the port; ConfigError if the address cannot be used."""
+        host, port = split_address(address)
+        try:
+            self._server = await asyncio.start_server(
+                self._connected, host, port, limit=HEAD_BYTES, backlog=ACCEPTED
+            )
+        except OSError as error:
+            raise ConfigError(f"metrics address {host}:{port} cannot be used: {error.strerror}") from None
         for each in self._server.sockets:  # asyncio knows one number for both
             with each.dup() as listening:
                 listening.listen(BACKLOG)
@@ -71,6 +82,8 @@ class Scrapes:
         self._silent.pop(writer, None)
         writer.transport.set_write_buffer_limits(high=0)  # after drain, the system has the answer
         async with self._turn:
+            if self._refresh is not None:
+                await self._refresh()
             writer.write(self._response(head))
             await asyncio.sleep(PAUSE_SECONDS)
         async with asyncio.timeout(SECONDS):

@@ -26,7 +26,7 @@ from trimtab_server import limited
 from trimtab_server.callers.access import Caller
 from trimtab_server.engine.runners import runtime
 from trimtab_server.engine.runners.adapter_host import AdapterHost
-from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
+from trimtab_server.engine.runners.rehearsal_pool import Rehearsals
 from trimtab_server.spaces import reading, routes
 from trimtab_server.spaces.reading import AdapterReader
 from trimtab_server.spaces.route import LoadedAdapter, Route, own
@@ -48,7 +48,7 @@ class Adapters:
         monitor: DriftMonitor,
         signers: Signers | None = None,
         load_seconds: float = 60.0,
-        rehearsals: RehearsalPool | None = None,
+        rehearsals: Rehearsals | None = None,
         host: AdapterHost | None = None,
     ) -> None:
         self._host = host or AdapterHost()

@@ -15,7 +15,7 @@ from trimtab_server.engine.batch import HashedFile
 from trimtab_server.engine.runners import rehearsal, runtime
 from trimtab_server.engine.runners.adapter_graph import AdapterGraph
 from trimtab_server.engine.runners.adapter_host import AdapterHost, OpenAdapter
-from trimtab_server.engine.runners.rehearsal_pool import RehearsalPool
+from trimtab_server.engine.runners.rehearsal_pool import Rehearsals
 from trimtab_server.engine.runners.runner import GraphError
 from trimtab_server.spaces.route import LoadedAdapter
 from trimtab_server.spaces.watching import DriftMonitor, Watched
@@ -42,7 +42,7 @@ class AdapterReader:
         self,
         monitor: DriftMonitor,
         signers: Signers | None,
-        rehearsals: RehearsalPool | None,
+        rehearsals: Rehearsals | None,
         host: AdapterHost,
     ) -> None:
         self._monitor, self._signers, self._rehearsals, self._host = monitor, signers, rehearsals, host

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -18,7 +18,7 @@ from trimtab_server.engine.batch import Wanted
 from trimtab_server.engine.port import AdmissionRequest, Computed, ComputeRequest, EnginePort, ItemError, Turn
 from trimtab_server.inputs.preparation import Preparation
 from trimtab_server.inputs.reader import Which
-from trimtab_server.observing.metrics import Metrics
+from trimtab_server.observing.metrics import Metrics, Statistics
 from trimtab_server.observing.tracing import Tracing
 from trimtab_server.turns import PIECE, Flow, Turns
 
@@ -119,6 +119,7 @@ class Pipeline:
         metrics: Metrics,
         tracing: Tracing | None = None,
         turns: Turns | None = None,
+        statistics: Callable[[str, int], Awaitable[Statistics]] | None = None,
     ) -> None:
         self.limits = limits
         self.repository = repository
@@ -127,6 +128,13 @@ class Pipeline:
         self.metrics = metrics
         self._preparation = preparation
         self._tracing = tracing
+        self._statistics = statistics
+
+    async def statistics(self, encoder: LoadedEncoder) -> Statistics:
+        """What happened to an encoder version since it was loaded, over all front ends of the server."""
+        if self._statistics is None:
+            return self.metrics.statistics(encoder.name, encoder.version)
+        return await self._statistics(encoder.name, encoder.version)
 
     def read(
         self, call: Call, parse: Callable[Concatenate[Call, P], T], *args: P.args, **kwargs: P.kwargs

@@ -3,14 +3,11 @@
     python -m trimtab_server.engine.runners.child NAME CONTROL LIFELINE CORES
 
 It is started by process.py, and by nobody else. Sockets come over the one whose descriptor is CONTROL; each
-is served by a thread of its own. When the server is gone, however it ended, the kernel ends this process at
-once: LIFELINE is a pipe that nobody writes to, and its end raises SIGKILL (fcntl(2), F_SETSIG).
+is served by a thread of its own. When the server is gone, the kernel ends this process: see lifeline.py.
 """
 
 import faulthandler
-import fcntl
 import os
-import signal
 import socket
 import sys
 import threading
@@ -22,6 +19,7 @@ from trimtab_server.engine.runners import frames
 from trimtab_server.engine.runners.adapter_graph import AdapterGraph, AdapterOpened, AdapterSession
 from trimtab_server.engine.runners.opening import open_graph
 from trimtab_server.engine.runners.runner import Runner, checked
+from trimtab_server.lifeline import hold, ignore_signals
 
 Open = Callable[[Model, str, int, int], Runner]
 
@@ -131,10 +129,8 @@ def main(open_one: Open = open_graph) -> None:
     """Serve until the server is gone; tests hand in runners that fail on purpose."""
     _, control, lifeline, usable = sys.argv[1:]
     faulthandler.enable()  # a crash leaves the stack in the server's log
-    _die_with(int(lifeline))
-    # Signals to the process group or to the container are for the server, which drains first.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    hold(int(lifeline))
+    ignore_signals()
     os.sched_setaffinity(0, set(map(int, usable.split(","))))
     graphs = Graphs(open_one)
     with socket.socket(fileno=int(control)) as calls:
@@ -145,12 +141,6 @@ def main(open_one: Open = open_graph) -> None:
             for descriptor in descriptors:
                 sock = socket.socket(fileno=descriptor)
                 threading.Thread(target=graphs.serve, args=(sock,), daemon=True).start()
-
-
-def _die_with(lifeline: int) -> None:
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class ColumnsHeader(msgspec.Struct, frozen=True, array_like=True):
 _decode_described = msgspec.json.Decoder(ColumnsHeader).decode
 
 
-def encode(value: msgspec.Struct) -> bytes:
+def encode(value: object) -> bytes:
     """As JSON."""
     return msgspec.json.encode(value, enc_hook=str)  # of paths
 

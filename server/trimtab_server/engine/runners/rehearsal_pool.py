@@ -6,6 +6,7 @@ piece, since a start has many, and end after a while without one.
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -21,7 +22,20 @@ IDLE_SECONDS = 10.0
 START_SECONDS = 60.0
 
 
-class RehearsalPool:
+class Rehearsals(Protocol):
+    """What rehearses pieces, for any thread."""
+
+    def graph(self, model: Model) -> GraphPiece:
+        """A graph as a piece."""
+
+    def rehearse(self, piece: Piece, step: Callable[[], None]) -> RehearsalResult:
+        """Try a piece; `step` is called with each of its steps. Blocks.
+
+        Raises GraphError with what is wrong with it; ConfigError if the device cannot be used.
+        """
+
+
+class RehearsalPool(Rehearsals):
     """Rehearses pieces, for any thread, on a kind of device and on `cores`. No step may take longer than
     `seconds`."""
 
@@ -44,14 +58,9 @@ class RehearsalPool:
         self._give_back(self._take())
 
     def graph(self, model: Model) -> GraphPiece:
-        """A graph as a piece."""
         return GraphPiece(model, self._kind, self._index)
 
     def rehearse(self, piece: Piece, step: Callable[[], None]) -> RehearsalResult:
-        """Try a piece; `step` is called with each of its steps. Blocks.
-
-        Raises GraphError with what is wrong with it; ConfigError if the device cannot be used.
-        """
         process = self._take()
         late = False
         try:

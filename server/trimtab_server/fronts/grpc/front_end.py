@@ -48,7 +48,7 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class GrpcFrontEnd:
-    """Listens from its construction on; calls are answered after `start`.
+    """Listens and answers calls from `start` to `stop`.
 
     `tell` sets what health reports, for the server as a whole ("") and for each encoder.
     """
@@ -76,7 +76,8 @@ class GrpcFrontEnd:
         self._native = NativeServicer(pipeline, embedder, rescorer, trials, self._streams)
         self._kserve = KServeServicer(pipeline, embedder, self._streams, lambda: self._health.serving)
         self._watching: list[asyncio.Task[None]] = []
-        self.port, self._servers = self._listen()
+        self.port = 0
+        self._servers: list[grpc.aio.Server] = []
 
     def tell(self, service: str, serving: bool) -> None:
         """Set whether an encoder serves, by NAME or NAME/VERSION; "" is the whole server, with both
@@ -85,7 +86,8 @@ class GrpcFrontEnd:
             self._health.set(each, serving)
 
     async def start(self) -> None:
-        """Answer calls."""
+        """Listen, and answer calls. ConfigError if an address cannot be used."""
+        self.port, self._servers = self._listen()
         newcomers = Newcomers(
             self._config.limits.max_connections,
             sockets.open_files,

@@ -118,7 +118,7 @@ class KServeServicer:
             for encoder in self._repository.encoders(opened.caller)
             if request.name in ("", encoder.name) and request.version in ("", str(encoder.version))
         ]
-        return pb.ModelStatisticsResponse(model_stats=[self._statistics(encoder) for encoder in chosen])
+        return pb.ModelStatisticsResponse(model_stats=[await self._statistics(each) for each in chosen])
 
     # -- the model repository ------------------------------------------------------------------------
 
@@ -230,8 +230,8 @@ class KServeServicer:
         if name:
             raise NotFound(f"repository {name!r} is not known: this server has one, which has no name")
 
-    def _statistics(self, encoder: LoadedEncoder) -> Any:
-        counted = self._pipeline.metrics.statistics(encoder.name, encoder.version)
+    async def _statistics(self, encoder: LoadedEncoder) -> Any:
+        counted = await self._pipeline.statistics(encoder)
 
         def duration(count: Count) -> Any:
             return pb.StatisticDuration(count=count.count, ns=count.ns)

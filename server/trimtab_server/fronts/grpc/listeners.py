@@ -97,7 +97,8 @@ def _connections(config: Config) -> list[tuple[str, int]]:
     server, limits = config.server, config.limits
     answer = round(min(PING_ANSWER_SECONDS, server.keepalive_seconds) * 1000)
     options = [
-        ("grpc.so_reuseport", 0),  # a taken port is an error, not silently shared
+        # Front ends share their ports. Any other taken port is an error, not silently shared.
+        ("grpc.so_reuseport", int(server.frontends > 1)),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
         # Further streams, which the client has ended and the server has not freed yet. With fewer, a client

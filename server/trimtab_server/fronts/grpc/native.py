@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 from trimtab.core.options import from_message
-from trimtab.errors import InvalidArgument, ResourceExhausted
+from trimtab.errors import InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense, item_forms
 from trimtab_server.callers.call import Call
@@ -172,5 +172,5 @@ def _ns(seconds: float) -> int:
 
 def _error(error: Exception) -> pb.Error:
     known = as_trimtab_error(error)
-    retry_after = known.retry_after if isinstance(known, ResourceExhausted) else 0.0
-    return pb.Error(code=known.code, message=shorten(str(known)), retry_after_ms=round(retry_after * 1000))
+    retry_after_ms = round(known.retry_after * 1000)
+    return pb.Error(code=known.code, message=shorten(str(known)), retry_after_ms=retry_after_ms)

@@ -49,7 +49,7 @@ async def abort(context: Context, error: TrimtabError) -> NoReturn:
     """
     message = shorten(str(error))
     trailers = tuple(context.trailing_metadata() or ())
-    if isinstance(error, ResourceExhausted):
+    if error.retry_after or isinstance(error, ResourceExhausted):
         left = context.time_remaining()
         too_late = left is not None and error.retry_after >= left
         pushback = -1 if too_late else round(error.retry_after * 1000)

@@ -1,0 +1,1 @@
+"""A server of several processes: front ends, one engine, and a supervisor that starts and watches them."""
