@@ -24,7 +24,6 @@ from trimtab_server.engine.fleet import cores
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place, parse
 from trimtab_server.engine.port import EnginePort
-from trimtab_server.engine.remote.rehearsing import RemoteRehearsals
 from trimtab_server.engine.runners.adapter_host import AdapterHost, IsolatedAdapterHost
 from trimtab_server.engine.runners.rehearsal_pool import Rehearsals
 from trimtab_server.fronts.grpc.front_end import GrpcFrontEnd
@@ -93,7 +92,7 @@ class App:
         else:
             group.engine.watch(self._devices_changed, self._model_retired)
             self._served = group.engine.serving
-            self._engine, self._rehearsals = group.engine, RemoteRehearsals(group.engine)
+            self._engine, self._rehearsals = group.engine, group.rehearsals
         trials = Trials(config.canary, config.shadow)
         settings = config.encoders.items()
         self._brownouts = Brownouts(

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from trimtab_server.catalog.repository import Everywhere
 from trimtab_server.engine.remote.remote import RemoteEngine
+from trimtab_server.engine.runners.rehearsal_pool import Rehearsals
 from trimtab_server.observing.metrics import Metrics, Statistics
 
 
@@ -21,6 +22,7 @@ class Group:
     """
 
     engine: RemoteEngine
+    rehearsals: Rehearsals | None
     metrics: Metrics
     registry: CollectorRegistry
     everywhere: Everywhere

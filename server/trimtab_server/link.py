@@ -34,6 +34,7 @@ class Link(asyncio.Protocol, Generic[T]):
         self._transport: asyncio.WriteTransport | None = None
         self._unsent: list[Any] = []
         self._buffer = bytearray()  # of a frame that has not arrived whole
+        self._closed = asyncio.Event()
 
     async def open(self, sock: socket.socket) -> None:
         """Use a connected socket, which then belongs to the link."""
@@ -45,10 +46,12 @@ class Link(asyncio.Protocol, Generic[T]):
             self._loop.call_soon(self._flush)
         self._unsent.append(message)
 
-    def close(self) -> None:
-        """Close the connection."""
+    async def close(self) -> None:
+        """Send what is unsent, close the connection, and wait until that is done."""
         if self._transport is not None:
+            self._flush()
             self._transport.close()
+            await self._closed.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is ready."""
@@ -73,10 +76,11 @@ class Link(asyncio.Protocol, Generic[T]):
     def connection_lost(self, error: Exception | None) -> None:
         """The other side is gone, or this one was closed."""
         self._transport = None
+        self._closed.set()
         self._lost()
 
     def _flush(self) -> None:
         messages, self._unsent = self._unsent, []
-        if self._transport is not None:
+        if messages and self._transport is not None:
             data = self._encode(messages)
             self._transport.writelines((LENGTH.pack(len(data)), data))

@@ -1,6 +1,7 @@
 """The real server on made-up places, whose sessions do as a test tells them to."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import numpy as np
 import tokenizers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.server.engine.apart import apart, grouped
 from tests.server.fingerprint import fingerprint
 from tests.server.models_made import Ids, TextRunner
 from trimtab.v1 import encoder_pb2 as pb
@@ -151,8 +153,10 @@ async def running(
     sharing: SharingSettings | None = None,
     versions: VersionsSettings | None = None,
     program: Sequence[str] = PROGRAM,
+    engine_apart: bool = False,
 ) -> AsyncIterator[tuple[Rig, Client]]:
-    """A server on places of these names, each with so many workers."""
+    """A server on places of these names, each with so many workers; its engine may be behind a socket, as
+    that of several front ends is."""
     rig = Rig()
     server = ServerSettings(
         grpc_address="127.0.0.1:0", metrics_address="127.0.0.1:0", drain_seconds=5.0, tenant_header="tenant"
@@ -165,10 +169,16 @@ async def running(
         versions=versions or VersionsSettings(),
     )
     made_up = [Place(name, 0, workers) for name in places]
-    app = App(config, repository, Opening(rig.open, program, foreign=False), made_up)
-    await app.start()
-    rig.app = app
-    try:
+    opening = Opening(rig.open, program, foreign=False)
+    async with contextlib.AsyncExitStack() as stack:
+        if engine_apart:
+            far = await stack.enter_async_context(apart(config, opening, made_up))
+            app = App(config, repository, group=await grouped(far))
+        else:
+            app = App(config, repository, opening, made_up)
+        await app.start()
+        rig.app = app
+        stack.push_async_callback(app.stop)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
             tokenizer = tokenizers.Tokenizer.from_file(str(repository / "all-minilm-l6-v2/1/tokenizer.json"))
             tokenizer.no_truncation()
@@ -181,5 +191,3 @@ async def running(
                     tokenizer,
                 ),
             )
-    finally:
-        await app.stop()

@@ -81,7 +81,7 @@ class Child:
         if self._process is None:
             return "was not started"
         status = await self._process.wait()
-        self._peer.close()
+        await self._peer.close()
         if self._channel is not None:
             self._channel.close()
         if self._lifeline >= 0:

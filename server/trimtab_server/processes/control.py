@@ -77,9 +77,9 @@ class Peer:
         finally:
             self._waiting.pop(number, None)
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._link.close()
+    async def close(self) -> None:
+        """Close the connection, after what is unsent."""
+        await self._link.close()
 
     def _received(self, message: Message) -> None:
         if isinstance(message, Question):

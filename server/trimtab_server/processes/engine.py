@@ -43,6 +43,7 @@ class EngineProgram(program.Program):
     async def stop(self) -> None:
         """Stop the devices; the front ends have ended."""
         if self._own is not None:
+            await self._host.result().close()
             await asyncio.to_thread(self._own.stop)
 
     def _serving(self, up: bool) -> None:

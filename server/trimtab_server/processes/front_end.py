@@ -11,6 +11,7 @@ import msgspec
 
 from trimtab_server.app import App
 from trimtab_server.config import Config
+from trimtab_server.engine.remote.rehearsing import RemoteRehearsals
 from trimtab_server.engine.remote.remote import RemoteEngine
 from trimtab_server.group import Group
 from trimtab_server.observing.metrics import Statistics
@@ -35,8 +36,8 @@ class FrontEndProgram(program.Program):
         """Load everything, then listen. Returns names and versions of what is served."""
         await self._engine.connected()
         group = Group(
-            self._engine, self.metrics, self.registry, self._everywhere, self._statistics,
-            begin.unloaded, begin.polls,
+            self._engine, RemoteRehearsals(self._engine), self.metrics, self.registry,
+            self._everywhere, self._statistics, begin.unloaded, begin.polls,
         )  # fmt: skip
         self._app = App(settings, Path(begin.repository), group=group)
         await self._app.start()
@@ -50,7 +51,7 @@ class FrontEndProgram(program.Program):
         """Drain."""
         if self._app is not None:
             await self._app.stop()
-        self._engine.close()
+        await self._engine.close()
 
     async def _everywhere(self, what: Literal["load", "unload"], encoder: str) -> None:
         await self.supervisor.ask(what, encoder)

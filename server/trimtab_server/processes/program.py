@@ -55,7 +55,7 @@ class Program(ABC):
         watch_sockets(calls, self.take)
         await self.supervisor.open(socket.socket(fileno=control))
         await self._stopped.wait()
-        await asyncio.sleep(0)  # the answer to `stop` leaves with this pass of the loop
+        await self.supervisor.close()
 
     async def _begin(self, value: bytes) -> Any:
         begin = msgspec.msgpack.decode(value, type=Begin)

@@ -1,187 +1,332 @@
-"""Whatever goes through the engine's port could go to another process: here all of it is encoded and decoded.
-
-The same server then answers, admits, refuses and counts as it does without.
-"""
+"""The engine's port between processes: a front end gets what it would get in the engine's own process."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import dataclasses
+import socket
+import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import msgspec
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import trimtab_server.app
+import trimtab.errors
 from tests.server import toy
+from tests.server.engine.apart import CONFIG, PATIENCE, TURN, apart
 from tests.server.misbehaving import Gate, running
 from tests.server.models_made import payload
-from tests.server.toy import PROGRAM, SPARSE
-from trimtab.errors import InvalidArgument, NotFound, ResourceExhausted, TrimtabError, code_of, from_code
-from trimtab_server.config import Quota
-from trimtab_server.engine.admission.admission import Admission
-from trimtab_server.engine.admission.quotas import Quotas
-from trimtab_server.engine.batch import Model
-from trimtab_server.engine.fleet.devices import Device
+from tests.server.toy import SPARSE
+from trimtab.errors import InvalidArgument, NotFound, ResourceExhausted, TrimtabError, Unavailable
+from trimtab.values.column import Column
 from trimtab_server.engine.fleet.homes import Opening
-from trimtab_server.engine.fleet.places import Place
-from trimtab_server.engine.local import LocalEngine
-from trimtab_server.engine.port import AdmissionRequest, Computed, ComputeRequest, ItemError, Pressure, Turn
-from trimtab_server.engine.queue.batcher import Batcher
-from trimtab_server.engine.queue.sharing import Sharing
-from trimtab_server.engine.runners import frames
-from trimtab_server.observing.metrics import Metrics
-
-T = TypeVar("T")
-PATIENCE = 120.0
-TURN = Turn("tenant", "a flow", "interactive", None)
-NAME = "all-minilm-l6-v2"
+from trimtab_server.engine.port import AdmissionRequest, Computed, ComputeRequest, EnginePort, ItemError, Turn
+from trimtab_server.engine.remote import messages, remote
+from trimtab_server.engine.runners.runner import GraphError
+from trimtab_server.link import LENGTH, Link
 
 
-def sent(value: T, kind: type[T]) -> T:
-    """A value of the port, as another process would get it."""
-    if kind is Model:  # as it goes to a device's process
-        return frames.decode(frames.encode(value), kind)  # type: ignore[type-var,arg-type]
-    encoded = msgspec.msgpack.encode(value, enc_hook=_numbers)
-    return msgspec.msgpack.decode(encoded, type=kind, dec_hook=_array)
+def ids(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int32)
 
 
-def _numbers(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    raise TypeError(f"{value!r} is no plain value")
-
-
-def _array(kind: Any, value: Any) -> Any:
-    dtype, shape, data = value
-    return np.frombuffer(data, dtype).reshape(shape)
-
-
-class Failed(msgspec.Struct):
-    """What a call of the port has raised."""
-
-    code: int
-    message: str
-    retry_after: float
-    item: tuple[int, str] | None = None  # of an ItemError: where, and why
-
-
-class Loopback(LocalEngine):
-    """Gets copies of what it is asked, and answers with copies."""
-
-    used: set[str]  # what was called of it; tests set it
-
-    async def load(self, model: Model) -> int:
-        return sent(await self._raised("load", super().load(sent(model, Model))), int)
-
-    async def unload(self, model: int) -> None:
-        await self._raised("unload", super().unload(sent(model, int)))
-
-    async def admit(self, request: AdmissionRequest) -> int:
-        return sent(await self._raised("admit", super().admit(sent(request, AdmissionRequest))), int)
-
-    async def compute(self, request: ComputeRequest) -> Computed:
-        return sent(await self._raised("compute", super().compute(sent(request, ComputeRequest))), Computed)
-
-    def release(self, admitted: int, *, answered: bool) -> None:
-        self.used.add("release")
-        super().release(sent(admitted, int), answered=sent(answered, bool))
-
-    def pressure(self) -> Pressure:
-        self.used.add("pressure")
-        return sent(super().pressure(), Pressure)
-
-    async def _raised(self, name: str, answer: Any) -> Any:
-        self.used.add(name)
-        try:
-            return await answer
-        except TrimtabError as error:
-            item = (error.row, error.why) if isinstance(error, ItemError) else None
-            failed = sent(Failed(error.code, str(error), getattr(error, "retry_after", 0.0), item), Failed)
-        if failed.item is not None:
-            raise ItemError(*failed.item)
-        raise from_code(code_of(failed.code), failed.message, failed.retry_after)
-
-
-@asynccontextmanager
-async def looped() -> AsyncIterator[Loopback]:
-    """An engine of small quotas, whose device gives more than vectors, behind a port that copies."""
-    place = Place("cpu", 0, 1)
-    opening = Opening(lambda model, place: toy.Runner(), PROGRAM, foreign=False)
-    quotas = Quotas(Quota(max_tokens_in_flight=80), {})
-    engine = Loopback(
-        Batcher(4096, 64),
-        Sharing(single_flight=True, across_tenants=False, cache_bytes=1 << 20),
-        [Device(place, opening.home(place, isolated=False))],
-        Admission(100, quotas),
-        Metrics(CollectorRegistry()),
-        hang_seconds=PATIENCE, load_seconds=PATIENCE,
-        serving=lambda up: None, retired=lambda model, why: None,
-    )  # fmt: skip
-    engine.used = set()
-    engine.start()
+async def computed(engine: EnginePort, number: int, *texts: np.ndarray, turn: Turn = TURN) -> Computed:
+    """What an admitted request gets for these texts."""
+    admitted = await engine.admit(AdmissionRequest(number, turn, sum(map(len, texts)), 2))
+    answered = False
     try:
-        yield engine
+        work = ComputeRequest(admitted, number, turn, list(map(payload, texts)), (*SPARSE, "sums"))
+        async with asyncio.timeout(PATIENCE):
+            result = await engine.compute(work)
+        answered = True
     finally:
-        await asyncio.to_thread(engine.stop)
+        engine.release(admitted, answered=answered)
+    return result
+
+
+def check(result: Computed, *texts: np.ndarray) -> None:
+    for place, text in enumerate(texts):
+        for name, values in toy.expected(text, (*SPARSE, "sums")).items():
+            np.testing.assert_array_equal(result.result[name].item(place), values)
+            assert result.result[name].values.dtype == values.dtype
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 async def test_what_was_computed_comes_back_as_it_was() -> None:
-    texts = [np.array(each, np.int32) for each in ([5, 5, 7], [9], [3, 4, 3, 3])]
-    async with looped() as engine:
-        number = await engine.load(toy.model())
+    texts = [ids(5, 5, 7), ids(9), ids(3, 4, 3, 3)]
+    async with apart() as engine:
+        front = await engine.front_end()
+        number = await front.load(toy.model())
         for _ in range(2):  # the second time from the cache
-            admitted = await engine.admit(AdmissionRequest(number, TURN, 10, 2))
-            work = ComputeRequest(admitted, number, TURN, list(map(payload, texts)), (*SPARSE, "sums"))
-            async with asyncio.timeout(PATIENCE):
-                computed = await engine.compute(work)
-            engine.release(admitted, answered=True)
-            for place, text in enumerate(texts):
-                for name, values in toy.expected(text, work.wanted).items():
-                    np.testing.assert_array_equal(computed.result[name].item(place), values)
-                    assert computed.result[name].values.dtype == values.dtype
-        pressure = engine.pressure()
-        assert pressure.workers == 1 and pressure.run_seconds > 0 and set(pressure.paces) == {number}
+            check(await computed(front, number, *texts), *texts)
+        await until(lambda: front.pressure().run_seconds > 0)
+        pressure = front.pressure()
+        assert pressure.workers == 1 and set(pressure.paces) == {number}
         assert pressure.queue_seconds(number, "a flow", "interactive") >= 0.0
-        await engine.unload(number)
+        await front.unload(number)
         with pytest.raises(NotFound, match="unloaded"):
-            await engine.admit(AdmissionRequest(number, TURN, 10, 2))
-        assert await engine.load(toy.model()) != number, "a number is given once"
-        assert engine.used == {"load", "unload", "admit", "compute", "release", "pressure"}
+            await computed(front, number, ids(1))
+        assert await front.load(toy.model()) != number, "a number is given once"
 
 
-async def test_admission_stands_behind_it() -> None:
+@pytest.mark.parametrize("asks_first", [True, False])
+async def test_admission_stands_behind_it(asks_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request holds its room until it is released, whether or not it came to be computed."""
-    async with looped() as engine:
-        number = await engine.load(toy.model())
-        first = await engine.admit(AdmissionRequest(number, TURN, 50, 10))
+    monkeypatch.setattr(remote, "SHORT_TOKENS", 0 if asks_first else 1000)
+    async with apart() as engine:
+        front, gate = await engine.front_end(), asyncio.Event()
+        number = await front.load(toy.model())
+
+        async def request(tokens: int, held: int = 0, turn: Turn = TURN) -> None:
+            admitted = await front.admit(AdmissionRequest(number, turn, tokens, held))
+            try:
+                await front.compute(
+                    ComputeRequest(admitted, number, turn, [payload(ids(1, 2, 3))], ("sums",))
+                )
+                await gate.wait()
+            finally:
+                front.release(admitted, answered=True)
+
+        admission = engine.own.engine._admission
+        first = asyncio.create_task(request(50, 10))
+        # What was estimated at 50 turns out to be 3.
+        await until(lambda: admission.tokens == 13)
         with pytest.raises(ResourceExhausted, match="max_tokens_in_flight") as caught:
-            await engine.admit(AdmissionRequest(number, TURN, 30, 0))
+            await request(70)
         assert caught.value.retry_after > 0
         with pytest.raises(InvalidArgument, match="send fewer"):
-            await engine.admit(AdmissionRequest(number, Turn("another", "another", "bulk", None), 101, 0))
-        # What was estimated at 50 turns out to be 3.
-        payloads = [payload(np.array([1, 2, 3], np.int32))]
-        await engine.compute(ComputeRequest(first, number, TURN, payloads, ("sums",)))
-        second = await engine.admit(AdmissionRequest(number, TURN, 30, 0))
-        assert second != first
+            await request(101, turn=Turn("another", "another", "bulk", None))
+        second = asyncio.create_task(request(30))
+        await until(lambda: admission.tokens == 16)
+        gate.set()
+        await asyncio.gather(first, second)
+        await until(lambda: admission.tokens == 0)
+
+
+async def test_a_refused_tenant_asks_before_its_texts_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with apart() as engine:
+        front = await engine.front_end()
+        number = await front.load(toy.model())
+        monkeypatch.setattr(remote, "SHORT_TOKENS", 20)
+        held = await front.admit(AdmissionRequest(number, TURN, 75, 0))
         with pytest.raises(ResourceExhausted):
-            await engine.admit(AdmissionRequest(number, TURN, 60, 0))
-        for admitted in (first, second):
-            engine.release(admitted, answered=False)
-        engine.release(await engine.admit(AdmissionRequest(number, TURN, 80, 0)), answered=False)
+            await computed(front, number, ids(*range(10)))
+        with pytest.raises(ResourceExhausted):
+            await front.admit(AdmissionRequest(number, TURN, 10, 0))
+        other = Turn("another", "another", "interactive", None)
+        await front.admit(AdmissionRequest(number, other, 10, 0))
+        monkeypatch.setattr(remote.time, "monotonic", lambda: time.perf_counter() + 1e9)
+        await front.admit(AdmissionRequest(number, TURN, 10, 0))  # after a while, not any more
+        front.release(held, answered=False)
 
 
-async def test_a_server_behind_such_a_port_serves_as_it_does(
-    minilm_repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Loopback.used = set()
-    monkeypatch.setattr(trimtab_server.app, "LocalEngine", Loopback)
+async def test_front_ends_share_models_and_caches_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with apart() as engine:
+        one, two = await engine.front_end(), await engine.front_end()
+        numbers = await asyncio.gather(one.load(toy.model()), two.load(toy.model()))
+        assert len(engine.opened) == 1
+        for front, number in zip((one, two), numbers, strict=True):
+            check(await computed(front, number, ids(8, 8, 9)), ids(8, 8, 9))
+        metrics = engine.own.engine.queue._metrics
+        assert metrics._answers.shared.labels("toy", 1, "cache").value == 1
+        monkeypatch.setattr(remote, "SHORT_TOKENS", 20)
+        held = await one.admit(AdmissionRequest(numbers[0], TURN, 60, 0))
+        with pytest.raises(ResourceExhausted):
+            await two.admit(AdmissionRequest(numbers[1], TURN, 30, 0))
+        one.release(held, answered=True)
+        await one.unload(numbers[0])
+        check(await computed(two, numbers[1], ids(4, 4)), ids(4, 4))
+        await two.unload(numbers[1])
+        again = await two.load(toy.model())
+        assert len(engine.opened) == 2, "it was unloaded when nobody used it any more"
+        check(await computed(two, again, ids(4, 4)), ids(4, 4))
+
+
+async def test_what_a_lost_front_end_held_is_released() -> None:
     gate = Gate()
-    async with running(minilm_repository, "one") as (rig, client):
+
+    class Waiting(toy.Runner):
+        def run(self, batch: Any, wanted: Any) -> Any:
+            if (batch["ids"].values == 77).any():
+                gate.wait()
+            return super().run(batch, wanted)
+
+    async with apart(opening=Opening(lambda model, place: Waiting(), toy.PROGRAM, foreign=False)) as engine:
+        lost, other = await engine.front_end(), await engine.front_end()
+        number, others = await lost.load(toy.model()), await other.load(toy.model())
+        working = asyncio.create_task(computed(lost, number, ids(77)))
+        await gate.arrival()
+        queued = asyncio.create_task(computed(lost, number, ids(1, 2)))
+        admission = engine.own.engine._admission
+        await until(lambda: admission.tokens == 2 + 1 + 2 + 2)
+        await lost.close()
+        for task in (working, queued):
+            with pytest.raises(Unavailable) as caught:
+                await task
+            assert caught.value.retry_after > 0
+        await until(lambda: admission.tokens == 0)
+        await until(lambda: len(engine.own.engine.queue._batcher) == 0)
+        gate.open.set()
+        check(await computed(other, others, ids(6)), ids(6))
+
+
+async def test_a_cancelled_request_leaves_the_queue() -> None:
+    gate = Gate()
+
+    class Waiting(toy.Runner):
+        def run(self, batch: Any, wanted: Any) -> Any:
+            if (batch["ids"].values == 77).any():
+                gate.wait()
+            return super().run(batch, wanted)
+
+    async with apart(opening=Opening(lambda model, place: Waiting(), toy.PROGRAM, foreign=False)) as engine:
+        front = await engine.front_end()
+        number = await front.load(toy.model())
+        working = asyncio.create_task(computed(front, number, ids(77)))
+        await gate.arrival()
+        queued = asyncio.create_task(computed(front, number, ids(1, 2)))
+        batcher = engine.own.engine.queue._batcher
+        await until(lambda: len(batcher) == 1)
+        queued.cancel()
+        await until(lambda: len(batcher) == 0)
+        gate.open.set()
+        check(await working, ids(77))
+        await until(lambda: engine.own.engine._admission.tokens == 0)
+
+
+async def test_another_engine_takes_over() -> None:
+    """The front end's numbers stay, and its models are loaded into the new engine."""
+    told: list[bool] = []
+    async with apart() as first, apart() as second:
+        front = await first.front_end()
+        await until(lambda: front.serving)
+        front.watch(told.append, lambda model, why: None)
+        number = await front.load(toy.model())
+        admitted = await front.admit(AdmissionRequest(number, TURN, 3, 2))
+        for each in list(first.host._front_ends):
+            await each.link.close()
+        await until(lambda: told == [False])
+        with pytest.raises(Unavailable, match="starting anew"):
+            await computed(front, number, ids(1))
+        await second.connect(front)
+        await until(lambda: told[-1])
+        front.release(admitted, answered=True)
+        check(await computed(front, number, ids(2, 2)), ids(2, 2))
+        assert len(second.opened) == 1
+
+
+async def test_a_model_that_the_new_engine_cannot_load_is_retired() -> None:
+    def refuse(model: Any, place: Any) -> Any:
+        raise RuntimeError("this graph is broken")
+
+    retired: list[tuple[int, str]] = []
+    broken = Opening(refuse, toy.PROGRAM, foreign=False)
+    async with apart() as first, apart(opening=broken) as second:
+        front = await first.front_end()
+        front.watch(lambda up: None, lambda model, why: retired.append((model, why)))
+        number = await front.load(toy.model())
+        for each in list(first.host._front_ends):
+            await each.link.close()
+        await second.connect(front)
+        await until(lambda: retired)
+        assert retired[0][0] == number and "this graph is broken" in retired[0][1]
+        await front.unload(number)
+        await until(lambda: front.serving)
+
+
+def errors() -> list[Exception]:
+    ours = [
+        each("what went wrong", 2.5)
+        for each in vars(trimtab.errors).values()
+        if isinstance(each, type) and issubclass(each, TrimtabError)
+    ]
+    return [*ours, GraphError("a graph"), ItemError(3, "ValueError")]
+
+
+@pytest.mark.parametrize("error", errors(), ids=lambda error: type(error).__name__)
+def test_errors_arrive_as_they_were(error: Exception) -> None:
+    (message,) = messages.decode_to_front_end(messages.encode([messages.failed(7, error)]))
+    arrived = messages.raised(message)
+    assert type(arrived) is type(error) and str(arrived) == str(error) and message.call == 7
+    for name in ("retry_after", "row", "why"):
+        assert getattr(arrived, name, None) == getattr(error, name, None)
+
+
+def test_an_error_of_no_kind_of_ours_is_internal() -> None:
+    arrived = messages.raised(messages.failed(1, KeyError("a secret of somebody's")))
+    assert type(arrived) is trimtab.errors.InternalError and "KeyError" in str(arrived)
+
+
+arrays = st.builds(
+    lambda dtype, shape, order: np.asarray(np.arange(np.prod(shape)).reshape(shape), dtype, order=order),
+    st.sampled_from(["<i4", "<f4", "<f2", "i1"]),
+    st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    st.sampled_from("CF"),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(arrays, min_size=1, max_size=6), st.data())
+def test_frames_may_be_cut_anywhere(values: list[np.ndarray], data: st.DataObject) -> None:
+    """However the bytes of frames arrive, each message comes once, whole and in order."""
+    sent = [
+        messages.Answer(call, Computed({"column": Column(each, None)}, 0.5, 0.25))
+        for call, each in enumerate(values)
+    ]
+    frames = []
+    for message in sent:
+        encoded = messages.encode([message, messages.Done(message.call, 9)])
+        frames.append(LENGTH.pack(len(encoded)) + encoded)
+    stream = b"".join(frames)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    got: list[Any] = []
+
+    async def receive() -> None:
+        link = Link(messages.encode, messages.decode_to_front_end, got.append, lambda: None)
+        for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+            link.data_received(stream[start:end])
+
+    asyncio.run(receive())
+    assert [each.call for each in got] == [call for call in range(len(values)) for _ in range(2)]
+    for message, array in zip(got[::2], values, strict=True):
+        arrived = message.computed.result["column"].values
+        np.testing.assert_array_equal(arrived, array)
+        assert arrived.dtype == array.dtype and arrived.shape == array.shape
+
+
+async def test_messages_of_one_pass_leave_in_one_frame() -> None:
+    one, other = socket.socketpair()
+    frames: list[int] = []
+
+    def decode(data: memoryview) -> list[Any]:
+        found = messages.decode_to_engine(data)
+        frames.append(len(found))
+        return found
+
+    got: list[Any] = []
+    sender = Link(messages.encode, messages.decode_to_front_end, lambda message: None, lambda: None)
+    receiver = Link(messages.encode, decode, got.append, lambda: None)
+    await sender.open(one)
+    await receiver.open(other)
+    for call in range(5):
+        sender.send(messages.Cancel(call))
+    await until(lambda: len(got) == 5)
+    assert frames == [5]
+    await sender.close()
+    await until(lambda: receiver._transport is None)
+
+
+async def test_a_server_with_its_engine_apart_serves_as_it_does(minilm_repository: Path) -> None:
+    gate = Gate()
+    async with running(minilm_repository, "one", engine_apart=True) as (rig, client):
         await asyncio.gather(*(client.embed(f"text {number}", "another") for number in range(20)))
         rig.behave = lambda device, ids: gate.wait()
         late = client.embed("a text that comes too late", timeout=5.0)
@@ -193,9 +338,14 @@ async def test_a_server_behind_such_a_port_serves_as_it_does(
         gate.open.set()
         await late
         await client.embed("and on")
-    assert Loopback.used >= {"load", "admit", "compute", "release", "pressure"}
 
 
-def test_what_is_no_plain_value_would_be_found() -> None:
+def test_what_is_no_plain_value_is_refused() -> None:
+    work = messages.Compute(1, 1, 1, TURN, [], (lambda: None,))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="no plain value"):
-        sent(ComputeRequest(1, 1, TURN, [], (lambda: None,)), ComputeRequest)  # type: ignore[arg-type]
+        messages.encode([work])
+
+
+def test_the_configuration_is_small_enough() -> None:
+    assert CONFIG.quota.max_tokens_in_flight < remote.SHORT_TOKENS, "or nothing here is admitted unasked"
+    assert dataclasses.is_dataclass(toy.model()) and msgspec.msgpack.encode(TURN)

@@ -70,6 +70,11 @@ class EngineHost:
         link.send(messages.Serving(self._up))
         link.send(messages.Pressed(self._told))
 
+    async def close(self) -> None:
+        """Let go of all front ends, and of what they hold."""
+        await asyncio.gather(*(front.link.close() for front in self._front_ends))
+        await asyncio.gather(*self._tasks)
+
     def serving(self, up: bool) -> None:
         """Tell all front ends whether any device is in service."""
         self._up = up

@@ -85,10 +85,10 @@ class RemoteEngine(EnginePort):
         """Wait for the first engine."""
         await self._connected.wait()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection."""
         if self._link is not None:
-            self._link.close()
+            await self._link.close()
 
     async def load(self, model: Model) -> int:
         loaded = _Loaded(model, None)
