@@ -13,11 +13,13 @@ IN_FLIGHT_PER_DEVICE = 16
 SIZES = (8, 32, 128)
 
 
-def fake(repository: Path, core: int, devices: int, seconds_per_token: float) -> processes.Serving:
+def fake(
+    repository: Path, core: int, devices: int, seconds_per_token: float, *, front_ends: int = 1
+) -> processes.Serving:
     """A server of simulated devices."""
     command = [processes.PYTHON, "-m", "bench.fake_server", str(repository), "--devices", str(devices)]
-    command += ["--seconds-per-token", str(seconds_per_token)]
-    return processes.serve(f"fake-{devices}", command, core, processes.said_ready)
+    command += ["--seconds-per-token", str(seconds_per_token), "--front-ends", str(front_ends)]
+    return processes.serve(f"fake-{devices}-{front_ends}", command, core, processes.said_ready)
 
 
 def echo(core: int) -> processes.Serving:

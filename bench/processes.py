@@ -40,7 +40,11 @@ class Running:
 
     def cpu_seconds(self) -> float:
         """User and system CPU time of the server and its live child processes."""
-        return sum(_session(self.pid).values())
+        return sum(self.cpu_by_process().values())
+
+    def cpu_by_process(self) -> dict[int, float]:
+        """The same, by process id."""
+        return _session(self.pid)
 
 
 Serving: TypeAlias = contextlib.AbstractContextManager[Running]

@@ -20,7 +20,7 @@ async def listening() -> AsyncIterator[int]:
     Counter("things", "Things.", registry=registry).inc(3)
     port = Scrapes(registry)
     try:
-        yield await port.start("127.0.0.1", 0)
+        yield await port.start("127.0.0.1:0")
     finally:
         port.stop()
 

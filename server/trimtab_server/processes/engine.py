@@ -5,11 +5,12 @@ python -m trimtab_server.processes.engine CONTROL CHANNEL LIFELINE
 
 import asyncio
 import socket
+from collections.abc import Sequence
 
 from trimtab_server.config import Config
 from trimtab_server.engine.configured import OwnEngine
 from trimtab_server.engine.fleet.homes import Opening
-from trimtab_server.engine.fleet.places import parse
+from trimtab_server.engine.fleet.places import Place, parse
 from trimtab_server.engine.remote.host import EngineHost
 from trimtab_server.engine.remote.rehearsing import SharedRehearsals
 from trimtab_server.processes import program
@@ -17,18 +18,26 @@ from trimtab_server.processes.child import Begin
 
 
 class EngineProgram(program.Program):
-    """Serves front ends over the sockets that come."""
+    """Serves front ends over the sockets that come.
 
-    def __init__(self, opening: Opening = Opening()) -> None:  # noqa: B008  # it is frozen
+    `opening` and `places` are as App's.
+    """
+
+    def __init__(
+        self,
+        opening: Opening = Opening(),  # noqa: B008  # it is frozen
+        places: Sequence[Place] | None = None,
+    ) -> None:
         super().__init__()
         self._opening = opening
+        self._places = places
         self._own: OwnEngine | None = None
         self._host: asyncio.Future[EngineHost] = asyncio.get_running_loop().create_future()
 
     async def begin(self, begin: Begin, settings: Config) -> None:
         """Start the devices."""
         own = self._own = OwnEngine(
-            settings, self._opening, parse(settings.devices), self.metrics,
+            settings, self._opening, self._places or parse(settings.devices), self.metrics,
             serving=self._serving, retired=self._retired,
         )  # fmt: skip
         rehearsals = own.rehearsals

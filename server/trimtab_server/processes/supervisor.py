@@ -39,15 +39,19 @@ class Supervisor:
     """A server of several processes: `start`, then `serve` until it is told to stop, then `stop`.
 
     The kernel spreads connections over the front ends. Loads, unloads, metrics and statistics go through
-    here, so that they mean the same as with one process.
+    here, so that they mean the same as with one process. `engine` is the module that the engine's process
+    runs.
     """
 
-    def __init__(self, config: Config, repository: Path, *, verbose: bool = False) -> None:
+    def __init__(
+        self, config: Config, repository: Path, *, verbose: bool = False, engine: str = ENGINE
+    ) -> None:
         self.config = config
         self.grpc_port = self.metrics_port = 0
         self.served: list[tuple[str, int]] = []  # names and versions, at the start
         self._repository = repository
         self._verbose = verbose
+        self._engine_program = engine
         self._reserved: list[socket.socket] = []
         self._front_ends: dict[int, Child] = {}
         self._engine: Child | None = None
@@ -97,7 +101,7 @@ class Supervisor:
 
     async def _start_engine(self) -> Child:
         child = await self._spawn(
-            "engine", ENGINE, Begin("engine", configuration.encode(self.config), self._verbose), None
+            "engine", self._engine_program, Begin("engine", configuration.encode(self.config), self._verbose), None
         )
         self._engine = child
         for front_end in self._front_ends.values():

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
 
-from trimtab.errors import NotFound, Unimplemented
+from trimtab.errors import NotFound
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.port import AdmissionRequest, ComputeRequest, EnginePort, Pressure
 from trimtab_server.engine.remote import messages
 from trimtab_server.engine.remote.messages import ToEngine
 from trimtab_server.engine.remote.rehearsing import SharedRehearsals
 from trimtab_server.engine.runners import frames
+from trimtab_server.engine.runners.rehearsal import RehearsalResult
 from trimtab_server.link import Link
 
 # How often front ends are told the state of the queue, while anything is in flight.
@@ -163,8 +164,8 @@ class EngineHost:
         return messages.Done(message.call)
 
     async def _rehearse(self, front: _FrontEnd, message: messages.Rehearse) -> messages.Rehearsed:
-        if self._rehearsals is None:
-            raise Unimplemented("this engine rehearses nothing")
+        if self._rehearsals is None:  # its graphs are not foreign
+            return messages.Rehearsed(message.call, frames.encode(RehearsalResult()))
         return messages.Rehearsed(message.call, await self._rehearsals.rehearse(message.piece))
 
     def _let_go(self, front: _FrontEnd, key: bytes) -> "asyncio.Task[None] | None":
