@@ -100,9 +100,8 @@ class Supervisor:
         return msgspec.structs.replace(config, server=msgspec.structs.replace(server, **addresses))
 
     async def _start_engine(self) -> Child:
-        child = await self._spawn(
-            "engine", self._engine_program, Begin("engine", configuration.encode(self.config), self._verbose), None
-        )
+        begin = Begin("engine", configuration.encode(self.config), self._verbose)
+        child = await self._spawn(self._engine_program, begin, None)
         self._engine = child
         for front_end in self._front_ends.values():
             self._connect(front_end)
@@ -117,11 +116,13 @@ class Supervisor:
             polls=number == 1,
             unloaded=frozenset(self._unloaded),
         )
-        return await self._spawn(begin.name, FRONT_END, begin, number)
+        return await self._spawn(FRONT_END, begin, number)
 
-    async def _spawn(self, name: str, program: str, begin: Begin, number: int | None) -> Child:
+    async def _spawn(self, program: str, begin: Begin, number: int | None) -> Child:
         """Start a process, and wait until it has begun. Raises what keeps it from that."""
-        child = Child(name, {"load": self._load, "unload": self._unload, "statistics": self._statistics})
+        child = Child(
+            begin.name, {"load": self._load, "unload": self._unload, "statistics": self._statistics}
+        )
         await child.start(program)
         try:
             if number is None:
@@ -132,6 +133,7 @@ class Supervisor:
                 self.served = await child.get(list[tuple[str, int]], "begin", begin)
         except BaseException:
             child.kill()
+            await child.ended()
             raise
         return child
 
