@@ -8,7 +8,8 @@ faults     Clients of every kind call two servers behind client-side balancing, 
            the known vector of its text. Meanwhile servers are killed, paused, stopped and restarted; clients
            vanish, stop reading, or send malformed frames and messages; thousands of connections arrive; the
            disk fills; the clock jumps; encoders are loaded and unloaded; certificates are replaced; and
-           device processes are killed. Lost, answered twice, answered with another's vector: 0, 0, 0.
+           processes of devices, front ends and engines are killed. Lost, answered twice, answered with
+           another's vector: 0, 0, 0.
 rollover   Versions are swapped under load, by polling and by the repository's calls, and both servers are
            replaced one after another: no request fails.
 soak       Resident memory after a million requests and a hundred reloads, relative to after the warm-up.
@@ -57,6 +58,7 @@ def main() -> None:
         "--floods", nargs="+", choices=flooding.FLOODS, default=(), metavar="FLOOD",
         help="some of them alone: " + ", ".join(flooding.FLOODS),
     )  # fmt: skip
+    parser.add_argument("--front-ends", type=int, default=1, help="of one of the two servers of faults")
     parser.add_argument("--minutes", type=float, help="for fuzz, all targets together (default: 60)")
     parser.add_argument("--quick", action="store_true", help="a short run of every part")
     options = parser.parse_args()
@@ -66,7 +68,7 @@ def main() -> None:
     run: dict[str, Callable[[], PartResult]] = {
         "faults": lambda: faults.run(
             folder / "faults", options.requests or (5_000 if quick else 200_000),
-            quick=quick, only=tuple(options.faults),
+            quick=quick, only=tuple(options.faults), front_ends=options.front_ends,
         ),
         "rollover": lambda: rollover.run(folder / "rollover", 10 if quick else 50),
         "soak": lambda: soak.run(folder / "soak", options.requests or (20_000 if quick else 1_000_000)),

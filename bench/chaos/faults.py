@@ -28,13 +28,16 @@ max_connections = 1000
 """
 
 
-def run(folder: Path, requests: int, *, quick: bool, only: tuple[str, ...] = ()) -> PartResult:
-    """This many requests, and at least one round of the schedule, or of the faults named."""
+def run(
+    folder: Path, requests: int, *, quick: bool, only: tuple[str, ...] = (), front_ends: int = 1
+) -> PartResult:
+    """This many requests, and at least one round of the schedule, or of the faults named. The second server
+    has so many front ends."""
     bundle, repository = known.bundle(), folder / "models"
     repository.mkdir(parents=True)
     for name in (known.NAME, OTHER):
         replicas.copy_of(bundle, repository, name)
-    pair = _pair(folder, repository)
+    pair = _pair(folder, repository, front_ends)
     begun = time.monotonic()
     with replicas.running(*pair):
         load = CallersProcess(replicas.address(*pair), requests)
@@ -54,7 +57,7 @@ def run(folder: Path, requests: int, *, quick: bool, only: tuple[str, ...] = ())
     if told.get("unknown"):
         print("  " + "\n  ".join(told["unknown"]))
     figures = {
-        "requests": told.get("sent", 0), "answered": told.get("answered", 0),
+        "front_ends": front_ends, "requests": told.get("sent", 0), "answered": told.get("answered", 0),
         "errors": told.get("errors", 0), "given_up": told.get("given_up", 0), "faults": faults,
         "seconds": round(time.monotonic() - begun, 1), "grown": round(grown, 3), "peak_mb": peak,
         "by_error": told.get("by_error", {}), "problems": world.problems,
@@ -63,7 +66,7 @@ def run(folder: Path, requests: int, *, quick: bool, only: tuple[str, ...] = ())
     return PartResult(figures, _bars(world, told, requests, peak, well=well))
 
 
-def _pair(folder: Path, repository: Path) -> tuple[Replica, Replica]:
+def _pair(folder: Path, repository: Path, front_ends: int) -> tuple[Replica, Replica]:
     """The two servers: one with device processes, one whose clock can be made to jump."""
     shifted = replicas.FAKETIME.exists()
     if not shifted:
@@ -73,7 +76,7 @@ def _pair(folder: Path, repository: Path) -> tuple[Replica, Replica]:
     )
     return (
         Replica(ISOLATED, folder / ISOLATED, repository, isolated),
-        Replica("two", folder / "two", repository, plain, shifted=shifted),
+        Replica("two", folder / "two", repository, plain, shifted=shifted, front_ends=front_ends),
     )
 
 

@@ -175,6 +175,15 @@ def workers(world: FaultContext) -> None:
         world.load.until_answered(500)
 
 
+def processes(world: FaultContext) -> None:
+    """Kill a server's front ends and their engine with SIGKILL, one after another, while it answers."""
+    for replica in world.pair:
+        for child in replica.children() if replica.front_ends > 1 else ():
+            os.kill(child, signal.SIGKILL)
+            world.note("front ends and engines killed", 1)
+            world.load.until_answered(500)
+
+
 FAULTS: dict[str, Callable[[FaultContext], None]] = {
     "kill -9": kill,
     "SIGSTOP": pause,
@@ -186,6 +195,7 @@ FAULTS: dict[str, Callable[[FaultContext], None]] = {
     "huge": huge,
     "flood": flood,
     "workers": workers,
+    "processes": processes,
     "full disk": full_disk,
     "clock": clock,
     "certificates": certificates,

@@ -31,6 +31,7 @@ class Replica:
     config: str
     shifted: bool = False  # whether its clock can be shifted
     under: Sequence[str] = ()  # a command that becomes the server, such as `taskset -c 0`
+    front_ends: int = 1
     port: int = 0
     metrics_url: str = ""
     starts: int = 0
@@ -61,7 +62,7 @@ class Replica:
         assert self.process is None or self.process.poll() is not None
         self.starts += 1
         config, log = self.folder / "trimtab.toml", self.folder / f"log-{self.starts:04}"
-        config.write_text(self.config)
+        config.write_text(self.config.replace("[server]", f"[server]\nfrontends = {self.front_ends}", 1))
         command = [*self.under, processes.PYTHON, "-m", "trimtab.cli", "serve"]
         command += ["--repository", str(self.repository)]
         command += ["--config", str(config), "--grpc-address", self.url, "--metrics-address", "127.0.0.1:0"]
@@ -90,8 +91,12 @@ class Replica:
         return environment
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to its process."""
+        """Send a signal to its process; those that pause or resume, to its front ends and engine, too."""
         os.kill(self.pid, number)
+        if self.front_ends > 1 and number in (signal.SIGSTOP, signal.SIGCONT):
+            for child in self.children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, number)
 
     def end(self, seconds: float = 60) -> int:
         """Send SIGTERM, and wait. Returns the exit status."""
@@ -109,7 +114,8 @@ class Replica:
         self.process.wait()
 
     def children(self) -> list[int]:
-        """Its live child processes, whichever thread started them: the device processes."""
+        """Its live child processes, whichever thread started them: those of devices, or its front ends and
+        their engine."""
         threads = Path("/proc", str(self.pid), "task").glob("*")
         return [
             int(pid) for each in threads for pid in _read(self.pid, "task", each.name, "children").split()
@@ -118,16 +124,19 @@ class Replica:
     def limit_files(self, size: int | None) -> None:
         """Stop its files from growing beyond this many bytes, as on a full disk; None: no limit."""
         limit = resource.RLIM_INFINITY if size is None else size
-        hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)[1]
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (limit, hard))
+        for pid in (self.pid, *(self.children() if self.front_ends > 1 else ())):
+            hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, hard))
 
     def resident(self) -> int:
         """Resident bytes of it and its children."""
         return sum(_status(pid, "VmRSS") for pid in (self.pid, *self.children()))
 
     def peak(self) -> int:
-        """Peak resident bytes of its process since its start."""
-        return _status(self.pid, "VmHWM")
+        """Peak resident bytes of its process since its start; and of its front ends and engine, if it has
+        several."""
+        others = self.children() if self.front_ends > 1 else ()
+        return sum(_status(pid, "VmHWM") for pid in (self.pid, *others))
 
 
 @contextlib.contextmanager
