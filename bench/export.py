@@ -36,6 +36,7 @@ from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts import manifest as manifests
 from trimtab.artifacts import variants
 from trimtab.artifacts.manifest import Passes
+from trimtab_export import runtime
 from trimtab_export.export import export
 from trimtab_export.load import load
 from trimtab_export.source import Settings
@@ -56,6 +57,7 @@ EXITS = {encoders.L6: 4, encoders.E5: 8}  # layers
 WIDTH = 128
 EXIT_HEAL = 0.3  # million tokens
 MINUTES = 30
+PACKAGES = ("onnxruntime", "openvino", "torch", "transformers", "onnx")
 OUTSIDE_QUERIES, OUTSIDE_DOCUMENTS, CHARACTERS = 500, 4000, 400
 
 
@@ -120,9 +122,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "commit": _commit(),
         "command": shlex.join(["python", "-m", "bench.export", *sys.argv[1:]]),
         "machine": bundle.manifest.variants[0].report.machine,
-        "versions": {
-            name: metadata.version(name) for name in ("onnxruntime", "torch", "transformers", "onnx")
-        },
+        "versions": {name: metadata.version(name) for name in PACKAGES},
         "encoder": name,
         "minutes": minutes[0],
         "variants": [_figures(bundle, variant, found) for variant in bundle.manifest.variants[1:]],
@@ -160,7 +160,8 @@ def outside(
 
     best = ndcg(whole.queries, whole.documents)
     for variant in rest:
-        now = fidelity.embed_pairs(bundle.file(variant.files[0]), encoder, collator, pairs)
+        graph = runtime.graph(bundle.file(variant.files[0]), variant.runner, variant.precision)
+        now = fidelity.embed_pairs(graph, encoder, collator, pairs)
         narrow = variants.alone(bundle.manifest, variant).dimensions < bundle.manifest.dimensions
         alone = float("nan") if narrow else ndcg(now.queries, whole.documents) / best
         kept[variant.name] = ndcg(now.queries, now.documents) / best, alone

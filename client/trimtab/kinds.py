@@ -16,7 +16,7 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Pooling = Literal["mean", "cls", "last", "max"]
 # int8: linear layers multiply bytes; int8-weights, int4-weights: weights in blocks; fp16: for GPUs;
-# bf16: weights in bfloat16, computed in float32;
+# bf16: weights in bfloat16, computed in float32; in OpenVINO, weights in float32, products in bfloat16;
 # int8-qdq: int8 as Q and DQ nodes around the products, for TensorRT
 Precision = Literal["fp32", "int8", "int8-weights", "int4-weights", "fp16", "bf16", "int8-qdq"]
 

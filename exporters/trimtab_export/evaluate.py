@@ -18,6 +18,7 @@ from trimtab.errors import ExportError
 from trimtab.inputs import text as inputs
 from trimtab_export import runtime, sentences
 from trimtab_export.graph.head import OUTPUT
+from trimtab_export.runtime import AnyGraph
 from trimtab_export.source import Embed, Source, TokenizerFile
 from trimtab_export.tokens import Collator
 
@@ -29,6 +30,7 @@ TOLERANCE = 1e-4
 BATCH = 8
 LONGEST = 1024  # tokens of the longest checked text: its attention over a batch must fit in memory
 SHAPES = ((1, 16), (1, 128), (8, 16), (32, 16), (8, 128))
+PLAIN = Path()  # any graph for ONNX Runtime
 SECONDS_A_SHAPE = 0.5
 MOST_RUNS = 30
 QUANTISED = "Dynamically quantised weights cause this: give the float32 graph"
@@ -118,7 +120,7 @@ def _cosines(one: Floats, other: Floats) -> NDArray[np.float64]:
     return cosines
 
 
-def measure_speed(graph: Path, collator: Collator, max_tokens: int) -> tuple[Speed, ...]:
+def measure_speed(graph: AnyGraph, collator: Collator, max_tokens: int) -> tuple[Speed, ...]:
     """The median duration of a run, one thread, at each of SHAPES that the encoder can read."""
     session = runtime.session(graph, threads=1)
     text = sentences.of_length(min(max_tokens, LONGEST), collator.count)
@@ -142,15 +144,15 @@ def _median_seconds(act: Callable[[], object]) -> float:
     return statistics.median(seconds)
 
 
-def machine() -> str:
-    """The machine that the speed was measured on, by type, not by name."""
+def machine(graph: AnyGraph = PLAIN) -> str:
+    """The machine that the speed was measured on, by type, not by name, and the graph's runtime."""
     model = ""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = (line.partition(":") for line in info.read_text("utf-8", "replace").splitlines())
         model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
     processor = model or platform.processor() or platform.machine()
-    return f"{processor}, 1 thread, ONNX Runtime {runtime.require()} on the CPU"
+    return f"{processor}, 1 thread, {runtime.version(graph)} on the CPU"
 
 
 def report_card(parity: Parity, speed: tuple[Speed, ...], cells: tuple[Cell, ...] = ()) -> ReportCard:

@@ -74,10 +74,8 @@ def export(
         declared = [dense.declare(source, chosen.int8_limit or plain.largest)]
         declared += [maker.declare(source) for maker in also]
         outputs = tuple(space.named(output, [given]) for output in declared)
-        variants = (
-            plain.variant(stage.folder, outputs, chosen.cells),
-            *(put(each, stage.folder, outputs[0]) for each in chosen.variants),
-        )
+        first = plain.variant(stage.folder, outputs, chosen.cells)
+        variants = (first, *(put(each, stage.folder, outputs[0], first.files) for each in chosen.variants))
         if wanted.tensorrt:
             with steps("building TensorRT engines") as say:
                 variants = tuple(
@@ -236,6 +234,8 @@ def _with_engines(
 ) -> manifests.BundleVariant:
     """The variant with its engines, if they can be built."""
     graph = folder / variant.files[0].path
+    if variant.runner != "onnx":
+        return variant
     try:
         built = to_tensorrt.build(graph, variant.inputs, max_tokens, variant.precision)
     except ExportError as error:

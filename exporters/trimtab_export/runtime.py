@@ -1,19 +1,39 @@
-"""ONNX Runtime, imported only here; on the CPU unless told otherwise."""
+"""ONNX Runtime, imported only here, and OpenVINO; on the CPU unless told otherwise."""
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.artifacts import openvino
 from trimtab.errors import ExportError
+from trimtab.kinds import Precision, Runtime
 
 # ONNX Runtime sends telemetry unless this is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FATAL = 4  # ONNX Runtime's log severity; errors are raised, too
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVinoGraph:
+    """A graph for OpenVINO, on the CPU."""
+
+    path: Path
+    precision: Precision
+
+
+AnyGraph: TypeAlias = Path | OpenVinoGraph  # a path alone is for ONNX Runtime
+
+
+def graph(path: Path, runner: Runtime, precision: Precision) -> AnyGraph:
+    """A graph in the runtime that runs it."""
+    return path if runner == "onnx" else OpenVinoGraph(path, precision)
 
 
 def require() -> str:
@@ -28,6 +48,21 @@ def require() -> str:
     return str(onnxruntime.__version__)
 
 
+def require_openvino() -> Any:
+    """OpenVINO; ExportError if it is not installed."""
+    try:
+        return openvino.core()
+    except ModuleNotFoundError:
+        raise ExportError("OpenVINO is not installed: pip install 'trimtab[openvino]'") from None
+
+
+def version(of: AnyGraph) -> str:
+    """The name and version of the runtime that runs a graph."""
+    if isinstance(of, OpenVinoGraph):
+        return f"OpenVINO {metadata.version('openvino')}"
+    return f"ONNX Runtime {require()}"
+
+
 def providers() -> list[str]:
     """The devices that this ONNX Runtime was built for."""
     require()
@@ -36,8 +71,11 @@ def providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
-def session(graph: Path, threads: int = 0, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> Any:
-    """An InferenceSession of the graph; `threads` within an operator, 0: one per core."""
+def session(graph: AnyGraph, threads: int = 0, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> Any:
+    """An InferenceSession of the graph, or the like of OpenVINO; `threads` within an operator, 0: one per
+    core."""
+    if isinstance(graph, OpenVinoGraph):
+        return OpenVinoSession(graph, threads)
     require()
     import onnxruntime
 
@@ -50,6 +88,38 @@ def session(graph: Path, threads: int = 0, providers: Sequence[Any] = ("CPUExecu
         return onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
     except Exception as error:
         raise ExportError(f"ONNX Runtime cannot load {graph.name}: {first_line(error)}") from error
+
+
+class InputName(NamedTuple):
+    """A graph's input, of which only the name is known."""
+
+    name: str
+
+
+class OpenVinoSession:
+    """A graph in OpenVINO, with as much of InferenceSession as measuring takes. ExportError if it cannot be
+    opened."""
+
+    def __init__(self, graph: OpenVinoGraph, threads: int) -> None:
+        core = require_openvino()
+        try:
+            compiled = core.compile_model(
+                core.read_model(str(graph.path)), "CPU", openvino.settings(core, graph.precision, threads)
+            )
+        except Exception as error:
+            raise ExportError(f"OpenVINO cannot load {graph.path.name}: {first_line(error)}") from error
+        self._names = [InputName(port.node.friendly_name) for port in compiled.inputs]
+        self._places = {name: n for n, port in enumerate(compiled.outputs) for name in port.get_names()}
+        self._request = compiled.create_infer_request()
+
+    def get_inputs(self) -> list[InputName]:
+        """The graph's inputs."""
+        return self._names
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """These outputs of a run."""
+        self._request.infer(feeds, share_inputs=True, share_outputs=True)
+        return [self._request.get_output_tensor(self._places[name]).data.copy() for name in outputs]
 
 
 def run(running: Any, output: str, tokens: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -166,7 +166,7 @@ def test_an_onnx_source_is_quantised_but_not_cut(tiny_bundle: Path, tmp_path: Pa
     ):
         export(graph, "--recipe", str(tmp_path / "recipe.toml"))
     bundle = bundles.read(export(graph, "--min-quality", "0.5", name="graph"))
-    assert {variant.name for variant in bundle.manifest.variants} <= {"fp32", "int8", "int8-weights"}
+    assert {variant.name for variant in bundle.manifest.variants} <= {"fp32", "int8", "bf16", "int8-weights"}
     assert len(bundle.manifest.variants) > 1
 
 

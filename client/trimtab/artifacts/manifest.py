@@ -98,6 +98,7 @@ class Passes(Struct, frozen=True):
 
     name: str
     precision: Precision = "fp32"
+    runner: Runtime = "onnx"
     layers: tuple[ranges.Layer, ...] | None = None  # the numbers of the kept layers, from 0; None: all
     heads: ranges.Share = 1.0
     ffn: ranges.Share = 1.0  # neurons of the feed-forward blocks
@@ -269,7 +270,10 @@ class Manifest(Struct, frozen=True):
         return msgspec.convert(self.input.settings, TextSettings).pad_id
 
     def files(self) -> Iterator[File]:
-        """Every file that the manifest names."""
+        """Every file that the manifest names, each once: variants may share files."""
+        return iter(dict.fromkeys(self._files()))
+
+    def _files(self) -> Iterator[File]:
         for given in self.inputs:
             if given.processor is not None:
                 yield given.processor

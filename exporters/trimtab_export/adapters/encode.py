@@ -41,7 +41,8 @@ class BundleEncoder:
         variant = manifest.variants[0]
         self._states = variant.states
         graph = variant.files[0] if variant.states is None else variant.states.file
-        self._graph, self._graph_file = bundle.file(graph), graph
+        self._graph = runtime.graph(bundle.file(graph), variant.runner, variant.precision)
+        self._graph_file = graph
         self._cache, self._threads = cache, threads
         self._session: Any = None
         json_text = bundle.file(manifest.tokenizer).read_text("utf-8")

@@ -11,7 +11,9 @@ import msgspec
 from trimtab.artifacts import durable
 from trimtab.artifacts.cards import Fidelity, ReportCard
 from trimtab.artifacts.manifest import Passes
+from trimtab_export import runtime
 from trimtab_export.passes.curve import Point
+from trimtab_export.runtime import AnyGraph
 from trimtab_export.variants import fidelity, make, packed
 from trimtab_export.variants.fidelity import Reference
 from trimtab_export.variants.make import Workshop
@@ -49,7 +51,7 @@ class VariantMaker:
     reference: Reference
     tell: Callable[[str], object]
 
-    def int8_limit(self, graph: Path) -> float:
+    def int8_limit(self, graph: AnyGraph) -> float:
         """The range of a graph's packed vectors, over texts that are not used to measure it."""
         texts = self.shop.prompted[: make.CALIBRATION]
         return packed.limit(fidelity.embed(graph, self.shop.collator, texts))
@@ -59,7 +61,7 @@ class VariantMaker:
 
         Raises ExportError if a pass cannot be applied to this encoder, or the result must not be served.
         """
-        folder = self.shop.scratch / f"{make.label(passes)}.{passes.precision}"
+        folder = self.shop.scratch / f"{make.label(passes)}.{passes.precision}.{passes.runner}"
         measured = folder / MEASURED
         if measured.is_file():
             files = tuple(sorted(folder.glob("graph/*"), key=lambda path: path.suffix != ".onnx"))
@@ -72,7 +74,8 @@ class VariantMaker:
             passes, self.shop, folder / "graph", lambda text: self.tell(f"{passes.name}: {text}")
         )
         axes = self.shop.axes(passes.width) if passes.width is not None else None
-        report = fidelity.measure(files, self.reference, self.int8_limit(files[0]), axes)
+        graph = runtime.graph(files[0], passes.runner, passes.precision)
+        report = fidelity.measure(graph, files, self.reference, self.int8_limit(graph), axes)
         durable.replace(measured, msgspec.json.encode(report))
         candidate = VariantCandidate(passes, files, report, tuple(make.curve(passes, self.shop)))
         self.tell(f"{passes.name}: {summary(candidate.fidelity)}, {time.monotonic() - started:.0f} s")

@@ -14,6 +14,7 @@ from trimtab.artifacts import cards, durable
 from trimtab.errors import ExportError
 from trimtab_export import evaluate, runtime, sentences
 from trimtab_export.graph.head import OUTPUT
+from trimtab_export.runtime import AnyGraph
 from trimtab_export.source import Source
 from trimtab_export.tokens import Collator
 from trimtab_export.variants import kept, packed, retrieval
@@ -65,7 +66,7 @@ class Reference:
         return cls(graph, source, collator, *zip(*found, strict=True))
 
 
-def embed(graph: Path, collator: Collator, texts: Sequence[str], prompt: str = "") -> Floats:
+def embed(graph: AnyGraph, collator: Collator, texts: Sequence[str], prompt: str = "") -> Floats:
     """float32 (texts, dimensions), in batches of similar lengths."""
     session = runtime.session(graph)
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
@@ -78,7 +79,7 @@ def embed(graph: Path, collator: Collator, texts: Sequence[str], prompt: str = "
     return np.stack(rows)
 
 
-def embed_pairs(graph: Path, source: Source, collator: Collator, pairs: Pairs) -> Vectors:
+def embed_pairs(graph: AnyGraph, source: Source, collator: Collator, pairs: Pairs) -> Vectors:
     """The pairs' vectors, each side with its prompt."""
     return Vectors(
         embed(graph, collator, pairs.queries, source.prompts.query),
@@ -87,7 +88,7 @@ def embed_pairs(graph: Path, source: Source, collator: Collator, pairs: Pairs) -
 
 
 def embed_sets(
-    graph: Path, source: Source, collator: Collator, sets: Sequence[Pairs], keep: Path | None = None
+    graph: AnyGraph, source: Source, collator: Collator, sets: Sequence[Pairs], keep: Path | None = None
 ) -> list[Vectors]:
     """The vectors of several sets, written to the file `keep` as well."""
     vectors = [embed_pairs(graph, source, collator, pairs) for pairs in sets]
@@ -106,18 +107,20 @@ def _read(path: Path, sets: Sequence[Pairs]) -> list[Vectors] | None:
 
 
 def measure(
-    files: Sequence[Path], reference: Reference, int8_limit: float, axes: Floats | None = None
-) -> cards.ReportCard:
-    """The report card of the variant whose graph is the first of `files`.
+    graph: AnyGraph, files: Sequence[Path], reference: Reference, int8_limit: float,
+    axes: Floats | None = None,
+) -> cards.ReportCard:  # fmt: skip
+    """The report card of a variant.
 
     Args:
+        graph: the first of its `files`, in the runtime that runs it.
         int8_limit: the range of its packed vectors: see `packed.limit`.
         axes: for a narrower variant, the projection of the source's vectors to its width: (dimensions,
         width). The variant is compared with the projected vectors, and its queries search an index of these.
 
     Raises ExportError if a vector is not finite, or depends on its neighbours in the batch.
     """
-    graph, source = files[0], reference.source
+    source = reference.source
     wholes = reference.vectors
     befores = wholes if axes is None else [_projected(each, axes, source.normalized) for each in wholes]
     nows = embed_sets(graph, source, reference.collator, reference.sets)
@@ -135,7 +138,7 @@ def measure(
         for side in SIDES
     ]
     cosines = np.concatenate([_cosines(one, other) for one, other in pairs_of_rows])
-    figures = _figures(files, reference, nows, befores, int8_limit, cosines, batch_cosine)
+    figures = _figures(graph, files, reference, nows, befores, int8_limit, cosines, batch_cosine)
     differences = [np.abs(one - other).max() for one, other in pairs_of_rows]
     parity = cards.Parity(
         texts=len(cosines),
@@ -144,12 +147,12 @@ def measure(
         batch_max_abs_diff=batch_diff,
     )
     speed = evaluate.measure_speed(graph, reference.collator, source.max_tokens)
-    return cards.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(), fidelity=figures)
+    return cards.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(graph), fidelity=figures)
 
 
 def _figures(
-    files: Sequence[Path], reference: Reference, nows: Sequence[Vectors], befores: Sequence[Vectors],
-    int8_limit: float, cosines: NDArray[np.float64], batch_cosine: float,
+    graph: AnyGraph, files: Sequence[Path], reference: Reference, nows: Sequence[Vectors],
+    befores: Sequence[Vectors], int8_limit: float, cosines: NDArray[np.float64], batch_cosine: float,
 ) -> cards.Fidelity:  # fmt: skip
     """The quality kept over each set, and in the worst of them, and what is gained."""
     similarity = reference.source.similarity
@@ -173,7 +176,7 @@ def _figures(
         cosine=round(float(cosines.mean()), 6),
         min_cosine=round(float(cosines.min()), 6),
         batch_min_cosine=round(batch_cosine, 8),
-        speedup=speedup(files[0], reference.graph, reference.collator),
+        speedup=speedup(graph, reference.graph, reference.collator),
         bytes=sum(path.stat().st_size for path in files),
         packed=packed.measure(now.queries, now.documents, int8_limit, share.source_ndcg, similarity),
         sets=tuple(each.share for each in judged),
@@ -188,7 +191,7 @@ def _projected(vectors: Vectors, axes: Floats, normalized: bool) -> Vectors:
     return Vectors(project(vectors.queries), project(vectors.documents))
 
 
-def batch_invariance(graph: Path, collator: Collator, pairs: Pairs) -> tuple[float, float]:
+def batch_invariance(graph: AnyGraph, collator: Collator, pairs: Pairs) -> tuple[float, float]:
     """Compares a text's vector alone with that beside a long text, and in a mixed batch.
 
     Returns the least cosine, and the largest difference of a component.
@@ -204,7 +207,7 @@ def batch_invariance(graph: Path, collator: Collator, pairs: Pairs) -> tuple[flo
     return float(cosine), float(difference)
 
 
-def speedup(graph: Path, source: Path, collator: Collator) -> tuple[cards.Speedup, ...]:
+def speedup(graph: AnyGraph, source: Path, collator: Collator) -> tuple[cards.Speedup, ...]:
     """How many times faster one graph is than the other, one thread, in turns, by the best of ROUNDS runs.
 
     The thread's CPU time is taken: on a busy machine, long runs are interrupted more often than short ones,

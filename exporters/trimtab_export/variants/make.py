@@ -174,7 +174,7 @@ def build(passes: Passes, shop: Workshop, folder: Path, tell: Callable[[str], ob
         case "fp16":
             return half.to_fp16(graph, folder)
         case "bf16":
-            return half.to_bf16(graph, folder)
+            return (half.to_bf16 if passes.runner == "onnx" else half.to_openvino)(graph, folder)
 
 
 def _cut(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:

@@ -54,6 +54,11 @@ def check(passes: Passes) -> None:
     """Refuse a recipe that contradicts itself, or asks for nothing: ExportError, naming the keys."""
     if passes.precision == "fp32" and not cuts(passes) and not leaves(passes) and not passes.heal:
         raise ExportError(f"the variant {passes.name} would be the encoder as it is: give it a pass")
+    if passes.runner == "openvino" and passes.precision != "bf16":
+        raise ExportError(
+            f"OpenVINO runs variants in bf16, and {passes.name} is in {passes.precision}: give precision = "
+            '"bf16", or leave runner out'
+        )
     if cuts(passes) and leaves(passes):
         raise ExportError(
             "exit and width shorten or narrow the encoder: they go with a precision, not with "

@@ -1,10 +1,10 @@
 """Searches for the fastest variants that keep a floor of quality, or several floors.
 
-First come the precisions, which take seconds. Then cuts, each healed, in the best precision, by bisection
-over a list of ever faster cuts. Quality falls along the list, so a few tries find the fastest cut that keeps
-a floor; the search for a lower floor goes on from there. Layers go first and neurons last, since a few whole
-layers learn faster than more halved ones. Of all variants made that keep the lowest floor, those stay that no
-other beats in both quality and speed.
+First come the precisions, which take seconds, each in the runtime that is fastest at it. Then cuts, each
+healed, in the best precision, by bisection over a list of ever faster cuts. Quality falls along the list, so
+a few tries find the fastest cut that keeps a floor; the search for a lower floor goes on from there. Layers
+go first and neurons last, since a few whole layers learn faster than more halved ones. Of all variants made
+that keep the lowest floor, those stay that no other beats in both quality and speed.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,9 @@ from trimtab_export.source import Device, Graph, Target
 from trimtab_export.variants import fidelity, pace
 from trimtab_export.variants.candidates import VariantCandidate, VariantMaker, summary
 
+# Which of them is the faster one depends on the encoder and the processor.
+FAST: tuple[Precision, ...] = ("int8", "bf16")
+CLOSE = 0.95  # of the fastest: such a difference may be another machine's the other way round
 # Slower than int8, and only worth it for their size: bf16 also makes the table of words smaller.
 SMALLEST: tuple[Precision, ...] = ("int4-weights", "bf16")
 # The share of layers that is removed, and of feed-forward neurons that stays; ever faster.
@@ -47,16 +50,20 @@ def search(
     """
     seen: list[VariantCandidate] = []
     for each in precisions(target, device):
-        made = _try(maker, Passes(name=each, precision=each))
+        slower = target != "size" and each.precision not in FAST
+        if slower and any(keeps(candidate, max(floors)) for candidate in seen):
+            break
+        made = _try(maker, each)
+        # Another runtime is worth having for its speed alone.
+        if made is not None and each.runner != "onnx" and worth(made, target) <= 1:
+            maker.tell(f"{each.name}: no faster than the encoder as it is here, so it is left out")
+            continue
         seen += [] if made is None else [made]
-        if target != "size" and made is not None and keeps(made, max(floors)):
-            break  # those that follow are slower
     floor = min(floors)
     keeping = [candidate for candidate in seen if keeps(candidate, floor)]
     backbone = maker.shop.source.backbone
     if not isinstance(backbone, Graph) and backbone.config.model_type in anatomy.KNOWN and seen:
-        best = max(keeping or seen, key=lambda candidate: worth(candidate, target))
-        seen += _bisect(maker, floors, best.passes.precision, minutes)
+        seen += _bisect(maker, floors, _base(keeping or seen, target).passes, minutes)
     keeping = [candidate for candidate in seen if keeps(candidate, floor)]
     if not keeping:
         nearest = max(seen, key=lambda candidate: candidate.fidelity.ndcg.value, default=None)
@@ -72,11 +79,21 @@ def search(
     return sorted(front(keeping, target), key=lambda candidate: -worth(candidate, target)), seen
 
 
-def precisions(target: Target, device: Device) -> tuple[Precision, ...]:
-    """The precisions worth trying on a device, fastest first."""
+def precisions(target: Target, device: Device) -> tuple[Passes, ...]:
+    """The precisions worth trying on a device, with their runtimes, fastest first."""
     if device == "cuda":
-        return ("fp16",)
-    return ("int8", "int8-weights", *(SMALLEST if target == "size" else ()))
+        return (Passes(name="fp16", precision="fp16"),)
+    plain: tuple[Precision, ...] = ("int8", "int8-weights", *(SMALLEST if target == "size" else ()))
+    int8, *slower = (Passes(name=each, precision=each) for each in plain)
+    products = Passes(name="bf16", precision="bf16", runner="openvino")
+    return (int8, *([] if target == "size" else [products]), *slower)
+
+
+def _base(candidates: Sequence[VariantCandidate], target: Target) -> VariantCandidate:
+    """The one to make cuts in: of those that are about as fast as the fastest, the nearest to the encoder."""
+    fastest = max(worth(each, target) for each in candidates)
+    close = [each for each in candidates if worth(each, target) >= CLOSE * fastest]
+    return max(close, key=lambda each: each.fidelity.ndcg.value)
 
 
 def keeps(candidate: VariantCandidate, floor: float) -> bool:
@@ -104,9 +121,9 @@ def front(candidates: Sequence[VariantCandidate], target: Target) -> list[Varian
     return [one for one in candidates if not any(beats(other, one) for other in candidates)]
 
 
-def cuts(layers: int, order: Sequence[int], precision: Precision) -> list[Passes]:
-    """The list of ever faster cuts for an encoder with so many layers, which can be removed in this
-    `order`."""
+def cuts(layers: int, order: Sequence[int], base: Passes) -> list[Passes]:
+    """The list of ever faster cuts for an encoder with so many layers, which can be removed in this `order`;
+    in the precision and the runtime of `base`."""
     found: list[Passes] = []
     for gone, ffn in CUTS:
         count = min(max(1, round(gone * layers)), layers - 1)
@@ -115,8 +132,9 @@ def cuts(layers: int, order: Sequence[int], precision: Precision) -> list[Passes
         kept = tuple(sorted(set(range(layers)) - set(order[:count])))
         width = "" if ffn == 1 else f"-ffn{round(100 * ffn)}"
         passes = Passes(
-            name=f"layers{len(kept)}{width}-{precision}",
-            precision=precision,
+            name=f"layers{len(kept)}{width}-{base.precision}",
+            precision=base.precision,
+            runner=base.runner,
             layers=kept if count else None,
             ffn=ffn,
         )
@@ -126,13 +144,13 @@ def cuts(layers: int, order: Sequence[int], precision: Precision) -> list[Passes
 
 
 def _bisect(
-    maker: VariantMaker, floors: Sequence[float], precision: Precision, minutes: float
+    maker: VariantMaker, floors: Sequence[float], base: Passes, minutes: float
 ) -> list[VariantCandidate]:
     """The cuts made to find the fastest one that keeps each floor."""
     shop = maker.shop
     layers = len(anatomy.blocks(shop.source.backbone))
     maker.tell("finding the layers that matter least")
-    plans = cuts(layers, shop.layer_order, precision)
+    plans = cuts(layers, shop.layer_order, base)
     share = minutes / (FIRST_CUTS + MORE_CUTS * (len(floors) - 1))
     made: dict[int, VariantCandidate | None] = {}
     low = 0

@@ -4,7 +4,7 @@ quality."""
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import chain
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from trimtab.artifacts import cards, space
+from trimtab.artifacts import artifact, cards, space
 from trimtab.artifacts import manifest as manifests
+from trimtab.artifacts.artifact import File
 from trimtab.artifacts.manifest import Passes
 from trimtab.errors import ExportError
 from trimtab_export import write
@@ -112,29 +113,35 @@ def among(candidate: VariantCandidate, compared: int) -> VariantCandidate:
     return replace(candidate, report=kept.among(candidate.report, compared))
 
 
-def put(candidate: VariantCandidate, folder: Path, output: manifests.Output) -> manifests.BundleVariant:
+def put(
+    candidate: VariantCandidate, folder: Path, output: manifests.Output, first: Sequence[File]
+) -> manifests.BundleVariant:
     """Put a variant's files into the bundle in `folder`, and return its entry in the manifest.
 
     Args:
         output: the bundle's output, which the variant gives in a space of its own.
+        first: the files of the bundle's first variant, which are used again if the variant has the same.
     """
     passes = candidate.passes
-    target = folder / passes.name
-    shutil.copytree(candidate.files[0].parent, target, copy_function=os.link)
-    files = tuple(write.entry(folder, target / path.name) for path in candidate.files)
+    files, target = tuple(first), folder / first[0].path
+    if [artifact.digest(path).sha256 for path in candidate.files] != [each.sha256 for each in first]:
+        target = folder / passes.name / candidate.files[0].name
+        shutil.copytree(candidate.files[0].parent, target.parent, copy_function=os.link)
+        files = tuple(write.entry(folder, target.with_name(path.name)) for path in candidate.files)
     return manifests.BundleVariant(
         name=passes.name,
         precision=passes.precision,
-        inputs=to_onnx.inputs_of(target / candidate.files[0].name),
+        inputs=to_onnx.inputs_of(target),
         tensors={output.name: manifests.Tensor(name=OUTPUT)},
         unpadded=candidate.unpadded,
         files=files,
         report=candidate.report,
+        runner=passes.runner,
         passes=passes,
         moved=(
             manifests.Moved(
                 output=output.name,
-                space=space.of_variant(output.space, files),
+                space=space.of_variant(output.space, files, passes.runner),
                 dimensions=passes.width,
                 int8_limit=candidate.fidelity.packed.int8_limit if candidate.fidelity.packed else None,
             ),

@@ -109,7 +109,7 @@ def test_operators_within_operators_are_seen() -> None:
     body = helper.make_graph([helper.make_node("Loop", [], ["x"])], "b", [], [])
     model.graph.node.append(helper.make_node("If", ["yes"], ["out"], then_branch=body, else_branch=body))
     with pytest.raises(GraphError, match="has the operator Loop, for this reason"):
-        embedded(model.SerializeToString(), {}, {b"Loop": "for this reason"})
+        embedded(model.SerializeToString(), {}, {"Loop": "for this reason"})
 
 
 def test_more_than_a_message_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
+from trimtab.artifacts import openvino
 from trimtab_server.engine.runners.runner import GraphError
 
 EXTERNAL = 1  # TensorProto.DataLocation
 MOST_BYTES = (1 << 31) - 1  # of a message of protobuf
 MOST_DIGITS = 19
-STANDARD = (b"", b"ai.onnx")
 # For each message its fields: a number, a type, and whether there are several.
 SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
     "Model": {"graph": (7, "Graph", False), "functions": (25, "Function", True)},
@@ -37,7 +37,7 @@ SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
 Field = descriptor_pb2.FieldDescriptorProto
 
 
-def embedded(graph: bytes | bytearray, data: Mapping[str, bytearray], refused: Mapping[bytes, str]) -> bytes:
+def embedded(graph: bytes | bytearray, data: Mapping[str, bytearray], refused: Mapping[str, str]) -> bytes:
     """The graph with its external data, `data` by the graph's names for it, inside.
 
     Args:
@@ -68,16 +68,15 @@ def _parsed(graph: bytes | bytearray) -> Any:
         raise GraphError("cannot be opened: it is no ONNX graph. Export it again") from None
 
 
-def _check(node: Any, refused: Mapping[bytes, str]) -> None:
-    name = node.op_type.decode("utf-8", "replace")
-    if node.domain not in STANDARD:
-        domain = node.domain.decode("utf-8", "replace")
+def _check(node: Any, refused: Mapping[str, str]) -> None:
+    name, domain = (each.decode("utf-8", "replace") for each in (node.op_type, node.domain))
+    if domain not in openvino.DOMAINS:
         raise GraphError(
             f"has the operator {name} of {domain}, and OpenVINO is only given ONNX's own: serve it with "
             "ONNX Runtime"
         )
-    if node.op_type in refused:
-        raise GraphError(f"has the operator {name}, {refused[node.op_type]}: serve it with ONNX Runtime")
+    if name in refused:
+        raise GraphError(f"has the operator {name}, {refused[name]}: serve it with ONNX Runtime")
 
 
 def _embed(tensor: Any, data: Mapping[str, bytearray]) -> int:

@@ -4,14 +4,14 @@ OpenVINO multiplies in bfloat16 on processors that have such products, which ONN
 A run cannot be stopped. So graphs with loops, which may have no end, are refused.
 """
 
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from importlib import metadata
 from typing import Any
 
+from trimtab.artifacts import openvino
 from trimtab.artifacts.reading import UnreadableError
 from trimtab.values.column import Columns
 from trimtab_server.engine.batch import Model, Wanted
@@ -21,11 +21,10 @@ from trimtab_server.engine.runners.runner import GraphError, UnusableError
 from trimtab_server.engine.runners.signature import Declared
 
 PACKAGE = "openvino"
-TELEMETRY = "openvino_telemetry"
 # ONNX Runtime's names of OpenVINO's types, where they differ.
 NAMES = {"f32": "float", "f64": "double", "f16": "float16", "bf16": "bfloat16", "boolean": "bool",
          "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u8": "uint8"}  # fmt: skip
-REFUSED = dict.fromkeys((b"Loop", b"Scan"), "which OpenVINO cannot be stopped in if it has no end")
+REFUSED = dict.fromkeys(openvino.LOOPS, "which OpenVINO cannot be stopped in if it has no end")
 
 
 class OpenVinoRunner:
@@ -50,7 +49,7 @@ class OpenVinoRunner:
             raise GraphError(f"{error}. Copy the bundle again, or export it again") from None
         whole = embedded(graph, data, REFUSED)
         del graph, data
-        network, how = core.read_model(whole), settings(core, model)
+        network, how = core.read_model(whole), openvino.settings(core, model.precision)
         del whole
 
         def compiled(number: int) -> Any:
@@ -90,20 +89,6 @@ class OpenVinoRunner:
         self._idle.append(request)
 
 
-def settings(core: Any, model: Model) -> dict[str, Any]:
-    """How a graph is compiled: for one thread, that of whoever runs it."""
-    products = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return {
-        # With several streams, OpenVINO would run on threads of its own, on cores of its own choice.
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": 1,
-        "ENABLE_CPU_PINNING": False,
-        # Where the processor has no such products, they would be emulated, and slow.
-        "INFERENCE_PRECISION_HINT": "bf16" if model.precision == "bf16" and "BF16" in products else "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # products are as precise as the bundle says
-    }
-
-
 def version() -> str:
     """OpenVINO's version; "" if it is not installed."""
     try:
@@ -113,28 +98,14 @@ def version() -> str:
 
 
 def _core(model: Model) -> Any:
-    """OpenVINO, which compiles graphs. UnusableError if it is not installed."""
+    """OpenVINO. UnusableError if it is not installed."""
     try:
-        return _opened()
+        return openvino.core()
     except ModuleNotFoundError:
         raise UnusableError(
             f"variant {model.variant} of {model.encoder} version {model.version} runs in OpenVINO, which is "
             "not installed: pip install 'trimtab[openvino]'"
         ) from None
-
-
-@cache
-def _opened() -> Any:
-    # When it is imported, OpenVINO reports that over the network with this package, if it can.
-    there = TELEMETRY in sys.modules
-    if not there:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        import openvino
-    finally:
-        if not there:
-            del sys.modules[TELEMETRY]
-    return openvino.Core()
 
 
 def _declared(port: Any) -> Declared:
