@@ -91,7 +91,7 @@ async def streamed(target: LoadTarget, texts: Sequence[str], window: int | None)
     window = DEFAULT_WINDOW if window is None else window
     async with trimtab.AsyncClient(target.url, timeout=TIMEOUT) as client:
         row = 0
-        async for vector in client.embed_stream(source(), window=window):
+        async for vector in client.embed_stream(source(), window=window, **target.asked):
             record.answer(row, vector)
             row += 1
     return record
@@ -155,7 +155,10 @@ async def _until(due: float) -> None:
 
 async def run(options: argparse.Namespace) -> dict[str, float]:
     """One load, as the command line describes it."""
-    target, texts = LoadTarget(options.url, options.encoder), data.mix(options.mix, options.texts)
+    target, texts = (
+        LoadTarget(options.url, options.encoder, options.variant),
+        data.mix(options.mix, options.texts),
+    )
     arrivals = None
     if options.trace is not None:
         arrivals = trace(options.trace, options.texts)
@@ -210,6 +213,7 @@ def main() -> None:
     parser.add_argument("url", help="HOST:PORT of gRPC; http://HOST:PORT for --kind http")
     parser.add_argument("--kind", choices=KINDS, default="sdk", help="the client (default: sdk)")
     parser.add_argument("--encoder", default="all-minilm-l6-v2", help="for triton and http")
+    parser.add_argument("--variant", default="", help="for sdk and stream, closed loop: a variant's name")
     parser.add_argument("--width", type=int, default=384, help="dimensions that a vector must have")
     parser.add_argument("--core", type=int, required=True, help="the core to run on")
     parser.add_argument("--mix", choices=data.MIXES, default="short", help="lengths of the texts")

@@ -22,6 +22,12 @@ class LoadTarget:
 
     url: str
     encoder: str
+    variant: str = ""  # "": the first; of another, only the SDK asks
+
+    @property
+    def asked(self) -> trimtab.EmbedOptions:
+        """What the SDK asks for."""
+        return {"variant": self.variant} if self.variant else {}
 
 
 @asynccontextmanager
@@ -30,7 +36,7 @@ async def sdk(target: LoadTarget) -> AsyncIterator[Call]:
     async with trimtab.AsyncClient(target.url, timeout=TIMEOUT) as client:
 
         async def call(text: str) -> Any:
-            return (await client.embed([text]))[0]
+            return (await client.embed([text], **target.asked))[0]
 
         yield call
 

@@ -15,7 +15,7 @@ from bench import processes
 from bench.processes import ROOT
 
 HISTORY = ROOT / "bench" / "history"
-PACKAGES = ("trimtab", "onnxruntime", "grpcio", "tokenizers", "tritonclient", "numpy")
+PACKAGES = ("trimtab", "onnxruntime", "openvino", "grpcio", "tokenizers", "tritonclient", "numpy")
 # Heading and format of a table's figures, in this order; a row may lack some.
 COLUMNS = {
     "rate": ("texts/s", ".1f"),

@@ -15,7 +15,7 @@ feed      Short queries that arrive at random, alone and while one stream feeds 
 overhead  The server's own cost: calls per second and CPU time per call with an encoder that costs nothing;
           eight simulated devices against one; a single call against the bare session.
 
-The limit is the bare ONNX Runtime loop on the server's core, which knows every text beforehand
+The limit is the bare loop on the server's core, in the fastest runtime, which knows every text beforehand
 (bench/limit.py). It is measured in each round, right before the loads of its mix, since machines drift; a
 share of the limit refers to the same round. The report shows the median of the rounds. Results go to
 bench/history/serve.jsonl and docs/serve.png.

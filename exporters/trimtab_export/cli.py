@@ -127,7 +127,8 @@ def _configure_variants(more: argparse._ArgumentGroup) -> None:
         "--device",
         choices=get_args(Device),
         default="cpu",
-        help="the device to make variants for: int8 for a CPU, float16 for a GPU (default: %(default)s)",
+        help="the device to make variants for: int8 and, for OpenVINO if it is installed, bfloat16 for a "
+        "CPU; float16 for a GPU (default: %(default)s)",
     )
     more.add_argument(
         "--tensorrt",
