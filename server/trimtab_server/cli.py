@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     memory.share_heaps()
     from trimtab_server import config
-    from trimtab_server.fronts.grpc import listeners
+    from trimtab_server.fronts.grpc import open_files
     from trimtab_server.observing import logs
 
     settings = config.read(options.config) if options.config else config.Config()
@@ -56,23 +56,34 @@ def run(options: argparse.Namespace) -> int:
     }
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     logs.configure(settings.logging, verbose=options.verbose)
-    settings = listeners.within(settings, _allow_files())
+    settings = open_files.within(settings, _allow_files())
     asyncio.run(_serve(settings, options.repository, verbose=options.verbose))
     return 0
 
 
 async def _serve(settings: "Config", repository: Path, *, verbose: bool) -> None:
     from trimtab_server import serving
-    from trimtab_server.app import App
-    from trimtab_server.processes.supervisor import Supervisor
 
     number = settings.server.frontends or _front_ends(settings.devices)
     settings = msgspec.structs.replace(
         settings, server=msgspec.structs.replace(settings.server, frontends=number)
     )
-    several = number > 1
-    server = Supervisor(settings, repository, verbose=verbose) if several else App(settings, repository)
+    server: App | Supervisor = (
+        _one(settings, repository) if number == 1 else _several(settings, repository, verbose=verbose)
+    )
     await serving.serve(server, lambda: _announce(server))
+
+
+def _one(settings: "Config", repository: Path) -> "App":
+    from trimtab_server.app import App
+
+    return App(settings, repository)
+
+
+def _several(settings: "Config", repository: Path, *, verbose: bool) -> "Supervisor":
+    from trimtab_server.processes.supervisor import Supervisor  # without gRPC, which it does not need
+
+    return Supervisor(settings, repository, verbose=verbose)
 
 
 def _front_ends(devices: tuple[str, ...]) -> int:

@@ -14,7 +14,7 @@ from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab_server.config import Config, LimitSettings, ServerSettings
 from trimtab_server.engine.fleet import cores
-from trimtab_server.fronts.grpc import listeners
+from trimtab_server.fronts.grpc import open_files
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -85,14 +85,14 @@ def test_more_connections_than_allowed_are_closed_as_they_come(
 def test_a_port_takes_no_more_connections_than_there_are_files(caplog: pytest.LogCaptureFixture) -> None:
     limits = LimitSettings(max_connections=4096)
     config = Config(limits=limits)
-    assert listeners.within(config, 1 << 20) is listeners.within(config, resource.RLIM_INFINITY) is config
+    assert open_files.within(config, 1 << 20) is open_files.within(config, resource.RLIM_INFINITY) is config
     assert not caplog.messages
-    assert listeners.within(config, 1256).limits.max_connections == 1000
+    assert open_files.within(config, 1256).limits.max_connections == 1000
     assert "raise it to 4352" in caplog.messages[0]
     ports = ServerSettings(admin_address="127.0.0.1:1", health_address="127.0.0.1:2")
-    assert listeners.within(Config(server=ports, limits=limits), 1256).limits.max_connections == 333
+    assert open_files.within(Config(server=ports, limits=limits), 1256).limits.max_connections == 333
     with pytest.raises(ConfigError, match="the limit of open files is 256"):
-        listeners.within(config, 256)
+        open_files.within(config, 256)
 
 
 @pytest.mark.parametrize(

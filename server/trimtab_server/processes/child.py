@@ -62,6 +62,11 @@ class Child:
         """Its process number; 0 before its start."""
         return self._process.pid if self._process is not None else 0
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.returncode is None
+
     async def ask(self, name: str, value: object = None) -> None:
         """As Peer.ask."""
         await self._peer.ask(name, value)

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class Supervisor:
         self._reserved: list[socket.socket] = []
         self._front_ends: dict[int, Child] = {}
         self._engine: Child | None = None
+        self._spare: Child | None = None  # a front end that has not begun
         self._unloaded: set[str] = set()  # by clients
         self._merged = MergedMetrics()
         registry = CollectorRegistry()
@@ -73,6 +74,7 @@ class Supervisor:
         self._keep(engine, self._start_engine)
         for number, child in zip(numbers, front_ends, strict=True):
             self._keep(child, partial(self._start_front_end, number))
+        await self._have_spare()
         log.info("ready after %.2f s, with %d front ends", uptime.seconds(), len(front_ends))
 
     async def stop(self) -> None:
@@ -81,6 +83,9 @@ class Supervisor:
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*map(self._end, self._front_ends.values()))
+        if self._spare is not None:
+            self._spare.kill()
+            await self._spare.ended()
         if self._engine is not None:
             await self._end(self._engine)
         self._scrapes.stop()
@@ -100,42 +105,44 @@ class Supervisor:
         return msgspec.structs.replace(config, server=msgspec.structs.replace(server, **addresses))
 
     async def _start_engine(self) -> Child:
-        begin = Begin("engine", configuration.encode(self.config), self._verbose)
-        child = await self._spawn(self._engine_program, begin, None)
+        child = await self._started("engine", self._engine_program)
+        async with _killed_on_error(child):
+            await child.ask("begin", Begin("engine", configuration.encode(self.config), self._verbose))
         self._engine = child
         for front_end in self._front_ends.values():
             self._connect(front_end)
         return child
 
     async def _start_front_end(self, number: int) -> Child:
+        child, self._spare = self._spare, None
+        if child is None or not child.runs:
+            child = await self._started("", FRONT_END)
+        child.name = f"front end {number}"
         begin = Begin(
-            f"front end {number}",
+            child.name,
             configuration.encode(_shared_out(self.config)),
             self._verbose,
             str(self._repository),
             polls=number == 1,
             unloaded=frozenset(self._unloaded),
         )
-        return await self._spawn(FRONT_END, begin, number)
-
-    async def _spawn(self, program: str, begin: Begin, number: int | None) -> Child:
-        """Start a process, and wait until it has begun. Raises what keeps it from that."""
-        child = Child(
-            begin.name, {"load": self._load, "unload": self._unload, "statistics": self._statistics}
-        )
-        await child.start(program)
-        try:
-            if number is None:
-                await child.ask("begin", begin)
-            else:
-                self._front_ends[number] = child
-                self._connect(child)
-                self.served = await child.get(list[tuple[str, int]], "begin", begin)
-        except BaseException:
-            child.kill()
-            await child.ended()
-            raise
+        self._front_ends[number] = child
+        self._connect(child)
+        async with _killed_on_error(child):
+            self.served = await child.get(list[tuple[str, int]], "begin", begin)
         return child
+
+    async def _started(self, name: str, program: str) -> Child:
+        """A process that has not begun yet."""
+        child = Child(name, {"load": self._load, "unload": self._unload, "statistics": self._statistics})
+        await child.start(program)
+        return child
+
+    async def _have_spare(self) -> None:
+        """Have a front end's process ready, since an interpreter takes a second to start."""
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                self._spare = await self._started("spare front end", FRONT_END)
 
     def _connect(self, front_end: Child) -> None:
         """Give a front end and the engine a socket to each other."""
@@ -161,9 +168,10 @@ class Supervisor:
                 try:
                     child = await start()
                     replaced = True
-                except (TrimtabError, OSError) as error:
+                except Exception as error:  # nobody would notice if this task ended
                     failures += 1
                     log.error("%s could not be replaced: %s", child.name, error)
+                await self._have_spare()
 
     async def _end(self, child: Child) -> None:
         """Let a process drain and end; kill it if it does not."""
@@ -218,6 +226,17 @@ class Supervisor:
                     self._merged.put(child.name, await child.get(list[Series], "metrics"))
 
         await asyncio.gather(*map(ask, children))
+
+
+@contextlib.asynccontextmanager
+async def _killed_on_error(child: Child) -> AsyncIterator[None]:
+    """A process that does not begin is ended."""
+    try:
+        yield
+    except BaseException:
+        child.kill()
+        await child.ended()
+        raise
 
 
 def _errors(outcomes: Sequence[BaseException | None]) -> list[Exception]:

@@ -79,7 +79,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def children(server: ServerProcess, program: str) -> list[int]:
-    """Processes of a program that the server has started."""
+    """Processes of a program that the server has started, in the order of their starts. The last front end
+    is a spare one, until it replaces another."""
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -87,7 +88,7 @@ def children(server: ServerProcess, program: str) -> list[int]:
             arguments = (folder / "cmdline").read_bytes().split(b"\0")
             if parent == server.process.pid and program.encode() in arguments:
                 found.append(int(folder.name))
-    return found
+    return sorted(found)
 
 
 ENGINE, FRONT_END = "trimtab_server.processes.engine", "trimtab_server.processes.front_end"
@@ -107,7 +108,7 @@ def test_each_front_end_answers_as_one_process_does(three: ServerProcess, server
     with connections(three) as several:
         for each in several:
             np.testing.assert_allclose(each.embed(*texts), expected, atol=1e-6)
-        assert len(children(three, FRONT_END)) == 3 and len(children(three, ENGINE)) == 1
+        assert len(children(three, FRONT_END)) == 4 and len(children(three, ENGINE)) == 1
         assert all(each.serving() and each.serving(NAME) for each in several)
 
 
@@ -177,10 +178,10 @@ def test_a_load_and_an_unload_are_followed_by_all(minilm_repository: Path, tmp_p
         for each in several:
             assert code(lambda each=each: each.embed("gone")) is grpc.StatusCode.FAILED_PRECONDITION
         # One that starts later knows, too.
-        (killed, *_) = children(server, FRONT_END)
+        killed = children(server, FRONT_END)[0]
         os.kill(killed, signal.SIGKILL)
         until(lambda: sum("front end" in line and "starting another" in line for line in server.log) == 1)
-        until(lambda: len(children(server, FRONT_END)) == 3)
+        until(lambda: len(children(server, FRONT_END)) == 4)
         with connections(server) as later:
             for each in later:
                 found = code(lambda each=each: each.embed("gone"))
@@ -242,7 +243,7 @@ def test_killed_processes_are_replaced_and_lose_only_their_own(
             os.kill(children(server, FRONT_END)[0], signal.SIGKILL)
             outcomes = [each.result(PATIENCE) for each in working]
         assert set(outcomes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
-        until(lambda: len(children(server, FRONT_END)) == 3)
+        until(lambda: len(children(server, FRONT_END)) == 4)
         until(lambda: all(each.works() for each in several))
         assert server.metrics()[counted] >= before, "a counter must not fall"
 
@@ -305,7 +306,7 @@ def test_the_end_under_load_answers_what_was_accepted(minilm_repository: Path, t
 def test_no_process_outlives_the_supervisor(minilm_repository: Path, tmp_path: Path) -> None:
     with serve(minilm_repository, tmp_path, THREE) as server:
         processes = children(server, FRONT_END) + children(server, ENGINE)
-        assert len(processes) == 4
+        assert len(processes) == 5
         server.process.kill()
         server.process.wait()
         until(lambda: not [each for each in processes if _runs(each)])

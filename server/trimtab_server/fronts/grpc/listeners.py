@@ -1,13 +1,11 @@
 """The ports: how gRPC servers are made, where they listen, and what they allow a connection."""
 
 import logging
-import resource
 import ssl
 from collections.abc import Sequence
 
 import grpc
 import grpc.aio
-import msgspec
 
 from trimtab.errors import ConfigError
 from trimtab_server.callers.refreshed import WatchedFiles
@@ -15,9 +13,6 @@ from trimtab_server.config import Config, LimitSettings, Tls, split_address
 
 log = logging.getLogger(__name__)
 
-# Open files other than clients' connections: the metrics port's, gRPC's own, bundles being loaded.
-FILES_BESIDE = 256
-LEAST_CONNECTIONS = 16
 # A probe is a few bytes.
 PROBE_BYTES = 4096
 # gRPC's default of two minutes would let a client that sends nothing hold a connection for that long.
@@ -35,28 +30,6 @@ HEADERS_BYTES = 8192
 # How long a call may wait until the server takes it up. By default gRPC cancels it after 30 s, which does not
 # tell the client to try elsewhere; the call's own deadline is enough.
 UNREQUESTED_SECONDS = 24 * 3600
-
-
-def within(config: Config, files: int) -> Config:
-    """The configuration, with no more connections than the limit of open files allows.
-
-    A port that accepts a connection and finds no free file cannot serve its other connections either. Raises
-    ConfigError if hardly any connection fits.
-    """
-    ports = 1 + bool(config.server.admin_address) + bool(config.server.health_address)
-    room = (files - FILES_BESIDE) // ports
-    if files == resource.RLIM_INFINITY or config.limits.max_connections <= room:
-        return config
-    cure = f"raise it to {FILES_BESIDE + ports * config.limits.max_connections} (ulimit -n, LimitNOFILE)"
-    if room < LEAST_CONNECTIONS:
-        raise ConfigError(f"the limit of open files is {files}, which leaves none for clients: {cure}")
-    log.warning(
-        "the limit of open files is %d: accepting %d connections at a time instead of the %d of "
-        "limits.max_connections; %s",
-        files, room, config.limits.max_connections, cure,
-    )  # fmt: skip
-    limits = msgspec.structs.replace(config.limits, max_connections=room)
-    return msgspec.structs.replace(config, limits=limits)
 
 
 def in_advance(limits: LimitSettings) -> int:
