@@ -104,7 +104,8 @@ class App:
             {name: each.guard for name, each in settings if each.guard}, self._metrics.suspicious
         )
         self.repository = self._make_repository(repository, trials, (self._brownouts, self._guards))
-        self._poller = Poller(self.repository, config.versions.poll_seconds, config.engine.load_seconds)
+        load = partial(self.repository.load, SERVER)
+        self._poller = Poller(repository, load, config.versions.poll_seconds, config.engine.load_seconds)
         shadow_metrics = ShadowMetrics(self._registry)
         self._shadow = Shadow(self.repository, trials, self._preparation, self._engine, shadow_metrics)
         pipeline = Pipeline(
@@ -191,7 +192,8 @@ class App:
             self._own.start()
             await self._front_end.start()
         await self.repository.load_all(self._group.unloaded if self._group else ())
-        if not self.repository.encoders(SERVER):
+        unloaded = self._group is not None and self._group.unloaded
+        if not (self.repository.encoders(SERVER) or unloaded):
             reasons = "".join(
                 f"\n  {entry.name}/{entry.version}: {entry.reason}" for entry in self.repository.index(SERVER)
             )
@@ -206,9 +208,9 @@ class App:
         self._announce()
         if self.config.shadow:
             self._shadow.start()
-        if self._group is None or self._group.polls:
+        if self._own is not None:
             self._poller.start()
-        if self._own is None:
+        else:
             await self._front_end.start()
 
     async def stop(self) -> None:

@@ -17,8 +17,7 @@ class Group:
 
     metrics, registry: this front end's, which the supervisor merges with the others'. everywhere: loads or
     unloads an encoder in all of them. statistics: those of an encoder version, over all of them and the
-    engine. unloaded: encoders that a client unloaded before this front end started. polls: this one watches
-    the disk for all.
+    engine. unloaded: encoders that a client unloaded before this front end started.
     """
 
     engine: RemoteEngine
@@ -28,4 +27,3 @@ class Group:
     everywhere: Everywhere
     statistics: Callable[[str, int], Awaitable[Statistics]]
     unloaded: frozenset[str] = frozenset()
-    polls: bool = True

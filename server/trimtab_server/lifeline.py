@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import select
 import signal
 
 
@@ -14,6 +15,10 @@ def hold(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    ended = select.poll()
+    ended.register(lifeline, 0)
+    if ended.poll(0):  # the server was gone before
+        os._exit(1)
 
 
 def ignore_signals() -> None:

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from trimtab.errors import FailedPrecondition, TrimtabError
 from trimtab_server import limited
-from trimtab_server.callers.access import SERVER
-from trimtab_server.catalog.repository import Repository
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +17,21 @@ Contents: TypeAlias = frozenset[tuple[str, int, int]]
 
 
 class Poller:
-    """Brings an encoder in step with the disk when its folder has changed, and only then.
+    """Calls `load` with the name of an encoder in the repository `path` when its folder has changed, and only
+    then.
 
     A version that could not be loaded, or that a client unloaded, is left alone until its folder changes.
     """
 
-    def __init__(self, repository: Repository, seconds: float, load_seconds: float = 60.0) -> None:
-        self._repository = repository
+    def __init__(
+        self,
+        path: Path,
+        load: Callable[[str], Awaitable[None]],
+        seconds: float,
+        load_seconds: float = 60.0,
+    ) -> None:
+        self._path = path
+        self._load_encoder = load
         self._load_seconds = load_seconds
         self._seconds = seconds
         self._task: asyncio.Task[None] | None = None
@@ -32,7 +39,7 @@ class Poller:
     def start(self) -> None:
         """Start polling, if an interval is configured; what is there now counts as known."""
         if self._seconds:
-            self._task = asyncio.create_task(self._run(contents(self._repository.path)))
+            self._task = asyncio.create_task(self._run(contents(self._path)))
 
     def stop(self) -> None:
         """Stop polling."""
@@ -40,7 +47,7 @@ class Poller:
             self._task.cancel()
 
     async def _run(self, known: dict[str, Contents]) -> None:
-        path = self._repository.path
+        path = self._path
         while True:
             await asyncio.sleep(self._seconds)
             try:
@@ -59,7 +66,7 @@ class Poller:
 
     async def _load(self, name: str) -> None:
         try:
-            await self._repository.load(SERVER, name)
+            await self._load_encoder(name)
         except FailedPrecondition as error:
             log.warning("%s: %s", name, error)
         except TrimtabError as error:  # perhaps the folder is not an encoder's

@@ -88,6 +88,7 @@ class Pressure(msgspec.Struct, frozen=True):
     ahead: Mapping[Priority, Mapping[str, float]] = {}
     # The flow that all unlisted ones count as, if too many flows wait. None: unlisted flows need not wait.
     crowd: str | None = None
+    share: float = 1.0  # of the requests lately, those of the front end that is told
 
     def queue_seconds(self, model: int, flow: str, priority: Priority) -> float:
         """About how long an item of this flow would wait until its run begins.

@@ -45,6 +45,10 @@ class DeviceLoad(Protocol):
     def wait_seconds(self) -> float:
         """The predicted queue seconds of a text that arrives now."""
 
+    @property
+    def share(self) -> float:
+        """How much of their work comes from here, if there are several front ends; otherwise 1."""
+
 
 class _Sums(NamedTuple):
     """The counts at one moment."""
@@ -93,8 +97,10 @@ class Load:
         seconds = max(now - since.at, REPORT_SECONDS)
         busy = min((run - since.run) / seconds / max(workers, 1), 1.0)
         waited = (last.waits - since.waits) / (last.reports - since.reports)
+        # The calls are those of this front end: so is its share of the utilisation.
+        utilisation = devices.share * (busy + waited / FULL_WAIT_SECONDS)
         return _REPORT.pack(
             _RPS, (last.calls - since.calls) / seconds,
             _EPS, (last.failed - since.failed) / seconds,
-            _UTILIZATION, max(busy + waited / FULL_WAIT_SECONDS, LEAST),
+            _UTILIZATION, max(utilisation, LEAST),
         )  # fmt: skip

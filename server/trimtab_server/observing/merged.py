@@ -38,26 +38,33 @@ def collected(registry: CollectorRegistry) -> list[Series]:
 
 
 class MergedMetrics(Collector):
-    """Counters and histograms are summed, over the processes that are gone, too: a sum must not fall."""
+    """Counters and histograms are summed, over the processes that are gone, too: a sum must not fall. Series
+    that a process removes, because their encoder version is gone, are removed."""
 
     def __init__(self) -> None:
         self._metrics: dict[str, Series] = {}  # their names and kinds
         self._now: dict[str, dict[Key, float]] = {}  # by process
         self._before: dict[Key, float] = {}  # counted by processes that are gone
+        self._removed: set[Key] = set()  # by some processes, while others still have them
 
     def put(self, process: str, series: Iterable[Series]) -> None:
         """The metrics of a process as they are now."""
-        samples = self._now[process] = {}
+        last, samples = self._now.get(process, {}), dict[Key, float]()
         for each in series:
             self._metrics[each.name] = Series(each.name, each.documentation, each.kind, [])
             for name, labels, value in each.samples:
                 samples[name, tuple(sorted(labels.items()))] = value
+        self._now[process] = samples
+        for key in last.keys() - samples.keys():
+            self._before.pop(key, None)
+            self._removed.add(key)
+        self._removed = {key for key in self._removed if any(key in each for each in self._now.values())}
 
     def gone(self, process: str) -> None:
         """A process has ended: what it counted stays."""
         counted = {name: each for name, each in self._metrics.items() if each.kind in COUNTED}
         for key, value in self._now.pop(process, {}).items():
-            if _metric(key[0], counted):
+            if _metric(key[0], counted) and not key[0].endswith("_created") and key not in self._removed:
                 self._before[key] = self._before.get(key, 0.0) + value
 
     def collect(self) -> Iterable[Metric]:
@@ -68,9 +75,17 @@ class MergedMetrics(Collector):
             for key, value in samples.items():
                 values.setdefault(key, []).append(value)
         for (name, labels), found in values.items():
+            if (name, labels) in self._removed:
+                continue
             metric = merged[_metric(name, self._metrics)]
+            if metric.name in SMALLEST and len(found) < self._having(metric.name):
+                found.append(0.0)  # some front end does not know this version
             metric.add_sample(name, dict(labels), _merge(metric, name, found))
         return merged.values()
+
+    def _having(self, metric: str) -> int:
+        """How many processes have series of this metric."""
+        return sum(any(name == metric for name, _ in samples) for samples in self._now.values())
 
 
 def _merge(metric: Metric, sample: str, values: list[float]) -> float:

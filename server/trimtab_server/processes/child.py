@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from trimtab_server.processes.control import Answers, Peer
+from trimtab_server.processes.control import Answering, Peer
 
 T = TypeVar("T")
 
@@ -22,26 +22,25 @@ class Begin(msgspec.Struct, frozen=True):
     config: bytes
     verbose: bool
     repository: str = ""
-    polls: bool = False
     unloaded: frozenset[str] = frozenset()
 
 
 class Child:
     """One process, from its start to its end.
 
-    It runs the module `program`, and is killed by the kernel when this process ends. `answers` are for what
-    it asks.
+    It is killed by the kernel when this process ends. `answers` are for what it asks.
     """
 
-    def __init__(self, name: str, answers: Answers) -> None:
+    def __init__(self, name: str, answers: dict[str, Answering]) -> None:
         self.name = name
+        self.answers = answers
         self._peer = Peer(answers)
         self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
         self._lifeline = -1
 
     async def start(self, program: str) -> None:
-        """Start the process. OSError if that fails."""
+        """Start the process, which runs this module. OSError if that fails."""
         control, their_control = socket.socketpair()
         self._channel, their_channel = socket.socketpair()
         read, self._lifeline = os.pipe()
@@ -53,6 +52,10 @@ class Child:
                     sys.executable, "-P", "-m", program, *map(str, theirs),
                     stdin=asyncio.subprocess.DEVNULL, stdout=2, pass_fds=theirs,
                 )  # fmt: skip
+            except OSError:
+                self._close()
+                control.close()
+                raise
             finally:
                 os.close(read)
         await self._peer.open(control)
@@ -87,11 +90,7 @@ class Child:
             return "was not started"
         status = await self._process.wait()
         await self._peer.close()
-        if self._channel is not None:
-            self._channel.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        self._close()
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
 
     def kill(self) -> None:
@@ -99,3 +98,10 @@ class Child:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1

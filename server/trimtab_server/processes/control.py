@@ -35,8 +35,9 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 Message: TypeAlias = Question | Answer | messages.Failed
-# By the name of a question: what answers it. It is given the question's value.
-Answers: TypeAlias = Mapping[str, Callable[[bytes], Awaitable[Any]]]
+# What answers a question, given its value; and these by the names of questions.
+Answering: TypeAlias = Callable[[bytes], Awaitable[Any]]
+Answers: TypeAlias = Mapping[str, Answering]
 
 encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Message]).decode
@@ -101,12 +102,13 @@ class Peer:
             if question.name not in self._answers:
                 raise InternalError(f"nobody answers {question.name!r}")
             value = await self._answers[question.name](question.value)
-        except Exception as error:
+        except Exception as error:  # which `failed` logs, unless it is one of ours
             self._link.send(messages.failed(question.number, error))
         else:
             self._link.send(Answer(question.number, encode(value)))
 
     def _left(self) -> None:
+        """The other side is gone."""
         self._gone = True
         for future in self._waiting.values():
             if not future.done():

@@ -42,7 +42,7 @@ class EngineProgram(program.Program):
         )  # fmt: skip
         rehearsals = own.rehearsals
         shared = SharedRehearsals(rehearsals, settings.engine.load_seconds) if rehearsals else None
-        self._host.set_result(EngineHost(own.engine, shared))
+        self._host.set_result(EngineHost(own.engine, shared, self.metrics.forget))
         own.start()
 
     async def take(self, sock: socket.socket) -> None:

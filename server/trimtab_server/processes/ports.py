@@ -7,11 +7,11 @@ from trimtab.errors import ConfigError
 from trimtab_server.config import split_address
 
 
-def reserve(address: str) -> tuple[socket.socket, str]:
-    """Reserve HOST:PORT for processes of this user, and return it with a port that is not 0.
+def reserve(address: str) -> tuple[list[socket.socket], str]:
+    """Reserve HOST:PORT for the processes of this server, and return it with a port that is not 0.
 
-    The socket does not listen, so it gets no connections; the port stays reserved until it is closed. Raises
-    ConfigError if the port is taken: without this, two servers could share one unnoticed.
+    The port stays reserved until the sockets are closed. None of them listens, so they get no connections.
+    Raises ConfigError if the port is taken: without this, two servers could share one unnoticed.
     """
     host, port = split_address(address)
     try:
@@ -25,8 +25,11 @@ def reserve(address: str) -> tuple[socket.socket, str]:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reserved.bind(place)
+            taken = reserved.getsockname()[1]
+            # Another server that is about to start does not listen yet: this tells it that the port is taken.
+            flag = stack.enter_context(socket.socket(socket.AF_UNIX))
+            flag.bind(f"\0trimtab:{taken}")
             stack.pop_all()
     except OSError as error:
         raise ConfigError(f"gRPC address {address} cannot be used: {error.strerror}") from None
-    taken = reserved.getsockname()[1]
-    return reserved, f"{address.rpartition(':')[0]}:{taken}"
+    return [reserved, flag], f"{address.rpartition(':')[0]}:{taken}"

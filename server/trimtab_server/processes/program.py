@@ -28,7 +28,13 @@ class Program(ABC):
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.supervisor = Peer(
-            {"begin": self._begin, "stop": self._stop, "metrics": self._collect, "statistics": self._count}
+            {
+                "begin": self._begin,
+                "stop": self._stop,
+                "ping": _well,
+                "metrics": self._collect,
+                "statistics": self._count,
+            }
             | dict(self.answers())
         )
         self._stopped = asyncio.Event()
@@ -75,6 +81,10 @@ class Program(ABC):
     async def _count(self, value: bytes) -> Any:
         encoder, version = msgspec.msgpack.decode(value, type=tuple[str, int])
         return self.metrics.statistics(encoder, version)
+
+
+async def _well(value: bytes) -> None:
+    """The answer to a ping: the event loop turns."""
 
 
 def main(program: Callable[[], Program]) -> None:

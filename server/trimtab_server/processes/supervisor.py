@@ -5,15 +5,16 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from trimtab.errors import NotFound, TrimtabError
 from trimtab_server import config as configuration
+from trimtab_server.catalog.polling import Poller
 from trimtab_server.config import Config
 from trimtab_server.observing import uptime
 from trimtab_server.observing.merged import MergedMetrics, Series
@@ -22,15 +23,19 @@ from trimtab_server.observing.scrapes import Scrapes
 from trimtab_server.processes import ports
 from trimtab_server.processes.child import Begin, Child
 from trimtab_server.processes.control import ProcessGone
+from trimtab_server.processes.together import Together
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 ENGINE = "trimtab_server.processes.engine"
 FRONT_END = "trimtab_server.processes.front_end"
 # How long a process may take to answer a scrape. If it does not, its last figures are used again.
 SCRAPE_SECONDS = 2.0
-# How long a process may take to end, once it has drained.
-END_SECONDS = 10.0
+# A process that does not answer for so long hangs, and is killed; and how often it is asked.
+HANG_SECONDS, PING_SECONDS = 10.0, 1.0
+# How long processes may take to say that they have drained, and then to end.
+STOP_SECONDS, END_SECONDS = 2.0, 3.0
 # A process that ends is replaced after a pause, which grows if it keeps ending within WELL_SECONDS.
 PAUSES, WELL_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0), 60.0
 
@@ -48,21 +53,27 @@ class Supervisor:
     ) -> None:
         self.config = config
         self.grpc_port = self.metrics_port = 0
-        self.served: list[tuple[str, int]] = []  # names and versions, at the start
         self._repository = repository
         self._verbose = verbose
         self._engine_program = engine
         self._reserved: list[socket.socket] = []
         self._front_ends: dict[int, Child] = {}
-        self._engine: Child | None = None
+        self._engine: Child | None = None  # once it has begun
         self._spare: Child | None = None  # a front end that has not begun
-        self._unloaded: set[str] = set()  # by clients
+        self._together = Together(self._front_ends)
+        self._poller = Poller(
+            repository, self._together.load, config.versions.poll_seconds, config.engine.load_seconds
+        )
         self._merged = MergedMetrics()
         registry = CollectorRegistry()
         registry.register(self._merged)
         self._scrapes = Scrapes(registry, self._refresh)
-        self._keeping: list[asyncio.Task[None]] = []
-        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def served(self) -> list[tuple[str, int]]:
+        """Names and versions of the encoders that were ready at the start."""
+        return [(name, version) for name, version, _ in self._together.served]
 
     async def start(self) -> None:
         """Start all processes; returns when all front ends serve. ConfigError if they cannot."""
@@ -70,24 +81,27 @@ class Supervisor:
         self.metrics_port = await self._scrapes.start(self.config.server.metrics_address)
         engine = await self._start_engine()
         numbers = range(1, self.config.server.frontends + 1)
-        front_ends = await asyncio.gather(*map(self._start_front_end, numbers))
-        self._keep(engine, self._start_engine)
+        async with self._together.alone():
+            front_ends = await asyncio.gather(*map(self._start_front_end, numbers))
+        self._run(self._replace(engine, self._start_engine))
         for number, child in zip(numbers, front_ends, strict=True):
-            self._keep(child, partial(self._start_front_end, number))
+            self._run(self._replace(child, partial(self._take_in, number)))
         await self._have_spare()
+        self._poller.start()
         log.info("ready after %.2f s, with %d front ends", uptime.seconds(), len(front_ends))
 
     async def stop(self) -> None:
-        """Drain the front ends, then end all processes. Bounded by `drain_seconds`."""
-        self._stopping = True
-        for task in self._keeping:
+        """Drain the front ends, then end all processes. Takes hardly longer than `drain_seconds`."""
+        self._poller.stop()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*map(self._end, self._front_ends.values()))
         if self._spare is not None:
             self._spare.kill()
             await self._spare.ended()
+        drain = self.config.server.drain_seconds
+        await asyncio.gather(*(self._end(each, drain) for each in self._front_ends.values()))
         if self._engine is not None:
-            await self._end(self._engine)
+            await self._end(self._engine, 0.0)
         self._scrapes.stop()
         for reserved in self._reserved:
             reserved.close()
@@ -100,11 +114,12 @@ class Supervisor:
         for name in ("grpc_address", "admin_address", "health_address"):
             if getattr(server, name):
                 reserved, addresses[name] = ports.reserve(getattr(server, name))
-                self._reserved.append(reserved)
+                self._reserved += reserved
         self.grpc_port = configuration.split_address(addresses["grpc_address"])[1]
         return msgspec.structs.replace(config, server=msgspec.structs.replace(server, **addresses))
 
     async def _start_engine(self) -> Child:
+        self._engine = None
         child = await self._started("engine", self._engine_program)
         async with _killed_on_error(child):
             await child.ask("begin", Begin("engine", configuration.encode(self.config), self._verbose))
@@ -120,39 +135,51 @@ class Supervisor:
         child.name = f"front end {number}"
         begin = Begin(
             child.name,
-            configuration.encode(_shared_out(self.config)),
+            configuration.encode(_divided(self.config)),
             self._verbose,
             str(self._repository),
-            polls=number == 1,
-            unloaded=frozenset(self._unloaded),
+            self._together.unloaded,
         )
         self._front_ends[number] = child
         self._connect(child)
         async with _killed_on_error(child):
-            self.served = await child.get(list[tuple[str, int]], "begin", begin)
+            self._together.joined(child, await child.get(list[tuple[str, int, str]], "begin", begin))
+        return child
+
+    async def _take_in(self, number: int) -> Child:
+        """Start a front end beside others, which do not load or unload anything meanwhile."""
+        async with self._together.alone():
+            child = await self._start_front_end(number)
+            await self._together.agree()
         return child
 
     async def _started(self, name: str, program: str) -> Child:
         """A process that has not begun yet."""
-        child = Child(name, {"load": self._load, "unload": self._unload, "statistics": self._statistics})
+        together = self._together
+        child = Child(name, {})
+        child.answers |= {
+            "load": together.load_for, "unload": together.unload_for, "statistics": self._statistics,
+            "engine": lambda value: self._reconnect(child),
+        }  # fmt: skip
         await child.start(program)
+        self._run(self._ping(child))
         return child
 
     async def _have_spare(self) -> None:
         """Have a front end's process ready, since an interpreter takes a second to start."""
-        if self._spare is None:
+        if self._spare is None or not self._spare.runs:
             with contextlib.suppress(OSError):
                 self._spare = await self._started("spare front end", FRONT_END)
 
     def _connect(self, front_end: Child) -> None:
-        """Give a front end and the engine a socket to each other."""
-        if self._engine is not None:
+        """Give a front end and the engine a socket to each other, if there is an engine."""
+        if self._engine is not None and self._engine.runs:
             one, other = socket.socketpair()
             self._engine.send(one)
             front_end.send(other)
 
-    def _keep(self, child: Child, start: Callable[[], Awaitable[Child]]) -> None:
-        self._keeping.append(asyncio.create_task(self._replace(child, start)))
+    async def _reconnect(self, front_end: Child) -> None:
+        self._connect(front_end)
 
     async def _replace(self, child: Child, start: Callable[[], Awaitable[Child]]) -> None:
         """Replace a process whenever it has ended."""
@@ -173,11 +200,29 @@ class Supervisor:
                     log.error("%s could not be replaced: %s", child.name, error)
                 await self._have_spare()
 
-    async def _end(self, child: Child) -> None:
+    async def _ping(self, child: Child) -> None:
+        """Kill a process that hangs. Its replacement is another task's."""
+        with contextlib.suppress(ProcessGone):
+            while True:
+                asked = asyncio.ensure_future(child.ask("ping"))
+                # The second wait is for an answer that came while this process itself was stopped.
+                for seconds in (HANG_SECONDS, PING_SECONDS):
+                    await asyncio.wait((asked,), timeout=seconds)
+                if not asked.done():
+                    asked.cancel()
+                    log.error(
+                        "%s (process %d) has not answered for %g s: killing it", child.name, child.pid,
+                        HANG_SECONDS,
+                    )  # fmt: skip
+                    child.kill()
+                    return
+                await asked
+                await asyncio.sleep(PING_SECONDS)
+
+    async def _end(self, child: Child, drain: float) -> None:
         """Let a process drain and end; kill it if it does not."""
-        seconds = self.config.server.drain_seconds + END_SECONDS
-        with contextlib.suppress(TimeoutError, TrimtabError):
-            async with asyncio.timeout(seconds):
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(drain + STOP_SECONDS):
                 await child.ask("stop")
         try:
             async with asyncio.timeout(END_SECONDS):
@@ -186,46 +231,32 @@ class Supervisor:
             child.kill()
             await child.ended()
 
-    # -- what all front ends do together -------------------------------------------------------------------
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _load(self, value: bytes) -> None:
-        encoder = msgspec.msgpack.decode(value, type=str)
-        self._unloaded.discard(encoder)
-        for error in _errors(await self._ask_all("load", encoder)):
-            raise error
-
-    async def _unload(self, value: bytes) -> None:
-        encoder = msgspec.msgpack.decode(value, type=str)
-        outcomes = await self._ask_all("unload", encoder)
-        errors = _errors(outcomes)
-        if errors and (
-            len(errors) == len(outcomes) or not all(isinstance(each, NotFound) for each in errors)
-        ):
-            raise errors[0]
-        self._unloaded.add(encoder)
+    # -- what is asked of all processes ------------------------------------------------------------------
 
     async def _statistics(self, value: bytes) -> Statistics:
         key, whole = msgspec.msgpack.decode(value, type=tuple[str, int]), Statistics()
-        children = [*self._front_ends.values(), *([self._engine] if self._engine else [])]
-        for child in children:
+        for child in self._children():
             with contextlib.suppress(ProcessGone):
                 whole.join(await child.get(Statistics, "statistics", key))
         return whole
 
-    async def _ask_all(self, what: str, value: str) -> list[BaseException | None]:
-        asked = [child.ask(what, value) for child in self._front_ends.values()]
-        return list(await asyncio.gather(*asked, return_exceptions=True))
-
     async def _refresh(self) -> None:
         """Get the metrics of all processes."""
-        children = [*self._front_ends.values(), *([self._engine] if self._engine else [])]
 
         async def ask(child: Child) -> None:
             with contextlib.suppress(ProcessGone, TimeoutError):
                 async with asyncio.timeout(SCRAPE_SECONDS):
                     self._merged.put(child.name, await child.get(list[Series], "metrics"))
 
-        await asyncio.gather(*map(ask, children))
+        await asyncio.gather(*map(ask, self._children()))
+
+    def _children(self) -> list[Child]:
+        return [*self._front_ends.values(), *([self._engine] if self._engine else [])]
 
 
 @contextlib.asynccontextmanager
@@ -239,20 +270,15 @@ async def _killed_on_error(child: Child) -> AsyncIterator[None]:
         raise
 
 
-def _errors(outcomes: Sequence[BaseException | None]) -> list[Exception]:
-    """What went wrong. A process that is gone is no error: its replacement begins with what is on disk."""
-    return [each for each in outcomes if isinstance(each, Exception) and not isinstance(each, ProcessGone)]
-
-
-def _shared_out(config: Config) -> Config:
-    """The configuration of one front end: its share of the limits of memory and calls."""
-    limits, share = config.limits, config.server.frontends
+def _divided(config: Config) -> Config:
+    """The configuration of one front end: its part of the limits of memory and calls."""
+    limits, parts = config.limits, config.server.frontends
     return msgspec.structs.replace(
         config,
         limits=msgspec.structs.replace(
             limits,
-            max_calls=-(-limits.max_calls // share),
-            max_received_bytes=max(limits.max_received_bytes // share, limits.max_message_bytes),
-            max_unread_bytes=-(-limits.max_unread_bytes // share),
+            max_calls=-(-limits.max_calls // parts),
+            max_received_bytes=max(limits.max_received_bytes // parts, limits.max_message_bytes),
+            max_unread_bytes=-(-limits.max_unread_bytes // parts),
         ),
     )

@@ -25,6 +25,7 @@ from trimtab.values.column import Column
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.port import AdmissionRequest, Computed, ComputeRequest, EnginePort, ItemError, Turn
 from trimtab_server.engine.remote import messages, remote
+from trimtab_server.engine.remote.remote import RemoteEngine
 from trimtab_server.engine.runners.runner import GraphError
 from trimtab_server.link import LENGTH, Link
 
@@ -202,7 +203,7 @@ async def test_a_cancelled_request_leaves_the_queue() -> None:
         await until(lambda: engine.own.engine._admission.tokens == 0)
 
 
-async def test_another_engine_takes_over() -> None:
+async def test_another_engine_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """The front end's numbers stay, and its models are loaded into the new engine."""
     told: list[bool] = []
     async with apart() as first, apart() as second:
@@ -210,6 +211,7 @@ async def test_another_engine_takes_over() -> None:
         await until(lambda: front.serving)
         front.watch(told.append, lambda model, why: None)
         number = await front.load(toy.model())
+        monkeypatch.setattr(remote, "SHORT_TOKENS", 0)
         admitted = await front.admit(AdmissionRequest(number, TURN, 3, 2))
         for each in list(first.host._front_ends):
             await each.link.close()
@@ -218,6 +220,8 @@ async def test_another_engine_takes_over() -> None:
             await computed(front, number, ids(1))
         await second.connect(front)
         await until(lambda: told[-1])
+        with pytest.raises(Unavailable, match="starting anew"):  # it was admitted by the first
+            await front.compute(ComputeRequest(admitted, number, TURN, [payload(ids(1))], ("sums",)))
         front.release(admitted, answered=True)
         check(await computed(front, number, ids(2, 2)), ids(2, 2))
         assert len(second.opened) == 1
@@ -228,18 +232,107 @@ async def test_a_model_that_the_new_engine_cannot_load_is_retired() -> None:
         raise RuntimeError("this graph is broken")
 
     retired: list[tuple[int, str]] = []
+    told: list[bool] = []
     broken = Opening(refuse, toy.PROGRAM, foreign=False)
     async with apart() as first, apart(opening=broken) as second:
         front = await first.front_end()
-        front.watch(lambda up: None, lambda model, why: retired.append((model, why)))
+        front.watch(told.append, lambda model, why: retired.append((model, why)))
         number = await front.load(toy.model())
         for each in list(first.host._front_ends):
             await each.link.close()
         await second.connect(front)
         await until(lambda: retired)
         assert retired[0][0] == number and "this graph is broken" in retired[0][1]
+        assert not told[-1]
         await front.unload(number)
-        await until(lambda: front.serving)
+        assert told[-1] and front.serving
+
+
+async def test_engines_that_end_one_after_another_retire_no_model() -> None:
+    retired: list[int] = []
+    async with apart() as first, apart() as third:
+        front = await first.front_end()
+        front.watch(lambda up: None, lambda model, why: retired.append(model))
+        number = await front.load(toy.model())
+        for each in list(first.host._front_ends):
+            await each.link.close()
+        one, other = socket.socketpair()
+        connecting = asyncio.create_task(front.connect(other))
+        await until(lambda: front._link is not None and front._waiting)  # it loads its models
+        one.close()
+        await connecting
+        await third.connect(front)
+        check(await computed(front, number, ids(2, 2)), ids(2, 2))
+        assert not retired
+
+
+async def test_a_load_waits_for_the_next_engine() -> None:
+    async with apart() as engine:
+        front = RemoteEngine()
+        loading = asyncio.create_task(front.load(toy.model()))
+        one, other = socket.socketpair()
+        connecting = asyncio.create_task(front.connect(other))
+        await until(lambda: front._waiting)
+        one.close()
+        await connecting
+        engine.fronts.append(front)
+        await engine.connect(front)
+        check(await computed(front, await loading, ids(1)), ids(1))
+
+
+async def test_a_model_that_is_unloaded_during_a_reload_is_unloaded_there() -> None:
+    async with apart() as first, apart() as second:
+        front = await first.front_end()
+        number = await front.load(toy.model())
+        for each in list(first.host._front_ends):
+            await each.link.close()
+        connecting = asyncio.create_task(second.connect(front))
+        await until(lambda: front._waiting)
+        await front.unload(number)
+        await connecting
+        await until(lambda: second.opened and not second.host._by_number)
+
+
+async def test_who_loads_a_retired_model_gets_another_one() -> None:
+    async with apart() as engine:
+        one, two = await engine.front_end(), await engine.front_end()
+        retired: list[int] = []
+        one.watch(lambda up: None, lambda model, why: retired.append(model))
+        number = await one.load(toy.model())
+        there = one._models[number].there
+        assert there is not None
+        engine.host.retired(there, "it fails")
+        await until(lambda: retired == [number])
+        again = await two.load(toy.model())
+        assert len(engine.opened) == 2
+        await one.unload(number)
+        check(await computed(two, again, ids(3)), ids(3))
+        await until(lambda: len(engine.host._by_number) == 1)
+
+
+async def test_an_engine_that_does_not_read_is_given_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with apart() as engine:
+        front = await engine.front_end()
+        number = await front.load(toy.model())
+        monkeypatch.setattr(Link, "waiting_bytes", property(lambda link: remote.MOST_WAITING_BYTES + 1))
+        with pytest.raises(Unavailable, match="does not answer"):
+            await computed(front, number, ids(1))
+
+
+async def test_one_that_cannot_be_sent_holds_up_no_other() -> None:
+    one, other = socket.socketpair()
+    got: list[Any] = []
+    sender = Link(messages.encode, messages.decode_to_front_end, lambda message: None, lambda: None)
+    receiver = Link(messages.encode, messages.decode_to_engine, got.append, lambda: None)
+    sender.send(messages.Cancel(1))
+    sender.send(object())
+    sender.send(messages.Cancel(2))
+    await sender.open(one)
+    await receiver.open(other)
+    await until(lambda: len(got) == 2)
+    assert [each.call for each in got] == [1, 2]
+    await sender.close()
+    await until(lambda: receiver._transport is None)
 
 
 def errors() -> list[Exception]:
@@ -260,9 +353,17 @@ def test_errors_arrive_as_they_were(error: Exception) -> None:
         assert getattr(arrived, name, None) == getattr(error, name, None)
 
 
-def test_an_error_of_no_kind_of_ours_is_internal() -> None:
+def test_an_error_of_no_kind_of_ours_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
     arrived = messages.raised(messages.failed(1, KeyError("a secret of somebody's")))
-    assert type(arrived) is trimtab.errors.InternalError and "KeyError" in str(arrived)
+    assert type(arrived) is trimtab.errors.InternalError and "secret" not in str(arrived)
+    assert "a secret of somebody's" in caplog.text
+
+
+def test_a_text_that_is_not_unicode_arrives_escaped() -> None:
+    (message,) = messages.decode_to_front_end(
+        messages.encode([messages.failed(1, trimtab.errors.BundleError("models/\udcff cannot be read"))])
+    )
+    assert str(messages.raised(message)) == r"models/\udcff cannot be read"
 
 
 arrays = st.builds(

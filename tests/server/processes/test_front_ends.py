@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,18 +178,75 @@ def test_a_load_and_an_unload_are_followed_by_all(minilm_repository: Path, tmp_p
         several[1].kserve.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name=NAME))
         for each in several:
             assert code(lambda each=each: each.embed("gone")) is grpc.StatusCode.FAILED_PRECONDITION
-        # One that starts later knows, too.
-        killed = children(server, FRONT_END)[0]
-        os.kill(killed, signal.SIGKILL)
-        until(lambda: sum("front end" in line and "starting another" in line for line in server.log) == 1)
-        until(lambda: len(children(server, FRONT_END)) == 4)
-        with connections(server) as later:
-            for each in later:
-                found = code(lambda each=each: each.embed("gone"))
-                assert found in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE)
         several[2].kserve.RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest(model_name=NAME))
         with connections(server) as later:
             assert all(each.works() for each in later)
+
+
+def killed(server: ServerProcess, program: str) -> None:
+    """Kill the oldest process of a program."""
+    os.kill(children(server, program)[0], signal.SIGKILL)
+
+
+def begun(server: ServerProcess) -> int:
+    """How many front ends have begun so far."""
+    return sum("ready after" in line and "[front end" in line for line in server.log)
+
+
+def test_a_front_end_that_begins_later_serves_what_the_others_serve(
+    minilm_repository: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    put(minilm_repository, repository, 1)
+    shutil.copytree(repository / NAME, repository / "another", copy_function=os.link)
+    manifest = repository / "another/1/manifest.json"
+    content = json.loads(manifest.read_text()) | {"name": "another"}
+    manifest.unlink()
+    manifest.write_text(json.dumps(content))
+    unload = service_pb2.RepositoryModelUnloadRequest
+    log = '[logging]\nlevel = "info"\n'
+    with serve(repository, tmp_path, THREE + log) as server, connections(server) as several:
+        request = pb.EmbedRequest(texts=["which version?"], encoder=NAME)
+        # It begins while another encoder is unloaded.
+        killed(server, FRONT_END)
+        several[-1].kserve.RepositoryModelUnload(unload(model_name="another"), wait_for_ready=True)
+        until(lambda: begun(server) == 4)
+        with connections(server) as later:
+            for each in later:
+                other = pb.EmbedRequest(texts=["gone"], encoder="another")
+                found = code(lambda each=each, other=other: each.stub.Embed(other, timeout=PATIENCE))
+                assert found in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
+        # It finds a version that the others have not looked for.
+        put(repository, repository, 2)
+        killed(server, FRONT_END)
+        until(lambda: begun(server) == 5)
+        until(lambda: any("different versions" in line for line in server.log))
+        with connections(server) as later:
+            for each in later:
+                until(lambda each=each: each.stub.Embed(request, timeout=PATIENCE).version == "2")
+        # It begins even if nothing is served.
+        several[-1].kserve.RepositoryModelUnload(unload(model_name=NAME), wait_for_ready=True)
+        killed(server, FRONT_END)
+        until(lambda: begun(server) == 6)
+        several[-1].kserve.RepositoryModelLoad(
+            service_pb2.RepositoryModelLoadRequest(model_name=NAME), wait_for_ready=True
+        )
+        with connections(server) as later:
+            assert all(each.stub.Embed(request, timeout=PATIENCE).version == "2" for each in later)
+
+
+@pytest.mark.parametrize("program", [ENGINE, FRONT_END], ids=["engine", "front end"])
+def test_a_process_that_hangs_is_replaced(program: str, minilm_repository: Path, tmp_path: Path) -> None:
+    with serve(minilm_repository, tmp_path, THREE) as server, connections(server) as several:
+        hung = children(server, program)[0]
+        os.kill(hung, signal.SIGSTOP)
+        until(lambda: hung not in children(server, program))
+        with connections(server) as later:
+            until(lambda: all(each.works() for each in later))
+            # A load asks all of them.
+            later[0].kserve.RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest(model_name=NAME))
+        assert any("has not answered" in line for line in server.log)
+        assert several
 
 
 def code(call: Callable[[], Any]) -> grpc.StatusCode:

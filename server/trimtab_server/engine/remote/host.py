@@ -2,29 +2,35 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
 
-from trimtab.errors import NotFound
+import msgspec
+
 from trimtab_server.engine.batch import Model
 from trimtab_server.engine.port import AdmissionRequest, ComputeRequest, EnginePort, Pressure
 from trimtab_server.engine.remote import messages
 from trimtab_server.engine.remote.messages import ToEngine
 from trimtab_server.engine.remote.rehearsing import SharedRehearsals
+from trimtab_server.engine.remote.remote import restarting
 from trimtab_server.engine.runners import frames
 from trimtab_server.engine.runners.rehearsal import RehearsalResult
 from trimtab_server.link import Link
 
 # How often front ends are told the state of the queue, while anything is in flight.
 PRESSURE_SECONDS = 0.01
+# How much of a front end's count of requests is left at the next of these times: they forget within seconds.
+REMEMBERED = 0.99
 
 
 @dataclass(eq=False, slots=True)
-class _Shared:
+class _SharedModel:
     """A model that is loaded, or being loaded, and how many uses front ends make of it."""
 
+    key: bytes
+    model: Model
     number: "asyncio.Task[int]"
     uses: int = 0
 
@@ -34,24 +40,32 @@ class _FrontEnd:
     """One connected front end, and what it holds."""
 
     link: Link[ToEngine]
-    models: Counter[bytes] = field(default_factory=Counter)  # by their keys
+    models: Counter[_SharedModel] = field(default_factory=Counter)
     admitted: dict[int, int] = field(default_factory=dict)  # its numbers, and the engine's
     calls: dict[int, "asyncio.Task[None]"] = field(default_factory=dict)
+    requests: float = 0.0  # lately
 
 
 class EngineHost:
     """Does with an engine what connected front ends ask. For one event loop.
 
     A model that several front ends load is loaded once, and unloaded when none uses it any more. What a front
-    end holds is released when it is gone.
+    end holds is released when it is gone. `forget` is called with an encoder version of which no model is
+    left.
     """
 
-    def __init__(self, engine: EnginePort, rehearsals: SharedRehearsals | None) -> None:
+    def __init__(
+        self,
+        engine: EnginePort,
+        rehearsals: SharedRehearsals | None,
+        forget: Callable[[str, int], None] = lambda encoder, version: None,
+    ) -> None:
         self._engine = engine
         self._rehearsals = rehearsals
+        self._forget_version = forget
         self._front_ends: set[_FrontEnd] = set()
-        self._shared: dict[bytes, _Shared] = {}
-        self._keys: dict[int, bytes] = {}  # of loaded models, by the engine's numbers
+        self._shared: dict[bytes, _SharedModel] = {}  # those that a load may join
+        self._by_number: dict[int, _SharedModel] = {}  # those that are loaded
         self._up = True
         self._told = Pressure()
         self._timer: asyncio.TimerHandle | None = None
@@ -66,10 +80,10 @@ class EngineHost:
             lambda: self._gone(front),
         )
         front = _FrontEnd(link)
-        await link.open(sock)
         self._front_ends.add(front)
         link.send(messages.Serving(self._up))
         link.send(messages.Pressed(self._told))
+        await link.open(sock)
 
     async def close(self) -> None:
         """Let go of all front ends, and of what they hold."""
@@ -82,7 +96,10 @@ class EngineHost:
         self._tell(messages.Serving(up))
 
     def retired(self, model: int, why: str) -> None:
-        """Tell all front ends that a model is no longer run."""
+        """Tell all front ends that a model is no longer run. Who loads it from now on gets another one."""
+        shared = self._by_number.get(model)
+        if shared is not None and self._shared.get(shared.key) is shared:
+            del self._shared[shared.key]
         self._tell(messages.Retired(model, why))
 
     def _tell(self, message: Any) -> None:
@@ -91,6 +108,7 @@ class EngineHost:
 
     def _received(self, front: _FrontEnd, message: ToEngine) -> None:
         if isinstance(message, messages.Compute):
+            front.requests += 1
             self._start(front, message.call, self._compute(front, message))
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(PRESSURE_SECONDS, self._press)
@@ -109,7 +127,7 @@ class EngineHost:
         elif isinstance(message, messages.Unload):
             self._start(front, message.call, self._unload(front, message))
         else:
-            self._start(front, message.call, self._rehearse(front, message))
+            self._start(front, message.call, self._rehearse(message))
 
     def _start(self, front: _FrontEnd, call: int, work: Awaitable[Any]) -> None:
         """Do what a call asks, and send what it returns, or the error that it raises."""
@@ -128,8 +146,8 @@ class EngineHost:
             asked = AdmissionRequest(message.model, message.turn, message.tokens, message.held)
             front.admitted[message.admitted] = await self._engine.admit(asked)
         admitted = front.admitted.get(message.admitted, 0)
-        if message.admitted and not admitted:
-            raise NotFound("the request was admitted by an engine that is gone; try again")
+        if message.admitted and not admitted:  # by the engine before this one
+            raise restarting()
         work = ComputeRequest(admitted, message.model, message.turn, message.payloads, message.wanted)
         return messages.Answer(message.call, await self._engine.compute(work))
 
@@ -139,55 +157,58 @@ class EngineHost:
         return messages.Done(message.call)
 
     async def _load(self, front: _FrontEnd, message: messages.Load) -> messages.Done:
-        key = message.model
-        shared = self._shared.get(key)
+        shared = self._shared.get(message.model)
         if shared is None:
-            model = frames.decode(key, Model)
-            shared = self._shared[key] = _Shared(asyncio.ensure_future(self._engine.load(model)))
+            model = frames.decode(message.model, Model)
+            loading = asyncio.ensure_future(self._engine.load(model))
+            shared = self._shared[message.model] = _SharedModel(message.model, model, loading)
         shared.uses += 1
-        front.models[key] += 1
+        front.models[shared] += 1
         try:
             number = await asyncio.shield(shared.number)
         except BaseException:
             if front in self._front_ends:  # otherwise it was let go of when it left
-                self._let_go(front, key)
+                self._let_go(front, shared)
             raise
-        self._keys[number] = key
+        self._by_number[number] = shared
         return messages.Done(message.call, number)
 
     async def _unload(self, front: _FrontEnd, message: messages.Unload) -> messages.Done:
-        key = self._keys.get(message.model)
-        if key is not None and front.models[key]:
-            done = self._let_go(front, key)
+        shared = self._by_number.get(message.model)
+        if shared is not None and front.models[shared]:
+            done = self._let_go(front, shared)
             if done is not None:
                 await asyncio.shield(done)
         return messages.Done(message.call)
 
-    async def _rehearse(self, front: _FrontEnd, message: messages.Rehearse) -> messages.Rehearsed:
+    async def _rehearse(self, message: messages.Rehearse) -> messages.Rehearsed:
         if self._rehearsals is None:  # its graphs are not foreign
             return messages.Rehearsed(message.call, frames.encode(RehearsalResult()))
         return messages.Rehearsed(message.call, await self._rehearsals.rehearse(message.piece))
 
-    def _let_go(self, front: _FrontEnd, key: bytes) -> "asyncio.Task[None] | None":
+    def _let_go(self, front: _FrontEnd, shared: _SharedModel) -> "asyncio.Task[None] | None":
         """A front end makes one use less of a model. If it was the last of all, the task that unloads it."""
-        front.models[key] -= 1
-        shared = self._shared[key]
+        front.models[shared] -= 1
         shared.uses -= 1
         if shared.uses:
             return None
-        del self._shared[key]
-        task = asyncio.ensure_future(self._forget(shared.number))
+        if self._shared.get(shared.key) is shared:
+            del self._shared[shared.key]
+        task = asyncio.ensure_future(self._forget(shared))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _forget(self, loading: "asyncio.Task[int]") -> None:
+    async def _forget(self, shared: _SharedModel) -> None:
         try:
-            number = await loading
+            number = await shared.number
         except Exception:  # it was never loaded; who asked for it was told why
             return
-        self._keys.pop(number, None)
+        self._by_number.pop(number, None)
         await self._engine.unload(number)
+        version = shared.model.encoder, shared.model.version
+        if all((each.model.encoder, each.model.version) != version for each in self._by_number.values()):
+            self._forget_version(*version)
 
     def _gone(self, front: _FrontEnd) -> None:
         self._front_ends.discard(front)
@@ -196,15 +217,21 @@ class EngineHost:
         for admitted in front.admitted.values():
             self._engine.release(admitted, answered=False)
         front.admitted.clear()
-        for key in list(front.models.elements()):
-            self._let_go(front, key)
+        for shared in list(front.models.elements()):
+            self._let_go(front, shared)
 
     def _press(self) -> None:
-        """Tell front ends the state of the queue, as long as it changes."""
+        """Tell front ends the state of the queue, as long as it changes; not those that do not read."""
         self._timer = None
         pressure = self._engine.pressure()
         if pressure != self._told:
             self._told = pressure
-            self._tell(messages.Pressed(pressure))
+            total = sum(front.requests for front in self._front_ends) or 1.0
+            for front in self._front_ends:
+                if not front.link.waiting_bytes:
+                    share = front.requests / total
+                    front.link.send(messages.Pressed(msgspec.structs.replace(pressure, share=share)))
+        for front in self._front_ends:
+            front.requests *= REMEMBERED
         if any(front.calls for front in self._front_ends):
             self._timer = asyncio.get_running_loop().call_later(PRESSURE_SECONDS, self._press)

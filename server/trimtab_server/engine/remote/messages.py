@@ -4,6 +4,7 @@ Messages travel in MessagePack, and the numbers of arrays as they lie in memory.
 one server on one machine: they trust each other, and share a clock.
 """
 
+import logging
 from typing import Any, TypeAlias
 
 import msgspec
@@ -14,6 +15,8 @@ from trimtab.errors import InternalError, TrimtabError
 from trimtab_server.engine.batch import Payload, Wanted
 from trimtab_server.engine.port import Computed, ItemError, Pressure, Turn
 from trimtab_server.engine.runners.runner import GraphError
+
+log = logging.getLogger(__name__)
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -140,15 +143,18 @@ _ERRORS: dict[str, type[TrimtabError]] = {
 
 
 def failed(call: int, error: Exception) -> Failed:
-    """An error as a message."""
+    """An error as a message. One that is none of ours is logged, since nobody else may see what it says."""
     if isinstance(error, ItemError):
+        if error.__cause__ is not None:
+            log.error("%s", error, exc_info=error.__cause__)
         return Failed(call, "ItemError", error.why, row=error.row)
-    if isinstance(error, GraphError):
-        return Failed(call, GraphError.__name__, str(error))
     known = next((each.__name__ for each in type(error).__mro__ if each.__name__ in _ERRORS), "")
-    if not known:
-        return Failed(call, "", f"{type(error).__name__}: {error}")
-    return Failed(call, known, str(error), error.retry_after if isinstance(error, TrimtabError) else 0.0)
+    if not known and not isinstance(error, GraphError):
+        log.error("what a front end has asked for has failed", exc_info=error)
+        return Failed(call, "", "the engine failed; its log tells more")
+    text = str(error).encode("utf-8", "backslashreplace").decode()  # it may name a file that is not UTF-8
+    retry_after = error.retry_after if isinstance(error, TrimtabError) else 0.0
+    return Failed(call, known or GraphError.__name__, text, retry_after)
 
 
 def raised(message: Failed) -> Exception:

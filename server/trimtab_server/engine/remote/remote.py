@@ -1,12 +1,15 @@
 """The engine's port for a front end whose engine is another process; host.py is the other side."""
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import socket
 from typing import Any
+
+import msgspec
 
 from trimtab.errors import NotFound, ResourceExhausted, TrimtabError, Unavailable
 from trimtab_server.engine.batch import Model
@@ -22,8 +25,12 @@ from trimtab_server.link import Link
 SHORT_TOKENS = 512
 ASK_FIRST_SECONDS = 1.0
 MOST_UNASKED = 256
+# Tenants that are remembered for that.
+MOST_REFUSED = 4096
 # Callers are told to come back after so long while the engine's process starts anew.
 RESTART_SECONDS = 2.0
+# What the engine has not read yet; with more, requests are refused: it has no time for them.
+MOST_WAITING_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
@@ -36,21 +43,24 @@ class _Loaded:
 
 class RemoteEngine(EnginePort):
     """Knows models and admitted requests by its own numbers, which outlive the engine's process. For one
-    event loop.
+    event loop. `lost` is called when the engine, or the connection to it, is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Callable[[], None] = lambda: None) -> None:
+        self._lost = lost
         self._tell_serving: Callable[[bool], None] = lambda up: None
         self._tell_retired: Callable[[int, str], None] = lambda model, why: None
         self._numbers = itertools.count(1)
         self._models: dict[int, _Loaded] = {}
         self._link: Link[ToFrontEnd] | None = None
+        self._connected = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[Any]] = {}  # for the answers to calls
         self._unasked: dict[int, AdmissionRequest] = {}  # requests whose admission travels with their work
         self._refused: dict[str, float] = {}  # tenants, and until when they ask first
         self._pressure = Pressure()
-        self._up = False
-        self._connected = asyncio.Event()
+        self._up = False  # whether the engine has a device in service
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def watch(self, serving: Callable[[bool], None], retired: Callable[[int, str], None]) -> None:
         """Set what is called on the event loop: `serving` when the engine is gone or has no device in
@@ -65,24 +75,20 @@ class RemoteEngine(EnginePort):
 
     async def connect(self, sock: socket) -> None:
         """Use the engine behind this socket from now on, and load into it what is in use."""
+        self._disconnected(self._link)
         link: Link[ToFrontEnd] = Link(
             messages.encode,
             messages.decode_to_front_end,
             self._received,
             lambda: self._disconnected(link),
         )
-        await link.open(sock)
         self._link = link
+        await link.open(sock)
         self._connected.set()
-        for number, loaded in list(self._models.items()):
-            try:
-                await self._load(loaded)
-            except TrimtabError as error:
-                self._tell_retired(number, f"it cannot be loaded into the engine's new process: {error}")
-        self._serves()
+        await self._reload()
 
     async def connected(self) -> None:
-        """Wait for the first engine."""
+        """Wait for an engine."""
         await self._connected.wait()
 
     async def close(self) -> None:
@@ -91,29 +97,40 @@ class RemoteEngine(EnginePort):
             await self._link.close()
 
     async def load(self, model: Model) -> int:
-        loaded = _Loaded(model, None)
-        await self._load(loaded)
-        number = next(self._numbers)
-        self._models[number] = loaded
-        return number
+        while True:
+            await self._connected.wait()
+            link = self._link
+            try:
+                there = await self._load(model)
+            except Unavailable:
+                if self._link is link:
+                    raise
+                continue  # that engine has ended: the next one may load it
+            number = next(self._numbers)
+            self._models[number] = _Loaded(model, there)
+            return number
 
     async def unload(self, model: int) -> None:
         loaded = self._models.pop(model)
+        self._tell()
         if loaded.there is not None and self._link is not None:
             await self._ask(messages.Unload(next(self._numbers), loaded.there))
 
     async def admit(self, request: AdmissionRequest) -> int:
-        number, turn = next(self._numbers), request.turn
+        number, turn, there = next(self._numbers), request.turn, self._there(request.model)
+        if self._link is not None and self._link.waiting_bytes > MOST_WAITING_BYTES:
+            raise Unavailable(
+                f"the engine does not answer: try again in {RESTART_SECONDS:g} s", RESTART_SECONDS
+            )
         if request.tokens + request.held <= SHORT_TOKENS and self._may_come(turn.tenant):
             self._unasked[number] = request
-        else:
-            there = self._there(request.model)
-            call = next(self._numbers)
-            try:
-                await self._ask(messages.Admit(call, number, there, turn, request.tokens, request.held))
-            except asyncio.CancelledError:
-                self.release(number, answered=False)
-                raise
+            return number
+        call = next(self._numbers)
+        try:
+            await self._ask(messages.Admit(call, number, there, turn, request.tokens, request.held))
+        except asyncio.CancelledError:
+            self.release(number, answered=False)
+            raise
         return number
 
     async def compute(self, request: ComputeRequest) -> Computed:
@@ -126,7 +143,7 @@ class RemoteEngine(EnginePort):
         try:
             computed: Computed = await self._ask(message)
         except ResourceExhausted:
-            self._refused[request.turn.tenant] = time.monotonic() + ASK_FIRST_SECONDS
+            self._ask_first(request.turn.tenant)
             raise
         return computed
 
@@ -142,13 +159,41 @@ class RemoteEngine(EnginePort):
         found: bytes = await self._ask(messages.Rehearse(next(self._numbers), piece))
         return found
 
-    async def _load(self, loaded: _Loaded) -> None:
-        loaded.there = await self._ask(messages.Load(next(self._numbers), frames.encode(loaded.model)))
+    async def _load(self, model: Model) -> int:
+        """The model's number in the engine of now."""
+        link = self._link
+        there: int = await self._ask(messages.Load(next(self._numbers), frames.encode(model)))
+        if self._link is not link:  # the engine has ended since it answered
+            raise restarting()
+        return there
+
+    async def _reload(self) -> None:
+        """Load the models that the engine does not have yet. One that cannot be loaded is retired."""
+        async with self._reloading:
+            # If the engine ends, or has no device yet, this is called again.
+            with contextlib.suppress(Unavailable):
+                for number, loaded in list(self._models.items()):
+                    if loaded.there is None and number in self._models:
+                        await self._reload_one(number, loaded)
+            self._tell()
+
+    async def _reload_one(self, number: int, loaded: _Loaded) -> None:
+        try:
+            there = await self._load(loaded.model)
+        except Unavailable:
+            raise
+        except TrimtabError as error:
+            self._tell_retired(number, f"it cannot be loaded into the engine's new process: {error}")
+            return
+        if number in self._models:
+            loaded.there = there
+        else:  # it was unloaded meanwhile
+            await self._ask(messages.Unload(next(self._numbers), there))
 
     async def _ask(self, message: Any) -> Any:
         """Send a message, and wait for its answer."""
         if self._link is None:
-            raise _restarting()
+            raise restarting()
         future = self._waiting[message.call] = asyncio.get_running_loop().create_future()
         self._link.send(message)
         try:
@@ -171,15 +216,16 @@ class RemoteEngine(EnginePort):
             pressure = message.pressure
             here = {each.there: number for number, each in self._models.items()}
             paces = {here[there]: pace for there, pace in pressure.paces.items() if there in here}
-            self._pressure = Pressure(
-                pressure.run_seconds, pressure.workers, pressure.free_seconds, pressure.wait_seconds,
-                paces, pressure.ahead, pressure.crowd,
-            )  # fmt: skip
+            self._pressure = msgspec.structs.replace(pressure, paces=paces)
         elif isinstance(message, messages.Rehearsed):
             self._answered(message.call, message.found)
         elif isinstance(message, messages.Serving):
             self._up = message.up
-            self._serves()
+            self._tell()
+            if message.up and not self.serving:
+                task = asyncio.ensure_future(self._reload())
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
         else:
             for number in [number for number, each in self._models.items() if each.there == message.model]:
                 self._tell_retired(number, message.why)
@@ -194,18 +240,21 @@ class RemoteEngine(EnginePort):
         if future is not None and not future.done():
             future.set_exception(messages.raised(message))
 
-    def _disconnected(self, link: Link[ToFrontEnd]) -> None:
-        if self._link is not link:
+    def _disconnected(self, link: Link[ToFrontEnd] | None) -> None:
+        """The engine behind this link is gone."""
+        if link is None or self._link is not link:
             return
         self._link, self._up, self._pressure = None, False, Pressure()
+        self._connected.clear()
         for loaded in self._models.values():
             loaded.there = None
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(_restarting())
-        self._serves()
+                future.set_exception(restarting())
+        self._tell()
+        self._lost()
 
-    def _serves(self) -> None:
+    def _tell(self) -> None:
         self._tell_serving(self.serving)
 
     def _there(self, number: int) -> int:
@@ -213,7 +262,7 @@ class RemoteEngine(EnginePort):
         if loaded is None:
             raise NotFound("the encoder was unloaded while the request was on its way; try again")
         if loaded.there is None:
-            raise _restarting()
+            raise restarting()
         return loaded.there
 
     def _may_come(self, tenant: str) -> bool:
@@ -228,8 +277,17 @@ class RemoteEngine(EnginePort):
         del self._refused[tenant]
         return True
 
+    def _ask_first(self, tenant: str) -> None:
+        """The requests of this tenant ask first for a while."""
+        now = time.monotonic()
+        if len(self._refused) >= MOST_REFUSED:
+            self._refused = {each: until for each, until in self._refused.items() if until > now}
+        if len(self._refused) < MOST_REFUSED:
+            self._refused[tenant] = now + ASK_FIRST_SECONDS
 
-def _restarting() -> Unavailable:
+
+def restarting() -> Unavailable:
+    """What callers are told while there is no engine."""
     return Unavailable(
         f"the engine's process is starting anew: try again in {RESTART_SECONDS:g} s", RESTART_SECONDS
     )
