@@ -104,8 +104,9 @@ class App:
             {name: each.guard for name, each in settings if each.guard}, self._metrics.suspicious
         )
         self.repository = self._make_repository(repository, trials, (self._brownouts, self._guards))
-        load = partial(self.repository.load, SERVER)
-        self._poller = Poller(repository, load, config.versions.poll_seconds, config.engine.load_seconds)
+        self._poller = Poller(
+            repository, self._changed_on_disk, config.versions.poll_seconds, config.engine.load_seconds
+        )
         shadow_metrics = ShadowMetrics(self._registry)
         self._shadow = Shadow(self.repository, trials, self._preparation, self._engine, shadow_metrics)
         pipeline = Pipeline(
@@ -229,6 +230,9 @@ class App:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
         self._scrapes.stop()
+
+    async def _changed_on_disk(self, encoder: str) -> None:
+        await self.repository.load(SERVER, encoder)
 
     def _changed(self, entry: Entry) -> None:
         log.info("%s version %s is %s %s", entry.name, entry.version, entry.state, entry.reason)
