@@ -18,6 +18,7 @@ import numpy as np
 
 from trimtab.values.column import Column, Columns
 from trimtab_server import config as configs
+from trimtab_server import serving
 from trimtab_server.app import App
 from trimtab_server.config import Config, ServerSettings
 from trimtab_server.engine.batch import Model, Wanted
@@ -102,7 +103,7 @@ def main() -> None:
     config = configs.read(options.config) if options.config else Config()
     logging.basicConfig()
     logs.configure(config.logging, verbose=False)
-    asyncio.run(
+    serving.run(
         serve(options.repository, options.devices, options.seconds_per_token, config, options.front_ends)
     )
 

@@ -9,7 +9,6 @@ printed at startup names it.
 """
 
 import argparse
-import asyncio
 import logging
 import resource
 import sys
@@ -44,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from trimtab_server import memory
 
     memory.share_heaps()
-    from trimtab_server import config
+    from trimtab_server import config, serving
     from trimtab_server.fronts.grpc import open_files
     from trimtab_server.observing import logs
 
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
     logs.configure(settings.logging, verbose=options.verbose)
     settings = open_files.within(settings, _allow_files())
-    asyncio.run(_serve(settings, options.repository, verbose=options.verbose))
+    serving.run(_serve(settings, options.repository, verbose=options.verbose))
     return 0
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+import uvloop
 
 from trimtab_server import memory
 
@@ -19,6 +21,12 @@ class Server(Protocol):
 
     async def stop(self) -> None:
         """Drain, and stop."""
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run the coroutine of a process of the server: on uvloop, which makes a call some 5% cheaper."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
 
 
 async def serve(server: Server, ready: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from trimtab_server import config, memory
+from trimtab_server import config, memory, serving
 from trimtab_server.config import Config
 from trimtab_server.lifeline import hold, ignore_signals
 from trimtab_server.observing import logs, merged
@@ -99,4 +99,4 @@ def main(program: Callable[[], Program]) -> None:
     async def run() -> None:
         await program().run(control, channel)
 
-    asyncio.run(run())
+    serving.run(run())
