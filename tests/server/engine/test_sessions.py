@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from tests import hostile
 from tests.server.models_made import ALONE, batch, model
@@ -62,6 +63,29 @@ def test_what_a_run_gives_is_looked_at(tmp_path: Path, graph: bytes, words: str)
     else:  # a graph need not declare the shape that it gives
         expected = hostile.vectors(["w1 w2", "w3"])
         np.testing.assert_allclose(opened.run(IDS, ALONE)["dense"].values, expected, atol=1e-6)
+
+
+class FailingProvider:
+    """ONNX Runtime's session, whose provider fails every run."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.runs = session, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run(self, *_: object) -> object:
+        self.runs += 1
+        raise onnxruntime_pybind11_state.EPFail("the device is gone")
+
+
+def test_a_run_that_fails_on_its_device_never_moves_to_the_cpu(tmp_path: Path) -> None:
+    opened = session(tmp_path, hostile.encoder())
+    inner: Any = opened._session
+    inner._sess = failing = FailingProvider(inner._sess)
+    with pytest.raises(onnxruntime_pybind11_state.EPFail, match="the device is gone"):
+        opened.run(IDS, ALONE)
+    assert failing.runs == 1 and inner._sess is failing, "the session was opened again"
 
 
 def test_a_loop_without_end_can_be_stopped(tmp_path: Path) -> None:

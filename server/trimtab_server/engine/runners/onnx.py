@@ -50,6 +50,8 @@ class OnnxRunner:
                 f"{self._session.get_providers()[0]}. Check the driver, CUDA and cuDNN, or choose "
                 "device 'cpu'"
             )
+        # Nor may a run that fails there move the session to the CPU, which ONNX Runtime does by default.
+        self._session.disable_fallback()
         signature.check(
             model,
             {each.name: Declared(each.type, each.shape) for each in self._session.get_inputs()},
