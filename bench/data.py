@@ -2,7 +2,8 @@
 
 The machine's own `apt-get` fetches them into a separate folder, so its package lists stay as they are. They
 are cached in bench/.data. For retrieval there are `examples`: packages with the same description count once,
-and thousands of queries also exist in German and French.
+and thousands of queries also exist in German and French. The environment variable TRIMTAB_BENCH_TEXTS names a
+file of other pairs, for machines without a network.
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 CACHE = Path(__file__).parent / ".data" / "debian.jsonl"
 EXAMPLES = CACHE.with_name("debian-examples.jsonl")
 LANGUAGES = ("de", "fr")
+OTHER_TEXTS = "TRIMTAB_BENCH_TEXTS"
 SHORTEST = 80  # characters of a document
 # The end of a description, where the packages of one program differ.
 PART = re.compile(r"\s*This package (?:contains|provides|includes|installs|is|depends)\b.*", re.DOTALL)
@@ -37,7 +39,9 @@ def pairs(language: str = "en") -> list[tuple[str, str]]:
     In English, or those that Debian has translated into another language: some thousands in "de".
     """
     cache = CACHE if language == "en" else CACHE.with_stem(f"{CACHE.stem}-{language}")
-    if not cache.exists():
+    if language == "en" and OTHER_TEXTS in os.environ:
+        cache = Path(os.environ[OTHER_TEXTS])
+    elif not cache.exists():
         cache.parent.mkdir(exist_ok=True)
         partial = cache.with_suffix(".partial")
         partial.write_text("".join(json.dumps(pair) + "\n" for pair in _fetch(language)))
@@ -64,11 +68,16 @@ def examples() -> list[Example]:
     return [Example(**json.loads(line)) for line in EXAMPLES.read_text().splitlines()]
 
 
-def mix(name: str, count: int) -> list[str]:
-    """`count` texts: "short" (queries), "long" (documents) or "mixed" (7 queries in 10)."""
+def mix(name: str, count: int, skip: int = 0) -> list[str]:
+    """`count` texts, after the first `skip`: "short" (queries), "long" (documents) or "mixed" (7 queries in
+    10). Fewer if there are no more."""
     rng = random.Random(0)
     documents = MIXES[name]
-    return [long[:LONG_CHARACTERS] if rng.random() < documents else short for short, long in pairs()[:count]]
+    texts = [
+        long[:LONG_CHARACTERS] if rng.random() < documents else short
+        for short, long in pairs()[: skip + count]
+    ]
+    return texts[skip:]
 
 
 def _fetch(language: str) -> list[tuple[str, str]]:

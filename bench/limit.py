@@ -11,9 +11,9 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import tokenizers
@@ -24,6 +24,7 @@ from trimtab.artifacts import variants
 from trimtab.kinds import RUNTIMES, Runtime
 from trimtab_export import runtime
 
+Ids = TypeVar("Ids", bound=Sized)  # of one text
 TEXTS = (1, 2, 4, 8, 16, 32, 64)
 TOKENS = (128, 256, 512, 1024, 2048, 4096)
 FINALISTS = 3
@@ -65,7 +66,7 @@ class Bare:
         return vectors
 
 
-def cut(ids: Sequence[list[int]], texts: int, tokens: int) -> Iterator[Sequence[list[int]]]:
+def cut(ids: Sequence[Ids], texts: int, tokens: int) -> Iterator[Sequence[Ids]]:
     """Texts, sorted by length, in batches of at most `texts` texts and, beyond one text, `tokens` tokens."""
     start = 0
     for end in range(1, len(ids) + 1):

@@ -7,6 +7,9 @@ Open loop:   --rate texts a second, Poisson, or --trace FILE, whatever the serve
 Latency counts from when a text was *due*, not from when it was sent, so a stalling server cannot hide the
 calls that it delayed. Lag is how late the generator itself was.
 
+With --together, it prints "ready" after its warm-up, and begins when it reads a line from its standard input:
+so several loads can begin at the same time.
+
 Every text must be answered once, with a unit vector of the right width; otherwise the run fails.
 """
 
@@ -15,6 +18,7 @@ import asyncio
 import json
 import os
 import random
+import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -155,10 +159,8 @@ async def _until(due: float) -> None:
 
 async def run(options: argparse.Namespace) -> dict[str, float]:
     """One load, as the command line describes it."""
-    target, texts = (
-        LoadTarget(options.url, options.encoder, options.variant),
-        data.mix(options.mix, options.texts),
-    )
+    target = LoadTarget(options.url, options.encoder, options.variant)
+    texts = data.mix(options.mix, options.texts, options.skip)
     arrivals = None
     if options.trace is not None:
         arrivals = trace(options.trace, options.texts)
@@ -166,6 +168,7 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
         arrivals = poisson(texts, options.rate)
     if options.kind == "stream":
         await streamed(target, texts[:WARM_UP], None)
+        await _all_ready(options.together)
         began = time.process_time()
         if arrivals is None:
             record = await streamed(target, texts, options.concurrency)
@@ -174,6 +177,7 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
         return _figures(record, options.width, time.process_time() - began)
     async with UNARY[options.kind](target) as call:
         await closed(call, texts[:WARM_UP], min(options.concurrency or 8, WARM_UP))
+        await _all_ready(options.together)
         if options.feed and arrivals is not None:
             documents = data.mix("long", options.feed)
             async with feeding(target, documents, options.width):
@@ -190,6 +194,12 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
         else:
             record = await opened(call, arrivals)
         return _figures(record, options.width, time.process_time() - began)
+
+
+async def _all_ready(together: bool) -> None:
+    if together:
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
 
 
 def _answered_texts(metrics_url: str) -> float:
@@ -218,6 +228,8 @@ def main() -> None:
     parser.add_argument("--core", type=int, required=True, help="the core to run on")
     parser.add_argument("--mix", choices=data.MIXES, default="short", help="lengths of the texts")
     parser.add_argument("--texts", type=int, required=True, help="the maximum number of texts")
+    parser.add_argument("--skip", type=int, default=0, help="how many texts to leave to other loads")
+    parser.add_argument("--together", action="store_true", help="begin with other loads: see above")
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument("--concurrency", type=int, help="closed loop: calls in flight; a stream's window")
     loop.add_argument("--rate", type=float, help="open loop: texts a second, Poisson")

@@ -1,5 +1,6 @@
 """Results: collected by mix, server and row, printed as a table, recorded as lines of JSON."""
 
+import contextlib
 import json
 import shlex
 import statistics
@@ -9,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from bench import processes
@@ -93,27 +95,46 @@ def keep(results: Results, peers: Mapping[str, Mapping[str, str]], **settings: A
     append("serve", peers, **settings, results=results.rows)
 
 
-def append(name: str, peers: Mapping[str, Mapping[str, str]] | None = None, **figures: Any) -> None:
+def append(
+    name: str,
+    peers: Mapping[str, Mapping[str, str]] | None = None,
+    folder: Path = HISTORY,
+    **figures: Any,
+) -> None:
     """Append figures to a history, with the command, commit, machine and versions."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     spec = sys.modules["__main__"].__spec__
     program = spec.name if spec else "bench"
     record = {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": described.stdout.strip(),
+        "commit": _commit(),
         "command": shlex.join(["python", "-m", program.removesuffix(".__main__"), *sys.argv[1:]]),
         "machine": processes.machine(),
         "versions": {
             "python": sys.version.split()[0],
-            **{name: metadata.version(name) for name in PACKAGES},
+            **_versions(),
             **({"peers": peers} if peers else {}),
         },
         **figures,
     }
-    path = HISTORY / f"{name}.jsonl"
-    HISTORY.mkdir(exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    folder.mkdir(exist_ok=True)
     with path.open("a") as history:
         history.write(json.dumps(record) + "\n")
-    print(f"kept in {path.relative_to(ROOT)}")
+    print(f"kept in {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+
+
+def _commit() -> str:
+    """What is measured, as Git calls it; "" without Git, as in a container."""
+    with contextlib.suppress(FileNotFoundError):
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+def _versions() -> dict[str, str]:
+    """The installed ones of PACKAGES. ONNX Runtime for GPUs is a package of another name."""
+    versions = {}
+    for name in (*PACKAGES, "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

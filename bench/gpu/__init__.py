@@ -1,0 +1,1 @@
+"""What Trimtab does on an NVIDIA GPU, in one run: see `python -m bench.gpu --help`."""
