@@ -109,7 +109,8 @@ class OpenVinoSession:
         except Exception as error:
             raise ExportError(f"OpenVINO cannot load {graph.path.name}: {first_line(error)}") from error
         self._names = [InputName(port.node.friendly_name) for port in compiled.inputs]
-        self._places = {name: n for n, port in enumerate(compiled.outputs) for name in port.get_names()}
+        self._ports = compiled.outputs
+        self._places = {name: n for n, port in enumerate(self._ports) for name in port.get_names()}
         self._request = compiled.create_infer_request()
 
     def get_inputs(self) -> list[InputName]:
@@ -118,8 +119,7 @@ class OpenVinoSession:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """These outputs of a run."""
-        self._request.infer(feeds, share_inputs=True, share_outputs=True)
-        return [self._request.get_output_tensor(self._places[name]).data.copy() for name in outputs]
+        return openvino.run(self._request, self._ports, feeds, [self._places[name] for name in outputs])
 
 
 def run(running: Any, output: str, tokens: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from trimtab_server import app
+from trimtab_server.engine import configured
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -88,10 +88,10 @@ def test_a_user_without_a_home_is_served(monkeypatch: pytest.MonkeyPatch, tmp_pa
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", homeless)
-    assert app._folder("~/.cache") is None
+    assert configured._folder("~/.cache") is None
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert app._folder("~/.cache") == tmp_path / ".cache"
+    assert configured._folder("~/.cache") == tmp_path / ".cache"
 
 
 def test_nothing_is_left_in_the_home_and_nobody_is_told(minilm_repository: Path, tmp_path: Path) -> None:

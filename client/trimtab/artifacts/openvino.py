@@ -3,14 +3,18 @@
 What is served is what was measured only if both compile with the same settings, so both take them from here.
 """
 
+import ctypes
 import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
+
+from numpy.typing import NDArray
 
 from trimtab.kinds import Precision
 
 TELEMETRY = "openvino_telemetry"
-# OpenVINO knows some operators of ONNX Runtime's own, and computes some of these wrongly.
+# OpenVINO knows some operators of ONNX Runtime's own, and fails on those of our int8 graphs.
 DOMAINS = ("", "ai.onnx")
 # It cannot be stopped in a loop, which may have no end.
 LOOPS = ("Loop", "Scan")
@@ -48,3 +52,30 @@ def settings(opened: Any, precision: Precision, threads: int = 1) -> dict[str, A
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" and multiplies_bf16(opened) else "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # products are as precise as the bundle says
     }
+
+
+def run(
+    request: Any, ports: Sequence[Any], feeds: Mapping[str, NDArray[Any]], places: Sequence[int]
+) -> list[NDArray[Any]]:
+    """The outputs at these places of a compiled graph's `ports`, of one run.
+
+    Raises RuntimeError if an operator failed. Then neither the request nor its compiled graph may be used
+    again: OpenVINO does not raise such errors, and its outputs would stay those of the last good run.
+    """
+    import openvino
+
+    # Empty tensors, which a run replaces: what is left of them was not computed.
+    for place, port in enumerate(ports):
+        rank = port.partial_shape.rank
+        empty = openvino.Shape([0] * (1 if rank.is_dynamic else rank.get_length()))
+        request.set_output_tensor(place, openvino.Tensor(port.element_type, empty))
+    request.infer(feeds, share_inputs=True, share_outputs=True)
+    if not any(request.get_output_tensor(place).size for place in range(len(ports))):
+        abandon(request)
+        raise RuntimeError("OpenVINO computed nothing: an operator failed, and it does not say which")
+    return [request.get_output_tensor(place).data.copy() for place in places]
+
+
+def abandon(request: Any) -> None:
+    """Never free a request whose run has failed, nor its compiled graph: that would crash the process."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(request))

@@ -29,7 +29,7 @@ from trimtab_server.engine.fleet.homes import open_at
 from trimtab_server.engine.fleet.places import Place
 from trimtab_server.engine.runners import rehearsal
 from trimtab_server.engine.runners.onnx import OnnxRunner
-from trimtab_server.engine.runners.openvino import OpenVinoRunner
+from trimtab_server.engine.runners.openvino import MOST_FAILED, OpenVinoRunner
 from trimtab_server.engine.runners.runner import GraphError, Runner
 
 SAME = 0.99999  # the least cosine of a text's vector alone and in a batch
@@ -154,20 +154,30 @@ def test_runs_are_on_the_threads_of_the_workers(bundle: Bundle) -> None:
     assert started and all(now[thread] == compiled[thread] for thread in started)
 
 
-def test_a_request_that_failed_is_replaced(bundle: Bundle, texts: list[np.ndarray]) -> None:
+def test_a_failed_run_harms_no_other(bundle: Bundle, texts: list[np.ndarray]) -> None:
+    """OpenVINO itself would give the vectors of the run before, then and from then on."""
     opened = OpenVinoRunner(graph_of(bundle, 1), "cpu")
     expected = dense(opened, texts)
-
-    class Broken:
-        def infer(self, *given: object, **how: object) -> None:
-            raise RuntimeError("broken")
-
-    opened._idle = [Broken()]
-    with pytest.raises(RuntimeError, match="broken"):
-        dense(opened, texts)
-    assert opened._idle == []
-    np.testing.assert_array_equal(dense(opened, texts), expected)
+    dense(opened, [np.array([101, 102], np.int32)])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="computed nothing: an operator failed"):
+            dense(opened, [np.full(600, 101, np.int32)])  # it has 512 positions
+        assert opened._idle == []
+        np.testing.assert_array_equal(dense(opened, texts), expected)
     assert len(opened._idle) == 1
+    opened._failed = MOST_FAILED
+    with pytest.raises(RuntimeError, match="was given up"):
+        dense(opened, texts)
+
+
+def test_a_run_that_hangs_holds_up_no_other(bundle: Bundle, texts: list[np.ndarray]) -> None:
+    """Its worker is replaced, and gets a compiled graph of its own."""
+    opened = OpenVinoRunner(graph_of(bundle, 1), "cpu")
+    expected = dense(opened, texts)
+    with opened._request():
+        assert opened._idle == []
+        np.testing.assert_array_equal(dense(opened, texts), expected)
+    assert len(opened._idle) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from trimtab_server.engine.runners.runner import GraphError
 
 EXTERNAL = 1  # TensorProto.DataLocation
 MOST_BYTES = (1 << 31) - 1  # of a message of protobuf
-MOST_DIGITS = 19
+MOST_DIGITS = 19  # of a number of bytes
 # For each message its fields: a number, a type, and whether there are several.
 SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
     "Model": {"graph": (7, "Graph", False), "functions": (25, "Function", True)},

@@ -21,6 +21,7 @@ from trimtab_server.engine.runners.runner import GraphError, UnusableError
 from trimtab_server.engine.runners.signature import Declared
 
 PACKAGE = "openvino"
+MOST_FAILED = 3  # runs of a graph, until it is loaded again
 # ONNX Runtime's names of OpenVINO's types, where they differ.
 NAMES = {"f32": "float", "f64": "double", "f16": "float16", "bf16": "bfloat16", "boolean": "bool",
          "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u8": "uint8"}  # fmt: skip
@@ -58,14 +59,15 @@ class OpenVinoRunner:
         # A compiled graph has one run at a time, so each worker needs its own; all are compiled at once.
         with ThreadPoolExecutor(workers) as pool:
             graphs = list(pool.map(compiled, range(workers)))
+        self._failed = 0
         self._idle = [each.create_infer_request() for each in graphs]
         self._more = partial(compiled, workers)
-        outputs = {name: place for place, port in enumerate(graphs[0].outputs) for name in port.get_names()}
-        self._places = outputs
+        self._ports = graphs[0].outputs
+        self._places = {name: place for place, port in enumerate(self._ports) for name in port.get_names()}
         signature.check(
             model,
             {port.node.friendly_name: _declared(port) for port in graphs[0].inputs},
-            {name: _declared(graphs[0].outputs[place]) for name, place in outputs.items()},
+            {name: _declared(self._ports[place]) for name, place in self._places.items()},
         )
 
     def run(self, batch: Columns, wanted: Wanted) -> Columns:
@@ -73,19 +75,28 @@ class OpenVinoRunner:
         feeds = self.model.input.feeds(batch)
         tensors = signature.tensors(self.model, wanted)
         with self._request() as request:
-            request.infer(feeds, share_inputs=True, share_outputs=True)
-            # The next run writes into the same memory.
-            found = {name: request.get_output_tensor(self._places[name]).data.copy() for name in tensors}
-        return signature.columns(self.model, wanted, found, len(next(iter(batch.values()))))
+            given = openvino.run(request, self._ports, feeds, [self._places[name] for name in tensors])
+            found = dict(zip(tensors, given, strict=True))
+            return signature.columns(self.model, wanted, found, len(next(iter(batch.values()))))
 
     @contextmanager
     def _request(self) -> Iterator[Any]:
-        """A request of a compiled graph that nobody else uses. One that failed is not used again."""
+        """A request of a compiled graph that nobody else uses. Neither is used again once it has failed.
+
+        Raises RuntimeError after too many failures, since what has failed cannot be freed.
+        """
+        if self._failed >= MOST_FAILED:
+            raise RuntimeError(f"the graph has failed {self._failed} times in OpenVINO, and was given up")
         try:
             request = self._idle.pop()
-        except IndexError:  # there are others that failed, or that hang
+        except IndexError:  # another one has failed, or hangs
             request = self._more().create_infer_request()
-        yield request
+        try:
+            yield request
+        except BaseException:
+            self._failed += 1
+            openvino.abandon(request)  # an operator may have failed behind the outputs that were given
+            raise
         self._idle.append(request)
 
 
