@@ -104,7 +104,7 @@ def test_a_search_finds_it(
     folder = export(st_bert, "--min-quality", "0.95", "--heal-minutes", "0.01")
     assert "bf16: nDCG" in capsys.readouterr().err
     _, *found = bundles.read(folder).manifest.variants
-    assert found and all(each.runner == "openvino" for each in found)
+    assert found and found[0].runner == "openvino", "the fastest comes first"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int8-weights", "int8-qdq", "fp16"])

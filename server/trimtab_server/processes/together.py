@@ -89,6 +89,7 @@ class Together:
         encoder = msgspec.msgpack.decode(value, type=str)
         async with self._lock:
             outcomes = await self._ask_all("unload", encoder)
+            self._learn(outcomes)
             errors = [each for each in outcomes.values() if isinstance(each, Exception)]
             if outcomes and len(errors) == len(outcomes):
                 raise errors[0]
@@ -100,11 +101,10 @@ class Together:
     async def _load(self, encoder: str) -> None:
         self._unloaded.discard(encoder)
         outcomes = await self._ask_all("load", encoder)
+        loaded = self._learn(outcomes)
         for outcome in outcomes.values():
             if isinstance(outcome, Exception):
                 raise outcome
-        loaded = {child: each for child, each in outcomes.items() if isinstance(each, Loaded)}
-        self._served |= {child: each.served for child, each in loaded.items()}
         first = next(iter(loaded.values()), None)
         for child, each in loaded.items():
             if first is not None and (set(each.served), each.problems) != (set(first.served), first.problems):
@@ -112,6 +112,12 @@ class Together:
                     f"{child.name} serves {_named(each)}, another front end {_named(first)}: load {encoder} "
                     "again, or restart the server"
                 )
+
+    def _learn(self, outcomes: Mapping[Child, Loaded | Exception]) -> dict[Child, Loaded]:
+        """Remember what front ends serve now."""
+        loaded = {child: each for child, each in outcomes.items() if isinstance(each, Loaded)}
+        self._served |= {child: each.served for child, each in loaded.items()}
+        return loaded
 
     async def _ask_all(self, what: str, encoder: str) -> dict[Child, Loaded | Exception]:
         """What each front end has answered or raised; without those that are gone."""

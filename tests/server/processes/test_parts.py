@@ -16,6 +16,7 @@ from trimtab.errors import ConfigError, InternalError, NotFound
 from trimtab_server.observing.merged import MergedMetrics, collected
 from trimtab_server.processes import ports
 from trimtab_server.processes.control import Peer, ProcessGone
+from trimtab_server.processes.together import Loaded, Together
 
 
 def test_a_reserved_port_is_taken_for_others_and_free_for_its_own() -> None:
@@ -159,3 +160,38 @@ def test_merged_metrics_are_those_of_one_server() -> None:
     assert value("trimtab_texts_total", version="1") is None
     one.texts.labels("1").inc(5)
     assert value("trimtab_texts_total", version="1") == 5
+
+
+class FrontEnd:
+    """A front end that loads and unloads by name, and remembers what it was asked."""
+
+    def __init__(self, *served: str) -> None:
+        self.name, self.runs = "a front end", True
+        self.served = {(name, 1, "space") for name in served}
+        self.asked: list[tuple[str, str]] = []
+
+    async def get(self, kind: type[Loaded], what: str, encoder: str) -> Loaded:
+        self.asked.append((what, encoder))
+        (self.served.add if what == "load" else self.served.discard)((encoder, 1, "space"))
+        return Loaded(sorted(self.served))
+
+
+async def test_what_was_unloaded_before_a_front_end_begins_stays_unloaded() -> None:
+    one, late = FrontEnd("kept", "gone"), FrontEnd("kept")
+    front_ends: dict[int, Any] = {1: one}
+    together = Together(front_ends)
+    together.joined(one, sorted(one.served))  # type: ignore[arg-type]
+    await together.unload_for(msgspec.msgpack.encode("gone"))
+    assert together.unloaded == {"gone"}
+    front_ends[2] = late
+    async with together.alone():
+        together.joined(late, sorted(late.served))  # type: ignore[arg-type]
+        await together.agree()
+    assert one.asked == [("unload", "gone")] and not late.asked
+    # One that finds another encoder on disk makes all load it.
+    found = FrontEnd("kept", "new")
+    front_ends[3] = found
+    async with together.alone():
+        together.joined(found, sorted(found.served))  # type: ignore[arg-type]
+        await together.agree()
+    assert ("load", "new") in one.asked and one.served == late.served == found.served
