@@ -37,7 +37,7 @@ from bench.report import HISTORY, append
 
 FOLDER = processes.ROOT / "bench" / ".data" / "gpu"
 MAKING_SHARE = 12  # percent of the time, beside the parts
-PATIENCE = 2.0  # a part may take so many times its share, if there is time
+PATIENCE = 3.0  # a part may take so many times its share, if there is time
 GRACE = 30.0  # seconds to end its servers in
 
 

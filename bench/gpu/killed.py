@@ -23,7 +23,7 @@ from bench.processes import Running
 
 TEXTS, TINY = 512, 64
 CLIENTS, IN_FLIGHT = 4, 32  # connections; calls of one text
-KILLS, TINY_KILLS = 3, 1
+KILLS, TINY_KILLS = 2, 1
 BETWEEN = 200  # answers between two kills, so that the next does not look like a process that keeps ending
 PROGRAM = "trimtab_server.engine.runners.child"
 # The same text in another batch is nearer than this, and every other text farther.

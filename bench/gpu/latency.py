@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,8 +20,8 @@ LENGTH = 16  # tokens of every text, padding included
 # Another way to call the same graph must give the same vectors, up to other kernels for another shape.
 TOLERANCE = 2e-2
 Way: TypeAlias = Callable[[Feeds], Vectors]
-# Given a graph and a batch of the shape that will be run.
-MakeWay: TypeAlias = Callable[[Run, Path, Feeds], tuple[Opened, Way]]
+# Given a session of the graph, and a batch of the shape that will be run; with the session that it uses.
+MakeWay: TypeAlias = Callable[[Run, Opened, Feeds], tuple[Opened, Way]]
 
 
 def latency(run: Run) -> Iterator[Row]:
@@ -34,12 +33,13 @@ def latency(run: Run) -> Iterator[Row]:
     graphs = GRAPHS[:2] if run.tiny else GRAPHS
     cells = sorted(product(graphs, sizes, WAYS), key=lambda cell: cell[2] == CAPTURED)
     seconds = 0.6 * run.seconds / len(cells)
+    plain: dict[str, Opened] = {}
     for name, size, way in cells:
         row = {"row": name, "batch": size, "way": way}
         if reason := _pointless(run, name, way):
             yield {**row, "reason": reason}
         else:
-            yield tried(row, partial(measured, run, name, WAYS[way], size, seconds))
+            yield tried(row, partial(_measured, run, plain, name, WAYS[way], size, seconds))
 
 
 def _pointless(run: Run, name: str, way: str) -> str:
@@ -50,14 +50,19 @@ def _pointless(run: Run, name: str, way: str) -> str:
     return ""
 
 
-def measured(run: Run, name: str, make: MakeWay, size: int, seconds: float) -> Row:
+def _measured(run: Run, plain: dict[str, Opened], name: str, make: MakeWay, size: int, seconds: float) -> Row:
+    if name not in plain:
+        plain[name] = Opened(run.graphs.path(name), run.device)
+    return measured(run, plain[name], make, size, seconds)
+
+
+def measured(run: Run, plain: Opened, make: MakeWay, size: int, seconds: float) -> Row:
     """The time of a way, if it gives the right vectors of two batches in turns: a stale buffer would not."""
     texts = run.encoder.ids(data.mix("short", 2 * size))
     cut = [each[:LENGTH] for each in texts]
     one, other = (run.encoder.feeds(part, LENGTH) for part in (cut[:size], cut[size:]))
-    reference = Opened(run.graphs.path(name), run.device)
-    expected = [reference.run(feeds) for feeds in (one, other)]
-    opened, act = make(run, run.graphs.path(name), one)
+    expected = [plain.run(feeds) for feeds in (one, other)]
+    opened, act = make(run, plain, one)
     pairs = list(zip((one, other), expected, strict=True))
     difference = float(np.max([np.abs(act(feeds) - right) for _ in range(3) for feeds, right in pairs]))
     if not difference <= TOLERANCE:  # NaN counts as a difference
@@ -66,14 +71,12 @@ def measured(run: Run, name: str, make: MakeWay, size: int, seconds: float) -> R
     return {**milliseconds(times), "difference": difference, "on": proved(opened.session, run.device)}
 
 
-def _plain(run: Run, graph: Path, feeds: Feeds) -> tuple[Opened, Way]:
-    opened = Opened(graph, run.device)
+def _plain(run: Run, opened: Opened, feeds: Feeds) -> tuple[Opened, Way]:
     return opened, opened.run
 
 
-def _bound(run: Run, graph: Path, feeds: Feeds) -> tuple[Opened, Way]:
+def _bound(run: Run, opened: Opened, feeds: Feeds) -> tuple[Opened, Way]:
     """Inputs from the CPU's memory, bound anew each time; the output stays on the device, and is copied."""
-    opened = Opened(graph, run.device)
     binding = opened.session.io_binding()
 
     def act(given: Feeds) -> Vectors:
@@ -87,15 +90,15 @@ def _bound(run: Run, graph: Path, feeds: Feeds) -> tuple[Opened, Way]:
     return opened, act
 
 
-def _in_place(run: Run, graph: Path, feeds: Feeds) -> tuple[Opened, Way]:
+def _in_place(run: Run, opened: Opened, feeds: Feeds) -> tuple[Opened, Way]:
     """Buffers on the device that are made once; what is in them is replaced."""
     kind, index = _where(run)
-    return _replaced(run, Opened(graph, run.device), feeds, device_type=kind, device_id=index)
+    return _replaced(run, opened, feeds, device_type=kind, device_id=index)
 
 
-def _pinned(run: Run, graph: Path, feeds: Feeds) -> tuple[Opened, Way]:
+def _pinned(run: Run, opened: Opened, feeds: Feeds) -> tuple[Opened, Way]:
     """Buffers in the CPU's memory, in pages that the GPU reads and writes by itself."""
-    return _replaced(run, Opened(graph, run.device), feeds, memory_info=_host_memory(run))
+    return _replaced(run, opened, feeds, memory_info=_host_memory(run))
 
 
 def _replaced(run: Run, opened: Opened, feeds: Feeds, **where: Any) -> tuple[Opened, Way]:
@@ -133,14 +136,13 @@ def _host_memory(run: Run) -> Any:
     raise RuntimeError(f"ONNX Runtime offers Python no pinned memory of {run.device.provider}")
 
 
-def _captured(run: Run, graph: Path, feeds: Feeds) -> tuple[Opened, Way]:
-    """In place, with all kernels of a run captured once, and launched by one call."""
-    batch, length = feeds["input_ids"].shape
-    axes = next(iter(ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"]).get_inputs())).shape
-    sizes = {name: size for name, size in zip(axes, (batch, length), strict=True) if isinstance(name, str)}
-    opened = Opened(graph, run.device, {"enable_cuda_graph": "1"}, sizes)
+def _captured(run: Run, opened: Opened, feeds: Feeds) -> tuple[Opened, Way]:
+    """In place, in a session for this shape alone: all kernels are captured once, and start in one call."""
+    axes, shape = opened.session.get_inputs()[0].shape, feeds["input_ids"].shape
+    sizes = {name: size for name, size in zip(axes, shape, strict=True) if isinstance(name, str)}
+    fixed = Opened(opened.graph, run.device, {"enable_cuda_graph": "1"}, sizes)
     kind, index = _where(run)
-    return _replaced(run, opened, feeds, device_type=kind, device_id=index)
+    return _replaced(run, fixed, feeds, device_type=kind, device_id=index)
 
 
 def _where(run: Run) -> tuple[str, int]:

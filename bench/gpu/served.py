@@ -60,7 +60,7 @@ def _with(run: Run, number: int, loads: int, in_flight: int, rate: float) -> Row
     with serving.server(run, f"front-ends-{number}", front_ends=number) as server:
         return serving.load(
             server, kind="raw", mix="short", loads=loads, in_flight=in_flight,
-            texts=_texts(run, min(rate, FRONT_END * number), loads, run.seconds / 6, in_flight),
+            texts=_texts(run, min(rate, FRONT_END * number), loads, run.seconds / 8, in_flight),
             width=run.encoder.manifest.dimensions,
         )  # fmt: skip
 

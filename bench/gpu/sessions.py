@@ -51,7 +51,7 @@ class Opened:
             str(graph), settings, providers=device.settings(options or {}), enable_fallback=0
         )
         self.seconds = time.perf_counter() - begun
-        self.device = device
+        self.graph, self.device = graph, device
         self.on = devices.proved(self.session, device)
         self.names = [each.name for each in self.session.get_inputs()]
 

@@ -32,8 +32,10 @@ def table(found: Mapping[str, Sequence[Row]]) -> str:
                 for place, (cell, width) in enumerate(zip(line, widths, strict=True))
             )
             lines.append("  ".join([f"  {first}", *rest]))
+        without: dict[str, list[str]] = {}
         for row in rows:
             if "reason" in row:
-                title = ", ".join(str(row[key]) for key in NAMES if key in row)
-                lines.append(f"  {title}: {row['reason']}")
+                title = " ".join(str(row[key]) for key in NAMES if key in row)
+                without.setdefault(row["reason"], []).append(title)
+        lines += [f"  {', '.join(titles)}: {reason}" for reason, titles in without.items()]
     return "\n".join([*lines, "", LEGEND])

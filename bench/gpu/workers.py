@@ -51,13 +51,14 @@ def measure(run: Run, precision: str, mix: str, number: int, seconds: float) -> 
 
 
 class _Threads:
-    """Threads that run batches in turns until time is up, and count the texts of those that they finish."""
+    """Threads that take the next batch in turns, and end after a whole pass over all batches: they are sorted
+    by length, so a part of a pass would be of shorter texts."""
 
     def __init__(self, run: Run, opened: Opened, batches: Sequence[Batch], number: int) -> None:
         self._run, self._opened, self._batches = run, opened, batches
         self._lock = threading.Lock()
         self._next = self._texts = 0
-        self._until = 0.0
+        self._until, self._over = 0.0, False
         self._errors: list[BaseException] = []
         self._threads = [threading.Thread(target=self._one) for _ in range(number)]
 
@@ -75,9 +76,14 @@ class _Threads:
 
     def _one(self) -> None:
         try:
-            while time.perf_counter() < self._until or not self._texts:
+            while True:
                 with self._lock:
-                    batch = self._batches[self._next % len(self._batches)]
+                    place = self._next % len(self._batches)
+                    if self._next and not place and time.perf_counter() >= self._until:
+                        self._over = True
+                    if self._over:
+                        return
+                    batch = self._batches[place]
                     self._next += 1
                 self._opened.run(self._run.encoder.feeds(batch))
                 with self._lock:

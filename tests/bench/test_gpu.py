@@ -124,12 +124,16 @@ def test_parity_notices_other_vectors(run: Run, made: tuple[Graphs, list[Row]]) 
 
 
 def test_a_way_to_run_that_keeps_old_inputs_is_noticed(run: Run) -> None:
-    def stale(run: Run, graph: Path, feeds: Any) -> Any:
-        found = Opened(graph, run.device)
-        return found, lambda given: found.run(feeds)
+    def stale(run: Run, opened: Opened, feeds: Any) -> Any:
+        return opened, lambda given: opened.run(feeds)
 
-    with pytest.raises(RuntimeError, match="other vectors"):
-        latency.measured(run, "fp32", stale, 2, 0.0)
+    def broken(run: Run, opened: Opened, feeds: Any) -> Any:
+        return opened, lambda given: opened.run(given) * np.float32("nan")
+
+    plain = Opened(run.graphs.path("fp32"), CPU)
+    for way in (stale, broken):
+        with pytest.raises(RuntimeError, match="other vectors"):
+            latency.measured(run, plain, way, 2, 0.0)
 
 
 @without_gpu
@@ -139,6 +143,13 @@ def test_a_session_that_fell_back_gives_no_row(made: tuple[Graphs, list[Row]]) -
         Opened(made[0].path("fp32"), CUDA)
     (first, *_) = parity.parity(Run(CUDA, made[0], seconds=0.1, tiny=True))
     assert first["reason"].startswith("FellBackError") and "difference" not in first
+
+
+def test_threads_end_after_a_whole_pass(run: Run) -> None:
+    batches = [run.encoder.ids(data.mix("short", size)) for size in (3, 5, 7)]
+    threads = workers._Threads(run, Opened(run.graphs.path("fp32"), CPU), batches, 2)
+    texts, _ = threads.work(0.0)
+    assert texts == 3 + 5 + 7
 
 
 def test_a_row_is_believed_only_if_it_shows_its_device() -> None:
