@@ -151,16 +151,25 @@ async def test_front_ends_share_models_and_caches_and_limits(monkeypatch: pytest
         check(await computed(two, again, ids(4, 4)), ids(4, 4))
 
 
+class Waiting(toy.Runner):
+    """Runs with the id 77 wait at a gate."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self._gate = gate
+
+    def run(self, batch: Any, wanted: Any) -> Any:
+        if (batch["ids"].values == 77).any():
+            self._gate.wait()
+        return super().run(batch, wanted)
+
+
 async def test_what_a_lost_front_end_held_is_released() -> None:
     gate = Gate()
 
-    class Waiting(toy.Runner):
-        def run(self, batch: Any, wanted: Any) -> Any:
-            if (batch["ids"].values == 77).any():
-                gate.wait()
-            return super().run(batch, wanted)
-
-    async with apart(opening=Opening(lambda model, place: Waiting(), toy.PROGRAM, foreign=False)) as engine:
+    async with apart(
+        opening=Opening(lambda model, place: Waiting(gate), toy.PROGRAM, foreign=False)
+    ) as engine:
         lost, other = await engine.front_end(), await engine.front_end()
         number, others = await lost.load(toy.model()), await other.load(toy.model())
         working = asyncio.create_task(computed(lost, number, ids(77)))
@@ -182,13 +191,9 @@ async def test_what_a_lost_front_end_held_is_released() -> None:
 async def test_a_cancelled_request_leaves_the_queue() -> None:
     gate = Gate()
 
-    class Waiting(toy.Runner):
-        def run(self, batch: Any, wanted: Any) -> Any:
-            if (batch["ids"].values == 77).any():
-                gate.wait()
-            return super().run(batch, wanted)
-
-    async with apart(opening=Opening(lambda model, place: Waiting(), toy.PROGRAM, foreign=False)) as engine:
+    async with apart(
+        opening=Opening(lambda model, place: Waiting(gate), toy.PROGRAM, foreign=False)
+    ) as engine:
         front = await engine.front_end()
         number = await front.load(toy.model())
         working = asyncio.create_task(computed(front, number, ids(77)))
