@@ -36,6 +36,7 @@ __all__ = [
     "EmbeddingStream",
     "Embeddings",
     "Encoder",
+    "EncoderOutput",
     "Endpoint",
     "ExportError",
     "FailedPrecondition",

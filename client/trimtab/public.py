@@ -8,6 +8,7 @@ from trimtab.artifacts.cards import Fidelity as Fidelity
 from trimtab.core.answers import Adapter as Adapter
 from trimtab.core.answers import Embeddings as Embeddings
 from trimtab.core.answers import Encoder as Encoder
+from trimtab.core.answers import EncoderOutput as EncoderOutput
 from trimtab.core.answers import Limits as Limits
 from trimtab.core.answers import StageTimes as StageTimes
 from trimtab.core.answers import Variant as Variant

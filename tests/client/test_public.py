@@ -30,6 +30,7 @@ def test_exported_names() -> None:
         "EmbeddingStream",
         "Embeddings",
         "Encoder",
+        "EncoderOutput",
         "Endpoint",
         "ExportError",
         "FailedPrecondition",

@@ -160,7 +160,9 @@ def test_both_outputs_of_one_pass(stub: encoder_pb2_grpc.EncoderServiceStub, exp
     check(answer.response, WORDS, expected)
 
 
-def test_it_is_described(stub: encoder_pb2_grpc.EncoderServiceStub, bundle: Bundle) -> None:
+def test_it_is_described(
+    server: ServerProcess, stub: encoder_pb2_grpc.EncoderServiceStub, bundle: Bundle
+) -> None:
     described = stub.GetEncoder(pb.GetEncoderRequest(encoder="toy"))
     (given,) = described.inputs
     assert (given.kind, given.form, given.max_units) == ("letters", "image", 130)
@@ -168,6 +170,18 @@ def test_it_is_described(stub: encoder_pb2_grpc.EncoderServiceStub, bundle: Bund
         ("dense", "dense", bundle.manifest.outputs[0].space),
         ("counts", "sparse", bundle.manifest.outputs[1].space),
     ]
+    with trimtab.Client(server.url) as client:
+        dense, counts = client.encoder("toy").outputs
+    assert (dense.name, dense.form, dense.similarity) == ("dense", "dense", "cosine")
+    assert counts == trimtab.EncoderOutput(
+        name="counts",
+        kind="counts",
+        form="sparse",
+        space=bundle.manifest.outputs[1].space,
+        dimensions=VOCABULARY,
+        similarity="dot",
+        normalized=False,
+    )
 
 
 def test_what_was_computed_is_remembered(

@@ -45,6 +45,23 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderOutput:
+    """An output that an encoder gives for each text.
+
+    `name` is what requests call it. `kind` says what it is, and `form` how its value is laid out: dense,
+    sparse, multi_vector or scores. `space`, `dimensions`, `similarity` and `normalized` are as in `Encoder`.
+    """
+
+    name: str
+    kind: str
+    form: str
+    space: str
+    dimensions: int
+    similarity: str
+    normalized: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
     """One version of an encoder that a server serves.
 
@@ -53,7 +70,8 @@ class Encoder:
     components of a full vector; `normalized` says that vectors have length 1. At most `max_tokens` tokens of
     a text are read, including special tokens. The server prepends the prompts. A version on trial answers a
     `canary_share` of the requests that name no version, or receives a `shadow_share` of the texts without
-    answering. `variants` are those of its bundle, the encoder itself first.
+    answering. `variants` are those of its bundle, the encoder itself first. `outputs` are all that it gives;
+    what is said above of its vectors is said of the first.
     """
 
     name: str
@@ -71,6 +89,7 @@ class Encoder:
     canary_share: float = 0.0
     shadow_share: float = 0.0
     variants: tuple[Variant, ...] = ()
+    outputs: tuple[EncoderOutput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

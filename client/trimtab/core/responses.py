@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from trimtab.artifacts.adapter import Calibrator, Endpoint
 from trimtab.artifacts.artifact import Interval
 from trimtab.artifacts.cards import Fidelity, Kept, Speedup
-from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits, StageTimes, Variant, Vectors
+from trimtab.core.answers import (
+    Adapter,
+    Embeddings,
+    Encoder,
+    EncoderOutput,
+    Limits,
+    StageTimes,
+    Variant,
+    Vectors,
+)
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument, NotFound
 from trimtab.kinds import Dtype, JudgedBy, Reads, Verdict
 from trimtab.v1 import encoder_pb2 as pb
@@ -238,6 +247,19 @@ def describe(message: pb.Encoder) -> Encoder:
         canary_share=message.canary_share,
         shadow_share=message.shadow_share,
         variants=tuple(_describe_variant(variant) for variant in message.variants),
+        outputs=tuple(_describe_output(output) for output in message.outputs),
+    )
+
+
+def _describe_output(message: pb.EncoderOutput) -> EncoderOutput:
+    return EncoderOutput(
+        name=message.name,
+        kind=message.kind,
+        form=message.form,
+        space=message.space,
+        dimensions=message.dimensions,
+        similarity=message.similarity,
+        normalized=message.normalized,
     )
 
 
