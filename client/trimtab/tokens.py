@@ -84,31 +84,32 @@ class Tokenizer:
         """How many special tokens are added to each text, before and after it."""
         return len(self._head) + len(self._tail)
 
-    def read(self, texts: Sequence[str], how: Truncate) -> list[Tokens]:
-        """The ids of each text, at most `max_tokens`: its first ones ("end", "none"), or its last ("start").
+    def read(self, texts: Sequence[str], how: Truncate, most: int | None = None) -> list[Tokens]:
+        """The ids of each text: its first ones ("end", "none"), or its last ("start"); at most `most`, or
+        `max_tokens` by default.
 
         A text is tokenised as a whole, since what follows a cut may change the tokens before it. Only a part
         of a long text is tokenised if that provably changes nothing (see words) and has enough tokens.
         Releases the GIL, except for some 50 ns per token.
         """
-        parts = texts
+        parts, most = texts, self.max_tokens if most is None else most
         if self._by_words:
             cut = words.end if how == "start" else words.beginning
-            parts = [cut(text, CHARACTERS_A_TOKEN * self.max_tokens) for text in texts]
-        rows = self._encode(parts, how)
+            parts = [cut(text, CHARACTERS_A_TOKEN * most) for text in texts]
+        rows = self._encode(parts, how, most)
         for number, (part, text) in enumerate(zip(parts, texts, strict=True)):
             if len(part) < len(text):
-                enough = rows[number].count > self.max_tokens
+                enough = rows[number].count > most
                 if enough:
                     rows[number] = msgspec.structs.replace(rows[number], whole=False)
                 else:
-                    rows[number] = self._encode([text], how)[0]
+                    rows[number] = self._encode([text], how, most)[0]
         return rows
 
-    def _encode(self, texts: Sequence[str], how: Truncate) -> list[Tokens]:
+    def _encode(self, texts: Sequence[str], how: Truncate, most: int) -> list[Tokens]:
         # Not `encode`, which holds the GIL throughout and computes offsets that are not needed.
         rows = self._tokenizer.encode_batch_fast(texts)
-        return [self._cut(row.ids, self.max_tokens, how) for row in rows]
+        return [self._cut(row.ids, most, how) for row in rows]
 
     def _cut(self, ids: list[int], most: int, how: Truncate) -> Tokens:
         count = len(ids)

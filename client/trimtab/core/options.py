@@ -46,6 +46,8 @@ class EmbedOptions(TypedDict, total=False):
         variant, FailedPrecondition if the server has not loaded it. See `Encoder.variants`.
     layers: if `variant` is omitted, the variant that computes this many layers; if there are several, the
         one with the fewest dimensions that suffice for `dimensions`.
+    max_vectors: the most vectors of a passage, for outputs with several vectors an item (`embed_outputs`). Of
+        a passage with more, similar ones are pooled: each group becomes its mean. All by default.
     allow_brownout: whether an overloaded server that is configured for it may answer from a cheaper variant;
         True by default. It does so only for interactive requests with the role "query", and reports it in
         `Embeddings.browned_out`.
@@ -115,6 +117,7 @@ class EmbedOptions(TypedDict, total=False):
         int | None,
         CountOption(none="the encoder itself", parameter="layers", help="the variant that computes N layers"),
     ]
+    max_vectors: Annotated[int | None, CountOption(none="all", parameter="max_vectors")]
     allow_brownout: Annotated[bool, PermissionOption(field="refuse_brownout", parameter="allow_brownout")]
 
 

@@ -2,11 +2,12 @@
 
 from trimtab.outputs.dense import DenseForm
 from trimtab.outputs.form import OutputForm
+from trimtab.outputs.multi_vector import MultiVectorForm
 from trimtab.registry import Registry
 
 OUTPUTS: Registry[type[OutputForm]] = Registry(
     "kind of output",
     "trimtab.outputs",
-    {"dense": DenseForm},
+    {"dense": DenseForm, "multi_vector": MultiVectorForm},
     lambda found: isinstance(found, type) and issubclass(found, OutputForm),
 )

@@ -144,6 +144,7 @@ class EmbedRequest(_message.Message):
     REFUSE_BROWNOUT_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    MAX_VECTORS_FIELD_NUMBER: _builtins.int
     encoder: _builtins.str
     """may be empty if the server has only one"""
     version: _builtins.str
@@ -169,6 +170,10 @@ class EmbedRequest(_message.Message):
     refuse_brownout: _builtins.bool
     """Under overload, a server may be configured to answer queries from a cheaper variant (see
     EmbedResponse.browned_out). If this is true, it does not do so for this request.
+    """
+    max_vectors: _builtins.int
+    """The most vectors of a passage, for outputs that give several. Of a passage with more, similar ones are
+    pooled: each group of them becomes its mean. 0: all.
     """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -211,10 +216,11 @@ class EmbedRequest(_message.Message):
         refuse_brownout: _builtins.bool = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
+        max_vectors: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "encoder", b"encoder", "group", b"group", "inputs", b"inputs", "layers", b"layers", "outputs", b"outputs", "priority", b"priority", "refuse_brownout", b"refuse_brownout", "role", b"role", "spaces", b"spaces", "texts", b"texts", "truncate", b"truncate", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "dtype", b"dtype", "encoder", b"encoder", "group", b"group", "inputs", b"inputs", "layers", b"layers", "max_vectors", b"max_vectors", "outputs", b"outputs", "priority", b"priority", "refuse_brownout", b"refuse_brownout", "role", b"role", "spaces", b"spaces", "texts", b"texts", "truncate", b"truncate", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,12 +103,14 @@ class Model:
         by_name = {output.name: output for output in self.outputs}
         return [by_name[name] for name in wanted]
 
-    def item_bytes(self, wanted: Wanted) -> int:
-        """The most bytes that an item's outputs of these names may have."""
+    def most_bytes(self, wanted: Wanted, items: int, units: int) -> int:
+        """The most bytes that the outputs of these names of some items may have, if the items have so many
+        units in all."""
         size = 0
         for each in self.outputs:
             if each.name in wanted:
-                size += each.row_bytes * ((each.most or self.most_units) if each.several else 1)
+                by_units = each.several and not each.most
+                size += each.row_bytes * (units if by_units else items * (each.most or 1))
         return size
 
     def sample(self, units: int) -> Payload:

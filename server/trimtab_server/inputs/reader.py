@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-from trimtab.artifacts.manifest import Input
+from trimtab.artifacts.manifest import Input, Prompts
 from trimtab.inputs.graph import GraphInput, Tried
-from trimtab.kinds import Truncate
+from trimtab.kinds import Role, Truncate
 from trimtab_server.engine.batch import Payload
 
 # What messages call an item of a request, by its position: texts[3].
@@ -24,6 +24,7 @@ class ItemReader(ABC):
 
     form: ClassVar[str]
     processor: ClassVar[str] = "processor"
+    by_role: bool = False  # queries and passages are read differently, besides their prompts
 
     @classmethod
     @abstractmethod
@@ -38,6 +39,11 @@ class ItemReader(ABC):
     @abstractmethod
     def prompted(self, items: Sequence[Any], prompt: str) -> Sequence[Any]:
         """The items with a role's prompt, which is not empty, put before them."""
+
+    def in_role(self, items: Sequence[Any], role: Role | None, prompts: Prompts) -> Sequence[Any]:
+        """The items as `read` and what bounds it take them."""
+        prompt = prompts.of(role)
+        return self.prompted(items, prompt) if prompt else items
 
     @abstractmethod
     def size(self, item: Any) -> int:

@@ -12,6 +12,7 @@ from trimtab.inputs.text import TextInput, TextSettings
 from trimtab.kinds import Truncate
 from trimtab.tokens import Tokenizer, Tokens
 from trimtab_server.engine.batch import Payload
+from trimtab_server.inputs.by_role import RoleTextReader, bytes_of
 from trimtab_server.inputs.reader import ItemReader, Which
 
 # A text has at most as many tokens as bytes, plus these.
@@ -29,10 +30,13 @@ class TextReader(ItemReader):
         self._pad_id = pad_id
 
     @classmethod
-    def open(cls, declared: Input, content: bytes, name: str) -> "TextReader":
+    def open(cls, declared: Input, content: bytes, name: str) -> ItemReader:
         """The bundle's tokenizer. Raises as trimtab.tokens.Tokenizer does."""
         settings = msgspec.convert(declared.settings, TextSettings)
-        return cls(Tokenizer(content, declared.most_units, name=name), settings.pad_id)
+        tokenizer = Tokenizer(content, declared.most_units, name=name)
+        if settings.readings:
+            return RoleTextReader(tokenizer, settings.pad_id, settings.readings)
+        return cls(tokenizer, settings.pad_id)
 
     def graph_input(self, names: Sequence[str], tried: Tried) -> TextInput:
         """Padded ids, with their mask and types."""
@@ -45,7 +49,7 @@ class TextReader(ItemReader):
 
     def size(self, item: str) -> int:
         """In UTF-8."""
-        return len(item) if item.isascii() else len(item.encode())
+        return bytes_of(item)
 
     def characters(self, item: str) -> int:
         """Its own."""

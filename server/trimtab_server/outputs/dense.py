@@ -33,27 +33,8 @@ class DenseKind(OutputKind[Matrix]):
     form: ClassVar[str] = "dense"
 
     def check(self, space: OutputSpace, shape: Shape) -> None:
-        """Refuse more dimensions than there are, bits that do not fill bytes, and what needs an unknown range
-        or length."""
-        wanted = shape.dimensions or space.dimensions
-        if wanted > space.dimensions:
-            raise InvalidArgument(
-                f"dimensions is {shape.dimensions}, {space.title} has {space.dimensions}: ask for that many "
-                "or fewer"
-            )
-        if shape.dtype == "ubinary" and wanted % 8:
-            raise InvalidArgument(
-                f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not {wanted}"
-            )
-        if shape.dtype == "int8" and space.int8_limit is None:
-            raise FailedPrecondition(
-                f"the range of int8 {space.uncalibrated}: ask for float32 or float16, or {space.cure}"
-            )
-        if wanted < space.dimensions and space.normalized is None:
-            raise FailedPrecondition(
-                f"vectors of {space.title} cannot be cut: whether they are of length 1 only its encoder "
-                f"tells, which this server does not have. Ask for all dimensions, or {space.cure}"
-            )
+        """See the function `check`."""
+        check(space, shape)
 
     def finish(self, columns: Columns, names: Sequence[str], space: OutputSpace, shape: Shape) -> Matrix:
         """The vectors' first dimensions, in the dtype."""
@@ -74,6 +55,30 @@ class DenseKind(OutputKind[Matrix]):
         (name,) = names
         near = space.similarity or "cosine"  # of an encoder's own space it is known
         return similarity.scores(query[name].values[0], documents[name].values, near)
+
+
+def check(space: OutputSpace, shape: Shape) -> None:
+    """Refuse more dimensions than there are, bits that do not fill bytes, and what needs an unknown range
+    or length."""
+    wanted = shape.dimensions or space.dimensions
+    if wanted > space.dimensions:
+        raise InvalidArgument(
+            f"dimensions is {shape.dimensions}, {space.title} has {space.dimensions}: ask for that many "
+            "or fewer"
+        )
+    if shape.dtype == "ubinary" and wanted % 8:
+        raise InvalidArgument(
+            f"ubinary packs 8 dimensions into a byte: dimensions must be a multiple of 8, not {wanted}"
+        )
+    if shape.dtype == "int8" and space.int8_limit is None:
+        raise FailedPrecondition(
+            f"the range of int8 {space.uncalibrated}: ask for float32 or float16, or {space.cure}"
+        )
+    if wanted < space.dimensions and space.normalized is None:
+        raise FailedPrecondition(
+            f"vectors of {space.title} cannot be cut: whether they are of length 1 only its encoder "
+            f"tells, which this server does not have. Ask for all dimensions, or {space.cure}"
+        )
 
 
 def finish(

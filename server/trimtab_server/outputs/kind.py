@@ -1,7 +1,7 @@
 """The interface of all kinds of output: refused or not, checked, finished, packed; and scored."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -51,24 +51,38 @@ class OutputSpace(Protocol):
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """How a request wants its outputs. dimensions: None for all."""
+    """How a request wants its outputs. dimensions, max_vectors (of an item): None for all."""
 
     dimensions: int | None = None
     dtype: Dtype = "float32"
+    max_vectors: int | None = None
 
 
 class OutputKind(ABC, Generic[F]):
     """A kind of output. known.py finds it by its name.
 
     form: the field of `trimtab.v1.Output` that carries it.
+    several: an item may have several vectors, which requests can limit by `max_vectors`.
     """
 
     kind: ClassVar[str]
     form: ClassVar[str]
+    several: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, space: OutputSpace, shape: Shape) -> None:
         """Refuse what is not available there, naming the cure, before anything is computed."""
+
+    def similarity(self, space: OutputSpace) -> str:
+        """What clients are told about how items are compared there; "" if unknown."""
+        return space.similarity or ""
+
+    def reduced(
+        self, columns: Columns, names: Sequence[str], space: OutputSpace, shape: Shape
+    ) -> Iterator[Columns | None]:
+        """The columns with at most `shape.max_vectors` vectors an item. The work is done in pieces: yields
+        None after each, and the columns at the end. Kinds with `several` define it."""
+        raise Unimplemented(f"{self.kind} has one vector an item")
 
     @abstractmethod
     def finish(self, columns: Columns, names: Sequence[str], space: OutputSpace, shape: Shape) -> F:

@@ -6,10 +6,11 @@ from typing import Any
 from trimtab.registry import Registry
 from trimtab_server.outputs.dense import DenseKind
 from trimtab_server.outputs.kind import OutputKind
+from trimtab_server.outputs.multi_vector import MultiVectorKind
 
 KINDS: Registry[OutputKind[Any]] = Registry(
     "kind of output",
     "trimtab_server.outputs",
-    {"dense": DenseKind()},
+    {"dense": DenseKind(), "multi_vector": MultiVectorKind()},
     lambda found: isinstance(found, OutputKind),
 )

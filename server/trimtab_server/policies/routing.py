@@ -8,7 +8,6 @@ from trimtab.errors import InvalidArgument
 from trimtab_server.callers.access import Caller
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, RequestedOutput
-from trimtab_server.outputs.kind import Shape
 from trimtab_server.spaces.adapters import Adapters
 from trimtab_server.spaces.route import Route
 from trimtab_server.tasks.plan import EmbedRequest, Plan, Policy
@@ -29,7 +28,7 @@ class Routing(Policy):
             found = requested_outputs(self._adapters, call.caller, plan.encoder, request)
             return msgspec.structs.replace(plan, outputs=found)
         for output, route in plan.outputs:  # the default
-            output.kind.check(route, Shape(request.dimensions, request.dtype))
+            output.kind.check(route, request.shape)
         return plan
 
 
@@ -41,7 +40,7 @@ def requested_outputs(
 
     Only the vectors that adapters map go into other spaces; other outputs stay in their own.
     """
-    shape = Shape(request.dimensions, request.dtype)
+    shape = request.shape
     found = []
     for output in encoder.outputs_named(request.outputs):
         mapped = request.spaces and output.columns[0] == encoder.mapped

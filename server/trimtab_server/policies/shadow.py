@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from trimtab.errors import TrimtabError
-from trimtab.kinds import Truncate
+from trimtab.kinds import Role, Truncate
 from trimtab_server.callers.access import SERVER
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder
@@ -180,11 +180,11 @@ class Shadow(Policy):
         answered, begun = shown.answered, time.monotonic()
         deadline = begun + PATIENCE_SECONDS
         with self._served.use(SERVER, answered.name, str(shown.version)) as shadow:
-            prompts, prompt = shadow.manifest.prompts, ""
+            role: Role | None = None
             if shown.query is not None:
-                prompt = prompts.query if shown.query else prompts.passage
+                role = "query" if shown.query else "passage"
             async with asyncio.timeout_at(deadline):
-                items = shadow.reader.prompted([shown.text], prompt) if prompt else [shown.text]
+                items = shadow.reader.in_role([shown.text], role, shadow.manifest.prompts)
                 payloads = await self._preparation.read(
                     shadow.reader, items, shown.truncate, (TENANT, "bulk")
                 )

@@ -16,7 +16,7 @@ from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, RequestedOutput, ServedOutput
 from trimtab_server.engine.batch import Wanted
 from trimtab_server.outputs.dense import STATES
-from trimtab_server.outputs.kind import Shape, check_finite
+from trimtab_server.outputs.kind import check_finite
 from trimtab_server.spaces.applying import Applier
 from trimtab_server.spaces.route import Route
 from trimtab_server.tasks.pipeline import Answering, Pipeline, Times
@@ -92,7 +92,7 @@ class Embedder:
             if vectors is not None:
                 for look in self._looking:
                     plan = await look(call, plan, vectors.values)
-            outputs = await self._finish(plan, result)
+            outputs = await self._finish(call, plan, result)
             self._metrics.computed_by(
                 encoder.name, encoder.version, encoder.model.variant, len(items),
                 browned_out=plan.browned_out,
@@ -100,12 +100,15 @@ class Embedder:
             times = self._pipeline.answered(encoder, call, rows)
             return EmbedResult(encoder, outputs, rows.counts, times, plan.browned_out, plan.hubness)
 
-    async def _finish(self, plan: Plan, result: Columns) -> list[Answer]:
+    async def _finish(self, call: Call, plan: Plan, result: Columns) -> list[Answer]:
         """The requested outputs, in each space."""
-        shape = Shape(plan.request.dimensions, plan.request.dtype)
+        shape = plan.request.shape
         answers = []
         for output, route in plan.outputs:
             columns = await self._adapted(plan, output.columns[0], route, result) if route.hops else result
+            if shape.max_vectors is not None and output.kind.several:
+                pieces = output.kind.reduced(columns, output.columns, route, shape)
+                columns = await self._pipeline.in_pieces(call, pieces)
             finished = output.kind.finish(columns, output.columns, route, shape)
             answers.append(Answer(output, route, finished))
         return answers
@@ -131,12 +134,30 @@ class Embedder:
                 f"{request.form}: send what it reads, or name another encoder"
             )
         self._pipeline.check_items(encoder, request.texts, request.field)
-        prompts = encoder.manifest.prompts
-        if request.role is None and (prompts.query or prompts.passage):
+        if request.max_vectors is not None:
+            _check_max_vectors(encoder, request)
+        prompts, by_role = encoder.manifest.prompts, encoder.reader.by_role
+        if request.role is None and (prompts.query or prompts.passage or by_role):
             raise InvalidArgument(
                 f"encoder {encoder.name} embeds queries and passages differently: say which these texts are "
                 "(role in trimtab.v1, parameter input_type in KServe: query or passage)"
             )
+
+
+def _check_max_vectors(encoder: LoadedEncoder, request: EmbedRequest) -> None:
+    """Refuse a limit of vectors where there is nothing to limit."""
+    named = encoder.outputs_named(request.outputs)
+    if not any(output.kind.several for output in named):
+        given = ", ".join(f"{output.name} ({output.kind.kind})" for output in named)
+        raise InvalidArgument(
+            f"max_vectors is {request.max_vectors}, and {given} of encoder {encoder.name} has one vector an "
+            "item: leave it out, or name an output with several in outputs"
+        )
+    if request.role == "query":
+        raise InvalidArgument(
+            f"max_vectors is {request.max_vectors}, and these are queries, each of whose vectors counts in a "
+            "score: leave it out for the role query"
+        )
 
 
 def _needed(outputs: Sequence[RequestedOutput]) -> tuple[Wanted, int]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -169,7 +169,7 @@ class Pipeline:
         `others`: components that each of them holds besides what is wanted of the model.
         """
         estimate, size = encoder.reader.bound(items)
-        size += len(items) * (encoder.model.item_bytes(wanted) + 4 * others)
+        size += encoder.model.most_bytes(wanted, len(items), estimate) + 4 * others * len(items)
         turn = Turn(call.tenant, call.flow, call.priority, call.deadline)
         number = await self.engine.admit(
             AdmissionRequest(encoder.number, turn, estimate, size // BYTES_A_TOKEN)
@@ -205,6 +205,14 @@ class Pipeline:
         if rows <= PIECE:
             return make(*args, **kwargs)
         return await self.turns.do(Flow(call.flow, small=False), make, *args, **kwargs)
+
+    async def in_pieces(self, call: Call, pieces: Iterator[T | None]) -> T:
+        """What pieces of work yield at the end; before it they yield None. All but the first are done in the
+        caller's turn."""
+        made = next(pieces)
+        while made is None:
+            made = await self.turns.do(Flow(call.flow, small=False), next, pieces)
+        return made
 
     def answered(self, encoder: LoadedEncoder, call: Call, rows: ComputedItems) -> Times:
         """Count an answered request. Returns where its time went."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trimtab.kinds import Dtype, Role, Truncate
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, RequestedOutput
+from trimtab_server.outputs.kind import Shape
 from trimtab_server.spaces.route import Vectors
 
 
@@ -29,9 +30,15 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     group: str = ""
     variant: str = ""  # of the encoder's bundle
     layers: int | None = None
+    max_vectors: int | None = None  # of a passage
     allow_brownout: bool = True
     form: str = "text"  # the field of trimtab.v1.Input that its items come in
     field: str = "texts"  # the request's field with the items
+
+    @property
+    def shape(self) -> Shape:
+        """How its outputs are wanted."""
+        return Shape(self.dimensions, self.dtype, self.max_vectors)
 
     def which(self, row: int) -> str:
         """What messages call an item."""
@@ -74,10 +81,9 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def items(self) -> Sequence[Any]:
-        """The items as the encoder reads them, with the prompt for their role."""
-        texts, role = self.request.texts, self.request.role
-        prompt = self.encoder.manifest.prompts.of(role)
-        return self.encoder.reader.prompted(texts, prompt) if prompt else texts
+        """The items as the encoder reads them in their role."""
+        encoder, request = self.encoder, self.request
+        return encoder.reader.in_role(request.texts, request.role, encoder.manifest.prompts)
 
 
 class Policy:

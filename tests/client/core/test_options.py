@@ -36,6 +36,7 @@ SET: EmbedOptions = {
     "group": "de",
     "variant": "int8",
     "layers": 3,
+    "max_vectors": 16,
     "allow_brownout": False,
 }
 
@@ -154,7 +155,7 @@ def test_a_command_line_names_every_option_that_has_an_argument() -> None:
     words = [
         word for name, option in OPTIONS.items() if option.help for word in (f"--{name}", str(SET[name]))
     ]  # type: ignore[literal-required]
-    options = given(parser.parse_args(words), priority="bulk", allow_brownout=False)
+    options = given(parser.parse_args(words), priority="bulk", max_vectors=16, allow_brownout=False)
     assert options.values == SET
     assert given(parser.parse_args([])).values == Options().values
 

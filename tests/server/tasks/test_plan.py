@@ -53,9 +53,11 @@ class World:
             hops=(), space="own", dimensions=2, normalized=False, int8_limit=None, names=[]
         )
         manifest = SimpleNamespace(max_tokens=8, prompts=Prompts())
-        model = SimpleNamespace(variant="fp32", item_bytes=lambda wanted: 8)
+        model = SimpleNamespace(variant="fp32", most_bytes=lambda wanted, items, units: 8 * items)
         output = RequestedOutput(ServedOutput("dense", DenseKind(), own, ("dense",)), own)
-        reader = SimpleNamespace(form="text", size=len)
+        reader = SimpleNamespace(
+            form="text", size=len, by_role=False, in_role=lambda texts, role, prompts: texts
+        )
         self.encoder = SimpleNamespace(
             name="e", version=1, manifest=manifest, model=model, default=output, reader=reader, mapped="dense"
         )

@@ -178,7 +178,8 @@ class RemoteRunner:
     def run(self, batch: Columns, wanted: Wanted) -> Columns:
         """What is wanted of the items of a batch."""
         items = len(next(iter(batch.values())))
-        most = items * self._model.item_bytes(wanted) + OFFSET_BYTES * (items + 1) * len(wanted)
+        most = self._model.most_bytes(wanted, items, items * self._model.most_units)
+        most += OFFSET_BYTES * (items + 1) * len(wanted)
         data, numbers = frames.described(batch, wanted)
         with self._process.channel() as sock:
             frames.send(sock, frames.REQUEST.pack(frames.RUN, self._number, len(data)), [data, *numbers])
