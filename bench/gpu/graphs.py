@@ -117,7 +117,7 @@ def _padded(graphs: Graphs, source: Path) -> None:
         no_progress_bars()
         read = load(Settings(str(source)))
         backbone = to_onnx.states_graph(read, Path(work))
-        head.graft(backbone, read.head, read.dimensions, Path(work) / "made")
+        head.graft_dense(backbone, read.head, read.dimensions, Path(work) / "made")
         (Path(work) / "made").rename(folder)
 
 

@@ -95,13 +95,13 @@ def _configure_encoder(parser: argparse.ArgumentParser) -> None:
         help="the ONNX graph's output with the vectors or token states (default: the one called "
         "sentence_embedding, last_hidden_state or similar)",
     )
-    parser.add_argument("--reads", metavar="KIND", default="text", help="the kind of input (default: text)")
+    parser.add_argument("--reads", metavar="KIND", help="the kind of input (default: the source's own)")
     parser.add_argument(
         "--also",
         metavar="KIND",
         action="append",
         default=[],
-        help="a kind of output to give beside the dense vectors; may be given several times",
+        help="a kind of output to give beside those that the source declares; may be given several times",
     )
 
 

@@ -3,24 +3,28 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
 from trimtab.artifacts.cards import Cell, Parity, ReportCard, Speed
-from trimtab.artifacts.manifest import Prompts
+from trimtab.artifacts.manifest import Tensor
 from trimtab.errors import ExportError
 from trimtab.inputs import text as inputs
+from trimtab.kinds import Role
+from trimtab.outputs.form import ColumnForm
+from trimtab.values.column import Column, Columns, gathered
 from trimtab_export import runtime, sentences
 from trimtab_export.graph.head import OUTPUT
 from trimtab_export.runtime import AnyGraph
-from trimtab_export.source import Embed, Source, TokenizerFile
-from trimtab_export.tokens import Collator
+from trimtab_export.source import Reference, Source, TokenizerFile
+from trimtab_export.tokens import Collates, Collator
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -37,43 +41,129 @@ QUANTISED = "Dynamically quantised weights cause this: give the float32 graph"
 OTHER = "The converter does not reproduce this encoder: an ONNX graph made by other means can be the SOURCE"
 
 
-def check_texts(collator: Collator, max_tokens: int) -> list[str]:
-    """The shipped texts, and one that fills `max_tokens`, up to LONGEST."""
-    return [*sentences.load(), sentences.of_length(min(max_tokens, LONGEST), collator.count)]
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An output to compare: its columns, where a graph gives them, and the source's own result, if any."""
+
+    name: str
+    forms: tuple[ColumnForm, ...]
+    tensors: Mapping[str, Tensor]
+    reference: Reference | None
+
+    def read(self, session: Any, batch: Mapping[str, NDArray[Any]]) -> Columns:
+        """What a graph gives for a batch."""
+        found = [self.tensors[form.name] for form in self.forms]
+        names = list(dict.fromkeys(name for each in found for name in (each.name, each.offsets) if name))
+        given = dict(zip(names, runtime.run_all(session, names, batch), strict=True))
+        return {
+            form.name: Column(given[tensor.name], given[tensor.offsets] if tensor.offsets else None)
+            for form, tensor in zip(self.forms, found, strict=True)
+        }
 
 
-def compare(graph: Path, source: Source, texts: list[str], collator: Collator) -> tuple[Parity, Floats]:
-    """Compares the graph's vectors with the source's, in both roles, and single texts with batches.
+def compare(
+    graph: Path, source: Source, outputs: Sequence[Compared], items: Sequence[Any], collator: Collates
+) -> tuple[Parity, dict[str, float]]:
+    """Compares the graph's results with the source's, in all roles, and single items with batches.
 
-    Returns the parity and the graph's vectors, float32 (texts, dimensions). Raises ExportError if they differ
-    by more than TOLERANCE, or if the tokenizer has tokens that the graph does not know.
+    Returns the parity of all outputs together, and the largest absolute number of each. Raises ExportError
+    if an output differs by more than TOLERANCE, or if the tokenizer has tokens that the graph does not know.
     """
     session = runtime.session(graph)
-
-    def vectors(batch: int, prompt: str) -> Floats:
-        starts = range(0, len(texts), batch)
-        return np.concatenate(
-            [runtime.run(session, OUTPUT, collator(texts[start : start + batch], prompt)) for start in starts]
+    parities, largest = [], {}
+    for output in outputs:
+        batched, alone = (_results(session, output, source.roles, items, collator, n) for n in (BATCH, 1))
+        largest[output.name] = _largest(output, alone)
+        own = None
+        if output.reference is not None:
+            own = _joined(output, [output.reference(list(items), role) for role in source.roles])
+        limit = TOLERANCE * max(1.0, largest[output.name] if own is None else _largest(output, own))
+        between, cosines = _differences(output, batched, alone)
+        _refuse(between, limit, items, "an item's result changes with its neighbours in the batch", QUANTISED)
+        diff = between
+        if own is not None:
+            (one, cosines), (other, _) = (_differences(output, each, own) for each in (alone, batched))
+            diff = np.maximum(one, other)
+            what = f"{source.architecture}: the graph's {output.name} output differs from the source's"
+            _refuse(diff, limit, items, what, OTHER)
+        parities.append(
+            Parity(
+                texts=len(diff),
+                max_abs_diff=float(diff.max()),
+                min_cosine=float(cosines.min()),
+                batch_max_abs_diff=float(between.max()),
+            )
         )
-
-    roles = _roles(source.prompts)
-    expected = _in_roles(source.embed, texts, roles)
-    batched = np.concatenate([vectors(BATCH, prompt) for prompt in roles])
-    alone = np.concatenate([vectors(1, prompt) for prompt in roles])
-    scale = max(1.0, float(np.abs(expected).max()))
-    diff = np.maximum(np.abs(batched - expected), np.abs(alone - expected)).max(axis=1)
-    between = np.abs(batched - alone).max(axis=1)
-    limit = TOLERANCE * scale
-    _refuse(between, limit, texts, "a text's vector changes with its neighbours in the batch", QUANTISED)
-    _refuse(diff, limit, texts, f"{source.architecture}: the graph's vectors differ from the source's", OTHER)
     _check_vocabulary(graph, source.tokenizer)
-    parity = Parity(
-        texts=len(expected),
-        max_abs_diff=float(diff.max()),
-        min_cosine=float(_cosines(alone, expected).min()),
-        batch_max_abs_diff=float(between.max()),
+    worst = Parity(
+        texts=parities[0].texts,
+        max_abs_diff=max(each.max_abs_diff for each in parities),
+        min_cosine=min(each.min_cosine for each in parities),
+        batch_max_abs_diff=max(each.batch_max_abs_diff for each in parities),
     )
-    return parity, alone
+    return worst, largest
+
+
+def _results(
+    session: Any, output: Compared, roles: Sequence[Role], items: Sequence[Any], collator: Collates, size: int
+) -> Columns:
+    """Of all items in each role, in batches of this size."""
+    starts = range(0, len(items), size)
+    return _joined(
+        output,
+        [
+            output.read(session, collator.in_role(items[start : start + size], role))
+            for role in roles
+            for start in starts
+        ],
+    )
+
+
+def _joined(output: Compared, results: Sequence[Columns]) -> Columns:
+    names = [form.name for form in output.forms]
+    return gathered([(each, row) for each in results for row in range(len(each[names[0]]))], names)
+
+
+def _largest(output: Compared, columns: Columns) -> float:
+    floats = [columns[form.name].values for form in output.forms if _is_float(columns, form)]
+    return max(float(np.abs(each).max(initial=0)) for each in floats)
+
+
+def _is_float(columns: Columns, form: ColumnForm) -> bool:
+    return columns[form.name].values.dtype.kind == "f"
+
+
+def _differences(output: Compared, one: Columns, other: Columns) -> tuple[Floats, NDArray[np.float64]]:
+    """For each item the largest difference of a number, and the cosine of all its numbers.
+
+    Items with another number of rows differ by infinity. An item of numbers with places is compared as the
+    long vector that it stands for.
+    """
+    diff, cosines = [], []
+    for item in range(len(one[output.forms[0].name])):
+        pairs = [_numbers(form, one, other, item) for form in output.forms if _is_float(one, form)]
+        if any(a.shape != b.shape for a, b in pairs):
+            diff.append(np.inf)
+            cosines.append(0.0)
+            continue
+        a, b = (np.concatenate(each).astype(np.float64) for each in zip(*pairs, strict=True))
+        diff.append(float(np.abs(a - b).max(initial=0)))
+        lengths = np.linalg.norm(a) * np.linalg.norm(b)
+        cosines.append(float(a @ b / lengths) if lengths > 0 else 1.0)  # two vectors of length 0 agree
+    return np.array(diff, np.float32), np.array(cosines)
+
+
+def _numbers(form: ColumnForm, one: Columns, other: Columns, item: int) -> tuple[Floats, Floats]:
+    """An item's numbers in both, those of the same place at the same position."""
+    numbers = [columns[form.name].item(item).ravel() for columns in (one, other)]
+    if not form.places:
+        return numbers[0], numbers[1]
+    places = [columns[form.places].item(item) for columns in (one, other)]
+    either = np.union1d(*places)
+    long = [np.zeros(len(either), np.float32) for _ in numbers]
+    for into, at, found in zip(long, places, numbers, strict=True):
+        np.add.at(into, np.searchsorted(either, at), found)
+    return long[0], long[1]
 
 
 def _check_vocabulary(graph: Path, tokenizer: TokenizerFile) -> None:
@@ -82,8 +172,9 @@ def _check_vocabulary(graph: Path, tokenizer: TokenizerFile) -> None:
     tokens = {number: token for token, number in read.get_vocab(with_added_tokens=True).items()}
     highest = max(*tokens, *read.encode("").ids, tokenizer.pad_id)
     batch = inputs.feeds([np.array([highest], np.int32)], tokenizer.pad_id, inputs.TokenTypes())
+    session = runtime.session(graph, threads=1)
     try:
-        runtime.run(runtime.session(graph, threads=1), OUTPUT, batch)
+        runtime.run_all(session, [value.name for value in session.get_outputs()], batch)
     except ExportError as error:
         raise ExportError(
             f"the tokenizer has the token {tokens.get(highest, 'of padding')!r} with the id {highest}, and "
@@ -92,44 +183,32 @@ def _check_vocabulary(graph: Path, tokenizer: TokenizerFile) -> None:
         ) from None
 
 
-def _roles(prompts: Prompts) -> list[str]:
-    """The prompts to check: both roles, or one if they are equal."""
-    return list(dict.fromkeys((prompts.query, prompts.passage)))
-
-
-def _in_roles(embed: Embed, texts: list[str], roles: list[str]) -> Floats:
-    return np.concatenate([embed(texts, prompt) for prompt in roles])
-
-
-def _refuse(differences: Floats, limit: float, texts: list[str], what: str, cure: str) -> None:
+def _refuse(differences: Floats, limit: float, items: Sequence[Any], what: str, cure: str) -> None:
     worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
     if not differences[worst] <= limit:  # NaN counts as a difference
-        text = texts[worst % len(texts)]
+        item = items[worst % len(items)]
+        shown = item[:40] if isinstance(item, str) else item
         raise ExportError(
-            f"{what}: by {differences[worst]:.1e} (at most {limit:.1e}) on {text[:40]!r}. "
+            f"{what}: by {differences[worst]:.1e} (at most {limit:.1e}) on {shown!r}. "
             f"Nothing was written. {cure}"
         )
 
 
-def _cosines(one: Floats, other: Floats) -> NDArray[np.float64]:
-    """Row by row; two vectors of length 0 agree."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    products = (a * b).sum(axis=1)
-    cosines: NDArray[np.float64] = np.divide(products, lengths, out=np.ones_like(products), where=lengths > 0)
-    return cosines
+def longest(collator: Collator, max_tokens: int) -> dict[str, NDArray[Any]]:
+    """A text as long as the encoder reads, up to LONGEST, as a graph is fed it."""
+    return collator([sentences.of_length(min(max_tokens, LONGEST), collator.count)])
 
 
-def measure_speed(graph: AnyGraph, collator: Collator, max_tokens: int) -> tuple[Speed, ...]:
-    """The median duration of a run, one thread, at each of SHAPES that the encoder can read."""
+def measure_speed(
+    graph: AnyGraph, item: Mapping[str, NDArray[Any]], outputs: Sequence[str] = (OUTPUT,)
+) -> tuple[Speed, ...]:
+    """The median duration of a run, one thread, at each of SHAPES that is no longer than the item."""
     session = runtime.session(graph, threads=1)
-    text = sentences.of_length(min(max_tokens, LONGEST), collator.count)
-    tokens = collator([text])
     results = []
     for batch, length in SHAPES:
-        if length <= tokens["input_ids"].shape[1]:
-            inputs = {name: np.repeat(ids[:, :length], batch, axis=0) for name, ids in tokens.items()}
-            milliseconds = 1000 * _median_seconds(partial(runtime.run, session, OUTPUT, inputs))
+        if length <= item["input_ids"].shape[1]:
+            inputs = {name: np.repeat(ids[:, :length], batch, axis=0) for name, ids in item.items()}
+            milliseconds = 1000 * _median_seconds(partial(runtime.run_all, session, outputs, inputs))
             results.append(Speed(batch=batch, length=length, milliseconds=round(milliseconds, 3)))
     return tuple(results)
 

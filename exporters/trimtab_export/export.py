@@ -2,31 +2,28 @@
 
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from trimtab.artifacts import bundle as bundles
 from trimtab.artifacts import cards, space
 from trimtab.artifacts import manifest as manifests
 from trimtab.errors import ExportError
+from trimtab.outputs.known import OUTPUTS as FORMS
 from trimtab_export import evaluate, runtime, write
 from trimtab_export.graph import head, states, to_onnx, unpad
-from trimtab_export.kinds import dense
 from trimtab_export.kinds.known import INPUTS, OUTPUTS
-from trimtab_export.kinds.making import OutputMaker, grafted, tensors
+from trimtab_export.kinds.making import OutputMaker
 from trimtab_export.load import load, weights
 from trimtab_export.passes import to_tensorrt
-from trimtab_export.source import Settings, Source
+from trimtab_export.source import Head, Settings, Source, SourceOutput
 from trimtab_export.steps import Steps, no_progress_bars, quiet
-from trimtab_export.tokens import Collator
 from trimtab_export.variants.draw import draw
 from trimtab_export.variants.selection import Selected, VariantRequest, put, select
 
@@ -61,19 +58,22 @@ def export(
     runtime.require()
     steps = Steps(total=9 + wanted.anything + wanted.tensorrt)
     with write.staged(repository, name, version) as stage, quiet():
-        reads, also = INPUTS[settings.reads], [OUTPUTS[kind] for kind in settings.also]
-        if also and wanted.anything:
-            raise ExportError("variants are made of dense vectors alone: give no other outputs beside them")
-        source, collator = _read(settings, steps)
-        plain = _as_it_is(source, collator, also, stage, steps)
+        asked = INPUTS[settings.reads] if settings.reads is not None else None
+        source = _read(settings, [OUTPUTS[kind] for kind in settings.also], steps)
+        kinds = [each.declared.kind for each in source.outputs]
+        if wanted.anything and kinds != ["dense"]:
+            raise ExportError(
+                f"variants are made of dense vectors alone, and this encoder gives {', '.join(kinds)}: ask "
+                "for no variants"
+            )
+        plain = _as_it_is(source, stage, steps)
         scratch = stage.target.with_name(f".{stage.version}.search")
         chosen = Selected([], [], (), None)
         if wanted.anything:
             chosen = _smaller(wanted, source, plain, name, stage, scratch, steps)
-        given = reads.declare(source, stage.folder)
-        declared = [dense.declare(source, chosen.int8_limit or plain.largest)]
-        declared += [maker.declare(source) for maker in also]
-        outputs = tuple(space.named(output, [given]) for output in declared)
+        given = (asked or INPUTS[source.reads]).declare(source, stage.folder)
+        largest = plain.largest if chosen.int8_limit is None else {"dense": chosen.int8_limit}
+        outputs = tuple(space.named(_ranged(each.declared, largest), [given]) for each in source.outputs)
         first = plain.variant(stage.folder, outputs, chosen.cells)
         variants = (first, *(put(each, stage.folder, outputs[0], first.files) for each in chosen.variants))
         if wanted.tensorrt:
@@ -104,7 +104,7 @@ class _Plain:
     """The encoder as it is, as a graph that was compared with its source.
 
     with_states: the same graph with inner states, and what the manifest says of it; both None where they were
-    not found, or not kept. largest: the largest absolute component of any vector.
+    not found, or not kept. largest: the largest absolute number of each output.
     """
 
     files: tuple[Path, Path]
@@ -113,7 +113,7 @@ class _Plain:
     unpadded: bool
     parity: cards.Parity
     speed: tuple[cards.Speed, ...]
-    largest: float
+    largest: dict[str, float]
 
     def variant(
         self, folder: Path, outputs: Sequence[manifests.Output], cells: tuple[cards.Cell, ...]
@@ -124,8 +124,7 @@ class _Plain:
             precision="fp32",
             inputs=to_onnx.inputs_of(self.files[0]),
             tensors={
-                outputs[0].name: manifests.Tensor(name=head.OUTPUT),
-                **{name: tensor for each in outputs[1:] for name, tensor in tensors(each).items()},
+                name: tensor for each in outputs for name, tensor in OUTPUTS[each.kind].tensors(each).items()
             },
             unpadded=self.unpadded,
             files=tuple(write.entry(folder, path) for path in self.files),
@@ -134,46 +133,52 @@ class _Plain:
         )
 
 
-def _read(settings: Settings, steps: Steps) -> tuple[Source, Collator]:
-    """The source, and what makes batches of texts for it."""
+def _read(settings: Settings, also: Sequence[OutputMaker], steps: Steps) -> Source:
+    """The source, with the outputs that are made for it besides its own."""
     with steps(f"reading {settings.source}") as say:
         no_progress_bars()
         source = load(settings)
         for note in source.notes:
             say(f"\n  {note}")
         weights.check_finite(source.backbone)
-        return source, Collator(source.tokenizer, source.max_tokens)
-
-
-def _as_it_is(
-    source: Source, collator: Collator, also: Sequence[OutputMaker], stage: write.Staged, steps: Steps
-) -> _Plain:
-    """Convert the source, and compare the result with it; ExportError where they differ."""
-    with steps("converting to ONNX"):
-        backbone = to_onnx.states_graph(source, stage.work)
-    with steps(f"adding the head ({describe(source)})"):
-        if also and source.head.pooling is None:
+        pooled = any(isinstance(each.head, Head) and each.head.pooling is None for each in source.outputs)
+        if also and pooled:
             raise ExportError(
                 "the source's graph gives finished vectors, and other outputs need token states"
             )
-        more = [partial(grafted, maker, source) for maker in also]
-        files = head.graft(backbone, source.head, source.dimensions, stage.folder / VARIANT, more)
-    texts = evaluate.check_texts(collator, source.max_tokens)
-    batch = collator(texts[:: len(texts) // 8])
+        more = [maker.derive(source) for maker in also]
+        return replace(source, outputs=(*source.outputs, *more))
+
+
+def _as_it_is(source: Source, stage: write.Staged, steps: Steps) -> _Plain:
+    """Convert the source, and compare the result with it; ExportError where they differ."""
+    reads = INPUTS[source.reads]
+    with steps("converting to ONNX"):
+        backbone = to_onnx.states_graph(source, stage.work)
+    with steps(f"adding the heads ({describe(source)})"):
+        files = head.graft(backbone, stage.folder / VARIANT, [_grafted(each) for each in source.outputs])
+    collator = reads.collator(source)
+    items = reads.samples(collator.count, min(source.max_tokens, evaluate.LONGEST))
+    batch = collator.in_role(items[:: len(items) // 8], source.roles[-1])
+    joined, layers = None, []
     with steps("finding the inner states") as say:
-        layers = states.hidden_states(files[0], source.backbone, batch)
-        joined = states.write(files[0], layers) if layers else None
+        if source.outputs[0].declared.kind == "dense":  # what adapters read besides the states
+            layers = states.hidden_states(files[0], source.backbone, batch)
+            joined = states.write(files[0], layers) if layers else None
         say(f"{len(layers)} of them" if layers else f"not found in this graph, {WITHOUT}")
     with steps("removing the padding"):
         products = unpad.take_padding_out(files[0], batch)
         if joined is not None:
             unpad.take_padding_out(joined, batch)
+    compared = [_compared(each) for each in source.outputs]
     with steps("comparing with the source"):
-        parity, vectors = evaluate.compare(files[0], source, texts, collator)
+        parity, largest = evaluate.compare(files[0], source, compared, items, collator)
     with steps("checking the inner states") as say:
         pooled = _pooled(joined, len(layers), files[0], batch, say)
     with steps("measuring the speed"):
-        speed = evaluate.measure_speed(files[0], collator, source.max_tokens)
+        given = [tensor.name for each in compared for tensor in each.tensors.values()]
+        longest = collator.in_role(items[-1:], source.roles[-1])
+        speed = evaluate.measure_speed(files[0], longest, given)
     return _Plain(
         files=files,
         with_states=joined if pooled else None,
@@ -181,8 +186,29 @@ def _as_it_is(
         unpadded=products > 0,
         parity=parity,
         speed=speed,
-        largest=float(np.abs(vectors).max()),
+        largest=largest,
     )
+
+
+def _grafted(output: SourceOutput) -> head.Maker:
+    maker = OUTPUTS[output.declared.kind]
+    return lambda grafter, states: maker.graft(grafter, states, output)
+
+
+def _compared(output: SourceOutput) -> evaluate.Compared:
+    declared = output.declared
+    return evaluate.Compared(
+        declared.name,
+        FORMS[declared.kind].columns(declared),
+        OUTPUTS[declared.kind].tensors(declared),
+        output.reference,
+    )
+
+
+def _ranged(declared: manifests.Output, largest: Mapping[str, float]) -> manifests.Output:
+    """The output with its range for int8, if it can be packed so."""
+    limit = largest[declared.name] if OUTPUTS[declared.kind].in_int8 else None
+    return msgspec.structs.replace(declared, int8_limit=limit)
 
 
 def _smaller(
@@ -246,9 +272,15 @@ def _with_engines(
 
 
 def describe(source: Source) -> str:
-    """The head in a few words."""
-    pooling = "pooled by the source" if source.head.pooling is None else f"{source.head.pooling} pooling"
-    return ", ".join([pooling, *(type(layer).__name__ for layer in source.head.layers)])
+    """The heads in a few words."""
+    return "; ".join(
+        _describe(each.head) if isinstance(each.head, Head) else each.declared.kind for each in source.outputs
+    )
+
+
+def _describe(head: Head) -> str:
+    pooling = "pooled by the source" if head.pooling is None else f"{head.pooling} pooling"
+    return ", ".join([pooling, *(type(layer).__name__ for layer in head.layers)])
 
 
 def public_name(source: str) -> str:
@@ -271,7 +303,7 @@ def recipe(settings: Settings, name: str, version: int) -> str:
         words += [f"--passage-prompt={settings.passage_prompt}"]
     if settings.output is not None:
         words += ["--output", settings.output]
-    if settings.reads != "text":
+    if settings.reads is not None:
         words += ["--reads", settings.reads]
     for kind in settings.also:
         words += ["--also", kind]

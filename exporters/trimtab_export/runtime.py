@@ -124,17 +124,24 @@ class OpenVinoSession:
 
 def run(running: Any, output: str, tokens: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
     """One output for a padded batch; `tokens` may hold inputs that the graph does not have."""
+    (vectors,) = run_all(running, [output], tokens)
+    return vectors
+
+
+def run_all(running: Any, outputs: Sequence[str], tokens: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Several outputs for a padded batch; `tokens` may hold inputs that the graph does not have."""
     names = {value.name for value in running.get_inputs()}
     try:
-        (result,) = running.run([output], {name: ids for name, ids in tokens.items() if name in names})
+        results: list[NDArray[Any]] = running.run(
+            list(outputs), {name: ids for name, ids in tokens.items() if name in names}
+        )
     except Exception as error:
         batch, length = tokens["input_ids"].shape
         raise ExportError(
             f"the graph fails on {batch} texts of {length} tokens: {first_line(error)}. "
             "If the length is the reason, give a smaller --max-tokens"
         ) from error
-    vectors: NDArray[np.float32] = result
-    return vectors
+    return results
 
 
 def first_line(error: BaseException) -> str:

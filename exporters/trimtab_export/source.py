@@ -8,17 +8,20 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.artifacts.manifest import Prompts, SpaceParts
-from trimtab.kinds import (
-    Pooling,
-    Similarity,
-)
+from trimtab.artifacts.manifest import Output, Prompts, SpaceParts
+from trimtab.errors import ExportError
+from trimtab.kinds import Pooling, Role, Similarity
+from trimtab.values.column import Columns
 
 Activation = Literal["Identity", "Tanh", "ReLU", "Sigmoid"]
 # What a search optimises, and the device of its variants.
 Target = Literal["latency", "throughput", "size"]
 Device = Literal["cpu", "cuda"]
+# As optimum calls them; the first gives token states, the second scores.
+Task = Literal["feature-extraction", "text-classification"]
 Embed: TypeAlias = Callable[[list[str], str], NDArray[np.float32]]
+# The source's own result for items in a role, by the columns of an output.
+Reference: TypeAlias = Callable[[list[Any], Role], Columns]
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Settings:
     passage_prompt: str | None = None
     max_tokens: int | None = None
     output: str | None = None  # of a graph
-    reads: str = "text"  # the kind of its input
-    also: tuple[str, ...] = ()  # kinds of outputs beside the dense vectors
+    reads: str | None = None  # the kind of its input; None: the source's own
+    also: tuple[str, ...] = ()  # kinds of outputs beside those that the source declares
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX graph on disk and the output that the head reads: token states or finished vectors."""
+    """An ONNX graph on disk and the output that the heads read: token states or something finished."""
 
     path: Path
     output: str
@@ -83,23 +86,75 @@ class TokenizerFile:
 
 
 @dataclass(frozen=True)
+class SourceOutput:
+    """An output of a source.
+
+    `declared` is what the manifest will say of it, except for its space and its range for int8. `head` is
+    what the maker of its kind makes nodes of. `reference` is computed without anything that the exporter
+    makes; None: the source has no such output, and there is nothing to compare it with.
+    """
+
+    declared: Output
+    head: Any
+    reference: Reference | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """An encoder, read and checked.
 
-    `backbone` is a torch module of transformers, or an existing graph. `embed(texts, prompt)` is the source's
-    own result, float32 (n, dimensions), computed without anything that the exporter makes. `notes` are lines
-    for the user about declarations of the source that a bundle does not keep.
+    `backbone` is a torch module of transformers, or an existing graph. `task` is what optimum converts the
+    module for, and so which tensor the heads of the `outputs` read. `reads` is the kind of input. `notes` are
+    lines for the user about declarations of the source that a bundle does not keep.
+
+    Smaller variants are made of dense vectors: `head`, `dimensions` and so on are those of the dense output.
     """
 
     backbone: Any
-    head: Head
+    outputs: tuple[SourceOutput, ...]
     tokenizer: TokenizerFile
     prompts: Prompts
     max_tokens: int
-    dimensions: int
-    similarity: Similarity
-    normalized: bool
-    space_parts: SpaceParts
     architecture: str
-    embed: Embed
+    reads: str = "text"
+    task: Task = "feature-extraction"
     notes: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles in which an item is embedded differently; one of them if there is no difference."""
+        return ("query", "passage") if self.prompts.query != self.prompts.passage else ("passage",)
+
+    @property
+    def head(self) -> Head:
+        """What makes the dense vectors."""
+        head: Head = self._dense.head
+        return head
+
+    @property
+    def dimensions(self) -> int:
+        """Components of a dense vector."""
+        return self._dense.declared.dimensions
+
+    @property
+    def similarity(self) -> Similarity:
+        """How dense vectors are compared."""
+        return self._dense.declared.similarity
+
+    @property
+    def normalized(self) -> bool:
+        """Whether every dense vector has length 1."""
+        return self._dense.declared.normalized
+
+    @property
+    def space_parts(self) -> SpaceParts:
+        """What affects the dense vectors."""
+        return self._dense.declared.space_parts
+
+    @property
+    def _dense(self) -> SourceOutput:
+        found = next((each for each in self.outputs if each.declared.kind == "dense"), None)
+        if found is None:
+            kinds = ", ".join(each.declared.kind for each in self.outputs)
+            raise ExportError(f"this needs an encoder of dense vectors, and the source gives {kinds}")
+        return found

@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
 from trimtab import tokens
+from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import BundleError, ExportError
 from trimtab.inputs import text as inputs
+from trimtab.kinds import Role
 from trimtab_export.source import TokenizerFile
+
+NO_PROMPTS = Prompts()
 
 
 def from_transformers(tokenizer: Any) -> TokenizerFile:
@@ -78,22 +82,36 @@ def plain(content: str, pad_id: int) -> TokenizerFile:
     return TokenizerFile(json=tokenizer.to_str(), pad_id=pad_id)
 
 
+class Collates(Protocol):
+    """Makes padded batches of items."""
+
+    def count(self, item: Any, /) -> int:
+        """How many units of an item are read."""
+
+    def in_role(self, items: Sequence[Any], role: Role, /) -> dict[str, NDArray[Any]]:
+        """What a graph is fed for these items in this role."""
+
+
 class Collator:
     """Makes padded batches with the server's own code: prompt and text in one string, cut at the end.
 
     Raises ExportError if the server could not read this tokenizer.
     """
 
-    def __init__(self, tokenizer: TokenizerFile, max_tokens: int) -> None:
+    def __init__(self, tokenizer: TokenizerFile, max_tokens: int, prompts: Prompts = NO_PROMPTS) -> None:
         try:
             self._tokenizer = tokens.Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), max_tokens)
         except BundleError as error:
             raise ExportError(str(error)) from None
-        self._pad_id = tokenizer.pad_id
+        self._pad_id, self._prompts = tokenizer.pad_id, prompts
 
     def count(self, text: str) -> int:
         """How many tokens of a text are read."""
         return len(self._tokenizer.read([text], "end")[0].ids)
+
+    def in_role(self, texts: Sequence[str], role: Role) -> dict[str, NDArray[np.int64]]:
+        """The texts with the prompt of this role."""
+        return self(texts, self._prompts.of(role))
 
     def __call__(self, texts: Sequence[str], prompt: str = "") -> dict[str, NDArray[np.int64]]:
         """input_ids, attention_mask and token_type_ids of the texts, int64 (n, the longest one's tokens)."""

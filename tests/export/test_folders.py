@@ -148,7 +148,7 @@ def _put_graph(row: Folder, base: Path, folder: Path) -> None:
         onnx_export_from_model(model, output=cached, task="feature-extraction", do_validation=False)
     path = shutil.copyfile(cached / "model.onnx", folder / "model.onnx")
     if row.graph in ("vectors", "both"):
-        (made, _) = head.graft(Graph(path, "last_hidden_state"), Head("mean"), 32, folder / "made")
+        (made, _) = head.graft_dense(Graph(path, "last_hidden_state"), Head("mean"), 32, folder / "made")
         model = onnx.load(str(made))
         shutil.rmtree(folder / "made")
         model.graph.node.append(helper.make_node("Identity", ["embeddings"], ["sentence_embedding"]))

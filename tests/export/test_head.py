@@ -44,7 +44,7 @@ def lookup(path: Path, opset: int, output: str = "last_hidden_state", ir_version
 
 def grafted(folder: Path, layout: Head, opset: int, **options: object) -> onnxruntime.InferenceSession:
     dimensions = 4 if any(isinstance(layer, Dense) for layer in layout.layers) else 6
-    files = head.graft(lookup(folder / "in.onnx", opset, **options), layout, dimensions, folder / "out")
+    files = head.graft_dense(lookup(folder / "in.onnx", opset, **options), layout, dimensions, folder / "out")
     session = onnxruntime.InferenceSession(str(files[0]), providers=["CPUExecutionProvider"])
     (output,) = session.get_outputs()
     assert (output.name, output.type, output.shape) == ("embeddings", "tensor(float)", ["batch", dimensions])
@@ -112,4 +112,4 @@ def test_old_file_format(tmp_path: Path) -> None:
 
 def test_too_old_opset(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"opset 10; pooling needs 11 or later"):
-        head.graft(lookup(tmp_path / "in.onnx", 10), Head("mean"), 6, tmp_path / "out")
+        head.graft_dense(lookup(tmp_path / "in.onnx", 10), Head("mean"), 6, tmp_path / "out")

@@ -239,7 +239,7 @@ def test_unfaithful_graph(bert: Path, refused, monkeypatch: pytest.MonkeyPatch) 
     from trimtab_export.graph import head
 
     monkeypatch.setattr(head, "LEAST_COUNT", 4.0)
-    refused("BertModel: the graph's vectors differ from the source's: by ", bert, "--pooling", "mean")
+    refused("BertModel: the graph's dense output differs from the source's: by ", bert, "--pooling", "mean")
 
 
 def test_source_that_fails_itself(bert: Path, tmp_path: Path, refused) -> None:

@@ -1,6 +1,7 @@
 """The toy kind of output in the exporter: nodes behind the token states."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from onnx import TensorProto
@@ -8,7 +9,7 @@ from onnx import TensorProto
 from trimtab.artifacts.manifest import Output
 from trimtab_export.graph.head import Grafter
 from trimtab_export.kinds.making import OutputMaker
-from trimtab_export.source import Source
+from trimtab_export.source import Source, SourceOutput
 
 VOCABULARY = 1000
 
@@ -18,13 +19,14 @@ class CountsMaker(OutputMaker):
 
     kind: ClassVar[str] = "counts"
 
-    def declare(self, source: Source) -> Output:
-        return Output(
+    def derive(self, source: Source) -> SourceOutput:
+        declared = Output(
             name="counts", kind=self.kind, space="", space_parts=source.space_parts, dimensions=VOCABULARY,
             similarity="dot", pooling=None, normalized=False,
         )  # fmt: skip
+        return SourceOutput(declared, head=None)
 
-    def graft(self, grafter: Grafter, states: str, source: Source) -> None:
+    def graft(self, grafter: Grafter, states: str, output: SourceOutput) -> Sequence[Any]:
         whole = lambda *values: grafter.constant(np.array(values, np.int64))  # noqa: E731
         real = grafter.node("Transpose", grafter.node("NonZero", "attention_mask"))
         tokens = grafter.node("GatherND", states, real)
@@ -35,6 +37,7 @@ class CountsMaker(OutputMaker):
         counts = grafter.node("ReduceSum", "attention_mask", whole(1), keepdims=0)
         ends = grafter.node("CumSum", counts, grafter.constant(np.int64(0)))
         grafter.node("Concat", whole(0), ends, output="counts.offsets", axis=0)
+        return self.values(output.declared)
 
 
 COUNTS = CountsMaker()

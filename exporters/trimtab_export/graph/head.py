@@ -1,10 +1,12 @@
-"""Append the head to a graph: pooling, dense layers, normalisation, as ONNX nodes after the token states.
+"""Append heads to a graph, as ONNX nodes after the token states.
 
-The result has one output, `embeddings`, float32 (n, dimensions). The nodes are written for the graph's own
-opset, 11 or later, so that a graph made elsewhere needs no conversion.
+That of dense vectors is pooling, dense layers and normalisation; its output is `embeddings`, float32 (n,
+dimensions). Heads of other kinds of output are in `trimtab_export.kinds`. The nodes are written for the
+graph's own opset, 11 or later, so that a graph made elsewhere needs no conversion.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,12 +36,18 @@ LEAST_COUNT = 1e-9  # both as in torch and sentence-transformers
 LEAST_NORM = 1e-12
 
 
-def graft(
-    graph: Graph, head: Head, dimensions: int, folder: Path, more: "Sequence[More]" = ()
-) -> tuple[Path, Path]:
-    """Write `folder`/model.onnx: the graph with the head after `graph.output`, and the output `embeddings`.
+def graft_dense(graph: Graph, head: Head, dimensions: int, folder: Path) -> tuple[Path, Path]:
+    """Write `folder`/model.onnx: the graph with this head, and the output `embeddings`.
 
-    Each of `more` also appends nodes after `graph.output`, and returns their outputs.
+    Returns the files written: the graph, and weights.bin.
+    """
+    return graft(graph, folder, [partial(dense, head=head, dimensions=dimensions)])
+
+
+def graft(graph: Graph, folder: Path, makers: "Sequence[Maker]") -> tuple[Path, Path]:
+    """Write `folder`/model.onnx: the graph with heads after `graph.output`.
+
+    Each of `makers` appends nodes, and returns their outputs, which become the graph's.
     Returns the files written: the graph, and weights.bin.
     """
     model = onnx.load(str(graph.path))
@@ -53,9 +61,16 @@ def graft(
     model.ir_version = max(model.ir_version, FIRST_IR_VERSION)
     grafter, taken = new_head(model, "source")
     states = taken if graph.output == OUTPUT else graph.output
-    grafter.graft(states, head)
-    declare_outputs(model.graph, dimensions, [value for each in more for value in each(grafter, states)])
+    outputs = [value for make in makers for value in make(grafter, states)]
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
     return save(model, folder / GRAPH)
+
+
+def dense(grafter: "Grafter", states: str, head: Head, dimensions: int | str) -> list[Any]:
+    """Append the head of dense vectors; returns its output."""
+    grafter.graft(states, head)
+    return [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimensions])]
 
 
 def save(model: Any, path: Path) -> tuple[Path, Path]:
@@ -173,7 +188,7 @@ def declare_outputs(graph: Any, columns: int | str, others: Sequence[Any] = ()) 
 
 
 # Appends nodes that read token states; returns their outputs, in ONNX's own descriptions.
-More: TypeAlias = Callable[[Grafter, str], Sequence[Any]]
+Maker: TypeAlias = Callable[[Grafter, str], Sequence[Any]]
 
 
 def free_prefix(graph: Any) -> str:

@@ -1,4 +1,4 @@
-"""The backbone as an ONNX graph with token states, through optimum; and the requirements for any graph."""
+"""The backbone as an ONNX graph with token states, or scores, through optimum; and what any graph must be."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from onnx import TensorProto
 
 from trimtab.errors import ExportError
 from trimtab_export.runtime import first_line
-from trimtab_export.source import Graph, Source
+from trimtab_export.source import Graph, Source, Task
 
-STATES = "last_hidden_state"
+# What optimum calls the tensor that heads read, by the task.
+TENSORS: dict[Task, str] = {"feature-extraction": "last_hidden_state", "text-classification": "logits"}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 REQUIRED = {"input_ids", "attention_mask"}
 # Weight types that contradict the variant's fp32.
@@ -24,7 +25,7 @@ def states_graph(source: Source, folder: Path) -> Graph:
     from optimum.exporters.onnx import onnx_export_from_model
 
     try:
-        onnx_export_from_model(source.backbone, output=folder, task="feature-extraction", do_validation=False)
+        onnx_export_from_model(source.backbone, output=folder, task=source.task, do_validation=False)
     except Exception as error:
         raise ExportError(
             f"optimum cannot convert {source.architecture} to ONNX: {first_line(error)}. "
@@ -38,9 +39,10 @@ def states_graph(source: Source, folder: Path) -> Graph:
     path = folder / "model.onnx"
     model = onnx.load(str(path), load_external_data=False)
     check_inputs(path.name, model)
-    if STATES not in [value.name for value in model.graph.output]:
-        raise ExportError(f"the graph of {source.architecture} has no output {STATES}")
-    return Graph(path, STATES)
+    tensor = TENSORS[source.task]
+    if tensor not in [value.name for value in model.graph.output]:
+        raise ExportError(f"the graph of {source.architecture} has no output {tensor}")
+    return Graph(path, tensor)
 
 
 def check_inputs(name: str, model: Any) -> None:

@@ -2,6 +2,7 @@
 `trimtab_export.outputs`."""
 
 from trimtab.registry import Registry
+from trimtab_export.kinds.dense import DenseMaker
 from trimtab_export.kinds.making import InputMaker, OutputMaker
 from trimtab_export.kinds.text import TextMaker
 
@@ -12,5 +13,8 @@ INPUTS: Registry[InputMaker] = Registry(
     lambda found: isinstance(found, InputMaker),
 )
 OUTPUTS: Registry[OutputMaker] = Registry(
-    "kind of output", "trimtab_export.outputs", {}, lambda found: isinstance(found, OutputMaker)
+    "kind of output",
+    "trimtab_export.outputs",
+    {"dense": DenseMaker()},
+    lambda found: isinstance(found, OutputMaker),
 )

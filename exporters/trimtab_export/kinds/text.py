@@ -1,12 +1,14 @@
 """Text: the source's tokenizer."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trimtab.artifacts.manifest import Input
-from trimtab_export import write
+from trimtab_export import sentences, write
 from trimtab_export.kinds.making import InputMaker
 from trimtab_export.source import Source
+from trimtab_export.tokens import Collator
 
 TOKENIZER = "tokenizer.json"
 
@@ -28,3 +30,11 @@ class TextMaker(InputMaker):
             prompts=source.prompts,
             settings={"pad_id": source.tokenizer.pad_id},
         )
+
+    def collator(self, source: Source) -> Collator:
+        """With the server's own code."""
+        return Collator(source.tokenizer, source.max_tokens, source.prompts)
+
+    def samples(self, count: Callable[[Any], int], most: int) -> list[Any]:
+        """The shipped texts, and one that fills `most`."""
+        return [*sentences.load(), sentences.of_length(most, count)]

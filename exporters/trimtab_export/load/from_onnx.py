@@ -12,6 +12,7 @@ from trimtab.artifacts.manifest import SpaceParts
 from trimtab.errors import ExportError
 from trimtab_export import runtime, sentences, tokens
 from trimtab_export.graph import head, to_onnx
+from trimtab_export.kinds import dense
 from trimtab_export.load import declared, graph_model, library, structure, weights
 from trimtab_export.source import Graph, Settings, Source
 
@@ -32,7 +33,7 @@ UNIT_NORM = 1e-3
 
 
 def load(settings: Settings, path: Path, home: Path, says: declared.Declared | None) -> Source:
-    """Read the graph `path` and the files in `home`; `embed` is the library's own code with this graph."""
+    """Read the graph `path` and the files in `home`; compared with the library's own code with this graph."""
     proto = _read(path)
     to_onnx.check_inputs(path.name, proto)
     to_onnx.check_precision(path.name, proto)
@@ -63,12 +64,10 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
     normalized = layout.normalizes
     if pooled and not layout.layers:  # only the vectors can show it
         normalized = bool(np.all(np.abs(np.linalg.norm(sample, axis=1) - 1.0) <= UNIT_NORM))
-    return Source(
-        backbone=Graph(path, output),
-        head=layout,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        max_tokens=max_tokens,
+    vectors = dense.output(
+        layout,
+        embed,
+        prompts,
         dimensions=sample.shape[1],
         similarity=declared.similarity(says.config if says else {}),
         normalized=normalized,
@@ -76,8 +75,14 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
             weights_sha256=weights.of_arrays(_initializers(proto, path), layout),
             structure=structure.of_graph(proto, path, output),
         ),
+    )
+    return Source(
+        backbone=Graph(path, output),
+        outputs=(vectors,),
+        tokenizer=tokenizer,
+        prompts=prompts,
+        max_tokens=max_tokens,
         architecture=(config.architectures or [config.model_type or "unknown"])[0],
-        embed=embed,
         notes=notes,
     )
 

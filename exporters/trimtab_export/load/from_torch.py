@@ -12,6 +12,7 @@ from sentence_transformers.base.modules import Transformer
 from trimtab.artifacts.manifest import SpaceParts
 from trimtab.errors import ExportError
 from trimtab_export import tokens
+from trimtab_export.kinds import dense
 from trimtab_export.load import declared, library, refused, structure, weights
 from trimtab_export.source import Settings, Source
 
@@ -20,7 +21,7 @@ NO_PICKLE = {**NO_CODE, "use_safetensors": True}
 
 
 def load(settings: Settings, says: declared.Declared | None) -> Source:
-    """Read the source; its `embed` is SentenceTransformer.encode."""
+    """Read the source, to be compared with SentenceTransformer.encode."""
     source = settings.source
     refused.check_weights(source, says)
     if says is None:
@@ -40,20 +41,24 @@ def load(settings: Settings, says: declared.Declared | None) -> Source:
     max_tokens = library.max_tokens(source, settings.max_tokens, model, positions(backbone))
     prompts, notes = library.prompts(model, settings)
     embed = library.embed_with(source, model)
-    return Source(
-        backbone=backbone,
-        head=head,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        max_tokens=max_tokens,
+    vectors = dense.output(
+        head,
+        embed,
+        prompts,
         dimensions=embed(["one text"], "").shape[1],
         similarity=declared.similarity(says.config if says else {}),
         normalized=head.normalizes,
         space_parts=SpaceParts(
             weights_sha256=weights.of_torch(backbone, head), structure=structure.of_torch(backbone)
         ),
+    )
+    return Source(
+        backbone=backbone,
+        outputs=(vectors,),
+        tokenizer=tokenizer,
+        prompts=prompts,
+        max_tokens=max_tokens,
         architecture=(backbone.config.architectures or [type(backbone).__name__])[0],
-        embed=embed,
         notes=notes,
     )
 

@@ -146,7 +146,7 @@ def measure(
         min_cosine=float(cosines.min()),
         batch_max_abs_diff=batch_diff,
     )
-    speed = evaluate.measure_speed(graph, reference.collator, source.max_tokens)
+    speed = evaluate.measure_speed(graph, evaluate.longest(reference.collator, source.max_tokens))
     return cards.ReportCard(parity=parity, speed=speed, machine=evaluate.machine(graph), fidelity=figures)
 
 

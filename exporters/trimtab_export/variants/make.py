@@ -237,7 +237,7 @@ def _graph(backbone: Any, shop: Workshop, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as onnx:
         states_graph = to_onnx.states_graph(changed, Path(onnx))
-        return head.graft(states_graph, changed.head, changed.dimensions, folder)[0]
+        return head.graft_dense(states_graph, changed.head, changed.dimensions, folder)[0]
 
 
 def _exit(passes: Passes, shop: Workshop, tell: Callable[[str], object]) -> Path:
