@@ -1,12 +1,14 @@
 """`trimtab`: find the subcommands that the installed parts register, and run one."""
 
 import argparse
+import atexit
 import importlib
 import logging
 import os
 import sys
+from contextlib import suppress
 from importlib import metadata
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from trimtab.errors import TrimtabError
 
@@ -84,5 +86,20 @@ def find_commands() -> dict[str, Command]:
     return commands
 
 
+def run() -> NoReturn:
+    """Run `trimtab`, and end the process with its exit status.
+
+    gRPC's threads cannot be stopped. If Python stops one of them while it shuts down, a lock inside gRPC may
+    stay held, and gRPC waits for it forever when Python frees the channel. So nothing is freed: the process
+    ends after it has written what it has to write, and has called what was registered with atexit.
+    """
+    status = main()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it was closed at the start
+        with suppress(OSError, ValueError):
+            stream.flush()
+    atexit._run_exitfuncs()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

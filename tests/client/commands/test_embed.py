@@ -44,7 +44,17 @@ def run(url: str) -> Run:
 
 
 def command(url: str, *arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "trimtab.cli", "embed", "--url", url, *map(str, arguments)]
+    return [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        "-m",
+        "trimtab.cli",
+        "embed",
+        "--url",
+        url,
+        *map(str, arguments),
+    ]
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -151,10 +161,13 @@ def test_a_reader_that_has_had_enough_is_no_error(url: str, tmp_path: Path) -> N
 
 def test_standard_output_on_a_full_disk(url: str, source: Path) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            command(url, source), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
-        )
-    assert (done.returncode, done.stderr) == (1, "trimtab embed: [Errno 28] No space left on device\n")
+        process = subprocess.Popen(command(url, source), stdout=full, stderr=subprocess.PIPE, text=True)
+        try:
+            _, errors = process.communicate(timeout=90)  # a call is given up after 60 seconds
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # which shows where its threads are
+            _, errors = process.communicate()
+    assert (process.returncode, errors) == (1, "trimtab embed: [Errno 28] No space left on device\n")
 
 
 def test_no_texts_are_an_empty_array(run: Run, tmp_path: Path) -> None:
