@@ -10,6 +10,7 @@ from trimtab.core.answers import Embeddings as Embeddings
 from trimtab.core.answers import Encoder as Encoder
 from trimtab.core.answers import EncoderOutput as EncoderOutput
 from trimtab.core.answers import Limits as Limits
+from trimtab.core.answers import Outputs as Outputs
 from trimtab.core.answers import StageTimes as StageTimes
 from trimtab.core.answers import Variant as Variant
 from trimtab.core.options import EmbedOptions as EmbedOptions
@@ -40,3 +41,4 @@ from trimtab.sdk.aio import AsyncClient as AsyncClient
 from trimtab.sdk.aio_stream import AsyncEmbeddingStream as AsyncEmbeddingStream
 from trimtab.sdk.client import Client as Client
 from trimtab.sdk.stream import EmbeddingStream as EmbeddingStream
+from trimtab.values.sparse import SparseVectors as SparseVectors

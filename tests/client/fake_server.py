@@ -15,6 +15,8 @@ import numpy as np
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1.encoder_pb2_grpc import EncoderServiceServicer, add_EncoderServiceServicer_to_server
 from trimtab.values.dense import FROM_PROTO, STORAGE, pack
+from trimtab.values.sparse import SparseVectors
+from trimtab.values.sparse import write as write_sparse
 
 DIMENSIONS = 32
 SCALE = 1 / 127
@@ -37,6 +39,13 @@ def vector(text: str, version: str = "1", role: int = 0) -> np.ndarray:
 
 def vectors(texts: list[str], version: str = "1", role: int = 0) -> np.ndarray:
     return np.array([vector(text, version, role) for text in texts], np.float32).reshape(-1, DIMENSIONS)
+
+
+def sparse_of(matrix: np.ndarray) -> SparseVectors:
+    """The components above 0."""
+    rows, places = np.nonzero(matrix > 0)
+    indptr = np.searchsorted(rows, np.arange(len(matrix) + 1))
+    return SparseVectors(indptr, places.astype(np.int32), matrix[rows, places], DIMENSIONS)
 
 
 def pack_as(matrix: np.ndarray, dtype: str) -> pb.Matrix:
@@ -156,6 +165,14 @@ class FakeServer(EncoderServiceServicer):
             version=version,
             times=pb.StageTimes(tokenize=1_000_000, queue=2_000_000, compute=3_000_000, output=4_000_000),
         )
+        if request.outputs:
+            del response.embeddings[:]
+            for name in request.outputs:
+                output = response.outputs.add(name=name, kind=name, space=f"{name}-{version}")
+                if name == "sparse":
+                    write_sparse(output.sparse, sparse_of(matrix))
+                else:
+                    output.dense.CopyFrom(pack_as(matrix, FROM_PROTO[request.dtype]))
         if self.faults.tamper:
             self.faults.tamper(response)
         return response

@@ -1,5 +1,6 @@
 """What the SDK returns: plain, frozen data, without protobuf."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -139,6 +140,42 @@ class Embeddings:
     browned_out: bool = False
     reach: NDArray[np.float32] | None = None
     suspicious: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outputs(Mapping[str, Any]):
+    """Several outputs of an encoder, from one pass: a read-only mapping from an output's name to its value.
+
+    What a value is follows from the output's form (`forms`): for "dense" and "scores", an (n, d) array as in
+    `Embeddings`; for "sparse", `SparseVectors`. Item i of each value belongs to text i. All are writable, and
+    the caller's own.
+
+    spaces: the space of each output.
+    scales: for each int8 output, the value of one step; 0 for other outputs.
+    adapters: for each output, ENCODER/NAME of each adapter applied, in order.
+    token_counts, encoder, version, variant, browned_out, times: as in `Embeddings`.
+    """
+
+    by_name: Mapping[str, Any]
+    forms: Mapping[str, str]
+    spaces: Mapping[str, str]
+    scales: Mapping[str, float]
+    adapters: Mapping[str, tuple[str, ...]]
+    token_counts: NDArray[np.uint32]
+    encoder: str
+    version: str
+    variant: str
+    browned_out: bool
+    times: StageTimes
+
+    def __getitem__(self, name: str) -> Any:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,10 +164,12 @@ class Options:
         space = self.values["space"]
         return (space,) if space else ()
 
-    def request(self, texts: Iterable[str] = (), spaces: Sequence[str] | None = None) -> pb.EmbedRequest:
-        """The request for these texts, in `spaces` if given, otherwise in the option `space`."""
+    def request(
+        self, texts: Iterable[str] = (), spaces: Sequence[str] | None = None, outputs: Sequence[str] = ()
+    ) -> pb.EmbedRequest:
+        """The request for these texts and outputs, in `spaces` if given, otherwise in the option `space`."""
         fields = self._message_fields if spaces is None else {**self._message_fields, "spaces": spaces}
-        return pb.EmbedRequest(texts=texts, **fields)
+        return pb.EmbedRequest(texts=texts, outputs=outputs, **fields)
 
     @cached_property
     def _message_fields(self) -> dict[str, Any]:

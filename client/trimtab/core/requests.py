@@ -13,9 +13,11 @@ _MESSAGE_OVERHEAD = 24
 _REQUEST_MOST = 4096
 
 
-def text_room(options: Options, limits: Limits, spaces: Sequence[str] | None = None) -> int:
+def text_room(
+    options: Options, limits: Limits, spaces: Sequence[str] | None = None, outputs: Sequence[str] = ()
+) -> int:
     """How many bytes the texts of one message may take, each counted by `text_size`."""
-    taken = options.request(spaces=spaces).ByteSize() + _MESSAGE_OVERHEAD
+    taken = options.request(spaces=spaces, outputs=outputs).ByteSize() + _MESSAGE_OVERHEAD
     return (limits.max_message_bytes or 2**31 - 1) - taken
 
 
@@ -85,11 +87,31 @@ def check_spaces(spaces: Iterable[str], options: Options) -> tuple[str, ...]:
     return checked
 
 
+def check_outputs(outputs: Iterable[str]) -> tuple[str, ...]:
+    """The names of outputs as they are; InvalidArgument if there is none, a duplicate, or one that is no
+    name."""
+    checked = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    for index, name in enumerate(checked):
+        if not isinstance(name, str) or not name:
+            raise InvalidArgument(
+                f"outputs[{index}] is {name!r}; pass the name of one of the encoder's outputs"
+            )
+        if name in checked[:index]:
+            raise InvalidArgument(f"outputs[{index}] is {name!r} again; name each output once")
+    if not checked:
+        raise InvalidArgument("outputs is empty; name at least one, or call embed for dense vectors")
+    return checked
+
+
 def split(
-    texts: list[str], options: Options, limits: Limits, spaces: Sequence[str] | None = None
+    texts: list[str],
+    options: Options,
+    limits: Limits,
+    spaces: Sequence[str] | None = None,
+    outputs: Sequence[str] = (),
 ) -> list[list[str]]:
     """The texts in order, cut into as few consecutive parts as the server's limits allow; [[]] for none."""
-    return list(_parts(texts, text_room(options, limits, spaces), limits.max_texts or len(texts)))
+    return list(_parts(texts, text_room(options, limits, spaces, outputs), limits.max_texts or len(texts)))
 
 
 def _parts(texts: list[str], room: int, most: int) -> Iterator[list[str]]:

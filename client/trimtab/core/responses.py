@@ -76,7 +76,8 @@ def parse(response: pb.EmbedResponse, texts: int, spaces: int = 1) -> list[Part]
     if response.outputs:
         given = ", ".join(f"{output.name} ({output.kind})" for output in response.outputs)
         raise FailedPrecondition(
-            f"encoder {response.encoder} gives {given}, and embed gives dense vectors: name another encoder"
+            f"encoder {response.encoder} gives {given}, and embed gives dense vectors: call embed_outputs, "
+            "or name another encoder"
         )
     if len(response.embeddings) != spaces:
         raise InternalError(f"the server answered for {len(response.embeddings)} spaces instead of {spaces}")
@@ -96,6 +97,16 @@ def stage_times(times: pb.StageTimes) -> StageTimes:
         queue=times.queue * _NANOSECOND,
         compute=times.compute * _NANOSECOND,
         output=times.output * _NANOSECOND,
+    )
+
+
+def total(times: Sequence[StageTimes]) -> StageTimes:
+    """The times of several requests, added up."""
+    return StageTimes(
+        tokenize=sum(each.tokenize for each in times),
+        queue=sum(each.queue for each in times),
+        compute=sum(each.compute for each in times),
+        output=sum(each.output for each in times),
     )
 
 
@@ -160,12 +171,7 @@ def join(parts: Sequence[Part], space: str = "") -> Embeddings:
         space=origin.space,
         dtype=origin.dtype,
         scale=origin.scale,
-        times=StageTimes(
-            tokenize=sum(part.times.tokenize for part in parts),
-            queue=sum(part.times.queue for part in parts),
-            compute=sum(part.times.compute for part in parts),
-            output=sum(part.times.output for part in parts),
-        ),
+        times=total([part.times for part in parts]),
         adapters=tuple(dict.fromkeys(name for part in parts for name in part.adapters)),
         # If a brownout began or ended in between, name the fallback.
         variant=next((part.variant for part in parts if part.browned_out), parts[0].variant),

@@ -2,12 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from trimtab import forks
-from trimtab.core import requests, responses
-from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits
+from trimtab.core import outputs, requests, responses
+from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits, Outputs
 from trimtab.core.exchange import Exchange
 from trimtab.core.options import Options
 from trimtab.core.rescoring import AsyncTexts, Scores, rescoring
@@ -42,6 +43,11 @@ class Session:
         checked = requests.check_spaces(spaces, options)
         return self._embed_spaces(requests.check_texts(texts), checked, options)
 
+    def embed_outputs(self, texts: Iterable[str], names: Iterable[str], options: Options) -> Steps[Outputs]:
+        """These outputs of all texts."""
+        checked = requests.check_outputs(names)
+        return self._embed_outputs(requests.check_texts(texts), checked, options)
+
     def stream(self, options: Options, window: int, timeout: float) -> Steps[Exchange]:
         """The exchange of a stream, pinned to the version that serves now."""
         encoder = yield from self.encoder(*options.version)
@@ -74,31 +80,35 @@ class Session:
         return encoder
 
     def _embed(self, texts: list[str], options: Options) -> Steps[Embeddings]:
-        answers = yield from self._answers(texts, options, options.spaces)
+        answers = yield from self._answers(texts, _dense(options, options.spaces))
         return responses.join([answer[0] for answer in answers], options.values["space"])
 
     def _embed_spaces(
         self, texts: list[str], spaces: tuple[str, ...], options: Options
     ) -> Steps[dict[str, Embeddings]]:
-        answers = yield from self._answers(texts, options, spaces)
+        answers = yield from self._answers(texts, _dense(options, spaces))
         return responses.join_spaces(answers, spaces)
 
-    def _answers(
-        self, texts: list[str], options: Options, spaces: tuple[str, ...]
-    ) -> Steps[list[list[Part]]]:
-        """The answers to all texts in order, each with one part per space (one part if none is named)."""
+    def _embed_outputs(self, texts: list[str], names: tuple[str, ...], options: Options) -> Steps[Outputs]:
+        asked = _Asked(
+            options, options.spaces, names, lambda response, count: outputs.parse(response, count, names)
+        )
+        return outputs.join((yield from self._answers(texts, asked)))
 
-        def attempt(limits: Limits) -> Steps[list[list[Part]]]:
-            parts = requests.split(texts, options, limits, spaces)
+    def _answers(self, texts: list[str], asked: "_Asked[Answer]") -> Steps[list[Answer]]:
+        """The answers to all texts, in order."""
+
+        def attempt(limits: Limits) -> Steps[list[Answer]]:
+            parts = asked.split(texts, limits)
             if len(parts) == 1:
-                response: pb.EmbedResponse = yield from ask("Embed", options.request(texts, spaces))
-                return [responses.parse(response, len(texts), len(spaces) or 1)]
+                response: pb.EmbedResponse = yield from ask("Embed", asked.request(texts))
+                return [asked.parse(response, len(texts))]
             # Pinned to the version that is newest now, so that all parts are of one space.
-            encoder = yield from self.encoder(*options.version)
-            parts = requests.split(texts, options, encoder.limits, spaces)
-            return (yield from _in_parts(parts, options.pinned(encoder), spaces))
+            encoder = yield from self.encoder(*asked.options.version)
+            parts = asked.split(texts, encoder.limits)
+            return (yield from _in_parts(parts, replace(asked, options=asked.options.pinned(encoder))))
 
-        return self._within_limits(options, attempt)
+        return self._within_limits(asked.options, attempt)
 
     def _within_limits(self, options: Options, attempt: Callable[[Limits], Steps[Answer]]) -> Steps[Answer]:
         """The result of `attempt` within the server's limits; it is tried again if they have changed."""
@@ -125,27 +135,48 @@ def may_be_limits(error: TrimtabError) -> bool:
     return isinstance(error, InvalidArgument) or "larger than max" in str(error)
 
 
-def _in_parts(
-    parts: Iterable[list[str]], pinned: Options, spaces: tuple[str, ...]
-) -> Steps[list[list[Part]]]:
+@dataclass(frozen=True, slots=True)
+class _Asked(Generic[Answer]):
+    """What is asked of texts, and how the answer is read, given the number of texts."""
+
+    options: Options
+    spaces: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parse: Callable[[pb.EmbedResponse, int], Answer]
+
+    def request(self, texts: list[str]) -> pb.EmbedRequest:
+        return self.options.request(texts, self.spaces, self.outputs)
+
+    def split(self, texts: list[str], limits: Limits) -> list[list[str]]:
+        return requests.split(texts, self.options, limits, self.spaces, self.outputs)
+
+
+def _dense(options: Options, spaces: tuple[str, ...]) -> _Asked[list[Part]]:
+    """The dense vectors in each space, a part of each (one part, if none is named)."""
+    return _Asked(
+        options, spaces, (), lambda response, count: responses.parse(response, count, len(spaces) or 1)
+    )
+
+
+def _in_parts(parts: Iterable[list[str]], asked: _Asked[Answer]) -> Steps[list[Answer]]:
     """The answers to all parts in order, with a few of them in flight at a time."""
     begun: deque[tuple[int, Any]] = deque()  # the number of texts, and the call in flight
     unsent = iter(parts)
-    answers: list[list[Part]] = []
+    answers: list[Answer] = []
     try:
         with forks.Calling():
             while True:
                 for part in islice(unsent, PARTS_IN_FLIGHT - len(begun)):
-                    call = yield Begin("Embed", pinned.request(part, spaces))
+                    call = yield Begin("Embed", asked.request(part))
                     begun.append((len(part), call))
                 if not begun:
                     return answers
                 count, first = begun[0]
                 response: pb.EmbedResponse = yield Await(first)
                 begun.popleft()
-                answers.append(responses.parse(response, count, len(spaces) or 1))
+                answers.append(asked.parse(response, count))
     except NotFound as error:
-        raise responses.unloaded(error, *pinned.version) from error
+        raise responses.unloaded(error, *asked.options.version) from error
     finally:
         for _, call in begun:
             call.cancel()

@@ -12,7 +12,7 @@ import grpc.aio
 
 from trimtab import forks
 from trimtab.core import requests
-from trimtab.core.answers import Adapter, Embeddings, Encoder, Vectors
+from trimtab.core.answers import Adapter, Embeddings, Encoder, Outputs, Vectors
 from trimtab.core.exchange import DEFAULT_WINDOW
 from trimtab.core.options import EmbedOptions, Options
 from trimtab.core.rescoring import AsyncTexts, Scores
@@ -103,6 +103,16 @@ class AsyncClient(BaseClient):
         **options: Unpack[EmbedOptions],
     ) -> dict[str, Embeddings]:
         return await self._run(self._session.embed_spaces(texts, spaces, Options(**options)), timeout)
+
+    async def embed_outputs(
+        self,
+        texts: Iterable[str],
+        outputs: Iterable[str],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Outputs:
+        return await self._run(self._session.embed_outputs(texts, outputs, Options(**options)), timeout)
 
     def embed_stream(
         self,

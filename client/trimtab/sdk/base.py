@@ -84,6 +84,23 @@ class BaseClient(ABC):
         """
 
     @abstractmethod
+    def embed_outputs(
+        self,
+        texts: Iterable[str],
+        outputs: Iterable[str],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Any:
+        """Embed texts as each of these outputs of the encoder, such as "dense" and "sparse", with one pass.
+
+        Returns `Outputs`, a mapping from each name to its value, with the space of each output. The options
+        are those of EmbedOptions, and each output must allow them: sparse vectors, for example, have no
+        `dimensions` to choose. Raises InvalidArgument if the encoder lacks an output, and what `embed` would
+        raise.
+        """
+
+    @abstractmethod
     def embed_stream(
         self,
         texts: Iterable[str],

@@ -8,7 +8,7 @@ import grpc
 
 from trimtab import forks
 from trimtab.core import requests
-from trimtab.core.answers import Adapter, Embeddings, Encoder, Vectors
+from trimtab.core.answers import Adapter, Embeddings, Encoder, Outputs, Vectors
 from trimtab.core.exchange import DEFAULT_WINDOW
 from trimtab.core.options import EmbedOptions, Options
 from trimtab.core.rescoring import Scores, Texts
@@ -135,6 +135,16 @@ class Client(BaseClient):
         **options: Unpack[EmbedOptions],
     ) -> dict[str, Embeddings]:
         return self._run(self._session.embed_spaces(texts, spaces, Options(**options)), timeout)
+
+    def embed_outputs(
+        self,
+        texts: Iterable[str],
+        outputs: Iterable[str],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Outputs:
+        return self._run(self._session.embed_outputs(texts, outputs, Options(**options)), timeout)
 
     def embed_stream(
         self,

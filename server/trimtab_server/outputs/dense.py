@@ -12,7 +12,7 @@ from trimtab.kinds import Dtype
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense, similarity
 from trimtab.values.column import Columns
-from trimtab_server.outputs.kind import OutputKind, OutputSpace, Scores, Shape
+from trimtab_server.outputs.kind import OutputKind, OutputSpace, Scores, Shape, TensorForm, Tensors
 
 # The engine's name for the mean hidden states that some adapters read besides the vectors.
 STATES = "states"
@@ -49,6 +49,14 @@ class DenseKind(OutputKind[Matrix]):
     def write(self, message: pb.Output, finished: Matrix) -> None:
         """As a matrix."""
         dense.write(message.dense, finished.matrix, finished.dtype, finished.scale)
+
+    def tensor_forms(self, name: str, space: OutputSpace) -> Sequence[TensorForm]:
+        """One matrix, called as the output."""
+        return (TensorForm(name, "float32", (-1, space.dimensions)),)
+
+    def tensors(self, finished: Matrix) -> Tensors:
+        """(n, d) in the dtype; ubinary as uint8 (n, d / 8)."""
+        return (finished.matrix.astype(dense.STORAGE[finished.dtype], copy=False),)
 
     def score(self, query: Columns, documents: Columns, names: Sequence[str], space: OutputSpace) -> Scores:
         """By the similarity of the space."""

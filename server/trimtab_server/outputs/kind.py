@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from trimtab.values.column import Columns
 F = TypeVar("F")  # a finished output
 
 Scores = NDArray[np.float32]
+Tensors: TypeAlias = Sequence[NDArray[Any]]
 
 
 class OutputSpace(Protocol):
@@ -58,6 +59,14 @@ class Shape(msgspec.Struct, frozen=True):
     max_vectors: int | None = None
 
 
+class TensorForm(NamedTuple):
+    """A tensor of the KServe v2 protocol: its dtype, by numpy's name, and its shape; -1 is any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class OutputKind(ABC, Generic[F]):
     """A kind of output. known.py finds it by its name.
 
@@ -91,6 +100,14 @@ class OutputKind(ABC, Generic[F]):
     @abstractmethod
     def write(self, message: pb.Output, finished: F) -> None:
         """Fill in the message that carries it."""
+
+    def tensor_forms(self, name: str, space: OutputSpace) -> Sequence[TensorForm]:
+        """The tensors that carry an output of this name over KServe v2; none: it does not go over it."""
+        return ()
+
+    def tensors(self, finished: F) -> Tensors:
+        """These tensors, in that order."""
+        return ()
 
     def score(self, query: Columns, documents: Columns, names: Sequence[str], space: OutputSpace) -> Scores:
         """How near each document is to the one item of query: float32 (documents,), more is nearer.

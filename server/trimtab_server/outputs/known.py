@@ -7,10 +7,11 @@ from trimtab.registry import Registry
 from trimtab_server.outputs.dense import DenseKind
 from trimtab_server.outputs.kind import OutputKind
 from trimtab_server.outputs.multi_vector import MultiVectorKind
+from trimtab_server.outputs.sparse import SparseKind
 
 KINDS: Registry[OutputKind[Any]] = Registry(
     "kind of output",
     "trimtab_server.outputs",
-    {"dense": DenseKind(), "multi_vector": MultiVectorKind()},
+    {"dense": DenseKind(), "multi_vector": MultiVectorKind(), "sparse": SparseKind()},
     lambda found: isinstance(found, OutputKind),
 )

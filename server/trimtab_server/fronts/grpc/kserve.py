@@ -4,6 +4,7 @@ Source: the Open Inference Protocol (KServe v2) with Triton's extensions, by tri
 """
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -14,7 +15,7 @@ from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unimpl
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.fronts.grpc.intake import OpenCall
-from trimtab_server.fronts.grpc.kserve_messages import parse, respond, rows
+from trimtab_server.fronts.grpc.kserve_messages import COUNT, TRITON_DTYPE, forms, parse, respond, rows
 from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
 from trimtab_server.fronts.grpc.stream import Streams
 from trimtab_server.observing.metrics import Count
@@ -79,8 +80,12 @@ class KServeServicer:
             platform="trimtab",
             inputs=[tensor(name="text", datatype="BYTES", shape=[-1, 1])],
             outputs=[
-                tensor(name="embeddings", datatype="FP32", shape=[-1, encoder.manifest.dimensions]),
-                tensor(name="token_count", datatype="INT32", shape=[-1, 1]),
+                *(
+                    tensor(name=form.name, datatype=TRITON_DTYPE[form.dtype], shape=form.shape)
+                    for each in forms(encoder).values()
+                    for form in each
+                ),
+                tensor(name=COUNT, datatype="INT32", shape=[-1, 1]),
             ],
         )
 
@@ -102,8 +107,16 @@ class KServeServicer:
             max_batch_size=self._pipeline.limits.max_texts,
             input=[mc.ModelInput(name="text", data_type=mc.TYPE_STRING, dims=[1])],
             output=[
-                mc.ModelOutput(name="embeddings", data_type=mc.TYPE_FP32, dims=[manifest.dimensions]),
-                mc.ModelOutput(name="token_count", data_type=mc.TYPE_INT32, dims=[1]),
+                *(
+                    mc.ModelOutput(
+                        name=form.name,
+                        data_type=mc.DataType.Value(f"TYPE_{TRITON_DTYPE[form.dtype]}"),
+                        dims=form.shape[1:] or [-1],  # without the axis of the batch
+                    )
+                    for each in forms(encoder).values()
+                    for form in each
+                ),
+                mc.ModelOutput(name=COUNT, data_type=mc.TYPE_INT32, dims=[1]),
             ],
             dynamic_batching=mc.ModelDynamicBatching(),
             parameters={key: mc.ModelParameter(string_value=value) for key, value in parameters.items()},
@@ -191,7 +204,8 @@ class KServeServicer:
         await self._streams.serve(messages, opened, self._texts, answer, in_order=True)
 
     async def _infer(self, call: Call, request: Any) -> Any:
-        call, asked = self._pipeline.read(call, parse, request, self._max_texts)
+        find = partial(self._repository.find, call.caller)
+        call, asked = self._pipeline.read(call, parse, request, self._max_texts, find)
         result = await self._embedder.embed(call, asked)
         return await self._pipeline.made(call, len(result.token_counts), respond, request, result)
 

@@ -1,11 +1,12 @@
 """KServe's inference messages, from and to the pipeline's: parameters and tensors, each checked.
 
-Texts come in as `text`, BYTES (n,) or (n, 1); `embeddings` (n, d) and `token_count` (n, 1) go out, always
-as raw_output_contents.
+Texts come in as `text`, BYTES (n,) or (n, 1). Outputs go out as tensors, always as raw_output_contents. The
+encoder's first output, if dense, is `embeddings` (n, d). What else there is, each kind of output names by the
+output's name. `token_count` is (n, 1).
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -15,15 +16,18 @@ from tritonclient.grpc import service_pb2 as pb
 from trimtab.core import options
 from trimtab.core.option_kinds import whole
 from trimtab.errors import InvalidArgument, Unimplemented
-from trimtab.values.dense import STORAGE
 from trimtab_server.callers.call import Call
+from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput
 from trimtab_server.outputs.dense import Matrix
+from trimtab_server.outputs.kind import TensorForm
 from trimtab_server.tasks.embed import EmbedResult
 from trimtab_server.tasks.pipeline import check_count
 from trimtab_server.tasks.plan import EmbedRequest
 
-TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "ubinary": "UINT8"}
-OUTPUTS = ("embeddings", "token_count")
+# Triton's names of numpy's dtypes.
+TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "uint8": "UINT8", "int32": "INT32"}
+EMBEDDINGS, COUNT = "embeddings", "token_count"
+MOST_OUTPUTS = 256  # in a request
 PARAMETERS = (*options.PARAMETERS, "timeout")
 
 
@@ -47,10 +51,31 @@ def rows(request: Any) -> int:
     return max((tensor.shape[0] for tensor in request.inputs[:1] if tensor.shape), default=0)
 
 
-def parse(call: Call, request: Any, max_texts: int) -> tuple[Call, EmbedRequest]:
-    """A ModelInferRequest as the tasks take it; InvalidArgument names what is wrong with it."""
+def forms(encoder: LoadedEncoder) -> dict[str, list[TensorForm]]:
+    """For each output of an encoder, the tensors that carry it, if there are any."""
+    return {
+        output.name: [
+            form._replace(name=_tensor(encoder, output, form.name))
+            for form in output.kind.tensor_forms(output.name, output.own)
+        ]
+        for output in encoder.outputs.values()
+    }
+
+
+def _tensor(encoder: LoadedEncoder, output: ServedOutput, name: str) -> str:
+    """What a tensor of an output is called: as before there were other outputs, if it is the first one's."""
+    first = output.name == encoder.output.name and output.kind.kind == "dense"
+    return EMBEDDINGS if first else name
+
+
+def parse(
+    call: Call, request: Any, max_texts: int, find: Callable[[str, str], LoadedEncoder]
+) -> tuple[Call, EmbedRequest]:
+    """A ModelInferRequest as the tasks take it; InvalidArgument names what is wrong with it. `find` finds an
+    encoder by name and version."""
     given = _parameters(request)
-    _wanted(request)
+    names = _named(request)
+    outputs = _outputs(names, find(request.model_name, request.model_version)) if names else []
     seconds = None
     if "timeout" in given:  # microseconds, as Triton's
         seconds = whole("timeout", given.pop("timeout")) / 1e6
@@ -59,6 +84,7 @@ def parse(call: Call, request: Any, max_texts: int) -> tuple[Call, EmbedRequest]
     return call.asking(priority, seconds), EmbedRequest(
         texts=_texts(request, max_texts),
         spaces=(space,) if space else (),
+        outputs=outputs,
         **{**asked, "encoder": request.model_name, "version": request.model_version},
     )
 
@@ -118,57 +144,77 @@ def _decode(element: bytes, row: int) -> str:
         raise InvalidArgument(f"text[{row}] is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _wanted(request: Any) -> list[str]:
-    """The names of the requested outputs; all, if none is named."""
-    if len(request.outputs) > len(OUTPUTS):
+def _named(request: Any) -> list[str]:
+    """The names of the tensors that a request wants; none: those of the first output."""
+    if len(request.outputs) > MOST_OUTPUTS:
         raise InvalidArgument(
-            f"the request names {len(request.outputs)} outputs, and there are {len(OUTPUTS)}: "
-            f"{', '.join(OUTPUTS)}. Name each of them once"
+            f"the request names {len(request.outputs)} outputs, and this server takes {MOST_OUTPUTS}: name "
+            "each of them once"
         )
-    if len(request.outputs) > len({output.name for output in request.outputs}):
+    names = [output.name for output in request.outputs]
+    if len(names) > len(set(names)):
         # Each would be a copy of all vectors: a message of megabytes could ask for terabytes.
         raise InvalidArgument("an output is named twice: name each of them once")
     for output in request.outputs:
-        if output.name not in OUTPUTS:
-            raise InvalidArgument(f"output {output.name!r} is not known; there are {', '.join(OUTPUTS)}")
         if output.parameters:
             name = next(iter(output.parameters))
             raise InvalidArgument(f"output parameter {name!r} is not supported")
-    return [output.name for output in request.outputs] or list(OUTPUTS)
+    return names
+
+
+def _outputs(names: list[str], encoder: LoadedEncoder) -> list[str]:
+    """The outputs that these tensors carry; none, if that is the first one alone."""
+    owners = {form.name: output for output, each in forms(encoder).items() for form in each}
+    for name in names:
+        if name not in owners and name != COUNT:
+            raise InvalidArgument(f"output {name!r} is not known; there are {', '.join([*owners, COUNT])}")
+    wanted = list(dict.fromkeys(owners[name] for name in names if name != COUNT))
+    return [] if wanted in ([], [encoder.output.name]) else wanted
 
 
 def respond(request: Any, result: EmbedResult) -> Any:
     """The ModelInferResponse with the outputs that the request wanted."""
-    (answer,) = result.outputs
-    route, output = answer.route, answer.finished
-    if not isinstance(output, Matrix):
-        raise Unimplemented(
-            f"encoder {result.encoder.name} gives {answer.output.kind.kind}, and over KServe v2 this server "
-            "gives dense vectors: use trimtab.v1"
-        )
-    tensors = {
-        "embeddings": (TRITON_DTYPE[output.dtype], output.matrix.astype(STORAGE[output.dtype], copy=False)),
-        "token_count": ("INT32", np.array(result.token_counts, "<i4")[:, None]),
-    }
+    first, *others = result.outputs
+    tensors = _tensors(result)
     response = pb.ModelInferResponse(
         id=request.id,
         model_name=result.encoder.name,
         model_version=str(result.encoder.version),
     )
-    for name in _wanted(request):
-        datatype, array = tensors[name]
-        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        response.raw_output_contents.append(array.tobytes())
-    response.parameters["space"].string_param = route.space
-    response.parameters["variant"].string_param = result.encoder.variant.name
+    for name in [output.name for output in request.outputs] or list(tensors):
+        array = tensors[name]
+        response.outputs.add(name=name, datatype=TRITON_DTYPE[array.dtype.name], shape=array.shape)
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        response.raw_output_contents.append(little.tobytes())
+    parameters = response.parameters
+    parameters["space"].string_param = first.route.space
+    for answer in others:
+        parameters[f"{answer.output.name}_space"].string_param = answer.route.space
+    parameters["variant"].string_param = result.encoder.variant.name
     if result.browned_out:
-        response.parameters["browned_out"].bool_param = True
+        parameters["browned_out"].bool_param = True
     if result.hubness is not None:
-        response.parameters["suspicious"].string_param = ",".join(map(str, result.hubness.suspicious))
-    if route.hops:
-        response.parameters["adapters"].string_param = ",".join(route.names)
-    if output.dtype == "int8":
-        response.parameters["scale"].double_param = output.scale
+        parameters["suspicious"].string_param = ",".join(map(str, result.hubness.suspicious))
+    for answer in result.outputs:
+        if answer.route.hops:
+            parameters["adapters"].string_param = ",".join(answer.route.names)
+        if isinstance(answer.finished, Matrix) and answer.finished.dtype == "int8":
+            parameters["scale"].double_param = answer.finished.scale
     for stage in ("tokenize", "queue", "compute", "output"):
-        response.parameters[f"{stage}_ns"].int64_param = round(getattr(result.times, stage) * 1e9)
+        parameters[f"{stage}_ns"].int64_param = round(getattr(result.times, stage) * 1e9)
     return response
+
+
+def _tensors(result: EmbedResult) -> Mapping[str, Any]:
+    """The arrays of a result by their names; Unimplemented for what has none."""
+    known = forms(result.encoder)
+    found: dict[str, Any] = {}
+    for answer in result.outputs:
+        kind, names = answer.output.kind, [form.name for form in known[answer.output.name]]
+        if not names:
+            raise Unimplemented(
+                f"encoder {result.encoder.name} gives {kind.kind}, which this server does not give over "
+                "KServe v2: use trimtab.v1"
+            )
+        found.update(zip(names, kind.tensors(answer.finished), strict=True))
+    return {**found, COUNT: np.array(result.token_counts, "<i4")[:, None]}
