@@ -181,10 +181,13 @@ def describe_served(encoder: Encoder) -> str:
 
 
 def _served(variant: answers.Variant) -> str:
+    loaded = "loaded" if variant.loaded else "not loaded"
+    known = next((called for name, called in RUNTIMES.items() if name == variant.runtime), variant.runtime)
+    runtime = f" in {known}" if known else ""
     depth = f", {variant.layers} layers" if variant.layers else ""
     return (
-        f"  {variant.name}: {'loaded' if variant.loaded else 'not loaded'}, {variant.precision}{depth}, "
-        f"{variant.dimensions} dimensions, space {variant.space}"
+        f"  {variant.name}: {loaded}, {variant.precision}{runtime}{depth}, {variant.dimensions} dimensions, "
+        f"space {variant.space}"
     )
 
 

@@ -32,7 +32,8 @@ class Variant:
     """One graph of an encoder's bundle: the encoder itself, or a smaller or faster one.
 
     `space` is its own space, `dimensions` the length of its vectors, `layers` the number of layers it
-    computes (0: unknown). Requests may name it if it is `loaded`. `fidelity` says how much of the encoder's
+    computes (0: unknown). `runtime` is what runs it: "onnx" or "openvino"; empty from a server that does not
+    say. Requests may name it if it is `loaded`. `fidelity` says how much of the encoder's
     quality it keeps and what it gains, as measured at export; None for the encoder itself.
     """
 
@@ -43,6 +44,7 @@ class Variant:
     layers: int
     loaded: bool
     fidelity: Fidelity | None
+    runtime: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -278,6 +278,7 @@ def _describe_variant(message: pb.Variant) -> Variant:
         layers=message.layers,
         loaded=message.loaded,
         fidelity=_describe_fidelity(message.fidelity) if message.HasField("fidelity") else None,
+        runtime=message.runtime,
     )
 
 

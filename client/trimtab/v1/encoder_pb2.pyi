@@ -1065,6 +1065,7 @@ class Variant(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     LOADED_FIELD_NUMBER: _builtins.int
     FIDELITY_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     space: _builtins.str
     dimensions: _builtins.int
@@ -1073,6 +1074,8 @@ class Variant(_message.Message):
     """how many it computes; 0: unknown"""
     loaded: _builtins.bool
     """requests may name it only if this is true"""
+    runtime: _builtins.str
+    """what runs its graph: "onnx" or "openvino" """
     @_builtins.property
     def fidelity(self) -> Global___Fidelity:
         """absent for the encoder itself, the baseline"""
@@ -1087,10 +1090,11 @@ class Variant(_message.Message):
         layers: _builtins.int = ...,
         loaded: _builtins.bool = ...,
         fidelity: Global___Fidelity | None = ...,
+        runtime: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fidelity", b"fidelity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "fidelity", b"fidelity", "layers", b"layers", "loaded", b"loaded", "name", b"name", "precision", b"precision", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "fidelity", b"fidelity", "layers", b"layers", "loaded", b"loaded", "name", b"name", "precision", b"precision", "runtime", b"runtime", "space", b"space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

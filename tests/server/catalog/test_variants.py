@@ -218,7 +218,9 @@ def test_the_commands(
     assert (described["variant"], described["space"]) == ("small", variants_made.space(bundle, "small"))
 
     shown = trimtab_("info")
-    assert f"small: loaded, fp32, 2 layers, 32 dimensions, space {described['space']}" in shown
+    assert (
+        f"small: loaded, fp32 in ONNX Runtime, 2 layers, 32 dimensions, space {described['space']}" in shown
+    )
     assert "early: not loaded" in shown and "queries alone      0.980 (0.970 to 0.990)" in shown
     assert "times as fast      2.50 at 8 x 16" in shown
     (encoder,) = json.loads(trimtab_("info", "--json"))

@@ -72,6 +72,7 @@ def _variants(encoder: LoadedEncoder) -> list[pb.Variant]:
             layers=variants.depth(bundle, variant) or 0,
             loaded=variant.name in loaded,
             fidelity=_fidelity(variant.report.fidelity),
+            runtime=variant.runner,
         )
         for variant in bundle.variants
         for alone in (variants.alone(bundle, variant),)
