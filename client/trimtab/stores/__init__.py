@@ -9,17 +9,24 @@
 A store is one class that implements `Store`; trimtab.stores.address defines how addresses are written.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from trimtab.errors import ConfigError, NotFound
 from trimtab.stores import address as addresses
 from trimtab.stores.address import Address
-from trimtab.stores.base import Document, Form, Hit, Matrix, Rows, Store
-from trimtab.stores.checks import check_apart, check_form
+from trimtab.stores.base import DENSE, KINDS, Document, Form, Hit, Kind, Matrix, Rows, Store
+from trimtab.stores.catalogue import check_new
+from trimtab.stores.checks import check_apart, check_outputs
 from trimtab.stores.ids import Id
 
-__all__ = ["Document", "Form", "Hit", "Id", "Matrix", "Rows", "Store", "create_store", "open_store"]
+__all__ = ["Document", "Form", "Hit", "Id", "Matrix", "Rows", "Store", "create_store", "kinds", "open_store"]
 
+_KEEP_ALL = {
+    "qdrant",
+    "qdrant-server",
+    "postgresql",
+}  # kinds of address whose stores keep every kind of output
 _EXTRAS = {
     "faiss": "faiss",
     "qdrant_client": "qdrant",
@@ -42,25 +49,37 @@ def open_store(url: str) -> Store:
         raise _missing(error, address) from None
 
 
-def create_store(url: str, form: Form, *, example: Id | None = None, source: Store | None = None) -> Store:
+def kinds(url: str) -> tuple[Kind, ...]:
+    """The kinds of output that a store at this address could keep."""
+    return KINDS if addresses.parse(url).kind in _KEEP_ALL else (DENSE,)
+
+
+def create_store(
+    url: str,
+    form: Form | Mapping[str, Form],
+    *,
+    example: Id | None = None,
+    source: Store | None = None,
+) -> Store:
     """The store at `url`, created if there is none.
 
-    form: the space, dimensions and similarity of its vectors. FailedPrecondition if the store exists with a
-        different form: vectors of two spaces are never mixed.
+    form: the space, dimensions and similarity of its vectors. For several outputs, the form of each by name;
+        the first is dense. FailedPrecondition if the store exists with a different form, or with other
+        outputs: vectors of two spaces are never mixed.
     example: an id like those to come, for stores whose ids have a type.
     source: a store that this must not be, under any name; ConfigError if it is.
     """
     address = addresses.parse(url)
-    if form.space is None:
-        raise ConfigError(f"{address.name} is to be made without naming the space of its vectors")
+    outputs: dict[str, Form] = {DENSE: form} if isinstance(form, Form) else dict(form)
+    check_new(outputs, kinds(url), address.name)
     try:
-        store = _create(address, form, example)
+        store = _create(address, outputs, example)
     except ModuleNotFoundError as error:
         raise _missing(error, address) from None
     try:
         if source is not None:
             check_apart(source, store)
-        check_form(store.form, form, store.name)
+        check_outputs(store, outputs)
     except BaseException:
         store.close()
         raise
@@ -88,19 +107,20 @@ def _open(address: Address) -> Store:
     return files.open_npy(address) if address.kind == "npy" else files.open_parquet(address)
 
 
-def _create(address: Address, form: Form, example: Id | None) -> Store:
+def _create(address: Address, outputs: Mapping[str, Form], example: Id | None) -> Store:
     if address.kind == "faiss":
         from trimtab.stores.faiss_store import FaissStore, effort_of
 
+        (form,) = outputs.values()
         return FaissStore.create(Path(address.location), address.name, form, effort_of(address))
     if address.kind in {"qdrant", "qdrant-server"}:
         from trimtab.stores.qdrant_store import QdrantStore
 
-        return QdrantStore(address, form)
+        return QdrantStore(address, outputs)
     if address.kind == "postgresql":
         from trimtab.stores.postgres_store import PostgresStore
 
-        return PostgresStore(address, form, example)
+        return PostgresStore(address, outputs, example)
     raise ConfigError(f"{address.name} can only be read; write into FAISS, Qdrant or pgvector")
 
 

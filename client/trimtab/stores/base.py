@@ -2,37 +2,55 @@
 
 A store holds documents. Each has an id, a vector, and a text if the store keeps texts. All vectors are of one
 space, which the store's metadata names. Ids are integers or strings, and are returned as they were given.
+
+A store may keep several outputs of encoders for each document, such as a sparse vector beside the dense one.
+Each is kept and searched by itself, under its output's name, and has a space of its own. The first output is
+dense.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import Unimplemented
+from trimtab.errors import InvalidArgument, Unimplemented
 from trimtab.kinds import Similarity
 from trimtab.stores.ids import Id, id_fault, text_fault
+from trimtab.values.multi_vector import MultiVectors
+from trimtab.values.sparse import Entries, SparseVectors
 
 Matrix: TypeAlias = NDArray[np.float32]
+Kind = Literal["dense", "sparse", "multi_vector"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+DENSE: Kind = "dense"
+# One output of several documents: (n, d), or n sparse or multi-vectors. And of one text, to search with:
+# (d,), the indices and values of a sparse vector, or the (rows, width) of a multi-vector.
+Values: TypeAlias = Matrix | SparseVectors | MultiVectors
+Query: TypeAlias = Matrix | Entries
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 PAGE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What all vectors of a store have in common.
+    """What all vectors of one output have in common.
 
     space: the digest that names their coordinate system; None if the store does not record it.
-    similarity: how to compare them. For cosine, a store may normalise the vectors it keeps.
+    dimensions: components of a vector; of multi-vectors, of each of their vectors.
+    similarity: how to compare them. For cosine, a store may normalise the dense vectors it keeps. Sparse
+        vectors are compared by their dot product ("dot"), multi-vectors by the sum of each query row's
+        largest dot product (MaxSim). For rows of length 1, that is what cosine means, too.
+    kind: dense, sparse or multi_vector.
     """
 
     space: str | None
     dimensions: int
     similarity: Similarity = "cosine"
+    kind: Kind = DENSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +73,15 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Documents with their vectors: float32 (n, d), one row per document."""
+    """Documents with their vectors: float32 (n, d), one row per document.
+
+    others: by name, the values of the store's other outputs, one item per document. If a document was written
+        without one of them, by another program, its sparse vector is empty, and its multi-vector has no rows.
+    """
 
     documents: Sequence[Document]
     vectors: Matrix
+    others: Mapping[str, Values] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -73,7 +96,8 @@ class Store(ABC):
     """An open vector store. Threads may share it; close it, or use it in `with`.
 
     name: its name in messages, without credentials.
-    form: the space, dimensions and similarity of its vectors.
+    form: the space, dimensions and similarity of its vectors, which are those of its first output.
+    output: that output's name. others: by name, the forms of its other outputs.
     keeps_payload: whether it also keeps the documents' payloads.
     beside: names of other things stored with the documents, which do not move with them.
 
@@ -85,8 +109,15 @@ class Store(ABC):
 
     name: str
     form: Form
+    output: str = DENSE
+    others: Mapping[str, Form] = {}
     keeps_payload: ClassVar[bool] = False
     beside: Sequence[str] = ()
+
+    @property
+    def outputs(self) -> dict[str, Form]:
+        """The forms of all outputs by name, the first output first."""
+        return {self.output: self.form, **self.others}
 
     @abstractmethod
     def identity(self) -> frozenset[Hashable]:
@@ -125,6 +156,19 @@ class Store(ABC):
     def search(self, vector: Matrix, k: int) -> list[Hit]:
         """The k documents nearest to `vector`, float32 (d,), best first."""
 
+    def search_output(self, output: str, query: Query, k: int) -> list[Hit]:
+        """The k documents nearest to a query by one of the store's outputs, best first.
+
+        query: what the encoder makes of the query as this output: float32 (d,) for a dense one, the pair
+            (indices, values) for a sparse one, float32 (rows, width) for multi-vectors.
+
+        A document is found by a sparse vector only if its score is above 0. InvalidArgument if the store does
+        not have the output, or the query does not fit it.
+        """
+        if output != self.output:
+            raise unknown_output(self, output)
+        return self.search(query, k)  # type: ignore[arg-type] # check_query refuses others
+
     def present(self, ids: Sequence[Id]) -> set[Id]:
         """The subset of these ids that exist, with or without a vector."""
         return set(self.texts(ids))
@@ -147,8 +191,9 @@ class Store(ABC):
         """Write documents, replacing any with the same ids. On return they are as durable as the store is.
 
         Raises InvalidArgument and writes nothing if a vector is not finite, does not have the store's
-        dimensions, or if the store cannot hold one of the documents. It keeps what other programs store with
-        these documents: payload under other names, other columns, other vectors.
+        dimensions, if an output of the store is missing, or if the store cannot hold one of the documents. It
+        keeps what other programs store with these documents: payload under other names, other columns, other
+        vectors.
         """
         raise Unimplemented(f"{self.name} can only be read")
 
@@ -181,3 +226,10 @@ class Store(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def unknown_output(store: Store, output: str) -> InvalidArgument:
+    """The error for an output that a store does not keep."""
+    return InvalidArgument(
+        f"{store.name} has no output {output!r}; it has {', '.join(map(repr, store.outputs))}"
+    )

@@ -1,31 +1,27 @@
 """Checks that every store makes before it writes or searches, and that two stores are not the same place."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument
-from trimtab.stores.base import Form, Matrix, Rows, Store
-from trimtab.values.similarity import normalised
+from trimtab.stores.base import Form, Query, Rows, Store, Values, unknown_output
+from trimtab.stores.columns import column
 
 
-def check_rows(store: Store, rows: Rows) -> Matrix:
-    """The vectors as they will be written; InvalidArgument names a document that cannot be written."""
-    vectors = np.ascontiguousarray(rows.vectors, np.float32)
-    wanted = (len(rows), store.form.dimensions)
-    if vectors.shape != wanted:
+def check_rows(store: Store, rows: Rows) -> dict[str, Any]:
+    """The values of each output as they will be written, in float32: the vectors first.
+
+    InvalidArgument names a document that cannot be written, or an output that is missing: were it left out, a
+    document would keep what was made of its former text.
+    """
+    given: dict[str, Values] = {store.output: rows.vectors, **rows.others}
+    if given.keys() != store.outputs.keys():
         raise InvalidArgument(
-            f"{store.name} takes {len(rows)} vectors of {store.form.dimensions} dimensions for {len(rows)} "
-            f"documents, got an array of shape {vectors.shape}"
+            f"{store.name} keeps the outputs {', '.join(store.outputs)}, and these documents come with "
+            f"{', '.join(given)}; give each document all of them"
         )
-    bad = ~np.isfinite(vectors).all(axis=1)
-    if bad.any():
-        first = int(bad.argmax())
-        raise InvalidArgument(
-            f"the vector of document {rows.documents[first].id!r} holds NaN or infinity, and "
-            f"{int(bad.sum())} of {len(rows)} do; {store.name} was not changed. Embed the text again"
-        )
+    found = {name: _checked(store, name, form, given[name], rows) for name, form in store.outputs.items()}
     for document in rows.documents:
         if refusal := store.refusal(document):
             raise InvalidArgument(
@@ -33,23 +29,38 @@ def check_rows(store: Store, rows: Rows) -> Matrix:
             )
     if len(set(rows.ids)) != len(rows):
         raise InvalidArgument(f"two documents for {store.name} have the same id; give each id once")
-    return vectors
+    return found
 
 
-def check_query(store: Store, vector: Matrix, k: int) -> Matrix:
-    """The query as float32 (d,), normalised for cosine; InvalidArgument if it does not fit the store."""
-    query = np.ascontiguousarray(vector, np.float32)
-    if query.shape != (store.form.dimensions,):
+def _checked(store: Store, name: str, form: Form, values: Values, rows: Rows) -> Any:
+    kept, where = column(form), store.name if len(store.outputs) == 1 else f"{store.name}, output {name!r},"
+    if fault := kept.fault(values, len(rows)):
+        raise InvalidArgument(f"{where} {fault}, for {len(rows)} documents")
+    plain = kept.plain(values)
+    bad = ~kept.sound(plain)
+    if bad.any():
+        first = int(bad.argmax())
+        what = {"dense": "vector", "sparse": "sparse vector", "multi_vector": "multi-vector"}[form.kind]
         raise InvalidArgument(
-            f"{store.name} is searched with a vector of {store.form.dimensions} dimensions, "
-            f"got an array of shape {query.shape}"
+            f"the {what} of document {rows.documents[first].id!r} {kept.unsound}, and "
+            f"{int(bad.sum())} of {len(rows)} do; {store.name} was not changed. Embed the text again"
         )
-    if not np.isfinite(query).all():
-        raise InvalidArgument(f"the query for {store.name} holds NaN or infinity")
+    return plain
+
+
+def check_query(store: Store, query: Query, k: int, output: str | None = None) -> Any:
+    """The query in float32, normalised for cosine; InvalidArgument if it does not fit the store's output, by
+    default the first."""
+    output = store.output if output is None else output
+    form = store.outputs.get(output)
+    if form is None:
+        raise unknown_output(store, output)
+    asked, fault = column(form).asked(query)
+    if fault:
+        raise InvalidArgument(f"{store.name} cannot be searched by {output!r}: it {fault}")
     if k < 1:
         raise InvalidArgument(f"k is {k}; ask for at least 1")
-    # For cosine, lengths do not matter, and squares of extreme numbers do not fit into float32.
-    return normalised(query) if store.form.similarity == "cosine" else query
+    return asked
 
 
 def check_form(found: Form, wanted: Form, name: str) -> None:
@@ -64,6 +75,19 @@ def check_form(found: Form, wanted: Form, name: str) -> None:
             f"{name} holds {found.dimensions} dimensions compared by {found.similarity}, the vectors have "
             f"{wanted.dimensions} and are compared by {wanted.similarity}; name another store"
         )
+
+
+def check_outputs(store: Store, wanted: Mapping[str, Form]) -> None:
+    """FailedPrecondition if an existing store does not keep the outputs that its writer wants."""
+    first, *others = wanted
+    if store.others.keys() != set(others) or (others and store.output != first):
+        raise FailedPrecondition(
+            f"{store.name} keeps {' and '.join(store.outputs)}, and what is to be written is "
+            f"{' and '.join(wanted)}; write just what it keeps, or name another store"
+        )
+    check_form(store.form, wanted[first], store.name)
+    for name in others:
+        check_form(store.others[name], wanted[name], f"{store.name}, output {name!r},")
 
 
 def check_apart(source: Store, target: Store) -> None:

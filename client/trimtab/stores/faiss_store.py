@@ -96,7 +96,7 @@ class FaissStore(Store):
             return self._contents.search(query, k)
 
     def upsert(self, rows: Rows) -> None:
-        vectors = check_rows(self, rows)
+        vectors: Matrix = check_rows(self, rows)[self.output]
         if self.form.similarity == "cosine":
             vectors = normalised(vectors)
         written = [Row(document.id, document.text) for document in rows.documents]

@@ -1,7 +1,7 @@
 """Queries of PostgreSQL's own catalogue, and the comment of a table."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import msgspec
 
@@ -95,11 +95,12 @@ UNIQUE = """
 """
 
 
-class Comment(msgspec.Struct, frozen=True, kw_only=True):
+class Comment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The comment of a table that Trimtab made."""
 
     trimtab_space: str | None = None
     similarity: Similarity | None = None
+    trimtab_outputs: list[dict[str, Any]] | None = None
 
 
 def read_comment(text: str | None) -> Comment:

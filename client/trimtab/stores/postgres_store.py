@@ -2,43 +2,45 @@
 
 A table made here has the columns `id` (bigint or text, as the first ids are), `text` and `embedding`, and its
 comment names the space. Options name the columns of another table: `#docs?id=doc&text=body&vector=embedding`.
-`vector` and `halfvec` columns are read. For more than some ten thousand rows, create an index (HNSW,
-IVFFlat), best after all rows are written; `probes` and `ef_search` say how much of it is searched.
+`vector` and `halfvec` columns are read; `type=halfvec` makes new tables with the latter, of half the size.
+For more than some ten thousand rows, create an index (HNSW, IVFFlat), best after all rows are written;
+`probes` and `ef_search` say how much of it is searched. Further outputs have columns of their own (see
+postgres_table).
 """
 
 import math
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, LiteralString
 
-import msgspec
-import numpy as np
-
-from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
-from trimtab.kinds import Similarity
+from trimtab.errors import FailedPrecondition, InvalidArgument
 from trimtab.stores import postgres_catalogue as catalogue
+from trimtab.stores import postgres_table as tables
 from trimtab.stores.address import Address, whole
-from trimtab.stores.base import SIMILARITIES, Document, Form, Hit, Matrix, Rows, Store
-from trimtab.stores.checks import check_query, check_rows, space_of
+from trimtab.stores.base import DENSE, Document, Form, Hit, Matrix, Query, Rows, Store
+from trimtab.stores.checks import check_query, check_rows
+from trimtab.stores.columns import column
 from trimtab.stores.ids import Id
 from trimtab.stores.postgres_connection import PostgresConnection
 from trimtab.stores.postgres_ids import IdColumn, id_column
 
 if TYPE_CHECKING:
-    from pgvector import Vector
     from psycopg import sql
 
-OPTIONS = ("id", "text", "vector", "space", "similarity", "probes", "ef_search")
+OPTIONS = ("id", "text", "vector", "type", "space", "similarity", "probes", "ef_search")
 
 
 class PostgresStore(Store):
     """A table with a pgvector column."""
 
-    def __init__(self, address: Address, form: Form | None = None, example: Id | None = None) -> None:
-        """The table at `address`. With `form`, it is created if missing, with ids of `example`'s type."""
+    def __init__(
+        self, address: Address, outputs: Mapping[str, Form] | None = None, example: Id | None = None
+    ) -> None:
+        """The table at `address`. With `outputs`, it is created if missing, with ids of `example`'s type."""
         from psycopg import sql
 
         options = address.take(*OPTIONS)
         self.name, self._address = address.name, address
+        tables.check_type(self.name, options.get("type", "vector"))
         self._connection = PostgresConnection(address)
         self._effort = {
             name: whole(options[name], f"{self.name}: {name}")
@@ -46,7 +48,6 @@ class PostgresStore(Store):
             if name in options
         }
         self._ids = IdColumn()
-        self._operator: LiteralString = ""
         self._table = sql.Identifier(*address.item.split("."))
         names = {
             "id": options.get("id", "id"),
@@ -54,15 +55,21 @@ class PostgresStore(Store):
             "vector": options.get("vector", "embedding"),
         }
         self._key = names["id"]
-        self._names = {role: sql.Identifier(name) for role, name in names.items()}
+        at = tables.Place(self.name, address.item, self._table, names, options)
         try:
-            if form is not None:
-                self._create(form, example)
-            self.form = self._describe(names, options)
-            self._operator = catalogue.OPERATORS[self.form.similarity]
+            with self._connection.reaching() as connection:
+                if outputs is not None:
+                    with connection.transaction():
+                        tables.create(connection, at, outputs, example)
+                found = tables.describe(connection, at)
+            self._ids = id_column(found.id_type, self._key, self.name, address.item)
         except BaseException:
             self.close()
             raise
+        (self.output, self.form), *others = found.outputs.items()
+        self.others, self.beside = dict(others), found.beside
+        columns = {**names, **{f"o{place}": name for place, name in enumerate(found.columns.values())}}
+        self._names = {role: sql.Identifier(name) for role, name in columns.items()}
 
     def identity(self) -> frozenset[Hashable]:
         import psycopg
@@ -93,14 +100,19 @@ class PostgresStore(Store):
         return [self._ids.read(id) for (id,) in rows]
 
     def get(self, ids: Sequence[Id]) -> Rows:
-        # As vector, also where the column is a halfvec.
-        rows = self._by_ids("{id}, {text}, {vector}::vector", ids)
-        found = {self._ids.read(row[0]): row for row in rows if row[2] is not None}
-        rows = [found[id] for id in ids if id in found]
-        vectors = np.empty((len(rows), self.form.dimensions), np.float32)
-        for place, row in enumerate(rows):
-            vectors[place] = row[2].to_numpy()
-        return Rows([Document(self._ids.read(id), text) for id, text, _ in rows], vectors)
+        forms = list(self.outputs.values())
+        values = [tables.selected(place, form) for place, form in enumerate(forms)]
+        found: dict[Id, tuple[str | None, list[Any]]] = {}
+        for id, text, *kept in self._by_ids(", ".join(["{id}", "{text}", *values]), ids):
+            items = [tables.read(form, each) for form, each in zip(forms, kept, strict=True)]
+            if all(item is not None or form.kind != DENSE for form, item in zip(forms, items, strict=True)):
+                found[self._ids.read(id)] = text, items
+        there = [id for id in ids if id in found]
+        columns = {
+            name: column(form).assembled([found[id][1][place] for id in there])
+            for place, (name, form) in enumerate(self.outputs.items())
+        }
+        return Rows([Document(id, found[id][0]) for id in there], columns.pop(self.output), columns)
 
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
         rows = self._by_ids("{id}, {text}, {vector} IS NULL", ids)
@@ -137,27 +149,28 @@ class PostgresStore(Store):
         return "its text holds a NUL character, which PostgreSQL keeps in no text" if nul else ""
 
     def search(self, vector: Matrix, k: int) -> list[Hit]:
-        from pgvector import Vector
+        return self.search_output(self.output, vector, k)
 
-        query = Vector(check_query(self, vector, k))
+    def search_output(self, output: str, query: Query, k: int) -> list[Hit]:
+        asked = check_query(self, query, k, output)
+        form, place = self.outputs[output], list(self.outputs).index(output)
+        if form.kind == "sparse" and not len(asked[0]):
+            return []
+        given = tables.written(form, asked)
         with self._connection.reaching() as connection, connection.transaction():
             told = (self._effort.get("ef_search"), k, self._effort.get("probes"), self._table.as_string(None))
             connection.execute(catalogue.SETTINGS, told)
-            hits = self._nearest(query, k)
-            if len(hits) < k and len(hits) < self._available(k):
+            hits = self._nearest(form, place, given, k)
+            if len(hits) < k and len(hits) < self._available(place, k):
                 # An approximate index left some out: there are more.
                 connection.execute("SET LOCAL enable_indexscan = off")
-                hits = self._nearest(query, k)
-        return hits
+                hits = self._nearest(form, place, given, k)
+        return [hit for hit in hits if form.kind != "sparse" or hit.score > 0]
 
-    def _nearest(self, query: "Vector", k: int) -> list[Hit]:
-        found = self._rows(
-            "SELECT {id}, {text}, {vector} {operator} %s AS distance FROM {table} "
-            "WHERE {vector} IS NOT NULL ORDER BY distance LIMIT %s",
-            query,
-            k,
-        )
-        cosine = self.form.similarity == "cosine"
+    def _nearest(self, form: Form, place: int, given: Any, k: int) -> list[Hit]:
+        operator = tables.operator(form)
+        found = self._rows(tables.ranking(place, form), given, k, operator=operator)
+        cosine = form.kind == DENSE and form.similarity == "cosine"
         one = 1.0 if cosine else 0.0
         hits = [
             Hit(self._ids.read(id), text, one - distance)
@@ -166,31 +179,33 @@ class PostgresStore(Store):
         ]
         if cosine and (len(hits) < k or min(hit.score for hit in hits) < 0):
             # A vector of length 0 has cosine 0. PostgreSQL says NaN, sorts it last, and does not index it.
-            zeros = self._rows(
-                "SELECT {id}, {text} FROM {table} WHERE {vector} {operator} %s = 'NaN' LIMIT %s", query, k
-            )
+            where = f"WHERE {{o{place}}} {{operator}} %s = 'NaN' LIMIT %s"
+            zeros = self._rows("SELECT {id}, {text} FROM {table} " + where, given, k, operator=operator)  # noqa: S608 (two templates)
             hits += [Hit(self._ids.read(id), text, 0.0) for id, text in zeros]
         # Iterative scans of IVFFlat are only nearly in order.
         return sorted(hits, key=lambda hit: -hit.score)[:k]
 
-    def _available(self, most: int) -> int:
-        """How many documents with a vector there are, up to `most`."""
-        found: int = self._rows(
-            "SELECT count(*) FROM (SELECT FROM {table} WHERE {vector} IS NOT NULL LIMIT %s) AS few", most
-        )[0][0]
+    def _available(self, place: int, most: int) -> int:
+        """How many documents have a value of output number `place`, up to `most`."""
+        where = f"WHERE {{o{place}}} IS NOT NULL LIMIT %s"
+        found: int = self._rows("SELECT count(*) FROM (SELECT FROM {table} " + where + ") AS few", most)[0][0]  # noqa: S608 (two templates)
         return found
 
     def upsert(self, rows: Rows) -> None:
-        from pgvector import Vector
-
-        vectors = check_rows(self, rows)
-        values = [
-            (document.id, document.text, Vector(vector))
-            for document, vector in zip(rows.documents, vectors, strict=True)
+        checked = check_rows(self, rows)
+        items = [
+            [tables.written(form, each) for each in column(form).items(checked[name])]
+            for name, form in self.outputs.items()
         ]
+        values = [
+            (document.id, document.text, *of_one)
+            for document, *of_one in zip(rows.documents, *items, strict=True)
+        ]
+        kept = ["{text}", *(f"{{o{place}}}" for place in range(len(items)))]
         statement = self._statement(
-            "INSERT INTO {table} ({id}, {text}, {vector}) VALUES (%s, %s, %s) ON CONFLICT ({id}) "
-            "DO UPDATE SET {text} = EXCLUDED.{text}, {vector} = EXCLUDED.{vector}"
+            f"INSERT INTO {{table}} ({{id}}, {', '.join(kept)}) "  # noqa: S608 (a template)
+            f"VALUES ({', '.join(['%s'] * (len(kept) + 1))}) ON CONFLICT ({{id}}) DO UPDATE SET "
+            + ", ".join(f"{each} = EXCLUDED.{each}" for each in kept)
         )
         with (
             self._connection.reaching() as connection,
@@ -232,67 +247,14 @@ class PostgresStore(Store):
         where = " FROM {table} WHERE {id} = ANY(%s::{type}[])"
         return self._rows("SELECT " + columns + where, wanted)
 
-    def _statement(self, template: LiteralString) -> "sql.Composed":
-        """SQL with the names of this table in place of {table}, {id}, ..."""
+    def _statement(self, template: LiteralString, operator: LiteralString = "") -> "sql.Composed":
+        """SQL with the names of this table in place of {table}, {id}, ..., {o0} for its first output's."""
         from psycopg import sql
 
         parts = {"table": self._table, **self._names}
         names = {name: sql.SQL(part.as_string(None).replace("%", "%%")) for name, part in parts.items()}
-        return sql.SQL(template).format(
-            type=sql.SQL(self._ids.type), operator=sql.SQL(self._operator), **names
-        )
+        return sql.SQL(template).format(type=sql.SQL(self._ids.type), operator=sql.SQL(operator), **names)
 
-    def _rows(self, template: LiteralString, *values: Any) -> list[Any]:
+    def _rows(self, template: LiteralString, *values: Any, operator: LiteralString = "") -> list[Any]:
         with self._connection.reaching() as connection:
-            return connection.execute(self._statement(template), values).fetchall()
-
-    def _create(self, form: Form, example: Id | None) -> None:
-        from psycopg import sql
-
-        comment = catalogue.Comment(trimtab_space=form.space, similarity=form.similarity)
-        type = "bigint" if isinstance(example, int) else "text"
-        with self._connection.reaching() as connection, connection.transaction():
-            there = connection.execute("SELECT to_regclass(%s)", (self._table.as_string(connection),))
-            if there.fetchone() != (None,):
-                return
-            connection.execute(
-                self._statement(
-                    f"CREATE TABLE {{table}} ({{id}} {type} PRIMARY KEY, {{text}} text, "
-                    f"{{vector}} vector({form.dimensions}) NOT NULL)"
-                ),
-                (),
-            )
-            written = sql.Literal(msgspec.json.encode(comment).decode())
-            connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self._table, written))
-
-    def _describe(self, names: dict[str, str], options: dict[str, str]) -> Form:
-        """What the table says about its vectors. Also sets the type of its ids."""
-        table = self._table.as_string(None)
-        with self._connection.reaching() as connection:
-            found = connection.execute(catalogue.COLUMNS, (table,)).fetchall()
-        if not found:
-            raise NotFound(f"{self.name} does not exist")
-        columns = {name: (type, modifier) for name, type, modifier, _, _ in found}
-        kinds = {name: kind for name, _, _, kind, _ in found}
-        dimensions = catalogue.check_columns(self.name, self._address.item, names, columns, kinds)
-        comment = catalogue.read_comment(found[0][4])
-        similarity = options.get("similarity", comment.similarity) or self._indexed(names["vector"])
-        if similarity not in SIMILARITIES:
-            raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
-        space = space_of(comment.trimtab_space, options.get("space"), self.name)
-        self.beside = [name for name in columns if name not in names.values()]
-        self._ids = id_column(columns[names["id"]][0], names["id"], self.name, self._address.item)
-        return Form(space=space, dimensions=dimensions, similarity=similarity)
-
-    def _indexed(self, column: str) -> Similarity:
-        """The similarity for which the column has an index; cosine if there is none."""
-        with self._connection.reaching() as connection:
-            classes = connection.execute(catalogue.CLASSES, (self._table.as_string(None), column)).fetchall()
-        words = {word for (name,) in classes for word in name.split("_")}
-        found = [similarity for word, similarity in catalogue.CLASS_WORDS.items() if word in words]
-        if len(found) > 1:
-            raise ConfigError(
-                f"{self.name} has indexes for {' and '.join(found)}; say by which vectors are compared: "
-                f"#{self._address.item}?similarity={found[0]}"
-            )
-        return found[0] if found else "cosine"
+            return connection.execute(self._statement(template, operator), values).fetchall()

@@ -5,7 +5,8 @@ UUIDs; any other id becomes a UUID derived from it, and the payload keeps the id
 key that is Trimtab's. It is trusted only if the point's UUID is derived from it. All other payload is the
 application's: it moves with the document, and writing does not change it. The space is in the collection's
 metadata, which needs Qdrant 1.16. For cosine, Qdrant normalises vectors. `ef_search` says how much of its
-index is searched. Only one process at a time can open a folder.
+index is searched. Only one process at a time can open a folder. Further outputs are sparse and multi-vectors
+beside the dense one (see qdrant_collection).
 """
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -13,25 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.errors import ConfigError, FailedPrecondition, NotFound
-from trimtab.kinds import Similarity
+from trimtab.errors import ConfigError
+from trimtab.stores import qdrant_collection as collections
 from trimtab.stores import qdrant_points as points
 from trimtab.stores.address import Address, whole
-from trimtab.stores.base import Document, Form, Hit, Matrix, Rows, Store
-from trimtab.stores.checks import check_query, check_rows, space_of
+from trimtab.stores.base import DENSE, Document, Form, Hit, Matrix, Query, Rows, Store
+from trimtab.stores.checks import check_query, check_rows
+from trimtab.stores.columns import column
 from trimtab.stores.ids import Id
 from trimtab.stores.qdrant_connection import QdrantConnection
 from trimtab.values.similarity import normalised
 
 OPTIONS = ("text", "vector", "space", "ef_search")
-_SPACE = "trimtab_space"
 _MOST_POINTS = 100  # points in one upload: a few megabytes at most
-_DISTANCES: dict[str, Similarity] = {
-    "Cosine": "cosine",
-    "Dot": "dot",
-    "Euclid": "euclidean",
-    "Manhattan": "manhattan",
-}
+_MOST_NUMBERS = 500_000  # numbers of vectors in it, for long multi-vectors: Qdrant takes 32 MB by default
 
 
 class QdrantStore(Store):
@@ -39,13 +35,14 @@ class QdrantStore(Store):
 
     keeps_payload = True
 
-    def __init__(self, address: Address, form: Form | None = None) -> None:
+    def __init__(self, address: Address, outputs: Mapping[str, Form] | None = None) -> None:
+        """The collection at `address`. With `outputs`, it is created if missing."""
         from qdrant_client import models
 
         options = address.take(*OPTIONS)
         self.name, self._address, self._collection = address.name, address, address.item
         self._models = models
-        self._text, self._using = options.get("text", "text"), options.get("vector")
+        self._text, using = options.get("text", "text"), options.get("vector")
         if self._text in {points.ID, points.FORMER_ID}:
             raise ConfigError(f"{self.name}: text={self._text} is the payload key of ids; name another")
         self._ef_search: int | None = None
@@ -55,12 +52,16 @@ class QdrantStore(Store):
         self._client = self._connection.client
         try:
             with self._connection.reaching():
-                if form is not None and not self._client.collection_exists(self._collection):
-                    self._create(form)
-                self.form = self._describe(options.get("space"))
+                known = (self._client, self._collection, self.name)
+                if outputs is not None and not self._client.collection_exists(self._collection):
+                    collections.create(*known, outputs, using)
+                described = collections.describe(*known, using, options.get("space"))
         except BaseException:
             self.close()
             raise
+        self._vectors, self.beside = described.vectors, described.beside
+        (self.output, self.form), *others = described.outputs.items()
+        self.others = dict(others)
 
     def identity(self) -> frozenset[Hashable]:
         with self._connection.reaching():
@@ -100,12 +101,20 @@ class QdrantStore(Store):
         return [points.document_of(point, self._text).id for point in found.points]
 
     def get(self, ids: Sequence[Id]) -> Rows:
-        found = [(point, self._vector(point)) for point in self._retrieve(ids, vectors=True)]
-        found = [(point, vector) for point, vector in found if vector is not None]
-        vectors = np.empty((len(found), self.form.dimensions), np.float32)
-        for row, (_, vector) in enumerate(found):
-            vectors[row] = vector
-        return Rows([points.document_of(point, self._text) for point, _ in found], vectors)
+        found = []
+        for point in self._retrieve(ids, vectors=True):
+            there = point.vector if isinstance(point.vector, dict) else {"": point.vector}
+            kept = {
+                name: collections.read(form, there.get(self._vectors[name]))
+                for name, form in self.outputs.items()
+            }
+            if all(kept[name] is not None or form.kind != DENSE for name, form in self.outputs.items()):
+                found.append((points.document_of(point, self._text), kept))
+        values = {
+            name: column(form).assembled([kept[name] for _, kept in found])
+            for name, form in self.outputs.items()
+        }
+        return Rows([document for document, _ in found], values.pop(self.output), values)
 
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
         models, wanted = self._models, points.points_of(ids)
@@ -114,7 +123,7 @@ class QdrantStore(Store):
         complete = models.Filter(
             must=[
                 models.HasIdCondition(has_id=wanted),
-                models.HasVectorCondition(has_vector=self._using or ""),
+                models.HasVectorCondition(has_vector=self._vectors[self.output]),
             ]
         )
         with self._connection.reaching():
@@ -145,37 +154,55 @@ class QdrantStore(Store):
         )
 
     def search(self, vector: Matrix, k: int) -> list[Hit]:
-        query = check_query(self, vector, k)
+        return self.search_output(self.output, vector, k)
+
+    def search_output(self, output: str, query: Query, k: int) -> list[Hit]:
+        asked, form = check_query(self, query, k, output), self.outputs[output]
+        sparse = form.kind == "sparse"
+        if sparse and not len(asked[0]):
+            return []
         with self._connection.reaching():
-            found = self._nearest(query, k, exact=False)
-            if len(found) < k and len(found) < self.count():  # the graph of an index did not reach them
-                found = self._nearest(query, k, exact=True)
-        sign = -1.0 if self.form.similarity in {"euclidean", "manhattan"} else 1.0
+            found = self._nearest(output, asked, k, exact=False)
+            # The graph of an index may not reach all of them. Sparse vectors have none, nor has a folder.
+            graph = not sparse and self._address.kind == "qdrant-server"
+            if graph and len(found) < k and len(found) < self.count():
+                found = self._nearest(output, asked, k, exact=True)
+        sign = -1.0 if form.similarity in {"euclidean", "manhattan"} else 1.0
         documents = [points.document_of(point, self._text) for point in found]
         return [
             Hit(document.id, document.text, sign * point.score)
             for document, point in zip(documents, found, strict=True)
+            if not sparse or point.score > 0
         ]
 
-    def _nearest(self, query: Matrix, k: int, *, exact: bool) -> list[Any]:
+    def _nearest(self, output: str, asked: Any, k: int, *, exact: bool) -> list[Any]:
         return self._client.query_points(
             self._collection,
-            query=query.tolist(),
-            using=self._using,
+            query=collections.written(self.outputs[output], asked),
+            using=self._vectors[output] or None,
             limit=k,
             with_payload=self._fields(),
             search_params=self._models.SearchParams(hnsw_ef=self._ef_search, exact=exact),
         ).points
 
     def upsert(self, rows: Rows) -> None:
-        vectors = check_rows(self, rows)
-        if (
-            self.form.similarity == "cosine"
-        ):  # as Qdrant does, except for vectors whose squares overflow there
-            vectors = normalised(vectors)
-        for start in range(0, len(rows), _MOST_POINTS):
-            part = slice(start, start + _MOST_POINTS)
-            self._write(rows.documents[part], vectors[part])
+        values = check_rows(self, rows)
+        for name, form in self.outputs.items():
+            if form.kind == DENSE and form.similarity == "cosine":
+                # As Qdrant does, except for vectors whose squares overflow there.
+                values[name] = normalised(values[name])
+        items = {name: column(form).items(values[name]) for name, form in self.outputs.items()}
+        part: list[Any] = []
+        numbers = 0
+        for place, document in enumerate(rows.documents):
+            of_one = {name: each[place] for name, each in items.items()}
+            more = sum(np.size(each[1] if isinstance(each, tuple) else each) for each in of_one.values())
+            if part and (len(part) == _MOST_POINTS or numbers + more > _MOST_NUMBERS):
+                self._write(part)
+                part, numbers = [], 0
+            part.append(self._point(document, of_one))
+            numbers += more
+        self._write(part)
 
     def carry(self, documents: Sequence[Document]) -> None:
         for start in range(0, len(documents), _MOST_POINTS):
@@ -197,54 +224,6 @@ class QdrantStore(Store):
     def close(self) -> None:
         self._connection.close()
 
-    def _create(self, form: Form) -> None:
-        models = self._models
-        distance = next(name for name, similarity in _DISTANCES.items() if similarity == form.similarity)
-        parameters = models.VectorParams(size=form.dimensions, distance=models.Distance(distance))
-        self._client.create_collection(
-            self._collection,
-            vectors_config=parameters if self._using is None else {self._using: parameters},
-            metadata={_SPACE: form.space},
-        )
-        if self._metadata().get(_SPACE) != form.space:
-            self._client.delete_collection(self._collection)
-            raise FailedPrecondition(
-                f"{self.name}: this Qdrant keeps no metadata of a collection, and so cannot name the space "
-                "of its vectors; use 1.16 or later"
-            )
-
-    def _metadata(self) -> dict[str, Any]:
-        return self._client.get_collection(self._collection).config.metadata or {}
-
-    def _describe(self, claimed: str | None) -> Form:
-        if not self._client.collection_exists(self._collection):
-            raise NotFound(f"{self.name} does not exist")
-        collection = self._client.get_collection(self._collection)
-        parameters: Any = collection.config.params.vectors
-        sparse = collection.config.params.sparse_vectors or {}
-        indexes = [f"the payload index on {key}" for key in sorted(collection.payload_schema)]
-        self.beside = [*sorted(sparse), *indexes]
-        if isinstance(parameters, dict):
-            if self._using not in parameters:
-                names = ", ".join(sorted(parameters)) or "none"
-                raise ConfigError(
-                    f"{self.name} has named vectors ({names}); say which: #{self._collection}?vector=NAME"
-                )
-            self.beside = [*(name for name in parameters if name != self._using), *self.beside]
-            parameters = parameters[self._using]
-        elif self._using is not None:
-            raise ConfigError(f"{self.name} has no named vectors; leave out vector={self._using}")
-        if parameters.multivector_config is not None or parameters.datatype == self._models.Datatype.UINT8:
-            raise ConfigError(
-                f"{self.name} keeps several vectors a point, or vectors of whole numbers (uint8); "
-                "Trimtab needs one vector of floats a document"
-            )
-        return Form(
-            space=space_of(self._metadata().get(_SPACE), claimed, self.name),
-            dimensions=parameters.size,
-            similarity=_DISTANCES[parameters.distance.value],
-        )
-
     def _fields(self) -> list[str]:
         return [self._text, points.ID, points.FORMER_ID]
 
@@ -255,7 +234,8 @@ class QdrantStore(Store):
         wanted = points.points_of(ids)
         if not wanted:
             return []
-        asked: Any = vectors if self._using is None or not vectors else [self._using]
+        # By name, or all: a single one has no name.
+        asked: Any = vectors and ("" in self._vectors.values() or list(self._vectors.values()))
         with self._connection.reaching():
             there = self._client.retrieve(
                 self._collection, wanted, with_payload=fields or True, with_vectors=asked
@@ -263,30 +243,23 @@ class QdrantStore(Store):
         found = {point.id: point for point in there}
         return [found[id] for id in wanted if id in found]
 
-    def _vector(self, point: Any) -> list[float] | None:
-        """The vector of a point; None if it was written without."""
-        found = point.vector
-        if self._using is not None:
-            found = (found or {}).get(self._using)
-        return found or None
+    def _point(self, document: Document, items: Mapping[str, Any]) -> Any:
+        named = {
+            self._vectors[name]: collections.written(form, items[name]) for name, form in self.outputs.items()
+        }
+        return self._models.PointStruct(
+            id=points.point_id(document.id),
+            vector=named.get("", named),
+            payload=points.payload_of(document, self._text),
+        )
 
-    def _write(self, documents: Sequence[Document], vectors: Matrix) -> None:
+    def _write(self, made: Sequence[Any]) -> None:
         """Write points. Existing points keep their other vectors and payload."""
-        made = [
-            self._models.PointStruct(
-                id=points.point_id(document.id),
-                vector=self._named(vector),
-                payload=points.payload_of(document, self._text),
-            )
-            for document, vector in zip(documents, vectors.tolist(), strict=True)
-        ]
+        if not made:
+            return
         with self._connection.reaching():
             there = self._client.retrieve(
                 self._collection, [point.id for point in made], with_payload=False, with_vectors=False
             )
             operations = points.operations(made, {point.id for point in there}, self._text)
-            if operations:
-                self._client.batch_update_points(self._collection, operations, wait=True)
-
-    def _named(self, vector: list[float]) -> Any:
-        return vector if self._using is None else {self._using: vector}
+            self._client.batch_update_points(self._collection, operations, wait=True)
