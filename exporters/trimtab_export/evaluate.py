@@ -171,7 +171,8 @@ def _check_vocabulary(graph: Path, tokenizer: TokenizerFile) -> None:
     read = tokenizers.Tokenizer.from_str(tokenizer.json)
     tokens = {number: token for token, number in read.get_vocab(with_added_tokens=True).items()}
     highest = max(*tokens, *read.encode("").ids, tokenizer.pad_id)
-    batch = inputs.feeds([np.array([highest], np.int32)], tokenizer.pad_id, inputs.TokenTypes())
+    ids, marks = np.array([highest], np.int32), np.array([inputs.ATTENDED | inputs.GIVES], np.uint8)
+    batch = inputs.feeds([ids], tokenizer.pad_id, inputs.TokenTypes(), marks=[marks])
     session = runtime.session(graph, threads=1)
     try:
         runtime.run_all(session, [value.name for value in session.get_outputs()], batch)

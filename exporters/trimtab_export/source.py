@@ -1,7 +1,7 @@
 """The common form of every kind of source: plain data, and the source's own embed function."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from trimtab.artifacts.manifest import Output, Prompts, SpaceParts
 from trimtab.errors import ExportError
+from trimtab.inputs.text import Reading
 from trimtab.kinds import Pooling, Role, Similarity
 from trimtab.values.column import Columns
 
@@ -104,8 +105,9 @@ class Source:
     """An encoder, read and checked.
 
     `backbone` is a torch module of transformers, or an existing graph. `task` is what optimum converts the
-    module for, and so which tensor the heads of the `outputs` read. `reads` is the kind of input. `notes` are
-    lines for the user about declarations of the source that a bundle does not keep.
+    module for, and so which tensor the heads of the `outputs` read. `reads` is the kind of input. `readings`
+    say how texts of each role are read, if roles differ in more than their prompts. `notes` are lines for the
+    user about declarations of the source that a bundle does not keep.
 
     Smaller variants are made of dense vectors: `head`, `dimensions` and so on are those of the dense output.
     """
@@ -118,12 +120,14 @@ class Source:
     architecture: str
     reads: str = "text"
     task: Task = "feature-extraction"
+    readings: Mapping[Role, Reading] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def roles(self) -> tuple[Role, ...]:
         """The roles in which an item is embedded differently; one of them if there is no difference."""
-        return ("query", "passage") if self.prompts.query != self.prompts.passage else ("passage",)
+        alike = self.prompts.query == self.prompts.passage and not self.readings
+        return ("passage",) if alike else ("query", "passage")
 
     @property
     def head(self) -> Head:

@@ -1,7 +1,7 @@
 """Tokenizers: what a bundle requires of a source's tokenizer, and batches of ids from one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,10 +12,13 @@ from trimtab import tokens
 from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import BundleError, ExportError
 from trimtab.inputs import text as inputs
+from trimtab.inputs.arranging import Arranger
+from trimtab.inputs.text import Reading
 from trimtab.kinds import Role
 from trimtab_export.source import TokenizerFile
 
 NO_PROMPTS = Prompts()
+NO_READINGS: Mapping[Role, Reading] = {}
 
 
 def from_transformers(tokenizer: Any) -> TokenizerFile:
@@ -98,20 +101,33 @@ class Collator:
     Raises ExportError if the server could not read this tokenizer.
     """
 
-    def __init__(self, tokenizer: TokenizerFile, max_tokens: int, prompts: Prompts = NO_PROMPTS) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenizerFile,
+        max_tokens: int,
+        prompts: Prompts = NO_PROMPTS,
+        readings: Mapping[Role, Reading] = NO_READINGS,
+    ) -> None:
         try:
             self._tokenizer = tokens.Tokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), max_tokens)
         except BundleError as error:
             raise ExportError(str(error)) from None
         self._pad_id, self._prompts = tokenizer.pad_id, prompts
+        self._arrangers = {role: Arranger(reading) for role, reading in readings.items()}
 
     def count(self, text: str) -> int:
         """How many tokens of a text are read."""
         return len(self._tokenizer.read([text], "end")[0].ids)
 
     def in_role(self, texts: Sequence[str], role: Role) -> dict[str, NDArray[np.int64]]:
-        """The texts with the prompt of this role."""
-        return self(texts, self._prompts.of(role))
+        """The texts with the prompt of this role, arranged as it is read."""
+        prompt, arrange = self._prompts.of(role), self._arrangers.get(role)
+        if arrange is None:
+            return self(texts, prompt)
+        read = self._tokenizer.read([prompt + text for text in texts], "end", arrange.room)
+        arranged = [arrange(each.ids) for each in read]
+        ids, marks = ([each[name] for each in arranged] for name in ("ids", "marks"))
+        return inputs.feeds(ids, self._pad_id, self._tokenizer.types, marks=marks)
 
     def __call__(self, texts: Sequence[str], prompt: str = "") -> dict[str, NDArray[np.int64]]:
         """input_ids, attention_mask and token_type_ids of the texts, int64 (n, the longest one's tokens)."""

@@ -3,6 +3,8 @@
 The server and the exporter's check arrange them with the same code.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ class Arranger:
         self._gives = np.full(max(reading.skipped, default=0) + 2, GIVES, np.uint8)
         self._gives[list(reading.skipped)] = 0
 
-    def __call__(self, ids: NDArray[np.int32]) -> dict[str, NDArray[np.generic]]:
+    def __call__(self, ids: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
         """What a graph's input is made of: `ids`, int32, and `marks`, uint8, for each token."""
         reading = self.reading
         if reading.marker is not None:

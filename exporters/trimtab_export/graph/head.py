@@ -108,7 +108,15 @@ class Grafter(Nodes):
 
     def __init__(self, graph: Any, opset: int, prefix: str) -> None:
         super().__init__(prefix, graph.node, graph.initializer)
-        self._opset = opset
+        self._graph, self._opset = graph, opset
+
+    def read(self, value: Any) -> None:
+        """Give the graph another input, in ONNX's own description."""
+        self._graph.input.append(value)
+
+    def sum(self, tensor: str, axis: int) -> str:
+        """Sum over an axis, which the result lacks."""
+        return self._axes("ReduceSum", tensor, axis, keepdims=0)
 
     def graft(self, tensor: str, head: Head) -> None:
         if head.pooling is not None:

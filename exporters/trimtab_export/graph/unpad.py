@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from trimtab.errors import ExportError
+from trimtab.inputs.text import VECTORS
 from trimtab_export import runtime
 from trimtab_export.graph import editing
 from trimtab_export.graph.head import opset_of
@@ -66,8 +67,9 @@ def _same(before: NDArray[Any], after: NDArray[Any]) -> bool:
 def unpad(model: Any) -> int:
     """Rewrite a model in place; returns how many matrix products run on packed tokens.
 
-    The model must have the input `attention_mask`, int64 (n, length), 1 for tokens and 0 for padding. A
-    result of 0 means that there was nothing to rewrite, and the model is unchanged.
+    The model must have the input `attention_mask`, int64 (n, length), 1 for tokens and 0 for padding; it may
+    have `vector_mask`, 1 for further tokens that are no padding. A result of 0 means that there was nothing
+    to rewrite, and the model is unchanged.
     """
     if opset_of(model) < FIRST_OPSET:
         return 0
@@ -166,8 +168,12 @@ class _Rewriter:
 
     def _indices(self) -> None:
         """The positions of the real tokens in the flat batch, and the packed row of each position."""
-        self._shape = self._new.node("Shape", "attention_mask")
-        flat = self._new.node("Reshape", "attention_mask", self._new.whole([-1]))
+        mask = "attention_mask"
+        if any(value.name == VECTORS for value in self._graph.input):
+            # A token that gives a vector is no padding, even if no other token attends to it.
+            mask = self._new.node("Max", mask, VECTORS)
+        self._shape = self._new.node("Shape", mask)
+        flat = self._new.node("Reshape", mask, self._new.whole([-1]))
         self._real = self._new.node("Squeeze", self._new.node("NonZero", flat), self._new.whole([0]))
         running = self._new.node("CumSum", flat, self._new.whole(0))
         self._places = self._new.node("Sub", running, self._new.whole(1))

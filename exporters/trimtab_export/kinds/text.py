@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
+
 from trimtab.artifacts.manifest import Input
 from trimtab_export import sentences, write
 from trimtab_export.kinds.making import InputMaker
@@ -28,12 +30,15 @@ class TextMaker(InputMaker):
             processor=write.entry(folder, tokenizer),
             most_units=source.max_tokens,
             prompts=source.prompts,
-            settings={"pad_id": source.tokenizer.pad_id},
+            settings={
+                "pad_id": source.tokenizer.pad_id,
+                **{role: msgspec.to_builtins(reading) for role, reading in source.readings.items()},
+            },
         )
 
     def collator(self, source: Source) -> Collator:
         """With the server's own code."""
-        return Collator(source.tokenizer, source.max_tokens, source.prompts)
+        return Collator(source.tokenizer, source.max_tokens, source.prompts, source.readings)
 
     def samples(self, count: Callable[[Any], int], most: int) -> list[Any]:
         """The shipped texts, and one that fills `most`."""

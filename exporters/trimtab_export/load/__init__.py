@@ -32,10 +32,16 @@ def _load(settings: Settings) -> Source:
         raise ExportError(
             f"{settings.source} does not exist, and is not a Hugging Face hub id (owner/name) either"
         )
-    from trimtab_export.load import declared, refused
+    from trimtab_export.load import colbert, declared, refused
 
     home = home_of(path) if path.is_file() else path
     location = str(home) if path.exists() else settings.source
+    late = colbert.read(location)
+    if late is not None:
+        refused.check(location, late.declared)
+        from trimtab_export.load import from_colbert
+
+        return from_colbert.load(settings, late)
     says = declared.read(location)
     refused.check(location, says)
     graph = path if path.is_file() else find_graph(path, says.transformer_folder if says else "")

@@ -33,7 +33,7 @@ def load(settings: Settings, says: declared.Declared | None) -> Source:
     model.eval()
     library.check(source, model, gives="token_embeddings")
     backbone = model[0].auto_model
-    _check_weights(source, says.transformer_folder if says else "", backbone)
+    check_weights(source, says.transformer_folder if says else "", backbone)
     head = library.head(model)
     if says is not None:
         declared.check_not_overridden(source, settings, head)
@@ -76,7 +76,7 @@ def _bare(settings: Settings) -> Any:
     return SentenceTransformer(modules=[transformer, *behind], device="cpu")
 
 
-def _check_weights(source: str, folder: str, backbone: Any) -> None:
+def check_weights(source: str, folder: str, backbone: Any) -> None:
     """Refuse a checkpoint that lacks weights: transformers fills them with random numbers, and only warns."""
     _, info = type(backbone).from_pretrained(
         source, subfolder=folder, config=backbone.config, output_loading_info=True, **NO_PICKLE

@@ -52,7 +52,7 @@ def head(model: Any) -> Head:
         elif isinstance(module, NormalizeModule):
             layers.append(Normalize())
         else:
-            layers.append(_dense(module))
+            layers.append(dense(module))
     return Head(pooling, tuple(layers))
 
 
@@ -71,7 +71,9 @@ def _pooling(module: Any) -> Pooling:
     return POOLINGS[mode]
 
 
-def _dense(module: Any) -> Dense:
+def dense(module: Any) -> Dense:
+    """A fully connected layer of the library as plain data."""
+
     def array(parameter: Any) -> NDArray[np.float32]:
         values: NDArray[np.float32] = parameter.detach().float().numpy()
         return values
