@@ -45,6 +45,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "Limits",
+    "MultiVectors",
     "NotFound",
     "Outputs",
     "PermissionDenied",

@@ -39,6 +39,7 @@ def test_exported_names() -> None:
         "InternalError",
         "InvalidArgument",
         "Limits",
+        "MultiVectors",
         "NotFound",
         "Outputs",
         "PermissionDenied",

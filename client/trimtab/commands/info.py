@@ -20,6 +20,7 @@ from trimtab.commands import server_options
 from trimtab.core import answers
 from trimtab.core.answers import Encoder
 from trimtab.inputs.known import INPUTS
+from trimtab.inputs.text import Reading, TextSettings
 from trimtab.kinds import RUNTIMES
 
 SUMMARY = "show a bundle's manifest and report card, or what a server serves"
@@ -70,21 +71,38 @@ def describe(manifest: Manifest) -> str:
 
 
 def _input(given: Input) -> list[tuple[str, str]]:
-    return [
+    rows = [
         ("reads", f"{given.name} ({given.kind}), {given.most_units} {INPUTS[given.kind].units} of one"),
         ("query prompt", repr(given.prompts.query)),
         ("passage prompt", repr(given.prompts.passage)),
     ]
+    if given.kind == "text":
+        readings = msgspec.convert(given.settings, TextSettings).readings
+        rows += [(f"{role} tokens", _reading(reading)) for role, reading in readings.items()]
+    return rows
+
+
+def _reading(reading: Reading) -> str:
+    said = [f"{reading.most} at most"]
+    if reading.marker is not None:
+        said.append(f"marked with token {reading.marker}")
+    if reading.fill is not None:
+        attended = "attended to" if reading.attended else "not attended to"
+        said.append(f"filled up with token {reading.fill}, {attended}")
+    if reading.skipped:
+        said.append(f"no vectors of {len(reading.skipped)} tokens")
+    return ", ".join(said)
 
 
 def _output(output: Output) -> list[tuple[str, str]]:
     length = "length 1" if output.normalized else "not normalised"
     pooling = f"{output.pooling} pooling" if output.pooling else "pooled by the source's own graph"
+    pooled = f", {pooling}" if output.kind == "dense" else ""
     return [
         (
             "gives",
-            f"{output.name} ({output.kind}), {output.dimensions} dimensions, {output.similarity}, {length}, "
-            f"{pooling}, space {output.space}",
+            f"{output.name} ({output.kind}), {output.dimensions} dimensions, {output.similarity}, {length}"
+            f"{pooled}, space {output.space}",
         )
     ]
 

@@ -11,7 +11,7 @@ from trimtab.core.answers import Outputs
 from trimtab.core.responses import stage_times, total
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument
 from trimtab.v1 import encoder_pb2 as pb
-from trimtab.values import dense, sparse
+from trimtab.values import dense, multi_vector, sparse
 
 
 class Form(NamedTuple):
@@ -39,6 +39,12 @@ _MATRIX = Form(
 )
 FORMS: Mapping[str, Form] = {
     "dense": _MATRIX,
+    "multi_vector": Form(
+        multi_vector.read,
+        multi_vector.joined,
+        lambda value: (value.dtype, value.vectors.shape[1]),
+        lambda message: message.vectors.scale,
+    ),
     "sparse": Form(sparse.unpack, sparse.joined, lambda value: (value.values.dtype.name, value.dimensions)),
     "scores": _MATRIX,
 }

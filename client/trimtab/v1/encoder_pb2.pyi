@@ -809,7 +809,7 @@ class RescoreResponse(_message.Message):
     space: _builtins.str
     """the space the scores were computed in"""
     similarity: _builtins.str
-    """used to score: cosine, dot, euclidean, manhattan, or that of another kind of output"""
+    """used to score: cosine, dot, euclidean, manhattan, or maxsim of multi-vectors"""
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indexes of candidates that came without a text and are not in the cache. If there are any, nothing was
@@ -990,12 +990,15 @@ class EncoderInput(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     FORM_FIELD_NUMBER: _builtins.int
     MAX_UNITS_FIELD_NUMBER: _builtins.int
+    NEEDS_ROLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     form: _builtins.str
     """the field of Input that carries an item"""
     max_units: _builtins.int
     """the most units it reads of an item; for a text, tokens"""
+    needs_role: _builtins.bool
+    """a request must say whether its items are queries or passages"""
     def __init__(
         self,
         *,
@@ -1003,10 +1006,11 @@ class EncoderInput(_message.Message):
         kind: _builtins.str = ...,
         form: _builtins.str = ...,
         max_units: _builtins.int = ...,
+        needs_role: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "kind", b"kind", "max_units", b"max_units", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "kind", b"kind", "max_units", b"max_units", "name", b"name", "needs_role", b"needs_role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import InternalError, InvalidArgument
+from trimtab.errors import InvalidArgument
 from trimtab.kinds import Dtype
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import dense
@@ -168,16 +168,14 @@ def write(message: pb.MultiVector, given: MultiVectors) -> None:
 
 
 def read(message: pb.MultiVector) -> MultiVectors:
-    """The message's items, with read-only rows that share its bytes.
-
-    InvalidArgument if the rows cannot be read; InternalError if the offsets do not split them into items.
-    """
-    vectors = dense.unpack(message.vectors)
+    """The message's items, in memory of their own. InvalidArgument if rows or offsets are not valid."""
+    packed = dense.unpack(message.vectors)
+    vectors = packed.astype(packed.dtype.newbyteorder("="))
     if len(message.offsets) % WIRE_OFFSETS.itemsize or not message.offsets:
-        raise InternalError(f"multi-vectors have offsets of {len(message.offsets)} bytes")
+        raise InvalidArgument(f"multi-vectors have offsets of {len(message.offsets)} bytes")
     offsets = np.frombuffer(message.offsets, WIRE_OFFSETS).astype(np.int64)
     if offsets[0] != 0 or offsets[-1] != len(vectors) or (np.diff(offsets) < 0).any():
-        raise InternalError(
+        raise InvalidArgument(
             f"multi-vectors have {len(vectors)} rows, and offsets that do not split them into items"
         )
     return MultiVectors(

@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from trimtab.errors import InternalError
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import multi_vector
 from trimtab.values.column import Column, Columns, stacked
 from trimtab.values.multi_vector import MultiVectors
 from trimtab_server.outputs import dense, token_pooling
-from trimtab_server.outputs.kind import OutputKind, OutputSpace, Scores, Shape
+from trimtab_server.outputs.kind import OutputKind, OutputSpace, Scores, Shape, TensorForm, Tensors
 
 
 class MultiVectorKind(OutputKind[MultiVectors]):
@@ -59,6 +61,19 @@ class MultiVectorKind(OutputKind[MultiVectors]):
     def write(self, message: pb.Output, finished: MultiVectors) -> None:
         """As ragged rows."""
         multi_vector.write(message.multi_vector, finished)
+
+    def tensor_forms(self, name: str, space: OutputSpace) -> Sequence[TensorForm]:
+        """token_vectors, a vector a row, and token_offsets: where the rows of an item begin. Of an output
+        with a name of its own, NAME_vectors and NAME_offsets."""
+        prefix = "token" if name == self.kind else name
+        return (
+            TensorForm(f"{prefix}_vectors", "float32", (-1, space.dimensions)),
+            TensorForm(f"{prefix}_offsets", "int32", (-1,)),
+        )
+
+    def tensors(self, finished: MultiVectors) -> Tensors:
+        """(rows, d) in the dtype, and int32 (n + 1,)."""
+        return finished.vectors, finished.offsets.astype(np.int32)
 
     def score(self, query: Columns, documents: Columns, names: Sequence[str], space: OutputSpace) -> Scores:
         """By MaxSim."""

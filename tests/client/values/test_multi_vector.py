@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.errors import InternalError, InvalidArgument
+from trimtab.errors import InvalidArgument
 from trimtab.kinds import Dtype
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values import multi_vector
@@ -125,10 +125,10 @@ def test_offsets_that_do_not_split_the_rows(offsets: list[int]) -> None:
     message = pb.MultiVector()
     multi_vector.write(message, made([3]))
     message.offsets = np.array(offsets, "<i4").tobytes()
-    with pytest.raises(InternalError, match="multi-vectors have"):
+    with pytest.raises(InvalidArgument, match="multi-vectors have"):
         multi_vector.read(message)
     message.offsets = b"\0" * 5
-    with pytest.raises(InternalError, match="offsets of 5 bytes"):
+    with pytest.raises(InvalidArgument, match="offsets of 5 bytes"):
         multi_vector.read(message)
 
 

@@ -43,7 +43,11 @@ def encoder(encoder: LoadedEncoder, limits: config.LimitSettings, canary: float,
 def _input(encoder: LoadedEncoder) -> pb.EncoderInput:
     given = encoder.manifest.input
     return pb.EncoderInput(
-        name=given.name, kind=given.kind, form=encoder.reader.form, max_units=given.most_units
+        name=given.name,
+        kind=given.kind,
+        form=encoder.reader.form,
+        max_units=given.most_units,
+        needs_role=bool(given.prompts.query or given.prompts.passage or encoder.reader.by_role),
     )
 
 
@@ -55,7 +59,7 @@ def _output(output: ServedOutput) -> pb.EncoderOutput:
         form=output.kind.form,
         space=own.space,
         dimensions=own.dimensions,
-        similarity=own.similarity or "",
+        similarity=output.kind.similarity(own),
         normalized=bool(own.normalized),
     )
 

@@ -18,7 +18,6 @@ from trimtab.core.option_kinds import whole
 from trimtab.errors import InvalidArgument, Unimplemented
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput
-from trimtab_server.outputs.dense import Matrix
 from trimtab_server.outputs.kind import TensorForm
 from trimtab_server.tasks.embed import EmbedResult
 from trimtab_server.tasks.pipeline import check_count
@@ -198,8 +197,9 @@ def respond(request: Any, result: EmbedResult) -> Any:
     for answer in result.outputs:
         if answer.route.hops:
             parameters["adapters"].string_param = ",".join(answer.route.names)
-        if isinstance(answer.finished, Matrix) and answer.finished.dtype == "int8":
-            parameters["scale"].double_param = answer.finished.scale
+        if scale := getattr(answer.finished, "scale", 0.0):  # of int8
+            name = "scale" if answer is first else f"{answer.output.name}_scale"
+            parameters[name].double_param = scale
     for stage in ("tokenize", "queue", "compute", "output"):
         parameters[f"{stage}_ns"].int64_param = round(getattr(result.times, stage) * 1e9)
     return response

@@ -112,7 +112,7 @@ def _rescored(result: RescoreResult) -> pb.RescoreResponse:
         encoder=encoder.name,
         version=str(encoder.version),
         space=result.output.own.space,
-        similarity=result.output.own.similarity or "",
+        similarity=result.output.kind.similarity(result.output.own),
     )
     _write_times(response.times, result.times)
     return response

@@ -84,6 +84,13 @@ def check(error: grpc.RpcError, code: grpc.StatusCode, *words: str) -> None:
         assert word in error.details(), error.details()
 
 
+def test_a_limit_of_vectors_of_an_encoder_with_one(channel: grpc.Channel) -> None:
+    for error in (native(channel, max_vectors=3), infer(channel, max_vectors=3)):
+        check(
+            error, Code.INVALID_ARGUMENT, "max_vectors is 3", "dense (dense)", "one vector an item: leave it"
+        )
+
+
 def test_no_texts(channel: grpc.Channel) -> None:
     check(native(channel, texts=[]), Code.INVALID_ARGUMENT, "no texts", "at least one")
     check(infer(channel, raw=b"", shape=(0, 1)), Code.INVALID_ARGUMENT, "no texts")
