@@ -64,6 +64,7 @@ class OwnEngine:
             serving=serving,
             retired=retired,
             turns=turns,
+            idle=cores.idle_clock(sum(place.workers for place in places if place.kind == "cpu")),
         )
         self.rehearsals: RehearsalPool | None = None
         if opening.foreign:

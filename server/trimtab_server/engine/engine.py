@@ -22,6 +22,7 @@ from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.workers import OUT_OF_SERVICE, Workers
 from trimtab_server.engine.port import Computed, ModelPace, Pressure, Turn
 from trimtab_server.engine.queue.batcher import CROWD, Batcher
+from trimtab_server.engine.queue.companions import Companions
 from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.queue.lane import WEIGHTS
 from trimtab_server.engine.queue.sharing import Sharing
@@ -40,7 +41,9 @@ class Engine:
     """Computes payloads on whichever device is free.
 
     Called on the event loop: `serving` when the last device goes out of service, and when one is back;
-    `retired` with a model that is no longer run, because it fails while others run well, and why.
+    `retired` with a model that is no longer run, because it fails while others run well, and why. `idle` is a
+    clock that counts the seconds in which the cores have nothing to do; None: calls have a core to
+    themselves, and no worker waits for companions (queue/companions.py).
     """
 
     def __init__(
@@ -55,8 +58,11 @@ class Engine:
         serving: Callable[[bool], None],
         retired: Callable[[Model, str], None] = lambda model, why: None,
         turns: Turns | None = None,
+        idle: Callable[[], float] | None = None,
     ) -> None:
         self._batcher = batcher
+        self._companions = Companions()
+        self._idle = idle
         self._sharing = sharing
         self._metrics = metrics
         self._lock = threading.Lock()  # guards the batcher, the sharing, the workers and the fields below
@@ -70,6 +76,7 @@ class Engine:
         self._workers = Workers(
             devices, self._lock, hang_seconds, metrics, load_seconds=load_seconds,
             pop=self._pop,
+            patience=self._patience,
             answer=self._answer,
             tell=self._tell,
             serving=lambda up: self._loop.call_soon_threadsafe(partial(serving, up)),
@@ -217,6 +224,7 @@ class Engine:
             elif sharing.join(ticket, row, item):
                 batcher.postpone(item)
             ticket.items.append(item)
+        self._companions.came(queued)
         return queued
 
     def _leave(self, ticket: Ticket) -> None:
@@ -246,12 +254,22 @@ class Engine:
         popped = self._batcher.pop(now, costs)
         if popped.expired:  # no request can join them now
             self._answer(popped.expired, DeadlineExceeded("the deadline passed in the queue"), now)
+        if popped.batch is not None:
+            self._companions.went()
         return popped.batch
 
+    def _patience(self) -> float:
+        if self._idle is None:
+            return 0.0
+        return self._companions.patience(len(self._batcher), time.monotonic(), self._idle())
+
     def _answer(self, items: Sequence[Item], outcome: Columns | Exception, begun: float) -> None:
-        result = None if isinstance(outcome, Exception) else outcome
+        result, now = None if isinstance(outcome, Exception) else outcome, time.monotonic()
+        if self._idle is not None and result is not None and items[0].model in self._open:
+            run_seconds = self._batcher.cost(items[0].model).run_seconds
+            self._companions.answered(len(items), run_seconds, now - begun, now, self._idle())
         waiters = [self._sharing.finish(item, result, place) for place, item in enumerate(items)]
-        self._answers.append((waiters, outcome, begun, time.monotonic()))
+        self._answers.append((waiters, outcome, begun, now))
 
     def _tell(self) -> None:
         if self._answers:

@@ -24,7 +24,8 @@ class LocalEngine(EnginePort):
     """Knows models and admitted requests by their numbers. For one event loop.
 
     Called there: `serving` when the last device goes out of service, and when one is back; `retired` with the
-    number of a model that is no longer run, because it fails while others run well, and why.
+    number of a model that is no longer run, because it fails while others run well, and why. `idle`: see
+    Engine.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class LocalEngine(EnginePort):
         serving: Callable[[bool], None],
         retired: Callable[[int, str], None],
         turns: Turns | None = None,
+        idle: Callable[[], float] | None = None,
     ) -> None:
         self.queue = Engine(
             batcher, sharing, devices, metrics,
             hang_seconds=hang_seconds, load_seconds=load_seconds,
-            serving=serving, retired=self._retired, turns=turns,
+            serving=serving, retired=self._retired, turns=turns, idle=idle,
         )  # fmt: skip
         self._admission = admission
         self._tell_retired = retired

@@ -15,7 +15,7 @@ from trimtab_server.engine.batch import Batch, Item, Model, Payload
 from trimtab_server.engine.port import ModelPace, Pressure
 from trimtab_server.engine.queue.batcher import CROWD, MOST_FLOWS, Batcher
 from trimtab_server.engine.queue.cost import Cost
-from trimtab_server.engine.queue.lane import AHEAD, EXACT, WEIGHTS
+from trimtab_server.engine.queue.lane import AHEAD, EXACT, POOR, WEIGHTS
 
 MAX_TOKENS, MAX_TEXTS = 600, 12
 COSTS = st.builds(
@@ -208,6 +208,53 @@ def test_one_flow_is_first_come_first_served() -> None:
         if batches < 100:
             batcher.add(later)
             position[later] = len(position)
+
+
+def poor(cost: Cost, lengths: list[int]) -> bool:
+    """Whether the fixed cost is much of what the first batch of these costs."""
+    batch = pop(filled(cost, lengths)[0])
+    return cost.run_seconds > POOR * cost.seconds(len(batch.items), batch.units, batch.longest)
+
+
+@settings(deadline=None)
+@given(COSTS, st.lists(st.integers(1, 256), min_size=1, max_size=2 * EXACT), st.integers(0, 2**32 - 1))
+def test_nothing_of_one_tenant_is_overtaken_by_more_than_a_round(
+    cost: Cost, lengths: list[int], seed: int
+) -> None:
+    """Nothing younger than a round rides along before the round has left, unless it would be poor."""
+    rng = np.random.default_rng(seed)
+    batcher, waiting = filled(cost, lengths)
+    number = {each: place for place, each in enumerate(waiting)}
+    youngest = -1
+    while waiting:
+        now = [each.units for each in waiting if number[each] <= youngest]
+        batch = pop(batcher)
+        if max(number[each] for each in batch.items) > youngest:
+            assert not now or poor(cost, now)
+        if not now or (len(now) < len(waiting) and poor(cost, now)):
+            youngest = number[waiting[: max(EXACT, (len(waiting) + 1) // 2)][-1]]
+        assert max(number[each] for each in batch.items) <= youngest
+        waiting = [each for each in waiting if each not in batch.items]
+        if len(number) < 4 * EXACT:
+            for length in rng.integers(1, 256, rng.integers(0, 3)):
+                late = item(batch.model, int(length))
+                batcher.add(late)
+                number[late] = len(number)
+                waiting.append(late)
+
+
+def test_texts_that_hardly_differ_leave_in_the_order_in_which_they_came() -> None:
+    """By rounds: with as many callers as fill two, none waits much longer than another."""
+    batcher, items = filled(Cost(0.002, 0.00014, 0.000035), [10 + each * 7 % 5 for each in range(2 * EXACT)])
+    came, left, waited = dict.fromkeys(items, 0), 0, []
+    for _ in range(100):
+        for each in pop(batcher).items:
+            waited.append(left - came.pop(each))
+            left += 1
+            again = item(each.model, each.units)
+            batcher.add(again)
+            came[again] = left
+    assert max(waited[-EXACT:]) < 3 * EXACT
 
 
 def served(batcher: Batcher, tokens: int) -> dict[tuple[str, str], int]:

@@ -2,7 +2,7 @@
 found by halves, and from another process."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -60,7 +60,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def running(isolation: str, *, cache: int = 0, start: bool = True) -> AsyncIterator[Rig]:
+async def running(
+    isolation: str, *, cache: int = 0, start: bool = True, idle: Callable[[], float] | None = None
+) -> AsyncIterator[Rig]:
     """An engine with one device of one worker; without `start` the device takes nothing yet."""
     runner, registry, place = toy.Runner(), CollectorRegistry(), Place("cpu", 0, 1)
     opening = Opening(lambda model, place: runner, PROGRAM, foreign=False)
@@ -68,7 +70,7 @@ async def running(isolation: str, *, cache: int = 0, start: bool = True) -> Asyn
     sharing = Sharing(single_flight=True, across_tenants=False, cache_bytes=cache)
     engine = Engine(
         Batcher(4096, 64), sharing, [device], Metrics(registry),
-        hang_seconds=PATIENCE, load_seconds=PATIENCE, serving=lambda up: None,
+        hang_seconds=PATIENCE, load_seconds=PATIENCE, serving=lambda up: None, idle=idle,
     )  # fmt: skip
     if start:
         engine.start()

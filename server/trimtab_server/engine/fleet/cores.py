@@ -4,7 +4,8 @@ Sources: sched_getaffinity(2); the kernel's documents of cgroup v2 (cpu.max) and
 """
 
 import os
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def usable(cgroup: Path = CGROUP) -> int:
     quota = _quota(cgroup)
     cores = len(available())
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def idle_clock(workers: int) -> Callable[[], float] | None:
+    """A clock that counts the seconds in which this process leaves its cores idle, all cores added up; None
+    if so many workers leave a core to the process's other threads."""
+    cores = usable()
+    if workers < cores:
+        return None
+    return lambda: cores * time.monotonic() - time.process_time()
 
 
 def _quota(cgroup: Path) -> float | None:

@@ -37,10 +37,11 @@ class Workers:
     """All devices' workers, under the engine's lock.
 
     Called with the lock held: `pop` for the queue's next batch, given the costs of runs on the device;
-    `answer` with items, their outcome (a result with an item for each, or an error), and when their run
-    began; `serving` when the last device goes out of service, and when one is back; `retired` with a model
-    that is no longer run, and why. `tell` is called after the answers, without the lock where it matters:
-    those it wakes need the lock at once.
+    `patience` for how many seconds that should be left waiting (0: not at all); `answer` with items, their
+    outcome (a result with an item for each, or an error), and when their run began; `serving` when the last
+    device goes out of service, and when one is back; `retired` with a model that is no longer run, and why.
+    `tell` is called after the answers, without the lock where it matters: those it wakes need the lock at
+    once.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Workers:
         *,
         load_seconds: float,
         pop: Callable[[float, Mapping[Model, Cost]], Batch | None],
+        patience: Callable[[], float],
         answer: Callable[[Sequence[Item], Columns | Exception, float], None],
         tell: Callable[[], None],
         serving: Callable[[bool], object],
@@ -64,6 +66,8 @@ class Workers:
         self._devices = devices
         self._metrics = metrics
         self._pop = pop
+        self._patience = patience
+        self._patient = 0  # workers that leave what is queued waiting
         self._answer = answer
         self._tell = tell
         self._tell_serving = serving
@@ -93,8 +97,9 @@ class Workers:
         return self._standing.serving
 
     def notify(self, items: int) -> None:
-        """Wake workers for so many queued items."""
-        self._work.notify(items)
+        """Wake workers for so many queued items, unless one waits for more: waking it costs time."""
+        if not (self._patient and self._patience()):
+            self._work.notify(items)
 
     def retired(self, model: Model) -> Unavailable | None:
         """Why this model is no longer run, if so."""
@@ -153,7 +158,8 @@ class Workers:
                         return partial(self._probe, device, self.roster.to_probe())
                     self._recovery.wait(seconds)
                     continue
-                job = self._next(device, now)
+                patience = self._patience()
+                job = self._next(device, now, queued=not patience)
                 if job is not None:
                     batch = job.batch
                     predicted = device.costs[batch.model].seconds(
@@ -162,10 +168,13 @@ class Workers:
                     flight = self._fleet.launch(device.name, job, predicted, now)
                     return partial(self._run, device, flight)
                 self.idle.notify_all()
-                self._work.wait()
+                self._patient += bool(patience)
+                self._work.wait(patience or None)
+                self._patient -= bool(patience)
         return None
 
-    def _next(self, device: Device, now: float) -> Job | None:
+    def _next(self, device: Device, now: float, *, queued: bool) -> Job | None:
+        """What is to be run again here, or else, if `queued`, the queue's next batch."""
         while True:
             again = self._fleet.again(device.name, now)
             if again.expired:
@@ -174,7 +183,8 @@ class Workers:
                 )
                 self._answer(again.expired, late, now)
             job = again.job
-            if job is None and not again.hold and (batch := self._pop(now, device.costs)) is not None:
+            free = job is None and not again.hold and queued
+            if free and (batch := self._pop(now, device.costs)) is not None:
                 job = Job(batch)
             if job is None or (retired := self.retired(job.batch.model)) is None:
                 return job

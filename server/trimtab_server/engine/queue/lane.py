@@ -1,7 +1,7 @@
 """The items of one model and priority that wait for a device, and which of them run together: sans-IO."""
 
 import heapq
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Callable
 from itertools import islice
 from typing import TypeAlias
@@ -10,8 +10,10 @@ from trimtab.kinds import Priority
 from trimtab_server.engine.batch import Item
 from trimtab_server.engine.queue.cost import Cost
 
-# Up to so many items are split into batches optimally, in quadratic time.
+# Up to so many items are split into batches optimally, in quadratic time; a round has at least as many.
 EXACT = 32
+# A batch is poor if the fixed cost of its run is more than this share of it.
+POOR = 0.2
 # While several tenants wait, what is due within so many batches may ride along.
 AHEAD = 4
 # The shares of the devices, while there is both interactive and bulk work.
@@ -21,8 +23,10 @@ Lengths: TypeAlias = list[tuple[int, int]]  # (length, number), sorted
 
 
 class Lane:
-    """The items of one model and priority, in the order of their turns and in the order of their units.
+    """The items of one model and priority, in the order of their turns.
 
+    One tenant's leave in rounds: the older half of what waits. Nothing younger rides along before these have
+    left, unless the batch would be poor: otherwise an item of a rare length is overtaken again and again.
     `weight` is a tenant's share relative to others.
     """
 
@@ -35,13 +39,13 @@ class Lane:
         self.weight = weight
         self.items: dict[int, Item] = {}
         self.turns: list[tuple[float, int]] = []  # a heap of (stamp, number); may hold items that left
-        self.lengths: Lengths = []
+        self.round: Lengths = []
+        self.youngest = -1  # the number of the round's youngest item
         self.tenants: dict[str, dict[int, float]] = {}  # the stamps of each one's items, in their order
 
     def add(self, number: int, item: Item, stamp: float) -> None:
         self.items[number] = item
         heapq.heappush(self.turns, (stamp, number))
-        insort(self.lengths, (item.units, number))
         self.tenants.setdefault(item.tenant, {})[number] = stamp
 
     def seconds(self, item: Item) -> float:
@@ -50,7 +54,8 @@ class Lane:
 
     def remove(self, number: int) -> Item:
         item = self.items.pop(number)
-        del self.lengths[bisect_left(self.lengths, (item.units, number))]
+        if number <= self.youngest:
+            del self.round[bisect_left(self.round, (item.units, number))]
         stamps = self.tenants[item.tenant]
         del stamps[number]
         if not stamps:
@@ -67,11 +72,28 @@ class Lane:
 
     def batch(self, number: int, stamp: float, cost: Cost, worthwhile: float) -> tuple[Item, ...]:
         """The items that run together with item `number`, whose turn it is, if a run has this cost."""
-        lengths = self.lengths if len(self.tenants) == 1 else self._due(number, stamp, cost, worthwhile)
+        if len(self.tenants) > 1:
+            chosen = self._chosen(self._due(number, stamp, cost, worthwhile), number, cost, worthwhile)
+        else:
+            if number > self.youngest:
+                self._begin_round()
+            chosen = self._chosen(self.round, number, cost, worthwhile)
+            if len(self.round) < len(self.items) and _poor(chosen, cost):
+                self._begin_round()
+                chosen = self._chosen(self.round, number, cost, worthwhile)
+        return tuple(self.items[each] for _, each in chosen)
+
+    def _begin_round(self) -> None:
+        oldest = list(islice(self.items.items(), max(EXACT, (len(self.items) + 1) // 2)))
+        self.youngest = oldest[-1][0]
+        self.round = sorted((item.units, number) for number, item in oldest)
+
+    def _chosen(self, lengths: Lengths, number: int, cost: Cost, worthwhile: float) -> Lengths:
+        """Those that run together with item `number`, of all that may."""
         anchor = bisect_left(lengths, (self.items[number].units, number))
         choose = self._split if len(lengths) <= EXACT else self._grow
         first, last = choose(lengths, anchor, cost, worthwhile)
-        return tuple(self.items[each] for _, each in lengths[first:last])
+        return lengths[first:last]
 
     def _due(self, number: int, stamp: float, cost: Cost, worthwhile: float) -> Lengths:
         """The items due within the next batches: of each tenant, as many as its share of them."""
@@ -134,3 +156,9 @@ class Lane:
             if best[1:3] == (first, last):
                 return first, last
             rate, first, last, units = best
+
+
+def _poor(lengths: Lengths, cost: Cost) -> bool:
+    """Whether the fixed cost is much of what their run costs."""
+    seconds = cost.seconds(len(lengths), sum([units for units, _ in lengths]), lengths[-1][0])
+    return cost.run_seconds > POOR * seconds
