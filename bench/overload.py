@@ -4,7 +4,9 @@
 
 The capacity is what the server answers when calls are always waiting. Then calls arrive at random, at a
 multiple of that rate, whatever happens to earlier ones; an answer counts if it arrives before its deadline.
-The server computes on one core; it shares the other, where it reads and refuses calls, with the load.
+The server computes on one core; it shares the other, where it reads and refuses calls, with the load. So the
+load's own cost is told apart: `client_busy` is the share of a core that it used, `server_busy` the same of
+the server on both cores, and `lag_p99` how late it sent, in milliseconds.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 import grpc
 
 from bench import data, processes
+from bench.processes import Running
 from bench.report import append
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -40,7 +43,7 @@ async def capacity(method: Any, texts: list[str]) -> float:
 
 async def offered(method: Any, texts: list[str], rate: float, deadline: float) -> dict[str, float]:
     """Calls arriving at this rate: those answered in time per second, and what happened to the others."""
-    rng, codes, latencies = random.Random(0), Counter[str](), []
+    rng, codes, latencies, lags = random.Random(0), Counter[str](), [], []
 
     async def one(text: str) -> None:
         begun = time.perf_counter()
@@ -52,33 +55,39 @@ async def offered(method: Any, texts: list[str], rate: float, deadline: float) -
             codes["OK"] += 1
             latencies.append(time.perf_counter() - begun)
 
-    begun, due = time.perf_counter(), 0.0
+    cpu, begun, due = time.process_time(), time.perf_counter(), 0.0
     async with asyncio.TaskGroup() as tasks:
         for text in texts:
             due += rng.expovariate(rate)
             await asyncio.sleep(max(0.0, begun + due - time.perf_counter()))
+            lags.append(time.perf_counter() - begun - due)
             tasks.create_task(one(text))
     latencies.sort()
+    lags.sort()
     return {
         "offered": len(texts) / due,
         "goodput": codes["OK"] / due,
+        "client_busy": (time.process_time() - cpu) / (time.perf_counter() - begun),
+        "lag_p99": 1e3 * lags[int(0.99 * len(lags))],
         "p99": 1e3 * latencies[int(0.99 * len(latencies))] if latencies else float("nan"),
         **{f"{name.lower()}_share": count / len(texts) for name, count in sorted(codes.items())},
     }
 
 
-async def run(url: str, mix: str, seconds: float, deadline: float) -> dict[str, dict[str, float]]:
+async def run(server: Running, mix: str, seconds: float, deadline: float) -> dict[str, dict[str, float]]:
     """All loads, against one server."""
     texts = data.mix(mix, 30_000)
     # Refusals are what is measured, so gRPC must not retry them.
-    async with grpc.aio.insecure_channel(url, [("grpc.enable_retries", 0)]) as channel:
+    async with grpc.aio.insecure_channel(server.url, [("grpc.enable_retries", 0)]) as channel:
         method: Any = channel.unary_unary("/trimtab.v1.EncoderService/Embed")
         await capacity(method, texts[:100])
         most = await capacity(method, texts[: max(200, int(seconds * 30))])
         rows = {"capacity": {"goodput": most}}
         for times in TIMES:
             count = min(int(times * most * seconds), len(texts))
-            rows[f"{times:g} times"] = await offered(method, texts[:count], times * most, deadline)
+            cpu, begun = server.cpu_seconds(), time.perf_counter()
+            row = rows[f"{times:g} times"] = await offered(method, texts[:count], times * most, deadline)
+            row["server_busy"] = (server.cpu_seconds() - cpu) / (time.perf_counter() - begun)
     return rows
 
 
@@ -100,7 +109,7 @@ def main() -> None:
     with processes.trimtab(
         options.repository.resolve(), cores.server, cores.client, device=f"cpu:{cores.server}"
     ) as server:
-        rows = asyncio.run(run(server.url, options.mix, options.seconds, options.deadline))
+        rows = asyncio.run(run(server, options.mix, options.seconds, options.deadline))
     peak = max(row["goodput"] for row in rows.values())
     for name, row in rows.items():
         row["of_peak"] = row["goodput"] / peak

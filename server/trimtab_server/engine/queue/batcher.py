@@ -1,7 +1,8 @@
 """Which items run together: a sans-IO policy, with no clock, thread, loop or device of its own.
 
 Batching is by backpressure: nothing waits for a timer. Items gather while devices are busy; when one is
-free, `pop` gives it a batch.
+free, `pop` gives it a batch. Whether a free device should leave a few items waiting for others that are about
+to come, companions.py says.
 
 *Whose turn it is* follows start-time fair queueing (Goyal, Vin and Cheng, 1996): each item is stamped
 with a virtual time, at which its flow (its tenant and priority) would get to it if all flows shared the
@@ -12,9 +13,10 @@ yet nothing starves: a stamp, once given, is overtaken only by stamps below it.
 *What rides along* are the anchor's neighbours in units, by the measured cost of the graph. Few items are
 split into the batches that cost least altogether, and the anchor's is taken. Of many, the batch grows from
 the anchor to either side as long as it finishes more units a second. It never grows past the point where
-the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only make its items wait. While
-several tenants wait, only what is due within the next few batches may ride along, which is as much of each
-as its share: neighbours out of all that waits would nearly all be of whoever has queued the most. Nothing
+the fixed cost of a run is WORTHWHILE of the whole: a larger batch would only make its items wait. The items
+of one tenant leave in rounds, which bounds how far they overtake each other (lane.py). While several tenants
+wait, only what is due within the next few batches may ride along, which is as much of each as its share:
+neighbours out of all that waits would nearly all be of whoever has queued the most. Nothing
 bulk rides with what is interactive, and while there is both, bulk batches are short: a run cannot be
 interrupted, and whoever arrives meanwhile waits for its end.
 """
