@@ -11,6 +11,7 @@ the server on both cores, and `lag_p99` how late it sent, in milliseconds.
 
 import argparse
 import asyncio
+import os
 import random
 import time
 from collections import Counter
@@ -109,6 +110,7 @@ def main() -> None:
     with processes.trimtab(
         options.repository.resolve(), cores.server, cores.client, device=f"cpu:{cores.server}"
     ) as server:
+        os.sched_setaffinity(0, {cores.client})
         rows = asyncio.run(run(server, options.mix, options.seconds, options.deadline))
     peak = max(row["goodput"] for row in rows.values())
     for name, row in rows.items():
