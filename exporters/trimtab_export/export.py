@@ -146,7 +146,8 @@ def _read(settings: Settings, also: Sequence[OutputMaker], steps: Steps) -> Sour
             raise ExportError(
                 "the source's graph gives finished vectors, and other outputs need token states"
             )
-        more = [maker.derive(source) for maker in also]
+        given = {each.declared.kind for each in source.outputs}
+        more = [maker.derive(source) for maker in also if maker.kind not in given]
         return replace(source, outputs=(*source.outputs, *more))
 
 
@@ -309,6 +310,10 @@ def recipe(settings: Settings, name: str, version: int) -> str:
         words += ["--also", kind]
     if settings.max_tokens is not None:
         words += ["--max-tokens", str(settings.max_tokens)]
+    if settings.top_k is not None:
+        words += ["--top-k", str(settings.top_k)]
+    for token in settings.stop_tokens:
+        words += [f"--stop-token={token}"]
     return shlex.join(words)
 
 

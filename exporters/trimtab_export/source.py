@@ -38,6 +38,8 @@ class Settings:
     output: str | None = None  # of a graph
     reads: str | None = None  # the kind of its input; None: the source's own
     also: tuple[str, ...] = ()  # kinds of outputs beside those that the source declares
+    top_k: int | None = None  # how many entries a sparse vector keeps; None: all
+    stop_tokens: tuple[str, ...] = ()  # words that get no weight in sparse vectors
 
 
 @dataclass(frozen=True)

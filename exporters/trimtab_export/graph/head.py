@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
@@ -28,6 +29,7 @@ STATES_GRAPH = "model-with-states.onnx"
 EXTERNAL = 1024  # from this size on, a tensor is stored next to the graph, where several graphs can share it
 FIRST_OPSET = 11  # CumSum, and Equal on floats
 FIRST_IR_VERSION = 4
+NORM_OPSET = 17  # LayerNormalization
 PREFIX = "trimtab"
 # From these opsets on, the axes are an input, no longer an attribute.
 AXES_AS_INPUT = {"Unsqueeze": 13, "ReduceSum": 13, "ReduceMax": 18, "ReduceL2": 18}
@@ -150,6 +152,24 @@ class Grafter(Nodes):
         """Sum over the length of (n, length, hidden) times (n, length)."""
         product = self.node("Mul", states, self._axes("Unsqueeze", weights, 2))
         return self._axes("ReduceSum", product, 1, keepdims=0)
+
+    def largest(self, tensor: str, axis: int) -> str:
+        """The largest number along an axis, which the result lacks."""
+        return self._axes("ReduceMax", tensor, axis, keepdims=0)
+
+    def unsqueezed(self, tensor: str, axis: int) -> str:
+        """With one more axis, of size 1."""
+        return self._axes("Unsqueeze", tensor, axis)
+
+    def layer_norm(self, tensor: str, scale: NDArray[Any], shift: NDArray[Any], epsilon: float) -> str:
+        """Layer normalisation over the last axis. ExportError if the graph's opset has no such operator."""
+        if self._opset < NORM_OPSET:
+            raise ExportError(
+                f"the graph has opset {self._opset}, and a layer norm needs {NORM_OPSET}: convert it with "
+                "onnx.version_converter, or export it again"
+            )
+        constants = self.constant(scale), self.constant(shift)
+        return self.node("LayerNormalization", tensor, *constants, axis=-1, epsilon=epsilon)
 
     def concat(self, vectors: list[str]) -> str:
         """Several (n, width) side by side."""

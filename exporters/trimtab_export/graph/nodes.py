@@ -17,12 +17,23 @@ class Nodes:
     def __init__(self, prefix: str, nodes: MutableSequence[Any], constants: MutableSequence[Any]) -> None:
         self._prefix, self._nodes, self._constants, self._count = prefix, nodes, constants, 0
 
-    def node(self, operator: str, *inputs: str, name: str = "", output: str = "", **attributes: Any) -> str:
-        """A node with one output; the node and the output may each be named."""
+    def node(
+        self,
+        operator: str,
+        *inputs: str,
+        name: str = "",
+        output: str = "",
+        result: int = 0,
+        results: int = 1,
+        **attributes: Any,
+    ) -> str:
+        """A node; returns the output of which the number is `result`, of as many as `results`. The node and
+        that output may each be named."""
         name = name or self._name(operator)
-        result = output or name
-        self._nodes.append(helper.make_node(operator, list(inputs), [result], name=name, **attributes))
-        return result
+        outputs = [f"{name}/{number}" for number in range(results)]
+        outputs[result] = output or name
+        self._nodes.append(helper.make_node(operator, list(inputs), outputs, name=name, **attributes))
+        return outputs[result]
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         """A constant tensor with this value."""

@@ -5,6 +5,7 @@ from trimtab.registry import Registry
 from trimtab_export.kinds.dense import DenseMaker
 from trimtab_export.kinds.making import InputMaker, OutputMaker
 from trimtab_export.kinds.multi_vector import MultiVectorMaker
+from trimtab_export.kinds.sparse import SparseMaker
 from trimtab_export.kinds.text import TextMaker
 
 INPUTS: Registry[InputMaker] = Registry(
@@ -16,6 +17,6 @@ INPUTS: Registry[InputMaker] = Registry(
 OUTPUTS: Registry[OutputMaker] = Registry(
     "kind of output",
     "trimtab_export.outputs",
-    {"dense": DenseMaker(), "multi_vector": MultiVectorMaker()},
+    {"dense": DenseMaker(), "multi_vector": MultiVectorMaker(), "sparse": SparseMaker()},
     lambda found: isinstance(found, OutputMaker),
 )

@@ -32,10 +32,19 @@ def _load(settings: Settings) -> Source:
         raise ExportError(
             f"{settings.source} does not exist, and is not a Hugging Face hub id (owner/name) either"
         )
-    from trimtab_export.load import colbert, declared, refused
+    from trimtab_export.load import colbert, declared, refused, splade
 
     home = home_of(path) if path.is_file() else path
     location = str(home) if path.exists() else settings.source
+    if not path.is_file() and (splade.is_one(location) or _wants_sparse(settings, location)):
+        from trimtab_export.load import from_splade
+
+        return from_splade.load(settings, location, splade.read(location))
+    if settings.top_k is not None or settings.stop_tokens:
+        raise ExportError(
+            f"--top-k and --stop-token are for sparse vectors, and {settings.source} gives none: "
+            "leave them out"
+        )
     late = colbert.read(location)
     if late is not None:
         refused.check(location, late.declared)
@@ -54,6 +63,13 @@ def _load(settings: Settings) -> Source:
     from trimtab_export.load import from_torch
 
     return from_torch.load(settings, says)
+
+
+def _wants_sparse(settings: Settings, location: str) -> bool:
+    """Whether sparse vectors are to be made of a folder that declares no modules."""
+    from trimtab_export.load import files
+
+    return "sparse" in settings.also and files.find(location, "modules.json") is None
 
 
 def find_graph(folder: Path, transformer: str) -> Path | None:

@@ -48,7 +48,7 @@ def read(location: str) -> Declared | None:
         )
     config = files.mapping(location, "config_sentence_transformers.json")
     declared = Declared(modules, config)
-    _check_config(location, config)
+    check_config(location, config)
     for folder in (*declared.folders("Pooling"), *declared.folders("Dense")):
         if not files.mapping(location, "config.json", folder):
             raise ExportError(
@@ -74,12 +74,11 @@ def _module(location: str, number: int, entry: Any) -> tuple[str, str]:
     return kind, entry["path"]
 
 
-def _check_config(location: str, config: Mapping[str, Any]) -> None:
-    kind = config.get("model_type", "SentenceTransformer")
-    if kind != "SentenceTransformer":
-        raise ExportError(
-            f"{location} is a {kind}; only a SentenceTransformer, one vector a text, can be exported"
-        )
+def check_config(location: str, config: Mapping[str, Any], wanted: str = "SentenceTransformer") -> None:
+    """Refuse a model of another class than wanted, vectors that are cut, and prompts that are none."""
+    kind = config.get("model_type", wanted)
+    if kind != wanted:
+        raise ExportError(f"{location} is a {kind}, and its modules are those of a {wanted}")
     if config.get("truncate_dim") is not None:
         raise ExportError(
             f"{location} cuts its vectors to truncate_dim = {config['truncate_dim']}: take it out of "

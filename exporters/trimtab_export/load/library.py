@@ -85,8 +85,17 @@ def dense(module: Any) -> Dense:
     return Dense(array(module.linear.weight), None if bias is None else array(bias), activation)
 
 
-def check(source: str, model: Any, gives: str) -> None:
-    """Refuse a model whose path from text to the backbone's output `gives` differs from a bundle's."""
+def check(
+    source: str,
+    model: Any,
+    gives: str,
+    output: str = "last_hidden_state",
+    task: str = "feature-extraction",
+) -> None:
+    """Refuse a model whose path from text to the backbone's output `gives` differs from a bundle's.
+
+    output: what transformers calls this output. task: what the library loads the backbone for.
+    """
     transformer = model[0]
     text = transformer.modality_config.get("text", {})
     if list(transformer.modality_config) != ["text"] or transformer.module_output_name != gives:
@@ -95,12 +104,12 @@ def check(source: str, model: Any, gives: str) -> None:
             f"{source} takes {modalities} and gives {transformer.module_output_name}; "
             f"an encoder that can be exported takes text and gives {gives}"
         )
-    if text != {"method": "forward", "method_output_name": "last_hidden_state"}:
+    if text != {"method": "forward", "method_output_name": output}:
         raise ExportError(
             f"{source} takes {text.get('method_output_name')} of {text.get('method')}() (modality_config in "
-            "sentence_bert_config.json); an encoder that can be exported takes last_hidden_state of forward()"
+            f"sentence_bert_config.json); an encoder that can be exported takes {output} of forward()"
         )
-    if transformer.transformer_task != "feature-extraction":
+    if transformer.transformer_task != task:
         raise ExportError(f"{source} is for {transformer.transformer_task}; only encoders can be exported")
     if transformer.processing_kwargs:
         raise ExportError(

@@ -35,9 +35,13 @@ def check_finite(backbone: Any) -> None:
 
 def of_torch(backbone: Any, head: Head) -> str:
     """SHA-256 of a torch backbone's state and of the layers after its pooling, as hexadecimal digits."""
+    return of_state(backbone, _layers(head))
+
+
+def of_state(backbone: Any, arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """SHA-256 of a torch backbone's state and of named arrays of what comes after it."""
     state = ((name, tensor) for name, tensor in backbone.state_dict().items() if not is_idle(name))
-    entries = [(f"backbone.{name}", tensor.numpy()) for name, tensor in state]
-    return digest([*entries, *_layers(head)])
+    return digest([*((f"backbone.{name}", tensor.numpy()) for name, tensor in state), *arrays])
 
 
 def of_arrays(arrays: Iterable[NDArray[Any]], head: Head) -> str:

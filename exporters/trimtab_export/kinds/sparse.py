@@ -1,0 +1,88 @@
+"""Sparse: for each text, a weight for each word of a vocabulary. `graph.lexical` has the nodes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.artifacts.manifest import Output, Prompts, SpaceParts
+from trimtab.errors import ExportError
+from trimtab.kinds import Role, Similarity
+from trimtab.outputs.sparse import SparseSettings
+from trimtab.values.column import Column, Columns
+from trimtab_export.graph import lexical
+from trimtab_export.graph.head import Grafter
+from trimtab_export.graph.lexical import LanguageHead
+from trimtab_export.kinds.making import OutputMaker
+from trimtab_export.source import Source, SourceOutput
+
+NAME = "sparse"
+# The weights of texts with a prompt, float32 (n, vocabulary), by the source's library.
+Weigh = Callable[[list[str], str], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class SparseHead:
+    """What turns token states into weights."""
+
+    language: LanguageHead
+    settings: SparseSettings
+
+
+def output(
+    head: SparseHead, weigh: Weigh, prompts: Prompts, *, similarity: Similarity, space_parts: SpaceParts
+) -> SourceOutput:
+    """The sparse vectors of a source, whose own result `weigh` gives."""
+
+    def reference(texts: list[Any], role: Role) -> Columns:
+        return columns(weigh(texts, prompts.of(role)))
+
+    declared = Output(
+        name=NAME,
+        kind=SparseMaker.kind,
+        space="",
+        space_parts=space_parts,
+        dimensions=len(head.language.words),
+        similarity=similarity,
+        pooling=None,
+        normalized=False,
+        settings={
+            name: value
+            for name, value in msgspec.to_builtins(head.settings).items()
+            if value not in (None, [], ())
+        },
+    )
+    return SourceOutput(declared, head, reference)
+
+
+def columns(weights: NDArray[np.float32]) -> Columns:
+    """The entries of weights, (n, vocabulary), as a graph's columns."""
+    rows, places = np.nonzero(weights > 0)
+    offsets = np.searchsorted(rows, np.arange(len(weights) + 1)).astype(np.int64)
+    return {
+        f"{NAME}.indices": Column(places.astype(np.int32), offsets),
+        f"{NAME}.values": Column(weights[rows, places], offsets),
+    }
+
+
+class SparseMaker(OutputMaker):
+    """Sparse vectors, by the head of a masked language model."""
+
+    kind: ClassVar[str] = "sparse"
+
+    def derive(self, source: Source) -> SourceOutput:
+        """Only a source that has a language head gives them, and that is read with the source."""
+        raise ExportError(
+            f"{source.architecture} has no head of a masked language model, which sparse vectors are made "
+            "with: give the folder of the whole model (...ForMaskedLM), or of a SparseEncoder"
+        )
+
+    def graft(self, grafter: Grafter, states: str, output: SourceOutput) -> Sequence[Any]:
+        """The scores of all words, pooled over a text's tokens, as CSR."""
+        head: SparseHead = output.head
+        pooled = lexical.weights(grafter, states, head.language, head.settings)
+        lexical.entries(grafter, pooled, output.declared.name, head.settings)
+        return self.values(output.declared)
