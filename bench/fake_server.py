@@ -18,7 +18,7 @@ import numpy as np
 
 from trimtab.values.column import Column, Columns
 from trimtab_server import config as configs
-from trimtab_server import serving
+from trimtab_server import memory, serving
 from trimtab_server.app import App
 from trimtab_server.config import Config, ServerSettings
 from trimtab_server.engine.batch import Model, Wanted
@@ -77,6 +77,7 @@ async def serve(
     else:
         app = App(config, repository, *fakes(devices, seconds_per_token))
     await app.start()
+    memory.settle()
     metrics = f"http://127.0.0.1:{app.metrics_port}/metrics"
     print(f"trimtab serves a fake on 127.0.0.1:{app.grpc_port}, metrics on {metrics};", flush=True)
     await stopping.wait()
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
     parser.add_argument("--config", type=Path, help="another configuration; its addresses do not count")
     options = parser.parse_args()
+    memory.share_heaps()
     config = configs.read(options.config) if options.config else Config()
     logging.basicConfig()
     logs.configure(config.logging, verbose=False)

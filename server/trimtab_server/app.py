@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from trimtab.artifacts.signatures import Signers
 from trimtab.errors import ConfigError
+from trimtab_server import waking
 from trimtab_server.callers.access import SERVER
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.catalog.lifecycle import Lifecycle
@@ -66,6 +67,9 @@ class App:
         places: Sequence[Place] | None = None,
         group: Group | None = None,
     ) -> None:
+        places = () if group else places or parse(config.devices)
+        if not any(place.kind == "cpu" for place in places):
+            waking.politely()  # before gRPC starts its threads
         self.config = config
         self._group = group
         self.metrics_port = 0
@@ -85,7 +89,7 @@ class App:
         self._rehearsals: Rehearsals | None
         if group is None:
             self._own = OwnEngine(
-                config, opening, places or parse(config.devices), self._metrics,
+                config, opening, places, self._metrics,
                 serving=self._devices_changed, retired=self._model_retired, turns=self._turns,
             )  # fmt: skip
             self._engine, self._rehearsals = self._own.engine, self._own.rehearsals

@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
 from typing import Protocol
 
 from trimtab.errors import ResourceExhausted
@@ -32,6 +32,7 @@ IN_ADVANCE_BYTES = 16 << 20
 # message of this size, not as everything that had arrived.
 MESSAGE_BYTES = 4 << 20
 RETRY_SECONDS = 1.0
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class WaitingCall(Protocol):
@@ -167,4 +168,10 @@ class Arriving:
 
 def _resident() -> int:
     """This process's resident memory, in bytes."""
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(os.pread(_memory(), 128, 0).split()[1]) * _PAGE_BYTES
+
+
+@cache
+def _memory() -> int:
+    """The file that tells how much memory this process has; it stays open, since it is read all the time."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
