@@ -1,7 +1,10 @@
-"""Whether a thread that wakes interrupts the one that runs on its core."""
+"""What it costs to wake a thread."""
 
 import contextlib
 import os
+import threading
+
+_polite = False
 
 
 def politely() -> None:
@@ -12,5 +15,30 @@ def politely() -> None:
     by one instead of together. Not for processes that also compute: a run would hold up the loop until its
     time slice ends. Where the kernel refuses or has no such policy, nothing changes.
     """
+    global _polite  # noqa: PLW0603  # the process's, as the policy is
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        _polite = True
+
+
+def give_way() -> None:
+    """Let threads that have woken run first, if they wait for their turn."""
+    if _polite:
+        os.sched_yield()
+
+
+class RareCondition(threading.Condition):
+    """A condition that hardly anybody waits for: notifying nobody costs nothing."""
+
+    _waiting = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._waiting += 1
+        try:
+            return super().wait(timeout)
+        finally:
+            self._waiting -= 1
+
+    def notify_all(self) -> None:
+        if self._waiting:
+            super().notify_all()

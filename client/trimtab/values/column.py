@@ -1,21 +1,22 @@
 """Columns: one array with the rows of several items, one or more rows each.
 
 A dense vector is one row. The tokens of a text, their vectors, and the entries of a sparse vector take one
-row each. A mapping of names to columns is a batch, or a result. This module needs only NumPy.
+row each. A mapping of names to columns is a batch, or a result. This module needs only NumPy and msgspec.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 Values: TypeAlias = NDArray[Any]
 
+_ALL = np.logical_and.reduce  # what `all` calls in the end
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Column:
+
+class Column(msgspec.Struct, frozen=True, eq=False):
     """The rows of items, one after another along the first axis of `values`.
 
     Without `offsets`, item i is row i. With them, it is the rows from offsets[i] to offsets[i + 1]; `offsets`
@@ -57,7 +58,7 @@ class Column:
     @property
     def finite(self) -> bool:
         """Whether no number is infinite or NaN."""
-        return self.values.dtype.kind not in "fc" or bool(np.isfinite(self.values).all())
+        return self.values.dtype.kind not in "fc" or bool(_ALL(np.isfinite(self.values), axis=None))
 
 
 Columns: TypeAlias = Mapping[str, Column]

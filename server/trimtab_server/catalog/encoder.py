@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from trimtab.artifacts import variants
 from trimtab.artifacts.artifact import File
 from trimtab.artifacts.bundle import Bundle
-from trimtab.artifacts.manifest import BundleVariant, Manifest
+from trimtab.artifacts.manifest import BundleVariant, Manifest, Prompts
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.inputs.graph import GraphInput
 from trimtab.outputs.known import OUTPUTS
@@ -51,20 +51,25 @@ class LoadedEncoder:
     outputs: Mapping[str, ServedOutput]  # by name; the first is the default
     variants: Mapping[str, "LoadedEncoder"] = field(default_factory=dict)  # other loaded variants, by name
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The encoder's name."""
         return self.manifest.name
 
-    @property
+    @cached_property
     def version(self) -> int:
         """Its version."""
         return self.manifest.version
 
-    @property
+    @cached_property
     def variant(self) -> BundleVariant:
         """The variant whose graph this is."""
         return self.manifest.variants[0]
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prefix of texts in each role."""
+        return self.manifest.prompts
 
     @cached_property
     def output(self) -> ServedOutput:
@@ -125,7 +130,7 @@ class LoadedEncoder:
         bundle has no such variant; FailedPrecondition if it is not loaded; InvalidArgument if name and layers
         contradict each other.
         """
-        if name in ("", self.variant.name) and not layers:
+        if not layers and (not name or name == self.variant.name):
             return self
         manifest = self.manifest
         if name:

@@ -2,7 +2,7 @@
 up to its kind of input and the runner."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -119,8 +119,7 @@ class Model:
         return Payload(self.input.sample(units), units, b"")
 
 
-@dataclass(eq=False, slots=True)
-class Item:
+class Item(msgspec.Struct, eq=False):
     """One payload that waits for a device, and all requests that wait for it: see sharing.py."""
 
     model: Model
@@ -130,7 +129,8 @@ class Item:
     tenant: str = ""
     priority: Priority = "interactive"
     key: Any = None  # items with the same key have the same result
-    waiters: dict[Any, list[int]] = field(default_factory=dict)  # tickets, and the rows it fills in each
+    # Tickets, and the rows it fills in each.
+    waiters: dict[Any, list[int]] = msgspec.field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -138,8 +138,7 @@ class Item:
         return self.payload.units
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Items of one model that run together, padded to the longest of them."""
 
     model: Model
@@ -148,12 +147,12 @@ class Batch:
     @property
     def longest(self) -> int:
         """Units of the longest item: the width of the padded batch."""
-        return max(item.units for item in self.items)
+        return max([item.payload.units for item in self.items])
 
     @property
     def units(self) -> int:
         """Real units, padding left out."""
-        return sum(item.units for item in self.items)
+        return sum([item.payload.units for item in self.items])
 
     @property
     def computed_units(self) -> int:
@@ -164,7 +163,7 @@ class Batch:
     def wanted(self) -> Wanted:
         """All outputs that its items want."""
         first = self.items[0].wanted
-        if all(item.wanted == first for item in self.items):
+        if len(self.items) == 1 or all(item.wanted == first for item in self.items):
             return first
         return tuple(sorted({name for item in self.items for name in item.wanted}))
 

@@ -114,7 +114,7 @@ class Engine:
             if not self._workers.serving or model not in self._open:
                 return 0.0
             ahead = 0.0
-            if coming or len(self._batcher):
+            if coming or self._batcher.units:
                 ahead = self._seconds(model, self._batcher.ahead(flow, priority), coming)
             return self._workers.capacity.free_seconds(time.monotonic()) + ahead
 
@@ -160,10 +160,12 @@ class Engine:
                     break
                 flow, part = Flow(turn.flow, small=False), payloads[start : start + PIECE]
                 await self._turns.do(flow, self._enter, ticket, model, part, start, turn)
-            self._metrics.shared(model.encoder, model.version, "cache", ticket.cached)
-            joined = len(payloads) - ticket.cached - ticket.queued
-            self._metrics.shared(model.encoder, model.version, "in_flight", joined)
-            return await ticket.wait()
+            if ticket.queued < len(payloads):
+                self._metrics.shared(model.encoder, model.version, "cache", ticket.cached)
+                joined = len(payloads) - ticket.cached - ticket.queued
+                self._metrics.shared(model.encoder, model.version, "in_flight", joined)
+            await ticket.future
+            return ticket.computed()
         finally:
             if ticket.left:
                 ticket.give_up()

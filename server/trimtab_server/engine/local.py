@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from trimtab.errors import NotFound
 from trimtab_server.engine.admission.admission import Admission, Reservation
@@ -87,12 +88,12 @@ class LocalEngine(EnginePort):
         self._reservations[number] = reservation
         return number
 
-    async def compute(self, request: ComputeRequest) -> Computed:
+    def compute(self, request: ComputeRequest) -> Coroutine[Any, Any, Computed]:
+        payloads = request.payloads
         if request.admitted:
-            self._reservations[request.admitted].settle(sum([payload.units for payload in request.payloads]))
-        return await self.queue.compute(
-            self._model(request.model), request.payloads, request.wanted, request.turn
-        )
+            units = payloads[0].units if len(payloads) == 1 else sum([each.units for each in payloads])
+            self._reservations[request.admitted].settle(units)
+        return self.queue.compute(self._model(request.model), payloads, request.wanted, request.turn)
 
     def release(self, admitted: int, *, answered: bool) -> None:
         self._reservations.pop(admitted).end(answered=answered)

@@ -23,7 +23,7 @@ class Ticket:
         self.wanted = wanted
         # For each row, the result that it is in, and its position there.
         self._parts: list[tuple[Columns, int]] = [({}, 0)] * rows
-        self._future = future
+        self.future = future  # is done when every row is filled; its error is what an item has failed with
         self._added = now
         self._begun: float | None = None  # when the first of its items went to a device
         self._ended = now
@@ -37,7 +37,7 @@ class Ticket:
     def fill(self, rows: Sequence[int], result: Columns, place: int, begun: float, now: float) -> None:
         """The item of these rows was computed, from `begun` to `now`, and is at position `place` of a
         result."""
-        if self._future.done():  # cancelled, expired or failed meanwhile: nobody wants the row
+        if self.future.done():  # cancelled, expired or failed meanwhile: nobody wants the row
             return
         part = result, place
         for row in rows:
@@ -48,28 +48,27 @@ class Ticket:
 
     def fail(self, rows: Sequence[int], error: Exception) -> None:
         """The item of these rows cannot be computed: the request has failed."""
-        if self._future.done():
+        if self.future.done():
             return
         if isinstance(error, TrimtabError):
             own = type(error)(str(error))  # to each request its own: raising an error adds to its traceback
         else:
             own = ItemError(rows[0], type(error).__name__)
             own.__cause__ = error
-        self._future.set_exception(own)
+        self.future.set_exception(own)
 
     def give_up(self) -> None:
         """Nobody waits for it any longer: mark its error as seen."""
-        if self._future.done() and not self._future.cancelled():
-            self._future.exception()
+        if self.future.done() and not self.future.cancelled():
+            self.future.exception()
 
     @property
     def done(self) -> bool:
         """Whether it has all of its rows, or has failed."""
-        return self._future.done()
+        return self.future.done()
 
-    async def wait(self) -> Computed:
-        """Wait until every row is filled; raises the error that an item has failed with."""
-        await self._future
+    def computed(self) -> Computed:
+        """Its rows, all of which are filled."""
         begun = self._ended if self._begun is None else self._begun
         return Computed(gathered(self._parts, self.wanted), begun - self._added, self._ended - begun)
 
@@ -77,4 +76,4 @@ class Ticket:
         self.left -= rows
         if not self.left:
             self._ended = now
-            self._future.set_result(None)
+            self.future.set_result(None)

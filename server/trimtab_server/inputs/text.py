@@ -59,8 +59,12 @@ class TextReader(ItemReader):
         """Tokens: at most one a byte, and no more than the encoder reads. Bytes: in UTF-8, or as Python keeps
         them."""
         most = self._tokenizer.max_tokens
-        lengths = [len(text) if text.isascii() else 4 * len(text) for text in items]
-        return sum([min(length + SPECIAL_TOKENS, most) for length in lengths]), sum(lengths)
+        tokens = size = 0
+        for text in items:
+            length = len(text) if text.isascii() else 4 * len(text)
+            tokens += min(length + SPECIAL_TOKENS, most)
+            size += length
+        return tokens, size
 
     def read(self, items: Sequence[str], how: Truncate) -> list[Tokens]:
         """The tokens of each text."""

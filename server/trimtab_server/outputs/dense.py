@@ -38,9 +38,12 @@ class DenseKind(OutputKind[Matrix]):
 
     def finish(self, columns: Columns, names: Sequence[str], space: OutputSpace, shape: Shape) -> Matrix:
         """The vectors' first dimensions, in the dtype."""
+        vectors, dimensions = columns[names[0]].values, shape.dimensions or space.dimensions
+        if shape.dtype == "float32" and dimensions == vectors.shape[1]:
+            return Matrix(vectors, shape.dtype)
         return finish(
-            columns[names[0]].values,
-            dimensions=shape.dimensions or space.dimensions,
+            vectors,
+            dimensions=dimensions,
             normalized=bool(space.normalized),
             dtype=shape.dtype,
             int8_limit=space.int8_limit or 0.0,

@@ -11,6 +11,8 @@ class Variants(Policy):
 
     def plan(self, call: Call, plan: Plan) -> Plan:
         request = plan.request
+        if not request.variant and not request.layers:
+            return plan
         encoder = plan.version.choose(request.variant, request.layers or 0, request.dimensions or 0)
         if encoder is plan.encoder:
             return plan

@@ -4,7 +4,6 @@ The steps of a request, from top to bottom: find, plan, admit, compute, look, fi
 configure about them is in policies, which are asked in the order of one list.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from trimtab_server.spaces.applying import Applier
 from trimtab_server.spaces.route import Route
 from trimtab_server.tasks.pipeline import Answering, Pipeline, Times
 from trimtab_server.tasks.plan import EmbedRequest, Hubness, Plan, Policy
+from trimtab_server.turns import PIECE
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -61,22 +61,22 @@ class Embedder:
     async def embed(self, call: Call, request: EmbedRequest) -> EmbedResult:
         """Answer a request, or raise one of trimtab.errors."""
         with self._pipeline.answering(call) as answering:
-            await self._pipeline.turn(call, len(request.texts))
+            if len(request.texts) > PIECE:
+                await self._pipeline.turn(call, len(request.texts))
             plan = self._plan(call, request, answering)
             answering.hold(plan.version)
-            async with asyncio.timeout_at(call.deadline):
-                return await self._answer(call, plan)
+            return await self._answer(call, plan)
 
     def _plan(self, call: Call, request: EmbedRequest, answering: Answering) -> Plan:
         """How the request is answered, given what is served now."""
         found = self._repository.find(call.caller, request.encoder, request.version)
-        answering.found(found)
+        answering.version = found
         # Before a policy sees it: a refused request must not move any policy's figures.
         self._check(found, request)
         plan = Plan(request, found, found, (found.default,))
         for policy in self._planning:
             plan = policy(call, plan)
-            answering.found(plan.version)
+            answering.version = plan.version
         return plan
 
     async def _answer(self, call: Call, plan: Plan) -> EmbedResult:
@@ -136,7 +136,7 @@ class Embedder:
         self._pipeline.check_items(encoder, request.texts, request.field)
         if request.max_vectors is not None:
             _check_max_vectors(encoder, request)
-        prompts, by_role = encoder.manifest.prompts, encoder.reader.by_role
+        prompts, by_role = encoder.prompts, encoder.reader.by_role
         if request.role is None and (prompts.query or prompts.passage or by_role):
             raise InvalidArgument(
                 f"encoder {encoder.name} embeds queries and passages differently: say which these texts are "
@@ -162,6 +162,8 @@ def _check_max_vectors(encoder: LoadedEncoder, request: EmbedRequest) -> None:
 
 def _needed(outputs: Sequence[RequestedOutput]) -> tuple[Wanted, int]:
     """The columns wanted of the graph, and how many more components the adapted vectors have."""
+    if len(outputs) == 1 and not outputs[0].route.hops and len(outputs[0].output.columns) == 1:
+        return outputs[0].output.columns, 0
     names = [name for each in outputs for name in each.output.columns]
     if any(each.route.hops and each.route.hops[0].states_width for each in outputs):
         names.append(STATES)

@@ -68,33 +68,55 @@ class Admitted:
 
 
 class Answering:
-    """A request that is being answered: it is counted while in flight, and if it fails; its version is
-    held."""
+    """A request that is being answered: it is counted while in flight, and if it fails; its version is held,
+    and its task is cancelled at its deadline.
 
-    __slots__ = ("_call", "_found", "_held", "_metrics", "_repository")
+    version: what the request counts for, unless another one answers it.
+    """
+
+    __slots__ = (
+        "_call", "_cancels", "_expired", "_held", "_metrics", "_repository", "_task", "_timer",
+        "version",
+    )  # fmt: skip
 
     def __init__(self, repository: Repository, metrics: Metrics, call: Call) -> None:
         self._repository = repository
         self._metrics = metrics
         self._call = call
-        self._found: LoadedEncoder | None = None
+        self.version: LoadedEncoder | None = None
         self._held = False
-
-    def found(self, version: LoadedEncoder) -> None:
-        """The request counts for this version, unless another one answers it."""
-        self._found = version
+        # As asyncio.timeout_at does it, in fewer calls.
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancels = 0  # of the task, before
+        self._expired = False
 
     def hold(self, version: LoadedEncoder) -> None:
         """This version answers the request. Nothing may have been awaited since it was found."""
-        self._found, self._held = version, True
+        self.version, self._held, call = version, True, self._call
         self._repository.hold(version)
-        self._metrics.began(version.name, version.version, self._call.protocol)
+        self._metrics.began(version.name, version.version, call.protocol)
+        task = asyncio.current_task()
+        if call.deadline is not None and task is not None:
+            self._task, self._cancels = task, task.cancelling()
+            self._timer = task.get_loop().call_at(call.deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._expired = True
+        if self._task is not None:
+            self._task.cancel()
 
     def __enter__(self) -> "Answering":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        found, call = self._found, self._call
+        found, call = self.version, self._call
+        if self._timer is not None:
+            self._timer.cancel()
+        late = isinstance(error, TimeoutError)
+        if self._expired and self._task is not None:
+            # Somebody else may have cancelled it as well.
+            late = self._task.uncancel() <= self._cancels and kind is asyncio.CancelledError
         if self._held and found is not None:
             self._metrics.ended(found.name, found.version, call.protocol)
             self._repository.release(found)
@@ -102,8 +124,9 @@ class Answering:
             return
         name, version = ("", None) if found is None else (found.name, found.version)
         seconds = time.monotonic() - call.arrived
-        self._metrics.failed(name, version, call.protocol, _reason(error), seconds)
-        if isinstance(error, TimeoutError):
+        reason = "DEADLINE_EXCEEDED" if late else _reason(error)
+        self._metrics.failed(name, version, call.protocol, reason, seconds)
+        if late:
             raise DeadlineExceeded("the deadline passed before the vectors were computed") from None
 
 
@@ -236,7 +259,8 @@ class Pipeline:
     def check_items(self, encoder: LoadedEncoder, items: Sequence[Any], field: str) -> None:
         """Refuse more or longer items than the limits allow, naming the item."""
         limits, reader = self.limits, encoder.reader
-        check_count(len(items), limits.max_texts, field)
+        if len(items) > limits.max_texts:
+            check_count(len(items), limits.max_texts, field)
         for row, item in enumerate(items):
             size = reader.size(item)
             if size > limits.max_text_bytes:

@@ -83,7 +83,7 @@ class Plan(msgspec.Struct, frozen=True):
     def items(self) -> Sequence[Any]:
         """The items as the encoder reads them in their role."""
         encoder, request = self.encoder, self.request
-        return encoder.reader.in_role(request.texts, request.role, encoder.manifest.prompts)
+        return encoder.reader.in_role(request.texts, request.role, encoder.prompts)
 
 
 class Policy:

@@ -4,7 +4,6 @@ This is the second stage of a cascade (Matveeva et al. 2006): the new encoder re
 found in the old encoder's index. A candidate with an id is computed once and cached.
 """
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -81,8 +80,7 @@ class Rescorer:
             await self._pipeline.turn(call, 1 + len(request.candidates))
             encoder = self._pipeline.repository.find(call.caller, request.encoder, request.version)
             answering.hold(encoder)
-            async with asyncio.timeout_at(call.deadline):
-                return await self._rescore(encoder, call, request)
+            return await self._rescore(encoder, call, request)
 
     async def _rescore(self, encoder: LoadedEncoder, call: Call, request: RescoreRequest) -> RescoreResult:
         candidates, prompts = request.candidates, encoder.manifest.prompts

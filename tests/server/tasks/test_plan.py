@@ -59,8 +59,9 @@ class World:
             form="text", size=len, by_role=False, in_role=lambda texts, role, prompts: texts
         )
         self.encoder = SimpleNamespace(
-            name="e", version=1, manifest=manifest, model=model, default=output, reader=reader, mapped="dense"
-        )
+            name="e", version=1, manifest=manifest, prompts=manifest.prompts, model=model, default=output,
+            reader=reader, mapped="dense",
+        )  # fmt: skip
 
     def find(self, caller: object, name: str, version: str = "") -> Any:
         return self.encoder

@@ -54,7 +54,8 @@ class Reservation:
         self.tokens = tokens
         self.settled = False
         account.flows[flow] = flow_account
-        account.use(tokens)
+        if account.metered:
+            account.use(tokens)
         flow_account.uncounted += tokens
         self._change(tokens + held)
 
@@ -63,7 +64,8 @@ class Reservation:
         self.settled = True
         self._account.counted(self.tokens, tokens)
         self._flow_account.uncounted -= self.tokens
-        self._account.use(tokens - self.tokens)
+        if self._account.metered:
+            self._account.use(tokens - self.tokens)
         self._change(tokens - self.tokens)
         self.tokens = tokens
 
@@ -138,30 +140,31 @@ class Admission:
         account = self._quotas.account(tenant, now)
         flow, size = flow or tenant, tokens + held
         flow_account = account.flows.get(flow) or FlowAccount()
-        self._check_size(size, account)
+        quota = account.quota
+        if size > self.limit or 0 < quota.max_tokens_in_flight < size:
+            raise self._too_large(size, account)
         needed = queue_seconds(flow_account.uncounted * account.true) if deadline is not None else 0.0
         refusal = (
-            self._over_quota(size, account, now)
+            (account.metered and self._over_quota(size, account, now))
             or self._no_room(size, account, flow_account, queue_seconds, alone=flow != tenant)
-            or self._too_late(needed, account, deadline, now)
+            or (needed and self._too_late(needed, account, deadline, now))
         )
-        if refusal is not None:
+        if refusal:
             reason, message, wait = refusal
             self._refused(self._quotas.label(tenant), reason)
             raise ResourceExhausted(message, wait)
         due = None if deadline is None else (deadline, now, needed)
         return Reservation(self, account, flow, flow_account, tokens, held, due)
 
-    def _check_size(self, tokens: int, account: Account) -> None:
+    def _too_large(self, tokens: int, account: Account) -> InvalidArgument:
         own = account.quota.max_tokens_in_flight
         limit, name = self.limit, "limits.max_tokens_in_flight"
         if own and own < limit:
             limit, name = own, f"max_tokens_in_flight of {_whose(account)}"
-        if tokens > limit:
-            raise InvalidArgument(
-                f"the request may hold up to {tokens} tokens, this server takes {limit} at once "
-                f"({name}): send fewer or shorter texts in a request"
-            )
+        return InvalidArgument(
+            f"the request may hold up to {tokens} tokens, this server takes {limit} at once "
+            f"({name}): send fewer or shorter texts in a request"
+        )
 
     def _over_quota(self, tokens: int, account: Account, now: float) -> tuple[Reason, str, float] | None:
         quota = account.quota

@@ -33,11 +33,12 @@ class FlowAccount:
 class Account:
     """What one tenant has in flight, what it may still use, and what was learnt from its requests."""
 
-    __slots__ = ("_filled", "_level", "flows", "in_flight", "margin", "name", "quota", "true")
+    __slots__ = ("_filled", "_level", "flows", "in_flight", "margin", "metered", "name", "quota", "true")
 
     def __init__(self, name: str, quota: Quota, now: float) -> None:
         self.name = name  # "" for the shared account
         self.quota = quota
+        self.metered = bool(quota.tokens_per_second or quota.max_tokens_in_flight)  # it has a quota
         self.in_flight = 0  # tokens, as Admission counts them
         self.flows: dict[str, FlowAccount] = {}  # by flow
         self.true = 1.0  # true tokens, as a share of those estimated on arrival

@@ -43,9 +43,11 @@ class Capacity:
         if back:
             return back
         flights = self._fleet.flights
+        if not flights:
+            return 0.0
         if len(flights) < self.workers:
             return 0.0
-        left = min((flight.begun + flight.predicted * self._pace for flight in flights), default=now) - now
+        left = min(flight.begun + flight.predicted * self._pace for flight in flights) - now
         return max(0.0, left)
 
     def ran(self, flight: Flight, seconds: float) -> None:

@@ -12,7 +12,10 @@ return. A flight that was given up as hung may return at any time; it does not l
 """
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
+from msgspec.structs import replace
 
 from trimtab.errors import InternalError, TrimtabError, Unavailable
 from trimtab_server.engine.batch import Batch, Item, Model
@@ -22,8 +25,7 @@ from trimtab_server.engine.fleet.standing import HANG_FACTOR, PROBE_SECONDS, Cha
 STOP_SECONDS = 2.0
 
 
-@dataclass(eq=False, slots=True)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """A batch to run. `retried`: it has failed before, on `avoid` if that is named, and is not retried
     again."""
 
@@ -34,8 +36,7 @@ class Job:
     suspect: bool = False  # the process that ran it has died
 
 
-@dataclass(eq=False, slots=True)
-class Flight:
+class Flight(msgspec.Struct, eq=False):
     """A job on a device."""
 
     job: Job
@@ -113,9 +114,10 @@ class Fleet:
 
     def again(self, device: str, now: float) -> Retry:
         """The oldest job that waits to be run again and may run here, without items that nobody wants."""
-        here = [flight for flight in self._flights if flight.device == device]
-        if any(flight.job.suspect for flight in here):
-            return HOLD
+        here = [flight for flight in self._flights if flight.device == device] if self._flights else ()
+        for flight in here:
+            if flight.job.suspect:
+                return HOLD
         if not self._jobs:
             return NOTHING
         expired: list[Item] = []
@@ -145,7 +147,7 @@ class Fleet:
     @property
     def suspects(self) -> bool:
         """Whether a job waits that must run alone on its device."""
-        return any(job.suspect for job in self._jobs)
+        return bool(self._jobs) and any(job.suspect for job in self._jobs)
 
     def land(self, flight: Flight) -> bool:
         """A run has returned; False if it was given up before: its result must be ignored."""

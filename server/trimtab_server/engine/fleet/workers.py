@@ -23,6 +23,7 @@ from trimtab_server.engine.queue.cost import Cost
 from trimtab_server.engine.runners import runtime
 from trimtab_server.engine.runners.runner import DeviceLostError, NotReopenedError
 from trimtab_server.observing.metrics import Metrics
+from trimtab_server.waking import RareCondition
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Workers:
         serving: Callable[[bool], object],
         retired: Callable[[Model, str], object],
     ) -> None:
-        self.idle = threading.Condition(lock)  # something was finished
+        self.idle = RareCondition(lock)  # something was finished
         self._lock = lock
         self._work = threading.Condition(lock)  # a device in service may have something to do
         self._recovery = threading.Condition(lock)  # a device out of service may

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeAlias
 
+import msgspec
+
 from trimtab.kinds import Priority
 from trimtab_server.engine.batch import Batch, Item, Model
 from trimtab_server.engine.queue.cost import Cost
@@ -46,8 +48,7 @@ CROWD = ""
 Flow: TypeAlias = tuple[str, Priority]
 
 
-@dataclass(frozen=True, slots=True)
-class Popped:
+class Popped(msgspec.Struct, frozen=True):
     """What `pop` found: a batch to run, and items whose deadline passed in the queue."""
 
     batch: Batch | None
@@ -114,9 +115,9 @@ class Batcher:
     def tenant(self, name: str) -> str:
         """The tenant that an item of this tenant counts for, if it is queued now."""
         backlog = self._backlog
-        if not self.crowded or name in self._known or any((name, each) in backlog for each in WEIGHTS):
+        if len(backlog) < MOST_FLOWS or name in self._known:
             return name
-        return CROWD
+        return name if any((name, each) in backlog for each in WEIGHTS) else CROWD
 
     def ahead(self, tenant: str, priority: Priority) -> float:
         """Seconds of computing ahead of an item that this flow would queue now: all that the flow has
@@ -181,8 +182,10 @@ class Batcher:
             self._flows = {key: value for key, value in self._flows.items() if value > self._now}
         lane.add(number, item, stamp)
         self._numbers[item] = number
-        self.units += item.units
-        waiting = self._backlog.setdefault(flow, _FlowBacklog())
+        self.units += item.payload.units
+        waiting = self._backlog.get(flow)
+        if waiting is None:
+            waiting = self._backlog[flow] = _FlowBacklog()
         waiting.items += 1
         waiting.seconds += seconds
         if item.deadline is not None:
@@ -205,11 +208,12 @@ class Batcher:
 
         `costs`: of runs on the device that asks, if devices differ.
         """
-        expired = tuple(self._expire(now))
-        lane = min((lane for lane in self._lanes.values() if lane.items), key=Lane.next_turn, default=None)
-        if lane is None:
+        expired = tuple(self._expire(now)) if self._deadlines and self._deadlines[0][0] <= now else ()
+        if not self._numbers:
             self._flows.clear()  # the next flows start level
             return Popped(None, expired)
+        waiting = [lane for lane in self._lanes.values() if lane.items]
+        lane = waiting[0] if len(waiting) == 1 else min(waiting, key=Lane.next_turn)
         stamp, number = lane.next_turn()
         self._now = max(self._now, stamp)
         anchor = lane.items[number]
@@ -240,7 +244,7 @@ class Batcher:
     def _remove(self, item: Item) -> None:
         lane, flow = self._lanes[item.model, item.priority], (item.tenant, item.priority)
         lane.remove(self._numbers.pop(item))
-        self.units -= item.units
+        self.units -= item.payload.units
         waiting = self._backlog[flow]
         waiting.items -= 1
         waiting.seconds -= lane.seconds(item)

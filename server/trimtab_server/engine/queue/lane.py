@@ -50,7 +50,8 @@ class Lane:
 
     def seconds(self, item: Item) -> float:
         """What an item adds to a run."""
-        return self.cost.seconds(1, item.units, item.units) - self.cost.run_seconds
+        units = item.payload.units
+        return self.cost.unit_seconds * self.cost.units(1, units, units)
 
     def remove(self, number: int) -> Item:
         item = self.items.pop(number)
@@ -72,6 +73,8 @@ class Lane:
 
     def batch(self, number: int, stamp: float, cost: Cost, worthwhile: float) -> tuple[Item, ...]:
         """The items that run together with item `number`, whose turn it is, if a run has this cost."""
+        if len(self.items) == 1:
+            return (self.items[number],)
         if len(self.tenants) > 1:
             chosen = self._chosen(self._due(number, stamp, cost, worthwhile), number, cost, worthwhile)
         else:

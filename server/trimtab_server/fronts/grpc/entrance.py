@@ -12,6 +12,7 @@ from trimtab_server.fronts.grpc.observed import CallObserver
 from trimtab_server.fronts.grpc.pace import FAILED, Pacer
 from trimtab_server.fronts.grpc.senders import Tenants
 from trimtab_server.fronts.grpc.statuses import Context, abort
+from trimtab_server.fronts.grpc.together import Together
 from trimtab_server.fronts.grpc.unread import Unread
 from trimtab_server.observing.load import Load
 from trimtab_server.turns import Turns
@@ -45,6 +46,7 @@ class Entrance:
         self.observed = observed
         self.pace = pace or Pacer()
         self.turns = turns or Turns()
+        self.together = Together()
         self._draining = False
         self._calls = 0
         self._idle = asyncio.Event()
@@ -75,8 +77,9 @@ class Entrance:
         sender = self.tenants.of(caller, context)
         call = self.intake.open(caller, sender, context, asyncio.current_task(), request_id)
         if counted:
+            if not self._calls:
+                self._idle.clear()
             self._calls += 1
-            self._idle.clear()
         return call
 
     def close(self, call: OpenCall, *, counted: bool) -> None:

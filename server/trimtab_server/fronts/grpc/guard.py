@@ -33,6 +33,15 @@ class Guard:
         """Whether `admit` needs the call's metadata, which holds the credentials."""
         return self._authenticator is not None
 
+    def open_to_all(self, method: str) -> bool:
+        """Whether `admit` lets everybody call this method as ANYONE."""
+        if self._authenticator is not None and not method.startswith(OPEN):
+            return False
+        try:
+            return self._admit(method, ()) is ANYONE
+        except TrimtabError:
+            return False
+
     def admit(self, method: str, metadata: Metadata) -> Caller:
         """The call's caller; Unauthenticated or PermissionDenied if the call is not allowed."""
         try:

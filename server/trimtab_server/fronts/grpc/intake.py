@@ -51,7 +51,9 @@ class OpenCall:
         self.caller = caller
         self.holder = holder
         self.sender = sender
-        self.deadline = _deadline(context)
+        # Asked for when the call begins: gRPC keeps it in wall-clock time, which may jump during a stream.
+        remaining = context.time_remaining()
+        self.deadline = None if remaining is None else time.monotonic() + remaining
         self.request_id = request_id
         self.bytes = 0
         self.most = 0  # the most bytes of its only message; 0: it streams messages
@@ -88,11 +90,19 @@ class OpenCall:
 
     def hold(self, size: int) -> None:
         """Hold a message of this size; ResourceExhausted if there is no room for it."""
-        self._intake.hold(self, size)
+        intake, holder = self._intake, self.holder
+        if intake.bytes + size > intake.max_bytes:
+            intake.make_room(self, size)
+        self.bytes += size
+        holder.bytes += size
+        intake.bytes += size
 
     def release(self, size: int) -> None:
         """Hold so many bytes less, or none if the call was ended."""
-        self._intake.count(self, -min(size, self.bytes))
+        size = min(size, self.bytes)
+        self.bytes -= size
+        self.holder.bytes -= size
+        self._intake.bytes -= size
 
     def end(self, error: ResourceExhausted) -> None:
         """Cancel its task, which answers with the error."""
@@ -156,8 +166,8 @@ class Intake:
                 del self._holders[holder.name]
             self._used.add(call.sender.peer)
 
-    def hold(self, call: OpenCall, size: int) -> None:
-        """The call holds a message of this size; ResourceExhausted if there is no room for it."""
+    def make_room(self, call: OpenCall, size: int) -> None:
+        """Make room for a message of the call; ResourceExhausted if there is none."""
         while self.bytes + size > self.max_bytes:
             why = (
                 f"messages of {self.bytes} bytes are being answered, and this server keeps {self.max_bytes} "
@@ -166,13 +176,6 @@ class Intake:
             self._end_one(
                 lambda each: each.bytes, call.holder.bytes + size, lambda other: other.bytes > 0, why
             )
-        self.count(call, size)
-
-    def count(self, call: OpenCall, size: int) -> None:
-        """Add to the bytes that the call holds, or subtract."""
-        call.bytes += size
-        call.holder.bytes += size
-        self.bytes += size
 
     def _end_one(
         self, size: Callable[[Holder], int], own: int, counts: Callable[[OpenCall], bool], why: str
@@ -188,12 +191,3 @@ class Intake:
         last = next(call for call in reversed(largest.calls) if counts(call))
         last.end(error)
         self.close(last)
-
-
-def _deadline(context: Context) -> float | None:
-    """The call's deadline on time.monotonic's clock.
-
-    To be asked when the call begins: gRPC keeps it in wall-clock time, which may jump during a stream.
-    """
-    remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining

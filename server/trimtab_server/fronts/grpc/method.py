@@ -5,19 +5,20 @@ Servicers never see a message that does not parse, and never turn errors into st
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from trimtab.errors import InvalidArgument, TrimtabError, Unimplemented
-from trimtab_server.callers.access import Caller
+from trimtab_server.callers.access import ANYONE, Caller
 from trimtab_server.fronts.grpc.bounds import bounded
 from trimtab_server.fronts.grpc.entrance import Entrance
 from trimtab_server.fronts.grpc.intake import OpenCall
 from trimtab_server.fronts.grpc.messages import LARGE, parse_with
-from trimtab_server.fronts.grpc.observed import UNOBSERVED, ObservedCall
+from trimtab_server.fronts.grpc.observed import UNOBSERVED, CallObserver, ObservedCall
 from trimtab_server.fronts.grpc.pace import CANCELLED, CHEAP, FAILED
 from trimtab_server.fronts.grpc.statuses import OVERLOADED, Context, abort, as_trimtab_error
 from trimtab_server.observing.load import TRAILER
@@ -36,21 +37,25 @@ class _Called:
         self._name = name
         self._counted = not name.startswith(UNCOUNTED)
         self._observed = entrance.observed if self._counted else None
+        self._open_to_all = entrance.guard.open_to_all(name)
 
-    async def called(self, requests: Any, context: Context) -> Any:
-        """Handle a call, of which no message has been read yet."""
-        if self._observed is None:
-            return await self._admitted(context, UNOBSERVED)
-        with self._observed.call(self._name, context) as observed:
-            return await self._admitted(context, observed)
+    @property
+    def called(self) -> Callable[[Any, Context], Awaitable[Any]]:
+        """Handles a call, of which no message has been read yet."""
+        return self._let_in if self._observed is None else partial(self._observe, self._observed)
 
-    async def _admitted(self, context: Context, observed: ObservedCall) -> Any:
+    async def _observe(self, observer: CallObserver, requests: Any, context: Context) -> Any:
+        with observer.call(self._name, context) as observed:
+            return await self._let_in(requests, context, observed)
+
+    async def _let_in(self, requests: Any, context: Context, observed: ObservedCall = UNOBSERVED) -> Any:
         try:
-            caller = self._entrance.admit(self._name, context)
+            caller = ANYONE if self._open_to_all else self._entrance.admit(self._name, context)
         except Exception as raised:
             refusal = as_trimtab_error(raised)
         else:
-            observed.caller = caller.name
+            if observed is not UNOBSERVED:
+                observed.caller = caller.name
             return await self._called(caller, context, observed)
         await self._entrance.refuse(context, refusal)
 
@@ -147,7 +152,7 @@ class Method(_Called):
         if response is not None:  # otherwise answers were written and counted one by one
             response = self._serialize(response)
             account = entrance.unread.account(*call.sender)
-            context.add_done_callback(account.done)  # type: ignore[arg-type]
+            context.add_done_callback(account.close)  # type: ignore[arg-type]
             account.add(len(response))
             account.send()
         self._report(context)
@@ -155,7 +160,9 @@ class Method(_Called):
 
     async def _message(self, call: OpenCall) -> Any:
         """The message of a unary call, which holds it until the call is over."""
-        if delay := self._entrance.pace.read_delay(call.sender.peer):
+        pace, together = self._entrance.pace, self._entrance.together
+        number = together.came() if self._large else 0
+        if pace.refused and (delay := pace.read_delay(call.sender.peer)):
             await asyncio.sleep(delay)
         data = await call.read()
         if data is None:
@@ -163,6 +170,8 @@ class Method(_Called):
         self._entrance.unread.check(*call.sender)
         call.hold(len(data))
         try:
+            if number and len(data) <= SMALL_MESSAGE:
+                await together.wait(number)
             return await self._parsed(call, data)
         except TrimtabError as error:
             call.release(len(data))
@@ -190,13 +199,18 @@ class Method(_Called):
             del message  # not kept while waiting for the next one
 
     async def _parsed(self, call: OpenCall, data: bytes) -> Any:
-        flow, pace = Flow(call.sender.flow, len(data) <= SMALL_MESSAGE), self._entrance.pace
+        turns, pace = self._entrance.turns, self._entrance.pace
         try:
-            message = await self._entrance.turns.do(flow, self._parse, data)
+            if len(data) <= SMALL_MESSAGE:
+                message = self._parse(data)
+                turns.arrived()
+            else:
+                message = await turns.do(Flow(call.sender.flow, small=False), self._parse, data)
         except TrimtabError:
             pace.refuse(call.sender.peer, len(data))
             raise
-        pace.took(call.sender.peer)
+        if pace.refused:
+            pace.took(call.sender.peer)
         call.understood = True
         return message
 

@@ -1,6 +1,6 @@
 """trimtab.v1.EncoderService: our own API, over the pipeline."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 from trimtab.core.options import from_message
 from trimtab.errors import InvalidArgument
@@ -18,6 +18,7 @@ from trimtab_server.tasks.embed import Embedder, EmbedResult
 from trimtab_server.tasks.pipeline import Pipeline, Times
 from trimtab_server.tasks.plan import EmbedRequest
 from trimtab_server.tasks.rescore import Candidate, Rescorer, RescoreRequest, RescoreResult
+from trimtab_server.turns import PIECE
 
 # The protocols' names in metrics.
 PROTOCOL, RESCORE = "trimtab.v1", "rescore"
@@ -38,8 +39,8 @@ class NativeServicer:
         self._rescorer = rescorer
         self._streams = streams
 
-    async def Embed(self, request: pb.EmbedRequest, opened: OpenCall) -> pb.EmbedResponse:
-        return await self._embed(opened.request(PROTOCOL), request)
+    def Embed(self, request: pb.EmbedRequest, opened: OpenCall) -> Awaitable[pb.EmbedResponse]:
+        return self._embed(opened.request(PROTOCOL), request)
 
     async def EmbedStream(self, messages: AsyncIterator[pb.EmbedStreamRequest], opened: OpenCall) -> None:
         async def answer(message: pb.EmbedStreamRequest) -> bytes:
@@ -79,7 +80,10 @@ class NativeServicer:
         call, asked = self._pipeline.read(call, _parse, request, self._pipeline.limits.max_text_bytes)
         result = await self._embedder.embed(call, asked)
         named = bool(request.outputs)
-        return await self._pipeline.made(call, len(result.token_counts), _response, result, named)
+        rows = len(result.token_counts)
+        if rows <= PIECE:
+            return _response(result, named)
+        return await self._pipeline.made(call, rows, _response, result, named)
 
     def _describe(self, encoder: LoadedEncoder) -> pb.Encoder:
         versions = self._pipeline.repository.versions(encoder.name)
@@ -119,10 +123,10 @@ def _rescored(result: RescoreResult) -> pb.RescoreResponse:
 
 
 def _write_times(message: pb.StageTimes, times: Times) -> None:
-    message.tokenize = _ns(times.tokenize)
-    message.queue = _ns(times.queue)
-    message.compute = _ns(times.compute)
-    message.output = _ns(times.output)
+    message.tokenize = max(0, round(times.tokenize * 1e9))
+    message.queue = max(0, round(times.queue * 1e9))
+    message.compute = max(0, round(times.compute * 1e9))
+    message.output = max(0, round(times.output * 1e9))
 
 
 def _parse(call: Call, request: pb.EmbedRequest, most_ids: int) -> tuple[Call, EmbedRequest]:
@@ -157,17 +161,15 @@ def _response(result: EmbedResult, named: bool) -> pb.EmbedResponse:
             )
             output.kind.write(message, finished)
         else:
-            embeddings = response.embeddings.add(space=route.space, adapters=route.names)
+            embeddings = response.embeddings.add(space=route.space)
+            if route.hops:
+                embeddings.adapters.extend(route.names)
             dense.write(embeddings.vectors, finished.matrix, finished.dtype, finished.scale)
     _write_times(response.times, result.times)
     if hubness is not None:
         response.hubness.reach.extend(hubness.reach)
         response.hubness.threshold = hubness.threshold
     return response
-
-
-def _ns(seconds: float) -> int:
-    return max(0, round(seconds * 1e9))
 
 
 def _error(error: Exception) -> pb.Error:

@@ -74,34 +74,35 @@ class Pacer:
         self._clock = clock
         self._kinds: dict[float, _Paced] = {}
         self._freed = False
-        self._refused: dict[str, tuple[float, float]] = {}  # when the next may be read, and what one takes
+        # Connections whose messages were refused: when the next may be read, and what one takes.
+        self.refused: dict[str, tuple[float, float]] = {}
 
     def refuse(self, peer: str, size: int) -> None:
         """A connection has sent so many bytes of messages that were refused."""
         now = self._clock()
-        if len(self._refused) > REMEMBERED:
-            self._refused = {each: known for each, known in self._refused.items() if known[0] > now}
-        sharing = 1 + sum(due > now + REFUSED_BURST_SECONDS for due, _ in self._refused.values())
+        if len(self.refused) > REMEMBERED:
+            self.refused = {each: known for each, known in self.refused.items() if known[0] > now}
+        sharing = 1 + sum(due > now + REFUSED_BURST_SECONDS for due, _ in self.refused.values())
         each = size * sharing / REFUSED_BYTES_PER_SECOND
-        due, _ = self._refused.get(peer, (now, 0.0))
-        self._refused[peer] = max(due, now) + each, each
+        due, _ = self.refused.get(peer, (now, 0.0))
+        self.refused[peer] = max(due, now) + each, each
 
     def read_delay(self, peer: str) -> float:
         """Seconds until this connection's next message may be read; it is counted as refused until `took`."""
-        if not self._refused or (known := self._refused.get(peer)) is None:
+        if not self.refused or (known := self.refused.get(peer)) is None:
             return 0.0
         (due, each), now = known, self._clock()
         if due < now:
-            del self._refused[peer]
+            del self.refused[peer]
             return 0.0
-        self._refused[peer] = due + each, each
+        self.refused[peer] = due + each, each
         return max(0.0, due - now - REFUSED_BURST_SECONDS)
 
     def took(self, peer: str) -> None:
         """A message of this connection was accepted."""
-        known = self._refused.get(peer)
+        known = self.refused.get(peer)
         if known is not None:
-            self._refused[peer] = known[0] - known[1], known[1]
+            self.refused[peer] = known[0] - known[1], known[1]
 
     async def wait(self, peer: str, seconds: float) -> None:
         """Wait until a call of this connection and kind may be answered. A cancelled call waits as well: it

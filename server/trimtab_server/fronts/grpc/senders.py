@@ -36,7 +36,8 @@ class Tenants:
 
     def of(self, caller: Caller, context: Context) -> Sender:
         """The sender of a call."""
-        return Sender(self._tenant(caller, context), context.peer())
+        named = caller is not ANYONE or self._header
+        return Sender(self._tenant(caller, context) if named else "", context.peer())
 
     def _tenant(self, caller: Caller, context: Context) -> str:
         if caller is not ANYONE:

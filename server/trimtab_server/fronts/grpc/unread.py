@@ -90,10 +90,10 @@ class Unread:
     def admit(self, connection: _UnreadPeer, size: int) -> None:
         """ResourceExhausted if so many more bytes are too many: in total, for the tenant, or for the
         connection."""
-        full = self._full(connection.tenant, size)
+        full = self.bytes and self._full(connection.tenant, size)
         if full:
             self._make_room(connection.tenant, size)
-            full = self._full(connection.tenant, size)
+            full = self.bytes and self._full(connection.tenant, size)
         left, held = self.limit - self.bytes - size, connection.bytes
         if full:
             whose = "all connections" if left < 0 else "your tenant's connections"
@@ -128,8 +128,6 @@ class Unread:
             del self._connections[connection.tenant, connection.peer]
 
     def _full(self, tenant: str, size: int) -> bool:
-        if not self.bytes:
-            return False
         left, held = self.limit - self.bytes - size, self._tenants.get(tenant, 0)
         return left < 0 or (held > 0 and held + size > TENANT * left)
 
@@ -179,8 +177,10 @@ class UnreadAnswers:
 
     def add(self, size: int) -> None:
         """An answer is about to be written; ResourceExhausted if too much is unread already."""
-        self._unread.admit(self._connection, COPIES * size)
-        self._count(COPIES * size)
+        unread, connection, size = self._unread, self._connection, COPIES * size
+        unread.admit(connection, size)
+        self._bytes += size
+        unread.count(connection, size)
 
     def send(self) -> None:
         """An answer is on its way, until the call is over."""
@@ -192,18 +192,12 @@ class UnreadAnswers:
         self.send()
         yield
         del self._connection.writes[self]
-        self._count(-COPIES * size)
+        self._bytes -= COPIES * size
+        self._unread.count(self._connection, -COPIES * size)
 
-    def done(self, context: object) -> None:
-        """The same as `close`, as a context's callback."""
-        self.close()
-
-    def close(self) -> None:
-        """The call is over, and none of its answers is kept."""
+    def close(self, context: object = None) -> None:
+        """The call is over, and none of its answers is kept. Also for a context's callback."""
         self._connection.writes.pop(self, None)
-        self._count(-self._bytes)
+        self._unread.count(self._connection, -self._bytes)
+        self._bytes = 0
         self._unread.leave(self._connection)
-
-    def _count(self, size: int) -> None:
-        self._bytes += size
-        self._unread.count(self._connection, size)

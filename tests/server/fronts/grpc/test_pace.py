@@ -115,7 +115,7 @@ def test_messages_are_read_one_after_the_other_where_they_are_refused() -> None:
     assert calls.read_delay("a") == pytest.approx(0.5)
     now = 200.0
     assert calls.read_delay("a") == 0.0
-    assert not calls._refused  # who was quiet begins anew
+    assert not calls.refused  # who was quiet begins anew
 
 
 def test_connections_whose_messages_are_refused_share_what_one_would_have() -> None:
