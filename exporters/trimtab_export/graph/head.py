@@ -185,6 +185,13 @@ class Grafter(Nodes):
             product if layer.activation == "Identity" else self.node(ACTIVATIONS[layer.activation], product)
         )
 
+    def token_scores(self, states: str, layer: Dense) -> str:
+        """(n, length, hidden) to (n, length), by a layer of one number."""
+        product = self.node("MatMul", states, self.constant(layer.weight.T.copy()))
+        if layer.bias is not None:
+            product = self.node("Add", product, self.constant(layer.bias))
+        return self.node("Reshape", product, self.node("Shape", "attention_mask"))
+
     def normalize(self, vectors: str) -> str:
         """Scale each row of (n, dimensions) to length 1."""
         norm = self._axes("ReduceL2", vectors, 1, keepdims=1)

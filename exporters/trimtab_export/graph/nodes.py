@@ -35,6 +35,13 @@ class Nodes:
         self._nodes.append(helper.make_node(operator, list(inputs), outputs, name=name, **attributes))
         return outputs[result]
 
+    def results(self, operator: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        """A node; returns its first `count` outputs."""
+        name = self._name(operator)
+        outputs = [f"{name}/{number}" for number in range(count)]
+        self._nodes.append(helper.make_node(operator, list(inputs), outputs, name=name, **attributes))
+        return outputs
+
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         """A constant tensor with this value."""
         name = self._name("constant")

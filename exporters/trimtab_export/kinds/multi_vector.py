@@ -17,9 +17,13 @@ NAME = "multi_vector"
 
 @dataclass(frozen=True)
 class TokenHead:
-    """What turns each token's state into its vector."""
+    """What turns tokens' states into vectors.
+
+    marked: the text's reading marks the tokens that give a vector; otherwise all but the first give one.
+    """
 
     layers: tuple[Layer, ...]
+    marked: bool = True
 
 
 class MultiVectorMaker(OutputMaker):
@@ -31,13 +35,19 @@ class MultiVectorMaker(OutputMaker):
     def graft(self, grafter: Grafter, states: str, output: SourceOutput) -> Sequence[Any]:
         """The rows of all texts, one after another, and where each text's rows begin."""
         declared = output.declared
-        grafter.read(helper.make_tensor_value_info(VECTORS, TensorProto.INT64, ["batch", "sequence"]))
-        places = grafter.node("Transpose", grafter.node("NonZero", VECTORS))
+        if output.head.marked:
+            grafter.read(helper.make_tensor_value_info(VECTORS, TensorProto.INT64, ["batch", "sequence"]))
+            giving = VECTORS
+        else:
+            number = grafter.node("CumSum", "attention_mask", grafter.whole(1))
+            later = grafter.node("Greater", number, grafter.whole(1))
+            giving = grafter.node("Mul", grafter.node("Cast", later, to=TensorProto.INT64), "attention_mask")
+        places = grafter.node("Transpose", grafter.node("NonZero", giving))
         rows = grafter.node("GatherND", states, places)
         for layer in output.head.layers:
             rows = grafter.dense(rows, layer) if isinstance(layer, Dense) else grafter.normalize(rows)
         grafter.node("Identity", rows, output=declared.name)
-        counts = grafter.sum(VECTORS, 1)
+        counts = grafter.sum(giving, 1)
         ends = grafter.node("CumSum", counts, grafter.constant(np.int64(0)))
         grafter.node("Concat", grafter.whole([0]), ends, output=f"{declared.name}.offsets", axis=0)
         return self.values(declared)

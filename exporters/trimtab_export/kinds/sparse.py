@@ -1,4 +1,7 @@
-"""Sparse: for each text, a weight for each word of a vocabulary. `graph.lexical` has the nodes."""
+"""Sparse: for each text, a weight for each word of a vocabulary.
+
+The nodes are in `graph.lexical`, for all words, and in `graph.token_weights`, for the text's own.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +16,11 @@ from trimtab.errors import ExportError
 from trimtab.kinds import Role, Similarity
 from trimtab.outputs.sparse import SparseSettings
 from trimtab.values.column import Column, Columns
-from trimtab_export.graph import lexical
+from trimtab_export.graph import lexical, token_weights
 from trimtab_export.graph.head import Grafter
 from trimtab_export.graph.lexical import LanguageHead
 from trimtab_export.kinds.making import OutputMaker
-from trimtab_export.source import Source, SourceOutput
+from trimtab_export.source import Dense, Source, SourceOutput
 
 NAME = "sparse"
 # The weights of texts with a prompt, float32 (n, vocabulary), by the source's library.
@@ -25,11 +28,25 @@ Weigh = Callable[[list[str], str], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class SparseHead:
-    """What turns token states into weights."""
+class TokenWeights:
+    """Scores only the tokens of a text: a layer of one number, and the size of the vocabulary."""
 
-    language: LanguageHead
+    layer: Dense
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class SparseHead:
+    """What turns token states into weights: of all words, or of a text's own tokens."""
+
+    scores: LanguageHead | TokenWeights
     settings: SparseSettings
+
+    @property
+    def dimensions(self) -> int:
+        """The size of the vocabulary."""
+        of = self.scores
+        return of.vocabulary if isinstance(of, TokenWeights) else len(of.words)
 
 
 def output(
@@ -45,7 +62,7 @@ def output(
         kind=SparseMaker.kind,
         space="",
         space_parts=space_parts,
-        dimensions=len(head.language.words),
+        dimensions=head.dimensions,
         similarity=similarity,
         pooling=None,
         normalized=False,
@@ -69,7 +86,7 @@ def columns(weights: NDArray[np.float32]) -> Columns:
 
 
 class SparseMaker(OutputMaker):
-    """Sparse vectors, by the head of a masked language model."""
+    """Sparse vectors, by the head of a masked language model or by a weight for each token."""
 
     kind: ClassVar[str] = "sparse"
 
@@ -83,6 +100,11 @@ class SparseMaker(OutputMaker):
     def graft(self, grafter: Grafter, states: str, output: SourceOutput) -> Sequence[Any]:
         """The scores of all words, pooled over a text's tokens, as CSR."""
         head: SparseHead = output.head
-        pooled = lexical.weights(grafter, states, head.language, head.settings)
-        lexical.entries(grafter, pooled, output.declared.name, head.settings)
+        name, of = output.declared.name, head.scores
+        if isinstance(of, TokenWeights):
+            scores = grafter.token_scores(states, of.layer)
+            token_weights.entries(grafter, scores, name, of.vocabulary, head.settings.stop_tokens)
+        else:
+            pooled = lexical.weights(grafter, states, of, head.settings)
+            lexical.entries(grafter, pooled, name, head.settings)
         return self.values(output.declared)

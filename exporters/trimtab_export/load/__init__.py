@@ -60,8 +60,10 @@ def _load(settings: Settings) -> Source:
         return from_onnx.load(settings, graph, home, says)
     if settings.output is not None:
         raise ExportError(f"--output names an output of a graph, and {settings.source} has torch weights")
-    from trimtab_export.load import from_torch
+    from trimtab_export.load import bge_m3, from_torch
 
+    if bge_m3.is_one(location):
+        return bge_m3.load(settings, location, says)
     return from_torch.load(settings, says)
 
 

@@ -49,14 +49,15 @@ def load(settings: Settings, location: str, says: Declared | None) -> Source:
     backbone = whole.base_model
     max_tokens = library.max_tokens(location, settings.max_tokens, model, from_torch.positions(backbone))
     prompts, notes = library.prompts(model, settings)
-    head = SparseHead(language.head(location, whole), _settings(settings, model))
+    words = language.head(location, whole)
+    head = SparseHead(words, _settings(settings, model))
     vectors = sparse.output(
         head,
         weigh_with(location, model, head.settings),
         prompts,
         similarity=_similarity(location, says),
         space_parts=SpaceParts(
-            weights_sha256=weights.of_state(backbone, head.language.arrays()),
+            weights_sha256=weights.of_state(backbone, words.arrays()),
             structure=structure.of_torch(backbone),
         ),
     )
