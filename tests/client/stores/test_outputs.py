@@ -363,8 +363,8 @@ def test_an_output_has_a_space_of_its_own(url: str) -> None:
         ({"sparse": FORMS["sparse"]}, "needs a dense output first, got sparse"),
         ({}, "needs a dense output first, got none"),
         (
-            {**FORMS, "sparse": Form(space="s", dimensions=9, kind="sparse")},
-            "'sparse'.* by dot, not by cosine",
+            {**FORMS, "sparse": Form(space="s", dimensions=9, kind="sparse", similarity="manhattan")},
+            "'sparse'.* is compared by dot or cosine, not by manhattan",
         ),
         (
             {**FORMS, "rest": Form(space="s", dimensions=9, kind="multi_vector", similarity="euclidean")},
@@ -572,3 +572,24 @@ def test_stores_of_outputs_copy_into_each_other(
 def copy(source: Store, target: Store) -> None:
     for batch in source.batches(7):
         target.upsert(batch)
+
+
+def test_sparse_vectors_compared_by_cosine(url: str) -> None:
+    forms = {
+        "dense": FORMS["dense"],
+        "sparse": Form(space="space-s", dimensions=WORDS, similarity="cosine", kind="sparse"),
+    }
+    written, queries = made(100), made(5, seed=3)
+    kept = written.others["sparse"]
+    assert isinstance(kept, SparseVectors)
+    lengths = np.array([max(np.linalg.norm(values), 1e-9) for _, values in kept])
+    with create_store(url, forms, example=0) as store:
+        store.upsert(Rows(written.documents, written.vectors, {"sparse": kept}))
+        for place in (0, 1, 3):
+            query = query_of(queries, place)["sparse"]
+            cosines = sparse_products(written, query) / lengths / np.linalg.norm(query[1])
+            hits = store.search_output("sparse", query, 20)
+            found = [int(hit.id) for hit in hits]
+            expected = np.sort(cosines[cosines > 0])[::-1][:20]
+            np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)
+            np.testing.assert_allclose(cosines[found], expected, atol=1e-5)
