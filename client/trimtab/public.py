@@ -41,5 +41,7 @@ from trimtab.sdk.aio import AsyncClient as AsyncClient
 from trimtab.sdk.aio_stream import AsyncEmbeddingStream as AsyncEmbeddingStream
 from trimtab.sdk.client import Client as Client
 from trimtab.sdk.stream import EmbeddingStream as EmbeddingStream
+from trimtab.search.hybrid import AsyncHybridSearch as AsyncHybridSearch
+from trimtab.search.hybrid import HybridSearch as HybridSearch
 from trimtab.values.multi_vector import MultiVectors as MultiVectors
 from trimtab.values.sparse import SparseVectors as SparseVectors

@@ -15,10 +15,13 @@ import numpy as np
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1.encoder_pb2_grpc import EncoderServiceServicer, add_EncoderServiceServicer_to_server
 from trimtab.values.dense import FROM_PROTO, STORAGE, pack
+from trimtab.values.multi_vector import MultiVectors
+from trimtab.values.multi_vector import write as write_multi
 from trimtab.values.sparse import SparseVectors
 from trimtab.values.sparse import write as write_sparse
 
 DIMENSIONS = 32
+OUTPUTS = ("dense", "sparse", "multi_vector")
 SCALE = 1 / 127
 
 
@@ -46,6 +49,18 @@ def sparse_of(matrix: np.ndarray) -> SparseVectors:
     rows, places = np.nonzero(matrix > 0)
     indptr = np.searchsorted(rows, np.arange(len(matrix) + 1))
     return SparseVectors(indptr, places.astype(np.int32), matrix[rows, places], DIMENSIONS)
+
+
+def space_of(output: str, version: str) -> str:
+    """The space of an output."""
+    return f"space-{version}" if output == "dense" else f"{output}-{version}"
+
+
+def words_of(texts: list[str], version: str = "1", role: int = 0) -> MultiVectors:
+    """The vector of each word."""
+    words = [text.split() or [""] for text in texts]
+    offsets = np.cumsum([0, *map(len, words)])
+    return MultiVectors(vectors([word for text in words for word in text], version, role), offsets)
 
 
 def pack_as(matrix: np.ndarray, dtype: str) -> pb.Matrix:
@@ -80,6 +95,7 @@ class FakeServer(EncoderServiceServicer):
     def __init__(self) -> None:
         self.faults = Faults()
         self.newest = "1"
+        self.outputs: tuple[str, ...] = ("dense",)  # as it is described; it gives whatever is asked for
         self.loaded = {"1", "2"}
         self.limits = pb.Limits(max_texts=64, max_text_bytes=10_000, max_message_bytes=4_000_000)
         self.requests: list[pb.EmbedRequest] = []  # of Embed and EmbedStream
@@ -128,6 +144,18 @@ class FakeServer(EncoderServiceServicer):
             query_prompt="query: ",
             dtypes=[1, 2, 3, 4, 77],
             limits=self.limits,
+            outputs=[
+                pb.EncoderOutput(
+                    name=name,
+                    kind=name,
+                    form=name,
+                    space=space_of(name, version),
+                    dimensions=DIMENSIONS,
+                    similarity="dot" if name == "sparse" else "cosine",
+                    normalized=name != "sparse",
+                )
+                for name in self.outputs
+            ],
         )
 
     def answer(self, request: pb.EmbedRequest) -> pb.EmbedResponse | pb.Error:
@@ -168,9 +196,11 @@ class FakeServer(EncoderServiceServicer):
         if request.outputs:
             del response.embeddings[:]
             for name in request.outputs:
-                output = response.outputs.add(name=name, kind=name, space=f"{name}-{version}")
+                output = response.outputs.add(name=name, kind=name, space=space_of(name, version))
                 if name == "sparse":
                     write_sparse(output.sparse, sparse_of(matrix))
+                elif name == "multi_vector":
+                    write_multi(output.multi_vector, words_of(list(request.texts), version, request.role))
                 else:
                     output.dense.CopyFrom(pack_as(matrix, FROM_PROTO[request.dtype]))
         if self.faults.tamper:

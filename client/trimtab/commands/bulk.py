@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.commands import server_options, shards, texts
+from trimtab.commands import outputs, server_options, shards, texts
 from trimtab.commands.description import Description
 from trimtab.core.options import Options
 from trimtab.errors import ConfigError, FailedPrecondition, TrimtabError, Unavailable
@@ -18,6 +18,7 @@ from trimtab.progress import Progress
 from trimtab.sdk.client import Client
 
 BLOCK_ROWS = 8192
+BLOCK_ROWS_OF_OUTPUTS = 1024  # a block is in memory as a whole, and multi-vectors are large
 WORKERS = 2  # one keeps the server busy while the other waits for its last answers
 
 
@@ -31,6 +32,11 @@ class BulkJob:
     folder: Path
     vectors: Description
     wanted: Options  # pinned to one version
+
+
+def rows_of(job: BulkJob) -> int:
+    """How many texts a block has, if nobody says."""
+    return BLOCK_ROWS if job.vectors.outputs is None else BLOCK_ROWS_OF_OUTPUTS
 
 
 def run(
@@ -66,6 +72,12 @@ def embed_block(client: Client, job: BulkJob, block: texts.Block) -> int:
         raise _changed(job)
     path = shards.shard_path(job.folder, block, wanted)
     if shards.check(path):
+        return block.rows
+    if job.vectors.outputs is not None:
+        parts = [
+            outputs.embedded(client, group, job.wanted, job.vectors) for group in outputs.groups(iter(wanted))
+        ]
+        shards.write_outputs(path, block.first, parts, job.vectors)
         return block.rows
     with client.embed_stream(wanted, **job.wanted.values) as stream:
         vectors = np.stack(list(stream))

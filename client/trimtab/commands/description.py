@@ -9,6 +9,15 @@ from trimtab.core.options import Options
 from trimtab.kinds import Dtype
 
 
+class OutputDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """One output of an encoder: how its values are laid out, and what its vectors have in common."""
+
+    form: str
+    space: str
+    dimensions: int
+    similarity: str
+
+
 class Description(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What all vectors of a file have in common."""
 
@@ -22,6 +31,17 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     group: str = ""
     adapters: tuple[str, ...] = ()  # ENCODER/NAME of each adapter applied to the vectors
     variant: str = ""  # the variant that computed them; empty: the encoder itself
+    # By name, the outputs that were asked for; the space and columns above are the first one's. None: the
+    # encoder's dense vectors, without a name.
+    outputs: dict[str, OutputDescription] | None = None
+
+    @property
+    def said(self) -> str:
+        """What there is of each text, to follow a number of texts."""
+        if self.outputs is None:
+            return f"vectors of space {self.space}"
+        spaces = ", ".join(f"{name} (space {output.space})" for name, output in self.outputs.items())
+        return f"texts with {spaces}"
 
 
 def describe(
@@ -32,6 +52,7 @@ def describe(
     columns: int = 0,
     adapters: tuple[str, ...] = (),
     variant: str = "",
+    outputs: dict[str, OutputDescription] | None = None,
 ) -> Description:
     """The description of vectors of `encoder` with these options, in its own space or another."""
     components = options.values["dimensions"] or encoder.dimensions
@@ -46,6 +67,7 @@ def describe(
         group=options.values["group"],
         adapters=adapters,
         variant=variant,
+        outputs=outputs,
     )
 
 

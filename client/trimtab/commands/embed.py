@@ -15,6 +15,11 @@ A run that stops, for whatever reason, leaves OUT.partial; the same command resu
 are of one version of the encoder and of one space: the encoder's own, or the one that --space names, into
 which the server's adapters map them.
 
+With --outputs, each text has a value of each output that is named, by one pass through the encoder: a vector,
+several vectors, or {"indices": [...], "values": [...]} for a sparse one. JSON lines have a field for each of
+them, Parquet files a column, and for a sparse one two: NAME_indices and NAME_values. A .npy file has no room
+for them. Texts are then embedded up to 64 at a time, so lines come in such groups.
+
 If OUT ends in /, it is a folder with vectors.json and one Parquet file per block of texts, with the columns
 id (the row, from 0) and vector. Several workers fill it. With --ray, they are workers of a Ray cluster, and
 all must find FILE and OUT under these paths (and TRIMTAB_TOKEN in their environment, if one is needed). The
@@ -25,11 +30,13 @@ import argparse
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
-from trimtab.commands import bulk, layouts, server_options, shards, texts, vector_files
+from trimtab.commands import bulk, layouts, outputs, server_options, shards, texts, vector_files
 from trimtab.commands.description import Description, describe
+from trimtab.commands.suspects import Suspects
 from trimtab.core.answers import Encoder
 from trimtab.core.options import Options, declare, given
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound
@@ -39,7 +46,6 @@ from trimtab.sdk.client import Client
 SUMMARY = "embed a file's texts into vectors"
 EXTRA = None
 INTERRUPTED = 130  # the exit status of shells after Ctrl-C
-NAMED = 10  # the most suspicious rows named on standard error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +64,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="-",
         help="a .npy or .jsonl file, or a folder, as NAME/; default: JSON lines on standard output",
     )
+    target.add_argument(
+        "--outputs", metavar="NAME,...", type=outputs.names,
+        help="the encoder's outputs to keep, such as dense,sparse; default: its first one, without a name",
+    )  # fmt: skip
     target.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     target.add_argument("--restart", action="store_true", help="discard an unfinished OUT, and start again")
     folder = parser.add_argument_group("folders")
@@ -80,7 +90,9 @@ def run(options: argparse.Namespace) -> int:
     # The file lasts longer than an overload, so no brownout.
     wanted = given(options, priority="bulk", allow_brownout=False)
     output: Path | None = options.output
-    if output is not None and output.suffix not in layouts.LAYOUTS:
+    if options.outputs is not None:
+        outputs.check(options.outputs, wanted, output)
+    if output is not None and output.suffix not in layouts.SUFFIXES:
         return _to_folder(wanted, options, output)
     if options.ray or options.workers or options.block_rows:
         raise ConfigError("--ray, --workers and --block-rows go with a folder: --output NAME/")
@@ -94,11 +106,9 @@ def run(options: argparse.Namespace) -> int:
     source = texts.open_texts(options.file, options.format, options.column)
     with server_options.connect(options) as client:
         if output is None:
-            return _to_standard_output(client, wanted, source)
+            return _to_standard_output(client, wanted, source, options.outputs)
         try:
-            return _to_file(
-                client, wanted, source, output, restart=options.restart, overwrite=options.overwrite
-            )
+            return _to_file(client, wanted, source, output, options)
         except OSError as error:
             raise FailedPrecondition(f"{output} cannot be written: {error.strerror}") from error
 
@@ -106,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
 def _output(name: str) -> Path | None:
     if name == "-":
         return None
-    if name.endswith("/") == (Path(name).suffix in layouts.LAYOUTS):
+    if name.endswith("/") == (Path(name).suffix in layouts.SUFFIXES):
         raise argparse.ArgumentTypeError(
             f"{name!r} is none of these: a .npy or .jsonl file, a folder with / at its end, or -"
         )
@@ -119,38 +129,22 @@ def _positive(value: str) -> int:
     return int(value)
 
 
-class Suspects:
-    """The rows that the server found suspicious, if it checks passages; reported at the end."""
-
-    def __init__(self) -> None:
-        self._first: list[int] = []
-        self._count = 0
-
-    def note(self, row: int, suspicious: bool | None) -> None:
-        """Note what the server said about a row."""
-        if suspicious:
-            self._count += 1
-            if len(self._first) < NAMED:
-                self._first.append(row)
-
-    def tell(self) -> None:
-        """Report suspicious rows, if any, on standard error."""
-        if self._count:
-            more = f" and {self._count - len(self._first):,} more" if self._count > len(self._first) else ""
-            sys.stderr.write(
-                f"trimtab embed: rows {', '.join(map(str, self._first))}{more} come near to far more queries "
-                "than ordinary passages do: look at these texts before they are indexed\n"
-            )
-
-
-def _to_standard_output(client: Client, wanted: Options, source: texts.TextSource) -> int:
-    layout, output, suspects = layouts.Jsonl(), sys.stdout.buffer, Suspects()
+def _to_standard_output(
+    client: Client, wanted: Options, source: texts.TextSource, named: list[str] | None
+) -> int:
+    output, suspects = sys.stdout.buffer, Suspects()
+    layout = layouts.jsonl(named=named is not None)
+    description = None
+    if named is not None:
+        encoder = client.encoder(*wanted.version)
+        wanted = wanted.pinned(encoder)
+        description = _describe(client, encoder, wanted, named)
     try:
-        with client.embed_stream(source.texts, **wanted.values) as stream:
-            for index, vector in enumerate(stream):
-                output.write(layout.row(index, vector))
+        with closing(_rows(client, source.texts, wanted, description)) as rows:
+            for index, row in enumerate(rows):
+                output.write(layout.row(index, row.value))
                 output.flush()
-                suspects.note(index, stream.suspicious)
+                suspects.note(index, row.suspicious)
         suspects.tell()
     except BrokenPipeError:
         # The reader closed the pipe. Otherwise Python would fail again when it closes standard output.
@@ -160,49 +154,62 @@ def _to_standard_output(client: Client, wanted: Options, source: texts.TextSourc
     return 0
 
 
+def _rows(
+    client: Client, source: Iterator[str], wanted: Options, description: Description | None
+) -> Generator[outputs.Row, None, None]:
+    """What the texts have: vectors from a stream, or the outputs that the description names."""
+    if description is not None and description.outputs is not None:
+        yield from outputs.rows(client, source, wanted, description)
+        return
+    read: deque[str] = deque()
+    with client.embed_stream(_noted(source, read), **wanted.values) as stream:
+        for vector in stream:
+            if description is not None and stream.adapters != description.adapters:
+                raise FailedPrecondition(
+                    f"the adapters were {', '.join(description.adapters)} and now are "
+                    f"{', '.join(stream.adapters)}: pass --restart to make all rows with these"
+                )
+            yield outputs.Row(read.popleft(), vector, stream.scale, stream.suspicious)
+
+
 def _check_free(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not overwrite:
         raise ConfigError(f"{output} exists; pass --overwrite to replace it")
 
 
 def _to_file(
-    client: Client, wanted: Options, source: texts.TextSource, output: Path, *, restart: bool, overwrite: bool
+    client: Client, wanted: Options, source: texts.TextSource, output: Path, options: argparse.Namespace
 ) -> int:
-    journal = None if restart else vector_files.read_journal(output)
+    overwrite: bool = options.overwrite
+    journal = None if options.restart else vector_files.read_journal(output)
     encoder = _encoder(client, wanted, journal.vectors if journal else None, output)
     wanted = wanted.pinned(encoder)
-    description = _describe(client, encoder, wanted)
+    description = _describe(client, encoder, wanted, options.outputs)
     file, suspects = vector_files.VectorFile(output, description, journal), Suspects()
     try:
         _check_free(output, overwrite=overwrite)  # again: another run may have finished
         file.skip(source.texts)
-        read: deque[str] = deque()
         with (
-            client.embed_stream(_noted(source.texts, read), **wanted.values) as stream,
+            closing(_rows(client, source.texts, wanted, description)) as rows,
             Progress("embedding", "texts", source.total, file.rows) as progress,
         ):
-            for vector in stream:
-                if stream.adapters != description.adapters:
-                    raise FailedPrecondition(
-                        f"the adapters were {', '.join(description.adapters)} and now are "
-                        f"{', '.join(stream.adapters)}: pass --restart to make all rows with these"
-                    )
-                suspects.note(file.rows, stream.suspicious)
-                file.write(read.popleft(), vector, stream.scale)
+            for row in rows:
+                suspects.note(file.rows, row.suspicious)
+                file.write(row.text, row.value, row.scale)
                 progress.advance()
         _check_free(output, overwrite=overwrite)
         file.finish()
     except BaseException as error:
         suspects.tell()  # the next run will not see them
-        if rows := file.stop():
+        if kept := file.stop():
             sys.stderr.write(
-                f"trimtab embed: stopped after {rows:,} rows; the same command goes on from there\n"
+                f"trimtab embed: stopped after {kept:,} rows; the same command goes on from there\n"
             )
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED
         raise
     suspects.tell()
-    sys.stderr.write(f"{file.rows:,} vectors of space {description.space} are in {output}\n")
+    sys.stderr.write(f"{file.rows:,} {description.said} are in {output}\n")
     return 0
 
 
@@ -216,12 +223,12 @@ def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> in
         pinned = wanted.pinned(encoder)
         job = bulk.BulkJob(
             options.file.resolve(), format, column, folder.resolve(),
-            _describe(client, encoder, pinned), pinned,
+            _describe(client, encoder, pinned, options.outputs), pinned,
         )  # fmt: skip
         try:
             rows = bulk.run(
                 client, job, options,
-                block_rows=options.block_rows or (manifest.block_rows if manifest else bulk.BLOCK_ROWS),
+                block_rows=options.block_rows or (manifest.block_rows if manifest else bulk.rows_of(job)),
                 workers=options.workers or bulk.WORKERS,
                 on_ray=options.ray,
             )  # fmt: skip
@@ -229,7 +236,7 @@ def _to_folder(wanted: Options, options: argparse.Namespace, folder: Path) -> in
             return INTERRUPTED
         except OSError as error:
             raise FailedPrecondition(f"{folder} cannot be written: {error.strerror}") from error
-    sys.stderr.write(f"{rows:,} vectors of space {job.vectors.space} are in {folder}/\n")
+    sys.stderr.write(f"{rows:,} {job.vectors.said} are in {folder}/\n")
     return 0
 
 
@@ -247,18 +254,25 @@ def _encoder(client: Client, wanted: Options, begun: Description | None, output:
         ) from error
 
 
-def _describe(client: Client, encoder: Encoder, wanted: Options) -> Description:
-    """The description of the vectors. Dimensions in another space or variant come from a first vector."""
+def _describe(
+    client: Client, encoder: Encoder, wanted: Options, named: list[str] | None = None
+) -> Description:
+    """The description of the vectors. Dimensions in another space or variant come from a first vector, and so
+    does all that is said of outputs that are named."""
+    if named is not None:
+        found = outputs.described(client, encoder, wanted, named)
+        first = found[named[0]]
+        return describe(encoder, wanted, space=first.space, columns=first.dimensions, outputs=found)
     if wanted.itself and wanted.values["space"] in ("", encoder.space):
         return describe(encoder, wanted)
-    first = client.embed_detailed(["first"], **wanted.values)
+    own = client.embed_detailed(["first"], **wanted.values)
     return describe(
         encoder,
         wanted,
-        space=first.space,
-        columns=first.vectors.shape[1],
-        adapters=first.adapters,
-        variant=first.variant,
+        space=own.space,
+        columns=own.vectors.shape[1],
+        adapters=own.adapters,
+        variant=own.variant,
     )
 
 

@@ -1,12 +1,13 @@
 """The formats of vectors in a file."""
 
 import io
-from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
+from trimtab.commands.description import Description
 from trimtab.core.answers import Vectors
 from trimtab.kinds import Dtype
 from trimtab.values.dense import STORAGE
@@ -18,7 +19,7 @@ class Layout(Protocol):
     def header(self, rows: int) -> bytes:
         """The bytes before the rows: equally many for any number of rows."""
 
-    def row(self, index: int, vector: Vectors) -> bytes:
+    def row(self, index: int, value: Any) -> bytes:
         """One row."""
 
 
@@ -51,4 +52,27 @@ class Jsonl:
         return msgspec.json.encode({"row": index, "embedding": vector.tolist()}) + b"\n"
 
 
-LAYOUTS: dict[str, Callable[[Dtype, int], Layout]] = {".npy": Npy, ".jsonl": lambda dtype, columns: Jsonl()}
+class NamedJsonl:
+    """One JSON object per line, with a field for each output, such as {"row": 0, "dense": [...],
+    "sparse": {"indices": [...], "values": [...]}, "multi_vector": [[...], ...]}."""
+
+    def header(self, rows: int) -> bytes:
+        return b""
+
+    def row(self, index: int, value: dict[str, Any]) -> bytes:
+        return msgspec.json.encode({"row": index, **value}) + b"\n"
+
+
+def jsonl(*, named: bool) -> Layout:
+    """The format of lines of JSON, with an encoder's vectors or with outputs that are named."""
+    return NamedJsonl() if named else Jsonl()
+
+
+SUFFIXES = (".npy", ".jsonl")
+
+
+def layout_of(output: Path, vectors: Description) -> Layout:
+    """The format of a file of these vectors."""
+    if output.suffix == ".npy":
+        return Npy(vectors.dtype, vectors.columns)
+    return jsonl(named=vectors.outputs is not None)

@@ -13,23 +13,29 @@ The old store is only read. The new one is created if needed, and is the record 
 whatever reason, the same command resumes. A run after everything is done only verifies. The server lets live
 queries go first. Ids and texts stay the same.
 
+If the encoder gives sparse or multi-vectors beside dense ones, Qdrant and pgvector get all of them from one
+pass, each under its output's name; --outputs names some. FAISS keeps dense vectors alone. A store that exists
+gets what it keeps.
+
 A document that cannot be moved, for example one without a text, does not stop the run: it is named at the
 end, and the exit status is 3.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from trimtab import stores
 from trimtab.artifacts import durable
-from trimtab.commands import server_options, texts
+from trimtab.commands import outputs, server_options, texts
+from trimtab.core.answers import Encoder
 from trimtab.core.options import declare
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import ConfigError, NotFound, TrimtabError
 from trimtab.migration import claims, reindex
+from trimtab.migration.making import outputs_for, target_outputs
 from trimtab.migration.passing import Aside
 from trimtab.progress import Progress
 
@@ -47,6 +53,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", dest="target", metavar="STORE", required=True, help="the new store")
     declared = ("encoder", "version", "role", "truncate")
     declare(parser, declared, role="default: passage, for encoders with prompts")
+    parser.add_argument(
+        "--outputs", metavar="NAME,...", type=outputs.names,
+        help="the encoder's outputs to keep; default: all that the new store can or, if it exists, does",
+    )  # fmt: skip
     source = parser.add_argument_group("texts, where the old store has none")
     source.add_argument(
         "--texts", metavar="FILE", type=Path, help="a .jsonl or .parquet file with ids and texts"
@@ -84,8 +94,8 @@ def run(options: argparse.Namespace) -> int:
         encoder = client.encoder(options.encoder, options.version)
         _say(claims.check_source(client, source, by_id, sample=options.sample))
         first = source.page(None, LOOKED_AT)
-        form = reindex.target_form(encoder)
-        with stores.create_store(options.target, form, example=_example(first), source=source) as target:
+        forms = _forms(encoder, options.outputs, options.target)
+        with stores.create_store(options.target, forms, example=_example(first), source=source) as target:
             _tell_left(source, target, first)
             work = reindex.Reindex(
                 client,
@@ -106,12 +116,36 @@ def run(options: argparse.Namespace) -> int:
                     return INTERRUPTED
                 raise
             _say(
-                f"{outcome.kept:,} documents of {source.name} are in {target.name} in space {encoder.space}: "
+                f"{outcome.kept:,} documents of {source.name} are in {target.name} in {_spaces(target)}: "
                 f"{outcome.moved:,} embedded now, {outcome.sampled} sampled vectors verified"
             )
             if outcome.extra:
                 _say(f"{outcome.extra:,} documents are in {target.name} alone")
             return _tell_aside(outcome.aside, source.name, options.aside)
+
+
+def _forms(encoder: Encoder, names: Sequence[str] | None, target: str) -> Mapping[str, stores.Form]:
+    """The outputs that the new store is to keep: by default, those that it keeps if it exists, or all that it
+    can. What the encoder also gives is named."""
+    forms = target_outputs(encoder, names, stores.kinds(target))
+    if names is None:
+        try:
+            with stores.open_store(target) as there:
+                forms = target_outputs(encoder, outputs_for(encoder, there))
+        except NotFound:
+            pass
+        left = [output for output in encoder.outputs if output.name not in forms]
+        if left:
+            also = ", ".join(f"{output.name} ({output.form})" for output in left)
+            _say(f"{encoder.name} {encoder.version} also gives {also}, which {target} does not keep")
+    return forms
+
+
+def _spaces(store: stores.Store) -> str:
+    """The spaces of a store, for a sentence."""
+    if not store.others:
+        return f"space {store.form.space}"
+    return f"the spaces {', '.join(f'{form.space} ({name})' for name, form in store.outputs.items())}"
 
 
 def _check_aside(path: Path, read: Path | None) -> None:

@@ -8,13 +8,18 @@
 A Parquet file has the columns `id` (the text's row in the input, from 0) and `vector` (a list of fixed
 length; ubinary: bytes). Its metadata has the space (`trimtab_space`) and, for int8, the value of one step
 (`trimtab_scale`). Files appear by a rename, so an existing one is complete.
+
+With named outputs, there are columns for each instead: NAME with a list of fixed length for a dense one, or
+with a list of such lists for several vectors; NAME_indices and NAME_values with lists for a sparse one. The
+metadata has what is known of each (`trimtab_outputs`, as JSON).
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,8 +27,9 @@ import numpy as np
 from trimtab.artifacts import durable, locks
 from trimtab.commands.description import Description, difference
 from trimtab.commands.texts import Block
-from trimtab.core.answers import Vectors
+from trimtab.core.answers import Outputs, Vectors
 from trimtab.errors import ConfigError, FailedPrecondition
+from trimtab.values import multi_vector, sparse
 from trimtab.values.dense import STORAGE
 
 MANIFEST = "vectors.json"
@@ -135,19 +141,55 @@ def check(path: Path) -> bool:
 
 def write(path: Path, first: int, vectors: Vectors, scale: float, description: Description) -> None:
     """Write the vectors of a block, (n, d), as one file, atomically."""
-    import pyarrow
-    from pyarrow import parquet
-
     stored = np.ascontiguousarray(vectors, STORAGE[description.dtype])
-    flat = pyarrow.array(stored.ravel())
-    columns = {
-        "id": pyarrow.array(np.arange(first, first + len(stored))),
-        "vector": pyarrow.FixedSizeListArray.from_arrays(flat, stored.shape[1]),
-    }
     metadata = {"trimtab_space": description.space}
     if description.dtype == "int8":
         metadata["trimtab_scale"] = repr(scale)
-    table = pyarrow.table(columns).replace_schema_metadata(metadata)
+    _write_table(path, first, len(stored), {"vector": _rows(stored)}, metadata)
+
+
+def write_outputs(path: Path, first: int, parts: Sequence[Outputs], description: Description) -> None:
+    """Write the outputs of a block, which come in parts, as one file, atomically."""
+    known = description.outputs or {}
+    columns: dict[str, Any] = {}
+    for name, output in known.items():
+        values = [part[name] for part in parts]
+        if output.form == "sparse":
+            whole = sparse.joined(values)
+            columns[f"{name}_indices"] = _lists(whole.indptr, whole.indices)
+            columns[f"{name}_values"] = _lists(whole.indptr, whole.values)
+        elif output.form == "multi_vector":
+            several = multi_vector.joined(values)
+            columns[name] = _lists(several.offsets, several.vectors)
+        else:
+            columns[name] = _rows(np.concatenate(values))
+    metadata = {"trimtab_outputs": msgspec.json.encode(known).decode()}
+    _write_table(path, first, sum(len(part.token_counts) for part in parts), columns, metadata)
+
+
+def _rows(matrix: Vectors) -> Any:
+    """A column of the rows of a matrix."""
+    import pyarrow
+
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(matrix.ravel()), matrix.shape[1])
+
+
+def _lists(offsets: Vectors, values: Vectors) -> Any:
+    """A column of lists: of numbers, or of rows."""
+    import pyarrow
+
+    flat = pyarrow.array(values) if values.ndim == 1 else _rows(values)
+    return pyarrow.LargeListArray.from_arrays(pyarrow.array(offsets), flat)
+
+
+def _write_table(
+    path: Path, first: int, rows: int, columns: Mapping[str, Any], metadata: Mapping[str, str]
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    ids = pyarrow.array(np.arange(first, first + rows))
+    table = pyarrow.table({"id": ids, **columns}).replace_schema_metadata(dict(metadata))
     # Two workers may make the same block if one was mistaken for dead: each writes its own file.
     with durable.replacing(path) as stream:
         parquet.write_table(table, stream)

@@ -25,8 +25,7 @@ import msgspec
 from trimtab.artifacts import durable, locks
 from trimtab.artifacts.durable import Sum
 from trimtab.commands.description import Description, difference
-from trimtab.commands.layouts import LAYOUTS
-from trimtab.core.answers import Vectors
+from trimtab.commands.layouts import layout_of
 from trimtab.errors import ConfigError, FailedPrecondition, InternalError
 
 CHECKPOINT_ROWS = 10_000
@@ -63,7 +62,7 @@ def complete(output: Path) -> None:
     partial, path = partial_paths(output)
     if output.exists() and not partial.exists() and (journal := _read(path)) is not None:
         with output.open("rb") as stream:
-            head = len(LAYOUTS[output.suffix](journal.vectors.dtype, journal.vectors.columns).header(0))
+            head = len(layout_of(output, journal.vectors).header(0))
             found = durable.sum_of(stream.fileno(), head)
         if (found.bytes + head, found.crc32) == (journal.bytes, journal.crc32):
             durable.replace(_beside(output), path.read_bytes())
@@ -99,7 +98,7 @@ class VectorFile:
         if journal is not None and journal.vectors != vectors:
             raise FailedPrecondition(difference(partial_paths(output)[0], journal.vectors, vectors))
         self._output, self._vectors, self._journal = output, vectors, journal
-        self._layout = LAYOUTS[output.suffix](vectors.dtype, vectors.columns)
+        self._layout = layout_of(output, vectors)
         self._partial, self._journal_path = partial_paths(output)
         _read(_beside(output))
         begun = _read(self._journal_path) is not None
@@ -155,11 +154,11 @@ class VectorFile:
             )
         self._state = self._saved = _WriteState(self._journal.rows, self._journal.bytes, inputs, self._crc32)
 
-    def write(self, text: str, vector: Vectors, scale: float) -> None:
-        """Write the vector of the next text."""
-        if len(vector) != self._vectors.columns:
+    def write(self, text: str, value: Any, scale: float) -> None:
+        """Write the vector of the next text, or what it has of each output."""
+        if self._vectors.outputs is None and len(value) != self._vectors.columns:
             raise InternalError(
-                f"the server's vector has {len(vector)} columns, not the {self._vectors.columns} announced"
+                f"the server's vector has {len(value)} columns, not the {self._vectors.columns} announced"
             )
         if self.rows and scale != self.scale:
             raise FailedPrecondition(
@@ -167,7 +166,7 @@ class VectorFile:
                 "pass --restart to begin again"
             )
         self.scale = scale
-        data = self._layout.row(self.rows, vector)
+        data = self._layout.row(self.rows, value)
         inputs = self._state.inputs.copy()
         _hash(inputs, text)
         self._file.write(data)

@@ -7,21 +7,20 @@ document that moves in between is found in both, and its new place counts. trimt
 how the halves become one list.
 """
 
-import asyncio
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 from trimtab.core.answers import Embeddings, Encoder
 from trimtab.core.options import EmbedOptions
 from trimtab.core.requests import unfit
 from trimtab.core.rescoring import Scores
-from trimtab.core.steps import run, run_async
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.migration.merging import one_list
 from trimtab.sdk.aio import AsyncClient
+from trimtab.sdk.asking import Question, Questions, answered, answered_async
 from trimtab.sdk.client import Client
 from trimtab.stores.base import Hit, Matrix, Store
 from trimtab.stores.checks import check_apart
@@ -160,7 +159,7 @@ class HalfMigrated:
         "calibrate" leaves the adapted scores. Raises FailedPrecondition if no adapter leads to the old
         store's space.
         """
-        return run(_search(self._client, self._halves, text, k, options), lambda step: step.ask())
+        return answered(_search(self._client, self._halves, text, k, options))
 
 
 class AsyncHalfMigrated:
@@ -180,31 +179,19 @@ class AsyncHalfMigrated:
 
     async def search(self, text: str, k: int = 10, **options: Unpack[SearchOptions]) -> list[Hit]:
         """The k documents nearest to a query. See `HalfMigrated.search`."""
-
-        async def perform(step: _Step) -> Any:
-            return await (asyncio.to_thread(step.ask) if step.stores else step.ask())
-
-        return await run_async(_search(self._client, self._halves, text, k, options), perform)
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A question to the client, which an AsyncClient answers with an awaitable, or to the stores."""
-
-    ask: Callable[[], Any]
-    stores: bool = False
+        return await answered_async(_search(self._client, self._halves, text, k, options))
 
 
 def _search(
     client: Client | AsyncClient, halves: Halves, text: str, k: int, options: SearchOptions
-) -> Generator[_Step, Any, list[Hit]]:
+) -> Questions[list[Hit]]:
     """A search for both clients: see `HalfMigrated.search`."""
     timeout = options.get("timeout")
-    encoders = _Step(partial(client.encoders, timeout=timeout))
+    encoders = Question(partial(client.encoders, timeout=timeout))
 
-    def embed(encoder: Encoder) -> _Step:
+    def embed(encoder: Encoder) -> Question:
         query = _query(encoder, options)
-        return _Step(partial(client.embed_spaces, [text], halves.spaces, timeout=timeout, **query))
+        return Question(partial(client.embed_spaces, [text], halves.spaces, timeout=timeout, **query))
 
     encoder = halves.encoder or halves.choose((yield encoders))
     try:
@@ -212,12 +199,14 @@ def _search(
     except NotFound:  # another version may have replaced it
         encoder = halves.choose((yield encoders))
         embedded = yield embed(encoder)
-    found: _Candidates = yield _Step(partial(halves.fetch, *halves.rows(embedded), k), stores=True)
+    found: _Candidates = yield Question(partial(halves.fetch, *halves.rows(embedded), k), stores=True)
     again = halves.scorable(found.waiting, encoder)
     if not again:
         return found.merged()
     names, texts = _named(again)
-    near = yield _Step(partial(client.rescore, text, names, texts=texts, timeout=timeout, **_pinned(encoder)))
+    near = yield Question(
+        partial(client.rescore, text, names, texts=texts, timeout=timeout, **_pinned(encoder))
+    )
     return found.merged(_scored(again, near))
 
 

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import islice
+from typing import Any, TypeAlias
 
 from trimtab.core.answers import Encoder
 from trimtab.core.exchange import MESSAGE_TEXTS
@@ -21,17 +21,22 @@ from trimtab.core.requests import unfit
 from trimtab.errors import FailedPrecondition, InternalError, InvalidArgument
 from trimtab.kinds import Role, Truncate
 from trimtab.migration import claims
+from trimtab.migration.making import Making
 from trimtab.migration.passing import Advance, Aside, Feed, PassCounts, RateLimit
 from trimtab.progress import Progress
 from trimtab.sdk.client import Client
-from trimtab.stores.base import SIMILARITIES, Document, Form, Matrix, Rows, Store
-from trimtab.stores.checks import check_apart, check_form
+from trimtab.stores.base import Document, Rows, Store
+from trimtab.stores.checks import check_apart
+from trimtab.stores.columns import column
 from trimtab.stores.ids import Id
 
 BATCH = 256
 WRITE_SECONDS = 5.0  # a slow run writes at least this often
 MOST_PASSES = 10
 MOST_ASIDE = 10_000  # documents set aside; more are not exceptions
+
+# A document, and its value of each output of the target.
+Made: TypeAlias = tuple[Document, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +55,11 @@ class ReindexResult:
     aside: tuple[Aside, ...] = ()
 
 
-def target_form(encoder: Encoder) -> Form:
-    """The form of a store for an encoder's vectors."""
-    similarity = next(known for known in SIMILARITIES if known == encoder.similarity)
-    return Form(space=encoder.space, dimensions=encoder.dimensions, similarity=similarity)
-
-
 class Reindex:
     """One re-index from `source` into `target`, with an encoder that `client` reaches.
 
-    encoder: the version to embed with; `target` holds vectors of its space.
+    encoder: the version to embed with; `target` holds vectors of its spaces: all outputs that it keeps are
+        filled.
     role, truncate: how to embed the documents; without a role, encoders with prompts embed them as passages.
     texts: by id, for a source without texts.
     rate: the most texts per second. Without it, the server still lets live queries go first.
@@ -80,7 +80,7 @@ class Reindex:
         batch: int = BATCH,
     ) -> None:
         check_apart(source, target)
-        check_form(target.form, target_form(encoder), target.name)
+        self._making = Making.of(encoder, target)
         if batch < 1:
             raise InvalidArgument(f"batch is {batch}; give at least 1")
         self._client, self._source, self._target = client, source, target
@@ -110,7 +110,9 @@ class Reindex:
                 extra = self._target.count() - done.kept - done.former
                 if extra < 0:
                     break  # somebody deletes from the target
-                sampled = claims.verify(self._client, self._target, self._options, self._limits, sample)
+                sampled = claims.verify(
+                    self._client, self._target, self._making, self._options, self._limits, sample
+                )
                 aside = tuple(Aside(id, reason) for id, reason in done.aside.items())
                 return ReindexResult(moved=moved, kept=done.kept, extra=extra, sampled=sampled, aside=aside)
         raise FailedPrecondition(
@@ -193,41 +195,56 @@ class Reindex:
 
     def _embed(self, feed: "Feed", done: "PassCounts") -> None:
         """Embed what `feed` gives, and write it."""
-        ready: list[tuple[Document, Matrix]] = []
+        ready: list[Made] = []
         written_at = time.monotonic()
         # Texts in flight and vectors not yet written make up one batch: the most that a crash costs.
         window = max(1, self._batch // 2)
         try:
-            with self._client.embed_stream(feed, window=window, **self._options.values) as stream:
-                if stream.encoder.space != self._target.form.space:
-                    raise FailedPrecondition(
-                        f"{stream.encoder.name} {stream.encoder.version} makes vectors of space "
-                        f"{stream.encoder.space} by now, and {self._target.name} holds those of space "
-                        f"{self._target.form.space}; name another store"
-                    )
-                for vector in stream:
-                    ready.append((feed.sent.popleft(), vector))
-                    late = time.monotonic() - written_at >= WRITE_SECONDS
-                    if late or len(ready) >= self._batch - window:
-                        written, ready, written_at = ready, [], time.monotonic()
-                        self._write(written, done)
+            for made in self._streamed(feed, window) if self._making.first else self._called(feed, window):
+                ready.append(made)
+                late = time.monotonic() - written_at >= WRITE_SECONDS
+                if late or len(ready) >= self._batch - window:
+                    written, ready, written_at = ready, [], time.monotonic()
+                    self._write(written, done)
         finally:
             if ready:
                 self._write(ready, done)
 
+    def _streamed(self, feed: "Feed", window: int) -> Iterator[Made]:
+        """The documents with their vectors, by a stream."""
+        name = self._target.output
+        with self._client.embed_stream(feed, window=window, **self._options.values) as stream:
+            encoder = stream.encoder
+            self._making.check(encoder.name, encoder.version, {name: encoder.space})
+            for vector in stream:
+                yield feed.sent.popleft(), {name: vector}
+
+    def _called(self, feed: "Feed", window: int) -> Iterator[Made]:
+        """The documents with their values of all outputs, which no stream gives."""
+        while texts := list(islice(feed, window)):
+            found = self._making.embed(self._client, texts, self._options)
+            items = {name: column(form).items(found[name]) for name, form in self._target.outputs.items()}
+            for place in range(len(texts)):
+                yield feed.sent.popleft(), {name: each[place] for name, each in items.items()}
+
     def _alone(self, document: Document, done: "PassCounts") -> None:
         """Embed and write one document, or set it aside if the server refuses it."""
         try:
-            (vector,) = self._client.embed([document.text or ""], **self._options.values)
+            found = self._making.embed(self._client, [document.text or ""], self._options)
         except (InvalidArgument, InternalError) as error:
             self._refuse(document, f"the server refuses its text: {error}", done)
         else:
-            self._write([(document, vector)], done)
+            one = {name: column(form).items(found[name])[0] for name, form in self._target.outputs.items()}
+            self._write([(document, one)], done)
 
-    def _write(self, ready: Sequence[tuple[Document, Matrix]], done: "PassCounts") -> None:
+    def _write(self, ready: Sequence[Made], done: "PassCounts") -> None:
         documents = [document for document, _ in ready]
+        values = {
+            name: column(form).assembled([made[name] for _, made in ready])
+            for name, form in self._target.outputs.items()
+        }
         try:
-            self._target.upsert(Rows(documents, np.stack([vector for _, vector in ready])))
+            self._target.upsert(Rows(documents, values.pop(self._target.output), values))
         except InvalidArgument as error:
             if len(ready) == 1:
                 self._refuse(documents[0], str(error), done)

@@ -42,8 +42,8 @@ class Form:
     space: the digest that names their coordinate system; None if the store does not record it.
     dimensions: components of a vector; of multi-vectors, of each of their vectors.
     similarity: how to compare them. For cosine, a store may normalise the dense vectors it keeps. Sparse
-        vectors are compared by their dot product ("dot"), multi-vectors by the sum of each query row's
-        largest dot product (MaxSim). For rows of length 1, that is what cosine means, too.
+        vectors are compared by their dot product ("dot") or by cosine, multi-vectors by the sum of each query
+        row's largest dot product (MaxSim). For rows of length 1, that is what cosine means, too.
     kind: dense, sparse or multi_vector.
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.kinds import Similarity
-from trimtab.stores.base import Form, Kind, Matrix, Query, Values
+from trimtab.stores.base import Form, Kind, Matrix, Query, Rows, Values
 from trimtab.values import sparse
 from trimtab.values.multi_vector import MultiVectors
 from trimtab.values.similarity import normalised
@@ -94,9 +94,9 @@ class DenseColumn(Column[Matrix]):
 
 
 class SparseColumn(Column[SparseVectors]):
-    """SparseVectors."""
+    """SparseVectors. For cosine, they are kept and searched at length 1, where it is the dot product."""
 
-    similarities = ("dot",)
+    similarities = ("dot", "cosine")
 
     def fault(self, values: Values, count: int) -> str:
         if not isinstance(values, SparseVectors):
@@ -110,7 +110,10 @@ class SparseColumn(Column[SparseVectors]):
         return fault and f"takes sparse vectors, and these {fault}"
 
     def plain(self, values: SparseVectors) -> SparseVectors:
-        numbers = values.values.astype(np.float32, copy=False)
+        numbers: NDArray[np.float32] = values.values.astype(np.float32, copy=False)
+        if self.form.similarity == "cosine":
+            lengths = np.repeat(sparse.lengths(values), np.diff(values.indptr))
+            numbers = np.divide(numbers, np.where(lengths > 0, lengths, 1), dtype=np.float32)
         return SparseVectors(values.indptr, values.indices, numbers, values.dimensions)
 
     def sound(self, values: SparseVectors) -> NDArray[np.bool_]:
@@ -140,6 +143,8 @@ class SparseColumn(Column[SparseVectors]):
             return None, f"takes a sparse vector, and this query's {fault}"
         if not np.isfinite(numbers).all():
             return None, "takes finite numbers, and this query holds NaN or infinity"
+        if self.form.similarity == "cosine":
+            numbers = normalised(numbers)
         return (indices.astype(np.int32), numbers), ""
 
 
@@ -210,3 +215,14 @@ def column(form: Form) -> Column[Any]:
 def _shown(given: object) -> str:
     shape = getattr(given, "shape", None)
     return f"an array of shape {shape}" if shape is not None else type(given).__name__
+
+
+def chosen(rows: Rows, places: Sequence[int], outputs: Mapping[str, Form]) -> Rows:
+    """Some of the rows of a store with these outputs."""
+    documents = [rows.documents[place] for place in places]
+    others = {}
+    for name, values in rows.others.items():
+        kept = column(outputs[name])
+        items = kept.items(values)
+        others[name] = kept.assembled([items[place] for place in places])
+    return Rows(documents, rows.vectors[list(places)], others)

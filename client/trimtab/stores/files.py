@@ -3,12 +3,13 @@
 A .npy file's ids are its row numbers, and it has no texts; FILE.npy.json beside it names the space. A
 Parquet file has the columns `id`, `text` (it may be missing) and `vector` (lists of numbers); options name
 others: `docs.parquet#?id=doc&text=body&vector=embedding`. Its key-value metadata may name the space as
-`trimtab_space`. Both are searched by comparing with every vector.
+`trimtab_space`, or record several outputs (see parquet_outputs). Both are searched by comparing with every
+vector.
 """
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.kinds import Similarity
+from trimtab.stores import parquet_outputs
 from trimtab.stores.address import Address
-from trimtab.stores.base import SIMILARITIES, Document, Form, Hit, Matrix, Rows, Store
+from trimtab.stores.base import DENSE, SIMILARITIES, Document, Form, Hit, Matrix, Query, Rows, Store, Values
 from trimtab.stores.checks import check_query, files_identity, space_of
+from trimtab.stores.columns import column
 from trimtab.stores.ids import Id, check_id, order
 from trimtab.values.similarity import nearest
 
@@ -47,10 +50,17 @@ class FileStore(Store):
         texts: Sequence[str | None] | None,
         vectors: NDArray[np.floating[Any]],
         space: str | None,
+        *,
+        similarity: Similarity = "cosine",
+        output: str = DENSE,
+        others: Mapping[str, tuple[Form, Values]] | None = None,
     ) -> None:
+        """similarity: what the file says. output, others: its name for the vectors, and its other outputs."""
         self.name, self._path = address.name, Path(address.location)
         self._ids, self._texts, self._vectors = ids, texts, vectors
-        similarity = address.options.get("similarity", "cosine")
+        self.output, self._others = output, {name: values for name, (_, values) in (others or {}).items()}
+        self.others = {name: form for name, (form, _) in (others or {}).items()}
+        similarity = address.options.get("similarity", similarity)  # type: ignore[assignment]
         if similarity not in SIMILARITIES:
             raise ConfigError(f"similarity {similarity!r} is not known; it is {', '.join(SIMILARITIES)}")
         known: Similarity = similarity
@@ -84,7 +94,13 @@ class FileStore(Store):
 
     def get(self, ids: Sequence[Id]) -> Rows:
         rows = [row for row in map(self._row, ids) if row >= 0]
-        return Rows([self._document(row) for row in rows], np.asarray(self._vectors[rows], np.float32))
+        others = {}
+        for name, values in self._others.items():
+            kept = column(self.others[name])
+            items = kept.items(values)
+            others[name] = kept.assembled([items[row] for row in rows])
+        vectors = np.asarray(self._vectors[rows], np.float32)
+        return Rows([self._document(row) for row in rows], vectors, others)
 
     def texts(self, ids: Sequence[Id]) -> dict[Id, str | None]:
         documents = [self._document(row) for row in map(self._row, ids) if row >= 0]
@@ -97,6 +113,13 @@ class FileStore(Store):
             (self._document(row), score) for row, score in zip(rows.tolist(), near.tolist(), strict=True)
         ]
         return [Hit(document.id, document.text, score) for document, score in found]
+
+    def search_output(self, output: str, query: Query, k: int) -> list[Hit]:
+        if output not in self._others:
+            return super().search_output(output, query, k)
+        found = parquet_outputs.nearest(self, output, self._others[output], query, k)
+        documents = [(self._document(row), score) for row, score in found]
+        return [Hit(document.id, document.text, score) for document, score in documents]
 
     def _parts(self) -> Iterator[Matrix]:
         """All vectors as float32, in parts, so that a large file is never copied as a whole."""
@@ -144,13 +167,20 @@ def open_parquet(address: Address) -> FileStore:
 
     options = address.take("id", "text", "vector", "space", "similarity")
     path = Path(address.location)
-    names = [options.get(name, name) for name in ("id", "text", "vector")]
     try:
         file = parquet.ParquetFile(path)
-        there = file.schema_arrow.names
+        there, metadata = file.schema_arrow.names, file.schema_arrow.metadata or {}
+        outputs = parquet_outputs.recorded(metadata, path)
+        vector = options.get("vector", "vector")
+        if outputs and "vector" not in options:
+            vector = parquet_outputs.first_dense(outputs, path)
+        # Other dense outputs are named beside; vector= reads one of them.
+        others = {name: form for name, form in outputs.items() if form.kind != DENSE}
+        names = [options.get("id", "id"), options.get("text", "text"), vector]
         for name in {names[0], names[2]} | ({names[1]} if "text" in options else set()):
             if name not in there:
                 raise InvalidArgument(f"{path} has no column {name!r}; it has {', '.join(map(repr, there))}")
+        names += parquet_outputs.columns_of(others, path, there)
         with file:
             table = file.read(columns=[name for name in names if name in there])
     except FileNotFoundError:
@@ -159,9 +189,16 @@ def open_parquet(address: Address) -> FileStore:
         raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
     ids = [check_id(id, f"{path}, row {row}") for row, id in enumerate(table[names[0]].to_pylist(), 1)]
     texts = _texts(table[names[1]], ids, path, names[1]) if names[1] in there else None
-    metadata = file.schema_arrow.metadata or {}
+    own = outputs.get(vector)
+    kept = {name: (form, parquet_outputs.values_of(table, name, form, path)) for name, form in others.items()}
     space = metadata.get(b"trimtab_space", b"").decode(errors="replace") or None
-    store = FileStore(address, ids, texts, _matrix(table[names[2]], ids, path, names[2]), space)
+    store = FileStore(
+        address, ids, texts, _matrix(table[vector], ids, path, vector),
+        own.space if own else space,
+        similarity=own.similarity if own else "cosine",
+        output=vector if own else DENSE,
+        others=kept,
+    )  # fmt: skip
     store.beside = [name for name in there if name not in names]
     return store
 

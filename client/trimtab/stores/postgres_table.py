@@ -194,7 +194,8 @@ def ranking(place: int, form: Form) -> str:
 
 
 def operator(form: Form) -> LiteralString:
-    """What compares two values: a distance. That of sparse vectors is minus their product."""
+    """What compares two values: a distance. That of sparse vectors is minus their product, since for cosine
+    they are kept at length 1."""
     return catalogue.OPERATORS["dot" if form.kind == "sparse" else form.similarity]
 
 

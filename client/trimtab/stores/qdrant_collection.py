@@ -168,7 +168,7 @@ def _same(found: Form, recorded: Form) -> bool:
     Qdrant knows no dimensions of sparse vectors.
     """
     sized = found.kind == "sparse" or found.dimensions == recorded.dimensions
-    compared = found.kind != DENSE or found.similarity == recorded.similarity
+    compared = found.kind != DENSE or found.similarity == recorded.similarity  # others: by products
     return found.kind == recorded.kind and sized and compared
 
 

@@ -20,6 +20,7 @@ from tests.client.migration.conftest import address, run
 from tests.client.migration.world import OLD, fill
 from tests.client.stores.postgres_process import PostgresProcess
 from trimtab.migration import reindex
+from trimtab.migration.making import target_outputs
 from trimtab.stores import Document, Form, Id, Rows, create_store, open_store
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -47,7 +48,7 @@ def moved(client: trimtab.Client, source: str, target: str, **options: Any) -> r
     encoder = client.encoder()
     with (
         open_store(source) as old,
-        create_store(target, reindex.target_form(encoder), example=old.page(None, 1)[0].id) as new,
+        create_store(target, target_outputs(encoder), example=old.page(None, 1)[0].id) as new,
     ):
         return reindex.Reindex(client, old, new, encoder, batch=16, **options).run()
 

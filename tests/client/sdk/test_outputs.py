@@ -24,7 +24,7 @@ def test_each_output_has_its_value_and_its_space(either: Either, server: FakeSer
     expected = sparse_of(vectors(texts, role=1))
     for name in ("indptr", "indices", "values"):
         np.testing.assert_array_equal(getattr(found["sparse"], name), getattr(expected, name))
-    assert found.spaces == {"sparse": "sparse-1", "dense": "dense-1"}
+    assert found.spaces == {"sparse": "sparse-1", "dense": "space-1"}
     assert found.forms == {"sparse": "sparse", "dense": "dense"}
     assert (found.encoder, found.version, found.scales["dense"]) == ("fake", "1", 0.0)
     assert found.token_counts.tolist() == [3, 4, 3] and found.times.compute == pytest.approx(0.003)
