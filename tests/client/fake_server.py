@@ -22,6 +22,7 @@ from trimtab.values.sparse import write as write_sparse
 
 DIMENSIONS = 32
 OUTPUTS = ("dense", "sparse", "multi_vector")
+SIMILARITIES = {"dense": "cosine", "sparse": "dot", "multi_vector": "maxsim"}
 SCALE = 1 / 127
 
 
@@ -151,7 +152,7 @@ class FakeServer(EncoderServiceServicer):
                     form=name,
                     space=space_of(name, version),
                     dimensions=DIMENSIONS,
-                    similarity="dot" if name == "sparse" else "cosine",
+                    similarity=SIMILARITIES[name],
                     normalized=name != "sparse",
                 )
                 for name in self.outputs

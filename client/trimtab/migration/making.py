@@ -12,9 +12,9 @@ from trimtab.core.options import Options
 from trimtab.errors import FailedPrecondition, NotFound
 from trimtab.kinds import Similarity
 from trimtab.sdk.client import Client
-from trimtab.stores.base import DENSE, KINDS, SIMILARITIES, Form, Kind, Matrix, Store, Values
+from trimtab.stores.base import DENSE, KINDS, Form, Kind, Matrix, Store, Values
 from trimtab.stores.checks import check_outputs
-from trimtab.stores.columns import column
+from trimtab.stores.columns import column, similarity_of
 from trimtab.values.similarity import normalised
 
 # The same text by the same encoder on any device: fp16 storage costs about 1e-6.
@@ -68,7 +68,12 @@ def _form(output: EncoderOutput) -> Form:
         raise FailedPrecondition(
             f"no store keeps the output {output.name!r}, which is {output.form}; leave it out"
         )
-    similarity = next(known for known in SIMILARITIES if known == output.similarity)
+    similarity = similarity_of(kind, output.similarity)
+    if similarity is None:
+        raise FailedPrecondition(
+            f"the output {output.name!r}, which is {output.form}, is compared by {output.similarity}, as no "
+            "store does; leave it out"
+        )
     return Form(space=output.space, dimensions=output.dimensions, similarity=similarity, kind=kind)
 
 

@@ -217,6 +217,16 @@ def _shown(given: object) -> str:
     return f"an array of shape {shape}" if shape is not None else type(given).__name__
 
 
+def similarity_of(kind: Kind, said: str) -> Similarity | None:
+    """The similarity of a form, as encoders say it; None if values of this kind are not compared so.
+
+    MaxSim is the sum of the largest dot products.
+    """
+    known = _COLUMNS[kind].similarities
+    named = "dot" if kind == "multi_vector" and said == "maxsim" else said
+    return next((similarity for similarity in known if similarity == named), None)
+
+
 def chosen(rows: Rows, places: Sequence[int], outputs: Mapping[str, Form]) -> Rows:
     """Some of the rows of a store with these outputs."""
     documents = [rows.documents[place] for place in places]

@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 
 from trimtab.errors import ConfigError, InvalidArgument
-from trimtab.kinds import Similarity
 from trimtab.stores.base import DENSE, KINDS, Form, Kind, Query, Store, Values
 from trimtab.stores.checks import check_query
-from trimtab.stores.columns import column
-from trimtab.values import multi_vector, similarity, sparse
+from trimtab.stores.columns import column, similarity_of
+from trimtab.values import multi_vector, sparse
 from trimtab.values.multi_vector import MultiVectors
+from trimtab.values.similarity import best
 from trimtab.values.sparse import SparseVectors
 
 
@@ -25,7 +25,7 @@ class _Recorded(msgspec.Struct, frozen=True):
     form: str
     space: str
     dimensions: int
-    similarity: Similarity
+    similarity: str
 
 
 def recorded(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, Form]:
@@ -38,13 +38,13 @@ def recorded(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, Form]:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} records outputs that this Trimtab cannot read: {error}") from None
     kinds: Mapping[str, Kind] = {kind: kind for kind in KINDS}
-    return {
-        name: Form(
-            space=each.space, dimensions=each.dimensions, similarity=each.similarity, kind=kinds[each.form]
-        )
-        for name, each in found.items()
-        if each.form in kinds
-    }
+    forms = {}
+    for name, each in found.items():
+        kind = kinds.get(each.form)
+        similarity = similarity_of(kind, each.similarity) if kind else None
+        if kind and similarity:
+            forms[name] = Form(space=each.space, dimensions=each.dimensions, similarity=similarity, kind=kind)
+    return forms
 
 
 def columns_of(outputs: Mapping[str, Form], path: Path, there: Collection[str]) -> list[str]:
@@ -98,7 +98,7 @@ def nearest(store: Store, output: str, kept: Values, query: Query, k: int) -> li
         one = MultiVectors(asked, np.array((0, len(asked)), np.int64))
         near = multi_vector.maxsim(one, kept)  # type: ignore[arg-type]
         rows = np.flatnonzero(np.isfinite(near))
-    chosen = rows[similarity.best(near[rows], k)].tolist()
+    chosen = rows[best(near[rows], k)].tolist()
     return [(row, float(near[row])) for row in chosen]
 
 

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from tests.client.commands.test_embed import Run, leftovers, many, refused, run, write
 from tests.client.fake_server import DIMENSIONS, OUTPUTS, FakeServer, sparse_of, vectors, words_of
+from trimtab.stores import open_store
 from trimtab.v1 import encoder_pb2 as pb
 
 __all__ = ["run"]  # a fixture
@@ -60,7 +61,7 @@ def test_a_line_has_all_outputs(run: Run, server: FakeServer, source: Path, tmp_
             "form": "multi_vector",
             "space": "multi_vector-1",
             "dimensions": DIMENSIONS,
-            "similarity": "cosine",
+            "similarity": "maxsim",
         },
     }
 
@@ -122,6 +123,9 @@ def test_a_folder_has_columns_for_each_output(run: Run, source: Path, tmp_path: 
             for row in table.to_pylist()
         ]
     check_lines(lines, many(300))
+    with open_store(str(blocks[0])) as store:
+        assert list(store.outputs) == ["dense", "sparse", "multi_vector"]
+        assert store.others["multi_vector"].similarity == "dot" and store.form.space == "space-1"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.client.fake_server import DIMENSIONS, OUTPUTS, FakeServer, space_of, 
 from tests.client.migration.conftest import address, run
 from tests.client.migration.world import fill
 from trimtab.migration import claims
-from trimtab.migration.making import Making
+from trimtab.migration.making import Making, target_outputs
 from trimtab.stores import Form, Rows, create_store, open_store
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.values.multi_vector import MultiVectors
@@ -24,7 +25,9 @@ TEXTS = [f"words of document {number} and {number * 7 % 100}" for number in rang
 FORMS = {
     "dense": Form(space=space_of("dense", "1"), dimensions=DIMENSIONS),
     "sparse": Form(space=space_of("sparse", "1"), dimensions=DIMENSIONS, similarity="dot", kind="sparse"),
-    "multi_vector": Form(space=space_of("multi_vector", "1"), dimensions=DIMENSIONS, kind="multi_vector"),
+    "multi_vector": Form(
+        space=space_of("multi_vector", "1"), dimensions=DIMENSIONS, similarity="dot", kind="multi_vector"
+    ),
 }
 
 
@@ -212,3 +215,21 @@ def test_names_and_orders_are_the_stores(url: str, target: str) -> None:
         making = Making.of(client.encoder(), store)
         assert making.names == {name: name for name in forms}
         assert list(making.embed(client, ["a text"], claims.bulk(client.encoder()))) == list(forms)
+
+
+@pytest.mark.parametrize(
+    ("form", "similarity", "message"),
+    [
+        ("scores", "", "'other', which is scores; leave it out"),
+        ("sparse", "jaccard", "is compared by jaccard, as no"),
+    ],
+)
+def test_outputs_that_no_store_keeps(
+    url: str, server: FakeServer, form: str, similarity: str, message: str
+) -> None:
+    with trimtab.Client(url) as client:
+        encoder = client.encoder()
+    other = replace(encoder.outputs[1], name="other", form=form, similarity=similarity)
+    with pytest.raises(trimtab.FailedPrecondition, match=message):
+        target_outputs(replace(encoder, outputs=(*encoder.outputs, other)), ["dense", "other"])
+    assert target_outputs(replace(encoder, outputs=()))["dense"].space == "space-1", "as servers before"
