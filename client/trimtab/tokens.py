@@ -17,7 +17,6 @@ from trimtab import words
 from trimtab.errors import BundleError
 from trimtab.inputs.text import TokenTypes
 from trimtab.kinds import Truncate
-from trimtab.wordpiece import WordPiece
 
 # Texts to try the template with when a tokenizer is loaded.
 _TRIALS = (
@@ -80,7 +79,6 @@ class Tokenizer:
                 f"{max_tokens} tokens altogether: nothing of a text is left. Export it with more max_tokens"
             )
         self._try()
-        self._pieces = WordPiece.of(self._tokenizer)
         self._by_words = words.acts_by_words(self._tokenizer)
 
     @property
@@ -98,7 +96,8 @@ class Tokenizer:
         """
         parts, most = texts, self.max_tokens if most is None else most
         if len(texts) == 1 and len(texts[0]) <= SHORT:
-            return [self._cut(self._ids(texts[0]), most, how)]
+            # Takes less time than to hand over the GIL.
+            return [self._cut(self._tokenizer.encode(texts[0]).ids, most, how)]
         if self._by_words:
             cut = words.end if how == "start" else words.beginning
             parts = [cut(text, CHARACTERS_A_TOKEN * most) for text in texts]
@@ -111,11 +110,6 @@ class Tokenizer:
                 else:
                     rows[number] = self._encode([text], how, most)[0]
         return rows
-
-    def _ids(self, text: str) -> list[int]:
-        """The ids of a short text, which takes less time than to hand over the GIL."""
-        found = self._pieces.ids(text) if self._pieces is not None else None
-        return self._tokenizer.encode(text).ids if found is None else [*self._head, *found, *self._tail]
 
     def _encode(self, texts: Sequence[str], how: Truncate, most: int) -> list[Tokens]:
         # Not `encode`, which holds the GIL throughout and computes offsets that are not needed.
