@@ -593,3 +593,18 @@ def test_sparse_vectors_compared_by_cosine(url: str) -> None:
             expected = np.sort(cosines[cosines > 0])[::-1][:20]
             np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)
             np.testing.assert_allclose(cosines[found], expected, atol=1e-5)
+
+
+def test_a_pgvector_without_sparse_vectors(database: PostgresProcess) -> None:
+    """As before 0.7: dense vectors go in, and for others the error says what to do."""
+    server, _, _ = database.url.rpartition("/")
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE former")
+    with psycopg.connect(f"{server}/former", autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("ALTER TYPE sparsevec RENAME TO another")
+    with pytest.raises(trimtab.FailedPrecondition, match=r"lacks a type .*sparsevec.* to 0\.7 or later"):
+        create_store(f"{server}/former#docs", FORMS, example=0)
+    with create_store(f"{server}/former#docs", FORMS["dense"], example=0) as store:
+        store.upsert(Rows(made(3).documents, made(3).vectors))
+        assert store.search(made(3).vectors[1], 1)[0].id == 1
