@@ -73,7 +73,7 @@ def answers(folder: Path) -> FuzzTarget:
     """A server's answers, as the SDK reads them: a server need not be ours."""
     import numpy as np
 
-    from trimtab.core import responses
+    from trimtab.core import descriptions, responses
     from trimtab.v1 import encoder_pb2 as pb
     from trimtab.values import dense
 
@@ -81,9 +81,9 @@ def answers(folder: Path) -> FuzzTarget:
         with Refusing(errors.TrimtabError):
             match data[:1]:
                 case b"e":
-                    responses.describe(_parsed(pb.Encoder, data[1:]))
+                    descriptions.describe(_parsed(pb.Encoder, data[1:]))
                 case b"a":
-                    responses.describe_adapter(_parsed(pb.Adapter, data[1:]))
+                    descriptions.describe_adapter(_parsed(pb.Adapter, data[1:]))
                 case _:
                     responses.parse(_parsed(pb.EmbedResponse, data[1:]), 2, 1)
 

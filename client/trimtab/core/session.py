@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from trimtab import forks
-from trimtab.core import outputs, requests, responses
+from trimtab.core import descriptions, outputs, requests, responses
 from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits, Outputs
 from trimtab.core.exchange import Exchange
 from trimtab.core.options import Options
@@ -63,19 +63,19 @@ class Session:
     def encoders(self) -> Steps[list[Encoder]]:
         """Every version of every encoder that is served."""
         listed: pb.ListEncodersResponse = yield from ask("ListEncoders", pb.ListEncodersRequest())
-        return [responses.describe(encoder) for encoder in listed.encoders]
+        return [descriptions.describe(encoder) for encoder in listed.encoders]
 
     def adapters(self, encoder: str) -> Steps[list[Adapter]]:
         """The adapters of the server, or only those that map from `encoder`."""
         request = pb.ListAdaptersRequest(encoder=encoder)
         listed: pb.ListAdaptersResponse = yield from ask("ListAdapters", request)
-        return [responses.describe_adapter(adapter) for adapter in listed.adapters]
+        return [descriptions.describe_adapter(adapter) for adapter in listed.adapters]
 
     def encoder(self, name: str, version: str) -> Steps[Encoder]:
         """One encoder. Its limits are remembered."""
         request = pb.GetEncoderRequest(encoder=name, version=version)
         described: pb.Encoder = yield from ask("GetEncoder", request)
-        encoder = responses.describe(described)
+        encoder = descriptions.describe(described)
         self._limits[name, version] = encoder.limits
         return encoder
 

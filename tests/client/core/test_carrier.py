@@ -8,9 +8,9 @@ import pytest
 
 from tests.client.fake_server import DIMENSIONS, FakeServer
 from trimtab.core.carrier import END, Bell, Carrier, Connect, ReadText, Receive, Wait
+from trimtab.core.descriptions import describe
 from trimtab.core.exchange import Exchange
 from trimtab.core.options import Options
-from trimtab.core.responses import describe
 from trimtab.errors import DeadlineExceeded, Unauthenticated, Unavailable
 from trimtab.v1 import encoder_pb2 as pb
 

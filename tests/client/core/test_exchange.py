@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.client.fake_server import FakeServer, vectors
+from trimtab.core.descriptions import describe
 from trimtab.core.exchange import ATTEMPTS, LATE_ATTEMPTS, MESSAGE_TEXTS, Exchange
 from trimtab.core.options import Options
-from trimtab.core.responses import describe
 from trimtab.errors import (
     DeadlineExceeded,
     FailedPrecondition,

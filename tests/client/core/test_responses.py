@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.client.fake_server import pack_as, vectors
-from trimtab.core.responses import describe_adapter, join, parse
+from trimtab.core.descriptions import describe_adapter
+from trimtab.core.responses import join, parse
 from trimtab.errors import FailedPrecondition, InternalError
 from trimtab.v1 import encoder_pb2 as pb
 

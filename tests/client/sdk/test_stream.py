@@ -18,9 +18,9 @@ import pytest
 import trimtab
 from tests.client.either import Async, Sync
 from tests.client.fake_server import SCALE, Abort, FakeServer, vector, vectors
+from trimtab.core.descriptions import describe
 from trimtab.core.exchange import Exchange
 from trimtab.core.options import Options
-from trimtab.core.responses import describe
 from trimtab.sdk.credentials import CallMetadata, Metadata
 from trimtab.sdk.stream import EmbeddingStream
 from trimtab.sdk.target import target
