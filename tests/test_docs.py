@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from tests import sparse_made
 from tests.client.migration.world import World, halves, two_encoders
@@ -55,6 +59,19 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         yield running
 
 
+@pytest.fixture(scope="module")
+def bge_m3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small encoder in BGE-M3's form."""
+    folder = tmp_path_factory.mktemp("sources") / "bge-m3"
+    transformer = Transformer(str(MASKED))
+    hidden = transformer.get_embedding_dimension()
+    modules = [transformer, Pooling(hidden, "cls"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
+    for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", 64)):
+        torch.save({"weight": torch.randn(rows, hidden), "bias": torch.zeros(rows)}, folder / name)
+    return folder
+
+
 @pytest.mark.parametrize(("language", "text"), SNIPPETS)
 def test_snippet(
     language: str,
@@ -94,9 +111,12 @@ def test_snippet(
         assert language == "python", f"no way to check a snippet in {language!r}"
         command = [sys.executable, "-W", "error", "-c", text]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    sources = {"ENCODER": minilm_source, "MASKED": MASKED}
+    if "$BGE_M3" in text:
+        sources["BGE_M3"] = request.getfixturevalue("bge_m3")
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "PATH": path, "ENCODER": str(minilm_source), "MASKED": str(MASKED)},
+        env={**os.environ, "PATH": path, **{name: str(source) for name, source in sources.items()}},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
