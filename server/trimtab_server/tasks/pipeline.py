@@ -115,8 +115,8 @@ class Answering:
             self._timer.cancel()
         late = isinstance(error, TimeoutError)
         if self._expired and self._task is not None:
-            # Somebody else may have cancelled it as well.
-            late = self._task.uncancel() <= self._cancels and kind is asyncio.CancelledError
+            alone = self._task.uncancel() <= self._cancels  # nobody else has cancelled it, too
+            late = late or (alone and kind is asyncio.CancelledError)
         if self._held and found is not None:
             self._metrics.ended(found.name, found.version, call.protocol)
             self._repository.release(found)
