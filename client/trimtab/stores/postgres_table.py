@@ -185,11 +185,11 @@ def ranking(place: int, form: Form) -> str:
     # MaxSim: of each of the query's rows, the largest product with any of the document's; their sum.
     best = (
         "SELECT max(-(kept::vector <#> wanted)) AS near FROM unnest(%s::vector[]) WITH ORDINALITY "  # noqa: S608
-        f"AS asked(wanted, number) CROSS JOIN unnest({{o{place}}}) AS kept GROUP BY number"
+        f"AS asked(wanted, number) CROSS JOIN unnest(searched.{{o{place}}}) AS kept GROUP BY number"
     )
     return (
-        f"SELECT {{id}}, {{text}}, (SELECT -sum(near) FROM ({best}) AS each) AS distance FROM {{table}} "  # noqa: S608
-        f"WHERE cardinality({{o{place}}}) > 0 ORDER BY distance LIMIT %s"
+        f"SELECT {{id}}, {{text}}, (SELECT -sum(near) FROM ({best}) AS each) AS distance "  # noqa: S608
+        f"FROM {{table}} AS searched WHERE cardinality({{o{place}}}) > 0 ORDER BY distance LIMIT %s"
     )
 
 

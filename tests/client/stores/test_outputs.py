@@ -13,7 +13,8 @@ import trimtab
 from tests.client.stores.conftest import address
 from tests.client.stores.postgres_process import PostgresProcess
 from trimtab.search.fusion import by_ranks, by_scores
-from trimtab.stores import Document, Form, Hit, Rows, Store, create_store, open_store
+from trimtab.stores import Document, Form, Hit, Rows, Store, create_store, open_store, qdrant_store
+from trimtab.stores.qdrant_store import QdrantStore
 from trimtab.values.multi_vector import MultiVectors
 from trimtab.values.similarity import normalised
 from trimtab.values.sparse import SparseVectors
@@ -608,3 +609,37 @@ def test_a_pgvector_without_sparse_vectors(database: PostgresProcess) -> None:
     with create_store(f"{server}/former#docs", FORMS["dense"], example=0) as store:
         store.upsert(Rows(made(3).documents, made(3).vectors))
         assert store.search(made(3).vectors[1], 1)[0].id == 1
+
+
+@pytest.mark.parametrize("kind", ["qdrant"])
+def test_long_multi_vectors_go_in_small_uploads(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few documents they are: a server takes only so many bytes at a time."""
+    written, sizes = made(30), list[int]()
+    write = QdrantStore._write
+
+    def counted(self: QdrantStore, points: Any) -> None:
+        sizes.append(sum(np.size(point.vector["multi_vector"]) for point in points))
+        write(self, points)
+
+    monkeypatch.setattr(qdrant_store, "_MOST_NUMBERS", 100)
+    monkeypatch.setattr(QdrantStore, "_write", counted)
+    with create_store(url, FORMS, example=0) as store:
+        store.upsert(written)
+        check_values(store.get([0, 15, 29]), written, [0, 15, 29])
+        assert store.count() == 30
+    assert len(sizes) > 10 and max(sizes) <= 100
+
+
+@pytest.mark.parametrize(
+    "name", ["wanted", "number", "kept", "near", "asked", "each", "searched", "distance"]
+)
+def test_an_output_may_have_any_name(url: str, name: str) -> None:
+    """Also one that the query to PostgreSQL uses itself."""
+    written, query = made(40), query_of(made(1, seed=2), 0)["multi_vector"]
+    several = written.others["multi_vector"]
+    with create_store(url, {"dense": FORMS["dense"], name: FORMS["multi_vector"]}, example=0) as store:
+        store.upsert(Rows(written.documents, written.vectors, {name: several}))
+        hits = store.search_output(name, query, 40)
+    np.testing.assert_allclose(
+        [hit.score for hit in hits], np.sort(max_sims(written, query))[::-1], atol=1e-5
+    )
