@@ -72,6 +72,16 @@ def bge_m3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def make_reranker(encoder: Path, folder: Path) -> None:
+    """A cross-encoder of the encoder's size, whose head is untrained."""
+    code = (
+        "import sys; from sentence_transformers import CrossEncoder\n"
+        "model = CrossEncoder(sys.argv[1], num_labels=1, device='cpu')\n"
+        "model.save_pretrained(sys.argv[2], create_model_card=False)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(encoder), str(folder)], check=True, capture_output=True)
+
+
 @pytest.mark.parametrize(("language", "text"), SNIPPETS)
 def test_snippet(
     language: str,
@@ -100,6 +110,8 @@ def test_snippet(
         halves(world, tmp_path)
     if any(f'"{name}"' in text for name in OUTPUTS):
         url = request.getfixturevalue("outputs").url
+    if "$RERANKER" in text:
+        make_reranker(minilm_source, tmp_path / "reranker-source")
     text = text.replace("127.0.0.1:8001", url)
     if language == "sh":
         lines = [f"make -n {line[5:]}" if line.startswith("make ") else line for line in text.splitlines()]
@@ -111,7 +123,7 @@ def test_snippet(
         assert language == "python", f"no way to check a snippet in {language!r}"
         command = [sys.executable, "-W", "error", "-c", text]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    sources = {"ENCODER": minilm_source, "MASKED": MASKED}
+    sources = {"ENCODER": minilm_source, "MASKED": MASKED, "RERANKER": tmp_path / "reranker-source"}
     if "$BGE_M3" in text:
         sources["BGE_M3"] = request.getfixturevalue("bge_m3")
     done = subprocess.run(

@@ -52,6 +52,8 @@ __all__ = [
     "Outputs",
     "PermissionDenied",
     "Priority",
+    "Ranked",
+    "Ranking",
     "ResourceExhausted",
     "Role",
     "SparseVectors",

@@ -11,6 +11,8 @@ from trimtab.core.answers import Encoder as Encoder
 from trimtab.core.answers import EncoderOutput as EncoderOutput
 from trimtab.core.answers import Limits as Limits
 from trimtab.core.answers import Outputs as Outputs
+from trimtab.core.answers import Ranked as Ranked
+from trimtab.core.answers import Ranking as Ranking
 from trimtab.core.answers import StageTimes as StageTimes
 from trimtab.core.answers import Variant as Variant
 from trimtab.core.options import EmbedOptions as EmbedOptions

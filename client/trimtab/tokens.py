@@ -19,7 +19,7 @@ from trimtab.inputs.text import TokenTypes
 from trimtab.kinds import Truncate
 
 # Texts to try the template with when a tokenizer is loaded.
-_TRIALS = (
+TRIALS = (
     "",
     "a",
     "the quick brown fox, and 12 more of them",
@@ -31,13 +31,13 @@ _TRIALS = (
     "ok 👩‍👩‍👧 \u200d\n\t...",
 )
 # How many tokens of a text the trials keep.
-_TRIAL_ROOM = 3
+TRIAL_ROOM = 3
 # How many characters per token are read first of a long text: words with their spaces have four to six.
 CHARACTERS_A_TOKEN = 8
 # A single text of at most so many characters is read with the GIL.
 SHORT = 256
 # Stands for a text's only token: no vocabulary reaches that far.
-_TEXT = 2**32 - 1
+PROBE = 2**32 - 1
 
 
 class Tokens(msgspec.Struct, frozen=True, gc=False):
@@ -64,10 +64,8 @@ class Tokenizer:
         self, source: Path | bytes | tokenizers.Tokenizer, max_tokens: int, *, name: str = ""
     ) -> None:
         self.max_tokens = max_tokens
-        self._name = name or (str(source) if isinstance(source, Path) else "the tokenizer")
-        self._tokenizer = _read(source, self._name) if isinstance(source, Path | bytes) else source
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._name = name_of(source, name)
+        self._tokenizer = opened(source, self._name)
         self._head, self._tail, self.types = self._template()
         if not self._tokenizer.encode("").ids:
             raise BundleError(
@@ -131,17 +129,17 @@ class Tokenizer:
         The template is applied to a text of one token that no real text can have: any other probe may have no
         token in this vocabulary.
         """
-        bare = tokenizers.Tokenizer(models.WordLevel({"text": _TEXT}, "text"))
+        bare = tokenizers.Tokenizer(models.WordLevel({"text": PROBE}, "text"))
         if self._tokenizer.post_processor is not None:
             bare.post_processor = self._tokenizer.post_processor
         shown: Any = bare.encode("text")
         ids, types = shown.ids, shown.type_ids
-        if ids.count(_TEXT) != 1:
+        if ids.count(PROBE) != 1:
             raise BundleError(
-                f"{self._name} puts a text {ids.count(_TEXT)} times into what the encoder reads: its "
+                f"{self._name} puts a text {ids.count(PROBE)} times into what the encoder reads: its "
                 "post-processor must hold the text, $A, once"
             )
-        at = ids.index(_TEXT)
+        at = ids.index(PROBE)
         after = at + 1
         return (
             tuple(ids[:at]),
@@ -151,14 +149,14 @@ class Tokenizer:
 
     def _try(self) -> None:
         """Compare this class's truncation with the library's own, on a few texts."""
-        most = self.special_tokens + _TRIAL_ROOM
-        whole = self._tokenizer.encode_batch_fast(_TRIALS)
+        most = self.special_tokens + TRIAL_ROOM
+        whole = self._tokenizer.encode_batch_fast(TRIALS)
         hows: tuple[Truncate, ...] = ("end", "start")
         for how in hows:
             self._tokenizer.enable_truncation(most, direction="right" if how == "end" else "left")
-            cut = self._tokenizer.encode_batch_fast(_TRIALS)
+            cut = self._tokenizer.encode_batch_fast(TRIALS)
             self._tokenizer.no_truncation()
-            for text, one, other in zip(_TRIALS, whole, cut, strict=True):
+            for text, one, other in zip(TRIALS, whole, cut, strict=True):
                 ours = self._cut(one.ids, most, how)
                 lengths = np.array([len(ours.ids)])
                 types = self.types.rows(lengths, len(ours.ids))[0]
@@ -169,10 +167,20 @@ class Tokenizer:
                     )
 
 
-def _read(source: Path | bytes, name: str) -> tokenizers.Tokenizer:
+def opened(source: Path | bytes | tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:
+    """The library's tokenizer, which neither truncates nor pads. BundleError if it cannot be read."""
     try:
         if isinstance(source, bytes):
-            return tokenizers.Tokenizer.from_buffer(source)
-        return tokenizers.Tokenizer.from_file(str(source))
+            source = tokenizers.Tokenizer.from_buffer(source)
+        elif isinstance(source, Path):
+            source = tokenizers.Tokenizer.from_file(str(source))
     except Exception as error:  # the library raises no other type
         raise BundleError(f"{name} cannot be read as a tokenizer: {error}") from None
+    source.no_truncation()
+    source.no_padding()
+    return source
+
+
+def name_of(source: object, name: str) -> str:
+    """What messages call a tokenizer."""
+    return name or (str(source) if isinstance(source, Path) else "the tokenizer")

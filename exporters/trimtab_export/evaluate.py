@@ -193,7 +193,8 @@ def _refuse(differences: Floats, limit: float, items: Sequence[Any], what: str, 
     worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
     if not differences[worst] <= limit:  # NaN counts as a difference
         item = items[worst % len(items)]
-        shown = item[:40] if isinstance(item, str) else item
+        shown = tuple(text[:40] for text in item) if isinstance(item, tuple) else item
+        shown = item[:40] if isinstance(item, str) else shown
         raise ExportError(
             f"{what}: by {differences[worst]:.1e} (at most {limit:.1e}) on {shown!r}. "
             f"Nothing was written. {cure}"

@@ -13,8 +13,11 @@ from trimtab.artifacts.manifest import Prompts
 from trimtab.errors import BundleError, ExportError
 from trimtab.inputs import text as inputs
 from trimtab.inputs.arranging import Arranger
+from trimtab.inputs.pair import PairInput
 from trimtab.inputs.text import Reading
 from trimtab.kinds import Role
+from trimtab.pairs import Pair, PairTokenizer
+from trimtab.values.column import stacked
 from trimtab_export.source import TokenizerFile
 
 NO_PROMPTS = Prompts()
@@ -133,3 +136,30 @@ class Collator:
         """input_ids, attention_mask and token_type_ids of the texts, int64 (n, the longest one's tokens)."""
         read = self._tokenizer.read([prompt + text for text in texts], "end")
         return inputs.feeds([each.ids for each in read], self._pad_id, self._tokenizer.types)
+
+
+class PairCollator:
+    """Makes padded batches of pairs with the server's own code.
+
+    Raises ExportError if the server could not read pairs with this tokenizer.
+    """
+
+    def __init__(self, tokenizer: TokenizerFile, max_tokens: int) -> None:
+        try:
+            self._tokenizer = PairTokenizer(tokenizers.Tokenizer.from_str(tokenizer.json), max_tokens)
+        except BundleError as error:
+            raise ExportError(str(error)) from None
+        self._given = PairInput(pad_id=tokenizer.pad_id)
+
+    def count(self, pair: Pair) -> int:
+        """How many tokens of a pair are read."""
+        return len(self._tokenizer.read([pair], "end")[0].ids)
+
+    def in_role(self, pairs: Sequence[Pair], role: Role) -> dict[str, NDArray[np.int64]]:
+        """input_ids, attention_mask and token_type_ids of the pairs, int64 (n, the longest one's tokens)."""
+        read = self._tokenizer.read(pairs, "end")
+        columns = {
+            "ids": stacked([each.ids for each in read]),
+            "types": stacked([each.types for each in read]),
+        }
+        return dict(self._given.feeds(columns))

@@ -46,6 +46,8 @@ def test_exported_names() -> None:
         "Outputs",
         "PermissionDenied",
         "Priority",
+        "Ranked",
+        "Ranking",
         "ResourceExhausted",
         "Role",
         "SparseVectors",

@@ -347,7 +347,7 @@ TORCH = (
     Folder("special-tokens-broken", files={"special_tokens_map.json": "{"}, refused="special_tokens_map.json of .* cannot be read as JSON"),
     Folder("modules-an-object", files={"modules.json": '{"0": 1}'}, refused="modules.json of .* a list is needed"),
     Folder("cut-vectors", files={ST: {"truncate_dim": 8}}, refused="truncate_dim = 8"),
-    Folder("cross-encoder", files={ST: {"model_type": "CrossEncoder"}}, refused="is a CrossEncoder"),
+    Folder("cross-encoder", files={ST: {"model_type": "CrossEncoder"}}, refused="Transformer, Pooling, Normalize; a cross-encoder that can"),
     Folder("inner-states", files={TRANSFORMER: {"modality_config": {"text": {"method": "forward", "method_output_name": ["hidden_states", 1]}}}},
            refused=r"takes \['hidden_states', 1\] of forward"),
     Folder("masked-words", files={TRANSFORMER: {"transformer_task": "fill-mask", "modality_config": None, "module_output_name": None}},
@@ -375,7 +375,7 @@ TORCH = (
     Folder("adapter", files={"adapter_config.json": {"peft_type": "LORA"}}, refused="adapter_config.json.* merge"),
     Folder("quantised", files={BERT_CONFIG: {"quantization_config": {"quant_method": "gptq", "bits": 4}}}, refused="quantization_config"),
     Folder("classifier", change=several(bare, lambda folder: put(folder / BERT_CONFIG, {"architectures": ["BertForSequenceClassification"]})),
-           options=("--pooling", "cls"), refused="BertForSequenceClassification, which gives scores"),
+           options=("--pooling", "cls"), refused="a cross-encoder, which reads pairs and gives scores: leave --pooling out"),
 )  # fmt: skip
 
 GRAPHS = (

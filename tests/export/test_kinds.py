@@ -344,7 +344,7 @@ def test_nobody_has_the_kinds_without_the_package(bundle: Bundle) -> None:
         check=False,
     )
     assert BundleError.__name__ in done.stderr
-    assert "the kind of input 'letters' is not known; there is text" in done.stderr
+    assert "the kind of input 'letters' is not known; there is pair, text" in done.stderr
 
 
 def test_what_cannot_be_exported(st_bert: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trimtab.core.answers import Encoder
 from trimtab.inputs.known import INPUTS
 from trimtab.inputs.text import Reading, TextSettings
 from trimtab.kinds import RUNTIMES
+from trimtab.outputs.scores import labels_of
 
 SUMMARY = "show a bundle's manifest and report card, or what a server serves"
 EXTRA = None
@@ -95,6 +96,9 @@ def _reading(reading: Reading) -> str:
 
 
 def _output(output: Output) -> list[tuple[str, str]]:
+    if labels := labels_of(output):
+        said = f"{output.settings['activation']} of {', '.join(labels)}"
+        return [("gives", f"{output.name} ({output.kind}), {said}, space {output.space}")]
     length = "length 1" if output.normalized else "not normalised"
     pooling = f"{output.pooling} pooling" if output.pooling else "pooled by the source's own graph"
     pooled = f", {pooling}" if output.kind == "dense" else ""

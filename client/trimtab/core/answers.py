@@ -1,8 +1,8 @@
 """What the SDK returns: plain, frozen data, without protobuf."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,7 @@ class EncoderOutput:
 
     `name` is what requests call it. `kind` says what it is, and `form` how its value is laid out: dense,
     sparse, multi_vector or scores. `space`, `dimensions`, `similarity` and `normalized` are as in `Encoder`.
+    `labels` are what the columns of scores mean, in order.
     """
 
     name: str
@@ -62,6 +63,7 @@ class EncoderOutput:
     dimensions: int
     similarity: str
     normalized: bool
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +180,51 @@ class Outputs(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.by_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A candidate of a ranking: its position among the candidates that were given, and its score. It can be
+    unpacked like a pair of these."""
+
+    index: int
+    score: float
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.index, self.score))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ranking(Sequence[Ranked]):
+    """Candidates from the best to the worst, as a sequence. Of equal scores, the earlier candidate comes
+    first.
+
+    indices: (m,) int64, the candidates' positions among those given.
+    scores: (m,) float32, falling.
+    encoder, version: what scored them. similarity: how: "cross-encoder", or how vectors were compared.
+    complete: whether all candidates were scored. If not, the deadline cut the work, and `scored` of them are
+        ranked.
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    encoder: str
+    version: str
+    similarity: str
+    scored: int
+    complete: bool = True
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, place: int) -> Ranked: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Ranked]: ...
+    def __getitem__(self, place: int | slice) -> Ranked | list[Ranked]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        return Ranked(int(self.indices[place]), float(self.scores[place]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,6 +80,7 @@ def _output(message: pb.EncoderOutput) -> EncoderOutput:
         dimensions=message.dimensions,
         similarity=message.similarity,
         normalized=message.normalized,
+        labels=tuple(message.labels),
     )
 
 

@@ -7,7 +7,7 @@ An option's line there defines the SDK's keyword, its check, its message field, 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
-from typing import Annotated, Any, TypedDict, Unpack, cast, get_type_hints
+from typing import Annotated, Any, TypeAlias, TypedDict, Unpack, cast, get_type_hints
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
@@ -121,6 +121,8 @@ class EmbedOptions(TypedDict, total=False):
     allow_brownout: Annotated[bool, PermissionOption(field="refuse_brownout", parameter="allow_brownout")]
 
 
+Item: TypeAlias = str | tuple[str, str]  # a text, or a pair of texts that are read together
+
 OPTIONS: Mapping[str, Option] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(EmbedOptions, include_extras=True).items()
 }
@@ -165,11 +167,15 @@ class Options:
         return (space,) if space else ()
 
     def request(
-        self, texts: Iterable[str] = (), spaces: Sequence[str] | None = None, outputs: Sequence[str] = ()
+        self, texts: Sequence[Item] = (), spaces: Sequence[str] | None = None, outputs: Sequence[str] = ()
     ) -> pb.EmbedRequest:
-        """The request for these texts and outputs, in `spaces` if given, otherwise in the option `space`."""
+        """The request for these texts, or pairs, and outputs, in `spaces` if given, otherwise in the option
+        `space`."""
         fields = self._message_fields if spaces is None else {**self._message_fields, "spaces": spaces}
-        return pb.EmbedRequest(texts=texts, outputs=outputs, **fields)
+        if texts and not isinstance(texts[0], str):
+            inputs = [pb.Input(pair=pb.Pair(first=pair[0], second=pair[1])) for pair in texts]
+            return pb.EmbedRequest(inputs=inputs, outputs=outputs, **fields)
+        return pb.EmbedRequest(texts=texts, outputs=outputs, **fields)  # type: ignore[arg-type]
 
     @cached_property
     def _message_fields(self) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from trimtab.core.answers import Limits
-from trimtab.core.options import Options
+from trimtab.core.options import Item, Options
 from trimtab.errors import InvalidArgument
 
 # Upper bounds: a text's tag and length, and what EmbedStreamRequest adds to a request.
 _TEXT_OVERHEAD = 6
+_PAIR_OVERHEAD = 12
 _MESSAGE_OVERHEAD = 24
 # The most bytes that a request of one text takes besides it: names, options, a query's text.
 _REQUEST_MOST = 4096
@@ -31,10 +32,31 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     return checked
 
 
+def check_items(items: Iterable[Item]) -> list[Item]:
+    """Texts or pairs of texts as a list, all of one form; InvalidArgument if one is neither."""
+    refuse_single(items)
+    given = list(items)
+    if not given or isinstance(given[0], str):
+        return list(check_texts(given))  # type: ignore[arg-type]  # which it finds out
+    for index, pair in enumerate(given):
+        if not isinstance(pair, tuple | list) or [type(each) for each in pair] != [str, str]:
+            raise InvalidArgument(
+                f"texts[{index}] is {type(pair).__name__}; pass texts, or pairs of two str, and one of both"
+            )
+    return [(pair[0], pair[1]) for pair in given]
+
+
 def refuse_single(texts: object) -> None:
     """Raise InvalidArgument for a single str: its characters would otherwise be taken for texts."""
     if isinstance(texts, str | bytes):
         raise InvalidArgument(f"texts is one {type(texts).__name__}; pass a list of str: [text]")
+
+
+def item_size(item: Item, index: int, room: int) -> int:
+    """As `text_size`, of a text or a pair."""
+    if isinstance(item, str):
+        return text_size(item, index, room)
+    return _PAIR_OVERHEAD + sum(text_size(text, index, room) for text in item)
 
 
 def text_size(text: str, index: int, room: int) -> int:
@@ -104,21 +126,22 @@ def check_outputs(outputs: Iterable[str]) -> tuple[str, ...]:
 
 
 def split(
-    texts: list[str],
+    texts: Sequence[Item],
     options: Options,
     limits: Limits,
     spaces: Sequence[str] | None = None,
     outputs: Sequence[str] = (),
-) -> list[list[str]]:
-    """The texts in order, cut into as few consecutive parts as the server's limits allow; [[]] for none."""
+) -> list[list[Item]]:
+    """The texts or pairs in order, cut into as few consecutive parts as the server's limits allow; [[]] for
+    none."""
     return list(_parts(texts, text_room(options, limits, spaces, outputs), limits.max_texts or len(texts)))
 
 
-def _parts(texts: list[str], room: int, most: int) -> Iterator[list[str]]:
-    part: list[str] = []
+def _parts(texts: Sequence[Item], room: int, most: int) -> Iterator[list[Item]]:
+    part: list[Item] = []
     filled = 0
     for index, text in enumerate(texts):
-        size = text_size(text, index, room)
+        size = item_size(text, index, room)
         if part and (len(part) == most or filled + size > room):
             yield part
             part, filled = [], 0

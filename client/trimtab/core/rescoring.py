@@ -25,10 +25,12 @@ AsyncTexts: TypeAlias = Texts | Callable[[Sequence[str]], Awaitable[Sequence[str
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
+    """A text or an id, at its place among all candidates."""
+
     id: str
     text: str | None
-    place: int  # among all candidates
+    place: int
     digest: bytes = b""
 
     def size(self, room: int) -> int:
@@ -41,10 +43,25 @@ class _Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Origin:
+class Origin:
+    """What all scores of one result must have in common."""
+
     encoder: str
     version: str
     space: str
+
+    def check(self, other: "Origin") -> None:
+        """Raise FailedPrecondition if `other`, of a later answer to the same call, is not the same."""
+        if other != self:
+            raise FailedPrecondition(
+                f"the server's vectors changed during the call, from {self} to {other}: scores of two "
+                "spaces must not be mixed. Call again"
+            )
+
+
+def origin_of(response: pb.RescoreResponse) -> Origin:
+    """What scored the candidates of an answer."""
+    return Origin(response.encoder, response.version, response.space)
 
 
 def rescoring(
@@ -56,35 +73,50 @@ def rescoring(
     ids, only texts that the server does not remember are fetched and sent. Each round either scores
     candidates or fetches texts, so this ends however often the server forgets.
     """
-    if not isinstance(query, str):
-        raise InvalidArgument(f"query is {type(query).__name__}, not str")
+    check_query(query)
     given = check_texts(candidates)
     scores = np.empty(len(given), np.float32)
-    origin: _Origin | None = None
+    origin: Origin | None = None
     parts = [[_candidate(each, n, texts) for n, each in enumerate(given)]]
     while parts:
         part, *rest = _split(parts.pop(), query, options, limits)
         parts.extend(reversed(rest))
         if not part:
             continue
-        response: pb.RescoreResponse = yield from ask("Rescore", _request(query, part, options))
-        answered = _Origin(response.encoder, response.version, response.space)
-        if origin not in (None, answered):
-            raise FailedPrecondition(
-                f"the server's vectors changed during the call, from {origin} to {answered}: scores of two "
-                "spaces must not be mixed. Call again"
-            )
+        response: pb.RescoreResponse = yield from ask("Rescore", request_of(query, part, options))
+        answered = origin_of(response)
+        (origin or answered).check(answered)
         origin, options = answered, options.of(answered.encoder, answered.version)
         if response.missing:
             missing = list(dict.fromkeys(_missing(part, response)))
             known = yield from _texts(texts, missing)
             parts.append([replace(each, text=known.get(each.id, each.text)) for each in part])
             continue
-        if len(response.scores) != 4 * len(part):
-            raise InternalError(
-                f"the server answered {len(part)} candidates with {len(response.scores)} bytes of scores"
-            )
-        scores[[each.place for each in part]] = np.frombuffer(response.scores, "<f4")
+        scores[[each.place for each in part]] = scores_of(response, len(part))
+    return scores
+
+
+def check_query(query: str) -> None:
+    """InvalidArgument if the query is no text."""
+    if not isinstance(query, str):
+        raise InvalidArgument(f"query is {type(query).__name__}, not str")
+
+
+def text_parts(
+    query: str, texts: Sequence[str], options: Options, limits: Limits, output: str = ""
+) -> list[list[Candidate]]:
+    """These texts as candidates, in order, cut into as few consecutive parts as the server's limits allow."""
+    given = [_candidate(text, number, None) for number, text in enumerate(texts)]
+    return [part for part in _split(given, query, options, limits, output) if part]
+
+
+def scores_of(response: pb.RescoreResponse, candidates: int) -> Scores:
+    """The scores in an answer for so many candidates; InternalError if they are not as many."""
+    if len(response.scores) != 4 * candidates:
+        raise InternalError(
+            f"the server answered {candidates} candidates with {len(response.scores)} bytes of scores"
+        )
+    scores: Scores = np.frombuffer(response.scores, "<f4").astype(np.float32)
     return scores
 
 
@@ -93,11 +125,11 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:16]
 
 
-def _candidate(given: str, place: int, texts: AsyncTexts | None) -> _Candidate:
+def _candidate(given: str, place: int, texts: AsyncTexts | None) -> Candidate:
     if texts is None:
-        return _Candidate("", given, place)
+        return Candidate("", given, place)
     text = texts.get(given) if isinstance(texts, Mapping) else None
-    return _Candidate(given, None, place, digest_of(text) if isinstance(text, str) else b"")
+    return Candidate(given, None, place, digest_of(text) if isinstance(text, str) else b"")
 
 
 def _look_up(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:
@@ -107,7 +139,10 @@ def _look_up(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:
         raise InvalidArgument(f"texts has no text for the candidate {error.args[0]!r}") from None
 
 
-def _request(query: str, part: Sequence[_Candidate], options: Options) -> pb.RescoreRequest:
+def request_of(
+    query: str, part: Sequence[Candidate], options: Options, output: str = ""
+) -> pb.RescoreRequest:
+    """The request for a part of the candidates."""
     settings = options.request()
     return pb.RescoreRequest(
         encoder=settings.encoder,
@@ -116,14 +151,17 @@ def _request(query: str, part: Sequence[_Candidate], options: Options) -> pb.Res
         candidates=[each.message() for each in part],
         truncate=settings.truncate,
         priority=settings.priority,
+        output=output,
     )
 
 
-def _split(part: list[_Candidate], query: str, options: Options, limits: Limits) -> list[list[_Candidate]]:
+def _split(
+    part: list[Candidate], query: str, options: Options, limits: Limits, output: str = ""
+) -> list[list[Candidate]]:
     """The candidates in order, cut into as few consecutive parts as the server's limits allow."""
     room = (limits.max_message_bytes or 2**31 - 1) - _REQUEST_OVERHEAD
-    room -= len(query.encode()) + sum(map(len, options.version))
-    parts: list[list[_Candidate]] = [[]]
+    room -= len(query.encode()) + len(output.encode()) + sum(map(len, options.version))
+    parts: list[list[Candidate]] = [[]]
     filled = 0
     for each in part:
         size = each.size(room)
@@ -135,7 +173,7 @@ def _split(part: list[_Candidate], query: str, options: Options, limits: Limits)
     return parts
 
 
-def _missing(part: Sequence[_Candidate], response: pb.RescoreResponse) -> Iterable[str]:
+def _missing(part: Sequence[Candidate], response: pb.RescoreResponse) -> Iterable[str]:
     if len(response.missing) > len(part):
         raise InternalError(
             f"the server asks for the texts of {len(response.missing)} candidates, and was sent {len(part)}"

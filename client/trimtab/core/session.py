@@ -1,26 +1,20 @@
 """A client's operations, without IO: each is a generator of steps (see trimtab.core.steps)."""
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from trimtab import forks
-from trimtab.core import descriptions, outputs, requests, responses
-from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits, Outputs
+from trimtab.core import descriptions, outputs, requests, reranking, responses
+from trimtab.core.answers import Adapter, Embeddings, Encoder, Limits, Outputs, Ranking
 from trimtab.core.exchange import Exchange
-from trimtab.core.options import Options
+from trimtab.core.options import Item, Options
 from trimtab.core.rescoring import AsyncTexts, Scores, rescoring
 from trimtab.core.responses import Part
-from trimtab.core.steps import Await, Begin, Steps, ask
+from trimtab.core.steps import Steps, ask, in_parts
 from trimtab.errors import InvalidArgument, NotFound, ResourceExhausted, TrimtabError
 from trimtab.v1 import encoder_pb2 as pb
 
 Answer = TypeVar("Answer")
-
-# How many requests of a split call are in flight at a time: one computed, one waiting, and their answers.
-PARTS_IN_FLIGHT = 4
 
 
 class Session:
@@ -43,10 +37,10 @@ class Session:
         checked = requests.check_spaces(spaces, options)
         return self._embed_spaces(requests.check_texts(texts), checked, options)
 
-    def embed_outputs(self, texts: Iterable[str], names: Iterable[str], options: Options) -> Steps[Outputs]:
-        """These outputs of all texts."""
+    def embed_outputs(self, texts: Iterable[Item], names: Iterable[str], options: Options) -> Steps[Outputs]:
+        """These outputs of all texts, or pairs."""
         checked = requests.check_outputs(names)
-        return self._embed_outputs(requests.check_texts(texts), checked, options)
+        return self._embed_outputs(requests.check_items(texts), checked, options)
 
     def stream(self, options: Options, window: int, timeout: float) -> Steps[Exchange]:
         """The exchange of a stream, pinned to the version that serves now."""
@@ -59,6 +53,21 @@ class Session:
         """The scores of all candidates; these are texts, or ids of `texts`."""
         given = list(candidates) if not isinstance(candidates, str | bytes) else candidates
         return self._within_limits(options, lambda limits: rescoring(query, given, texts, options, limits))
+
+    def rerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        top_n: int | None,
+        output: str,
+        partial: bool,
+        options: Options,
+    ) -> Steps[Ranking]:
+        """The ranking of all texts for the query."""
+        wanted = reranking.checked(query, texts, top_n, output, partial=partial)
+        return self._within_limits(
+            options, lambda limits: reranking.reranking(wanted, options, limits, self.encoder)
+        )
 
     def encoders(self) -> Steps[list[Encoder]]:
         """Every version of every encoder that is served."""
@@ -89,13 +98,13 @@ class Session:
         answers = yield from self._answers(texts, _dense(options, spaces))
         return responses.join_spaces(answers, spaces)
 
-    def _embed_outputs(self, texts: list[str], names: tuple[str, ...], options: Options) -> Steps[Outputs]:
+    def _embed_outputs(self, texts: list[Item], names: tuple[str, ...], options: Options) -> Steps[Outputs]:
         asked = _Asked(
             options, options.spaces, names, lambda response, count: outputs.parse(response, count, names)
         )
         return outputs.join((yield from self._answers(texts, asked)))
 
-    def _answers(self, texts: list[str], asked: "_Asked[Answer]") -> Steps[list[Answer]]:
+    def _answers(self, texts: Sequence[Item], asked: "_Asked[Answer]") -> Steps[list[Answer]]:
         """The answers to all texts, in order."""
 
         def attempt(limits: Limits) -> Steps[list[Answer]]:
@@ -144,10 +153,10 @@ class _Asked(Generic[Answer]):
     outputs: tuple[str, ...]
     parse: Callable[[pb.EmbedResponse, int], Answer]
 
-    def request(self, texts: list[str]) -> pb.EmbedRequest:
+    def request(self, texts: Sequence[Item]) -> pb.EmbedRequest:
         return self.options.request(texts, self.spaces, self.outputs)
 
-    def split(self, texts: list[str], limits: Limits) -> list[list[str]]:
+    def split(self, texts: Sequence[Item], limits: Limits) -> list[list[Item]]:
         return requests.split(texts, self.options, limits, self.spaces, self.outputs)
 
 
@@ -158,25 +167,15 @@ def _dense(options: Options, spaces: tuple[str, ...]) -> _Asked[list[Part]]:
     )
 
 
-def _in_parts(parts: Iterable[list[str]], asked: _Asked[Answer]) -> Steps[list[Answer]]:
+def _in_parts(parts: list[list[Item]], asked: _Asked[Answer]) -> Steps[list[Answer]]:
     """The answers to all parts in order, with a few of them in flight at a time."""
-    begun: deque[tuple[int, Any]] = deque()  # the number of texts, and the call in flight
-    unsent = iter(parts)
     answers: list[Answer] = []
+
+    def take(number: int, response: pb.EmbedResponse) -> None:
+        answers.append(asked.parse(response, len(parts[number])))
+
     try:
-        with forks.Calling():
-            while True:
-                for part in islice(unsent, PARTS_IN_FLIGHT - len(begun)):
-                    call = yield Begin("Embed", asked.request(part))
-                    begun.append((len(part), call))
-                if not begun:
-                    return answers
-                count, first = begun[0]
-                response: pb.EmbedResponse = yield Await(first)
-                begun.popleft()
-                answers.append(asked.parse(response, count))
+        yield from in_parts("Embed", map(asked.request, parts), take)
     except NotFound as error:
         raise responses.unloaded(error, *asked.options.version) from error
-    finally:
-        for _, call in begun:
-            call.cancel()
+    return answers

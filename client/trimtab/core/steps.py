@@ -5,13 +5,16 @@ generator holds all decisions, once; `Client` performs a step by blocking, `Asyn
 Source: httpx's authentication flows, one generator under two drivers.
 """
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
 from trimtab import forks
+from trimtab.errors import TrimtabError
 
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -60,6 +63,56 @@ def ask(method: Method, request: Message) -> Steps[Answer]:
     with forks.Calling():
         answer: Answer = yield Send(method, request)
     return answer
+
+
+# How many requests of a split call are in flight at a time: one computed, one waiting, and their answers.
+PARTS_IN_FLIGHT = 4
+
+
+def in_parts(
+    method: Method,
+    requests: Iterable[Message],
+    take: Callable[[int, Any], None],
+    over: Callable[[TrimtabError], bool] = lambda error: False,
+) -> Steps[bool]:
+    """Send requests, a few of them in flight at a time, and `take` their answers in order, each with the
+    number of its request. Returns whether all were answered.
+
+    An error of which `over` says so ends the work without being raised: no more requests are sent, and what
+    is answered already is still taken.
+    """
+    begun: deque[tuple[int, Any]] = deque()
+    unsent = enumerate(requests)
+    whole: bool = True
+    try:
+        with forks.Calling():
+            while True:
+                try:
+                    for number, request in islice(unsent, PARTS_IN_FLIGHT - len(begun)):
+                        begun.append((number, (yield Begin(method, request))))
+                except TrimtabError as error:
+                    whole, unsent = _ended(error, over)
+                if not begun:
+                    return whole
+                number, call = begun[0]
+                try:
+                    answer = yield Await(call)
+                except TrimtabError as error:
+                    whole, unsent = _ended(error, over)
+                else:
+                    take(number, answer)
+                begun.popleft()
+    finally:
+        for _, call in begun:
+            call.cancel()
+
+
+def _ended(error: TrimtabError, over: Callable[[TrimtabError], bool]) -> tuple[bool, Any]:
+    """Raise an error that does not end the work quietly. Otherwise, not all is answered, and no more is
+    sent."""
+    if not over(error):
+        raise error
+    return False, iter(())
 
 
 def run(steps: Generator[Kind, Any, Result], perform: Callable[[Kind], Any]) -> Result:

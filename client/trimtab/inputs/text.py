@@ -124,6 +124,7 @@ class TextInput(GraphInput):
 
     units: ClassVar[str] = "tokens"
     idle: ClassVar[frozenset[str]] = frozenset({"pad_id"})  # pads are masked
+    texts: ClassVar[int] = 1  # in an item
 
     names: tuple[str, ...] = INPUTS
     pad_id: int = 0
@@ -147,7 +148,7 @@ class TextInput(GraphInput):
 
     @classmethod
     def rehearse(cls, content: bytes, step: Callable[[], None]) -> Tried:
-        """Try a tokenizer: the fewest tokens of a text, and the highest id."""
+        """Try a tokenizer: the fewest tokens of an item, and the highest id."""
         import tokenizers  # only here: a device's own process needs none
 
         try:
@@ -159,10 +160,10 @@ class TextInput(GraphInput):
         highest = 0
         for text in TRIALS:
             step()
-            highest = max([highest, *tokenizer.encode(text).ids])
+            highest = max([highest, *tokenizer.encode(*[text] * cls.texts).ids])
         step()
         highest = max([highest, *tokenizer.get_vocab(with_added_tokens=True).values()])
-        return Tried(fewest=len(tokenizer.encode("").ids), highest=highest)
+        return Tried(fewest=len(tokenizer.encode(*[""] * cls.texts).ids), highest=highest)
 
     @property
     def signature(self) -> dict[str, tuple[str, int]]:

@@ -12,9 +12,9 @@ import grpc.aio
 
 from trimtab import forks
 from trimtab.core import requests
-from trimtab.core.answers import Adapter, Embeddings, Encoder, Outputs, Vectors
+from trimtab.core.answers import Adapter, Embeddings, Encoder, Outputs, Ranking, Vectors
 from trimtab.core.exchange import DEFAULT_WINDOW
-from trimtab.core.options import EmbedOptions, Options
+from trimtab.core.options import EmbedOptions, Item, Options
 from trimtab.core.rescoring import AsyncTexts, Scores
 from trimtab.core.steps import Await, Begin, Fetch, Step, Steps, run_async
 from trimtab.errors import FailedPrecondition
@@ -106,7 +106,7 @@ class AsyncClient(BaseClient):
 
     async def embed_outputs(
         self,
-        texts: Iterable[str],
+        texts: Iterable[Item],
         outputs: Iterable[str],
         *,
         timeout: float | None = None,
@@ -146,6 +146,23 @@ class AsyncClient(BaseClient):
     ) -> Scores:
         options = Options(encoder=encoder, version=version, truncate=truncate, priority=priority)
         return await self._run(self._session.rescore(query, candidates, texts, options), timeout)
+
+    async def rerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        top_n: int | None = None,
+        output: str = "",
+        partial: bool = False,
+        encoder: str = "",
+        version: str = "",
+        truncate: Truncate = "end",
+        priority: Priority = "interactive",
+        timeout: float | None = None,
+    ) -> Ranking:
+        options = Options(encoder=encoder, version=version, truncate=truncate, priority=priority)
+        return await self._run(self._session.rerank(query, texts, top_n, output, partial, options), timeout)
 
     async def encoders(self, *, timeout: float | None = None) -> list[Encoder]:
         return await self._run(self._session.encoders(), timeout)

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from trimtab.core.answers import Encoder
 from trimtab.core.exchange import DEFAULT_WINDOW, Exchange
-from trimtab.core.options import EmbedOptions
+from trimtab.core.options import EmbedOptions, Item
 from trimtab.core.rescoring import Texts
 from trimtab.core.session import Session
 from trimtab.kinds import Priority, Truncate
@@ -86,7 +86,7 @@ class BaseClient(ABC):
     @abstractmethod
     def embed_outputs(
         self,
-        texts: Iterable[str],
+        texts: Iterable[Item],
         outputs: Iterable[str],
         *,
         timeout: float | None = None,
@@ -94,6 +94,7 @@ class BaseClient(ABC):
     ) -> Any:
         """Embed texts as each of these outputs of the encoder, such as "dense" and "sparse", with one pass.
 
+        A cross-encoder reads pairs instead of texts, (str, str) each, and gives "scores", (n, labels).
         Returns `Outputs`, a mapping from each name to its value, with the space of each output. The options
         are those of EmbedOptions, and each output must allow them: sparse vectors, for example, have no
         `dimensions` to choose. Raises InvalidArgument if the encoder lacks an output, and what `embed` would
@@ -148,6 +149,33 @@ class BaseClient(ABC):
         remember. `texts` is a mapping, or a function from a list of ids to the list of their texts (for
         AsyncClient, it may be a coroutine function). With a mapping, a text that has changed under its id is
         noticed and scored. A function is not called for remembered ids, so a changed text needs a new id.
+        """
+
+    @abstractmethod
+    def rerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        top_n: int | None = None,
+        output: str = "",
+        partial: bool = False,
+        encoder: str = "",
+        version: str = "",
+        truncate: Truncate = "end",
+        priority: Priority = "interactive",
+        timeout: float | None = None,
+    ) -> Any:
+        """Rank texts for a query, the best first: a Ranking, a sequence of (index, score).
+
+        If the encoder reads pairs (a cross-encoder), it reads the query with each text; otherwise texts are
+        ranked by their vectors' similarity to the query. `output` names the output that scores, such as
+        "logits" for a cross-encoder's numbers before its activation. `top_n` keeps the best ones; by default
+        all are returned. Any number of texts may be given: they are split into requests that the server
+        takes, a few of them in flight at a time. No texts make an empty ranking.
+
+        After `timeout`, DeadlineExceeded is raised. With `partial`, the ranking then has the texts that were
+        scored in time, and says so in `complete`; DeadlineExceeded is raised only if there are none.
         """
 
     @abstractmethod

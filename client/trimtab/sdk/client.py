@@ -8,9 +8,9 @@ import grpc
 
 from trimtab import forks
 from trimtab.core import requests
-from trimtab.core.answers import Adapter, Embeddings, Encoder, Outputs, Vectors
+from trimtab.core.answers import Adapter, Embeddings, Encoder, Outputs, Ranking, Vectors
 from trimtab.core.exchange import DEFAULT_WINDOW
-from trimtab.core.options import EmbedOptions, Options
+from trimtab.core.options import EmbedOptions, Item, Options
 from trimtab.core.rescoring import Scores, Texts
 from trimtab.core.steps import Await, Begin, Fetch, Step, Steps, run
 from trimtab.kinds import Priority, Truncate
@@ -138,7 +138,7 @@ class Client(BaseClient):
 
     def embed_outputs(
         self,
-        texts: Iterable[str],
+        texts: Iterable[Item],
         outputs: Iterable[str],
         *,
         timeout: float | None = None,
@@ -179,6 +179,23 @@ class Client(BaseClient):
     ) -> Scores:
         options = Options(encoder=encoder, version=version, truncate=truncate, priority=priority)
         return self._run(self._session.rescore(query, candidates, texts, options), timeout)
+
+    def rerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        top_n: int | None = None,
+        output: str = "",
+        partial: bool = False,
+        encoder: str = "",
+        version: str = "",
+        truncate: Truncate = "end",
+        priority: Priority = "interactive",
+        timeout: float | None = None,
+    ) -> Ranking:
+        options = Options(encoder=encoder, version=version, truncate=truncate, priority=priority)
+        return self._run(self._session.rerank(query, texts, top_n, output, partial, options), timeout)
 
     def encoders(self, *, timeout: float | None = None) -> list[Encoder]:
         return self._run(self._session.encoders(), timeout)

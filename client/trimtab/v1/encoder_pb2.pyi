@@ -263,7 +263,9 @@ Global___Input: _TypeAlias = Input  # noqa: Y015
 
 @_typing.final
 class Pair(_message.Message):
-    """Two texts that are read together."""
+    """Two texts that are read together. If they have too many tokens, the longer one is cut, and both if each has
+    more than half of what is read.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -272,7 +274,7 @@ class Pair(_message.Message):
     first: _builtins.str
     """such as a query"""
     second: _builtins.str
-    """such as a passage; truncated before `first` is"""
+    """such as a passage"""
     def __init__(
         self,
         *,
@@ -757,7 +759,8 @@ Global___RescoreRequest: _TypeAlias = RescoreRequest  # noqa: Y015
 @_typing.final
 class Candidate(_message.Message):
     """A text to score. If it has an `id`, its vector is cached under that id, so later requests need not send the
-    text again. A text sent with an id replaces what was cached under that id.
+    text again. A text sent with an id replaces what was cached under that id. A cross-encoder has no vector of
+    it: the score is cached, for the same query.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -801,15 +804,18 @@ class RescoreResponse(_message.Message):
     SIMILARITY_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
     scores: _builtins.bytes
-    """One little-endian float32 per candidate, in order: its similarity to the query, by the encoder. A higher
-    score is nearer; distances are negated. Empty if `missing` is not empty.
+    """One little-endian float32 per candidate, in order: its similarity to the query, or the score that a
+    cross-encoder gives of both. A higher score is nearer; distances are negated. Empty if `missing` is not
+    empty.
     """
     encoder: _builtins.str
     version: _builtins.str
     space: _builtins.str
     """the space the scores were computed in"""
     similarity: _builtins.str
-    """used to score: cosine, dot, euclidean, manhattan, or maxsim of multi-vectors"""
+    """Used to score: cosine, dot, euclidean, manhattan, maxsim of multi-vectors, or that of another kind of output;
+    "cross-encoder" if the encoder has read the query with each candidate.
+    """
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indexes of candidates that came without a text and are not in the cache. If there are any, nothing was
@@ -1029,6 +1035,7 @@ class EncoderOutput(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     SIMILARITY_FIELD_NUMBER: _builtins.int
     NORMALIZED_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     form: _builtins.str
@@ -1037,6 +1044,10 @@ class EncoderOutput(_message.Message):
     dimensions: _builtins.int
     similarity: _builtins.str
     normalized: _builtins.bool
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of scores: what the columns mean, in order"""
+
     def __init__(
         self,
         *,
@@ -1047,10 +1058,11 @@ class EncoderOutput(_message.Message):
         dimensions: _builtins.int = ...,
         similarity: _builtins.str = ...,
         normalized: _builtins.bool = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "form", b"form", "kind", b"kind", "name", b"name", "normalized", b"normalized", "similarity", b"similarity", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "form", b"form", "kind", b"kind", "labels", b"labels", "name", b"name", "normalized", b"normalized", "similarity", b"similarity", "space", b"space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

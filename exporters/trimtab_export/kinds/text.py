@@ -10,7 +10,7 @@ from trimtab.artifacts.manifest import Input
 from trimtab_export import sentences, write
 from trimtab_export.kinds.making import InputMaker
 from trimtab_export.source import Source
-from trimtab_export.tokens import Collator
+from trimtab_export.tokens import Collates, Collator
 
 TOKENIZER = "tokenizer.json"
 
@@ -25,7 +25,7 @@ class TextMaker(InputMaker):
         tokenizer = folder / TOKENIZER
         tokenizer.write_text(source.tokenizer.json, "utf-8")
         return Input(
-            name="text",
+            name=self.kind,
             kind=self.kind,
             processor=write.entry(folder, tokenizer),
             most_units=source.max_tokens,
@@ -36,7 +36,7 @@ class TextMaker(InputMaker):
             },
         )
 
-    def collator(self, source: Source) -> Collator:
+    def collator(self, source: Source) -> Collates:
         """With the server's own code."""
         return Collator(source.tokenizer, source.max_tokens, source.prompts, source.readings)
 

@@ -32,7 +32,7 @@ def _load(settings: Settings) -> Source:
         raise ExportError(
             f"{settings.source} does not exist, and is not a Hugging Face hub id (owner/name) either"
         )
-    from trimtab_export.load import colbert, declared, refused, splade
+    from trimtab_export.load import colbert, declared, refused, reranker, splade
 
     home = home_of(path) if path.is_file() else path
     location = str(home) if path.exists() else settings.source
@@ -51,6 +51,8 @@ def _load(settings: Settings) -> Source:
         from trimtab_export.load import from_colbert
 
         return from_colbert.load(settings, late)
+    if reranker.is_one(location):
+        return reranker.load(settings, location, path if path.is_file() else find_graph(path, ""))
     says = declared.read(location)
     refused.check(location, says)
     graph = path if path.is_file() else find_graph(path, says.transformer_folder if says else "")

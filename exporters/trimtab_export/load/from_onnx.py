@@ -34,10 +34,7 @@ UNIT_NORM = 1e-3
 
 def load(settings: Settings, path: Path, home: Path, says: declared.Declared | None) -> Source:
     """Read the graph `path` and the files in `home`; compared with the library's own code with this graph."""
-    proto = _read(path)
-    to_onnx.check_inputs(path.name, proto)
-    to_onnx.check_precision(path.name, proto)
-    head.check_external_data(proto, path.parent)
+    proto = read(path)
     names = [value.name for value in proto.graph.output]
     output = _choose_output(settings, path.name, names, declared=says is not None)
     backbone = graph_model.Backbone(runtime.session(path), output)
@@ -57,7 +54,7 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
         declared.check_not_overridden(path.name, settings, layout)
     tokenizer = tokens.from_transformers(model.tokenizer)
     config = model[0].config
-    max_tokens = library.max_tokens(path.name, settings.max_tokens, model, _positions(config))
+    max_tokens = library.max_tokens(path.name, settings.max_tokens, model, positions(config))
     prompts, notes = library.prompts(model, settings)
     embed = library.embed_with(path.name, model)
     sample = embed(sentences.load(), prompts.passage)
@@ -72,7 +69,7 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
         similarity=declared.similarity(says.config if says else {}),
         normalized=normalized,
         space_parts=SpaceParts(
-            weights_sha256=weights.of_arrays(_initializers(proto, path), layout),
+            weights_sha256=weights.of_arrays(initializers(proto, path), layout),
             structure=structure.of_graph(proto, path, output),
         ),
     )
@@ -87,11 +84,16 @@ def load(settings: Settings, path: Path, home: Path, says: declared.Declared | N
     )
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """The graph, without external data. ExportError if it cannot be a bundle's."""
     try:
-        return onnx.load(str(path), load_external_data=False)
+        proto = onnx.load(str(path), load_external_data=False)
     except Exception as error:
         raise ExportError(f"{path.name} is not an ONNX graph: {runtime.first_line(error)}") from error
+    to_onnx.check_inputs(path.name, proto)
+    to_onnx.check_precision(path.name, proto)
+    head.check_external_data(proto, path.parent)
+    return proto
 
 
 def _choose_output(settings: Settings, name: str, outputs: list[str], *, declared: bool) -> str:
@@ -131,7 +133,7 @@ def _is_pooled(name: str, backbone: graph_model.Backbone) -> bool:
     return result.ndim == 2
 
 
-def _positions(config: Any) -> int | None:
+def positions(config: Any) -> int | None:
     """The most tokens that the graph has positions for, by the configuration of its original model."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or limit <= 0:
@@ -142,7 +144,8 @@ def _positions(config: Any) -> int | None:
     return int(limit) - int(pad) - 1
 
 
-def _initializers(model: Any, path: Path) -> list[NDArray[Any]]:
+def initializers(model: Any, path: Path) -> list[NDArray[Any]]:
+    """A graph's weights."""
     arrays = [numpy_helper.to_array(tensor, base_dir=str(path.parent)) for tensor in model.graph.initializer]
     if not any(array.ndim > 1 for array in arrays):
         raise ExportError(

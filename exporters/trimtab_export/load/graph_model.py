@@ -4,12 +4,13 @@ The library then reads all other files as it does for weights, and its own code 
 graph's output into a vector. So the comparison's reference shares only the graph with the bundle.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -20,6 +21,7 @@ from trimtab_export.load.declared import Declared
 from trimtab_export.source import Settings
 
 NO_CODE = {"trust_remote_code": False}
+LOGITS = "logits"  # a classifier's output
 # transformers' name of a model type whose tokenizer is just a tokenizer.json.
 PLAIN_TOKENIZER = "modernbert"
 
@@ -44,7 +46,8 @@ class Backbone(torch.nn.Module):
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": types}
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
-        return {"last_hidden_state": torch.from_numpy(runtime.run(self._session, self.output, arrays))}
+        name = LOGITS if self.output == LOGITS else "last_hidden_state"
+        return {name: torch.from_numpy(runtime.run(self._session, self.output, arrays))}
 
     def of_ones(self) -> NDArray[Any]:
         """The graph's output for two texts of three tokens."""
@@ -86,6 +89,27 @@ def model(
         pooling = library.given_pooling(name, settings)
         behind = library.given_head(pooling, settings, backbone.of_ones().shape[-1])
     return SentenceTransformer(modules=[transformer, *behind], device="cpu")
+
+
+def classifier(home: str, folder: str, backbone: Backbone, task: str) -> Any:
+    """The library's CrossEncoder of the files in `home`, with a graph for sequence classification."""
+    backbone.config, processor = _config(home, folder)
+
+    class OfGraph(Transformer):  # type: ignore[misc]
+        def _load_config(self, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+            return backbone.config, False
+
+        def _load_model(self, *args: Any, **kwargs: Any) -> Any:
+            return backbone
+
+    transformer = OfGraph(
+        str(Path(home, folder)),
+        transformer_task=task,
+        processor_kwargs={**NO_CODE, **processor},
+        modality_config={"text": {"method": "forward", "method_output_name": LOGITS}},
+        module_output_name="scores",
+    )
+    return CrossEncoder(modules=[transformer], device="cpu")
 
 
 def _config(home: str, folder: str) -> tuple[Any, dict[str, Any]]:

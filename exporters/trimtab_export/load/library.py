@@ -126,7 +126,9 @@ def check(
         )
 
 
-def max_tokens(source: str, asked: int | None, model: Any, positions: int | None) -> int:
+def max_tokens(
+    source: str, asked: int | None, model: Any, positions: int | None, *, pairs: bool = False
+) -> int:
     """How many tokens of a text are read; also sets this on the model.
 
     Args:
@@ -134,6 +136,7 @@ def max_tokens(source: str, asked: int | None, model: Any, positions: int | None
         asked: --max-tokens.
         model: has the value of the source's files; an absurdly large number means that they have none.
         positions: the longest text that the backbone has positions for; None if unlimited.
+        pairs: two texts are read together.
     """
     if asked is not None:
         if positions is not None and asked > positions:
@@ -149,7 +152,7 @@ def max_tokens(source: str, asked: int | None, model: Any, positions: int | None
         if not known:
             raise ExportError("the source does not say how many tokens of a text it reads: give --max-tokens")
         most = min(known)
-    special = model.tokenizer.num_special_tokens_to_add()
+    special = model.tokenizer.num_special_tokens_to_add(pair=pairs)
     if most <= special:
         raise ExportError(
             f"texts are cut to {most} tokens, of which {special} are special tokens: none of the text "

@@ -36,7 +36,6 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.*.json", "vocab*", "merges*", "*.mo
 SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "spm.model")
 # A checkpoint of these has a head that its token states do not include.
 OTHER_TASKS = (
-    "ForSequenceClassification",
     "ForTokenClassification",
     "ForQuestionAnswering",
     "ForMultipleChoice",
@@ -46,21 +45,34 @@ OTHER_TASKS = (
 
 def check(location: str, declared: Declared | None) -> None:
     """Refuse a source of torch weights or of a graph because of what its files say."""
-    folder = declared.transformer_folder if declared else ""
+    check_files(location, declared.transformer_folder if declared else "")
+    for dense in declared.folders("Dense") if declared else []:
+        _check_pickles(location, dense, SAFE, f"SentenceTransformer({location!r}).save({location!r})")
+    if declared is None:
+        check_orphans(location)
+        _check_task(location)
+
+
+def check_files(location: str, folder: str) -> None:
+    """Refuse code, adapters, broken numbers and tokenizers; `folder` is that of the transformer."""
     _check_code(location, folder)
     _check_adapter(location, folder)
     _check_numbers(location, folder)
     _check_tokenizer(location, folder)
-    for dense in declared.folders("Dense") if declared else []:
-        _check_pickles(location, dense, SAFE, f"SentenceTransformer({location!r}).save({location!r})")
-    if declared is None:
-        _check_orphans(location)
-        _check_task(location)
 
 
 def check_weights(location: str, declared: Declared | None) -> None:
     """Refuse a backbone whose torch weights are pickled or quantised."""
-    folder = declared.transformer_folder if declared else ""
+    cure = (
+        f"SentenceTransformer({location!r}).save({location!r})"
+        if declared
+        else f"AutoModel.from_pretrained({location!r}).save_pretrained({location!r})"
+    )
+    check_torch(location, declared.transformer_folder if declared else "", cure)
+
+
+def check_torch(location: str, folder: str, cure: str) -> None:
+    """Refuse weights in this folder that are pickled or quantised. `cure` writes safetensors."""
     config = files.mapping(location, "config.json", folder)
     if not config:
         raise ExportError(f"{location} cannot be loaded: it has no config.json, or nothing in it")
@@ -69,11 +81,6 @@ def check_weights(location: str, declared: Declared | None) -> None:
             f"the weights of {location} are quantised (quantization_config in config.json): give the "
             "checkpoint that they were made of, in float32, float16 or bfloat16"
         )
-    cure = (
-        f"SentenceTransformer({location!r}).save({location!r})"
-        if declared
-        else f"AutoModel.from_pretrained({location!r}).save_pretrained({location!r})"
-    )
     _check_pickles(location, folder, (*SAFE, config.get("transformers_weights") or SAFE[0]), cure)
 
 
@@ -155,7 +162,8 @@ def _check_tokenizer(location: str, folder: str) -> None:
         )
 
 
-def _check_orphans(location: str) -> None:
+def check_orphans(location: str) -> None:
+    """Refuse files of sentence-transformers that nothing reads."""
     for name in OF_MODULES:
         if files.find(location, name) is not None:
             raise ExportError(

@@ -38,6 +38,8 @@ IDLE = {
     "prefix",
     "problem_type",
     "return_dict",
+    "sbert_ce_default_activation_function",
+    "sentence_transformers",
     "task_specific_params",
     "tie_word_embeddings",
     "tokenizer_class",

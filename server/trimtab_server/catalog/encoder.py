@@ -12,6 +12,7 @@ from trimtab.artifacts.manifest import BundleVariant, Manifest, Prompts
 from trimtab.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound
 from trimtab.inputs.graph import GraphInput
 from trimtab.outputs.known import OUTPUTS
+from trimtab.outputs.scores import labels_of
 from trimtab_server.engine.batch import HashedFile, Model, OutputSpec, Wanted
 from trimtab_server.inputs.reader import ItemReader
 from trimtab_server.outputs import dense
@@ -28,6 +29,7 @@ class ServedOutput:
     kind: OutputKind[Any]
     own: Route  # into its own space
     columns: Wanted  # the engine's
+    labels: tuple[str, ...] = ()  # of the columns of scores
 
 
 class RequestedOutput(NamedTuple):
@@ -197,6 +199,7 @@ def given(manifest: Manifest) -> dict[str, ServedOutput]:
             KINDS[output.kind],
             own(manifest, output),
             tuple(column.name for column in OUTPUTS[output.kind].columns(output)),
+            tuple(labels_of(output)),
         )
         for output in manifest.outputs_of(manifest.towers[0])
     }

@@ -1,7 +1,7 @@
 """Text to token ids, by the bundle's tokenizer."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import msgspec
 
@@ -17,6 +17,15 @@ from trimtab_server.inputs.reader import ItemReader, Which
 
 # A text has at most as many tokens as bytes, plus these.
 SPECIAL_TOKENS = 4
+
+
+class Counted(Protocol):
+    """How many tokens an item has; not `whole`: or more."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def whole(self) -> bool: ...
 
 
 class TextReader(ItemReader):
@@ -61,7 +70,7 @@ class TextReader(ItemReader):
         most = self._tokenizer.max_tokens
         tokens = size = 0
         for text in items:
-            length = len(text) if text.isascii() else 4 * len(text)
+            length = most_bytes(text)
             tokens += min(length + SPECIAL_TOKENS, most)
             size += length
         return tokens, size
@@ -73,12 +82,21 @@ class TextReader(ItemReader):
     def payloads(self, read: Sequence[Tokens], how: Truncate, which: Which) -> list[Payload]:
         """The ids of each text."""
         if how == "none":
-            most = self._tokenizer.max_tokens
-            for row, tokens in enumerate(read):
-                if tokens.count > most:
-                    more = "" if tokens.whole else " or more"
-                    raise InvalidArgument(
-                        f"{which(row)} has {tokens.count} tokens{more}, this encoder reads {most}: shorten "
-                        "it, or let it be cut with truncate=END or START"
-                    )
+            refuse_cut(read, self._tokenizer.max_tokens, which)
         return [Payload({"ids": tokens.ids}, len(tokens.ids), tokens.ids.tobytes()) for tokens in read]
+
+
+def most_bytes(text: str) -> int:
+    """At least as many bytes as a text has in UTF-8, or as Python keeps it, without going through it."""
+    return len(text) if text.isascii() else 4 * len(text)
+
+
+def refuse_cut(read: Sequence[Counted], most: int, which: Which) -> None:
+    """InvalidArgument, which names the item, if one has more tokens than an encoder reads."""
+    for row, tokens in enumerate(read):
+        if tokens.count > most:
+            more = "" if tokens.whole else " or more"
+            raise InvalidArgument(
+                f"{which(row)} has {tokens.count} tokens{more}, this encoder reads {most}: shorten it, or "
+                "let it be cut with truncate=END or START"
+            )

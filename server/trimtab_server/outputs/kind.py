@@ -116,6 +116,14 @@ class OutputKind(ABC, Generic[F]):
         """
         raise Unimplemented(f"{space.title} gives {self.kind}, which cannot score candidates")
 
+    def check_pairs(self, space: OutputSpace) -> None:
+        """Raise Unimplemented if `score_pairs` cannot be asked, before anything is computed."""
+        raise Unimplemented(f"{space.title} gives {self.kind}, which is no score of a pair")
+
+    def score_pairs(self, columns: Columns, names: Sequence[str], space: OutputSpace) -> Scores:
+        """The scores of items that are a query and a candidate each: float32 (items,), more is nearer."""
+        raise NotImplementedError  # check_pairs refuses it
+
 
 def check_finite(columns: Columns, names: Sequence[str], which: Callable[[int], str]) -> None:
     """InternalError if a graph gave numbers that are not finite; `which` names an item in messages."""

@@ -7,11 +7,17 @@ from trimtab.registry import Registry
 from trimtab_server.outputs.dense import DenseKind
 from trimtab_server.outputs.kind import OutputKind
 from trimtab_server.outputs.multi_vector import MultiVectorKind
+from trimtab_server.outputs.scores import ScoresKind
 from trimtab_server.outputs.sparse import SparseKind
 
 KINDS: Registry[OutputKind[Any]] = Registry(
     "kind of output",
     "trimtab_server.outputs",
-    {"dense": DenseKind(), "multi_vector": MultiVectorKind(), "sparse": SparseKind()},
+    {
+        "dense": DenseKind(),
+        "multi_vector": MultiVectorKind(),
+        "scores": ScoresKind(),
+        "sparse": SparseKind(),
+    },
     lambda found: isinstance(found, OutputKind),
 )

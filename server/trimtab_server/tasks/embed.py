@@ -22,6 +22,13 @@ from trimtab_server.tasks.pipeline import Answering, Pipeline, Times
 from trimtab_server.tasks.plan import EmbedRequest, Hubness, Plan, Policy
 from trimtab_server.turns import PIECE
 
+# What to do instead, by the form that an encoder reads and the form that came.
+CURES = {
+    ("pair", "text"): "to score texts for a query, call Rescore; to send pairs, use inputs in trimtab.v1, or "
+    "the tensors query and text in KServe",
+    ("text", "pair"): "send each text for itself; to score pairs, name a reranker",
+}
+
 
 class Answer(msgspec.Struct, frozen=True):
     """A requested output, in the space that its route leads to, finished by its kind."""
@@ -129,9 +136,10 @@ class Embedder:
         if not request.texts:
             raise InvalidArgument(f"the request has no {request.field}: send at least one")
         if request.form != encoder.reader.form:
+            cure = CURES.get((encoder.reader.form, request.form), "send what it reads")
             raise InvalidArgument(
                 f"encoder {encoder.name} reads {encoder.reader.form}, and {request.which(0)} is "
-                f"{request.form}: send what it reads, or name another encoder"
+                f"{request.form}: {cure}, or name another encoder"
             )
         self._pipeline.check_items(encoder, request.texts, request.field)
         if request.max_vectors is not None:

@@ -1,12 +1,15 @@
-"""Rescore: candidates from any index are scored for a query, in the encoder's own space.
+"""Rescore: candidates from any index are scored for a query, by what the encoder gives.
 
 This is the second stage of a cascade (Matveeva et al. 2006): the new encoder reranks what an adapted query
-found in the old encoder's index. A candidate with an id is computed once and cached.
+found in the old encoder's index. An encoder of texts computes the query and each candidate, and its output's
+kind compares them; a candidate with an id is computed once and cached. An encoder of pairs (a cross-encoder)
+reads the query with each candidate. There is nothing of a candidate alone to keep, so its score is cached
+under the id and the query; whatever else repeats a pair is computed once by the engine's own sharing.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,7 @@ from trimtab.kinds import Truncate
 from trimtab.values.column import Columns, gathered
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput
+from trimtab_server.engine.batch import Wanted
 from trimtab_server.lru import LruCache
 from trimtab_server.outputs.kind import check_finite
 from trimtab_server.tasks.pipeline import Pipeline, Times
@@ -28,7 +32,12 @@ ENTRY_BYTES = 400
 # The candidates that are scored in one piece: some tenths of a millisecond.
 PIECE_BYTES = 1 << 19
 
-Key: TypeAlias = tuple[str, str, Truncate, str]  # space, tenant, how texts are cut, id
+# The forms of input that can be scored.
+TEXT, PAIR = "text", "pair"
+NO_TIME = Times(0.0, 0.0, 0.0, 0.0)
+
+# Space, tenant, how texts are cut, id; for pairs, the query's digest before the id.
+Key: TypeAlias = tuple[str, str, Truncate, str]
 Cached: TypeAlias = tuple[Columns, bytes]  # an item's output, and its text's digest
 
 
@@ -83,11 +92,12 @@ class Rescorer:
             return await self._rescore(encoder, call, request)
 
     async def _rescore(self, encoder: LoadedEncoder, call: Call, request: RescoreRequest) -> RescoreResult:
-        candidates, prompts = request.candidates, encoder.manifest.prompts
-        self._check(encoder, request)
+        candidates, cut = request.candidates, request.truncate
         (output,) = encoder.outputs_named((request.output,) if request.output else ())
-        space, cut = output.own.space, request.truncate
-        keys = [(space, call.tenant, cut, each.id) for each in candidates]
+        self._check(encoder, output, request)
+        pairs = encoder.reader.form == PAIR
+        about = f"{digest_of(request.query).hex()}/" if pairs else ""
+        keys = [(output.own.space, call.tenant, cut, about + each.id) for each in candidates]
         cached = [
             self._recall(key, each.digest) if each.text is None else None
             for key, each in zip(keys, candidates, strict=True)
@@ -95,49 +105,64 @@ class Rescorer:
         wanted = [place for place, found in enumerate(cached) if found is None]
         missing = [place for place in wanted if candidates[place].text is None]
         if missing:
-            return RescoreResult(encoder, output, np.empty(0, np.float32), missing, Times(0.0, 0.0, 0.0, 0.0))
-        given = [candidates[place].text or "" for place in wanted]
-        reader = encoder.reader
-        texts = [
-            *reader.in_role([request.query], "query", prompts), *reader.in_role(given, "passage", prompts),
-        ]  # fmt: skip
+            return RescoreResult(encoder, output, np.empty(0, np.float32), missing, NO_TIME)
+        names = output.columns
+        parts = [(each or {}, 0) for each in cached]
+        if pairs and not wanted:
+            scores = output.kind.score_pairs(gathered(parts, names), names, output.own)
+            return RescoreResult(encoder, output, scores, [], NO_TIME)
+        items = _items(encoder, request, wanted)
+        first = len(items) - len(wanted)  # the row of the first candidate
 
         def which(row: int) -> str:
-            return f"candidates[{wanted[row - 1]}]" if row else "query"
+            return "query" if row < first else f"candidates[{wanted[row - first]}]"
 
-        names = output.columns
-        with await self._pipeline.admit(encoder, call, texts, names) as admitted:
-            rows = await self._pipeline.compute(encoder, call, texts, cut, admitted, names, which)
+        with await self._pipeline.admit(encoder, call, items, names) as admitted:
+            rows = await self._pipeline.compute(encoder, call, items, cut, admitted, names, which)
             computed = rows.computed.result
             check_finite(computed, names, which)
-            parts = [(each or {}, 0) for each in cached]
-            for row, place in enumerate(wanted, 1):
+            for row, place in enumerate(wanted, first):
                 parts[place] = computed, row
                 if candidates[place].id:
-                    digest = digest_of(candidates[place].text or "")
-                    # A view would keep all the rows.
-                    own = {name: computed[name].only(row).copy() for name in names}
-                    self._cache.put(keys[place], (own, digest))
-            query = {name: computed[name].only(0) for name in names}
-            scores = await self._pipeline.in_pieces(call, _scored(output, query, parts))
+                    self._remember(keys[place], computed, row, names, candidates[place].text or "")
+            if pairs:
+                scores = output.kind.score_pairs(gathered(parts, names), names, output.own)
+            else:
+                query = {name: computed[name].only(0) for name in names}
+                scores = await self._pipeline.in_pieces(call, _scored(output, query, parts))
             times = self._pipeline.answered(encoder, call, rows)
             return RescoreResult(encoder, output, scores, [], times)
+
+    def _remember(self, key: Key, computed: Columns, row: int, names: Wanted, text: str) -> None:
+        # A view would keep all the rows.
+        own = {name: computed[name].only(row).copy() for name in names}
+        self._cache.put(key, (own, digest_of(text)))
 
     def _recall(self, key: Key, digest: bytes) -> Columns | None:
         """What is cached under this key, unless it is that of a text with another digest."""
         output, of = self._cache.get(key) or (None, b"")
         return output if digest in (b"", of) else None
 
-    def _check(self, encoder: LoadedEncoder, request: RescoreRequest) -> None:
-        if encoder.reader.form != "text":
+    def _check(self, encoder: LoadedEncoder, output: ServedOutput, request: RescoreRequest) -> None:
+        form, query = encoder.reader.form, request.query
+        texts = [each.text or "" for each in request.candidates]
+        if form not in (TEXT, PAIR):
             raise InvalidArgument(
-                f"encoder {encoder.name} reads {encoder.reader.form}, and candidates are texts: name another "
-                "encoder"
+                f"encoder {encoder.name} reads {form}, and candidates are texts: name another encoder"
             )
-        if not request.candidates:
+        if not texts:
             raise InvalidArgument("the request has no candidates: send at least one")
-        self._pipeline.check_items(encoder, [request.query], "query")
-        self._pipeline.check_items(encoder, [each.text or "" for each in request.candidates], "candidates")
+        if form == PAIR:
+            output.kind.check_pairs(output.own)
+            if not query:
+                raise InvalidArgument(
+                    f"the query is empty, and encoder {encoder.name} reads it with each candidate: send one"
+                )
+            self._pipeline.check_items(encoder, [(query, "")], "query")
+            self._pipeline.check_items(encoder, [("", text) for text in texts], "candidates")
+        else:
+            self._pipeline.check_items(encoder, [query], "query")
+            self._pipeline.check_items(encoder, texts, "candidates")
         for place, each in enumerate(request.candidates):
             if not each.id and each.text is None:
                 raise InvalidArgument(f"candidates[{place}] has neither an id nor a text: send one of them")
@@ -175,6 +200,15 @@ def _scored(
         if start < len(parts):
             yield None
     yield np.concatenate(found)
+
+
+def _items(encoder: LoadedEncoder, request: RescoreRequest, wanted: Sequence[int]) -> Sequence[Any]:
+    """What is to be computed for the wanted candidates: the query and their texts, or pairs of these."""
+    reader, prompts = encoder.reader, encoder.manifest.prompts
+    texts = [request.candidates[place].text or "" for place in wanted]
+    if reader.form == PAIR:
+        return reader.in_role([(request.query, text) for text in texts], None, prompts)
+    return [*reader.in_role([request.query], "query", prompts), *reader.in_role(texts, "passage", prompts)]
 
 
 def _size(key: Key, cached: Cached) -> int:

@@ -142,3 +142,24 @@ def test_sparse_vectors_are_compared_by_place(mine: Any, theirs: Any, alike: boo
 
     least = rehearsal.likeness(model(outputs=(INDICES, VALUES)), result(*mine), result(*theirs))
     assert bool(least > rehearsal.SAME_AGAIN) is alike
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "alike"),
+    [
+        (0.5, 0.5, True),
+        (2e-5, -1e-5, True),  # rounding on both sides of zero
+        (0.5, 0.9, False),  # another score of the same sign
+        (400.0, 400.01, True),
+        (400.0, 404.0, False),
+    ],
+)
+def test_a_score_is_compared_by_its_value(mine: float, theirs: float, alike: bool) -> None:
+    """A number alone has a cosine of 1 to any other of its sign."""
+
+    def result(value: float) -> dict[str, Column]:
+        return {"scores": Column(np.array([[value]], np.float32))}
+
+    scores = OutputSpec("scores", "scores", 1)
+    least = rehearsal.likeness(model(outputs=(scores,)), result(mine), result(theirs))
+    assert bool(least > rehearsal.SAME_AGAIN) is alike

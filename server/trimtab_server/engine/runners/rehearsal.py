@@ -246,8 +246,15 @@ def rehearse_adapter(graph: AdapterGraph, step: Step) -> RehearsalResult:
 
 
 def _rows_alike(one: Values, other: Values) -> float:
-    """The least cosine of two rows: 1 if both are zero."""
+    """The least cosine of two rows: 1 if both are zero.
+
+    A number alone, such as a score, has no direction but its sign: 1 less the difference, relative to numbers
+    beyond 1.
+    """
     one, other = one.astype(np.float64), other.astype(np.float64)  # of whole numbers, products may not fit
+    if one.shape[1] == 1:
+        apart = np.abs(one - other) / np.maximum(1, np.maximum(np.abs(one), np.abs(other)))
+        return float(1 - apart.max())
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     same = np.abs(one - other).max(axis=1, initial=0) < 1e-6
     cosines = np.where(same, 1.0, (one * other).sum(axis=1) / np.maximum(lengths, 1e-30))

@@ -21,7 +21,7 @@ def encoder(encoder: LoadedEncoder, limits: config.LimitSettings, canary: float,
         space=manifest.space,
         dimensions=manifest.dimensions,
         max_tokens=manifest.max_tokens,
-        similarity=manifest.similarity,
+        similarity=encoder.output.kind.similarity(encoder.own),
         pooling=manifest.pooling or "",
         normalized=manifest.normalized,
         query_prompt=manifest.prompts.query,
@@ -61,6 +61,7 @@ def _output(output: ServedOutput) -> pb.EncoderOutput:
         dimensions=own.dimensions,
         similarity=output.kind.similarity(own),
         normalized=bool(own.normalized),
+        labels=output.labels,
     )
 
 

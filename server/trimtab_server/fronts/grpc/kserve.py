@@ -15,7 +15,15 @@ from trimtab.errors import FailedPrecondition, InvalidArgument, NotFound, Unimpl
 from trimtab_server.callers.call import Call
 from trimtab_server.catalog.encoder import LoadedEncoder
 from trimtab_server.fronts.grpc.intake import OpenCall
-from trimtab_server.fronts.grpc.kserve_messages import COUNT, TRITON_DTYPE, forms, parse, respond, rows
+from trimtab_server.fronts.grpc.kserve_messages import (
+    COUNT,
+    TRITON_DTYPE,
+    forms,
+    inputs,
+    parse,
+    respond,
+    rows,
+)
 from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
 from trimtab_server.fronts.grpc.stream import Streams
 from trimtab_server.observing.metrics import Count
@@ -78,7 +86,7 @@ class KServeServicer:
             name=encoder.name,
             versions=versions,
             platform="trimtab",
-            inputs=[tensor(name="text", datatype="BYTES", shape=[-1, 1])],
+            inputs=[tensor(name=name, datatype="BYTES", shape=[-1, 1]) for name in inputs(encoder)],
             outputs=[
                 *(
                     tensor(name=form.name, datatype=TRITON_DTYPE[form.dtype], shape=form.shape)
@@ -95,7 +103,7 @@ class KServeServicer:
         parameters = {
             "space": manifest.space,
             "variants": ",".join(each.variant.name for each in encoder.graphs()),
-            "similarity": manifest.similarity,
+            "similarity": encoder.output.kind.similarity(encoder.own),
             "max_tokens": str(manifest.max_tokens),
             "query_prompt": manifest.prompts.query,
             "passage_prompt": manifest.prompts.passage,
@@ -105,7 +113,7 @@ class KServeServicer:
             backend="trimtab",
             platform="trimtab",
             max_batch_size=self._pipeline.limits.max_texts,
-            input=[mc.ModelInput(name="text", data_type=mc.TYPE_STRING, dims=[1])],
+            input=[mc.ModelInput(name=name, data_type=mc.TYPE_STRING, dims=[1]) for name in inputs(encoder)],
             output=[
                 *(
                     mc.ModelOutput(

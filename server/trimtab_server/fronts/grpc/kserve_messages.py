@@ -1,12 +1,13 @@
 """KServe's inference messages, from and to the pipeline's: parameters and tensors, each checked.
 
-Texts come in as `text`, BYTES (n,) or (n, 1). Outputs go out as tensors, always as raw_output_contents. The
-encoder's first output, if dense, is `embeddings` (n, d). What else there is, each kind of output names by the
-output's name. `token_count` is (n, 1).
+Texts come in as `text`, BYTES (n,) or (n, 1). For an encoder of pairs, `query` comes beside it: a row for
+each text, or one for all. Outputs go out as tensors, always as raw_output_contents. The encoder's first
+output, if dense, is `embeddings` (n, d). What else there is, each kind of output names by the output's name.
+`token_count` is (n, 1).
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -25,8 +26,10 @@ from trimtab_server.tasks.plan import EmbedRequest
 
 # Triton's names of numpy's dtypes.
 TRITON_DTYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8", "uint8": "UINT8", "int32": "INT32"}
+TEXT, PAIR = "text", ("query", "text")  # the inputs
 EMBEDDINGS, COUNT = "embeddings", "token_count"
 MOST_OUTPUTS = 256  # in a request
+NAME = 64  # characters of a tensor's name in a message
 PARAMETERS = (*options.PARAMETERS, "timeout")
 
 
@@ -47,7 +50,12 @@ def _parameters(request: Any) -> dict[str, Any]:
 
 def rows(request: Any) -> int:
     """How many texts a request says it has; `parse` refuses one that lies."""
-    return max((tensor.shape[0] for tensor in request.inputs[:1] if tensor.shape), default=0)
+    return max((tensor.shape[0] for tensor in request.inputs[: len(PAIR)] if tensor.shape), default=0)
+
+
+def inputs(encoder: LoadedEncoder) -> tuple[str, ...]:
+    """The tensors that carry an encoder's items."""
+    return PAIR if encoder.reader.form == "pair" else (TEXT,)
 
 
 def forms(encoder: LoadedEncoder) -> dict[str, list[TensorForm]]:
@@ -80,67 +88,93 @@ def parse(
         seconds = whole("timeout", given.pop("timeout")) / 1e6
     asked = options.from_parameters(given)
     space, priority = asked.pop("space"), asked.pop("priority")
+    items, form = _items(request, max_texts)
     return call.asking(priority, seconds), EmbedRequest(
-        texts=_texts(request, max_texts),
+        texts=items,
+        form=form,
         spaces=(space,) if space else (),
         outputs=outputs,
         **{**asked, "encoder": request.model_name, "version": request.model_version},
     )
 
 
-def _texts(request: Any, most: int) -> list[str]:
-    """The request's texts, `most` of them at most; InvalidArgument names the tensor or element at fault."""
-    if len(request.inputs) != 1:
-        raise InvalidArgument(f"the request has {len(request.inputs)} inputs; this encoder takes one, 'text'")
-    tensor = request.inputs[0]
-    if tensor.name != "text":
-        raise InvalidArgument(f"the request has the input {tensor.name!r}; this encoder takes one, 'text'")
+def _items(request: Any, most: int) -> tuple[Sequence[Any], str]:
+    """The request's texts or pairs, `most` of them at most, and their form; InvalidArgument names the tensor
+    or element at fault."""
+    names = [tensor.name for tensor in request.inputs]
+    if names == [TEXT]:
+        return _texts(request, 0, most), "text"
+    if sorted(names) != sorted(PAIR):
+        given = ", ".join(repr(name[:NAME]) for name in names[: len(PAIR) + 1]) or "none"
+        raise InvalidArgument(
+            f"the request has {len(names)} inputs ({given}); an encoder of texts takes one, 'text', and "
+            "one of pairs takes 'query' and 'text'"
+        )
+    queries, texts = (_texts(request, names.index(name), most) for name in PAIR)
+    if len(queries) not in (1, len(texts)):
+        raise InvalidArgument(
+            f"input 'query' has {len(queries)} elements, and 'text' has {len(texts)}: send one query for all "
+            "texts, or one for each"
+        )
+    if len(queries) == 1:
+        queries = queries * len(texts)
+    return list(zip(queries, texts, strict=True)), "pair"
+
+
+def _texts(request: Any, place: int, most: int) -> list[str]:
+    """The texts of the tensor at this place."""
+    tensor = request.inputs[place]
+    name = tensor.name
     if tensor.datatype != "BYTES":
-        raise InvalidArgument(f"input 'text' is {tensor.datatype}; it must be BYTES")
-    for name in tensor.parameters:
-        if name == "binary_data_size":  # KServe's client repeats what the content itself tells
+        raise InvalidArgument(f"input {name!r} is {tensor.datatype}; it must be BYTES")
+    for parameter in tensor.parameters:
+        if parameter == "binary_data_size":  # KServe's client repeats what the content itself tells
             continue
-        raise InvalidArgument(f"input parameter {name!r} is not supported: send the texts in the request")
+        raise InvalidArgument(
+            f"input parameter {parameter!r} is not supported: send the texts in the request"
+        )
     if len(tensor.shape) not in (1, 2):
         raise InvalidArgument(
-            f"the shape of input 'text' has {len(tensor.shape)} dimensions; it must be [n] or [n, 1]"
+            f"the shape of input {name!r} has {len(tensor.shape)} dimensions; it must be [n] or [n, 1]"
         )
     count, *columns = tensor.shape
     if columns not in ([], [1]) or count < 0:
-        raise InvalidArgument(f"input 'text' has the shape {list(tensor.shape)}; it must be [n] or [n, 1]")
+        raise InvalidArgument(f"input {name!r} has the shape {list(tensor.shape)}; it must be [n] or [n, 1]")
     check_count(count, most)
-    if not request.raw_input_contents:
+    raw, tensors = len(request.raw_input_contents), len(request.inputs)
+    if not raw:
         elements, there = tensor.contents.bytes_contents, len(tensor.contents.bytes_contents)
-    elif len(request.raw_input_contents) == 1:
-        elements = list(islice(_elements(request.raw_input_contents[0]), count + 1))
+    elif raw == tensors:
+        elements = list(islice(_elements(request.raw_input_contents[place], name), count + 1))
         there = len(elements)
     else:
-        raise InvalidArgument(
-            f"raw_input_contents has {len(request.raw_input_contents)} entries for one input"
-        )
+        many = "one input" if tensors == 1 else f"{tensors} inputs"
+        raise InvalidArgument(f"raw_input_contents has {raw} entries for {many}")
     if there != count:
         given = f"{there} elements" if there < count else f"more than {count} elements"
-        raise InvalidArgument(f"input 'text' has {given}, its shape {list(tensor.shape)} says {count}")
-    return [_decode(element, row) for row, element in enumerate(elements)]
+        raise InvalidArgument(f"input {name!r} has {given}, its shape {list(tensor.shape)} says {count}")
+    return [_decode(element, name, row) for row, element in enumerate(elements)]
 
 
-def _elements(data: bytes) -> Iterator[bytes]:
+def _elements(data: bytes, name: str) -> Iterator[bytes]:
     """The elements of a raw BYTES tensor: each with its length before it, four bytes little-endian."""
     position, row = 0, 0
     while position < len(data):
         start = position + 4
         end = start + struct.unpack_from("<I", data, position)[0] if start <= len(data) else -1
         if not start <= end <= len(data):
-            raise InvalidArgument(f"input 'text': element {row} is cut off at byte {len(data)} of the tensor")
+            raise InvalidArgument(
+                f"input {name!r}: element {row} is cut off at byte {len(data)} of the tensor"
+            )
         yield data[start:end]
         position, row = end, row + 1
 
 
-def _decode(element: bytes, row: int) -> str:
+def _decode(element: bytes, name: str, row: int) -> str:
     try:
         return element.decode()
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"text[{row}] is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise InvalidArgument(f"{name}[{row}] is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _named(request: Any) -> list[str]:
