@@ -81,7 +81,9 @@ class Lane:
             if number > self.youngest:
                 self._begin_round()
             chosen = self._chosen(self.round, number, cost, worthwhile)
-            if len(self.round) < len(self.items) and _poor(chosen, cost):
+            # Only what is left of a round: to begin another one costs as much as sorting it.
+            left = len(self.round)
+            if left <= EXACT and left < len(self.items) and _poor(chosen, cost):
                 self._begin_round()
                 chosen = self._chosen(self.round, number, cost, worthwhile)
         return tuple(self.items[each] for _, each in chosen)
