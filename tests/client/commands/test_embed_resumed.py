@@ -92,6 +92,7 @@ def begun(
     assert "stopped after 500 rows; the same command goes on from there" in errors
     assert errors.endswith("trimtab embed: a bad text\n")
     assert json.loads((tmp_path / "out.npy.partial.json").read_text())["rows"] == 500
+    server.ended.get(timeout=100)  # the server may still be reading what was sent ahead
     server.requests.clear()
     return output
 
