@@ -110,6 +110,7 @@ def test_snippet(
         halves(world, tmp_path)
     if any(f'"{name}"' in text for name in OUTPUTS):
         url = request.getfixturevalue("outputs").url
+        sparse_made.bundle(tmp_path / "my-models", "lexical")
     if "$RERANKER" in text:
         make_reranker(minilm_source, tmp_path / "reranker-source")
     text = text.replace("127.0.0.1:8001", url)

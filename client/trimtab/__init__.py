@@ -64,6 +64,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Variant",
+    "read_vocabulary",
 ]
 
 if not TYPE_CHECKING:

@@ -5,6 +5,7 @@
 from trimtab.artifacts.adapter import Calibrator as Calibrator
 from trimtab.artifacts.adapter import Endpoint as Endpoint
 from trimtab.artifacts.cards import Fidelity as Fidelity
+from trimtab.artifacts.vocabulary import read_vocabulary as read_vocabulary
 from trimtab.core.answers import Adapter as Adapter
 from trimtab.core.answers import Embeddings as Embeddings
 from trimtab.core.answers import Encoder as Encoder

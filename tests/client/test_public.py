@@ -58,6 +58,7 @@ def test_exported_names() -> None:
         "Unavailable",
         "Unimplemented",
         "Variant",
+        "read_vocabulary",
     ]
 
 

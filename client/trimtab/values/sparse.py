@@ -47,6 +47,15 @@ class SparseVectors:
     def __iter__(self) -> Iterator[Entries]:
         return (self[place] for place in range(len(self)))
 
+    def words(self, place: int, vocabulary: Sequence[str]) -> dict[str, float]:
+        """The weights of vector `place` by their words, the largest first; `vocabulary` has the word of each
+        component (see `read_vocabulary`). IndexError if it is too short."""
+        indices, values = self[place]
+        order = np.argsort(-values, kind="stable")
+        return {
+            vocabulary[at]: float(weight) for at, weight in zip(indices[order], values[order], strict=True)
+        }
+
     def to_scipy(self) -> Any:
         """A scipy.sparse.csr_array (n, dimensions) over the same indices and values.
 

@@ -1,5 +1,6 @@
 """Sparse vectors: on the wire and back, joined, scored, as scipy's."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,15 @@ def test_scipy_reads_them_where_they_are() -> None:
     assert np.shares_memory(matrix.indices, vectors.indices)
     halved = made([{3: 1.0}], np.float16).to_scipy()
     assert halved.dtype == np.float32 and halved[0, 3] == 1.0
+
+
+def test_words_by_their_weight(tmp_path: Path) -> None:
+    vocabulary = [f"word{number}" for number in range(DIMENSIONS)]
+    vectors = made([{3: 1.0, 5: 2.5, 0: 1.0}, {}])
+    assert list(vectors.words(0, vocabulary).items()) == [("word5", 2.5), ("word0", 1.0), ("word3", 1.0)]
+    assert vectors.words(1, vocabulary) == {}
+    with pytest.raises(IndexError):
+        vectors.words(0, vocabulary[:5])
 
 
 def message(**changes: object) -> pb.Sparse:

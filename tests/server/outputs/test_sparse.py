@@ -21,6 +21,7 @@ from tests.hostile import DIMENSIONS, WORDS
 from tests.server.server_process import ServerProcess, serve
 from tests.sparse_made import VOCABULARY, truth
 from trimtab.artifacts import bundle as bundles
+from trimtab.core import steps
 from trimtab.errors import BundleError
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
@@ -48,6 +49,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sparse_made.bundle(folder, "both")
     sparse_made.bundle(folder, "splade", sparse_first=True)
     sparse_made.bundle(folder, "cosines", sparse_first=True, similarity="cosine")
+    sparse_made.bundle(folder, "wide", dimensions=30522)
     sparse_made.bundle(folder, "falling", falling(), sparse_first=True)
     sparse_made.bundle(folder, "nothing", nothing(), sparse_first=True)
     sparse_made.bundle(folder, "many", settings={**sparse_made.SETTINGS, "top_k": 2})
@@ -122,6 +124,23 @@ def test_neighbours_order_and_padding_do_not_matter(
     for row, place in enumerate(order):
         np.testing.assert_array_equal(turned[row][0], found[place][0])
         np.testing.assert_allclose(turned[row][1], found[place][1], atol=1e-6)
+
+
+def test_clients_split_what_may_have_too_large_an_answer(client: trimtab.Client) -> None:
+    """A vector may have an entry for each of 30,522 words, until the graph has run."""
+    with pytest.raises(trimtab.InvalidArgument, match=r"may hold up to .* tokens, this server takes"):
+        asked = pb.EmbedRequest(encoder="wide", texts=["w1"] * 1024, outputs=["sparse"])
+        client._run(iter_of(asked), None)
+    assert client.encoder("wide").limits.max_texts < 300
+    assert client.encoder("both").limits.max_texts == 1024
+    found = client.embed_outputs(["w1"] * 1024, ["sparse"], encoder="wide")["sparse"]
+    assert (len(found), found.dimensions) == (1024, 30522)
+    assert {len(indices) for indices, _ in found} == {len(truth(["w1"]).indices)}
+
+
+def iter_of(request: pb.EmbedRequest) -> Any:
+    """One call of Embed, as it is."""
+    return steps.ask("Embed", request)
 
 
 def test_a_stream_carries_them(running: ServerProcess) -> None:

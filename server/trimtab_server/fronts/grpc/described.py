@@ -10,6 +10,7 @@ from trimtab_server import config
 from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput
 from trimtab_server.spaces.route import LoadedAdapter
 from trimtab_server.spaces.routes import refusal
+from trimtab_server.tasks.pipeline import BYTES_A_TOKEN
 
 
 def encoder(encoder: LoadedEncoder, limits: config.LimitSettings, canary: float, shadow: float) -> pb.Encoder:
@@ -28,7 +29,7 @@ def encoder(encoder: LoadedEncoder, limits: config.LimitSettings, canary: float,
         passage_prompt=manifest.prompts.passage,
         dtypes=[dense.TO_PROTO[dtype] for dtype in kinds.DTYPES],
         limits=pb.Limits(
-            max_texts=limits.max_texts,
+            max_texts=_max_texts(encoder, limits),
             max_text_bytes=limits.max_text_bytes,
             max_message_bytes=limits.max_message_bytes,
         ),
@@ -38,6 +39,14 @@ def encoder(encoder: LoadedEncoder, limits: config.LimitSettings, canary: float,
         inputs=[_input(encoder)],
         outputs=[_output(each) for each in encoder.outputs.values()],
     )
+
+
+def _max_texts(encoder: LoadedEncoder, limits: config.LimitSettings) -> int:
+    """How many texts a request may have: fewer if their outputs may be so large that a request of them would
+    take more than half of all room, and would hardly ever be admitted."""
+    model = encoder.model
+    largest = max(1, model.most_bytes(model.names, 1, model.most_units) // BYTES_A_TOKEN)
+    return max(1, min(limits.max_texts, limits.max_tokens_in_flight // 2 // largest))
 
 
 def _input(encoder: LoadedEncoder) -> pb.EncoderInput:
