@@ -104,6 +104,11 @@ def _configure_encoder(parser: argparse.ArgumentParser) -> None:
         help="a kind of output to give beside those that the source declares; may be given several times",
     )
     parser.add_argument(
+        "--role",
+        choices=kinds.ROLES,
+        help="which texts to embed, if the source reads queries and passages by different modules",
+    )
+    parser.add_argument(
         "--top-k",
         type=_positive,
         metavar="N",
@@ -191,6 +196,7 @@ def run(options: argparse.Namespace) -> int:
         output=options.output,
         reads=options.reads,
         also=tuple(options.also),
+        role=options.role,
         top_k=options.top_k,
         stop_tokens=tuple(options.stop_token),
     )

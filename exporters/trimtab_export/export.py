@@ -310,6 +310,8 @@ def recipe(settings: Settings, name: str, version: int) -> str:
         words += ["--also", kind]
     if settings.max_tokens is not None:
         words += ["--max-tokens", str(settings.max_tokens)]
+    if settings.role is not None:
+        words += ["--role", settings.role]
     if settings.top_k is not None:
         words += ["--top-k", str(settings.top_k)]
     for token in settings.stop_tokens:

@@ -38,6 +38,7 @@ class Settings:
     output: str | None = None  # of a graph
     reads: str | None = None  # the kind of its input; None: the source's own
     also: tuple[str, ...] = ()  # kinds of outputs beside those that the source declares
+    role: Role | None = None  # which texts to embed, if the source reads roles by different modules
     top_k: int | None = None  # how many entries a sparse vector keeps; None: all
     stop_tokens: tuple[str, ...] = ()  # words that get no weight in sparse vectors
 
@@ -106,10 +107,10 @@ class SourceOutput:
 class Source:
     """An encoder, read and checked.
 
-    `backbone` is a torch module of transformers, or an existing graph. `task` is what optimum converts the
-    module for, and so which tensor the heads of the `outputs` read. `reads` is the kind of input. `readings`
-    say how texts of each role are read, if roles differ in more than their prompts. `notes` are lines for the
-    user about declarations of the source that a bundle does not keep.
+    `backbone` is a torch module of transformers, an existing graph, or None if ids are all that is read.
+    `task` is what optimum converts the module for, and so which tensor the heads of the `outputs` read.
+    `reads` is the kind of input. `readings` say how texts of each role are read, if roles differ in more than
+    their prompts. `notes` are lines for the user about what the source declares and a bundle does not keep.
 
     Smaller variants are made of dense vectors: `head`, `dimensions` and so on are those of the dense output.
     """

@@ -122,6 +122,11 @@ class Collator:
         """How many tokens of a text are read."""
         return len(self._tokenizer.read([text], "end")[0].ids)
 
+    @property
+    def special(self) -> tuple[int, int]:
+        """How many special tokens stand before and after a text."""
+        return len(self._tokenizer.types.head), len(self._tokenizer.types.tail)
+
     def in_role(self, texts: Sequence[str], role: Role) -> dict[str, NDArray[np.int64]]:
         """The texts with the prompt of this role, arranged as it is read."""
         prompt, arrange = self._prompts.of(role), self._arrangers.get(role)

@@ -12,8 +12,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
     from sentence_transformers import SparseEncoder
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sparse_encoder.modules import SpladePooling
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 
 CLASSES = {
     "bert": "BertForMaskedLM",
@@ -47,6 +47,23 @@ def splade(source: Path, folder: Path, **pooling: Any) -> Path:
         transformer = Transformer(str(source), transformer_task="fill-mask")
         model = SparseEncoder(modules=[transformer, SpladePooling(**pooling)], device="cpu")
         model.save(str(folder), create_model_card=False)
+    return folder
+
+
+def routed(source: Path, folder: Path, *, seed: int = 3) -> Path:
+    """A SparseEncoder folder whose queries are read by a table."""
+    generator = torch.Generator().manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformer = Transformer(str(source), transformer_task="fill-mask")
+        table = torch.rand(transformer.auto_model.config.vocab_size, generator=generator)
+        table[::3] = 0
+        queries = SparseStaticEmbedding(tokenizer=transformer.tokenizer, weight=table, frozen=True)
+        documents = [transformer, SpladePooling(activation_function="log1p_relu")]
+        router = Router.for_query_document(query_modules=[queries], document_modules=documents)
+        SparseEncoder(modules=[router], similarity_fn_name="dot", device="cpu").save(
+            str(folder), create_model_card=False
+        )
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnxruntime as ort
 import pytest
 import tiny_encoders
 import torch
-from masked_models import CLASSES, library, masked, splade
+from masked_models import CLASSES, library, masked, routed, splade
 from tiny_encoders import Export
 
 import trimtab
@@ -29,6 +30,7 @@ from trimtab_export.load import language
 from trimtab_export.source import Settings, TokenizerFile
 from trimtab_export.tokens import Collator
 
+Refused = Callable[..., None]
 # A difference of scores around 0 that float32 explains: an entry this small may be there or not.
 TIE = 1e-5
 TEXTS = ["", "one", "two words", "Sparse vectors have a weight for each word.", *sentences.load()[:12]]
@@ -134,7 +136,8 @@ def test_only_the_largest_are_kept_and_some_words_never(
     output = graph.bundle.manifest.output
     assert (output.settings["top_k"], output.settings["stop_tokens"]) == (7, stop)
     assert output.space != exported.manifest.space
-    assert "--top-k 7 '--stop-token=" in graph.bundle.manifest.provenance.recipe
+    recipe = shlex.split(graph.bundle.manifest.provenance.recipe)
+    assert recipe[-4:] == ["--top-k", "7", *options]
     assert whole[:, stop].any(), "some text would have them"
     whole[:, stop] = 0
     cut = np.where(whole >= np.sort(whole, axis=1)[:, -7:-6], whole, 0)
@@ -223,6 +226,85 @@ def test_real_weights(tmp_path: Path, export: Export) -> None:
     check(graph.vectors(texts), library(folder, texts))
 
 
+# -- queries by a table ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def router(bert_mlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return routed(bert_mlm, tmp_path_factory.mktemp("router") / "st")
+
+
+@pytest.fixture(scope="module")
+def sides(router: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of both its sides."""
+    repository = tmp_path_factory.mktemp("sides")
+    export_source(Settings(str(router), role="query"), "queries", repository)
+    export_source(Settings(str(router), role="passage"), "passages", repository)
+    return repository
+
+
+def test_queries_by_a_table_are_in_the_space_of_passages_by_a_model(router: Path, sides: Path) -> None:
+    queries, passages = (Graph(sides / name / "1") for name in ("queries", "passages"))
+    assert queries.bundle.manifest.space == passages.bundle.manifest.space
+    assert "--role query" in queries.bundle.manifest.provenance.recipe
+    table, _ = queries.bundle.manifest.variants[0].files
+    assert table.size < 20_000, "no model is in it"
+    texts = [*TEXTS, "one one two", "[SEP] said [CLS] twice", "word " * 300]
+    check(queries.vectors(texts), library(router, texts, task="query"))
+    check(passages.vectors(texts), library(router, texts, task="document"))
+    together = queries.vectors(texts)
+    for place, text in enumerate(texts):
+        (alone,) = queries.vectors([text])
+        np.testing.assert_array_equal(alone[0], together[place][0])
+        np.testing.assert_array_equal(alone[1], together[place][1])
+
+
+def test_both_sides_are_served(router: Path, sides: Path, tmp_path: Path) -> None:
+    texts = [text for text in TEXTS if text]
+    with serve(sides, tmp_path) as running, trimtab.Client(running.url, timeout=100) as client:
+        asked, found = (
+            client.embed_outputs(texts, ["sparse"], encoder=name) for name in ("queries", "passages")
+        )
+    assert asked.spaces == found.spaces
+    scores = [sparse.dot(query, found["sparse"]) for query in asked["sparse"]]
+    expected = library(router, texts, task="query") @ library(router, texts, task="document").T
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_router_needs_a_role_and_others_have_none(
+    refuses: Refused, router: Path, bert_splade: Path, tmp_path: Path
+) -> None:
+    refuses("reads queries by a table, and passages by a model: export it twice, with --role", router)
+    refuses("--role is for sources that read roles by different modules", bert_splade, "--role", "query")
+    name = "router_config.json"
+    folder = changed(router, tmp_path / "one", name, structure={"query": ["query_0_SparseStaticEmbedding"]})
+    refuses("router_config.json of .* has not the routes query and document", folder, "--role", "query")
+    types = json.loads((router / name).read_text())["types"]
+    kind = types["document_0_Transformer"]
+    folder = changed(router, tmp_path / "two", name, types={**types, "query_0_SparseStaticEmbedding": kind})
+    refuses("reads queries by Transformer", folder, "--role", "query")
+
+
+def test_a_table_that_cannot_be(refuses: Refused, router: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    pickled = tmp_path / "pickled"
+    shutil.copytree(router, pickled)
+    weights = pickled / "query_0_SparseStaticEmbedding" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    refuses("has no query_0_SparseStaticEmbedding/model.safetensors. Pickles can", pickled, "--role", "query")
+    away = changed(router, tmp_path / "away", "query_0_SparseStaticEmbedding/config.json", path="idf.json")
+    refuses("takes the table from elsewhere", away, "--role", "query")
+    for number, value in enumerate((-1.0, float("nan"))):
+        folder = tmp_path / f"table{number}"
+        shutil.copytree(router, folder)
+        path = folder / "query_0_SparseStaticEmbedding" / "model.safetensors"
+        table = load_file(path)["weight"].clone()
+        table[5] = value
+        save_file({"weight": table}, path)
+        refuses("the table of .* has weights that are below 0, or no numbers", folder, "--role", "query")
+
+
 # -- served ----------------------------------------------------------------------------------------------
 
 
@@ -242,8 +324,6 @@ def test_it_is_served(served: ServerProcess, bert_splade: Path) -> None:
 
 
 # -- what is refused -------------------------------------------------------------------------------------
-
-Refused = Callable[..., None]
 
 
 @pytest.fixture
@@ -271,6 +351,7 @@ def changed(folder: Path, copy: Path, name: str, **values: Any) -> Path:
         (("--stop-token", "nowhere"), "--stop-token 'nowhere' is no token of the source's vocabulary"),
         (("--pooling", "mean"), "declares its modules, which give sparse vectors alone: leave --pooling out"),
         (("--normalize",), "--normalize is for dense vectors"),
+        (("--output", "logits"), "--output names an output of a graph, and .* has torch weights"),
         (("--min-quality", "0.9"), "variants are made of dense vectors alone, and this encoder gives sparse"),
     ],
 )
@@ -282,8 +363,8 @@ def test_options_that_do_not_fit(
 
 
 def test_options_of_sparse_vectors_for_others(refuses: Refused, st_bert: Path, bert: Path) -> None:
-    for option in (("--top-k", "3"), ("--stop-token", "a")):
-        refuses("--top-k and --stop-token are for sparse vectors", st_bert, *option)
+    for option in (("--top-k", "3"), ("--stop-token", "a"), ("--role", "query")):
+        refuses("--top-k, --stop-token and --role are for sparse vectors", st_bert, *option)
     refuses("declares? no sparse|has no head of a masked language model", st_bert, "--also", "sparse")
     refuses("is BertModel, and sparse vectors are made by the head of a masked", bert, "--also", "sparse")
 

@@ -79,6 +79,26 @@ def weights(grafter: Grafter, states: str, head: LanguageHead, settings: SparseS
     return grafter.node("Add", grafter.concat(pooled), grafter.constant(bias))
 
 
+def looked_up(grafter: Grafter, table: Floats, before: int, after: int) -> str:
+    """Of each text the weights of its own tokens by a table, float32 (n, vocabulary), without so many special
+    tokens `before` and `after` it."""
+    count = grafter.node("Unsqueeze", grafter.sum("attention_mask", 1), grafter.whole([1]))
+    place = grafter.node("CumSum", "attention_mask", grafter.whole(1))
+    behind = grafter.node("Greater", place, grafter.whole(before))
+    ahead = grafter.node("LessOrEqual", place, grafter.node("Sub", count, grafter.whole(after)))
+    real = grafter.node("Cast", "attention_mask", to=TensorProto.BOOL)
+    own = grafter.node("And", grafter.node("And", behind, ahead), real)
+    where = grafter.node("NonZero", own)
+    rows = grafter.node("Gather", where, grafter.whole([0]), axis=0)
+    ids = grafter.node("GatherND", "input_ids", grafter.node("Transpose", where))
+    at = grafter.node("Concat", rows, grafter.node("Unsqueeze", ids, grafter.whole([0])), axis=0)
+    texts = grafter.node("Gather", grafter.node("Shape", "input_ids"), grafter.whole([0]))
+    shape = grafter.node("Concat", texts, grafter.whole([len(table)]), axis=0)
+    none = grafter.node("Expand", grafter.constant(np.float32(0)), shape)
+    weights = grafter.node("Gather", grafter.constant(table), ids)
+    return grafter.node("ScatterND", none, grafter.node("Transpose", at), weights)
+
+
 def entries(grafter: Grafter, pooled: str, name: str, settings: SparseSettings) -> None:
     """The CSR tensors NAME.indices, NAME.values and NAME.offsets of pooled scores, (n, vocabulary)."""
     places = ""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from trimtab.errors import ExportError
 from trimtab_export.runtime import first_line
@@ -13,6 +13,7 @@ from trimtab_export.source import Graph, Source, Task
 # What optimum calls the tensor that heads read, by the task.
 TENSORS: dict[Task, str] = {"feature-extraction": "last_hidden_state", "text-classification": "logits"}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OPSET, IR_VERSION = 17, 9  # of graphs that are made here
 REQUIRED = {"input_ids", "attention_mask"}
 # Weight types that contradict the variant's fp32.
 NOT_FP32 = ("FLOAT16", "BFLOAT16", "INT8", "UINT8", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2")
@@ -22,6 +23,8 @@ def states_graph(source: Source, folder: Path) -> Graph:
     """The source's graph: the existing one, or one that optimum writes into `folder`."""
     if isinstance(source.backbone, Graph):
         return source.backbone
+    if source.backbone is None:
+        return _ids_alone(folder / "model.onnx")
     from optimum.exporters.onnx import onnx_export_from_model
 
     try:
@@ -43,6 +46,18 @@ def states_graph(source: Source, folder: Path) -> Graph:
     if tensor not in [value.name for value in model.graph.output]:
         raise ExportError(f"the graph of {source.architecture} has no output {tensor}")
     return Graph(path, tensor)
+
+
+def _ids_alone(path: Path) -> Graph:
+    """A graph without nodes, for heads that read nothing but ids and their mask."""
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    graph = helper.make_graph([], "ids", inputs, inputs[:1])
+    opsets = [helper.make_opsetid("", OPSET)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), str(path))
+    return Graph(path, "input_ids")
 
 
 def check_inputs(name: str, model: Any) -> None:

@@ -36,16 +36,31 @@ class TokenWeights:
 
 
 @dataclass(frozen=True)
-class SparseHead:
-    """What turns token states into weights: of all words, or of a text's own tokens."""
+class TokenTable:
+    """Weights of a text's own tokens, float32 (vocabulary,), whatever their states are. Special tokens have
+    none: as many as `before` and `after` say stand around a text."""
 
-    scores: LanguageHead | TokenWeights
+    table: NDArray[np.float32]
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class SparseHead:
+    """What makes weights: of all words or of a text's own tokens, from their states, or by a table.
+
+    With a table, `settings` are those of the vectors that its own are compared with.
+    """
+
+    scores: LanguageHead | TokenWeights | TokenTable
     settings: SparseSettings
 
     @property
     def dimensions(self) -> int:
         """The size of the vocabulary."""
         of = self.scores
+        if isinstance(of, TokenTable):
+            return len(of.table)
         return of.vocabulary if isinstance(of, TokenWeights) else len(of.words)
 
 
@@ -98,12 +113,16 @@ class SparseMaker(OutputMaker):
         )
 
     def graft(self, grafter: Grafter, states: str, output: SourceOutput) -> Sequence[Any]:
-        """The scores of all words, pooled over a text's tokens, as CSR."""
+        """The weights of all words, or of a text's tokens, as CSR."""
         head: SparseHead = output.head
         name, of = output.declared.name, head.scores
         if isinstance(of, TokenWeights):
             scores = grafter.token_scores(states, of.layer)
             token_weights.entries(grafter, scores, name, of.vocabulary, head.settings.stop_tokens)
+        elif isinstance(of, TokenTable):
+            weights = lexical.looked_up(grafter, of.table, of.before, of.after)
+            as_it_is = msgspec.structs.replace(head.settings, activation="relu", pooling="max")
+            lexical.entries(grafter, weights, name, as_it_is)
         else:
             pooled = lexical.weights(grafter, states, of, head.settings)
             lexical.entries(grafter, pooled, name, head.settings)

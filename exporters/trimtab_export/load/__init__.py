@@ -40,9 +40,9 @@ def _load(settings: Settings) -> Source:
         from trimtab_export.load import from_splade
 
         return from_splade.load(settings, location, splade.read(location))
-    if settings.top_k is not None or settings.stop_tokens:
+    if settings.top_k is not None or settings.stop_tokens or settings.role is not None:
         raise ExportError(
-            f"--top-k and --stop-token are for sparse vectors, and {settings.source} gives none: "
+            f"--top-k, --stop-token and --role are for sparse vectors, and {settings.source} gives none: "
             "leave them out"
         )
     late = colbert.read(location)

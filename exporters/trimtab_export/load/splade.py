@@ -1,5 +1,6 @@
 """What a SparseEncoder folder of sentence-transformers declares, checked before anything is loaded."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from trimtab.errors import ExportError
@@ -9,7 +10,11 @@ from trimtab_export.load.declared import ENTRY, PACKAGE, Declared
 MODEL_TYPE = "SparseEncoder"
 ROOM = "sparse_encoder."  # where the library keeps modules of sparse encoders
 TRANSFORMERS = ("Transformer", "MLMTransformer")
-CAN = "these can: a Transformer for fill-mask with SpladePooling"
+CAN = (
+    "these can: a Transformer for fill-mask with SpladePooling, and a Router of these for documents and of "
+    "SparseStaticEmbedding for queries"
+)
+DOCUMENT, QUERY = "document", "query"  # the routes of a Router
 
 
 def is_one(location: str) -> bool:
@@ -21,7 +26,15 @@ def is_one(location: str) -> bool:
     return config.get("model_type") == MODEL_TYPE or any(ROOM in _type(entry) for entry in entries)
 
 
-def read(location: str) -> Declared | None:
+@dataclass(frozen=True)
+class Splade(Declared):
+    """`table`: the subfolder of the table that queries are read by; the modules are those for documents. "":
+    there is none."""
+
+    table: str = ""
+
+
+def read(location: str) -> Splade | None:
     """The declarations of such a folder; None if it has no modules.json. Raises ExportError, naming the
     module, if one cannot be exported."""
     entries = files.read(location, "modules.json", list)
@@ -36,6 +49,9 @@ def read(location: str) -> Declared | None:
         if not entry["type"].startswith(PACKAGE):
             raise ExportError(f"module {number} of {location} is {entry['type']}, which cannot be exported")
     modules = tuple((_type(entry).rpartition(".")[2], str(entry["path"])) for entry in entries)
+    table = ""
+    if [kind for kind, _ in modules] == ["Router"]:
+        table, modules = _routes(location)
     order = [kind for kind, _ in modules]
     if len(order) != 2 or order[0] not in TRANSFORMERS or order[1] != "SpladePooling":
         raise ExportError(
@@ -44,7 +60,28 @@ def read(location: str) -> Declared | None:
         )
     config = files.mapping(location, "config_sentence_transformers.json")
     declared.check_config(location, config, MODEL_TYPE)
-    return Declared((("Transformer", modules[0][1]), modules[1]), config)
+    return Splade((("Transformer", modules[0][1]), modules[1]), config, table)
+
+
+def _routes(location: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The subfolder of the table for queries, and the modules for documents, as (class, subfolder)."""
+    content = files.mapping(location, "router_config.json")
+    types, structure = content.get("types"), content.get("structure")
+    if not isinstance(types, dict) or not isinstance(structure, dict) or set(structure) != {QUERY, DOCUMENT}:
+        raise ExportError(
+            f"router_config.json of {location} has not the routes {QUERY} and {DOCUMENT}; {CAN}"
+        )
+    kinds = {
+        route: [(str(types.get(name)).rpartition(".")[2], str(name)) for name in structure[route]]
+        for route in (QUERY, DOCUMENT)
+    }
+    foreign = [each for each in types.values() if not str(each).startswith(PACKAGE)]
+    if foreign:
+        raise ExportError(f"the Router of {location} has {foreign[0]}, which cannot be exported; {CAN}")
+    if [kind for kind, _ in kinds[QUERY]] != ["SparseStaticEmbedding"]:
+        listed = ", ".join(kind for kind, _ in kinds[QUERY])
+        raise ExportError(f"the Router of {location} reads queries by {listed}; {CAN}")
+    return kinds[QUERY][0][1], tuple(kinds[DOCUMENT])
 
 
 def _type(entry: Any) -> str:

@@ -23,7 +23,9 @@ def is_idle(name: str) -> bool:
 
 def check_finite(backbone: Any) -> None:
     """Refuse a torch backbone with NaN or infinite weights, naming the first one."""
-    if isinstance(backbone, Graph):  # the comparison with the source will catch their effect
+    if backbone is None or isinstance(
+        backbone, Graph
+    ):  # the comparison with the source will catch their effect
         return
     for name, tensor in backbone.state_dict().items():
         if not is_idle(name) and tensor.is_floating_point() and not tensor.isfinite().all():

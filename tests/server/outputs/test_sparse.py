@@ -131,7 +131,7 @@ def test_clients_split_what_may_have_too_large_an_answer(client: trimtab.Client)
     with pytest.raises(trimtab.InvalidArgument, match=r"may hold up to .* tokens, this server takes"):
         asked = pb.EmbedRequest(encoder="wide", texts=["w1"] * 1024, outputs=["sparse"])
         client._run(iter_of(asked), None)
-    assert client.encoder("wide").limits.max_texts < 300
+    assert client.encoder("wide").limits.max_texts == (1 << 20) // 8 // ((8 * 30522 + 64) // 128)
     assert client.encoder("both").limits.max_texts == 1024
     found = client.embed_outputs(["w1"] * 1024, ["sparse"], encoder="wide")["sparse"]
     assert (len(found), found.dimensions) == (1024, 30522)

@@ -43,10 +43,10 @@ def encoder(encoder: LoadedEncoder, limits: config.LimitSettings, canary: float,
 
 def _max_texts(encoder: LoadedEncoder, limits: config.LimitSettings) -> int:
     """How many texts a request may have: fewer if their outputs may be so large that a request of them would
-    take more than half of all room, and would hardly ever be admitted."""
+    take more than an eighth of all room: the SDK has up to four of them in flight, beside those of others."""
     model = encoder.model
     largest = max(1, model.most_bytes(model.names, 1, model.most_units) // BYTES_A_TOKEN)
-    return max(1, min(limits.max_texts, limits.max_tokens_in_flight // 2 // largest))
+    return max(1, min(limits.max_texts, limits.max_tokens_in_flight // 8 // largest))
 
 
 def _input(encoder: LoadedEncoder) -> pb.EncoderInput:
