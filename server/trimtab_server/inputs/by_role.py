@@ -11,7 +11,7 @@ from trimtab.artifacts.manifest import Input, Prompts
 from trimtab.errors import FailedPrecondition, InvalidArgument
 from trimtab.inputs.arranging import Arranger
 from trimtab.inputs.graph import Tried
-from trimtab.inputs.text import Reading, TextInput
+from trimtab.inputs.text import Reading, TextInput, TextSettings
 from trimtab.kinds import Role, Truncate
 from trimtab.tokens import Tokenizer
 from trimtab_server.engine.batch import Payload
@@ -51,9 +51,11 @@ class RoleTextReader(ItemReader):
         self._arrangers = {role: Arranger(reading) for role, reading in readings.items()}
 
     @classmethod
-    def open(cls, declared: Input, content: bytes, name: str) -> ItemReader:
-        """TextReader.open makes one, where a bundle says how roles are read."""
-        raise NotImplementedError
+    def open(cls, declared: Input, content: bytes, name: str) -> "RoleTextReader":
+        """The bundle's tokenizer. Raises as trimtab.tokens.Tokenizer does."""
+        settings = msgspec.convert(declared.settings, TextSettings)
+        tokenizer = Tokenizer(content, declared.most_units, name=name)
+        return cls(tokenizer, settings.pad_id, settings.readings)
 
     def graph_input(self, names: Sequence[str], tried: Tried) -> TextInput:
         """Padded ids with their masks; all token types are 0."""

@@ -42,10 +42,9 @@ class TextReader(ItemReader):
     def open(cls, declared: Input, content: bytes, name: str) -> ItemReader:
         """The bundle's tokenizer. Raises as trimtab.tokens.Tokenizer does."""
         settings = msgspec.convert(declared.settings, TextSettings)
-        tokenizer = Tokenizer(content, declared.most_units, name=name)
         if settings.readings:
-            return RoleTextReader(tokenizer, settings.pad_id, settings.readings)
-        return cls(tokenizer, settings.pad_id)
+            return RoleTextReader.open(declared, content, name)
+        return cls(Tokenizer(content, declared.most_units, name=name), settings.pad_id)
 
     def graph_input(self, names: Sequence[str], tried: Tried) -> TextInput:
         """Padded ids, with their mask and types."""

@@ -105,6 +105,12 @@ class AnswerMetrics:
             "Texts whose vectors passed through an adapter",
             ("encoder", "version", "adapter"),
         )
+        self.rows = counter(
+            "trimtab_output_rows",
+            "Rows computed for outputs that have several for an item: vectors of tokens, entries of sparse "
+            "vectors",
+            ("encoder", "version", "output"),
+        )
         self.variants = counter(
             "trimtab_variant_texts",
             "Texts answered, by the variant of the encoder that computed them",
@@ -145,6 +151,7 @@ class AnswerMetrics:
         )
         self.of_versions = (
             self.adapted,
+            self.rows,
             self.shared,
             self.canary,
             self.variants,

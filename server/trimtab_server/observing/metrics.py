@@ -147,6 +147,10 @@ class Metrics:
         """Texts of an encoder version passed through an adapter, ENCODER/NAME."""
         self._answers.adapted.labels(encoder, version, adapter).value += texts
 
+    def gave(self, encoder: str, version: int, output: str, rows: int) -> None:
+        """So many rows were computed for an output that has several for an item."""
+        self._answers.rows.labels(encoder, version, output).value += rows
+
     def computed_by(self, encoder: str, version: int, variant: str, texts: int, *, browned_out: bool) -> None:
         """Texts were answered by a variant of an encoder version, perhaps in a brownout."""
         self._answers.variants.labels(encoder, version, variant).value += texts

@@ -113,6 +113,9 @@ class Embedder:
         answers = []
         for output, route in plan.outputs:
             columns = await self._adapted(plan, output.columns[0], route, result) if route.hops else result
+            first = columns[output.columns[0]]
+            if first.offsets is not None:
+                self._metrics.gave(plan.encoder.name, plan.encoder.version, output.name, len(first.values))
             if shape.max_vectors is not None and output.kind.several:
                 pieces = output.kind.reduced(columns, output.columns, route, shape)
                 columns = await self._pipeline.in_pieces(call, pieces)

