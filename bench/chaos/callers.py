@@ -3,9 +3,11 @@
     python -m bench.chaos.callers ipv4:127.0.0.1:7001,127.0.0.1:7002 --requests 10000
 
 Kinds: the SDK's async and sync calls and streams, cancelled calls, a stream of the bare protocol, which
-detects double answers, and NVIDIA's tritonclient. Prints a JSON object of counts each second. Sends at least
-the given number of requests, then goes on until its standard input is closed. A request is one text. It ends
-with an answer, or with an error that says what was wrong; without either by its deadline it is lost.
+detects double answers, and NVIDIA's tritonclient. With --several, also calls for several outputs, calls that
+rank candidates, and tritonclient's for sparse and multi-vectors. Prints a JSON object of counts each second.
+Sends at least the given number of requests, then goes on until its standard input is closed. A request is one
+text. It ends with an answer, or with an error that says what was wrong; without either by its deadline it is
+lost.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import grpc
 import numpy as np
 
 import trimtab
-from bench.chaos import known
+from bench.chaos import known, several
 from bench.chaos.ledger import Ledger, Numbers
 from trimtab import errors
 from trimtab.v1 import encoder_pb2 as pb
@@ -61,6 +63,7 @@ class Callers:
     tls: Any
     numbers: Numbers
     ledger: Ledger
+    truth: several.Truth | None = None  # what encoders with several outputs must give, if they are called
 
     async def calls(self, client: trimtab.AsyncClient, kind: str, texts: int) -> None:
         """The SDK's async calls."""
@@ -214,6 +217,69 @@ class Callers:
                 self.ledger.error("tritonclient", error)
                 await asyncio.sleep(0.02)
 
+    async def outputs(self, client: trimtab.AsyncClient, truth: several.Truth, texts: int) -> None:
+        """Three outputs of one call."""
+
+        async def call(places: list[int]) -> list[bool]:
+            given = await client.embed_outputs(
+                [several.text(place) for place in places], several.OUTPUTS, encoder=several.THREE
+            )
+            return several.right(truth, places, given)
+
+        await self._of_pool("outputs", texts, call)
+
+    async def rankings(self, client: trimtab.AsyncClient, truth: several.Truth) -> None:
+        """Candidates that a cross-encoder ranks."""
+
+        async def call(places: list[int]) -> list[bool]:
+            (place,) = places
+            texts = [several.text(other) for other in several.candidates(place)]
+            ranking = await client.rerank(several.text(place), texts, encoder=several.JUDGE)
+            scores = dict(ranking)
+            found = np.array([scores[row] for row in range(len(texts))])
+            return [bool(np.abs(found - truth.scores[place]).max() < several.TOLERANCE)]
+
+        await self._of_pool("rerank", 1, call)
+
+    async def tensors(self, client: Any, truth: several.Truth) -> None:
+        """Several outputs by NVIDIA's client."""
+        import tritonclient.grpc.aio as tritonclient
+        from tritonclient.utils import InferenceServerException
+
+        wanted = [tritonclient.InferRequestedOutput(name) for name in several.TENSORS]
+        while not self.numbers.over:
+            places = [number % several.POOL for number in self.numbers.take(2)]
+            self.ledger.count("sent", len(places))
+            texts = tritonclient.InferInput("text", [len(places), 1], "BYTES")
+            content = [[several.text(place).encode()] for place in places]
+            texts.set_data_from_numpy(np.array(content, dtype=object))
+            try:
+                async with asyncio.timeout(TIMEOUT + GRACE):
+                    result = await client.infer(
+                        several.THREE, [texts], outputs=wanted, client_timeout=TIMEOUT
+                    )
+                given = several.of_tensors([result.as_numpy(name) for name in several.TENSORS])
+                self.ledger.compared(several.right(truth, places, given))
+            except TimeoutError:
+                self.ledger.count("lost", len(places))
+            except InferenceServerException as error:
+                self.ledger.error("tritonclient outputs", error, len(places))
+                await asyncio.sleep(0.02)
+
+    async def _of_pool(
+        self, kind: str, texts: int, call: Callable[[list[int]], Awaitable[list[bool]]]
+    ) -> None:
+        while not self.numbers.over:
+            places = [number % several.POOL for number in self.numbers.take(texts)]
+            self.ledger.count("sent", texts)
+            try:
+                async with asyncio.timeout(TIMEOUT + GRACE):
+                    self.ledger.compared(await call(places))
+            except TimeoutError:
+                self.ledger.count("lost", texts)
+            except trimtab.TrimtabError as error:
+                self.ledger.error(kind, error, texts)
+
     async def _told(self, kind: str, numbers: list[int], call: Callable[[list[int]], Awaitable[Any]]) -> None:
         self.ledger.count("sent", len(numbers))
         try:
@@ -237,6 +303,8 @@ class Callers:
             triton = tritonclient.InferenceServerClient(self.url, channel_args=options)
             for _ in range(4):
                 tasks.create_task(self.triton(await stack.enter_async_context(triton)))
+            if self.truth is not None:
+                tasks.create_task(self.tensors(triton, self.truth))
         await stack.enter_async_context(channel)
         for texts in (1, 1, 1, 1, 1, 1, 8, 32):
             tasks.create_task(self.calls(client, "sdk", texts))
@@ -245,12 +313,18 @@ class Callers:
             tasks.create_task(self.streams(client))
             tasks.create_task(self.bare(channel))
         tasks.create_task(asyncio.to_thread(self.sync))
+        if self.truth is not None:
+            for texts in (1, 1, 5, 20):
+                tasks.create_task(self.outputs(client, self.truth, texts))
+            for _ in range(3):
+                tasks.create_task(self.rankings(client, self.truth))
 
 
 async def run(options: argparse.Namespace) -> None:
     """All callers, until there were enough requests and standard input is closed."""
     numbers, ledger = Numbers(options.first, options.requests), Ledger()
-    callers = Callers(options.url, options.tls, numbers, ledger)
+    truth = several.truth() if options.several else None
+    callers = Callers(options.url, options.tls, numbers, ledger, truth)
 
     def wait() -> None:
         sys.stdin.read()
@@ -278,6 +352,7 @@ def main() -> None:
     parser.add_argument("url", help="HOST:PORT, or a target with several addresses")
     parser.add_argument("--requests", type=int, required=True, help="texts, at least")
     parser.add_argument("--first", type=int, default=0, help="the number of the first text")
+    parser.add_argument("--several", action="store_true", help="call encoders with several outputs, too")
     parser.add_argument("--tls", default=False, help="PEM file of the authority; without it, plain text")
     asyncio.run(run(parser.parse_args()))
 

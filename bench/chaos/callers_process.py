@@ -13,9 +13,12 @@ from bench import processes
 class CallersProcess:
     """A process of callers, and its latest counts."""
 
-    def __init__(self, url: str, requests: int, *, first: int = 0, tls: Path | None = None) -> None:
+    def __init__(
+        self, url: str, requests: int, *, first: int = 0, tls: Path | None = None, several: bool = False
+    ) -> None:
         command = [processes.PYTHON, "-m", "bench.chaos.callers", url, "--requests", str(requests)]
         command += ["--first", str(first), *(["--tls", str(tls)] if tls else [])]
+        command += ["--several"] if several else []
         self.process = subprocess.Popen(
             command, cwd=processes.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

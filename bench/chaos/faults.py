@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.chaos import injected, known, replicas
+from bench.chaos import injected, known, replicas, several
 from bench.chaos.callers_process import CallersProcess
 from bench.chaos.injected import ISOLATED, OTHER, FaultContext
 from bench.chaos.replicas import Replica
@@ -34,13 +34,17 @@ def run(
     """This many requests, and at least one round of the schedule, or of the faults named. The second server
     has so many front ends."""
     bundle, repository = known.bundle(), folder / "models"
+    more = several.bundles()
+    several.truth()  # before anything is timed
     repository.mkdir(parents=True)
     for name in (known.NAME, OTHER):
         replicas.copy_of(bundle, repository, name)
+    for name, other in more.items():
+        replicas.copy_of(other, repository, name)
     pair = _pair(folder, repository, front_ends)
     begun = time.monotonic()
     with replicas.running(*pair):
-        load = CallersProcess(replicas.address(*pair), requests)
+        load = CallersProcess(replicas.address(*pair), requests, several=True)
         world = FaultContext(pair, repository, bundle, CONFIG.format(costs="", isolation=""), load, quick)
         try:
             load.until_answered(500)
@@ -58,6 +62,7 @@ def run(
         print("  " + "\n  ".join(told["unknown"]))
     figures = {
         "front_ends": front_ends, "requests": told.get("sent", 0), "answered": told.get("answered", 0),
+        "several": told.get("several", 0),
         "errors": told.get("errors", 0), "given_up": told.get("given_up", 0), "faults": faults,
         "seconds": round(time.monotonic() - begun, 1), "grown": round(grown, 3), "peak_mb": peak,
         "by_error": told.get("by_error", {}), "problems": world.problems,

@@ -44,6 +44,14 @@ class Ledger:
             rows, self._rows = (self._rows, []) if len(self._rows) >= CHECKED else ([], self._rows)
         self._check(rows)
 
+    def compared(self, right: Sequence[bool]) -> None:
+        """Record answers that were compared already: whether each was right."""
+        with self._lock:
+            self.counts["answered"] += len(right)
+            self.counts["checked"] += len(right)
+            self.counts["several"] += len(right)
+            self.counts["wrong"] += len(right) - sum(right)
+
     def error(self, kind: str, error: Exception, times: int = 1) -> None:
         """Record that this many requests ended with this error."""
         with self._lock:
