@@ -235,7 +235,7 @@ class Callers:
             (place,) = places
             texts = [several.text(other) for other in several.candidates(place)]
             ranking = await client.rerank(several.text(place), texts, encoder=several.JUDGE)
-            scores = dict(ranking)
+            scores = {each.index: each.score for each in ranking}
             found = np.array([scores[row] for row in range(len(texts))])
             return [bool(np.abs(found - truth.scores[place]).max() < several.TOLERANCE)]
 
