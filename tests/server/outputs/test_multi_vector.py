@@ -3,6 +3,7 @@
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -146,3 +147,22 @@ def test_what_is_refused() -> None:
 def test_pieces_are_small() -> None:
     pieces = list(pooled(rows_of(200), 20, unit=True))
     assert len(pieces) > 180 // token_pooling.JOINS and all(a is None for a, _ in pairwise(pieces))
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 50))
+def test_rows_are_added_up_in_pieces(count: int, clusters: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.unique(rng.integers(0, clusters, count), return_inverse=True)[1]
+    rows = rng.normal(size=(count, 7)).astype(np.float32)
+    expected = np.stack(
+        [rows[labels == each].sum(axis=0, dtype=np.float64) for each in range(max(labels) + 1)]
+    )
+    for numbers, pieces in ((1, 6), (2 * count, 3), (7 * count, 0)):
+
+        def summed() -> Any:
+            yield (yield from token_pooling._sums(rows, labels))
+
+        with mock.patch.object(token_pooling, "NUMBERS", numbers):
+            *yielded, sums = summed()
+        assert yielded == [None] * pieces
+        np.testing.assert_allclose(sums, expected, atol=1e-12)
