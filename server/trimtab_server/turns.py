@@ -12,6 +12,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from enum import Enum
 from typing import Generic, NamedTuple, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -29,6 +30,12 @@ SMALL_SHARE = 16.0
 PASS_SECONDS = 0.00025
 # Callers that are remembered at least; with more, those that have had no more than their share are forgotten.
 REMEMBERED = 1024
+
+
+class Next(Enum):
+    """What work in pieces may yield: the next piece is too long for the loop, and is done on a thread."""
+
+    LONG = "long"
 
 
 class Flow(NamedTuple):

@@ -20,7 +20,7 @@ from trimtab_server.inputs.preparation import Preparation
 from trimtab_server.inputs.reader import Which
 from trimtab_server.observing.metrics import Metrics, Statistics
 from trimtab_server.observing.tracing import Tracing
-from trimtab_server.turns import PIECE, Flow, Turns
+from trimtab_server.turns import PIECE, Flow, Next, Turns
 
 # Requests in flight also hold memory: so many bytes of texts and vectors are charged as one token.
 BYTES_A_TOKEN = 128
@@ -229,12 +229,15 @@ class Pipeline:
             return make(*args, **kwargs)
         return await self.turns.do(Flow(call.flow, small=False), make, *args, **kwargs)
 
-    async def in_pieces(self, call: Call, pieces: Iterator[T | None]) -> T:
-        """What pieces of work yield at the end; before it they yield None. All but the first are done in the
-        caller's turn."""
+    async def in_pieces(self, call: Call, pieces: Iterator[T | Next | None]) -> T:
+        """What pieces of work yield at the end; before it they yield None, or Next.LONG. All but the first
+        are done in the caller's turn, or, after Next.LONG, on a thread."""
         made = next(pieces)
-        while made is None:
-            made = await self.turns.do(Flow(call.flow, small=False), next, pieces)
+        while made is None or isinstance(made, Next):
+            if made is None:
+                made = await self.turns.do(Flow(call.flow, small=False), next, pieces)
+            else:
+                made = await asyncio.to_thread(next, pieces)
         return made
 
     def answered(self, encoder: LoadedEncoder, call: Call, rows: ComputedItems) -> Times:

@@ -24,13 +24,18 @@ from trimtab_server.engine.batch import Wanted
 from trimtab_server.lru import LruCache
 from trimtab_server.outputs.kind import check_finite
 from trimtab_server.tasks.pipeline import Pipeline, Times
+from trimtab_server.turns import Next
 
 MAX_ID_BYTES = 512
 DIGEST_BYTES = 16
 # What a cached output takes besides its numbers and its key's strings: the objects that hold them.
 ENTRY_BYTES = 400
-# The candidates that are scored in one piece: some tenths of a millisecond.
+# The candidates that are scored or remembered in one piece: some tenths of a millisecond. Each is compared
+# with all the query's vectors, so with more of them than QUERY_ROWS it counts as so much larger.
 PIECE_BYTES = 1 << 19
+QUERY_ROWS = 32
+# A piece that counts as more, because of one large candidate, is scored on a thread.
+LONG_BYTES = 1 << 21
 
 # The forms of input that can be scored.
 TEXT, PAIR = "text", "pair"
@@ -123,8 +128,11 @@ class Rescorer:
             check_finite(computed, names, which)
             for row, place in enumerate(wanted, first):
                 parts[place] = computed, row
-                if candidates[place].id:
-                    self._remember(keys[place], computed, row, names, candidates[place].text or "")
+            named = [place for place in wanted if candidates[place].id]
+            if named:
+                texts = [candidates[place].text or "" for place in named]
+                own = [(keys[place], *parts[place]) for place in named]
+                await self._pipeline.in_pieces(call, self._remember(own, texts, names))
             if pairs:
                 scores = output.kind.score_pairs(gathered(parts, names), names, output.own)
             else:
@@ -133,10 +141,21 @@ class Rescorer:
             times = self._pipeline.answered(encoder, call, rows)
             return RescoreResult(encoder, output, scores, [], times)
 
-    def _remember(self, key: Key, computed: Columns, row: int, names: Wanted, text: str) -> None:
-        # A view would keep all the rows.
-        own = {name: computed[name].only(row).copy() for name in names}
-        self._cache.put(key, (own, digest_of(text)))
+    def _remember(
+        self, items: Sequence[tuple[Key, Columns, int]], texts: Sequence[str], names: Wanted
+    ) -> Iterator[bool | None]:
+        """Cache items, each of its columns and place, and their texts' digests: yields None after each piece
+        of the work, and True at the end."""
+        size = 0
+        for (key, computed, row), text in zip(items, texts, strict=True):
+            if size >= PIECE_BYTES:
+                yield None
+                size = 0
+            # A view would keep all the rows.
+            own = {name: computed[name].only(row).copy() for name in names}
+            self._cache.put(key, (own, digest_of(text)))
+            size += sum([column.nbytes for column in own.values()])
+        yield True
 
     def _recall(self, key: Key, digest: bytes) -> Columns | None:
         """What is cached under this key, unless it is that of a text with another digest."""
@@ -181,20 +200,24 @@ class Rescorer:
 
 def _scored(
     output: ServedOutput, query: Columns, parts: Sequence[tuple[Columns, int]]
-) -> Iterator[NDArray[np.float32] | None]:
+) -> Iterator[NDArray[np.float32] | Next | None]:
     """The score of each candidate, item parts[i][1] of the columns parts[i][0]: yields None after each piece
-    of the work, and the scores at the end.
+    of the work, Next.LONG before a long one, and the scores at the end.
 
     Only the candidates of a piece are copied at a time: the vectors of all tokens of a thousand texts would
     take a hundred megabytes.
     """
     names, found, start = output.columns, list[NDArray[np.float32]](), 0
+    rows = len(query[names[0]].values) if output.kind.several else 1
+    weight = max(1.0, rows / QUERY_ROWS)
     while start < len(parts):
-        end, size = start, 0
+        end, size = start, 0.0
         while end < len(parts) and size < PIECE_BYTES:
             columns, place = parts[end]
-            size += sum([columns[name].item(place).nbytes for name in names])
+            size += weight * sum([columns[name].item(place).nbytes for name in names])
             end += 1
+        if size > LONG_BYTES:
+            yield Next.LONG
         found.append(output.kind.score(query, gathered(parts[start:end], names), names, output.own))
         start = end
         if start < len(parts):
