@@ -130,7 +130,9 @@ def test_what_the_manifest_says(repository: Path) -> None:
     assert tuple(each.name for each in manifest.outputs) == OUTPUTS
     dense, sparse, several = manifest.outputs
     assert len({each.space for each in manifest.outputs}) == 3
-    assert sparse.settings == {"activation": "relu", "pooling": "max", "stop_tokens": [*SPECIAL]}
+    assert sparse.settings == {
+        "activation": "relu", "pooling": "max", "per_token": True, "stop_tokens": [*SPECIAL],
+    }  # fmt: skip
     assert (several.dimensions, several.similarity, several.normalized) == (WIDTH, "cosine", True)
     assert dense.int8_limit and several.int8_limit and sparse.int8_limit is None
     assert manifest.variants[0].unpadded

@@ -21,12 +21,14 @@ class SparseSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     activation: log1p is SPLADE's log(1 + relu(x)); log1p-log1p takes the logarithm twice.
     pooling: how a component is made from those of a text's tokens.
     top_k: how many entries a vector keeps, the largest ones; None: all.
+    per_token: only a text's own tokens have weights, so a vector has at most as many entries as tokens.
     stop_tokens: components that are always 0, in order.
     """
 
     activation: SparseActivation
     pooling: SparsePooling
     top_k: Annotated[int, Meta(ge=1)] | None = None
+    per_token: bool = False
     stop_tokens: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=1 << 16)] = ()
 
 
@@ -38,8 +40,10 @@ class SparseForm(OutputForm):
 
     @classmethod
     def columns(cls, declared: DeclaredOutput) -> tuple[ColumnForm, ...]:
-        """The indices and the values. An item has at most `top_k` of them, or as many as dimensions."""
-        most = declared.settings.get("top_k") or declared.dimensions
+        """The indices and the values. An item has at most `top_k` of them; without it, one for each of its
+        units if weights are `per_token`, or else as many as dimensions."""
+        widest = 0 if declared.settings.get("per_token") else declared.dimensions
+        most = declared.settings.get("top_k") or widest
         indices = f"{declared.name}.indices"
         return (
             ColumnForm(indices, dtype="int32", several=True, most=most),

@@ -84,7 +84,7 @@ def output(
         settings={
             name: value
             for name, value in msgspec.to_builtins(head.settings).items()
-            if value not in (None, [], ())
+            if value not in (None, False, [], ())
         },
     )
     return SourceOutput(declared, head, reference)

@@ -105,7 +105,7 @@ def _sparse(source: Source, tokenizer: Any, layer: Dense, states: States) -> Sou
     """relu(w s + b) of each token's state s; of equal tokens the largest counts."""
     named = (getattr(tokenizer, each) for each in UNWEIGHTED)
     stop = sorted({tokenizer.convert_tokens_to_ids(each) for each in named if each is not None})
-    settings = SparseSettings(activation="relu", pooling="max", stop_tokens=tuple(stop))
+    settings = SparseSettings(activation="relu", pooling="max", per_token=True, stop_tokens=tuple(stop))
     vocabulary = source.backbone.config.vocab_size
     weight, bias = _torch(layer)
 

@@ -23,6 +23,7 @@ from tests.sparse_made import VOCABULARY, truth
 from trimtab.artifacts import bundle as bundles
 from trimtab.core import steps
 from trimtab.errors import BundleError
+from trimtab.outputs.sparse import SparseForm
 from trimtab.v1 import encoder_pb2 as pb
 from trimtab.v1 import encoder_pb2_grpc
 from trimtab.values import sparse
@@ -50,6 +51,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sparse_made.bundle(folder, "splade", sparse_first=True)
     sparse_made.bundle(folder, "cosines", sparse_first=True, similarity="cosine")
     sparse_made.bundle(folder, "wide", dimensions=30522)
+    sparse_made.bundle(folder, "own", dimensions=250002, settings={**sparse_made.SETTINGS, "per_token": True})
     sparse_made.bundle(folder, "falling", falling(), sparse_first=True)
     sparse_made.bundle(folder, "nothing", nothing(), sparse_first=True)
     sparse_made.bundle(folder, "many", settings={**sparse_made.SETTINGS, "top_k": 2})
@@ -136,6 +138,26 @@ def test_clients_split_what_may_have_too_large_an_answer(client: trimtab.Client)
     found = client.embed_outputs(["w1"] * 1024, ["sparse"], encoder="wide")["sparse"]
     assert (len(found), found.dimensions) == (1024, 30522)
     assert {len(indices) for indices, _ in found} == {len(truth(["w1"]).indices)}
+
+
+def test_weights_of_tokens_are_counted_by_tokens(client: trimtab.Client) -> None:
+    """The vocabulary's size says nothing of what a text may have."""
+    assert client.encoder("own").limits.max_texts == 1024
+    asked = pb.EmbedRequest(encoder="own", texts=["w1"] * 1024, outputs=["sparse"])
+    answer = client._run(iter_of(asked), None)
+    assert len(sparse.unpack(answer.outputs[0].sparse)) == 1024
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [({}, VOCABULARY), ({"top_k": 3}, 3), ({"per_token": True}, 0), ({"per_token": True, "top_k": 3}, 3)],
+)
+def test_how_many_entries_an_item_may_have(repository: Path, changes: dict[str, Any], most: int) -> None:
+    """0: one for each unit."""
+    declared = bundles.read(repository / "splade" / "1").manifest.output
+    changed = msgspec.structs.replace(declared, settings={**declared.settings, **changes})
+    assert {column.most for column in SparseForm.columns(changed)} == {most}
+    assert not any(faulty for faulty, _ in SparseForm.doubts(changed))
 
 
 def iter_of(request: pb.EmbedRequest) -> Any:
