@@ -28,9 +28,11 @@ from trimtab_export.tokens import Collates, Collator
 
 Floats: TypeAlias = NDArray[np.float32]
 
-# The largest difference of a component that reordered float32 arithmetic can explain; for components beyond 1
-# it grows with them.
+# The largest difference that reordered float32 arithmetic can explain, relative to the largest number of an
+# output, or to 1 for vectors of length 1.
 TOLERANCE = 1e-4
+# Numbers of an output that are all smaller than this are compared as if one of them were as large.
+SMALL = 1e-3
 # The same for entries of sparse vectors: rounding decides whether so small an entry is there.
 TIE = 1e-5
 BATCH = 8
@@ -79,7 +81,12 @@ def compare(
         own = None
         if output.reference is not None:
             own = _joined(output, [output.reference(list(items), role) for role in source.roles])
-        limit = TOLERANCE * max(1.0, largest[output.name] if own is None else _largest(output, own))
+        if not largest[output.name]:
+            raise ExportError(
+                f"{source.architecture}: the {output.name} output is 0 for every text of the comparison, so "
+                "that nothing could be found by it: is its layer trained?"
+            )
+        limit = TOLERANCE * _scale(output, alone if own is None else own)
         between, cosines = _differences(output, batched, alone)
         _refuse(between, limit, items, "an item's result changes with its neighbours in the batch", QUANTISED)
         diff = between
@@ -126,6 +133,11 @@ def _joined(output: Compared, results: Sequence[Columns]) -> Columns:
     return gathered([(each, row) for each in results for row in range(len(each[names[0]]))], names)
 
 
+def _scale(output: Compared, columns: Columns) -> float:
+    """What a difference of numbers is relative to: the largest of them, but 1 for vectors of length 1."""
+    return max(1.0 if any(form.unit for form in output.forms) else SMALL, _largest(output, columns))
+
+
 def _largest(output: Compared, columns: Columns) -> float:
     floats = [columns[form.name].values for form in output.forms if _is_float(columns, form)]
     return max(float(np.abs(each).max(initial=0)) for each in floats)
@@ -143,7 +155,7 @@ def _differences(output: Compared, one: Columns, other: Columns) -> tuple[Floats
     """
     diff, cosines = [], []
     placed = any(form.places for form in output.forms)
-    tie = TIE * max(1.0, _largest(output, other))
+    tie = TIE * _scale(output, other)
     for item in range(len(one[output.forms[0].name])):
         pairs = [_numbers(form, one, other, item) for form in output.forms if _is_float(one, form)]
         if any(a.shape != b.shape for a, b in pairs):

@@ -23,6 +23,7 @@ from trimtab.v1 import encoder_pb2_grpc
 from trimtab.values.multi_vector import maxsim
 from trimtab_export import sentences
 from trimtab_export.export import export
+from trimtab_export.graph import head
 from trimtab_export.source import Settings
 
 WIDTH = 24  # of a multi-vector
@@ -233,6 +234,14 @@ class Code:
         ("sparse_linear.pt", {"weight": torch.ones(2, 32)}, "gives 2 numbers a token; one is needed"),
         ("colbert_linear.pt", {"weight": torch.full((4, 32), torch.nan)}, "holds NaN or infinity"),
         ("colbert_linear.pt", {"kernel": torch.ones(4, 32)}, "is no linear layer"),
+        ("colbert_linear.pt", {"weight": torch.ones(0, 32)}, r"has a weight of the shape \(0, 32\)"),
+        ("sparse_linear.pt", {"weight": torch.ones(1, 32), "bias": 3}, "other than numbers with a fraction"),
+        ("sparse_linear.pt", {"weight": torch.ones(1, 32, dtype=torch.complex64)}, "other than numbers"),
+        (
+            "sparse_linear.pt",
+            {"weight": torch.zeros(1, 32), "bias": torch.full((1,), -1.0)},
+            "the sparse output is 0 for every text of the comparison",
+        ),
         ("colbert_linear.pt", None, "has no colbert_linear.pt"),
     ],
 )
@@ -246,3 +255,21 @@ def test_layers_that_cannot_be_read(
     with pytest.raises(ExportError, match=message):
         export(Settings(str(source)), "broken", tmp_path / "repository")
     assert "this ran" not in capfd.readouterr().out
+
+
+def test_small_weights_are_compared_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that is wrong by half is refused, however small its numbers are."""
+    source = make(tmp_path / "source")
+    state = torch.load(source / "sparse_linear.pt", weights_only=True)
+    torch.save({name: tensor * 1e-5 for name, tensor in state.items()}, source / "sparse_linear.pt")
+    export(Settings(str(source)), "small", tmp_path / "repository")
+    scores = head.Grafter.token_scores
+    monkeypatch.setattr(
+        head.Grafter,
+        "token_scores",
+        lambda self, states, layer: self.node(
+            "Mul", scores(self, states, layer), self.constant(np.float32(1.5))
+        ),
+    )
+    with pytest.raises(ExportError, match="the graph's sparse output differs from the source's"):
+        export(Settings(str(source)), "wrong", tmp_path / "repository")

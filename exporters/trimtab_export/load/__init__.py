@@ -42,8 +42,9 @@ def _load(settings: Settings) -> Source:
         return from_splade.load(settings, location, splade.read(location))
     if settings.top_k is not None or settings.stop_tokens or settings.role is not None:
         raise ExportError(
-            f"--top-k, --stop-token and --role are for sparse vectors, and {settings.source} gives none: "
-            "leave them out"
+            "--top-k, --stop-token and --role are for sparse vectors by a masked language model's head, and "
+            f"{settings.source} is not read as one: leave them out, or give --also sparse and the folder of "
+            "the whole model (...ForMaskedLM)"
         )
     late = colbert.read(location)
     if late is not None:

@@ -68,8 +68,16 @@ def _layer(location: str, name: str, hidden: int) -> Dense:
         ) from None
     if not isinstance(state, dict) or set(state) - {"bias"} != {"weight"}:
         raise ExportError(f"{name} of {location} is no linear layer: it must hold `weight`, and may `bias`")
+    for tensor in state.values():
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            raise ExportError(f"{name} of {location} holds something other than numbers with a fraction")
     weight, bias = state["weight"].float(), state.get("bias")
-    if weight.ndim != 2 or weight.shape[1] != hidden or (bias is not None and bias.shape != weight.shape[:1]):
+    if (
+        not weight.numel()
+        or weight.ndim != 2
+        or weight.shape[1] != hidden
+        or (bias is not None and bias.shape != weight.shape[:1])
+    ):
         raise ExportError(
             f"{name} of {location} has a weight of the shape {tuple(weight.shape)}, and the encoder's states "
             f"have {hidden} components: they do not belong together"

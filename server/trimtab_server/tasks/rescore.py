@@ -41,7 +41,7 @@ LONG_BYTES = 1 << 21
 TEXT, PAIR = "text", "pair"
 NO_TIME = Times(0.0, 0.0, 0.0, 0.0)
 
-# Space, tenant, how texts are cut, id; for pairs, the query's digest before the id.
+# Space, output and tokens read; tenant; how texts are cut; id; for pairs, the query's digest before the id.
 Key: TypeAlias = tuple[str, str, Truncate, str]
 Cached: TypeAlias = tuple[Columns, bytes]  # an item's output, and its text's digest
 
@@ -102,7 +102,9 @@ class Rescorer:
         self._check(encoder, output, request)
         pairs = encoder.reader.form == PAIR
         about = f"{digest_of(request.query).hex()}/" if pairs else ""
-        keys = [(output.own.space, call.tenant, cut, about + each.id) for each in candidates]
+        # How much of a text is read is not part of its space's name.
+        of = f"{output.own.space} {output.name} {encoder.manifest.max_tokens}"
+        keys = [(of, call.tenant, cut, about + each.id) for each in candidates]
         cached = [
             self._recall(key, each.digest) if each.text is None else None
             for key, each in zip(keys, candidates, strict=True)
