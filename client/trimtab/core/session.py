@@ -10,7 +10,7 @@ from trimtab.core.exchange import Exchange
 from trimtab.core.options import Item, Options
 from trimtab.core.rescoring import AsyncTexts, Scores, rescoring
 from trimtab.core.responses import Part
-from trimtab.core.steps import Steps, ask, in_parts
+from trimtab.core.steps import Steps, ask, in_parts, is_too_large
 from trimtab.errors import InvalidArgument, NotFound, ResourceExhausted, TrimtabError
 from trimtab.v1 import encoder_pb2 as pb
 
@@ -140,8 +140,7 @@ class Session:
 
 def may_be_limits(error: TrimtabError) -> bool:
     """Whether a request within the limits that the client knows may exceed the server's current ones."""
-    # gRPC refuses a message that is too large, with these words, before the server sees it.
-    return isinstance(error, InvalidArgument) or "larger than max" in str(error)
+    return isinstance(error, InvalidArgument) or is_too_large(error)
 
 
 @dataclass(frozen=True, slots=True)

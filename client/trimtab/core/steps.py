@@ -6,15 +6,15 @@ Source: httpx's authentication flows, one generator under two drivers.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
 from trimtab import forks
-from trimtab.errors import TrimtabError
+from trimtab.errors import ResourceExhausted, TrimtabError
 
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -69,6 +69,16 @@ def ask(method: Method, request: Message) -> Steps[Answer]:
 PARTS_IN_FLIGHT = 4
 
 
+@dataclass(slots=True)
+class _Part:
+    """A request in flight. `alone`: never was another of its call in flight beside it."""
+
+    number: int
+    request: Message
+    call: Any
+    alone: bool
+
+
 def in_parts(
     method: Method,
     requests: Iterable[Message],
@@ -78,33 +88,62 @@ def in_parts(
     """Send requests, a few of them in flight at a time, and `take` their answers in order, each with the
     number of its request. Returns whether all were answered.
 
+    Requests that found the server full are sent again when none is in flight, since those beside them may be
+    what filled it. From then on half as many are in flight. A request that was alone is not sent again: its
+    ResourceExhausted is raised.
+
     An error of which `over` says so ends the work without being raised: no more requests are sent, and what
     is answered already is still taken.
     """
-    begun: deque[tuple[int, Any]] = deque()
-    unsent = enumerate(requests)
-    whole: bool = True
+    begun: deque[_Part] = deque()
+    refused: list[tuple[int, Message]] = []
+    answers: dict[int, Any] = {}  # not taken yet: an earlier one is missing
+    unsent: Iterator[tuple[int, Message]] = enumerate(requests)
+    window, due, whole = PARTS_IN_FLIGHT, 0, True
     try:
         with forks.Calling():
             while True:
                 try:
-                    for number, request in islice(unsent, PARTS_IN_FLIGHT - len(begun)):
-                        begun.append((number, (yield Begin(method, request))))
+                    # After a refusal, nothing is sent until nothing is in flight.
+                    for number, request in islice(unsent, 0 if refused else window - len(begun)):
+                        call = yield Begin(method, request)
+                        begun.append(_Part(number, request, call, alone=not begun))
+                        begun[0].alone &= len(begun) == 1
                 except TrimtabError as error:
                     whole, unsent = _ended(error, over)
+                if not begun and refused and whole:
+                    window, unsent, refused = max(1, window // 2), chain(refused, unsent), []
+                    continue
                 if not begun:
+                    for number in sorted(answers):
+                        take(number, answers[number])
                     return whole
-                number, call = begun[0]
+                part = begun[0]
                 try:
-                    answer = yield Await(call)
+                    answers[part.number] = yield Await(part.call)
                 except TrimtabError as error:
-                    whole, unsent = _ended(error, over)
-                else:
-                    take(number, answer)
+                    if _is_full(error) and not part.alone:
+                        refused.append((part.number, part.request))
+                    else:
+                        whole, unsent = _ended(error, over)
                 begun.popleft()
+                while due in answers:
+                    take(due, answers.pop(due))
+                    due += 1
     finally:
-        for _, call in begun:
-            call.cancel()
+        for part in begun:
+            part.call.cancel()
+
+
+def is_too_large(error: TrimtabError) -> bool:
+    """Whether gRPC refused a message that is too large, which it does with these words, before the server
+    sees it."""
+    return isinstance(error, ResourceExhausted) and "larger than max" in str(error)
+
+
+def _is_full(error: TrimtabError) -> bool:
+    """Whether the same request may succeed once others are answered."""
+    return isinstance(error, ResourceExhausted) and not is_too_large(error)
 
 
 def _ended(error: TrimtabError, over: Callable[[TrimtabError], bool]) -> tuple[bool, Any]:

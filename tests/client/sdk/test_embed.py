@@ -218,6 +218,16 @@ def test_a_server_that_stays_full_says_when_to_come_back(
     assert not server.faults.embeds
 
 
+def test_parts_that_fill_the_server_are_sent_again_alone(
+    either: Either, server: FakeServer, url: str
+) -> None:
+    """gRPC gives up on one of four parts, and it is answered once the others are."""
+    full = Abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", pushback_ms=-1)  # do not try again by yourself
+    server.faults.embeds = deque([full] * 3)
+    assert np.array_equal(either.call(url, "embed", many(300)), vectors(many(300)))
+    assert not server.faults.embeds and len(server.requests) == 5
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [
