@@ -75,7 +75,8 @@ def embed_block(client: Client, job: BulkJob, block: texts.Block) -> int:
         return block.rows
     if job.vectors.outputs is not None:
         parts = [
-            outputs.embedded(client, group, job.wanted, job.vectors) for group in outputs.groups(iter(wanted))
+            outputs.embedded(client, group, job.wanted, job.vectors)
+            for group in outputs.groups(client, iter(wanted), job.wanted)
         ]
         shards.write_outputs(path, block.first, parts, job.vectors)
         return block.rows

@@ -15,7 +15,7 @@ from trimtab.sdk.client import Client
 from trimtab.values.multi_vector import MultiVectors
 from trimtab.values.sparse import SparseVectors
 
-# Texts of one call. Their multi-vectors are in memory together, so long texts are fewer.
+# Texts of one call at most. Their multi-vectors are in memory together, so long texts are fewer.
 GROUP_TEXTS = 64
 GROUP_CHARACTERS = 1 << 16
 _TAKEN = {"row", "id"}  # fields and columns with the rows' numbers
@@ -75,14 +75,15 @@ def described(
     }
 
 
-def groups(texts: Iterator[str]) -> Iterator[list[str]]:
-    """The texts in groups, each for one call."""
+def groups(client: Client, texts: Iterator[str], wanted: Options) -> Iterator[list[str]]:
+    """The texts in groups, each for one call and, by the encoder's limits, one request."""
+    most = min(client.encoder(*wanted.version).limits.max_texts or GROUP_TEXTS, GROUP_TEXTS)
     group: list[str] = []
     characters = 0
     for text in texts:
         group.append(text)
         characters += len(text)
-        if len(group) == GROUP_TEXTS or characters >= GROUP_CHARACTERS:
+        if len(group) == most or characters >= GROUP_CHARACTERS:
             yield group
             group, characters = [], 0
     if group:
@@ -104,7 +105,7 @@ def embedded(client: Client, texts: Sequence[str], wanted: Options, vectors: Des
 
 def rows(client: Client, texts: Iterator[str], wanted: Options, vectors: Description) -> Iterator[Row]:
     """What each text has of each output, as JSON has it."""
-    for group in groups(texts):
+    for group in groups(client, texts, wanted):
         found = embedded(client, group, wanted, vectors)
         for place, text in enumerate(group):
             yield Row(text, {name: _plain(value[place]) for name, value in found.items()}, 0.0, None)

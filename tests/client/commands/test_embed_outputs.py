@@ -66,6 +66,20 @@ def test_a_line_has_all_outputs(run: Run, server: FakeServer, source: Path, tmp_
     }
 
 
+@pytest.mark.parametrize("output", ["out.jsonl", "folder/"])
+@pytest.mark.parametrize(("allowed", "most"), [(7, 7), (500, 64)])
+def test_a_call_has_no_more_texts_than_the_encoder_takes(
+    run: Run, server: FakeServer, source: Path, tmp_path: Path, output: str, allowed: int, most: int
+) -> None:
+    """One request at a time: a call that the SDK splits would have four in flight."""
+    server.limits.max_texts = allowed
+    pinned = server.describes
+    assert run(source, "--output", f"{tmp_path}/{output}", "--outputs", ALL) == 0
+    sizes = [len(request.texts) for request in server.requests if list(request.texts) != ["first"]]
+    assert sizes == [most] * (300 // most) + [300 % most] and sum(sizes) == 300
+    assert server.describes - pinned < 6  # a call that is split asks for the version
+
+
 def test_standard_output(run: Run, source: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert run(source, "--outputs", "sparse") == 0
     lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
