@@ -24,6 +24,8 @@ SMALL_BYTES = 16 << 10
 # Texts queued, or rows answered, in one piece: some tenths of a millisecond. A small call needs the loop some
 # eight times until it is answered, and each time may have to wait for another's piece.
 PIECE = 32
+# Numbers of more bytes than this are gone through on a thread: NumPy lets the loop go on meanwhile.
+INLINE_BYTES = 1 << 20
 # The share of small calls, while there are any, relative to large work's.
 SMALL_SHARE = 16.0
 # How much work of large calls one pass of the loop starts before it looks at what has arrived.

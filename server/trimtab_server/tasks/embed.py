@@ -4,6 +4,7 @@ The steps of a request, from top to bottom: find, plan, admit, compute, look, fi
 configure about them is in policies, which are asked in the order of one list.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from trimtab_server.spaces.applying import Applier
 from trimtab_server.spaces.route import Route
 from trimtab_server.tasks.pipeline import Answering, Pipeline, Times
 from trimtab_server.tasks.plan import EmbedRequest, Hubness, Plan, Policy
-from trimtab_server.turns import PIECE
+from trimtab_server.turns import INLINE_BYTES, PIECE
 
 # What to do instead, by the form that an encoder reads and the form that came.
 CURES = {
@@ -42,7 +43,8 @@ class EmbedResult(msgspec.Struct, frozen=True):
     """The answer: item i of each output belongs to texts[i].
 
     `encoder` is the variant that computed them; `browned_out` says that it replaced the encoder itself.
-    `hubness` is that of passages, if they are checked.
+    `hubness` is that of passages, if they are checked. `large`: it takes long to write, and is written on a
+    thread.
     """
 
     encoder: LoadedEncoder
@@ -51,6 +53,7 @@ class EmbedResult(msgspec.Struct, frozen=True):
     times: Times
     browned_out: bool
     hubness: Hubness | None
+    large: bool
 
 
 class Embedder:
@@ -94,21 +97,25 @@ class Embedder:
                 encoder, call, items, request.truncate, admitted, wanted, request.which
             )
             result = rows.computed.result
-            check_finite(result, wanted, request.which)  # before a policy sees them
+            large = sum([result[name].values.nbytes for name in wanted]) > INLINE_BYTES
+            if large:  # checked before a policy sees them
+                await asyncio.to_thread(check_finite, result, wanted, request.which)
+            else:
+                check_finite(result, wanted, request.which)
             vectors = result.get(encoder.mapped)
             if vectors is not None:
                 for look in self._looking:
                     plan = await look(call, plan, vectors.values)
-            outputs = await self._finish(call, plan, result)
+            outputs = await self._finish(call, plan, result, large)
             self._metrics.computed_by(
                 encoder.name, encoder.version, encoder.model.variant, len(items),
                 browned_out=plan.browned_out,
             )  # fmt: skip
             times = self._pipeline.answered(encoder, call, rows)
-            return EmbedResult(encoder, outputs, rows.counts, times, plan.browned_out, plan.hubness)
+            return EmbedResult(encoder, outputs, rows.counts, times, plan.browned_out, plan.hubness, large)
 
-    async def _finish(self, call: Call, plan: Plan, result: Columns) -> list[Answer]:
-        """The requested outputs, in each space."""
+    async def _finish(self, call: Call, plan: Plan, result: Columns, large: bool) -> list[Answer]:
+        """The requested outputs, in each space: on a thread, if they are large."""
         shape = plan.request.shape
         answers = []
         for output, route in plan.outputs:
@@ -119,7 +126,10 @@ class Embedder:
             if shape.max_vectors is not None and output.kind.several:
                 pieces = output.kind.reduced(columns, output.columns, route, shape)
                 columns = await self._pipeline.in_pieces(call, pieces)
-            finished = output.kind.finish(columns, output.columns, route, shape)
+            if large:
+                finished = await asyncio.to_thread(output.kind.finish, columns, output.columns, route, shape)
+            else:
+                finished = output.kind.finish(columns, output.columns, route, shape)
             answers.append(Answer(output, route, finished))
         return answers
 

@@ -7,6 +7,7 @@ reads the query with each candidate. There is nothing of a candidate alone to ke
 under the id and the query; whatever else repeats a pair is computed once by the engine's own sharing.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -24,7 +25,7 @@ from trimtab_server.engine.batch import Wanted
 from trimtab_server.lru import LruCache
 from trimtab_server.outputs.kind import check_finite
 from trimtab_server.tasks.pipeline import Pipeline, Times
-from trimtab_server.turns import Next
+from trimtab_server.turns import INLINE_BYTES, Next
 
 MAX_ID_BYTES = 512
 DIGEST_BYTES = 16
@@ -127,7 +128,10 @@ class Rescorer:
         with await self._pipeline.admit(encoder, call, items, names) as admitted:
             rows = await self._pipeline.compute(encoder, call, items, cut, admitted, names, which)
             computed = rows.computed.result
-            check_finite(computed, names, which)
+            if sum([computed[name].values.nbytes for name in names]) > INLINE_BYTES:
+                await asyncio.to_thread(check_finite, computed, names, which)
+            else:
+                check_finite(computed, names, which)
             for row, place in enumerate(wanted, first):
                 parts[place] = computed, row
             named = [place for place in wanted if candidates[place].id]

@@ -3,6 +3,7 @@
 Source: the Open Inference Protocol (KServe v2) with Triton's extensions, by tritonclient's own stubs.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from importlib import metadata
@@ -27,7 +28,7 @@ from trimtab_server.fronts.grpc.kserve_messages import (
 from trimtab_server.fronts.grpc.statuses import as_trimtab_error, shorten
 from trimtab_server.fronts.grpc.stream import Streams
 from trimtab_server.observing.metrics import Count
-from trimtab_server.tasks.embed import Embedder
+from trimtab_server.tasks.embed import Embedder, EmbedResult
 from trimtab_server.tasks.pipeline import Pipeline
 
 PROTOCOL = "kserve"
@@ -187,18 +188,16 @@ class KServeServicer:
     # -- inference -----------------------------------------------------------------------------------
 
     async def ModelInfer(self, request: Any, opened: OpenCall) -> Any:
-        return await self._infer(opened.request(PROTOCOL), request)
+        return await self._infer(opened.request(PROTOCOL), request, respond)
 
     async def ModelStreamInfer(self, messages: AsyncIterator[Any], opened: OpenCall) -> None:
         """Answers in the order of the requests, as Triton does for models like these."""
 
         async def answer(message: Any) -> bytes:
             try:
-                response = await self._infer(opened.request(PROTOCOL), message)
-                final = message.parameters.get("triton_enable_empty_final_response")
-                if final is not None and final.bool_param:
-                    response.parameters["triton_final_response"].bool_param = True
-                outcome = pb.ModelStreamInferResponse(infer_response=response)
+                outcome = await self._infer(opened.request(PROTOCOL), message, _streamed)
+                if isinstance(outcome, bytes):
+                    return outcome
             except Exception as error:
                 outcome = pb.ModelStreamInferResponse(
                     error_message=shorten(str(as_trimtab_error(error))),
@@ -211,11 +210,14 @@ class KServeServicer:
 
         await self._streams.serve(messages, opened, self._texts, answer, in_order=True)
 
-    async def _infer(self, call: Call, request: Any) -> Any:
+    async def _infer(self, call: Call, request: Any, make: Callable[[Any, EmbedResult], Any]) -> Any:
+        """The answer that `make` makes of a result; serialised, if it is large."""
         find = partial(self._repository.find, call.caller)
         call, asked = self._pipeline.read(call, parse, request, self._max_texts, find)
         result = await self._embedder.embed(call, asked)
-        return await self._pipeline.made(call, len(result.token_counts), respond, request, result)
+        if result.large:
+            return await asyncio.to_thread(lambda: make(request, result).SerializeToString())
+        return await self._pipeline.made(call, len(result.token_counts), make, request, result)
 
     def _texts(self, request: Any) -> int:
         return min(rows(request), self._max_texts)
@@ -278,3 +280,12 @@ class KServeServicer:
                 for size, count in batches
             ],
         )
+
+
+def _streamed(request: Any, result: EmbedResult) -> Any:
+    """The ModelStreamInferResponse to a request."""
+    outcome = pb.ModelStreamInferResponse(infer_response=respond(request, result))
+    final = request.parameters.get("triton_enable_empty_final_response")
+    if final is not None and final.bool_param:
+        outcome.infer_response.parameters["triton_final_response"].bool_param = True
+    return outcome

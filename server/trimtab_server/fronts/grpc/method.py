@@ -150,7 +150,7 @@ class Method(_Called):
             return None
         response = await answered
         if response is not None:  # otherwise answers were written and counted one by one
-            response = self._serialize(response)
+            response = self._serialized(response)
             account = entrance.unread.account(*call.sender)
             context.add_done_callback(account.close)  # type: ignore[arg-type]
             account.add(len(response))

@@ -1,5 +1,6 @@
 """trimtab.v1.EncoderService: our own API, over the pipeline."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable
 
 from trimtab.core.options import from_message
@@ -39,13 +40,15 @@ class NativeServicer:
         self._rescorer = rescorer
         self._streams = streams
 
-    def Embed(self, request: pb.EmbedRequest, opened: OpenCall) -> Awaitable[pb.EmbedResponse]:
+    def Embed(self, request: pb.EmbedRequest, opened: OpenCall) -> Awaitable[pb.EmbedResponse | bytes]:
         return self._embed(opened.request(PROTOCOL), request)
 
     async def EmbedStream(self, messages: AsyncIterator[pb.EmbedStreamRequest], opened: OpenCall) -> None:
         async def answer(message: pb.EmbedStreamRequest) -> bytes:
             try:
-                response = await self._embed(opened.request(PROTOCOL), message.request)
+                response = await self._embed(opened.request(PROTOCOL), message.request, message.id)
+                if isinstance(response, bytes):
+                    return response
                 outcome = pb.EmbedStreamResponse(id=message.id, response=response)
             except Exception as error:
                 outcome = pb.EmbedStreamResponse(id=message.id, error=_error(error))
@@ -76,10 +79,15 @@ class NativeServicer:
         chosen = [loaded for loaded in adapters if request.encoder in ("", loaded.encoder)]
         return pb.ListAdaptersResponse(adapters=map(described.adapter, chosen))
 
-    async def _embed(self, call: Call, request: pb.EmbedRequest) -> pb.EmbedResponse:
+    async def _embed(
+        self, call: Call, request: pb.EmbedRequest, id: int | None = None
+    ) -> pb.EmbedResponse | bytes:
+        """The answer to a request, or to the one with this id in a stream; serialised, if it is large."""
         call, asked = self._pipeline.read(call, _parse, request, self._pipeline.limits.max_text_bytes)
         result = await self._embedder.embed(call, asked)
         named = bool(request.outputs)
+        if result.large:
+            return await asyncio.to_thread(_serialized, result, named, id)
         rows = len(result.token_counts)
         if rows <= PIECE:
             return _response(result, named)
@@ -170,6 +178,14 @@ def _response(result: EmbedResult, named: bool) -> pb.EmbedResponse:
         response.hubness.reach.extend(hubness.reach)
         response.hubness.threshold = hubness.threshold
     return response
+
+
+def _serialized(result: EmbedResult, named: bool, id: int | None) -> bytes:
+    """The message of an answer, serialised: that of a stream, if there is an id."""
+    response = _response(result, named)
+    if id is None:
+        return response.SerializeToString()
+    return pb.EmbedStreamResponse(id=id, response=response).SerializeToString()
 
 
 def _error(error: Exception) -> pb.Error:
