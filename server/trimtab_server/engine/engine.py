@@ -165,7 +165,7 @@ class Engine:
                 joined = len(payloads) - ticket.cached - ticket.queued
                 self._metrics.shared(model.encoder, model.version, "in_flight", joined)
             await ticket.future
-            return ticket.computed()
+            return await asyncio.to_thread(ticket.computed) if ticket.large else ticket.computed()
         finally:
             if ticket.left:
                 ticket.give_up()

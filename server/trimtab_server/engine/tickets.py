@@ -7,6 +7,7 @@ from trimtab.errors import TrimtabError
 from trimtab.values.column import Columns, gathered
 from trimtab_server.engine.batch import Item, Wanted
 from trimtab_server.engine.port import Computed, ItemError
+from trimtab_server.turns import INLINE_BYTES
 
 
 class Ticket:
@@ -66,6 +67,19 @@ class Ticket:
     def done(self) -> bool:
         """Whether it has all of its rows, or has failed."""
         return self.future.done()
+
+    @property
+    def large(self) -> bool:
+        """Whether its rows, all of which are filled, take long to copy into one result."""
+        if len(self._parts) == 1:  # nothing is copied
+            return False
+        size, first = 0, self._parts[0][0]
+        for name in self.wanted:
+            if first[name].offsets is None:  # all are of one size
+                size += len(self._parts) * first[name].item(0).nbytes
+            else:
+                size += sum([columns[name].item(row).nbytes for columns, row in self._parts])
+        return size > INLINE_BYTES
 
     def computed(self) -> Computed:
         """Its rows, all of which are filled."""

@@ -2,6 +2,7 @@
 found by halves, and from another process."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from tests.server.models_made import Ids, payload
 from tests.server.toy import POISON, PROGRAM, SPARSE
 from trimtab.errors import InternalError
 from trimtab.values.column import Column, gathered
+from trimtab_server.engine import tickets
 from trimtab_server.engine.batch import Model, Wanted
 from trimtab_server.engine.engine import Engine
 from trimtab_server.engine.fleet.devices import Device
 from trimtab_server.engine.fleet.homes import Opening
 from trimtab_server.engine.fleet.places import Place
-from trimtab_server.engine.port import Turn
+from trimtab_server.engine.port import Computed, Turn
 from trimtab_server.engine.queue.batcher import Batcher
 from trimtab_server.engine.queue.sharing import Sharing
+from trimtab_server.engine.tickets import Ticket
 from trimtab_server.observing.metrics import Metrics
 
 PATIENCE = 120.0
@@ -136,6 +139,26 @@ async def test_poison_among_others(isolation: str) -> None:
         asked = [rig.ask([text]) for text in (*TEXTS, ids(POISON))]
         *good, bad = await asyncio.gather(*asked, return_exceptions=True)
         assert good == [None] * len(TEXTS) and isinstance(bad, InternalError)
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_large_results_are_put_together_on_a_thread(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, computed = [], Ticket.computed
+
+    def noted(ticket: Ticket) -> Computed:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return computed(ticket)
+
+    monkeypatch.setattr(Ticket, "computed", noted)
+    if large:
+        monkeypatch.setattr(tickets, "INLINE_BYTES", 8)
+    async with running("thread") as rig:
+        await rig.ask(TEXTS)
+        await rig.ask(TEXTS, ("sums",))
+        await rig.ask(TEXTS[:1])
+    assert threads == [not large, not large, True]
 
 
 def test_items_that_stand_in_several_columns() -> None:
