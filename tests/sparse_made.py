@@ -97,10 +97,16 @@ def manifest(plain: Manifest, *, sparse_first: bool = False, **changes: Any) -> 
 
 
 def bundle(
-    repository: Path, name: str, content: bytes | None = None, *, sparse_first: bool = False, **changes: Any
+    repository: Path,
+    name: str,
+    content: bytes | None = None,
+    *,
+    sparse_first: bool = False,
+    version: int = 1,
+    **changes: Any,
 ) -> Path:
-    """REPOSITORY/NAME/1 with this graph; `changes` are those of its sparse output."""
-    folder = hostile.bundle(repository, name, graph() if content is None else content)
+    """REPOSITORY/NAME/VERSION with this graph; `changes` are those of its sparse output."""
+    folder = hostile.bundle(repository, name, graph() if content is None else content, version=version)
     path = folder / bundles.MANIFEST
     plain = msgspec.json.decode(path.read_bytes(), type=Manifest)
     path.write_bytes(msgspec.json.encode(manifest(plain, sparse_first=sparse_first, **changes)))

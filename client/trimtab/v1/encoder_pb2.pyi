@@ -195,7 +195,8 @@ class EmbedRequest(_message.Message):
         """The names of the outputs wanted (see Encoder.outputs), each named once. One forward pass computes all of
         them, and the response has them in `outputs`, in this order. If this is empty, the response has the
         encoder's first output, in `embeddings` if it is dense. A dense output that adapters map is returned in
-        each of `spaces`, any other output in its own space.
+        each of `spaces`, any other output in its own space. Without such a dense output, `spaces` may name only
+        own spaces of the outputs wanted; any other fails with NOT_FOUND.
         """
 
     def __init__(

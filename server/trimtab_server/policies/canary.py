@@ -60,6 +60,6 @@ class Canary(Policy):
             (output,) = requested_outputs(self._adapters, call.caller, canary, asked)
         except TrimtabError:  # no route into that space, or none for such vectors
             return None
-        if any(hop.manifest.verdict != "bridge" for hop in output.route.hops):
+        if output.route.space != space or any(hop.manifest.verdict != "bridge" for hop in output.route.hops):
             return None
         return Plan(asked, canary, canary, (output,))

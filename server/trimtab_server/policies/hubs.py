@@ -85,11 +85,20 @@ class PassageGuards(Lifecycle, Policy):
     def closed(self, name: str, version: int) -> None:
         self._guards.pop((name, version), None)
 
+    def plan(self, call: Call, plan: Plan) -> Plan:
+        """Have the vectors that are checked computed, whatever outputs are named."""
+        return plan if self._guard(plan) is None else msgspec.structs.replace(plan, watched=True)
+
+    def _guard(self, plan: Plan) -> PassageGuard | None:
+        """What checks the texts of a request, if anything does."""
+        if plan.request.role != "passage" or not plan.by_itself:
+            return None
+        return self._guards.get((plan.version.name, plan.version.version))
+
     async def look(self, call: Call, plan: Plan, vectors: Vectors) -> Plan:
         """Check passages; InvalidArgument if suspicious ones are to be refused."""
-        version = plan.version
-        guard = self._guards.get((version.name, version.version))
-        if guard is None or plan.request.role != "passage" or not plan.by_itself:
+        version, guard = plan.version, self._guard(plan)
+        if guard is None:
             return plan
         found = await guard.look(vectors)
         self._counted(version.name, version.version, len(found.suspicious))

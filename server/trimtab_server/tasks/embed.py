@@ -13,7 +13,7 @@ import msgspec
 from trimtab.errors import InvalidArgument
 from trimtab.values.column import Column, Columns
 from trimtab_server.callers.call import Call
-from trimtab_server.catalog.encoder import LoadedEncoder, RequestedOutput, ServedOutput
+from trimtab_server.catalog.encoder import LoadedEncoder, ServedOutput
 from trimtab_server.engine.batch import Wanted
 from trimtab_server.outputs.dense import STATES
 from trimtab_server.outputs.kind import check_finite
@@ -91,7 +91,7 @@ class Embedder:
 
     async def _answer(self, call: Call, plan: Plan) -> EmbedResult:
         encoder, items, request = plan.encoder, plan.items, plan.request
-        wanted, others = _needed(plan.outputs)
+        wanted, others = _needed(plan)
         with await self._pipeline.admit(encoder, call, items, wanted, others) as admitted:
             rows = await self._pipeline.compute(
                 encoder, call, items, request.truncate, admitted, wanted, request.which
@@ -181,12 +181,16 @@ def _check_max_vectors(encoder: LoadedEncoder, request: EmbedRequest) -> None:
         )
 
 
-def _needed(outputs: Sequence[RequestedOutput]) -> tuple[Wanted, int]:
+def _needed(plan: Plan) -> tuple[Wanted, int]:
     """The columns wanted of the graph, and how many more components the adapted vectors have."""
-    if len(outputs) == 1 and not outputs[0].route.hops and len(outputs[0].output.columns) == 1:
+    outputs = plan.outputs
+    alone = len(outputs) == 1 and not plan.watched
+    if alone and not outputs[0].route.hops and len(outputs[0].output.columns) == 1:
         return outputs[0].output.columns, 0
     names = [name for each in outputs for name in each.output.columns]
     if any(each.route.hops and each.route.hops[0].states_width for each in outputs):
         names.append(STATES)
+    if plan.watched:
+        names.append(plan.encoder.mapped)
     others = sum([each.route.dimensions for each in outputs if each.route.hops])
-    return tuple(sorted(set(names))) if len(names) > 1 else tuple(names), others
+    return tuple(sorted(set(names))), others

@@ -64,7 +64,8 @@ class Plan(msgspec.Struct, frozen=True):
     """How a request is answered, and what was found about its vectors.
 
     `version` is the encoder that answers, and `encoder` is its graph that computes: itself, or another
-    variant. `outputs` pair each requested output with its route into each requested space.
+    variant. `outputs` pair each requested output with its route into each requested space. `watched` has the
+    dense vectors that adapters map computed for policies to look at, even if no output needs them.
     """
 
     request: EmbedRequest
@@ -73,6 +74,7 @@ class Plan(msgspec.Struct, frozen=True):
     outputs: Sequence[RequestedOutput]
     browned_out: bool = False  # a cheaper variant computes instead of the encoder itself
     hubness: Hubness | None = None
+    watched: bool = False
 
     @property
     def by_itself(self) -> bool:
@@ -101,7 +103,7 @@ class Policy:
         """Look at a request that was computed and is not answered yet.
 
         `vectors` are the whole dense vectors of `plan.encoder`, float32 (n, dimensions); requests without
-        such vectors are skipped. What was found is in the returned plan. Raises an error to withhold the
-        answer.
+        such vectors are skipped, unless the plan is `watched`. What was found is in the returned plan. Raises
+        an error to withhold the answer.
         """
         return plan

@@ -324,6 +324,53 @@ def test_another_space_is_for_dense_vectors(client: trimtab.Client) -> None:
         client.embed_outputs(TEXTS, BOTH, encoder="both", space="f" * 16)
 
 
+@pytest.mark.parametrize("encoder", ["both", "splade"])
+def test_sparse_vectors_are_given_in_their_own_space_alone(running: ServerProcess, encoder: str) -> None:
+    other = "0123456789abcdef"
+    with grpc.insecure_channel(running.url) as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        described = stub.GetEncoder(pb.GetEncoderRequest(encoder=encoder))
+        own = {each.name: each.space for each in described.outputs}
+        sparse_own, dense_own = own["sparse"], own["dense"]
+
+        def code(*spaces: str, outputs: Sequence[str] = ("sparse",)) -> grpc.StatusCode:
+            asked = pb.EmbedRequest(encoder=encoder, texts=["w1"], spaces=spaces, outputs=outputs)
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.Embed(asked)
+            found: grpc.StatusCode = refused.value.code()
+            return found
+
+        for spaces in ([other], [dense_own], [sparse_own, other]):
+            assert code(*spaces) is grpc.StatusCode.NOT_FOUND
+        assert code(sparse_own, sparse_own) is grpc.StatusCode.INVALID_ARGUMENT
+        assert code(*(f"{number:016x}" for number in range(9))) is grpc.StatusCode.INVALID_ARGUMENT
+        asked = pb.EmbedRequest(encoder=encoder, texts=TEXTS, spaces=[sparse_own], outputs=["sparse"])
+        (given,) = stub.Embed(asked).outputs
+        assert given.space == sparse_own
+        check(sparse.unpack(given.sparse), TEXTS)
+        if encoder == "splade":  # whose first output is sparse, so that adapters map nothing
+            assert code(other, outputs=()) is grpc.StatusCode.NOT_FOUND
+            assert code(other, outputs=BOTH) is grpc.StatusCode.NOT_FOUND
+            both = stub.Embed(
+                pb.EmbedRequest(encoder=encoder, texts=["w1"], spaces=[dense_own, sparse_own], outputs=BOTH)
+            )
+            assert {each.name: each.space for each in both.outputs} == own
+
+
+def test_all_clients_are_told_of_a_space_that_sparse_vectors_are_not_in(
+    running: ServerProcess, client: trimtab.Client
+) -> None:
+    for encoder in ("both", "splade"):
+        with pytest.raises(
+            trimtab.NotFound, match=f"encoder {encoder} gives sparse in .*leave the space out"
+        ):
+            client.embed_outputs(TEXTS, ["sparse"], encoder=encoder, space="0123456789abcdef")
+        with pytest.raises(InferenceServerException, match=r"NOT_FOUND.* is not in reach"):
+            infer(running.url, encoder, *PARTS, space="0123456789abcdef")
+        own = client.embed_outputs(["w1"], ["sparse"], encoder=encoder).spaces["sparse"]
+        check(of(infer(running.url, encoder, *PARTS, space=own)), TEXTS)
+
+
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
