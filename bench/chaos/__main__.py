@@ -58,6 +58,10 @@ def main() -> None:
         "--floods", nargs="+", choices=flooding.FLOODS, default=(), metavar="FLOOD",
         help="some of them alone: " + ", ".join(flooding.FLOODS),
     )  # fmt: skip
+    parser.add_argument(
+        "--credentials", nargs="+", choices=floods.CREDENTIALS, default=floods.CREDENTIALS,
+        help="floods only with these",
+    )  # fmt: skip
     parser.add_argument("--front-ends", type=int, default=1, help="of one of the two servers of faults")
     parser.add_argument("--minutes", type=float, help="for fuzz, all targets together (default: 60)")
     parser.add_argument("--quick", action="store_true", help="a short run of every part")
@@ -72,7 +76,9 @@ def main() -> None:
         ),
         "rollover": lambda: rollover.run(folder / "rollover", 10 if quick else 50),
         "soak": lambda: soak.run(folder / "soak", options.requests or (20_000 if quick else 1_000_000)),
-        "floods": lambda: floods.run(folder / "floods", 1.0 if quick else 6.0, tuple(options.floods)),
+        "floods": lambda: floods.run(
+            folder / "floods", 1.0 if quick else 6.0, tuple(options.floods), tuple(options.credentials)
+        ),
         "stores": lambda: stores.run(folder / "stores", 40 if quick else 1000),
         "fuzz": lambda: fuzz.run(folder / "fuzz", options.minutes or (1 if quick else 60)),
     }  # fmt: skip

@@ -122,15 +122,17 @@ def _flooded(
     }  # fmt: skip
 
 
-def run(folder: Path, seconds: float, only: Sequence[str] = ()) -> PartResult:
-    """Every flood, from one connection and from ten, with and without credentials."""
+def run(
+    folder: Path, seconds: float, only: Sequence[str] = (), shown: Sequence[str] = CREDENTIALS
+) -> PartResult:
+    """Every flood, or those named, from one connection and from ten, with and without credentials."""
     bundle, repository = known.bundle(), folder / "models"
     repository.mkdir(parents=True)
     replicas.copy_of(bundle, repository)
     keys = _key(folder, ("flood", "well"))
     rows: list[dict[str, Any]] = []
     limits = LimitSettings()
-    for credentials in CREDENTIALS:
+    for credentials in shown:
         auth = "" if credentials == "open" else f'[auth]\nkeys = "{folder / "keys.toml"}"\n'
         config = f'devices = ["cpu"]\n[engine]\ncosts = "{folder / "costs"}"\n{auth}'
         replica, decoy = (
