@@ -146,10 +146,21 @@ class Turns:
         self._passing = False
         self._arrived = False  # since the last pass
         self._rests_until = 0.0  # until when large work has had its share
+        self._held = False
 
     def arrived(self) -> None:
         """A call has arrived, or a small one continues: there may be more."""
         self._arrived = True
+
+    def hold(self) -> None:
+        """Start no large work until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Let large work go on."""
+        self._held = False
+        if self._line:
+            self._pass_soon()
 
     async def do(self, flow: Flow, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` when it is this flow's turn: returns or raises what it does."""
@@ -178,7 +189,9 @@ class Turns:
 
     def _may_begin(self) -> bool:
         """Whether large work may start."""
-        return self._used < PASS_SECONDS and (not self._arrived or self._clock() >= self._rests_until)
+        if self._held or self._used >= PASS_SECONDS:
+            return False
+        return not self._arrived or self._clock() >= self._rests_until
 
     def _took(self, flow: Flow, seconds: float) -> None:
         if flow.small:
@@ -190,7 +203,7 @@ class Turns:
         self._pass_soon()
 
     def _pass_soon(self) -> None:
-        if not self._passing:
+        if not self._passing and not self._held:
             self._passing = True
             asyncio.get_running_loop().call_soon(self._pass)
 

@@ -8,8 +8,9 @@ from trimtab.errors import TrimtabError, Unavailable
 from trimtab_server.callers.access import Caller
 from trimtab_server.fronts.grpc.guard import Guard
 from trimtab_server.fronts.grpc.intake import Intake, OpenCall
+from trimtab_server.fronts.grpc.lobby import Lobby
 from trimtab_server.fronts.grpc.observed import CallObserver
-from trimtab_server.fronts.grpc.pace import FAILED, Pacer
+from trimtab_server.fronts.grpc.pace import CANCELLED, FAILED, Pacer
 from trimtab_server.fronts.grpc.senders import Tenants
 from trimtab_server.fronts.grpc.statuses import Context, abort
 from trimtab_server.fronts.grpc.together import Together
@@ -37,6 +38,7 @@ class Entrance:
         turns: Turns | None = None,
         pace: Pacer | None = None,
         observed: CallObserver | None = None,
+        lobby: Lobby | None = None,
     ) -> None:
         self.intake = intake
         self.unread = unread
@@ -47,6 +49,7 @@ class Entrance:
         self.pace = pace or Pacer()
         self.turns = turns or Turns()
         self.together = Together()
+        self.lobby = lobby or Lobby(self.turns)
         self._draining = False
         self._calls = 0
         self._idle = asyncio.Event()
@@ -56,9 +59,19 @@ class Entrance:
         """Refuse new calls, and wait at most so many seconds until the open ones are answered."""
         self._draining = True
         self.pace.free()
+        self.lobby.free()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
+
+    async def wait_in_lobby(self, peer: str) -> None:
+        """Wait until a call of this connection is let in. If it is cancelled, it keeps its place for a while:
+        otherwise, more would arrive."""
+        try:
+            await self.lobby.wait(peer)
+        except asyncio.CancelledError:
+            await self.pace.through(peer, CANCELLED)
+            raise
 
     def admit(self, method: str, context: Context) -> Caller:
         """The call's caller; Unauthenticated or PermissionDenied if the call is not allowed."""

@@ -20,6 +20,7 @@ from trimtab_server.fronts.grpc.guard import Guard
 from trimtab_server.fronts.grpc.health import Health
 from trimtab_server.fronts.grpc.intake import Intake
 from trimtab_server.fronts.grpc.kserve import KServeServicer
+from trimtab_server.fronts.grpc.lobby import Lobby
 from trimtab_server.fronts.grpc.native import NativeServicer
 from trimtab_server.fronts.grpc.newcomers import Newcomers
 from trimtab_server.fronts.grpc.observed import CallObserver
@@ -129,7 +130,10 @@ class GrpcFrontEnd:
         load = Load(pipeline.engine.pressure, time.monotonic)
         elsewhere = False if config.server.admin_address else None
         guards = (Guard(authenticator, elsewhere, refused), Guard(authenticator, True, refused))
-        make = partial(Entrance, *every, turns=pipeline.turns, pace=self._pace, observed=observed)
+        lobby = Lobby(pipeline.turns)
+        make = partial(
+            Entrance, *every, turns=pipeline.turns, pace=self._pace, observed=observed, lobby=lobby
+        )
         return make(guards[0], load), make(guards[1])
 
     def _listen(self) -> tuple[int, list[grpc.aio.Server]]:

@@ -49,6 +49,8 @@ class _Called:
             return await self._let_in(requests, context, observed)
 
     async def _let_in(self, requests: Any, context: Context, observed: ObservedCall = UNOBSERVED) -> Any:
+        if self._entrance.lobby.arrived():
+            await self._entrance.wait_in_lobby(context.peer())
         try:
             caller = ANYONE if self._open_to_all else self._entrance.admit(self._name, context)
         except Exception as raised:

@@ -22,8 +22,10 @@ from trimtab_server.turns import Flow, TurnQueue
 FAILED, CANCELLED, CHEAP = 0.004, 0.0025, 0.001
 # The burst of the generic cell rate algorithm (ITU-T I.371): calls worth this much time may come at once.
 BURST_SECONDS = 0.1
-# Each connection's own allowance, whatever others do: a burst, and a rate a second.
-OWN_BURST, OWN_RATE = 60, 20
+# Each connection's own allowance, whatever others do: a burst of each kind, and a rate a second. Many
+# connections may use theirs at once. More calls may be cancelled, since gRPC counts those that wait here as
+# open, and would refuse others of the connection.
+OWN_BURST, OWN_RATE = {FAILED: 16, CANCELLED: 60, CHEAP: 16}, 2
 # Answers due within this time are given together: a timer for each would cost as much as an answer.
 TICK_SECONDS = 0.005
 # The rate of refused bytes, of one connection or of all that send too many; and the burst.
@@ -51,7 +53,7 @@ class _Paced:
         if len(self._own) > REMEMBERED:
             self._own = {each: due for each, due in self._own.items() if due > now}
         due = max(self._own.get(flow, now), now) + 1 / OWN_RATE
-        if due > now + OWN_BURST / OWN_RATE + 1e-6:
+        if due > now + OWN_BURST[self.seconds] / OWN_RATE + 1e-6:
             return False
         self._own[flow] = due
         return True

@@ -161,6 +161,32 @@ async def test_calls_that_are_answered_in_pieces_get_their_own_vectors(flooded: 
         await asyncio.gather(*calls)
 
 
+async def test_calls_by_the_thousand_over_many_connections_are_all_answered(flooded: ServerProcess) -> None:
+    """And so is another's: some wait in the lobby, but none is forgotten there, or refused."""
+    request = pb.EmbedRequest(texts=["w1"], encoder=known.NAME).SerializeToString()
+    head, calls = attacks.headers(attacks.EMBED), range(1, 2 * 128, 2)
+    begin = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACKNOWLEDGED, 0)
+    begin += frame(attacks.WINDOW, 0, 0, (1 << 30).to_bytes(4, "big"))
+    parts = (
+        frame(HEADERS, END_HEADERS, number, head)
+        + frame(attacks.DATA, END_STREAM, number, attacks.message(request))
+        for number in calls
+    )
+    everything = begin + b"".join(parts)
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(trimtab.AsyncClient(flooded.url, timeout=100))
+        reading = []
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(flooded.url.rpartition(":")[2]))
+            stack.callback(writer.close)
+            writer.write(everything)
+            reading.append(until_over(reader, calls))
+        got = await asyncio.gather(client.embed(["w1"]), *reading)
+    assert got[0].shape == (1, known.WIDTH)
+    for over in got[1:]:
+        assert set(over.values()) == {HEADERS}
+
+
 @pytest.mark.parametrize("parts", [1, 90])
 def test_headers_are_bounded_and_the_same_are_always_refused(flooded: ServerProcess, parts: int) -> None:
     """By their bytes and 32 for each, as HTTP/2 counts them."""

@@ -53,7 +53,7 @@ async def waiting() -> AsyncIterator[Waiting]:
 
 @pytest.mark.parametrize("kind", [FAILED, CANCELLED, CHEAP])
 async def test_so_many_at_once_and_then_one_after_the_other(waiting: Waiting, kind: float) -> None:
-    burst = round(BURST_SECONDS / kind) + OWN_BURST
+    burst = round(BURST_SECONDS / kind) + OWN_BURST[kind]
     await waiting.arrive("a", kind, burst + 10)
     assert burst - 2 <= len(waiting.answered) <= burst
     before = len(waiting.answered)
@@ -75,8 +75,8 @@ async def test_however_many_connections_share_one_rate_and_a_quiet_one_does_not_
 ) -> None:
     for number in range(many):
         await waiting.arrive(str(number), CANCELLED, 256)
-    await waiting.arrive("quiet", CANCELLED, OWN_BURST)
-    assert waiting.answered.count("quiet") == OWN_BURST
+    await waiting.arrive("quiet", CANCELLED, OWN_BURST[CANCELLED])
+    assert waiting.answered.count("quiet") == OWN_BURST[CANCELLED]
     before = len(waiting.answered)
     for _ in range(20):
         await waiting.pass_time(0.01, CANCELLED)
@@ -127,7 +127,7 @@ def test_connections_whose_messages_are_refused_share_what_one_would_have() -> N
 
 
 async def test_a_call_that_is_taken_back_keeps_its_place_until_then(waiting: Waiting) -> None:
-    await waiting.arrive("a", CANCELLED, round(BURST_SECONDS / CANCELLED) + OWN_BURST)
+    await waiting.arrive("a", CANCELLED, round(BURST_SECONDS / CANCELLED) + OWN_BURST[CANCELLED])
     taken_back = asyncio.create_task(waiting.pace.through("a", CANCELLED))
     await asyncio.sleep(0)
     taken_back.cancel()
