@@ -113,6 +113,21 @@ def compare(
     return worst, largest
 
 
+def agree(
+    outputs: Sequence[Compared], batch: Mapping[str, NDArray[Any]], one: Any, other: Any, tolerance: float
+) -> bool:
+    """Whether two sessions give the same for a batch, up to this difference, relative to the largest number.
+
+    Of sparse outputs, an entry that rounding decides on may be in one and not in the other.
+    """
+    for output in outputs:
+        before, after = (output.read(session, batch) for session in (one, other))
+        diff, _ = _differences(output, after, before)
+        if not (diff <= tolerance * _scale(output, before)).all():
+            return False
+    return True
+
+
 def _results(
     session: Any, output: Compared, roles: Sequence[Role], items: Sequence[Any], collator: Collates, size: int
 ) -> Columns:

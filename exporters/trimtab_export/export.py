@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,11 @@ def _as_it_is(source: Source, stage: write.Staged, steps: Steps) -> _Plain:
             layers = states.hidden_states(files[0], source.backbone, batch)
             joined = states.write(files[0], layers) if layers else None
         say(f"{len(layers)} of them" if layers else f"not found in this graph, {WITHOUT}")
+    compared = [_compared(each) for each in source.outputs]
     with steps("removing the padding"):
-        products = unpad.take_padding_out(files[0], batch)
+        products = unpad.take_padding_out(files[0], batch, partial(evaluate.agree, compared, batch))
         if joined is not None:
             unpad.take_padding_out(joined, batch)
-    compared = [_compared(each) for each in source.outputs]
     with steps("comparing with the source"):
         parity, largest = evaluate.compare(files[0], source, compared, items, collator)
     with steps("checking the inner states") as say:
