@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEMO := models/all-minilm-l6-v2/1
 
-.PHONY: help demo serve test check protos chaos bench-serve bench-upgrade bench-export bench-reranking demo-upgrade clean
+.PHONY: help demo serve test check protos chaos bench-serve bench-upgrade bench-export bench-reranking bench-colbert demo-upgrade clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/; s/\$$\(GRPC_PORT\)/$(GRPC_PORT)/' | expand -t 14
@@ -39,6 +39,9 @@ chaos: $(INSTALLED)  ## fault injection, a million requests, an hour of fuzzing;
 
 bench-upgrade: $(INSTALLED)  ## adapters across twelve encoder changes; an interrupted run resumes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.upgrade $(BENCH)
+
+bench-colbert: $(INSTALLED)  ## train a ColBERT head in minutes, and judge it beside dense vectors
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.colbert
 
 bench-reranking: $(INSTALLED)  ## train a cross-encoder, and what it gains and costs
 	test -d bench/.data/reranker || $(BIN)/python -m bench.reranker bench/.data/reranker

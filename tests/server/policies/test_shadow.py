@@ -36,7 +36,7 @@ class Version:
     )
     model: Any = None
     number: int = 1
-    reader: Any = None
+    reader: Any = field(default_factory=lambda: SimpleNamespace(in_role=lambda items, role, prompts: items))
     vectors: str = "dense"
 
 
