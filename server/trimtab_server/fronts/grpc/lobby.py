@@ -21,7 +21,7 @@ FREE, PAUSE_SECONDS = 128, 0.05
 # In a tick it sleeps, if it has nothing else to do, since gRPC's own threads may need its processor.
 TICK_SECONDS, MANY = 0.001, 2
 # It does so for no longer than this; then, calls are let in for as long as this, one in each pass.
-LISTEN_SECONDS, WORK_SECONDS = 0.05, 0.005
+LISTEN_SECONDS, WORK_SECONDS = 0.05, 0.0025
 # So many of a connection's calls wait in the first line.
 FEW = 4
 
