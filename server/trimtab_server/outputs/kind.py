@@ -118,11 +118,17 @@ class OutputKind(ABC, Generic[F]):
 
     def check_pairs(self, space: OutputSpace) -> None:
         """Raise Unimplemented if `score_pairs` cannot be asked, before anything is computed."""
-        raise Unimplemented(f"{space.title} gives {self.kind}, which is no score of a pair")
+        raise self._no_score(space)
 
     def score_pairs(self, columns: Columns, names: Sequence[str], space: OutputSpace) -> Scores:
-        """The scores of items that are a query and a candidate each: float32 (items,), more is nearer."""
-        raise NotImplementedError  # check_pairs refuses it
+        """The scores of items that are a query and a candidate each: float32 (items,), more is nearer.
+
+        Raises Unimplemented if outputs of this kind are no scores.
+        """
+        raise self._no_score(space)
+
+    def _no_score(self, space: OutputSpace) -> Unimplemented:
+        return Unimplemented(f"{space.title} gives {self.kind}, which is no score of a pair")
 
 
 def check_finite(columns: Columns, names: Sequence[str], which: Callable[[int], str]) -> None:
